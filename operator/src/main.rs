@@ -1,0 +1,2 @@
+//! dunlin-operator
+fn main() {}

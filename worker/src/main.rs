@@ -1,0 +1,2 @@
+//! dunlin-worker
+fn main() {}
