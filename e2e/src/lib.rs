@@ -1,1 +1,17 @@
-//! dunlin-e2e
+//! End-to-end tests on a real local Kubernetes: the cluster fixture, a view of the swarm under test, a streaming
+//! OpenAI client that knows when each token arrived, and the scenarios themselves.
+//!
+//! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
+//! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
+//! * [`chat`] streams completions and keeps token ids with their arrival times
+//! * [`wait`] is the only place that waits, always with a limit and a reason
+//! * [`scenarios`] are the promises of the product, one function each
+#![allow(clippy::print_stdout, reason = "test drivers and the quick start talk to a terminal")]
+
+pub mod chat;
+pub mod cluster;
+pub mod deploy;
+pub mod report;
+pub mod scenarios;
+pub mod swarm;
+pub mod wait;

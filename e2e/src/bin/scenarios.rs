@@ -1,0 +1,127 @@
+//! Runs the scenarios on a cluster of their own: `scenarios [FILTER...]`.
+//!
+//! `--attach NAME` uses a cluster that is already up with the swarm applied (and leaves it up); `--keep` leaves a
+//! new one up. Prints one line per scenario and closes with "N passed, N failed".
+#![allow(clippy::print_stdout, reason = "a test driver reports on standard output")]
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use dunlin_e2e::cluster::Cluster;
+use dunlin_e2e::swarm::Swarm;
+use dunlin_e2e::{deploy, scenarios};
+
+#[derive(Parser)]
+struct Args {
+    /// Only scenarios whose name contains one of these.
+    filter: Vec<String>,
+    /// Use this running cluster.
+    #[arg(long)]
+    attach: Option<String>,
+    /// Leave the cluster up.
+    #[arg(long)]
+    keep: bool,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 4)]
+    nodes: u32,
+    /// List the names and stop.
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let chosen: Vec<_> = scenarios::all()
+        .into_iter()
+        .filter(|s| args.filter.is_empty() || args.filter.iter().any(|f| s.name.contains(f.as_str())))
+        .collect();
+    if args.list {
+        chosen.iter().for_each(|s| println!("{}", s.name));
+        return Ok(());
+    }
+    let started = Instant::now();
+    let cluster = match &args.attach {
+        Some(name) => Cluster::attach(name, args.nodes),
+        None => {
+            let mut cluster = Cluster::up(&format!("e2e{}", std::process::id()), args.nodes)?;
+            if args.keep {
+                cluster.keep();
+            }
+            cluster
+        }
+    };
+    let swarm = prepare(&cluster, args.attach.is_some()).context("no swarm to test")?;
+    let bench = scenarios::bench(&cluster, swarm)?;
+    println!(
+        "cluster {} serves {} after {:.0} s",
+        cluster.name(),
+        bench.swarm.name,
+        started.elapsed().as_secs_f64()
+    );
+    let (mut passed, mut failed) = (0, 0);
+    for scenario in &chosen {
+        let started = Instant::now();
+        let outcome =
+            bench.heal().context("healing before the scenario").and_then(|()| (scenario.run)(&bench));
+        let seconds = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                passed += 1;
+                println!("ok    {:<60} {seconds:6.1} s", scenario.name);
+            }
+            Err(error) => {
+                failed += 1;
+                println!("FAIL  {:<60} {seconds:6.1} s\n      {error:#}", scenario.name);
+                evidence(&cluster);
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    drop(bench);
+    drop(cluster);
+    std::process::exit(i32::from(failed > 0));
+}
+
+fn prepare(cluster: &Cluster, attached: bool) -> Result<Swarm<'_>> {
+    if !attached {
+        deploy::load_images(cluster, &deploy::image_dir())?;
+        deploy::install_chart(cluster, &[])?;
+        deploy::start_model_server(cluster)?;
+    }
+    let swarm = deploy::apply_example_swarm(cluster)?;
+    swarm.wait_whole(scenarios::PEERS)?;
+    Ok(swarm)
+}
+
+/// What one wants to see when a scenario failed.
+fn evidence(cluster: &Cluster) {
+    let looks: [&[&str]; 6] = [
+        &["get", "nodes,pods,isw", "-A", "-o", "wide"],
+        &["get", "isw", "-A", "-o", "jsonpath={range .items[*]}{.metadata.name}: {.status}{\"\\n\"}{end}"],
+        &["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        &[
+            "logs",
+            "-n",
+            deploy::OPERATOR_NAMESPACE,
+            "-l",
+            "app.kubernetes.io/component=operator",
+            "--tail=40",
+        ],
+        &["logs", "-l", "dunlin.dev/role=gateway", "--tail=40", "--prefix"],
+        &["logs", "-l", "dunlin.dev/role=stage", "--tail=40", "--prefix"],
+    ];
+    for look in looks {
+        match cluster.kubectl(look) {
+            Ok(text) => {
+                let lines: Vec<&str> = text.lines().collect();
+                println!(
+                    "--- kubectl {}\n{}",
+                    look.join(" "),
+                    lines[lines.len().saturating_sub(60)..].join("\n")
+                );
+            }
+            Err(error) => println!("--- kubectl {}: {error:#}", look.join(" ")),
+        }
+    }
+}

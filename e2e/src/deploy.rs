@@ -1,0 +1,113 @@
+//! From nothing to a serving swarm: images into the nodes, the chart by Helm, the examples by kubectl.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::{Cluster, repository};
+use crate::swarm::Swarm;
+use crate::wait;
+
+/// Namespace of the operator.
+pub const OPERATOR_NAMESPACE: &str = "dunlin-system";
+/// The swarm of `examples/smollm2.yaml`.
+pub const EXAMPLE: &str = "smollm2";
+/// The model name it serves.
+pub const EXAMPLE_MODEL: &str = "smollm2-135m";
+/// How long pods of the installation may take to be Ready.
+const INSTALL_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where `make images` puts the image archives.
+#[must_use]
+pub fn image_dir() -> PathBuf {
+    std::env::var_os("DUNLIN_IMAGES").map_or_else(|| repository().join("target/images"), PathBuf::from)
+}
+
+/// Loads every image archive of `directory` into every node.
+///
+/// # Errors
+/// When there is none, or a node refuses it.
+pub fn load_images(cluster: &Cluster, directory: &Path) -> Result<()> {
+    let mut archives: Vec<PathBuf> = std::fs::read_dir(directory)
+        .with_context(|| format!("{}: run `make images` first", directory.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "tar"))
+        .collect();
+    archives.sort();
+    if archives.is_empty() {
+        bail!("no image archives in {}: run `make images` first", directory.display());
+    }
+    for archive in &archives {
+        cluster.verb(&["load-image", &archive.to_string_lossy()])?;
+    }
+    Ok(())
+}
+
+/// `helm upgrade --install` of the chart with the locally built images, waiting until the operator is up.
+///
+/// # Errors
+/// When Helm fails.
+pub fn install_chart(cluster: &Cluster, extra: &[&str]) -> Result<()> {
+    let chart = repository().join("charts/dunlin");
+    let chart = chart.to_string_lossy();
+    let mut args = vec![
+        "upgrade",
+        "--install",
+        "dunlin",
+        &chart,
+        "--namespace",
+        OPERATOR_NAMESPACE,
+        "--create-namespace",
+        "--wait",
+        "--timeout",
+        "120s",
+        "--set",
+        "image.operator.repository=registry.local/dunlin-operator,image.operator.tag=dev",
+        "--set",
+        "image.worker.repository=registry.local/dunlin-worker,image.worker.tag=dev",
+    ];
+    args.extend_from_slice(extra);
+    cluster.helm(&args).map(drop)
+}
+
+/// Applies an example manifest by file name.
+///
+/// # Errors
+/// The API server's refusal.
+pub fn apply_example(cluster: &Cluster, file: &str) -> Result<()> {
+    let path = repository().join("examples").join(file);
+    let manifest = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    cluster.apply(&manifest).map(drop)
+}
+
+/// The file server that hands out the model, Ready.
+///
+/// # Errors
+/// When it does not become Ready.
+pub fn start_model_server(cluster: &Cluster) -> Result<()> {
+    apply_example(cluster, "models-server.yaml")?;
+    wait::until_true("the model server is Ready", INSTALL_LIMIT, || {
+        let object = cluster.get(&["deployment", "models"])?;
+        let ready = object["status"]["readyReplicas"].as_u64().unwrap_or(0);
+        Ok((ready >= 1, object["status"].to_string()))
+    })
+}
+
+/// The example swarm, applied; not yet waited for.
+///
+/// # Errors
+/// The API server's refusal.
+pub fn apply_example_swarm(cluster: &Cluster) -> Result<Swarm<'_>> {
+    apply_example(cluster, "smollm2.yaml")?;
+    Ok(Swarm { cluster, name: EXAMPLE.to_owned(), model: EXAMPLE_MODEL.to_owned() })
+}
+
+/// Commit of the checkout, for reports.
+#[must_use]
+pub fn commit() -> String {
+    let output =
+        Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(repository()).output();
+    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+}

@@ -1,0 +1,89 @@
+//! Bad manifests are refused with a message that says what to do; bad models stall the swarm and are mended by editing.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Bench, Scenario};
+use crate::chat::{self, Question};
+use crate::cluster::repository;
+use crate::swarm::Swarm;
+
+const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario { name: "bad-manifests-are-refused-with-the-reason", run: refused },
+        Scenario { name: "bad-models-stall-and-are-mended-by-editing", run: stalled },
+    ]
+}
+
+fn example() -> Result<String> {
+    Ok(std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?)
+}
+
+/// (what is replaced, by what, what the refusal must say)
+const BAD: &[(&str, &str, &str)] = &[
+    ("url: \"http://", "url: \"ftp://", "http"),
+    ("sha256: \"b179", "sha256: \"xyz9", "sha256"),
+    ("min: 3", "min: 9", "min"),
+    ("shadows: 1", "shadows: 7", "shadows"),
+    ("capacityType: Spot", "capacityType: Cheap", "capacityType"),
+];
+
+fn refused(bench: &Bench<'_>) -> Result<()> {
+    let good = example()?.replace("name: smollm2\n", "name: refused\n");
+    for (what, by, must_say) in BAD {
+        ensure!(good.contains(what), "the example no longer has `{what}`");
+        let bad = good.replacen(what, by, 1);
+        match bench.cluster.apply(&bad) {
+            Ok(_) => bail!("accepted with `{by}`"),
+            Err(error) => {
+                let text = format!("{error:#}");
+                ensure!(
+                    text.contains(must_say),
+                    "`{by}` is refused, but the message has no `{must_say}`: {text}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stalled(bench: &Bench<'_>) -> Result<()> {
+    let good = example()?
+        .replace("name: smollm2\n", "name: stalled\n")
+        .replace("name: smollm2-135m", "name: stalled-model");
+    let url_line = good.lines().find(|l| l.contains("url:")).unwrap_or_default().to_owned();
+    let sha_line = good.lines().find(|l| l.contains("sha256:")).unwrap_or_default().to_owned();
+    ensure!(!url_line.is_empty() && !sha_line.is_empty(), "the example has no url or sha256");
+    let indent = &url_line[..url_line.len() - url_line.trim_start().len()];
+    let url = |path: &str| format!("{indent}url: \"http://models.default.svc/{path}\"");
+    let swarm =
+        Swarm { cluster: bench.cluster, name: "stalled".to_owned(), model: "stalled-model".to_owned() };
+    let cases = [
+        (
+            "unreachable",
+            good.replace(&url_line, &format!("{indent}url: \"http://nobody.default.svc/x.gguf\"")),
+            "ModelUnreachable",
+        ),
+        ("missing", good.replace(&url_line, &url("missing.gguf")), "ModelUnreachable"),
+        ("wrong digest", good.replace("sha256: \"b179", "sha256: \"0000"), "ModelDigestMismatch"),
+        ("truncated", good.replace(&url_line, &url("truncated.gguf")).replace(&sha_line, ""), "ModelInvalid"),
+        ("hostile", good.replace(&url_line, &url("hostile.gguf")).replace(&sha_line, ""), "ModelInvalid"),
+    ];
+    let result = (|| {
+        for (name, manifest, reason) in &cases {
+            bench.cluster.apply(manifest)?;
+            let message = swarm.wait_condition("Stalled", "True", reason, STALL_LIMIT)?;
+            ensure!(message.len() > 20, "{name}: the message says too little: {message:?}");
+            ensure!(!crate::swarm::conditions(&swarm.object()?).is_empty(), "{name}: no conditions");
+        }
+        bench.cluster.apply(&good)?;
+        swarm.wait_whole(super::PEERS)?;
+        let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
+        super::same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)
+    })();
+    bench.cluster.kubectl(&["delete", "inferenceswarm", "stalled", "--ignore-not-found", "--timeout=60s"])?;
+    result
+}

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs what the build and the tests need beside Rust and Go, once, where later runs find it.
+#   tools/install.sh [nextest] [deny]
+# Cargo tools go to ${DUNLIN_CACHE:-~/.cache/dunlin}/tools/bin; the Makefile puts that on PATH.
+set -euo pipefail
+cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
+declare -A version=([nextest]=0.9.143 [deny]=0.20.2)
+for tool in "$@"; do
+    want=${version[$tool]:?unknown tool $tool}
+    stamp=$cache/tools/.$tool-$want
+    [ -f "$stamp" ] && [ -x "$cache/tools/bin/cargo-$tool" ] && continue
+    if ! "$cache/tools/bin/cargo-$tool" --version 2>/dev/null | grep -q " $want"; then
+        echo "installing cargo-$tool $want (a few minutes, once)"
+        cargo install --quiet --locked --debug --root "$cache/tools" "cargo-$tool" --version "$want"
+    fi
+    touch "$stamp"
+done
