@@ -1,0 +1,87 @@
+# Thin: every recipe is a script or a cargo command that can be run alone. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export DUNLIN_CACHE ?= $(HOME)/.cache/dunlin
+export PATH := $(DUNLIN_CACHE)/tools/bin:$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+export DUNLIN_IMAGES ?= $(abspath $(TARGET))/images
+NAME ?= dunlin
+NODES ?= 4
+NODE ?= n2
+NOTICE_S ?= 15
+CLUSTER := NAME=$(NAME) NODES=$(NODES) e2e/cluster/cluster
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+
+quickstart: preflight images ## a swarm on a local cluster; its middle node is killed mid-answer (root)
+	$(TARGET)/release/quickstart --name $(NAME) --nodes $(NODES)
+
+quickstart-down: ## remove every trace of the quick start
+	$(CLUSTER) down --wipe
+
+try: build model ## the same swarm as processes on this machine, without Kubernetes
+	$(TARGET)/release/dunlin-worker local --model $$(e2e/fetch-model.sh) --peers 3
+
+test: unit e2e ## all tests (root: the end-to-end part makes network namespaces)
+
+unit: model ## everything that needs no cluster
+	tools/install.sh nextest
+	cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc --quiet
+
+e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
+	$(TARGET)/release/scenarios $(FILTER)
+
+preflight: ## is everything there that a local cluster needs? installs what apt has
+	e2e/cluster/cluster check
+
+build: ## release binaries
+	cargo build --locked --release -p dunlin-worker -p dunlin-operator -p dunlin-e2e
+
+images: build model cluster-build ## container images as archives in target/images
+	e2e/images/build.sh --bin-dir $(TARGET)/release --out $(DUNLIN_IMAGES)
+
+model: ## SmolLM2-135M-Instruct into the cache
+	@e2e/fetch-model.sh >/dev/null
+
+cluster-build: ## Kubernetes, etcd, Helm, containerd from Go modules into the cache
+	e2e/cluster/build.sh
+
+cluster-up: cluster-build ## a cluster of NODES=4 nodes
+	$(CLUSTER) up && $(CLUSTER) wait
+
+cluster-down: ## take it down
+	$(CLUSTER) down
+
+cluster-kill: ## NODE=n2 dies without notice
+	$(CLUSTER) kill $(NODE)
+
+cluster-shutdown: ## NODE=n2 shuts down with NOTICE_S=15 of notice, then dies
+	$(CLUSTER) shutdown $(NODE) $(NOTICE_S)
+
+cluster-silence: ## packets of NODE=n2 vanish
+	$(CLUSTER) silence $(NODE)
+
+cluster-unsilence: ## and come back
+	$(CLUSTER) unsilence $(NODE)
+
+cluster-start: ## NODE=n2 boots again
+	$(CLUSTER) start $(NODE)
+
+crds: ## regenerate the CRD and its reference
+	cargo run --locked -q -p dunlin-crds --bin crdgen > charts/dunlin/files/crds/inferenceswarms.yaml
+	cargo run --locked -q -p dunlin-crds --bin crdgen -- --docs > docs/reference/inferenceswarm.md
+
+chart-lint: cluster-build ## helm lint --strict, and the same bytes from two renderings
+	tools/chart-lint.sh
+
+bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences (root, ~20 min)
+	$(TARGET)/release/recovery
+
+bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
+	e2e/bench/decode.sh
+
+.PHONY: help quickstart quickstart-down try test unit e2e preflight build images model cluster-build cluster-up \
+	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
+	bench-recovery bench-decode
