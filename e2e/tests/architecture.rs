@@ -2,6 +2,8 @@
 //!
 //! Pure crates decide; they may not reach a runtime, a socket, Kubernetes, a clock crate or a random source, at any depth.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
