@@ -2,6 +2,7 @@
 //! OpenAI client that knows when each token arrived, and the scenarios themselves.
 //!
 //! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
+//! * [`local`] runs a swarm without Kubernetes
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
 //! * [`chat`] streams completions and keeps token ids with their arrival times
 //! * [`wait`] is the only place that waits, always with a limit and a reason
@@ -11,6 +12,7 @@
 pub mod chat;
 pub mod cluster;
 pub mod deploy;
+pub mod local;
 pub mod report;
 pub mod scenarios;
 pub mod swarm;

@@ -1,0 +1,101 @@
+//! `dunlin-worker local`: a swarm as processes on this machine, for tests and benchmarks without Kubernetes.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::wait;
+
+/// A running local swarm; dropping it ends it.
+pub struct Local {
+    supervisor: Child,
+    /// `http://127.0.0.1:PORT` of its gateway.
+    pub url: String,
+    /// What it printed when it served: name, pid, layers, shadows of each peer.
+    pub peers: Vec<Value>,
+    /// From process start to serving.
+    pub start_s: f64,
+}
+
+impl Local {
+    /// Starts `peers` stages of `threads` threads each for `model` (a GGUF file or a folder).
+    ///
+    /// # Errors
+    /// When it does not serve; its log has gone to the terminal.
+    pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
+        let started = Instant::now();
+        let mut supervisor = Command::new(worker)
+            .args(["local", "--listen", "127.0.0.1:0", "--model"])
+            .arg(model)
+            .args(["--peers", &peers.to_string(), "--threads", &threads.to_string()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", worker.display()))?;
+        let mut line = String::new();
+        let output = supervisor.stdout.take().context("stdout is piped")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let ready: Value = serde_json::from_str(&line).with_context(|| format!("no JSON line: {line:?}"))?;
+        let url = ready["url"].as_str().context("no url")?.to_owned();
+        let peers = ready["peers"].as_array().cloned().unwrap_or_default();
+        ensure!(!peers.is_empty(), "no peers: {ready}");
+        Ok(Self { supervisor, url, peers, start_s: started.elapsed().as_secs_f64() })
+    }
+
+    /// Resident memory of each peer in bytes.
+    ///
+    /// # Errors
+    /// When a peer is gone.
+    pub fn resident_bytes(&self) -> Result<Vec<u64>> {
+        self.peers.iter().map(|p| resident(p["pid"].as_u64().context("no pid")?)).collect()
+    }
+
+    /// The only model it serves.
+    ///
+    /// # Errors
+    /// When the gateway does not answer.
+    pub fn model(&self) -> Result<String> {
+        let (status, body) = crate::chat::get(&format!("{}/v1/models", self.url))?;
+        ensure!(status == 200, "{status}: {body}");
+        let models: Value = serde_json::from_str(&body)?;
+        Ok(models["data"][0]["id"].as_str().context("no model")?.to_owned())
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // SIGTERM lets the supervisor end its children; a second swarm must not meet them.
+        // SAFETY: kill(2) with the pid of a child that has not been waited for.
+        #[allow(unsafe_code, reason = "std has no way to send SIGTERM")]
+        unsafe {
+            libc::kill(self.supervisor.id().cast_signed(), libc::SIGTERM);
+        }
+        let ended = wait::until("the local swarm ends", Duration::from_secs(40), || {
+            Ok(self.supervisor.try_wait()?)
+        });
+        if let Err(error) = ended {
+            eprintln!("{error:#}; killing it");
+            let _ = self.supervisor.kill();
+        }
+    }
+}
+
+fn resident(pid: u64) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let Some(line) = status.lines().find(|l| l.starts_with("VmRSS:")) else {
+        bail!("process {pid} has no VmRSS")
+    };
+    let kib: u64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+    Ok(kib * 1024)
+}
+
+/// `target/release` of this checkout, or of `CARGO_TARGET_DIR`.
+#[must_use]
+pub fn release_dir() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    target.unwrap_or_else(|| crate::cluster::repository().join("target")).join("release")
+}
