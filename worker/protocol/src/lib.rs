@@ -1,1 +1,23 @@
-//! dunlin-protocol
+//! The session protocol, without sockets, threads or clocks.
+//!
+//! A gateway owns its sessions and alone counts their *attempts*; stages obey the highest attempt they have seen. So nobody
+//! has to agree on who is lost: a wrong suspicion costs a replay, never a token.
+//!
+//! * [`frame`] what is said
+//! * [`stage`] the side that executes layers: segments, journals, leases
+//! * [`gateway`] the side that owns sessions: routes, losses, admission
+//! * [`sampling`] how tokens are chosen
+//!
+//! Time comes in as milliseconds; effects go out as data. docs/protocol.md tells the whole story.
+
+pub mod frame;
+pub mod gateway;
+pub mod sampling;
+pub mod stage;
+
+pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
+pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};
+pub use sampling::{FinishReason, SamplingParams};
+pub use stage::{
+    Computed, Destination, Input, Job, Output, SampleRequest, StageConfig, StageEffect, StageNode,
+};

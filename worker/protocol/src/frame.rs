@@ -1,0 +1,245 @@
+//! What gateways and stages say to each other.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dunlin_planner::{Epoch, Layers, Load, PeerName, Position};
+
+use crate::sampling::{FinishReason, SamplingParams};
+
+/// Number of a try to go on with a session; only its gateway counts it up.
+pub type Attempt = u32;
+
+/// A session, unique among all gateways of a swarm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// One life of a gateway: after a restart the incarnation differs and old sessions are nobody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GatewayId {
+    /// Pod name.
+    pub name: String,
+    /// Drawn at start.
+    pub incarnation: u64,
+}
+
+impl fmt::Display for GatewayId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{:x}", self.name, self.incarnation)
+    }
+}
+
+/// One step of a session's route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Who executes it.
+    pub peer: PeerName,
+    /// Where that peer listens.
+    pub addr: String,
+    /// Which layers.
+    pub layers: Layers,
+    /// First position whose input row this hop must receive in this attempt; it holds the KV cache of all before.
+    pub from: Position,
+}
+
+/// Rows of activations, shared without copying between journal, engine and wire.
+#[derive(Clone, Debug, Default)]
+pub struct RowData {
+    values: Arc<Vec<f32>>,
+    start: usize,
+    len: usize,
+}
+
+impl RowData {
+    /// Takes over `values`.
+    #[must_use]
+    pub fn new(values: Vec<f32>) -> Self {
+        let len = values.len();
+        Self { values: Arc::new(values), start: 0, len }
+    }
+
+    /// The values.
+    #[must_use]
+    pub fn as_slice(&self) -> &[f32] {
+        &self.values[self.start..self.start + self.len]
+    }
+
+    /// Number of values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No values.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The part `start..end` (in values), sharing memory; clipped to what there is.
+    #[must_use]
+    pub fn slice(&self, start: usize, end: usize) -> Self {
+        let (start, end) = (start.min(self.len), end.min(self.len));
+        Self { values: Arc::clone(&self.values), start: self.start + start, len: end.saturating_sub(start) }
+    }
+}
+
+impl PartialEq for RowData {
+    fn eq(&self, other: &Self) -> bool {
+        let bits = |data: &Self| -> Vec<u32> { data.as_slice().iter().map(|v| v.to_bits()).collect() };
+        bits(self) == bits(other)
+    }
+}
+
+/// Starts or restarts a session on the hops of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open {
+    /// Which session.
+    pub session: SessionId,
+    /// Which try.
+    pub attempt: Attempt,
+    /// Whose session.
+    pub gateway: GatewayId,
+    /// Which hop of the route this is for.
+    pub index: u32,
+    /// All hops, in the order of layers.
+    pub route: Vec<Hop>,
+    /// All tokens known: the prompt and what was generated.
+    pub tokens: Arc<Vec<u32>>,
+    /// How many of them are the prompt.
+    pub prompt_len: u32,
+    /// The sequence ends when it has this many tokens.
+    pub max_len: u32,
+    /// How to choose tokens.
+    pub sampling: Arc<SamplingParams>,
+    /// Tokens that end the sequence; empty to ignore them.
+    pub eos: Arc<Vec<u32>>,
+}
+
+/// Why a stage does not go on with a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No KV pages left.
+    NoPages,
+    /// It has the KV cache of this many positions only.
+    NeedReplay {
+        /// Positions it has.
+        have: Position,
+    },
+    /// It no longer has the rows that the next hop needs.
+    NoJournal,
+    /// It does not hold these layers.
+    NotHolding {
+        /// The layers.
+        layers: Layers,
+    },
+    /// It cannot reach the next hop.
+    LinkDown {
+        /// Whom it cannot reach.
+        to: PeerName,
+    },
+    /// The model produced a value that is not finite.
+    NonFinite {
+        /// In which layer (the number of layers for the head).
+        layer: u32,
+    },
+    /// It has as many sessions as it takes.
+    TooManySessions,
+    /// The request makes no sense to it.
+    BadRequest {
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What a stage holds of a session; gateways free what they do not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Which session.
+    pub session: SessionId,
+    /// The latest try seen.
+    pub attempt: Attempt,
+    /// Which layers.
+    pub layers: Layers,
+    /// Positions whose KV cache is there.
+    pub have: Position,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// Gateway to the first hop; each hop passes it on to the next before any rows.
+    Open(Open),
+    /// From hop `index - 1` to hop `index`.
+    Rows {
+        /// Which session.
+        session: SessionId,
+        /// Which try.
+        attempt: Attempt,
+        /// Which hop they are for.
+        index: u32,
+        /// Position of the first row.
+        start: Position,
+        /// Number of rows.
+        count: u32,
+        /// `count * hidden` values.
+        data: RowData,
+    },
+    /// From the last hop to the gateway and to the first hop.
+    Token {
+        /// Which session.
+        session: SessionId,
+        /// Which try.
+        attempt: Attempt,
+        /// Index of the new token in the sequence.
+        position: Position,
+        /// The token.
+        token: u32,
+        /// Its log-probability.
+        logprob: f32,
+        /// The likeliest tokens with theirs, if asked for.
+        top: Vec<(u32, f32)>,
+        /// It is the last one.
+        finish: Option<FinishReason>,
+    },
+    /// Gateway to every peer of the route: free everything of this session up to this try.
+    Close {
+        /// Which session.
+        session: SessionId,
+        /// The latest try.
+        attempt: Attempt,
+    },
+    /// Peer to gateway.
+    Refused {
+        /// Which session.
+        session: SessionId,
+        /// Which try.
+        attempt: Attempt,
+        /// Which hop refuses.
+        index: u32,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Five times a second on every stream.
+    Ping {
+        /// Counts up.
+        seq: u64,
+        /// The sender's epoch.
+        epoch: Epoch,
+    },
+    /// The answer.
+    Pong {
+        /// That of the ping.
+        seq: u64,
+        /// How the sender is doing.
+        load: Load,
+        /// What it holds of the asking gateway's sessions.
+        held: Vec<Held>,
+    },
+}

@@ -1,0 +1,154 @@
+//! The side of a session that executes layers.
+//!
+//! State is kept per *segment*: (session, layer range). A peer may appear in a route more than once, with its own span and
+//! with a shadow it took over; each appearance is a segment of its own, with its KV cache in the engine and its journal here.
+
+mod journal;
+mod node;
+
+use std::sync::Arc;
+
+use dunlin_planner::{Layers, PeerName, Position};
+
+use crate::frame::{Attempt, Frame, GatewayId, Refusal, RowData, SessionId};
+use crate::sampling::SamplingParams;
+
+pub use journal::Journal;
+pub use node::StageNode;
+
+/// Bounds of a stage.
+#[derive(Clone, Debug)]
+pub struct StageConfig {
+    /// Its own name.
+    pub name: PeerName,
+    /// Values in a row.
+    pub hidden: usize,
+    /// Sessions it takes at most.
+    pub sessions_max: usize,
+    /// Bytes of all journals at most; beyond, the least recently used session's is dropped.
+    pub journal_bytes_max: usize,
+    /// A gateway not heard of for this long has no sessions any more.
+    pub lease_ms: u64,
+}
+
+/// Where a frame goes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Destination {
+    /// To a peer, by a link of our own.
+    Peer {
+        /// Its name.
+        name: PeerName,
+        /// Where it listens.
+        addr: String,
+    },
+    /// To a gateway, by the link it opened.
+    Gateway(GatewayId),
+}
+
+/// What a job computes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Tokens, for the first layers.
+    Tokens(Vec<u32>),
+    /// Rows from the hop before: `count * hidden` values.
+    Rows(RowData),
+}
+
+/// Sample a token from the last row of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleRequest {
+    /// How.
+    pub params: Arc<SamplingParams>,
+    /// All tokens up to and with the one that the last row was made from.
+    pub tokens: Arc<Vec<u32>>,
+    /// How many of them are the prompt.
+    pub prompt_len: u32,
+}
+
+/// Work for the engine. Jobs of one segment are done in the order they were given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// Which session.
+    pub session: SessionId,
+    /// Which try.
+    pub attempt: Attempt,
+    /// Which layers.
+    pub layers: Layers,
+    /// Position of the first row.
+    pub start: Position,
+    /// Number of rows.
+    pub count: u32,
+    /// What they are made from.
+    pub input: Input,
+    /// The last layers are among `layers`: the output is a token or nothing, not rows.
+    pub last: bool,
+    /// Sample from the last row.
+    pub sample: Option<SampleRequest>,
+}
+
+/// What a job gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Rows for the next hop.
+    Rows(RowData),
+    /// KV cache only (the last hop, before the end of the prompt).
+    Nothing,
+    /// A token.
+    Token {
+        /// The token.
+        token: u32,
+        /// Its log-probability.
+        logprob: f32,
+        /// The likeliest tokens, if asked for.
+        top: Vec<(u32, f32)>,
+    },
+    /// Not done, and nothing after it in this segment will be until it is truncated or freed.
+    Failed(Refusal),
+}
+
+/// A job that is done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Computed {
+    /// Which session.
+    pub session: SessionId,
+    /// Which try.
+    pub attempt: Attempt,
+    /// Which layers.
+    pub layers: Layers,
+    /// Position of the first row.
+    pub start: Position,
+    /// Number of rows.
+    pub count: u32,
+    /// The result.
+    pub output: Output,
+}
+
+/// What the shell must do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageEffect {
+    /// Send a frame.
+    Send {
+        /// To whom.
+        to: Destination,
+        /// What.
+        frame: Frame,
+    },
+    /// Give the engine a job.
+    Compute(Job),
+    /// Forget the KV cache of positions from `to` on.
+    Truncate {
+        /// Which session.
+        session: SessionId,
+        /// Which layers.
+        layers: Layers,
+        /// First position to forget.
+        to: Position,
+    },
+    /// Forget the KV cache.
+    Free {
+        /// Which session.
+        session: SessionId,
+        /// Which layers.
+        layers: Layers,
+    },
+}
