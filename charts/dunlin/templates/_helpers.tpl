@@ -1,0 +1,65 @@
+{{/* Name of the operator's objects: "dunlin-operator" for a release called dunlin, else "<release>-dunlin-operator". */}}
+{{- define "dunlin.operator" -}}
+{{- $base := ternary .Release.Name (printf "%s-dunlin" .Release.Name) (contains "dunlin" .Release.Name) -}}
+{{- printf "%s-operator" ($base | trunc 50 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* Cluster-scoped objects carry the namespace, so that two namespaced releases do not share them. */}}
+{{- define "dunlin.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "dunlin.operator" .) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "dunlin.selector" -}}
+app.kubernetes.io/name: dunlin
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "dunlin.labels" -}}
+{{ include "dunlin.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: dunlin
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* (dict "image" .Values.image.x "root" $) */}}
+{{- define "dunlin.image" -}}
+{{- printf "%s:%s" .image.repository (.image.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* What the operator may do to the objects of swarms. */}}
+{{- define "dunlin.rules" -}}
+- apiGroups: [dunlin.dev]
+  resources: [inferenceswarms]
+  verbs: [get, list, watch]
+- apiGroups: [dunlin.dev]
+  resources: [inferenceswarms/status]
+  verbs: [get, patch]
+# Only for blockOwnerDeletion on children, where the cluster checks it.
+- apiGroups: [dunlin.dev]
+  resources: [inferenceswarms/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, patch, delete]
+# By name only: certificates of swarms. No list, no watch, no delete (owner references do that).
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [configmaps, services]
+  verbs: [get, create, patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create, patch]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end -}}

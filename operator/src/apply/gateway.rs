@@ -1,0 +1,154 @@
+//! Gateways: Deployment, Service and PodDisruptionBudget.
+
+use serde_json::{Value, json};
+
+use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
+use crate::apply::pods::{Container, Image, apart, container, pod_spec, tls_volume};
+use crate::labels::{Owner, ROLE_GATEWAY, TEMPLATE, leaf};
+use crate::spot;
+
+/// What the gateways of a swarm are made from.
+#[derive(Clone, Debug)]
+pub struct Gateway<'a> {
+    /// Its swarm.
+    pub owner: &'a Owner,
+    /// Image and pull settings.
+    pub image: &'a Image,
+    /// Pods.
+    pub replicas: u32,
+    /// Container resources as Kubernetes writes them.
+    pub resources: &'a Value,
+    /// `--model-url` and the like.
+    pub model_args: &'a [String],
+    /// Fingerprint of the model source; another one rolls the Deployment.
+    pub template: &'a str,
+}
+
+impl Gateway<'_> {
+    /// All objects, in the order in which they are applied.
+    #[must_use]
+    pub fn manifests(&self) -> Vec<Value> {
+        vec![self.service(), self.disruption_budget(), self.deployment()]
+    }
+
+    fn service(&self) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
+            "spec": {
+                "selector": self.owner.selector(ROLE_GATEWAY),
+                "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+            },
+        })
+    }
+
+    fn disruption_budget(&self) -> Value {
+        json!({
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
+            "spec": {
+                "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
+            },
+        })
+    }
+
+    fn deployment(&self) -> Value {
+        let mut labels = self.owner.labels(ROLE_GATEWAY);
+        labels.insert(TEMPLATE.to_owned(), self.template.to_owned());
+        let affinity = json!({
+            "podAntiAffinity": apart(self.owner, ROLE_GATEWAY),
+            "nodeAffinity": spot::prefer_steady(),
+        });
+        let mut spec = pod_spec(self.image, affinity, &spot::tolerations(true));
+        spec["containers"] = json!([container(&Container {
+            name: "gateway",
+            image: self.image,
+            args: self.args(),
+            ports: json!([
+                {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+                {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+                {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+            ]),
+            resources: self.resources.clone(),
+            mounts: json!([{"name": "topology", "mountPath": "/etc/dunlin/topology", "readOnly": true}]),
+        })]);
+        spec["volumes"] = json!([
+            tls_volume(&leaf(&self.owner.gateway())),
+            // Optional: a gateway may start before the first plan.
+            {"name": "topology", "configMap": {"name": self.owner.topology(), "optional": true}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": (64_u64 << 20).to_string()}},
+        ]);
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
+            "spec": {
+                "replicas": self.replicas,
+                "revisionHistoryLimit": 2,
+                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+                "template": {"metadata": {"labels": labels}, "spec": spec},
+            },
+        })
+    }
+
+    fn args(&self) -> Vec<String> {
+        let mut args: Vec<String> = [
+            "gateway",
+            "--name",
+            "$(POD_NAME)",
+            "--http",
+            &format!("0.0.0.0:{HTTP_PORT}"),
+            "--listen",
+            &format!("0.0.0.0:{GRPC_PORT}"),
+            "--health",
+            &format!("0.0.0.0:{HEALTH_PORT}"),
+            "--tls-dir",
+            "/etc/dunlin/tls",
+            "--topology",
+            "/etc/dunlin/topology/topology.json",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.extend_from_slice(self.model_args);
+        args
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::Deployment;
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+    use super::*;
+    use crate::testing::{assert_restricted, assert_typed, image, owner};
+
+    #[test]
+    fn gateways_are_valid_restricted_and_behind_port_80() {
+        let (owner, image, resources) = (owner(), image(), json!({"requests": {"cpu": "100m"}}));
+        let gateway = Gateway {
+            owner: &owner,
+            image: &image,
+            replicas: 2,
+            resources: &resources,
+            model_args: &[],
+            template: "abc",
+        };
+        let all = gateway.manifests();
+        assert_typed::<Service>(&all[0]);
+        assert_typed::<PodDisruptionBudget>(&all[1]);
+        assert_typed::<Deployment>(&all[2]);
+        assert_eq!(all[0]["spec"]["ports"][0]["port"], 80);
+        assert_eq!(all[2]["spec"]["replicas"], 2);
+        assert_restricted(&all[2]["spec"]["template"]["spec"]);
+        let selector = &all[2]["spec"]["selector"]["matchLabels"];
+        for (key, value) in selector.as_object().unwrap() {
+            assert_eq!(&all[2]["spec"]["template"]["metadata"]["labels"][key], value);
+        }
+    }
+}

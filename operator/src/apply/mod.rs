@@ -1,0 +1,216 @@
+//! Writes what a plan asks for: server-side apply with one field manager, only where something changed.
+//!
+//! * [`pods`], [`gateway`], [`network`], [`certificates`], [`topology`] build manifests and do no IO
+//! * [`Applier`] sends them
+
+pub mod certificates;
+pub mod gateway;
+pub mod network;
+pub mod pods;
+pub mod topology;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{ApiResource, GroupVersionKind, ObjectMeta};
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+use tokio::time::{Instant, timeout};
+
+use crate::error::Error;
+use crate::labels::MANAGER;
+use crate::metrics::Metrics;
+
+/// Deadline of one call.
+const CALL: Duration = Duration::from_secs(10);
+/// An unchanged object is written again after this long: what somebody else changed or deleted comes back.
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// What was written last, by kind and name.
+#[derive(Default)]
+pub struct Applied(BTreeMap<(String, String), (u64, Instant)>);
+
+impl Applied {
+    /// Whether `object` differs from what was written, or was written long ago.
+    fn is_due(&self, object: &Value, now: Instant) -> bool {
+        self.0
+            .get(&key(object))
+            .is_none_or(|(hash, at)| *hash != fingerprint(object) || now.duration_since(*at) >= REFRESH)
+    }
+
+    fn remember(&mut self, object: &Value, now: Instant) {
+        self.0.insert(key(object), (fingerprint(object), now));
+    }
+}
+
+fn key(object: &Value) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&object["kind"]), text(&object["metadata"]["name"]))
+}
+
+fn fingerprint(object: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    object.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The only writer of objects other than the swarm's status.
+#[derive(Clone)]
+pub struct Applier {
+    client: Client,
+    metrics: Arc<Metrics>,
+}
+
+impl Applier {
+    /// Writes through `client`.
+    #[must_use]
+    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self { client, metrics }
+    }
+
+    /// Applies `object` unless it was written like this a short while ago.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn ensure(&self, applied: &mut Applied, object: &Value) -> Result<(), Error> {
+        let now = Instant::now();
+        if applied.is_due(object, now) {
+            self.apply(object).await?;
+            applied.remember(object, now);
+        }
+        Ok(())
+    }
+
+    /// Applies `object` and returns what the server made of it.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn apply(&self, object: &Value) -> Result<DynamicObject, Error> {
+        let (kind, name) = key(object);
+        let api = self.dynamic(object);
+        let params = PatchParams::apply(MANAGER).force();
+        let written = call(format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(object))).await?;
+        self.metrics.applied.inc();
+        Ok(written)
+    }
+
+    /// Creates the Secret `object`, or returns the one that is there: whoever comes first makes the authority.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn create_or_get(&self, object: &Value) -> Result<Secret, Error> {
+        let (_, name) = key(object);
+        let secret: Secret = serde_json::from_value(object.clone())
+            .map_err(|source| Error::Json { what: "a Secret", source })?;
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace().unwrap_or_default());
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match call(format!("create Secret {name}"), api.create(&params, &secret)).await {
+            Err(Error::Api { source, .. }) if is_code(&source, 409) => {
+                call(format!("get Secret {name}"), api.get(&name)).await
+            }
+            other => other,
+        }
+    }
+
+    /// The Secret `name`, if there is one.
+    ///
+    /// # Errors
+    /// When the API server does not say.
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        call(format!("get Secret {name}"), api.get_opt(name)).await
+    }
+
+    /// The ConfigMap `name`, if there is one.
+    ///
+    /// # Errors
+    /// When the API server does not say.
+    pub async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, Error> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        call(format!("get ConfigMap {name}"), api.get_opt(name)).await
+    }
+
+    /// Deletes a pod; `now` without waiting for its node to confirm, for nodes that are gone. One that is gone already is fine.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn delete_pod(&self, namespace: &str, name: &str, uid: &str, now: bool) -> Result<(), Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let params = DeleteParams {
+            grace_period_seconds: now.then_some(0),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match call(format!("delete Pod {name}"), api.delete(name, &params)).await {
+            Err(Error::Api { source, .. }) if is_code(&source, 404) || is_code(&source, 409) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    fn dynamic(&self, object: &Value) -> Api<DynamicObject> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let version = text(&object["apiVersion"]);
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        let kind = text(&object["kind"]);
+        let plural = match kind.as_str() {
+            "NetworkPolicy" => "networkpolicies".to_owned(),
+            _ => format!("{}s", kind.to_lowercase()),
+        };
+        let gvk = GroupVersionKind::gvk(group, version, &kind);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, &plural);
+        Api::namespaced_with(self.client.clone(), &text(&object["metadata"]["namespace"]), &resource)
+    }
+}
+
+/// Whether an answer has this HTTP status.
+#[must_use]
+pub fn is_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// An API call under the common deadline.
+///
+/// # Errors
+/// The call's error, or that there was no answer.
+pub async fn call<T>(action: String, future: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
+    match timeout(CALL, future).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(Error::Api { action, source: Box::new(source) }),
+        Err(_) => Err(Error::Timeout { action, limit_s: CALL.as_secs() }),
+    }
+}
+
+/// Makes the pod an object's only owner, so that the object goes with it.
+pub fn hand_to_pod(object: &mut Value, pod: &ObjectMeta) {
+    object["metadata"]["ownerReferences"] = serde_json::json!([{
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": pod.name,
+        "uid": pod.uid,
+    }]);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_is_due_when_new_changed_or_old() {
+        let mut applied = Applied::default();
+        let object = json!({"kind": "Service", "metadata": {"name": "a"}, "spec": {"x": 1}});
+        let changed = json!({"kind": "Service", "metadata": {"name": "a"}, "spec": {"x": 2}});
+        let now = Instant::now();
+        assert!(applied.is_due(&object, now));
+        applied.remember(&object, now);
+        assert!(!applied.is_due(&object, now));
+        assert!(applied.is_due(&changed, now));
+        assert!(applied.is_due(&object, now + REFRESH));
+    }
+}

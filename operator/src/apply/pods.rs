@@ -1,0 +1,280 @@
+//! Worker pods. They are created directly: a replacement never waits for the pod it replaces to finish terminating.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
+use crate::labels::{EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
+use crate::spot;
+
+/// User of every container: distroless `nonroot`.
+const USER: i64 = 65532;
+/// Hand-over must fit into the shortest notice of a cloud (GCE: 30 s in all).
+const GRACE_S: i64 = 30;
+/// Room of the weight cache beside the pool's own figure, in bytes: logs and temporary files.
+const TMP_BYTES: u64 = 64 << 20;
+
+/// What all pods of a swarm share.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Reference of the worker image.
+    pub reference: String,
+    /// imagePullPolicy.
+    pub pull_policy: String,
+    /// Names of pull secrets.
+    pub pull_secrets: Vec<String>,
+}
+
+/// A pool as its pods see it.
+#[derive(Clone, Debug)]
+pub struct PoolTemplate {
+    /// Name of the pool.
+    pub name: String,
+    /// Preemptible capacity.
+    pub spot: bool,
+    /// The user's node selector.
+    pub node_selector: BTreeMap<String, String>,
+    /// CPU request in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Threads of the engine.
+    pub threads: u32,
+    /// Memory limit, and what the worker plans with, in bytes.
+    pub memory_bytes: u64,
+    /// Size limit of the weight cache, in bytes.
+    pub disk_bytes: u64,
+}
+
+/// One pod to be.
+#[derive(Clone, Debug)]
+pub struct WorkerPod<'a> {
+    /// Its swarm.
+    pub owner: &'a Owner,
+    /// Its name, never used before.
+    pub name: &'a str,
+    /// Image and pull settings.
+    pub image: &'a Image,
+    /// Its pool.
+    pub pool: &'a PoolTemplate,
+    /// `--model-url` and the like.
+    pub model_args: &'a [String],
+    /// Fingerprint of what the pod is made from.
+    pub template: &'a str,
+    /// Epoch of the plan that asks for it.
+    pub epoch: u64,
+    /// Some node of the cluster carries a spot marker.
+    pub spot_nodes_marked: bool,
+}
+
+impl WorkerPod<'_> {
+    /// The manifest.
+    #[must_use]
+    pub fn manifest(&self) -> Value {
+        let mut metadata = self.owner.metadata(self.name, ROLE_STAGE);
+        metadata["labels"][POOL] = json!(self.pool.name);
+        metadata["labels"][EPOCH] = json!(self.epoch.to_string());
+        metadata["labels"][TEMPLATE] = json!(self.template);
+        metadata["annotations"] = json!({
+            // Neither autoscaler should move a peer for tidiness; reclaims and drains of real need go through all the same.
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+            "argocd.argoproj.io/ignore-restart-policy": "true",
+        });
+        let mut args: Vec<String> = [
+            "stage",
+            "--name",
+            "$(POD_NAME)",
+            "--listen",
+            &format!("0.0.0.0:{GRPC_PORT}"),
+            "--health",
+            &format!("0.0.0.0:{HEALTH_PORT}"),
+            "--tls-dir",
+            "/etc/dunlin/tls",
+            "--cache",
+            "/var/cache/dunlin",
+            "--threads",
+            &self.pool.threads.to_string(),
+            "--memory",
+            &self.pool.memory_bytes.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.extend_from_slice(self.model_args);
+        let mut affinity = json!({"podAntiAffinity": apart(self.owner, ROLE_STAGE)});
+        let nodes = spot::node_affinity(self.pool.spot, &self.pool.node_selector, self.spot_nodes_marked);
+        if let Some(nodes) = nodes {
+            affinity["nodeAffinity"] = nodes;
+        }
+        let mut spec = pod_spec(self.image, affinity, &spot::tolerations(self.pool.spot));
+        if !self.pool.node_selector.is_empty() {
+            spec["nodeSelector"] = json!(self.pool.node_selector);
+        }
+        // A name is one life of a peer: a container that ends is replaced by another pod, never restarted.
+        spec["restartPolicy"] = json!("Never");
+        spec["containers"] = json!([container(&Container {
+            name: "stage",
+            image: self.image,
+            args,
+            ports: json!([
+                {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+                {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+            ]),
+            resources: json!({
+                "requests": {"cpu": format!("{}m", self.pool.cpu_millis), "memory": self.pool.memory_bytes.to_string()},
+                "limits": {"memory": self.pool.memory_bytes.to_string()},
+            }),
+            mounts: json!([{"name": "cache", "mountPath": "/var/cache/dunlin"}]),
+        })]);
+        spec["volumes"] = json!([
+            tls_volume(&leaf(self.name)),
+            {"name": "cache", "emptyDir": {"sizeLimit": self.pool.disk_bytes.to_string()}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": TMP_BYTES.to_string()}},
+        ]);
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    }
+}
+
+/// A container with what all containers share added.
+pub(super) struct Container<'a> {
+    pub name: &'a str,
+    pub image: &'a Image,
+    pub args: Vec<String>,
+    pub ports: Value,
+    pub resources: Value,
+    pub mounts: Value,
+}
+
+pub(super) fn container(container: &Container<'_>) -> Value {
+    let probe = |path: &str, period_s: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": "health", "scheme": "HTTP"},
+            "periodSeconds": period_s,
+            "timeoutSeconds": 2,
+            "failureThreshold": failures,
+        })
+    };
+    let mut mounts = vec![
+        json!({"name": "tls", "mountPath": "/etc/dunlin/tls", "readOnly": true}),
+        json!({"name": "tmp", "mountPath": "/tmp"}),
+    ];
+    mounts.extend(container.mounts.as_array().cloned().unwrap_or_default());
+    json!({
+        "name": container.name,
+        "image": container.image.reference,
+        "imagePullPolicy": container.image.pull_policy,
+        "args": container.args,
+        "env": [
+            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+        ],
+        "ports": container.ports,
+        "resources": container.resources,
+        "volumeMounts": mounts,
+        "readinessProbe": probe("/readyz", 2, 2),
+        "livenessProbe": probe("/healthz", 10, 6),
+        "securityContext": {
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    })
+}
+
+/// A pod spec without containers and volumes: Pod Security `restricted`, no ServiceAccount token.
+pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) -> Value {
+    let mut spec = json!({
+        "affinity": affinity,
+        "tolerations": tolerations,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    });
+    if !image.pull_secrets.is_empty() {
+        spec["imagePullSecrets"] = image.pull_secrets.iter().map(|name| json!({"name": name})).collect();
+    }
+    spec
+}
+
+pub(super) fn tls_volume(secret: &str) -> Value {
+    let items = ["ca.crt", "tls.crt", "tls.key"].map(|key| json!({"key": key, "path": key}));
+    json!({
+        "name": "tls",
+        "secret": {
+            "secretName": secret,
+            "defaultMode": 0o440,
+            "items": items,
+        },
+    })
+}
+
+/// Pods of one role prefer different nodes and zones: what is lost together should not be the same thing twice.
+pub(super) fn apart(owner: &Owner, role: &str) -> Value {
+    let term = |key: &str, weight: u32| {
+        json!({
+            "weight": weight,
+            "podAffinityTerm": {"topologyKey": key, "labelSelector": {"matchLabels": owner.selector(role)}},
+        })
+    };
+    json!({"preferredDuringSchedulingIgnoredDuringExecution": [
+        term("kubernetes.io/hostname", 100),
+        term("topology.kubernetes.io/zone", 50),
+    ]})
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+    use crate::testing::{assert_restricted, assert_typed, image, owner, pool};
+
+    fn manifest(spot: bool, selector: &[(&str, &str)]) -> Value {
+        let mut pool = pool("spot", spot);
+        pool.node_selector = selector.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        WorkerPod {
+            owner: &owner(),
+            name: "smollm2-spot-x7x7x",
+            image: &image(),
+            pool: &pool,
+            model_args: &["--model-url".to_owned(), "http://models/m.gguf".to_owned()],
+            template: "abc",
+            epoch: 3,
+            spot_nodes_marked: true,
+        }
+        .manifest()
+    }
+
+    #[test]
+    fn the_pod_is_valid_restricted_and_owned() {
+        let pod = manifest(true, &[]);
+        assert_typed::<Pod>(&pod);
+        assert_restricted(&pod["spec"]);
+        assert_eq!(pod["spec"]["restartPolicy"], "Never");
+        assert_eq!(pod["spec"]["automountServiceAccountToken"], false);
+        assert_eq!(pod["metadata"]["ownerReferences"][0]["controller"], true);
+        assert_eq!(pod["metadata"]["labels"][EPOCH], "3");
+        assert_eq!(pod["spec"]["volumes"][0]["secret"]["secretName"], "smollm2-spot-x7x7x-tls");
+    }
+
+    #[test]
+    fn the_user_selects_nodes_or_the_platform_markers_do() {
+        assert!(manifest(true, &[])["spec"]["affinity"].get("nodeAffinity").is_some());
+        let selected = manifest(true, &[("cloud.google.com/gke-spot", "true")]);
+        assert!(selected["spec"]["affinity"].get("nodeAffinity").is_none());
+        assert_eq!(selected["spec"]["nodeSelector"]["cloud.google.com/gke-spot"], "true");
+    }
+
+    #[test]
+    fn the_worker_is_told_its_name_and_model() {
+        let args = manifest(false, &[])["spec"]["containers"][0]["args"].to_string();
+        for part in ["\"stage\"", "$(POD_NAME)", "--model-url", "--memory"] {
+            assert!(args.contains(part), "{args}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Names and labels of everything the operator makes: stable, because users select by them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+/// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
+pub const MANAGER: &str = "dunlin-operator";
+/// Name of the swarm an object belongs to.
+pub const SWARM: &str = "dunlin.dev/swarm";
+/// Kind of the swarm an object belongs to.
+pub const KIND: &str = "dunlin.dev/kind";
+/// Pool a worker runs in.
+pub const POOL: &str = "dunlin.dev/pool";
+/// [`ROLE_STAGE`] or [`ROLE_GATEWAY`].
+pub const ROLE: &str = "dunlin.dev/role";
+/// Epoch of the plan that asked for the object.
+pub const EPOCH: &str = "dunlin.dev/epoch";
+/// Fingerprint of the model source and device a worker was started with: another one means another pod.
+pub const TEMPLATE: &str = "dunlin.dev/template";
+/// Role of a worker that holds layers.
+pub const ROLE_STAGE: &str = "stage";
+/// Role of a worker that answers clients.
+pub const ROLE_GATEWAY: &str = "gateway";
+
+/// The swarm whose children are built: what all of them have in common.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Namespace of the swarm and its children.
+    pub namespace: String,
+    /// Name of the swarm.
+    pub name: String,
+    /// UID of the swarm.
+    pub uid: String,
+}
+
+impl Owner {
+    /// Labels of a child with `role`; `""` for what belongs to no role.
+    #[must_use]
+    pub fn labels(&self, role: &str) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([
+            (SWARM.to_owned(), self.name.clone()),
+            (KIND.to_owned(), "InferenceSwarm".to_owned()),
+            ("app.kubernetes.io/name".to_owned(), "dunlin".to_owned()),
+            ("app.kubernetes.io/instance".to_owned(), self.name.clone()),
+            ("app.kubernetes.io/managed-by".to_owned(), MANAGER.to_owned()),
+        ]);
+        if !role.is_empty() {
+            labels.insert(ROLE.to_owned(), role.to_owned());
+            labels.insert("app.kubernetes.io/component".to_owned(), role.to_owned());
+        }
+        labels
+    }
+
+    /// What selects the pods of `role`: only labels that never change.
+    #[must_use]
+    pub fn selector(&self, role: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(SWARM.to_owned(), self.name.clone()), (ROLE.to_owned(), role.to_owned())])
+    }
+
+    /// Metadata of a child: owned by the swarm, so that deleting the swarm deletes it.
+    #[must_use]
+    pub fn metadata(&self, name: &str, role: &str) -> Value {
+        json!({
+            "name": name,
+            "namespace": self.namespace,
+            "labels": self.labels(role),
+            "ownerReferences": [self.reference()],
+        })
+    }
+
+    fn reference(&self) -> Value {
+        json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "name": self.name,
+            "uid": self.uid,
+            "controller": true,
+            "blockOwnerDeletion": true,
+        })
+    }
+
+    /// Gateway Deployment, Service and PodDisruptionBudget.
+    #[must_use]
+    pub fn gateway(&self) -> String {
+        format!("{}-gateway", self.name)
+    }
+
+    /// ConfigMap with the topology.
+    #[must_use]
+    pub fn topology(&self) -> String {
+        format!("{}-topology", self.name)
+    }
+
+    /// Secret with the swarm's certificate authority.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        format!("{}-ca", self.name)
+    }
+}
+
+/// Secret with the certificate of `holder` (a worker pod or the gateway Deployment).
+#[must_use]
+pub fn leaf(holder: &str) -> String {
+    format!("{holder}-tls")
+}
+
+/// A fresh pod name `<swarm>-<pool>-<random5>`, within the 63 characters of a DNS label.
+#[must_use]
+pub fn pod_name(swarm: &str, pool: &str, random: u64) -> String {
+    // The alphabet of the API server's own generateName: no vowels, no look-alikes.
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rest = random;
+    let mut suffix = String::with_capacity(5);
+    for _ in 0..5 {
+        let index = usize::try_from(rest % ALPHABET.len() as u64).unwrap_or(0);
+        suffix.push(char::from(ALPHABET[index]));
+        rest /= ALPHABET.len() as u64;
+    }
+    let stem: String = format!("{swarm}-{pool}").chars().take(57).collect();
+    format!("{}-{suffix}", stem.trim_end_matches(['-', '.']))
+}
+
+/// A random number from the process's hash seed: good for names and jitter, not for keys.
+#[must_use]
+pub fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pod_names_are_dns_labels_with_five_random_characters() {
+        assert_eq!(pod_name("smollm2", "spot", 0), "smollm2-spot-bbbbb");
+        let long = pod_name(&"s".repeat(50), &"p".repeat(30), 12_345);
+        assert_eq!(long.len(), 63);
+        assert_ne!(pod_name("a", "b", 1), pod_name("a", "b", 2));
+    }
+
+    #[test]
+    fn selectors_are_a_subset_of_labels() {
+        let owner = Owner { namespace: "d".into(), name: "m".into(), uid: "u".into() };
+        let labels = owner.labels(ROLE_STAGE);
+        for (key, value) in owner.selector(ROLE_STAGE) {
+            assert_eq!(labels.get(&key), Some(&value));
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What a pod and its node say about a peer. Pure: objects in, a judgement out.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt;
+
+use crate::labels::{POOL, TEMPLATE};
+use crate::spot;
+
+/// State of a worker pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not running yet; the text says what it waits for, when Kubernetes says.
+    Pending(Option<String>),
+    /// Its container runs.
+    Running,
+    /// It runs and is about to go: deleted, or its node has notice.
+    Draining(&'static str),
+    /// It will never serve again.
+    Lost(&'static str),
+}
+
+/// A worker pod, as far as plans care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Pod name: the peer's name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// Pool it was made for.
+    pub pool: String,
+    /// Fingerprint of what it was made from.
+    pub template: String,
+    /// Node, empty when not scheduled.
+    pub node: String,
+    /// Zone of the node, empty when unknown.
+    pub zone: String,
+    /// Pod IP.
+    pub ip: Option<String>,
+    /// State.
+    pub phase: Phase,
+    /// Being deleted already.
+    pub deleting: bool,
+    /// Its node does not confirm deletions.
+    pub node_gone: bool,
+}
+
+/// A node, as far as plans care.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// `topology.kubernetes.io/zone`.
+    pub zone: String,
+    /// Carries a spot marker.
+    pub spot: bool,
+    /// The node's kubelet reports in time.
+    pub ready: bool,
+    /// The platform said that it will take the node.
+    pub notice: bool,
+}
+
+/// What the operator keeps of a node.
+#[must_use]
+pub fn node(node: &Node) -> NodeView {
+    let ready = node
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .find(|c| c.type_ == "Ready")
+        // A node without conditions is being registered.
+        .is_none_or(|c| c.status == "True");
+    let taints = || node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    NodeView {
+        name: node.name_any(),
+        zone: node.labels().get("topology.kubernetes.io/zone").cloned().unwrap_or_default(),
+        spot: spot::is_spot(node.labels()),
+        ready: ready && !taints().any(|t| t.key == "node.kubernetes.io/unreachable"),
+        notice: taints().any(|t| spot::is_notice(&t.key)),
+    }
+}
+
+/// What the operator keeps of a worker pod. `node`: `None` when nodes are not watched or it has none.
+#[must_use]
+pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
+    let label = |key: &str| pod.labels().get(key).cloned().unwrap_or_default();
+    let status = pod.status.clone().unwrap_or_default();
+    WorkerView {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        pool: label(POOL),
+        template: label(TEMPLATE),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
+        zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
+        ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
+        phase: phase(pod, node),
+        deleting: pod.metadata.deletion_timestamp.is_some(),
+        node_gone: node.is_some_and(|n| !n.ready),
+    }
+}
+
+fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
+    let status = pod.status.clone().unwrap_or_default();
+    let deleting = pod.metadata.deletion_timestamp.is_some();
+    match status.phase.as_deref() {
+        Some("Failed") => return Phase::Lost("its container failed"),
+        Some("Succeeded") => return Phase::Lost("its container ended"),
+        _ => {}
+    }
+    if node.is_some_and(|n| !n.ready) {
+        return Phase::Lost("its node is not ready");
+    }
+    let running = status.phase.as_deref() == Some("Running");
+    if deleting && !running {
+        return Phase::Lost("it was deleted before it ran");
+    }
+    if deleting {
+        return Phase::Draining("it is being deleted");
+    }
+    if node.is_some_and(|n| n.notice) {
+        return Phase::Draining("its node is being reclaimed");
+    }
+    if running { Phase::Running } else { Phase::Pending(waiting_for(pod)) }
+}
+
+/// Why a pod does not run, in Kubernetes' own words.
+fn waiting_for(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False")
+        .and_then(|c| c.message.clone());
+    let waiting = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find_map(|c| c.state.as_ref()?.waiting.clone())
+        .filter(|w| w.reason.as_deref() != Some("ContainerCreating"))
+        .map(|w| [w.reason, w.message].into_iter().flatten().collect::<Vec<_>>().join(": "));
+    unscheduled.or(waiting)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value, deleting: bool) -> Pod {
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "p", "uid": "u", "labels": {POOL: "spot"}},
+            "spec": {"containers": [], "nodeName": "n1"},
+            "status": status,
+        });
+        if deleting {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        serde_json::from_value(pod).unwrap()
+    }
+
+    fn ready_node() -> NodeView {
+        NodeView { name: "n1".into(), ready: true, ..NodeView::default() }
+    }
+
+    #[test]
+    fn phases() {
+        let running = json!({"phase": "Running"});
+        let cases = [
+            (pod(running.clone(), false), ready_node(), Phase::Running),
+            (pod(running.clone(), true), ready_node(), Phase::Draining("it is being deleted")),
+            (pod(json!({"phase": "Failed"}), false), ready_node(), Phase::Lost("its container failed")),
+            (pod(json!({"phase": "Pending"}), true), ready_node(), Phase::Lost("it was deleted before it ran")),
+            (
+                pod(running.clone(), true),
+                NodeView { ready: false, ..ready_node() },
+                Phase::Lost("its node is not ready"),
+            ),
+            (
+                pod(running, false),
+                NodeView { notice: true, ..ready_node() },
+                Phase::Draining("its node is being reclaimed"),
+            ),
+            (pod(json!({"phase": "Pending"}), false), ready_node(), Phase::Pending(None)),
+        ];
+        for (pod, node, expected) in cases {
+            assert_eq!(worker(&pod, Some(&node)).phase, expected);
+        }
+    }
+
+    #[test]
+    fn a_pending_pod_says_what_it_waits_for() {
+        let unscheduled = pod(
+            json!({"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "False", "message": "0/4 nodes are available"}
+            ]}),
+            false,
+        );
+        assert_eq!(worker(&unscheduled, None).phase, Phase::Pending(Some("0/4 nodes are available".into())));
+        let pulling = pod(
+            json!({"phase": "Pending", "containerStatuses": [{
+                "name": "stage", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+            }]}),
+            false,
+        );
+        let expected = Phase::Pending(Some("ImagePullBackOff: no such image".into()));
+        assert_eq!(worker(&pulling, None).phase, expected);
+    }
+
+    #[test]
+    fn nodes_tell_readiness_notice_and_kind() {
+        let made = |taints: Value, ready: &str| {
+            let value = json!({
+                "apiVersion": "v1", "kind": "Node",
+                "metadata": {"name": "n1", "labels": {
+                    "karpenter.sh/capacity-type": "spot", "topology.kubernetes.io/zone": "a"
+                }},
+                "spec": {"taints": taints},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            });
+            node(&serde_json::from_value(value).unwrap())
+        };
+        let plain = made(json!([]), "True");
+        assert!(plain.ready && plain.spot && !plain.notice && plain.zone == "a");
+        assert!(!made(json!([]), "Unknown").ready);
+        assert!(!made(json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]), "True").ready);
+        assert!(made(json!([{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]), "True").notice);
+    }
+}

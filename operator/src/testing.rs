@@ -1,0 +1,82 @@
+//! What tests of several modules share.
+
+use k8s_openapi::serde::Serialize;
+use k8s_openapi::serde::de::DeserializeOwned;
+use kube::Client;
+use kube::client::Body;
+use serde_json::Value;
+use tower_test::mock;
+
+use crate::apply::pods::{Image, PoolTemplate};
+use crate::labels::Owner;
+
+/// The server's end of a mocked connection.
+pub type Server = mock::Handle<http::Request<Body>, http::Response<Body>>;
+
+/// A client whose requests the returned handle receives.
+pub fn mock_client() -> (Client, Server) {
+    let (service, handle) = mock::pair::<http::Request<Body>, http::Response<Body>>();
+    (Client::new(service, "default"), handle)
+}
+
+pub fn owner() -> Owner {
+    Owner { namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
+}
+
+pub fn image() -> Image {
+    Image { reference: "registry.local/dunlin-worker:dev".into(), pull_policy: "IfNotPresent".into(), pull_secrets: vec![] }
+}
+
+pub fn pool(name: &str, spot: bool) -> PoolTemplate {
+    PoolTemplate {
+        name: name.into(),
+        spot,
+        node_selector: Default::default(),
+        cpu_millis: 200,
+        threads: 1,
+        memory_bytes: 512 << 20,
+        disk_bytes: 1 << 30,
+    }
+}
+
+/// Asserts that the API type `T` knows every field of `value`.
+pub fn assert_typed<T: DeserializeOwned + Serialize>(value: &Value) {
+    let typed: T = serde_json::from_value(value.clone()).unwrap();
+    let back = serde_json::to_value(typed).unwrap();
+    assert_contains(&back, value, "");
+}
+
+fn assert_contains(whole: &Value, part: &Value, path: &str) {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            for (key, value) in part {
+                let path = format!("{path}.{key}");
+                assert_contains(whole.get(key).unwrap_or_else(|| panic!("{path} is no such field")), value, &path);
+            }
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            assert_eq!(whole.len(), part.len(), "{path}");
+            for (i, (a, b)) in whole.iter().zip(part).enumerate() {
+                assert_contains(a, b, &format!("{path}[{i}]"));
+            }
+        }
+        _ => assert_eq!(whole, part, "{path}"),
+    }
+}
+
+/// Asserts what Pod Security `restricted` demands of a pod spec.
+pub fn assert_restricted(spec: &Value) {
+    assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    for absent in ["hostNetwork", "hostPID", "hostIPC"] {
+        assert!(spec.get(absent).is_none(), "{absent}");
+    }
+    let volumes = spec["volumes"].as_array().unwrap();
+    assert!(volumes.iter().all(|v| v.get("hostPath").is_none()));
+    for container in spec["containers"].as_array().unwrap() {
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["capabilities"]["drop"][0], "ALL");
+        assert!(container["ports"].as_array().unwrap().iter().all(|p| p.get("hostPort").is_none()));
+    }
+}
