@@ -1,1 +1,39 @@
-//! dunlin-kernels
+//! Reproducible CPU kernels: the bits of an output row depend on that row and the weights alone.
+//!
+//! Not on the number of rows computed with it, its place among them, the number of threads, or the vector width. The arithmetic is fixed
+//! in ARITHMETIC.md; every fast path computes exactly what the scalar one does, in the same order where order matters.
+//!
+//! * [`matrix`] weights, packed once so that one layout serves scalar, AVX2 and AVX-512
+//! * [`linear`] `y = x W^T`, the bulk of the work
+//! * [`attention`] over KV pages of 16 positions
+//! * [`norm`], [`rope`], [`activation`], [`softmax`] the rest of a decoder block
+//! * [`math`] exp, sin and cos of our own: libm differs between systems
+//! * [`pool`] threads that split columns, rows or heads, never sums
+#![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![allow(clippy::needless_range_loop, reason = "kernels index several arrays by one row or lane")]
+
+pub mod activation;
+pub mod attention;
+pub mod buffer;
+pub mod isa;
+pub mod linear;
+pub mod math;
+pub mod matrix;
+pub mod norm;
+pub mod pool;
+pub mod rope;
+pub mod softmax;
+
+pub use activation::{add, swiglu};
+pub use attention::{AttentionRow, PAGE, attention, page_len, write_kv};
+pub use isa::Isa;
+pub use linear::{Scratch, linear, linear_many};
+pub use matrix::{Format, Matrix, PackError};
+pub use norm::rms_norm;
+pub use pool::Pool;
+pub use rope::{RopeLayout, RopeScaling, RopeTable, rope};
+pub use softmax::all_finite;
+
+/// Version of ARITHMETIC.md: peers of different versions may compute different bits.
+pub const ARITHMETIC_VERSION: u32 = 1;

@@ -1,0 +1,110 @@
+//! Activations as int8 blocks of 32 for quantised weights (ARITHMETIC.md, 2).
+
+use crate::buffer::Buffer;
+use crate::isa::Isa;
+use crate::matrix::BLOCK;
+
+/// Blocks whose largest value is below this are all zero: its inverse would overflow.
+const TINY: f32 = 1e-30;
+
+/// `m` rows of `k / 32` blocks.
+#[derive(Default)]
+pub(super) struct Quantised {
+    /// `[m][k]`.
+    pub(super) q: Buffer<i8>,
+    /// The same widened, inputs 0, 2, 1, 3 of every four: for AVX2's 16-bit multiply.
+    pub(super) wide: Buffer<WideI16>,
+    /// Scale of each block.
+    pub(super) d: Buffer<f32>,
+    /// `d * sum(q)` of each block.
+    pub(super) s: Buffer<f32>,
+    /// `sum(q)` of each block.
+    pub(super) sum: Buffer<i32>,
+    /// Blocks of a row.
+    pub(super) blocks: usize,
+}
+
+/// A 16-bit integer in a [`Buffer`].
+pub(super) type WideI16 = u16;
+
+impl Quantised {
+    pub(super) fn fill(&mut self, isa: Isa, x: &[f32], m: usize, k: usize) {
+        self.blocks = k / BLOCK;
+        let blocks = m * self.blocks;
+        self.q.ensure(blocks * BLOCK);
+        self.d.ensure(blocks);
+        self.s.ensure(blocks);
+        self.sum.ensure(blocks);
+        for (i, x) in x.as_chunks::<BLOCK>().0.iter().enumerate().take(blocks) {
+            let q: &mut [i8; BLOCK] = (&mut self.q[i * BLOCK..][..BLOCK]).try_into().expect("32 values");
+            let (d, sum) = block(x, q);
+            self.d[i] = d;
+            self.sum[i] = sum;
+            self.s[i] = d * sum as f32;
+        }
+        if isa == Isa::Avx2 {
+            self.wide.ensure(blocks * BLOCK);
+            for (wide, q) in self.wide.chunks_exact_mut(4).zip(self.q.chunks_exact(4)) {
+                for (wide, from) in wide.iter_mut().zip([0, 2, 1, 3]) {
+                    *wide = i16::from(q[from]).cast_unsigned();
+                }
+            }
+        }
+    }
+}
+
+/// Quantises 32 values; returns scale and sum. Portable code that the compiler vectorises: no step depends on the width.
+fn block(x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> (f32, i32) {
+    let mut max = [0f32; 8];
+    for x in x.as_chunks::<8>().0 {
+        for (max, x) in max.iter_mut().zip(x) {
+            let a = x.abs();
+            *max = if a > *max { a } else { *max };
+        }
+    }
+    let max = max.iter().fold(0f32, |a, &b| if b > a { b } else { a });
+    if max < TINY {
+        q.fill(0);
+        return (0.0, 0);
+    }
+    let inverse = 127.0 / max;
+    let mut sum = 0;
+    for (q, x) in q.iter_mut().zip(x) {
+        let v = round(x * inverse);
+        *q = v as i8;
+        sum += v;
+    }
+    (max / 127.0, sum)
+}
+
+/// Round to nearest, ties to even, for |x| < 2^22: the sum with 1.5 * 2^23 has no bits left for a fraction.
+#[inline(always)]
+fn round(x: f32) -> i32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC).to_bits().cast_signed() - MAGIC.to_bits().cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK, block, round};
+
+    #[test]
+    fn rounds_half_to_even() {
+        for i in -5080..5080 {
+            let x = i as f32 / 40.0;
+            assert_eq!(round(x), x.round_ties_even() as i32, "{x}");
+        }
+    }
+
+    #[test]
+    fn odd_blocks_are_quantised_soundly() {
+        let mut q = [1i8; BLOCK];
+        assert_eq!(block(&[0.0; BLOCK], &mut q), (0.0, 0));
+        assert_eq!(q, [0; BLOCK]);
+        assert_eq!(block(&[1e-42; BLOCK], &mut q), (0.0, 0));
+        let mut x = [3e38f32; BLOCK];
+        x[3] = -3e38;
+        let (d, sum) = block(&x, &mut q);
+        assert!(d.is_finite() && sum == 127 * 30 && q[3] == -127);
+    }
+}

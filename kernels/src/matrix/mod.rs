@@ -1,0 +1,208 @@
+//! Weights of a linear map, packed once.
+//!
+//! One layout serves every instruction set: panels of 16 output columns, the input dimension inside. `n` is padded to whole panels with zeros.
+//!
+//! | kind | one panel |
+//! |---|---|
+//! | dense f32, f16 | `[k][16]` |
+//! | Q8 | per block of 32 inputs: `d [16] f16`, `q [8][16][4] i8` |
+//! | Q4 | per block of 32 inputs: `d [16] f16`, `m [16] f16`, `q [4][16][4]` with inputs `4g+j` and `16+4g+j` in one byte |
+//! | Q4_K | per 256 inputs: `d, dmin [16] f16`, `scale, min [8][16] u8`, `q [8]` as in Q4 |
+
+mod ggml;
+mod pack;
+
+use thiserror::Error;
+
+use crate::buffer::Buffer;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 16;
+/// Inputs of a quantisation block.
+pub(crate) const BLOCK: usize = 32;
+/// Bytes of one packed block of 32 inputs and 16 columns.
+pub(crate) const Q8_BLOCK_BYTES: usize = 32 + 512;
+/// As above.
+pub(crate) const Q4_BLOCK_BYTES: usize = 64 + 256;
+/// Bytes of one packed super-block of 256 inputs and 16 columns.
+pub(crate) const Q4K_BLOCK_BYTES: usize = 64 + 256 + 8 * 256;
+
+/// How weights are stored in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(non_camel_case_types, reason = "the names everybody knows them by")]
+pub enum Format {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// 32 int8 with one f16 scale.
+    Q8_0,
+    /// 32 4-bit values around 8 with one f16 scale.
+    Q4_0,
+    /// 32 4-bit values with f16 scale and minimum.
+    Q4_1,
+    /// 256 4-bit values, 8 scales and minima of 6 bits.
+    Q4_K,
+    /// 256 6-bit values, 16 scales of 8 bits.
+    Q6_K,
+}
+
+impl Format {
+    /// (values, bytes) of one block in a file.
+    #[must_use]
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 => (1, 2),
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+            Self::Q4_K => (256, 144),
+            Self::Q6_K => (256, 210),
+        }
+    }
+
+    /// Bytes of `values` values in a file, when they fill whole blocks.
+    #[must_use]
+    pub fn bytes(self, values: usize) -> Option<usize> {
+        let (per_block, bytes) = self.block();
+        values.is_multiple_of(per_block).then(|| (values / per_block).checked_mul(bytes))?
+    }
+}
+
+/// Why weights cannot be packed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PackError {
+    /// A row does not fill whole blocks.
+    #[error("a row of {k} values does not fill whole blocks of {format:?} ({block} values)")]
+    Block {
+        /// The format.
+        format: Format,
+        /// Values in a row.
+        k: usize,
+        /// Values in a block.
+        block: usize,
+    },
+    /// Too few or too many bytes.
+    #[error("{n} x {k} values of {format:?} are {expected} bytes, not {found}")]
+    Length {
+        /// The format.
+        format: Format,
+        /// Rows.
+        n: usize,
+        /// Values in a row.
+        k: usize,
+        /// What they should be.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+}
+
+/// How the values are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    F32,
+    F16,
+    Q8,
+    Q4,
+    Q4K,
+}
+
+/// A packed linear map of `k` inputs to `n` outputs.
+pub struct Matrix {
+    pub(crate) packing: Packing,
+    pub(crate) data: Buffer<u8>,
+    format: Format,
+    n: usize,
+    k: usize,
+}
+
+impl Matrix {
+    /// From `n` rows of `k` values.
+    ///
+    /// # Panics
+    /// When `w` has another length.
+    #[must_use]
+    pub fn from_f32(n: usize, k: usize, w: &[f32]) -> Self {
+        assert_eq!(w.len(), n * k, "{n} x {k} values");
+        Self { packing: Packing::F32, data: pack::f32(n, k, w), format: Format::F32, n, k }
+    }
+
+    /// From `n` rows of `k` f16 bit patterns.
+    ///
+    /// # Panics
+    /// When `w` has another length.
+    #[must_use]
+    pub fn from_f16_bits(n: usize, k: usize, w: &[u16]) -> Self {
+        assert_eq!(w.len(), n * k, "{n} x {k} values");
+        Self { packing: Packing::F16, data: pack::f16(n, k, w), format: Format::F16, n, k }
+    }
+
+    /// From the bytes of a tensor of a GGUF file: `n` rows of `k` values.
+    ///
+    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); Q6_K as f16 (rounded to 11 bits, less than its own step).
+    ///
+    /// # Errors
+    /// When a row does not fill whole blocks or the length is not right.
+    pub fn from_ggml(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Self, PackError> {
+        let (block, _) = format.block();
+        let row = format.bytes(k).ok_or(PackError::Block { format, k, block })?;
+        let expected = row.saturating_mul(n);
+        if bytes.len() != expected {
+            return Err(PackError::Length { format, n, k, expected, found: bytes.len() });
+        }
+        let (packing, data) = match format {
+            Format::F32 => (Packing::F32, pack::f32(n, k, &ggml::f32s(bytes))),
+            Format::F16 => (Packing::F16, pack::f16(n, k, &ggml::u16s(bytes))),
+            Format::Q6_K => (Packing::F16, pack::f16(n, k, &ggml::q6_k_as_f16(bytes))),
+            Format::Q8_0 => (Packing::Q8, pack::q8_0(n, k, bytes)),
+            Format::Q4_0 => (Packing::Q4, pack::q4_0(n, k, bytes)),
+            Format::Q4_1 => (Packing::Q4, pack::q4_1(n, k, bytes)),
+            Format::Q4_K => (Packing::Q4K, pack::q4_k(n, k, bytes)),
+        };
+        Ok(Self { packing, data, format, n, k })
+    }
+
+    /// Outputs.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Inputs.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The format it came from.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.data.len() / self.panels().max(1)
+    }
+
+    /// Row `i` as f32: the values that products are computed with.
+    ///
+    /// # Panics
+    /// When `i >= n` or `out` is not `k` long.
+    pub fn row(&self, i: usize, out: &mut [f32]) {
+        assert!(i < self.n && out.len() == self.k, "row {i} of {} x {}", self.n, self.k);
+        let panel = &self.data[i / PANEL * self.panel_bytes()..][..self.panel_bytes()];
+        pack::row(self.packing, panel, i % PANEL, out);
+    }
+}

@@ -1,0 +1,162 @@
+//! From rows of a file to panels, and back to a row.
+
+use half::f16;
+
+use super::ggml::q4_k_scale;
+use super::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use crate::buffer::Buffer;
+
+pub(super) fn f32(n: usize, k: usize, w: &[f32]) -> Buffer<u8> {
+    dense::<4>(n, k, |row, i| w[row * k + i].to_le_bytes())
+}
+
+pub(super) fn f16(n: usize, k: usize, w: &[u16]) -> Buffer<u8> {
+    dense::<2>(n, k, |row, i| w[row * k + i].to_le_bytes())
+}
+
+fn dense<const B: usize>(n: usize, k: usize, value: impl Fn(usize, usize) -> [u8; B]) -> Buffer<u8> {
+    let panels = n.div_ceil(PANEL);
+    let mut out = Buffer::zeroed(panels * k * PANEL * B);
+    if k == 0 {
+        return out;
+    }
+    for (p, panel) in out.chunks_exact_mut(k * PANEL * B).enumerate() {
+        for c in 0..PANEL.min(n - p * PANEL) {
+            for i in 0..k {
+                panel[(i * PANEL + c) * B..][..B].copy_from_slice(&value(p * PANEL + c, i));
+            }
+        }
+    }
+    out
+}
+
+/// Calls `put(block of the file, packed block, column)` for every block of every row.
+fn blocks(
+    n: usize,
+    k: usize,
+    bytes: &[u8],
+    (values, file_bytes): (usize, usize),
+    packed_bytes: usize,
+    put: impl Fn(&[u8], &mut [u8], usize),
+) -> Buffer<u8> {
+    let per_row = k / values;
+    let mut out = Buffer::zeroed(n.div_ceil(PANEL) * per_row * packed_bytes);
+    for row in 0..n {
+        let panel = row / PANEL * per_row * packed_bytes;
+        for b in 0..per_row {
+            let from = &bytes[(row * per_row + b) * file_bytes..][..file_bytes];
+            put(from, &mut out[panel + b * packed_bytes..][..packed_bytes], row % PANEL);
+        }
+    }
+    out
+}
+
+pub(super) fn q8_0(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
+    blocks(n, k, bytes, (BLOCK, 34), Q8_BLOCK_BYTES, |from, to, c| {
+        to[c * 2..][..2].copy_from_slice(&from[..2]);
+        for i in 0..BLOCK {
+            to[32 + (i / 4 * PANEL + c) * 4 + i % 4] = from[2 + i];
+        }
+    })
+}
+
+/// 16 bytes of nibbles (value `i` low, value `16 + i` high) into column `c` of `[4][16][4]`.
+fn nibbles(from: &[u8], to: &mut [u8], c: usize) {
+    for i in 0..16 {
+        to[(i / 4 * PANEL + c) * 4 + i % 4] = from[i];
+    }
+}
+
+pub(super) fn q4_1(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
+    blocks(n, k, bytes, (BLOCK, 20), Q4_BLOCK_BYTES, |from, to, c| {
+        to[c * 2..][..2].copy_from_slice(&from[..2]);
+        to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
+        nibbles(&from[4..], &mut to[64..], c);
+    })
+}
+
+pub(super) fn q4_0(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
+    blocks(n, k, bytes, (BLOCK, 18), Q4_BLOCK_BYTES, |from, to, c| {
+        let d = f16::from_le_bytes([from[0], from[1]]);
+        // A power of two times an f16 is an f16, short of overflow, which no sane scale comes near.
+        let m = f16::from_f32(-8.0 * d.to_f32());
+        to[c * 2..][..2].copy_from_slice(&d.to_le_bytes());
+        to[32 + c * 2..][..2].copy_from_slice(&m.to_le_bytes());
+        nibbles(&from[2..], &mut to[64..], c);
+    })
+}
+
+pub(super) fn q4_k(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
+    blocks(n, k, bytes, (256, 144), Q4K_BLOCK_BYTES, |from, to, c| {
+        to[c * 2..][..2].copy_from_slice(&from[..2]);
+        to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
+        for u in 0..8 {
+            let (scale, min) = q4_k_scale(&from[4..16], u);
+            to[64 + u * PANEL + c] = scale;
+            to[192 + u * PANEL + c] = min;
+            // In the file sub-blocks 2v and 2v + 1 share 32 bytes, low and high nibbles.
+            let shared = &from[16 + u / 2 * 32..][..32];
+            let value = |i: usize| if u % 2 == 0 { shared[i] & 15 } else { shared[i] >> 4 };
+            let mut own = [0u8; 16];
+            for (i, byte) in own.iter_mut().enumerate() {
+                *byte = value(i) | value(16 + i) << 4;
+            }
+            nibbles(&own, &mut to[320 + u * 256..], c);
+        }
+    })
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// 4-bit value `i` of column `c`.
+fn nibble(packed: &[u8], c: usize, i: usize) -> f32 {
+    let byte = packed[(i % 16 / 4 * PANEL + c) * 4 + i % 4];
+    f32::from(if i < 16 { byte & 15 } else { byte >> 4 })
+}
+
+/// Column `c` of a panel as f32.
+pub(super) fn row(packing: Packing, panel: &[u8], c: usize, out: &mut [f32]) {
+    match packing {
+        Packing::F32 => {
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = (i * PANEL + c) * 4;
+                *out = f32::from_le_bytes([panel[at], panel[at + 1], panel[at + 2], panel[at + 3]]);
+            }
+        }
+        Packing::F16 => {
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = half_at(panel, (i * PANEL + c) * 2);
+            }
+        }
+        Packing::Q8 => {
+            for (out, b) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(Q8_BLOCK_BYTES)) {
+                let d = half_at(b, c * 2);
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = d * f32::from(b[32 + (i / 4 * PANEL + c) * 4 + i % 4].cast_signed());
+                }
+            }
+        }
+        Packing::Q4 => {
+            for (out, b) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(Q4_BLOCK_BYTES)) {
+                let (d, m) = (half_at(b, c * 2), half_at(b, 32 + c * 2));
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = d * nibble(&b[64..], c, i) + m;
+                }
+            }
+        }
+        Packing::Q4K => {
+            for (out, b) in out.chunks_exact_mut(256).zip(panel.chunks_exact(Q4K_BLOCK_BYTES)) {
+                let (d, dmin) = (half_at(b, c * 2), half_at(b, 32 + c * 2));
+                for (u, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+                    let d = d * f32::from(b[64 + u * PANEL + c]);
+                    let m = dmin * f32::from(b[192 + u * PANEL + c]);
+                    for (i, out) in out.iter_mut().enumerate() {
+                        *out = d * nibble(&b[320 + u * 256..], c, i) - m;
+                    }
+                }
+            }
+        }
+    }
+}

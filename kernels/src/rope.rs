@@ -1,0 +1,142 @@
+//! Rotary position embedding (Su et al. 2021), from tables we compute ourselves.
+
+use crate::math::{powf, sin_cos};
+
+/// How the two values of a rotated pair lie in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Neighbours: (0, 1), (2, 3), ... GGUF's llama.
+    Interleaved,
+    /// First half and second half: (0, d/2), (1, d/2 + 1), ... Hugging Face, GGUF's qwen2.
+    Halves,
+}
+
+/// How frequencies are stretched for longer contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not.
+    None,
+    /// Positions divided by a factor.
+    Linear(f64),
+    /// Llama 3's: low frequencies divided by `factor`, high ones left, in between blended.
+    Llama3 {
+        /// Division of low frequencies.
+        factor: f64,
+        /// Below this many turns over the original context a frequency is low.
+        low_freq_factor: f64,
+        /// Above this many it is high.
+        high_freq_factor: f64,
+        /// Context length of the original training.
+        original_context: f64,
+    },
+}
+
+/// cos and sin for every (position, pair).
+pub struct RopeTable {
+    half: usize,
+    /// `[position][pair]` of (cos, sin).
+    values: Vec<(f32, f32)>,
+}
+
+impl RopeTable {
+    /// For heads of `head_dim` values (even) and positions below `positions_max`.
+    ///
+    /// # Panics
+    /// When `head_dim` is odd or 0.
+    #[must_use]
+    pub fn new(head_dim: usize, base: f64, scaling: RopeScaling, positions_max: usize) -> Self {
+        assert!(
+            head_dim > 0 && head_dim.is_multiple_of(2),
+            "rope needs an even head dimension, not {head_dim}"
+        );
+        let half = head_dim / 2;
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| stretch(powf(base, -2.0 * i as f64 / head_dim as f64), scaling)).collect();
+        let mut values = Vec::with_capacity(positions_max * half);
+        for position in 0..positions_max {
+            values.extend(frequencies.iter().map(|frequency| {
+                let (sin, cos) = sin_cos(position as f64 * frequency);
+                (cos as f32, sin as f32)
+            }));
+        }
+        Self { half, values }
+    }
+
+    /// Positions there is a table for.
+    #[must_use]
+    pub fn positions_max(&self) -> usize {
+        self.values.len() / self.half
+    }
+}
+
+fn stretch(frequency: f64, scaling: RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::None => frequency,
+        RopeScaling::Linear(factor) => frequency / factor,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            let turns = original_context * frequency / (2.0 * std::f64::consts::PI);
+            if turns < low_freq_factor {
+                frequency / factor
+            } else if turns > high_freq_factor {
+                frequency
+            } else {
+                let high = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                frequency * (high + (1.0 - high) / factor)
+            }
+        }
+    }
+}
+
+/// Rotates the `heads` heads of one row `x` to `position`.
+///
+/// # Panics
+/// When `x` is not `heads` heads long or `position` is beyond the table.
+pub fn rope(table: &RopeTable, layout: RopeLayout, x: &mut [f32], heads: usize, position: usize) {
+    let half = table.half;
+    assert_eq!(x.len(), heads * half * 2, "rope: {heads} heads of {}", half * 2);
+    let turn = &table.values[position * half..(position + 1) * half];
+    for head in x.chunks_exact_mut(half * 2) {
+        match layout {
+            RopeLayout::Interleaved => {
+                for (pair, &(cos, sin)) in head.chunks_exact_mut(2).zip(turn) {
+                    let (a, b) = (pair[0], pair[1]);
+                    pair[0] = a * cos - b * sin;
+                    pair[1] = a * sin + b * cos;
+                }
+            }
+            RopeLayout::Halves => {
+                let (first, second) = head.split_at_mut(half);
+                for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turn) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RopeLayout, RopeScaling, RopeTable, rope};
+
+    #[test]
+    fn rotates_pairs_by_position() {
+        let table = RopeTable::new(8, 10_000.0, RopeScaling::None, 32);
+        let x: Vec<f32> = (0..16).map(|i| i as f32 - 7.5).collect();
+        for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
+            let mut y = x.clone();
+            rope(&table, layout, &mut y, 2, 17);
+            for head in 0..2 {
+                for pair in 0..4 {
+                    let (i, j) = match layout {
+                        RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
+                        RopeLayout::Halves => (pair, pair + 4),
+                    };
+                    let (a, b) = (f64::from(x[head * 8 + i]), f64::from(x[head * 8 + j]));
+                    let angle = 17.0 * 10_000f64.powf(-2.0 * pair as f64 / 8.0);
+                    assert!((f64::from(y[head * 8 + i]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-5);
+                    assert!((f64::from(y[head * 8 + j]) - (a * angle.sin() + b * angle.cos())).abs() < 1e-5);
+                }
+            }
+        }
+    }
+}

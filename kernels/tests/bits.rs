@@ -1,0 +1,286 @@
+//! The rule of this crate: bits depend on the row and the weights alone. Everything here compares bits.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use dunlin_kernels::{
+    AttentionRow, Format, Isa, Matrix, PAGE, Pool, Scratch, attention, linear, linear_many, page_len,
+    write_kv,
+};
+use half::f16;
+
+/// A small counter-based generator, for inputs only.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Roughly normal.
+    fn float(&mut self) -> f32 {
+        (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum::<f32>() * 1.7
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+/// FNV-1a over the bits: one number per kernel, compared across machines.
+fn hash(x: &[f32]) -> u64 {
+    x.iter()
+        .flat_map(|v| v.to_bits().to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Random but valid file bytes of `n` rows of `k` values.
+fn file_bytes(random: &mut Random, format: Format, n: usize, k: usize) -> Vec<u8> {
+    let (values, bytes) = format.block();
+    let mut out: Vec<u8> = match format {
+        Format::F32 => return random.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Format::F16 => {
+            return random.floats(n * k).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        }
+        _ => (0..n * k / values * bytes).map(|_| (random.next() >> 32) as u8).collect(),
+    };
+    for block in out.chunks_exact_mut(bytes) {
+        let d = f16::from_f32(0.01 + 0.002 * random.float()).to_le_bytes();
+        let m = f16::from_f32(0.02 * random.float()).to_le_bytes();
+        match format {
+            Format::Q6_K => block[208..210].copy_from_slice(&d),
+            Format::Q4_1 | Format::Q4_K => {
+                block[..2].copy_from_slice(&d);
+                block[2..4].copy_from_slice(&m);
+            }
+            _ => block[..2].copy_from_slice(&d),
+        }
+    }
+    out
+}
+
+const CASES: &[(Format, usize, usize)] = &[
+    (Format::F32, 40, 576),
+    (Format::F32, 200, 300),
+    (Format::F32, 16, 1),
+    (Format::F16, 56, 576),
+    (Format::Q8_0, 56, 576),
+    (Format::Q8_0, 32, 1536),
+    (Format::Q4_0, 40, 320),
+    (Format::Q4_1, 56, 576),
+    (Format::Q4_1, 32, 1536),
+    (Format::Q4_K, 48, 512),
+    (Format::Q6_K, 24, 256),
+];
+
+/// Rows with blocks that are all zero, denormal or huge.
+fn odd_rows(random: &mut Random, m: usize, k: usize) -> Vec<f32> {
+    let mut x = random.floats(m * k);
+    for (i, row) in x.chunks_exact_mut(k).enumerate() {
+        for v in row.iter_mut().skip(32).take(32) {
+            *v = match i % 3 {
+                0 => 0.0,
+                1 => 1e-42,
+                _ => *v * 1000.0,
+            };
+        }
+    }
+    x
+}
+
+#[test]
+fn linear_bits_depend_on_nothing_but_row_and_weights() {
+    const ROWS: usize = 64;
+    let mut random = Random(7);
+    for &(format, n, k) in CASES {
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        let x = odd_rows(&mut random, ROWS, k);
+        let run = |pool: &Pool, x: &[f32], m: usize| {
+            let mut y = vec![f32::NAN; m * n];
+            linear(pool, &w, x, m, &mut y, &mut Scratch::default());
+            y
+        };
+        let scalar = Pool::with_isa(1, Isa::Scalar);
+        let alone: Vec<f32> = x.chunks_exact(k).flat_map(|row| run(&scalar, row, 1)).collect();
+        for isa in Isa::all() {
+            for threads in [1, 2, 3] {
+                let pool = Pool::with_isa(threads, isa);
+                for m in 1..=ROWS {
+                    if isa == Isa::Scalar && m % 21 != 1 {
+                        continue;
+                    }
+                    let got = run(&pool, &x[..m * k], m);
+                    assert_eq!(
+                        bits(&got),
+                        bits(&alone[..m * n]),
+                        "{format:?} {n}x{k} {isa:?} {threads} threads, {m} rows"
+                    );
+                    let got = run(&pool, &x[(ROWS - m) * k..], m);
+                    assert_eq!(
+                        bits(&got),
+                        bits(&alone[(ROWS - m) * n..]),
+                        "{format:?} {n}x{k} {isa:?}, last {m} rows"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Hashes of outputs of this version of the arithmetic; another value needs another `ARITHMETIC_VERSION`.
+const HASHES: &[(Format, usize, usize, u64)] = &[
+    (Format::F32, 40, 576, 0x6533_e60a_14e4_afc3),
+    (Format::F32, 200, 300, 0xa6f7_f4c7_6640_feed),
+    (Format::F16, 56, 576, 0xc2b5_1c83_ea26_495d),
+    (Format::Q8_0, 56, 576, 0x9097_80f1_bf0e_2542),
+    (Format::Q8_0, 32, 1536, 0x5515_56ea_5382_7b41),
+    (Format::Q4_0, 40, 320, 0xde0f_d8b2_53c3_1a93),
+    (Format::Q4_1, 56, 576, 0xabe6_8329_69a6_58b2),
+    (Format::Q4_1, 32, 1536, 0xccc7_98d7_d5da_00bc),
+    (Format::Q4_K, 48, 512, 0xf595_fce6_c349_3fdd),
+    (Format::Q6_K, 24, 256, 0x73f9_9aaf_bf9d_2026),
+];
+
+#[test]
+fn hashes_are_those_of_this_version() {
+    for &(format, n, k, want) in HASHES {
+        let mut random = Random(99);
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        let x = odd_rows(&mut random, 3, k);
+        let mut y = vec![0.0; 3 * n];
+        linear(&Pool::new(1), &w, &x, 3, &mut y, &mut Scratch::default());
+        assert_eq!(hash(&y), want, "{format:?} {n}x{k}: 0x{:016x}", hash(&y));
+    }
+}
+
+#[test]
+fn several_maps_of_one_input_are_the_same_as_each_alone() {
+    let mut random = Random(5);
+    let (k, m) = (256, 5);
+    let ws: Vec<Matrix> = [(Format::Q4_1, 48), (Format::F32, 33), (Format::Q8_0, 16)]
+        .iter()
+        .map(|&(format, n)| Matrix::from_ggml(format, n, k, &file_bytes(&mut random, format, n, k)).unwrap())
+        .collect();
+    let x = random.floats(m * k);
+    let pool = Pool::new(2);
+    let mut ys: Vec<Vec<f32>> = ws.iter().map(|w| vec![0.0; m * w.n()]).collect();
+    let mut outs: Vec<&mut [f32]> = ys.iter_mut().map(Vec::as_mut_slice).collect();
+    linear_many(&pool, &ws.iter().collect::<Vec<_>>(), &x, m, &mut outs, &mut Scratch::default());
+    for (w, y) in ws.iter().zip(&ys) {
+        let mut alone = vec![0.0; m * w.n()];
+        linear(&pool, w, &x, m, &mut alone, &mut Scratch::default());
+        assert_eq!(bits(&alone), bits(y));
+    }
+}
+
+/// Pages of `len` positions; slots that were not written are NaN.
+fn pages(k: &[f32], v: &[f32], len: usize, kv_heads: usize, hd: usize) -> Vec<Vec<f32>> {
+    let width = kv_heads * hd;
+    let mut pages = vec![vec![f32::NAN; page_len(kv_heads, hd)]; len.div_ceil(PAGE)];
+    for t in 0..len {
+        let (k, v) = (&k[t * width..][..width], &v[t * width..][..width]);
+        write_kv(&mut pages[t / PAGE], t % PAGE, k, v, kv_heads, hd);
+    }
+    pages
+}
+
+#[test]
+fn attention_of_a_prompt_is_that_of_each_position_alone() {
+    for (heads, kv_heads, hd) in [(9, 3, 64), (4, 4, 8), (8, 1, 128), (5, 1, 24)] {
+        let len = 77;
+        let mut random = Random(hd as u64);
+        let k = random.floats(len * kv_heads * hd);
+        let v = random.floats(len * kv_heads * hd);
+        let q = random.floats(len * heads * hd);
+        let width = heads * hd;
+        let scalar = Pool::with_isa(1, Isa::Scalar);
+        let mut alone = Vec::new();
+        for t in 0..len {
+            // Only what is known at that position is written: later slots and pages do not exist.
+            let own = pages(&k, &v, t + 1, kv_heads, hd);
+            let own: Vec<&[f32]> = own.iter().map(Vec::as_slice).collect();
+            let mut out = vec![0.0; width];
+            let row = AttentionRow { pages: &own, len: t + 1 };
+            attention(&scalar, &q[t * width..][..width], &[row], heads, kv_heads, hd, &mut out);
+            alone.extend(out);
+        }
+        let all = pages(&k, &v, len, kv_heads, hd);
+        let all: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
+        let rows: Vec<AttentionRow<'_>> =
+            (0..len).map(|t| AttentionRow { pages: &all, len: t + 1 }).collect();
+        for isa in Isa::all() {
+            for threads in [1, 2] {
+                let mut out = vec![0.0; len * width];
+                attention(&Pool::with_isa(threads, isa), &q, &rows, heads, kv_heads, hd, &mut out);
+                assert_eq!(
+                    bits(&out),
+                    bits(&alone),
+                    "{heads}/{kv_heads} heads of {hd}, {isa:?}, {threads} threads"
+                );
+            }
+        }
+        close_to_the_definition(&q, &k, &v, &alone, (heads, kv_heads, hd));
+    }
+}
+
+/// Softmax attention in f64.
+fn close_to_the_definition(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    got: &[f32],
+    (heads, kv_heads, hd): (usize, usize, usize),
+) {
+    let len = k.len() / (kv_heads * hd);
+    for t in 0..len {
+        for h in 0..heads {
+            let kv = h / (heads / kv_heads);
+            let q = &q[(t * heads + h) * hd..][..hd];
+            let at = |x: &[f32], s: usize, d: usize| f64::from(x[(s * kv_heads + kv) * hd + d]);
+            let scores: Vec<f64> = (0..=t)
+                .map(|s| (0..hd).map(|d| f64::from(q[d]) * at(k, s, d)).sum::<f64>() / (hd as f64).sqrt())
+                .collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+            for d in 0..hd {
+                let want: f64 = (0..=t).map(|s| (scores[s] - max).exp() / sum * at(v, s, d)).sum();
+                let got = f64::from(got[(t * heads + h) * hd + d]);
+                assert!((got - want).abs() < 5e-6, "position {t} head {h}: {got} not {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_is_close_to_the_definition() {
+    let mut random = Random(3);
+    for &(format, n, k) in CASES {
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        let x = random.floats(k);
+        let mut y = vec![0.0; n];
+        linear(&Pool::new(1), &w, &x, 1, &mut y, &mut Scratch::default());
+        let mut row = vec![0.0; k];
+        for i in 0..n {
+            w.row(i, &mut row);
+            let (mut want, mut size) = (0.0, 0.0);
+            for (w, x) in row.iter().zip(&x) {
+                want += f64::from(*w) * f64::from(*x);
+                size += (f64::from(*w) * f64::from(*x)).abs();
+            }
+            // Quantised formats round activations to int8 as well.
+            let tolerance =
+                if matches!(format, Format::F32 | Format::F16 | Format::Q6_K) { 1e-6 } else { 8e-3 };
+            let error = (f64::from(y[i]) - want).abs();
+            assert!(error <= tolerance * size + 1e-9, "{format:?} output {i}: {} not {want}", y[i]);
+        }
+    }
+}
