@@ -2,7 +2,7 @@
 
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// ln 2 in two parts: the first has few enough bits that `n * LN2_HIGH` is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Below this `exp` gives 0: the result would not be a normal number.
 pub(crate) const EXP_MIN: f32 = -87.33;
@@ -10,12 +10,12 @@ pub(crate) const EXP_MIN: f32 = -87.33;
 const EXP_MAX: f32 = 88.0;
 /// Minimax polynomial of (e^r - 1 - r) / r^2 on |r| <= ln2 / 2, highest power first (Cephes expf).
 pub(crate) const EXP_POLY: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// e^x: 0 below -87.33, relative error below 1e-7 up to 88, infinity above; NaN gives 0 (callers check their inputs).
 #[must_use]
 pub fn exp(x: f32) -> f32 {
-    if !(x >= EXP_MIN) {
+    if x.is_nan() || x < EXP_MIN {
         return 0.0;
     }
     if x > EXP_MAX {

@@ -1,1 +1,33 @@
-//! dunlin-model
+//! Llama-family models: files, tokenizers, decoder blocks, sampler.
+//!
+//! * [`source`] bytes by range: a local file here, HTTP in the worker
+//! * [`gguf`], [`safetensors`] headers of weight files, read with limits: they come from strangers
+//! * [`file`] one view on either: configuration, tensors, tokenizer
+//! * [`weights`] the layers of a stage, packed for the kernels
+//! * [`block`] one decoder block over rows of many sequences
+//! * [`tokenizer`] text to tokens and back, also piece by piece
+//! * [`sampler`] the next token, seeded by position
+//! * [`random_model`] a random Llama for tests and benchmarks
+
+pub mod block;
+pub mod config;
+pub mod file;
+pub mod generate;
+pub mod gguf;
+pub mod random_model;
+pub mod safetensors;
+pub mod sampler;
+pub mod source;
+pub mod tokenizer;
+pub mod weights;
+
+mod error;
+
+pub use block::{Block, KvPages, NonFinite, RowOf};
+pub use config::ModelConfig;
+pub use error::ModelError;
+pub use file::ModelFile;
+pub use sampler::{Sampled, sample};
+pub use source::{ByteSource, FileSource};
+pub use tokenizer::{Decoder, Tokenizer};
+pub use weights::{Embedding, Head, LayerWeights};

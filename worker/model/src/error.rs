@@ -1,0 +1,67 @@
+//! What can be wrong with a model, said so that a user knows what to do.
+
+use std::io;
+
+use dunlin_kernels::PackError;
+use thiserror::Error;
+
+/// Why a model cannot be used.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// Bytes could not be read.
+    #[error("cannot read {what}")]
+    Read {
+        /// From where.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file breaks its format.
+    #[error("{file} is not a sound {format} file: {what}; use an intact copy of it")]
+    Malformed {
+        /// Which file.
+        file: String,
+        /// `GGUF`, `safetensors`, `config.json`, ...
+        format: &'static str,
+        /// The first thing that is wrong.
+        what: String,
+    },
+    /// A kind of model that is not known here.
+    #[error("{0}; Dunlin runs Llama, Mistral and Qwen2 models from GGUF or safetensors")]
+    Unsupported(String),
+    /// A tensor is not there.
+    #[error("the model has no tensor `{0}`; the file is incomplete or of another architecture")]
+    MissingTensor(String),
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor `{name}` is {found:?}, the configuration needs {expected:?}")]
+    Shape {
+        /// Which tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor cannot be packed.
+    #[error("tensor `{name}` cannot be packed")]
+    Pack {
+        /// Which tensor.
+        name: String,
+        /// Why.
+        source: PackError,
+    },
+    /// A bf16 value does not fit in f16.
+    #[error("tensor `{0}` has bf16 values beyond the range of f16; convert the model to f32 or f16")]
+    Range(String),
+    /// The tokenizer cannot be used.
+    #[error("the tokenizer cannot be used: {0}")]
+    Tokenizer(String),
+}
+
+impl ModelError {
+    /// Can another try help (a server that is down), or is the model itself at fault?
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Read { .. })
+    }
+}

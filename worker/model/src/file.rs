@@ -1,0 +1,353 @@
+//! A model on disk or on a server: one view on GGUF and safetensors.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dunlin_kernels::{Format, Matrix, RopeLayout, RopeScaling};
+use half::{bf16, f16};
+use serde_json::Value;
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::gguf;
+use crate::safetensors::{self, Dtype};
+use crate::source::{ByteSource, FileSource};
+use crate::tokenizer::Tokenizer;
+
+/// Side files (config.json, tokenizer.json) may not be longer than this.
+const SIDE_FILE_MAX: u64 = 64 << 20;
+const SHARDS_MAX: usize = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    Ggml(Format),
+    Plain(Dtype),
+}
+
+struct Place {
+    shape: Vec<usize>,
+    stored: Stored,
+    source: usize,
+    offset: u64,
+    bytes: usize,
+}
+
+enum Text {
+    Gguf(BTreeMap<String, gguf::Value>),
+    Folder { path: PathBuf, config: Value },
+}
+
+/// An opened model: headers are read, weights are not.
+pub struct ModelFile {
+    config: ModelConfig,
+    sources: Vec<Arc<dyn ByteSource>>,
+    tensors: BTreeMap<String, Place>,
+    text: Text,
+    gguf_names: bool,
+}
+
+impl ModelFile {
+    /// Opens a GGUF file or a folder with config.json and safetensors.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not sound.
+    pub fn open_path(path: &Path) -> Result<Self, ModelError> {
+        if path.is_dir() { Self::open_folder(path) } else { Self::open(Arc::new(FileSource::open(path)?)) }
+    }
+
+    /// Opens a GGUF file, wherever it is; reads its header only.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not sound.
+    pub fn open(source: Arc<dyn ByteSource>) -> Result<Self, ModelError> {
+        let header = gguf::read_header(source.as_ref())?;
+        let tied = !header.tensors.contains_key("output.weight");
+        let config = gguf_config(&source.describe(), &header.values, &header.tensors, tied)?;
+        let tensors = header.tensors.into_iter().map(|(name, t)| {
+            (
+                name,
+                Place {
+                    shape: t.shape,
+                    stored: Stored::Ggml(t.format),
+                    source: 0,
+                    offset: t.offset,
+                    bytes: t.bytes,
+                },
+            )
+        });
+        let tensors = tensors.collect();
+        Ok(Self { config, sources: vec![source], tensors, text: Text::Gguf(header.values), gguf_names: true })
+    }
+
+    fn open_folder(path: &Path) -> Result<Self, ModelError> {
+        let json = side_json(&path.join("config.json"))?;
+        let mut config = safetensors::config(&path.join("config.json").display().to_string(), &json)?;
+        let mut names: Vec<PathBuf> = std::fs::read_dir(path)
+            .map_err(|source| ModelError::Read { what: path.display().to_string(), source })?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|file| file.extension().is_some_and(|e| e == "safetensors"))
+            .take(SHARDS_MAX + 1)
+            .collect();
+        names.sort();
+        if names.is_empty() || names.len() > SHARDS_MAX {
+            let what = format!("{} has {} safetensors files", path.display(), names.len());
+            return Err(ModelError::Unsupported(what));
+        }
+        let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for name in names {
+            let file: Arc<dyn ByteSource> = Arc::new(FileSource::open(&name)?);
+            for (name, t) in safetensors::read_header(file.as_ref())? {
+                let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
+                tensors
+                    .insert(name, Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes });
+            }
+            sources.push(file);
+        }
+        config.tied |= !tensors.contains_key("lm_head.weight");
+        let text = Text::Folder { path: path.to_owned(), config: json };
+        Ok(Self { config, sources, tensors, text, gguf_names: false })
+    }
+
+    /// The shape of the model.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// When there is none that is known here.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        let tokenizer = match &self.text {
+            Text::Gguf(values) => Tokenizer::from_gguf(values)?,
+            Text::Folder { path, config } => {
+                let file = path.join("tokenizer.json");
+                let json = side_file(&file)?;
+                let extra = side_json(&path.join("tokenizer_config.json")).unwrap_or(Value::Null);
+                Tokenizer::from_json(&json, config, &extra)?
+            }
+        };
+        if tokenizer.vocab_size() > self.config.vocab {
+            let (tokens, vocab) = (tokenizer.vocab_size(), self.config.vocab);
+            return Err(ModelError::Tokenizer(format!("it has {tokens} tokens, the model {vocab}")));
+        }
+        Ok(tokenizer)
+    }
+
+    /// The chat template (Jinja), if it has one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<String> {
+        match &self.text {
+            Text::Gguf(values) => values.get("tokenizer.chat_template")?.as_text().map(str::to_owned),
+            Text::Folder { path, .. } => {
+                let config = side_json(&path.join("tokenizer_config.json")).ok()?;
+                config["chat_template"].as_str().map(str::to_owned)
+            }
+        }
+    }
+
+    /// Bytes in the file of one decoder block.
+    #[must_use]
+    pub fn layer_bytes(&self, layer: u32) -> u64 {
+        let prefix = if self.gguf_names { format!("blk.{layer}.") } else { format!("model.layers.{layer}.") };
+        self.tensors.iter().filter(|(name, _)| name.starts_with(&prefix)).map(|(_, t)| t.bytes as u64).sum()
+    }
+
+    /// Bytes in the file of the embedding.
+    #[must_use]
+    pub fn embedding_bytes(&self) -> u64 {
+        self.tensors.get(self.name("embed")).map_or(0, |t| t.bytes as u64)
+    }
+
+    /// Bytes in the file of the output matrix (the embedding when tied).
+    #[must_use]
+    pub fn head_bytes(&self) -> u64 {
+        let name = if self.config.tied { "embed" } else { "head" };
+        self.tensors.get(self.name(name)).map_or(0, |t| t.bytes as u64)
+    }
+
+    /// Name in the file of a tensor that is not in a block.
+    pub(crate) fn name(&self, role: &str) -> &'static str {
+        match (role, self.gguf_names) {
+            ("embed", true) => "token_embd.weight",
+            ("embed", false) => "model.embed_tokens.weight",
+            ("norm", true) => "output_norm.weight",
+            ("norm", false) => "model.norm.weight",
+            (_, true) => "output.weight",
+            (_, false) => "lm_head.weight",
+        }
+    }
+
+    /// Name in the file of tensor `role` of a block, `role` being GGUF's name.
+    pub(crate) fn layer_name(&self, layer: u32, role: &str) -> String {
+        if self.gguf_names {
+            return format!("blk.{layer}.{role}");
+        }
+        let role = match role {
+            "attn_norm.weight" => "input_layernorm.weight",
+            "ffn_norm.weight" => "post_attention_layernorm.weight",
+            "attn_q.weight" => "self_attn.q_proj.weight",
+            "attn_k.weight" => "self_attn.k_proj.weight",
+            "attn_v.weight" => "self_attn.v_proj.weight",
+            "attn_output.weight" => "self_attn.o_proj.weight",
+            "attn_q.bias" => "self_attn.q_proj.bias",
+            "attn_k.bias" => "self_attn.k_proj.bias",
+            "attn_v.bias" => "self_attn.v_proj.bias",
+            "ffn_gate.weight" => "mlp.gate_proj.weight",
+            "ffn_up.weight" => "mlp.up_proj.weight",
+            "ffn_down.weight" => "mlp.down_proj.weight",
+            other => other,
+        };
+        format!("model.layers.{layer}.{role}")
+    }
+
+    fn read(&self, name: &str, expected: &[usize]) -> Result<(Stored, Vec<u8>), ModelError> {
+        let place = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor(name.to_owned()))?;
+        if place.shape != expected {
+            let (name, found, expected) = (name.to_owned(), place.shape.clone(), expected.to_vec());
+            return Err(ModelError::Shape { name, found, expected });
+        }
+        let mut bytes = vec![0; place.bytes];
+        let source = &self.sources[place.source];
+        source.read_at(place.offset, &mut bytes).map_err(|error| ModelError::Read {
+            what: format!("`{name}` of {}", source.describe()),
+            source: error,
+        })?;
+        Ok((place.stored, bytes))
+    }
+
+    /// Reads and packs a matrix of `n` rows of `k` values.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or cannot be read.
+    pub(crate) fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, ModelError> {
+        let (stored, bytes) = self.read(name, &[n, k])?;
+        let format = match stored {
+            Stored::Ggml(format) => format,
+            Stored::Plain(Dtype::F32) => Format::F32,
+            Stored::Plain(Dtype::F16) => Format::F16,
+            Stored::Plain(Dtype::Bf16) => {
+                return Ok(Matrix::from_f16_bits(n, k, &bf16_as_f16(name, &bytes)?));
+            }
+        };
+        Matrix::from_ggml(format, n, k, &bytes)
+            .map_err(|source| ModelError::Pack { name: name.to_owned(), source })
+    }
+
+    /// Reads a vector of `n` values as f32.
+    ///
+    /// # Errors
+    /// When it is missing, of another length, or cannot be read.
+    pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        let (stored, bytes) = self.read(name, &[n])?;
+        match stored {
+            Stored::Ggml(Format::F32) | Stored::Plain(Dtype::F32) => {
+                Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            }
+            Stored::Ggml(Format::F16) | Stored::Plain(Dtype::F16) => {
+                Ok(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect())
+            }
+            Stored::Plain(Dtype::Bf16) => {
+                Ok(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect())
+            }
+            Stored::Ggml(format) => Err(ModelError::Unsupported(format!("vector `{name}` is {format:?}"))),
+        }
+    }
+
+    /// Is the tensor there?
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+}
+
+fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
+    let out: Vec<f16> =
+        bytes.as_chunks::<2>().0.iter().map(|b| f16::from_f32(bf16::from_le_bytes(*b).to_f32())).collect();
+    if out.iter().any(|v| !v.is_finite()) {
+        return Err(ModelError::Range(name.to_owned()));
+    }
+    Ok(out.into_iter().map(f16::to_bits).collect())
+}
+
+fn side_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let file = FileSource::open(path)?;
+    if file.len() > SIDE_FILE_MAX {
+        let what = format!("it has {} bytes, more than {SIDE_FILE_MAX}", file.len());
+        return Err(ModelError::Malformed { file: file.describe(), format: "JSON", what });
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    let read = file.read_at(0, &mut bytes);
+    read.map_err(|source| ModelError::Read { what: path.display().to_string(), source })?;
+    Ok(bytes)
+}
+
+fn side_json(path: &Path) -> Result<Value, ModelError> {
+    serde_json::from_slice(&side_file(path)?).map_err(|error| ModelError::Malformed {
+        file: path.display().to_string(),
+        format: "JSON",
+        what: error.to_string(),
+    })
+}
+
+fn gguf_config(
+    file: &str,
+    values: &BTreeMap<String, gguf::Value>,
+    tensors: &BTreeMap<String, gguf::Tensor>,
+    tied: bool,
+) -> Result<ModelConfig, ModelError> {
+    let wrong = |what: String| ModelError::Malformed { file: file.to_owned(), format: "GGUF", what };
+    let architecture = values.get("general.architecture").and_then(gguf::Value::as_text);
+    let architecture = architecture.ok_or_else(|| wrong("no `general.architecture`".to_owned()))?;
+    let (rope_layout, qkv_bias) = match architecture {
+        "llama" => (RopeLayout::Interleaved, false),
+        "qwen2" => (RopeLayout::Halves, true),
+        other => return Err(ModelError::Unsupported(format!("{file}: the architecture is `{other}`"))),
+    };
+    let get = |key: &str| values.get(&format!("{architecture}.{key}"));
+    let number = |key: &str| {
+        let value = get(key).and_then(gguf::Value::as_u32);
+        value.map(|v| v as usize).ok_or_else(|| wrong(format!("no usable `{architecture}.{key}`")))
+    };
+    if get("expert_count").and_then(gguf::Value::as_u32).unwrap_or(0) > 0 {
+        return Err(ModelError::Unsupported(format!("{file}: mixture of experts")));
+    }
+    if tensors.contains_key("rope_freqs.weight") {
+        return Err(ModelError::Unsupported(format!("{file}: rope frequencies as a tensor")));
+    }
+    let scaling = get("rope.scaling.type").and_then(gguf::Value::as_text).unwrap_or("none");
+    let factor = get("rope.scaling.factor").and_then(gguf::Value::as_f64).unwrap_or(1.0);
+    let rope_scaling = match scaling {
+        "none" => RopeScaling::None,
+        "linear" if factor.is_finite() && factor > 0.0 => RopeScaling::Linear(factor),
+        other => return Err(ModelError::Unsupported(format!("{file}: rope scaling `{other}`"))),
+    };
+    let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
+    let head_dim = number("attention.key_length").unwrap_or(hidden / heads.max(1));
+    if number("rope.dimension_count").is_ok_and(|d| d != head_dim) {
+        return Err(ModelError::Unsupported(format!("{file}: only a part of each head is rotated")));
+    }
+    let embedding = tensors.get("token_embd.weight");
+    let embedding = embedding.ok_or_else(|| ModelError::MissingTensor("token_embd.weight".to_owned()))?;
+    let config = ModelConfig {
+        architecture: architecture.to_owned(),
+        layers: number("block_count")? as u32,
+        hidden,
+        heads,
+        kv_heads: number("attention.head_count_kv").unwrap_or(heads),
+        head_dim,
+        ffn: number("feed_forward_length")?,
+        vocab: embedding.shape[0],
+        rms_eps: get("attention.layer_norm_rms_epsilon").and_then(gguf::Value::as_f64).unwrap_or(1e-5) as f32,
+        rope_base: get("rope.freq_base").and_then(gguf::Value::as_f64).unwrap_or(10_000.0),
+        rope_scaling,
+        rope_layout,
+        context_length: number("context_length")? as u32,
+        qkv_bias,
+        tied,
+    };
+    config.validate(file)?;
+    Ok(config)
+}

@@ -1,0 +1,267 @@
+//! Text to tokens and back.
+//!
+//! GGUF metadata (byte-level BPE) is turned into the JSON that the `tokenizers` crate reads, so that both kinds of model go one way.
+//! Decoding is ours: a token is some bytes, and text is what is complete UTF-8 so far.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::error::ModelError;
+use crate::gguf;
+
+/// A tokenizer with the ids that begin and end sequences.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Bytes of every token; none for special ones.
+    bytes: Vec<Vec<u8>>,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    add_bos: bool,
+}
+
+/// Splits of the pre-tokenizers that GGUF names, as regular expressions.
+const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// GGUF token types that stand for themselves in text: control (3) and user-defined (4).
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+
+fn unusable(what: impl Into<String>) -> ModelError {
+    ModelError::Tokenizer(what.into())
+}
+
+impl Tokenizer {
+    /// From GGUF metadata.
+    ///
+    /// # Errors
+    /// When the kind of tokenizer is not known here, or its lists do not fit together.
+    pub fn from_gguf(values: &BTreeMap<String, gguf::Value>) -> Result<Self, ModelError> {
+        let get = |key: &str| values.get(&format!("tokenizer.ggml.{key}"));
+        match get("model").and_then(gguf::Value::as_text) {
+            Some("gpt2") => {}
+            other => return Err(unusable(format!("its kind is {other:?}, not byte-level BPE (`gpt2`)"))),
+        }
+        let (Some(gguf::Value::Texts(tokens)), Some(gguf::Value::Texts(merges))) =
+            (get("tokens"), get("merges"))
+        else {
+            return Err(unusable("the file has no lists of tokens and merges"));
+        };
+        let kinds = match get("token_type") {
+            Some(gguf::Value::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
+            None => vec![1.0; tokens.len()],
+            _ => return Err(unusable("the list of token types is not as long as that of tokens")),
+        };
+        let split = match get("pre").and_then(gguf::Value::as_text).unwrap_or("default") {
+            "default" | "gpt-2" => json!([pattern(GPT2_SPLIT)]),
+            "smollm" => json!([{"type": "Digits", "individual_digits": true}, pattern(GPT2_SPLIT)]),
+            "llama-bpe" | "llama3" => json!([pattern(LLAMA3_SPLIT)]),
+            "qwen2" => json!([pattern(QWEN2_SPLIT)]),
+            other => return Err(unusable(format!("its pre-tokenizer is `{other}`"))),
+        };
+        let mut steps = split.as_array().cloned().unwrap_or_default();
+        steps.push(
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
+        );
+        let added: Vec<Value> = tokens
+            .iter()
+            .zip(&kinds)
+            .enumerate()
+            .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
+            .map(|(id, (token, kind))| {
+                json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                       "normalized": false, "special": *kind == CONTROL})
+            })
+            .collect();
+        let vocab: BTreeMap<&str, usize> =
+            tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        if vocab.len() != tokens.len() {
+            return Err(unusable("two tokens are the same text"));
+        }
+        let json = json!({
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+            "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        });
+        let id =
+            |key: &str| get(key).and_then(gguf::Value::as_u32).filter(|id| (*id as usize) < tokens.len());
+        let mut eos: Vec<u32> =
+            ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
+        eos.dedup();
+        let add_bos = get("add_bos_token").and_then(gguf::Value::as_u32).unwrap_or(0) == 1;
+        Self::build(&json, id("bos_token_id"), eos, add_bos)
+    }
+
+    /// From `tokenizer.json`, with `config.json` and `tokenizer_config.json` for the ids that begin and end sequences.
+    ///
+    /// # Errors
+    /// When the `tokenizers` crate does not take it.
+    pub fn from_json(json: &[u8], config: &Value, extra: &Value) -> Result<Self, ModelError> {
+        let json: Value =
+            serde_json::from_slice(json).map_err(|e| unusable(format!("tokenizer.json: {e}")))?;
+        let ids = |value: &Value| -> Vec<u32> {
+            let one = value.as_u64().into_iter();
+            let many = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
+            one.chain(many).filter_map(|id| u32::try_from(id).ok()).collect()
+        };
+        let bos = ids(&config["bos_token_id"]).first().copied();
+        let mut eos = ids(&config["eos_token_id"]);
+        let named = extra["eos_token"].as_str().or_else(|| extra["eos_token"]["content"].as_str());
+        let mut out = Self::build(&json, bos, Vec::new(), extra["add_bos_token"].as_bool().unwrap_or(false))?;
+        eos.extend(named.and_then(|name| out.inner.token_to_id(name)));
+        eos.sort_unstable();
+        eos.dedup();
+        out.eos = eos;
+        Ok(out)
+    }
+
+    fn build(json: &Value, bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self, ModelError> {
+        let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
+            .map_err(|error| unusable(format!("the vocabulary is not sound: {error}")))?;
+        let byte_level = json["decoder"].to_string().contains("ByteLevel");
+        let special: BTreeMap<u64, bool> = json["added_tokens"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|t| Some((t["id"].as_u64()?, t["special"].as_bool().unwrap_or(false))))
+            .collect();
+        let unbyte = byte_of_char();
+        let size = inner.get_vocab(true).values().max().map_or(0, |max| *max as usize + 1);
+        let bytes = (0..size as u32)
+            .map(|id| {
+                let token = inner.id_to_token(id).unwrap_or_default();
+                match special.get(&u64::from(id)) {
+                    Some(true) => Vec::new(),
+                    Some(false) => token.into_bytes(),
+                    None if byte_level => token.chars().filter_map(|c| unbyte.get(&c).copied()).collect(),
+                    None => sentence_piece(&token),
+                }
+            })
+            .collect();
+        Ok(Self { inner, bytes, bos, eos, add_bos })
+    }
+
+    /// Number of tokens.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Tokens that end a sequence.
+    #[must_use]
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// The text of the token that begins sequences, if any.
+    #[must_use]
+    pub fn bos_text(&self) -> Option<String> {
+        self.inner.id_to_token(self.bos?)
+    }
+
+    /// The text of the first token that ends sequences, if any.
+    #[must_use]
+    pub fn eos_text(&self) -> Option<String> {
+        self.inner.id_to_token(*self.eos.first()?)
+    }
+
+    /// Tokens of `text`; `begin` puts the beginning-of-sequence token before them if this model wants one.
+    ///
+    /// # Errors
+    /// When the `tokenizers` crate fails.
+    pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode(text, false).map_err(|error| unusable(error.to_string()))?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let (true, true, Some(bos)) = (begin, self.add_bos, self.bos)
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// Bytes of one token; none when it is special or unknown.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// Text of `ids`; what is not UTF-8 becomes U+FFFD.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token_bytes(*id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Turns tokens into text piece by piece, holding back what is not yet a whole character.
+#[derive(Clone, Debug, Default)]
+pub struct Decoder {
+    pending: Vec<u8>,
+}
+
+impl Decoder {
+    /// The text that `id` completes; may be empty.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        self.pending.extend_from_slice(tokenizer.token_bytes(id));
+        let mut out = String::new();
+        loop {
+            match std::str::from_utf8(&self.pending) {
+                Ok(text) => {
+                    out.push_str(text);
+                    self.pending.clear();
+                    return out;
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    out.push_str(&String::from_utf8_lossy(&self.pending[..valid]));
+                    let Some(wrong) = error.error_len() else {
+                        self.pending.drain(..valid);
+                        return out;
+                    };
+                    out.push(char::REPLACEMENT_CHARACTER);
+                    self.pending.drain(..valid + wrong);
+                }
+            }
+        }
+    }
+
+    /// What was held back to the end.
+    pub fn finish(&mut self) -> String {
+        let rest = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        rest
+    }
+}
+
+fn pattern(regex: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
+}
+
+/// GPT-2's printable stand-ins for bytes: printable bytes stand for themselves, the others for U+0100 on.
+fn byte_of_char() -> BTreeMap<char, u8> {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100;
+    (0..=255u8)
+        .map(|b| {
+            if printable(b) {
+                return (char::from(b), b);
+            }
+            next += 1;
+            (char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER), b)
+        })
+        .collect()
+}
+
+/// SentencePiece: `▁` is a space, `<0xAB>` a byte.
+fn sentence_piece(token: &str) -> Vec<u8> {
+    let byte = token
+        .strip_prefix("<0x")
+        .and_then(|t| t.strip_suffix('>'))
+        .and_then(|t| u8::from_str_radix(t, 16).ok());
+    byte.map_or_else(|| token.replace('\u{2581}', " ").into_bytes(), |byte| vec![byte])
+}

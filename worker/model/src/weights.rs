@@ -1,0 +1,171 @@
+//! The weights of a stage, packed for the kernels.
+
+use std::sync::Arc;
+
+use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
+
+use crate::error::ModelError;
+use crate::file::ModelFile;
+
+/// One decoder block.
+pub struct LayerWeights {
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) q: Matrix,
+    pub(crate) k: Matrix,
+    pub(crate) v: Matrix,
+    /// Biases of q, k and v.
+    pub(crate) bias: Option<[Vec<f32>; 3]>,
+    pub(crate) o: Matrix,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
+}
+
+impl LayerWeights {
+    /// Reads block `layer`, tensor by tensor: what is held beside the packed weights is one tensor's bytes.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or cannot be read.
+    pub fn load(file: &ModelFile, layer: u32) -> Result<Self, ModelError> {
+        let c = file.config();
+        let name = |role: &str| file.layer_name(layer, role);
+        let matrix = |role: &str, n, k| file.matrix(&name(role), n, k);
+        let (q_width, kv_width) = (c.q_width(), c.kv_width());
+        let bias = if c.qkv_bias || file.has(&name("attn_q.bias")) {
+            Some([
+                file.vector(&name("attn_q.bias"), q_width)?,
+                file.vector(&name("attn_k.bias"), kv_width)?,
+                file.vector(&name("attn_v.bias"), kv_width)?,
+            ])
+        } else {
+            None
+        };
+        Ok(Self {
+            attention_norm: file.vector(&name("attn_norm.weight"), c.hidden)?,
+            q: matrix("attn_q.weight", q_width, c.hidden)?,
+            k: matrix("attn_k.weight", kv_width, c.hidden)?,
+            v: matrix("attn_v.weight", kv_width, c.hidden)?,
+            bias,
+            o: matrix("attn_output.weight", c.hidden, q_width)?,
+            ffn_norm: file.vector(&name("ffn_norm.weight"), c.hidden)?,
+            gate: matrix("ffn_gate.weight", c.ffn, c.hidden)?,
+            up: matrix("ffn_up.weight", c.ffn, c.hidden)?,
+            down: matrix("ffn_down.weight", c.hidden, c.ffn)?,
+        })
+    }
+
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let matrices = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        let bias = self.bias.iter().flatten().map(Vec::len).sum::<usize>();
+        let vectors = self.attention_norm.len() + self.ffn_norm.len() + bias;
+        matrices.iter().map(|m| m.bytes()).sum::<usize>() + vectors * size_of::<f32>()
+    }
+
+    /// The same block with its matrices widened to f32, for comparisons.
+    #[must_use]
+    pub fn dequantised(&self) -> Self {
+        Self {
+            attention_norm: self.attention_norm.clone(),
+            q: dequantised(&self.q),
+            k: dequantised(&self.k),
+            v: dequantised(&self.v),
+            bias: self.bias.clone(),
+            o: dequantised(&self.o),
+            ffn_norm: self.ffn_norm.clone(),
+            gate: dequantised(&self.gate),
+            up: dequantised(&self.up),
+            down: dequantised(&self.down),
+        }
+    }
+}
+
+fn dequantised(w: &Matrix) -> Matrix {
+    let mut values = vec![0.0; w.n() * w.k()];
+    for (i, row) in values.chunks_exact_mut(w.k()).enumerate() {
+        w.row(i, row);
+    }
+    Matrix::from_f32(w.n(), w.k(), &values)
+}
+
+/// Token embeddings, for the first stage.
+#[derive(Clone)]
+pub struct Embedding(Arc<Matrix>);
+
+impl Embedding {
+    /// Reads the embedding matrix.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or cannot be read.
+    pub fn load(file: &ModelFile) -> Result<Self, ModelError> {
+        let c = file.config();
+        Ok(Self(Arc::new(file.matrix(file.name("embed"), c.vocab, c.hidden)?)))
+    }
+
+    /// The rows of `tokens`, or `None` when one is not in the vocabulary.
+    #[must_use]
+    pub fn rows(&self, tokens: &[u32]) -> Option<Vec<f32>> {
+        let width = self.0.k();
+        let mut out = vec![0.0; tokens.len() * width];
+        for (token, row) in tokens.iter().zip(out.chunks_exact_mut(width)) {
+            if *token as usize >= self.0.n() {
+                return None;
+            }
+            self.0.row(*token as usize, row);
+        }
+        Some(out)
+    }
+
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+}
+
+/// Final norm and output matrix, for the last stage.
+pub struct Head {
+    norm: Vec<f32>,
+    eps: f32,
+    output: Arc<Matrix>,
+}
+
+impl Head {
+    /// Reads them; a tied output matrix is shared with `embedding` when that is here, too.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or cannot be read.
+    pub fn load(file: &ModelFile, embedding: Option<&Embedding>) -> Result<Self, ModelError> {
+        let c = file.config();
+        let output = match (c.tied, embedding) {
+            (true, Some(embedding)) => Arc::clone(&embedding.0),
+            (true, None) => Embedding::load(file)?.0,
+            (false, _) => Arc::new(file.matrix(file.name("head"), c.vocab, c.hidden)?),
+        };
+        Ok(Self { norm: file.vector(file.name("norm"), c.hidden)?, eps: c.rms_eps, output })
+    }
+
+    /// Logits of `m` rows: `m * vocab` values.
+    #[must_use]
+    pub fn logits(&self, pool: &Pool, x: &[f32], m: usize, scratch: &mut Scratch) -> Vec<f32> {
+        let mut normed = vec![0.0; x.len()];
+        rms_norm(x, &self.norm, self.eps, m, &mut normed);
+        let mut logits = vec![0.0; m * self.output.n()];
+        linear(pool, &self.output, &normed, m, &mut logits, scratch);
+        logits
+    }
+
+    /// Memory it takes, the output matrix included also when it is shared.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.output.bytes() + self.norm.len() * size_of::<f32>()
+    }
+
+    /// The same with the output matrix widened to f32, for comparisons.
+    #[must_use]
+    pub fn dequantised(&self) -> Self {
+        Self { norm: self.norm.clone(), eps: self.eps, output: Arc::new(dequantised(&self.output)) }
+    }
+}
