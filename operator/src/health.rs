@@ -26,7 +26,11 @@ pub struct Health {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: std::net::SocketAddr, health: Health, mut stop: watch::Receiver<bool>) -> Result<()> {
+pub async fn serve(
+    address: std::net::SocketAddr,
+    health: Health,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let stopped = async move {
         // An error means that the sender is gone: the process is going down.

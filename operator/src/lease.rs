@@ -127,7 +127,11 @@ impl Elector {
         let ours = previous.is_some_and(|p| p.holder_identity.as_deref() == Some(&self.identity));
         let transitions = previous.and_then(|p| p.lease_transitions).unwrap_or(0);
         LeaseSpec {
-            acquire_time: if ours { previous.and_then(|p| p.acquire_time.clone()) } else { Some(now.clone()) },
+            acquire_time: if ours {
+                previous.and_then(|p| p.acquire_time.clone())
+            } else {
+                Some(now.clone())
+            },
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
             lease_transitions: Some(if ours { transitions } else { transitions.saturating_add(1) }),
@@ -138,7 +142,9 @@ impl Elector {
 
     async fn release(&self) -> Result<(), kube::Error> {
         let mut lease = self.api.get(&self.name).await?;
-        if let Some(spec) = lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&self.identity)) {
+        if let Some(spec) =
+            lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&self.identity))
+        {
             spec.holder_identity = Some(String::new());
             self.api.replace(&self.name, &PostParams::default(), &lease).await?;
         }

@@ -1,17 +1,113 @@
-//! dunlin-operator: observe, plan, apply.
-#![allow(dead_code)]
+//! `dunlin-operator`: observe -> plan -> apply.
+//!
+//! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
+//! * [`convert`] the manifest in numbers · [`reconcile`] the decision and the order of its steps
+//! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
+//! * [`lease`] who may write · [`lead`] one term of it
 
+mod api;
 mod apply;
 mod config;
+mod convert;
 mod error;
 mod health;
 mod labels;
+mod lead;
 mod lease;
 mod metrics;
 mod observe;
+mod peers;
+mod quantity;
+mod reconcile;
 mod spot;
+mod status;
 mod telemetry;
 #[cfg(test)]
 mod testing;
 
-fn main() {}
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use kube::{Api, Client};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, watch};
+use tracing::info;
+
+use crate::health::Health;
+use crate::lease::Elector;
+use crate::metrics::Metrics;
+
+/// Triggers that may wait for the leader.
+const TRIGGERS_MAX: usize = 4096;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let config = config::Config::parse();
+    let _telemetry = telemetry::install()?;
+    // An error means that one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::try_default().await.context("no kubeconfig and no ServiceAccount")?;
+    let metrics = Arc::new(Metrics::default());
+    let (stop, stopped) = watch::channel(false);
+    let (leader, mut leading) = watch::channel(false);
+    let (triggers, _) = broadcast::channel(TRIGGERS_MAX);
+
+    let (caches, watches) =
+        observe::run(&client, &config.watch_namespace, config.watch_nodes, triggers.clone());
+    let health = Health { metrics: Arc::clone(&metrics), synced: Arc::new(AtomicBool::new(false)) };
+    let synced = {
+        let (caches, flag) = (caches.clone(), Arc::clone(&health.synced));
+        async move {
+            caches.synced().await;
+            flag.store(true, Ordering::Relaxed);
+        }
+    };
+    let leases = Api::namespaced(client.clone(), &config.namespace);
+    let elector = Elector::new(leases, labels::MANAGER, &config.identity);
+    let address = config.http;
+    let parts = lead::Parts {
+        client,
+        config,
+        caches,
+        metrics: Arc::clone(&metrics),
+        triggers,
+        connect: Arc::new(peers::GrpcConnector),
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        watches.await;
+        Ok(())
+    });
+    tasks.spawn(async move {
+        synced.await;
+        std::future::pending().await
+    });
+    tasks.spawn(health::serve(address, health, stopped.clone()));
+    let election = tokio::spawn(elector.run(leader, stopped));
+    tasks.spawn(async move {
+        while leading.wait_for(|leads| *leads).await.is_ok() {
+            metrics.leader.set(1);
+            tokio::select! {
+                () = lead::lead(parts.clone()) => {}
+                _ = leading.wait_for(|leads| !*leads) => {}
+            }
+            metrics.leader.set(0);
+        }
+        Ok(())
+    });
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        Some(ended) = tasks.join_next() => ended.context("a task panicked").and_then(|r| r),
+    };
+    info!("stopping");
+    let _ = stop.send(true);
+    // Giving the lease back lets the other replica go on at once. The elector's own deadlines bound this.
+    election.await.context("leader election panicked")?;
+    tasks.shutdown().await;
+    result
+}

@@ -119,7 +119,10 @@ mod tests {
         let text = metrics.text().unwrap();
         assert!(text.contains("dunlin_operator_reconcile_seconds_count 1"), "{text}");
         assert!(text.contains("dunlin_operator_reconcile_failures_total{category=\"api\"} 1"), "{text}");
-        assert!(text.contains("dunlin_operator_peers_lost_total{namespace=\"default\",swarm=\"smollm2\"} 1"), "{text}");
+        assert!(
+            text.contains("dunlin_operator_peers_lost_total{namespace=\"default\",swarm=\"smollm2\"} 1"),
+            "{text}"
+        );
         metrics.forget(&labels);
         assert!(!metrics.text().unwrap().contains("smollm2"));
     }

@@ -24,7 +24,11 @@ pub fn owner() -> Owner {
 }
 
 pub fn image() -> Image {
-    Image { reference: "registry.local/dunlin-worker:dev".into(), pull_policy: "IfNotPresent".into(), pull_secrets: vec![] }
+    Image {
+        reference: "registry.local/dunlin-worker:dev".into(),
+        pull_policy: "IfNotPresent".into(),
+        pull_secrets: vec![],
+    }
 }
 
 pub fn pool(name: &str, spot: bool) -> PoolTemplate {
@@ -51,7 +55,11 @@ fn assert_contains(whole: &Value, part: &Value, path: &str) {
         (Value::Object(whole), Value::Object(part)) => {
             for (key, value) in part {
                 let path = format!("{path}.{key}");
-                assert_contains(whole.get(key).unwrap_or_else(|| panic!("{path} is no such field")), value, &path);
+                assert_contains(
+                    whole.get(key).unwrap_or_else(|| panic!("{path} is no such field")),
+                    value,
+                    &path,
+                );
             }
         }
         (Value::Array(whole), Value::Array(part)) => {
@@ -78,5 +86,37 @@ pub fn assert_restricted(spec: &Value) {
         assert_eq!(context["allowPrivilegeEscalation"], false);
         assert_eq!(context["capabilities"]["drop"][0], "ALL");
         assert!(container["ports"].as_array().unwrap().iter().all(|p| p.get("hostPort").is_none()));
+    }
+}
+
+/// `peers` peers in the one pool `spot`.
+pub fn desired(peers: u32) -> crate::convert::Desired {
+    crate::convert::Desired {
+        model: "m".into(),
+        digest: "d".into(),
+        model_args: vec![],
+        template: "t".into(),
+        image: image(),
+        pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers }],
+        shadows: 1,
+        gateways: 2,
+        gateway_resources: serde_json::json!({}),
+        suspended: false,
+    }
+}
+
+/// A running worker made from the current template.
+pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
+    crate::observe::WorkerView {
+        name: name.into(),
+        uid: format!("uid-{name}"),
+        pool: pool.into(),
+        template: "t".into(),
+        node: format!("n-{name}"),
+        zone: String::new(),
+        ip: Some("10.0.0.1".into()),
+        phase: crate::observe::Phase::Running,
+        deleting: false,
+        node_gone: false,
     }
 }

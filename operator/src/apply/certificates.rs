@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -30,7 +30,9 @@ pub enum CertificateError {
         source: rcgen::Error,
     },
     /// The authority's Secret is not as the operator wrote it.
-    #[error("Secret {0} has no usable ca.crt and ca.key: delete it, and the operator makes a new authority and new peers")]
+    #[error(
+        "Secret {0} has no usable ca.crt and ca.key: delete it, and the operator makes a new authority and new peers"
+    )]
     Secret(String),
 }
 
@@ -69,7 +71,9 @@ impl Authority {
     pub fn load(owner: &Owner, data: &BTreeMap<String, ByteString>) -> Result<Self, CertificateError> {
         let bad = || CertificateError::Secret(owner.authority());
         let text = |name: &str| {
-            data.get(name).and_then(|b| String::from_utf8(b.0.clone()).ok()).filter(|t| t.contains("-----BEGIN"))
+            data.get(name)
+                .and_then(|b| String::from_utf8(b.0.clone()).ok())
+                .filter(|t| t.contains("-----BEGIN"))
         };
         let (certificate, key) = text("ca.crt").zip(text("ca.key")).ok_or_else(bad)?;
         let pair = KeyPair::from_pem(&key).map_err(|_| bad())?;
@@ -119,7 +123,13 @@ impl Authority {
     ///
     /// # Errors
     /// As [`Authority::issue`].
-    pub fn leaf_secret(&self, owner: &Owner, name: &str, role: &str, names: &[String]) -> Result<Value, CertificateError> {
+    pub fn leaf_secret(
+        &self,
+        owner: &Owner,
+        name: &str,
+        role: &str,
+        names: &[String],
+    ) -> Result<Value, CertificateError> {
         let leaf = self.issue(names)?;
         Ok(json!({
             "apiVersion": "v1",
@@ -187,7 +197,8 @@ mod tests {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.certificate.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         let certificate = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         verifier.verify_server_cert(&certificate, &[], &name, &[], UnixTime::now()).is_ok()
@@ -196,7 +207,8 @@ mod tests {
     #[test]
     fn leaves_of_a_reloaded_authority_verify_for_their_own_names_only() {
         let first = Authority::generate(&owner()).unwrap();
-        let secret: k8s_openapi::api::core::v1::Secret = serde_json::from_value(first.secret(&owner())).unwrap();
+        let secret: k8s_openapi::api::core::v1::Secret =
+            serde_json::from_value(first.secret(&owner())).unwrap();
         let again = Authority::load(&owner(), &secret.data.unwrap()).unwrap();
         let leaf = again.issue(&stage_names(&owner(), "smollm2-spot-x7x7x")).unwrap();
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x"));

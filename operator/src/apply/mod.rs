@@ -94,7 +94,8 @@ impl Applier {
         let (kind, name) = key(object);
         let api = self.dynamic(object);
         let params = PatchParams::apply(MANAGER).force();
-        let written = call(format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(object))).await?;
+        let written =
+            call(format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(object))).await?;
         self.metrics.applied.inc();
         Ok(written)
     }
@@ -177,7 +178,10 @@ pub fn is_code(error: &kube::Error, code: u16) -> bool {
 ///
 /// # Errors
 /// The call's error, or that there was no answer.
-pub async fn call<T>(action: String, future: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Error> {
+pub async fn call<T>(
+    action: String,
+    future: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Error> {
     match timeout(CALL, future).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(Error::Api { action, source: Box::new(source) }),

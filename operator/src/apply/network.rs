@@ -65,7 +65,9 @@ mod tests {
         }
         let open: Vec<bool> = policies
             .iter()
-            .map(|p| p["spec"]["ingress"].as_array().unwrap().iter().any(|r| r["ports"][0]["port"] == HTTP_PORT))
+            .map(|p| {
+                p["spec"]["ingress"].as_array().unwrap().iter().any(|r| r["ports"][0]["port"] == HTTP_PORT)
+            })
             .collect();
         assert_eq!(open, [false, true]);
     }

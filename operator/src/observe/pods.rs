@@ -171,7 +171,11 @@ mod tests {
             (pod(running.clone(), false), ready_node(), Phase::Running),
             (pod(running.clone(), true), ready_node(), Phase::Draining("it is being deleted")),
             (pod(json!({"phase": "Failed"}), false), ready_node(), Phase::Lost("its container failed")),
-            (pod(json!({"phase": "Pending"}), true), ready_node(), Phase::Lost("it was deleted before it ran")),
+            (
+                pod(json!({"phase": "Pending"}), true),
+                ready_node(),
+                Phase::Lost("it was deleted before it ran"),
+            ),
             (
                 pod(running.clone(), true),
                 NodeView { ready: false, ..ready_node() },
@@ -225,7 +229,9 @@ mod tests {
         let plain = made(json!([]), "True");
         assert!(plain.ready && plain.spot && !plain.notice && plain.zone == "a");
         assert!(!made(json!([]), "Unknown").ready);
-        assert!(!made(json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]), "True").ready);
+        assert!(
+            !made(json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}]), "True").ready
+        );
         assert!(made(json!([{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]), "True").notice);
     }
 }

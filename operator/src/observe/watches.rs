@@ -37,7 +37,8 @@ impl Caches {
     #[must_use]
     pub fn view(&self, namespace: &str, name: &str, created: &[Pod]) -> SwarmView {
         let ours = |pod: &Pod| {
-            pod.namespace().as_deref() == Some(namespace) && pod.labels().get(SWARM).is_some_and(|s| s == name)
+            pod.namespace().as_deref() == Some(namespace)
+                && pod.labels().get(SWARM).is_some_and(|s| s == name)
         };
         let seen = self.pods.state_filter(ours);
         let known = |pod: &&Pod| !seen.iter().any(|s| s.name_any() == pod.name_any());
@@ -48,6 +49,12 @@ impl Caches {
     #[must_use]
     pub fn has_pod(&self, namespace: &str, name: &str) -> bool {
         self.pods.get(&ObjectRef::new(name).within(namespace)).is_some()
+    }
+
+    /// A pod as the watch last saw it.
+    #[cfg(test)]
+    pub fn pod(&self, reference: &ObjectRef<Pod>) -> Option<Pod> {
+        self.pods.get(reference).map(|pod| (*pod).clone())
     }
 
     /// Waits until pods have been listed once.
@@ -178,7 +185,10 @@ mod tests {
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n2", "True"))).is_empty());
         assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), swarm);
-        assert!(matches!(caches.view("default", "smollm2", &[]).workers["a"].phase, super::super::Phase::Lost(_)));
+        assert!(matches!(
+            caches.view("default", "smollm2", &[]).workers["a"].phase,
+            super::super::Phase::Lost(_)
+        ));
     }
 
     #[test]

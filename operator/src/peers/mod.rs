@@ -1,0 +1,423 @@
+//! What workers say about themselves, and what they are told. One task per worker asks every second over gRPC and repeats the newest order
+//! until it is acknowledged: level-triggered, so a lost message or a restarted worker needs no special care.
+
+mod client;
+
+pub use client::{GrpcConnector, Identity};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dunlin_planner::{Epoch, Layers};
+use tokio::sync::{broadcast, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info};
+
+use crate::observe::Trigger;
+
+/// Pause between questions to one worker.
+const INTERVAL: Duration = Duration::from_millis(1000);
+/// Deadline of one question.
+const DEADLINE: Duration = Duration::from_millis(1000);
+
+/// What a worker is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WorkerState {
+    /// Reads the model's header.
+    #[default]
+    Starting,
+    /// Reads its layers.
+    Loading,
+    /// Serves.
+    Ready,
+    /// Serves and is about to go.
+    Draining,
+    /// Cannot serve; see the error.
+    Failed,
+}
+
+/// Sizes of the model, read from its header by a worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// Bytes of each layer once loaded.
+    pub layer_bytes: Vec<u64>,
+}
+
+/// One answer of a worker.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Newest epoch it obeys.
+    pub epoch: Epoch,
+    /// Layers it can execute.
+    pub held: Vec<Layers>,
+    /// Measured rows per second through one layer.
+    pub rows_per_s_per_layer: f64,
+    /// Sessions it works for.
+    pub sessions: u32,
+    /// The model, once its header is read.
+    pub model: Option<ModelFacts>,
+    /// (reason, message) of what a user must mend.
+    pub error: Option<(String, String)>,
+    /// Peers that a gateway found lost.
+    pub lost: BTreeSet<String>,
+}
+
+/// What a worker should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Epoch of the topology.
+    pub epoch: Epoch,
+    /// The topology as JSON.
+    pub topology: Arc<str>,
+    /// It should hand over and end.
+    pub drain: bool,
+}
+
+/// A question to a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How are you?
+    Status,
+    /// Take this topology.
+    Take(Order),
+    /// Hand over: the pod is about to go.
+    Drain,
+}
+
+/// Role of a worker, which decides how a topology reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds layers.
+    Stage,
+    /// Answers clients.
+    Gateway,
+}
+
+/// A worker to talk to.
+#[derive(Clone)]
+pub struct Target {
+    /// Pod name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// `ip:port` of its gRPC server.
+    pub addr: String,
+    /// DNS name in its certificate.
+    pub server_name: String,
+    /// Who we are to it.
+    pub identity: Arc<Identity>,
+}
+
+/// A boxed future of an answer; the error is for the log.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Report, String>> + Send + 'a>>;
+
+/// A connection to one worker that mends itself.
+pub trait Talk: Send {
+    /// Asks once.
+    fn ask(&mut self, question: Question) -> Answering<'_>;
+}
+
+/// Makes connections.
+pub trait Connect: Send + Sync {
+    /// A connection to `target`, made when first used.
+    ///
+    /// # Errors
+    /// When certificates or address cannot be used at all.
+    fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String>;
+}
+
+/// What is known about one worker.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// Its newest report.
+    pub report: Option<Report>,
+    /// When it last answered.
+    pub at: Option<Instant>,
+    /// It said Ready at some time.
+    pub was_ready: bool,
+}
+
+impl Answer {
+    /// It was Ready once and has not answered for `limit`.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant, limit: Duration) -> bool {
+        self.was_ready && self.at.is_some_and(|at| now.duration_since(at) >= limit)
+    }
+}
+
+struct Entry {
+    addr: String,
+    answer: Answer,
+    order: watch::Sender<Option<Order>>,
+    task: AbortHandle,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Swarms = BTreeMap<Trigger, BTreeMap<String, Entry>>;
+
+/// All conversations of the leader.
+pub struct Monitor {
+    swarms: Arc<Mutex<Swarms>>,
+    connect: Arc<dyn Connect>,
+    triggers: broadcast::Sender<Trigger>,
+    silence: Duration,
+}
+
+impl Monitor {
+    /// No conversations yet. `silence`: see [`Answer::is_silent`].
+    #[must_use]
+    pub fn new(connect: Arc<dyn Connect>, triggers: broadcast::Sender<Trigger>, silence: Duration) -> Self {
+        Self { swarms: Arc::default(), connect, triggers, silence }
+    }
+
+    /// Talks to exactly `targets` of `swarm` from now on.
+    pub fn follow(&self, swarm: &Trigger, targets: Vec<Target>) {
+        let mut swarms = lock(&self.swarms);
+        let entries = swarms.entry(swarm.clone()).or_default();
+        entries.retain(|name, entry| targets.iter().any(|t| t.name == *name && t.addr == entry.addr));
+        for target in targets {
+            if !entries.contains_key(&target.name) {
+                let (order, orders) = watch::channel(None);
+                let (addr, name) = (target.addr.clone(), target.name.clone());
+                let task = tokio::spawn(converse(Conversation {
+                    swarms: Arc::clone(&self.swarms),
+                    connect: Arc::clone(&self.connect),
+                    triggers: self.triggers.clone(),
+                    silence: self.silence,
+                    swarm: swarm.clone(),
+                    target,
+                    orders,
+                }));
+                let task = task.abort_handle();
+                entries.insert(name, Entry { addr, answer: Answer::default(), order, task });
+            }
+        }
+        if entries.is_empty() {
+            swarms.remove(swarm);
+        }
+    }
+
+    /// Ends all conversations of `swarm`.
+    pub fn forget(&self, swarm: &Trigger) {
+        lock(&self.swarms).remove(swarm);
+    }
+
+    /// What is known about the workers of `swarm`, by pod name.
+    #[must_use]
+    pub fn answers(&self, swarm: &Trigger) -> BTreeMap<String, Answer> {
+        let swarms = lock(&self.swarms);
+        let entries = swarms.get(swarm).into_iter().flatten();
+        entries.map(|(name, entry)| (name.clone(), entry.answer.clone())).collect()
+    }
+
+    /// Gives a worker its newest order; nothing happens when it has it already.
+    pub fn order(&self, swarm: &Trigger, name: &str, order: Order) {
+        if let Some(entry) = lock(&self.swarms).get(swarm).and_then(|entries| entries.get(name)) {
+            entry.order.send_if_modified(|current| {
+                let changed = current.as_ref() != Some(&order);
+                *current = Some(order);
+                changed
+            });
+        }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // The tasks hold the map, and the map holds the tasks.
+        lock(&self.swarms).clear();
+    }
+}
+
+struct Conversation {
+    swarms: Arc<Mutex<Swarms>>,
+    connect: Arc<dyn Connect>,
+    triggers: broadcast::Sender<Trigger>,
+    silence: Duration,
+    swarm: Trigger,
+    target: Target,
+    orders: watch::Receiver<Option<Order>>,
+}
+
+async fn converse(mut conversation: Conversation) {
+    let target = conversation.target.clone();
+    let mut talk = match conversation.connect.connect(&target) {
+        Ok(talk) => talk,
+        Err(error) => {
+            info!(peer = target.name, error, "no connection is possible");
+            return;
+        }
+    };
+    let mut acknowledged: Option<Order> = None;
+    loop {
+        let order = conversation.orders.borrow_and_update().clone();
+        let question = match &order {
+            Some(order) if order.drain && acknowledged.as_ref().is_none_or(|a| !a.drain) => Question::Drain,
+            Some(order) if acknowledged.as_ref() != Some(order) => Question::Take(order.clone()),
+            _ => Question::Status,
+        };
+        let is_order = question != Question::Status;
+        let answer = match timeout(DEADLINE, talk.ask(question)).await {
+            Ok(answer) => answer,
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        if is_order && answer.is_ok() {
+            acknowledged = order;
+        }
+        conversation.take(answer);
+        if let Ok(Err(_)) = timeout(INTERVAL, conversation.orders.changed()).await {
+            return;
+        }
+    }
+}
+
+impl Conversation {
+    /// Keeps an answer, and has the swarm looked at again when it says something new.
+    fn take(&self, answer: Result<Report, String>) {
+        let mut swarms = lock(&self.swarms);
+        let Some(entry) = swarms.get_mut(&self.swarm).and_then(|e| e.get_mut(&self.target.name)) else {
+            return;
+        };
+        let now = Instant::now();
+        let news = match answer {
+            Ok(report) => {
+                let silent_before = entry.answer.is_silent(now, self.silence);
+                let news =
+                    silent_before || entry.answer.report.as_ref().is_none_or(|old| is_news(old, &report));
+                entry.answer.was_ready |= report.state == WorkerState::Ready;
+                entry.answer.at = Some(now);
+                entry.answer.report = Some(report);
+                news
+            }
+            Err(error) => {
+                debug!(peer = self.target.name, error, "no answer");
+                entry.answer.is_silent(now, self.silence)
+            }
+        };
+        if news {
+            let _ = self.triggers.send(self.swarm.clone());
+        }
+    }
+}
+
+/// Whether a report differs in what plans or the status are made from; sessions and small changes of speed do not.
+fn is_news(old: &Report, new: &Report) -> bool {
+    old.state != new.state
+        || old.epoch != new.epoch
+        || old.held != new.held
+        || old.model != new.model
+        || old.error != new.error
+        || old.lost != new.lost
+}
+
+fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
+    swarms.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers Ready, or nothing while told to be silent; records what it is asked.
+    #[derive(Default)]
+    struct Fake {
+        asked: Arc<Mutex<Vec<Question>>>,
+        silent: Arc<std::sync::atomic::AtomicBool>,
+    }
+
+    struct FakeTalk(Arc<Mutex<Vec<Question>>>, Arc<std::sync::atomic::AtomicBool>);
+
+    impl Connect for Fake {
+        fn connect(&self, _: &Target) -> Result<Box<dyn Talk>, String> {
+            Ok(Box::new(FakeTalk(Arc::clone(&self.asked), Arc::clone(&self.silent))))
+        }
+    }
+
+    impl Talk for FakeTalk {
+        fn ask(&mut self, question: Question) -> Answering<'_> {
+            let silent = self.1.load(std::sync::atomic::Ordering::SeqCst);
+            if !silent {
+                self.0.lock().unwrap().push(question);
+            }
+            Box::pin(async move {
+                if silent {
+                    return Err("silent".to_owned());
+                }
+                Ok(Report { state: WorkerState::Ready, ..Report::default() })
+            })
+        }
+    }
+
+    fn target(name: &str) -> Target {
+        Target {
+            name: name.into(),
+            role: Role::Stage,
+            addr: "10.0.0.1:7070".into(),
+            server_name: name.into(),
+            identity: Arc::default(),
+        }
+    }
+
+    fn swarm() -> Trigger {
+        ("default".into(), "smollm2".into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_is_given_once_and_a_new_one_again() {
+        let fake = Fake::default();
+        let asked = Arc::clone(&fake.asked);
+        let (triggers, mut triggered) = broadcast::channel(16);
+        let monitor = Monitor::new(Arc::new(fake), triggers, Duration::from_secs(3));
+        monitor.follow(&swarm(), vec![target("a")]);
+        assert_eq!(triggered.recv().await.unwrap(), swarm());
+        let order = |epoch| Order { epoch, topology: "{}".into(), drain: false };
+        for epoch in [1, 1, 2] {
+            monitor.order(&swarm(), "a", order(epoch));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        let taken: Vec<Epoch> = asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|q| if let Question::Take(order) = q { Some(order.epoch) } else { None })
+            .collect();
+        assert_eq!(taken, [1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_of_a_worker_that_was_ready_triggers_its_swarm() {
+        let fake = Fake::default();
+        let silent = Arc::clone(&fake.silent);
+        let (triggers, mut triggered) = broadcast::channel(16);
+        let limit = Duration::from_secs(3);
+        let monitor = Monitor::new(Arc::new(fake), triggers, limit);
+        monitor.follow(&swarm(), vec![target("a")]);
+        triggered.recv().await.unwrap();
+        assert!(!monitor.answers(&swarm())["a"].is_silent(Instant::now(), limit));
+        silent.store(true, std::sync::atomic::Ordering::SeqCst);
+        triggered.recv().await.unwrap();
+        assert!(monitor.answers(&swarm())["a"].is_silent(Instant::now(), limit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_no_longer_followed_is_forgotten() {
+        let (triggers, _keep) = broadcast::channel(16);
+        let monitor = Monitor::new(Arc::new(Fake::default()), triggers, Duration::from_secs(3));
+        monitor.follow(&swarm(), vec![target("a"), target("b")]);
+        monitor.follow(&swarm(), vec![target("b")]);
+        assert_eq!(monitor.answers(&swarm()).into_keys().collect::<Vec<_>>(), ["b"]);
+        monitor.forget(&swarm());
+        assert!(monitor.answers(&swarm()).is_empty());
+    }
+}

@@ -1,0 +1,297 @@
+//! Which pods stay, which go and how many are missing. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::apply::pods::PoolTemplate;
+use crate::convert::Desired;
+use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::peers::{Answer, WorkerState};
+
+/// A worker that answered but never got Ready may be silent this many times longer: it reads weights.
+const LOADING_PATIENCE: u32 = 5;
+
+/// What becomes of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Serves.
+    Ready,
+    /// Will serve.
+    Coming,
+    /// Serves until its layers are elsewhere.
+    Leaving,
+    /// Made from an older manifest: goes at once.
+    Outdated,
+    /// Will never serve again.
+    Lost(String),
+}
+
+/// A pod to make.
+#[derive(Clone, Debug)]
+pub struct Creation {
+    /// Where.
+    pub pool: PoolTemplate,
+    /// It takes the place of a lost one.
+    pub replaces: bool,
+}
+
+/// A pod to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// Pod name.
+    pub name: String,
+    /// Pod UID: not another pod of the same name.
+    pub uid: String,
+    /// Without waiting for its node to confirm.
+    pub now: bool,
+}
+
+/// All workers of a swarm with what becomes of them.
+#[derive(Clone, Debug, Default)]
+pub struct Roster {
+    /// Every worker.
+    pub standings: BTreeMap<String, Standing>,
+    /// Pods to make.
+    pub create: Vec<Creation>,
+    /// Pods to delete.
+    pub delete: Vec<Deletion>,
+}
+
+/// What the roster is made from.
+pub struct Evidence<'a> {
+    /// Pods.
+    pub view: &'a SwarmView,
+    /// Reports.
+    pub answers: &'a BTreeMap<String, Answer>,
+    /// Peers that answer us and that no gateway can reach.
+    pub unreachable: &'a BTreeSet<String>,
+    /// Peers without which every layer is still held.
+    pub dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
+    /// New pods must wait: the last ones ended before they served.
+    pub hold_creation: bool,
+    /// Now.
+    pub now: Instant,
+    /// Silence that means loss.
+    pub silence: Duration,
+}
+
+/// The roster that brings the pods to what is desired.
+#[must_use]
+pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
+    let mut roster = Roster::default();
+    for (name, worker) in &evidence.view.workers {
+        roster.standings.insert(name.clone(), standing(desired, worker, evidence));
+    }
+    for pool in &desired.pools {
+        let wanted = usize::try_from(pool.peers).unwrap_or(usize::MAX);
+        let mut fit: Vec<&WorkerView> = evidence
+            .view
+            .workers
+            .values()
+            .filter(|w| w.pool == pool.template.name)
+            .filter(|w| matches!(roster.standings[&w.name], Standing::Ready | Standing::Coming))
+            .collect();
+        let lost = roster.standings.values().filter(|s| matches!(s, Standing::Lost(_))).count();
+        let missing = wanted.saturating_sub(fit.len());
+        if !evidence.hold_creation {
+            roster
+                .create
+                .extend((0..missing).map(|i| Creation { pool: pool.template.clone(), replaces: i < lost }));
+        }
+        // The surplus: those that do not serve yet first, then the last by name.
+        fit.sort_by_key(|w| (roster.standings[&w.name] == Standing::Ready, w.name.clone()));
+        let coming = fit.iter().take_while(|w| roster.standings[&w.name] == Standing::Coming).count();
+        fit[coming..].reverse();
+        let surplus: Vec<String> =
+            fit.iter().take(fit.len().saturating_sub(wanted)).map(|w| w.name.clone()).collect();
+        for name in surplus {
+            roster.standings.insert(name, Standing::Leaving);
+        }
+    }
+    let known: BTreeSet<&str> = desired.pools.iter().map(|p| p.template.name.as_str()).collect();
+    for worker in evidence.view.workers.values().filter(|w| !known.contains(w.pool.as_str())) {
+        let standing = roster.standings.entry(worker.name.clone()).or_insert(Standing::Leaving);
+        if matches!(standing, Standing::Ready | Standing::Coming) {
+            *standing = Standing::Leaving;
+        }
+    }
+    let leaving: BTreeSet<&str> = roster
+        .standings
+        .iter()
+        .filter(|(_, s)| matches!(s, Standing::Leaving))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let may_leave = desired.suspended || (evidence.dispensable)(&leaving);
+    for worker in evidence.view.workers.values() {
+        let go = match &roster.standings[&worker.name] {
+            Standing::Ready | Standing::Coming => false,
+            // Its layers must be elsewhere first; who has none may go at once.
+            Standing::Leaving => !worker.deleting && (may_leave || worker.phase == Phase::Pending(None)),
+            Standing::Outdated => !worker.deleting,
+            Standing::Lost(_) => !worker.deleting || worker.node_gone,
+        };
+        // A pod that merely has notice of its node's end is left to the platform.
+        let noticed = matches!(worker.phase, Phase::Draining(_)) && !worker.deleting && !desired.suspended;
+        if go && !noticed {
+            roster.delete.push(Deletion {
+                name: worker.name.clone(),
+                uid: worker.uid.clone(),
+                now: worker.node_gone,
+            });
+        }
+    }
+    roster
+}
+
+fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
+    let answer = evidence.answers.get(&worker.name);
+    if let Phase::Lost(why) = &worker.phase {
+        return Standing::Lost((*why).to_owned());
+    }
+    if let Some(answer) = answer {
+        let patient = answer.at.is_some_and(|at| {
+            !answer.was_ready && evidence.now.duration_since(at) >= evidence.silence * LOADING_PATIENCE
+        });
+        if patient || answer.is_silent(evidence.now, evidence.silence) {
+            return Standing::Lost("it does not answer".to_owned());
+        }
+    }
+    if evidence.unreachable.contains(&worker.name) {
+        return Standing::Lost("the gateways cannot reach it".to_owned());
+    }
+    if worker.template != desired.template {
+        return Standing::Outdated;
+    }
+    let state = answer.and_then(|a| a.report.as_ref()).map(|r| r.state);
+    match (&worker.phase, state) {
+        (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Standing::Leaving,
+        (Phase::Running, Some(WorkerState::Ready)) => Standing::Ready,
+        _ => Standing::Coming,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::Report;
+    use crate::testing::{desired, worker};
+
+    struct World {
+        view: SwarmView,
+        answers: BTreeMap<String, Answer>,
+        now: Instant,
+    }
+
+    fn world(names: &[&str]) -> World {
+        let now = Instant::now();
+        let mut world = World { view: SwarmView::default(), answers: BTreeMap::new(), now };
+        for name in names {
+            world.view.workers.insert((*name).to_owned(), worker(name, "spot"));
+            let report = Report { state: WorkerState::Ready, ..Report::default() };
+            let answer = Answer { report: Some(report), at: Some(now), was_ready: true };
+            world.answers.insert((*name).to_owned(), answer);
+        }
+        world
+    }
+
+    fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
+        let evidence = Evidence {
+            view: &world.view,
+            answers: &world.answers,
+            unreachable: &BTreeSet::new(),
+            dispensable: &|_| dispensable,
+            hold_creation: false,
+            now: world.now + Duration::from_secs(later_s),
+            silence: Duration::from_secs(3),
+        };
+        roster(&desired(peers), &evidence)
+    }
+
+    fn names(deletions: &[Deletion]) -> Vec<&str> {
+        deletions.iter().map(|d| d.name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_first_pods_are_created_and_replace_nothing() {
+        let roster = run(&world(&[]), 3, 0, true);
+        assert_eq!(roster.create.len(), 3);
+        assert!(roster.create.iter().all(|c| !c.replaces));
+    }
+
+    #[test]
+    fn a_failed_pod_is_replaced_at_once_and_deleted() {
+        let mut world = world(&["a", "b", "c"]);
+        world.view.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
+        let roster = run(&world, 3, 0, true);
+        assert_eq!((roster.create.len(), roster.create[0].replaces), (1, true));
+        assert_eq!(names(&roster.delete), ["b"]);
+        assert!(!roster.delete[0].now);
+    }
+
+    #[test]
+    fn a_pod_on_a_dead_node_is_deleted_by_force_even_when_already_deleting() {
+        let mut world = world(&["a"]);
+        let worker = world.view.workers.get_mut("a").unwrap();
+        (worker.phase, worker.deleting, worker.node_gone) =
+            (Phase::Lost("its node is not ready"), true, true);
+        assert!(run(&world, 1, 0, true).delete[0].now);
+    }
+
+    #[test]
+    fn silence_is_loss_after_the_limit_and_not_before() {
+        let world = world(&["a"]);
+        assert!(run(&world, 1, 2, true).create.is_empty());
+        let roster = run(&world, 1, 3, true);
+        assert_eq!(roster.standings["a"], Standing::Lost("it does not answer".into()));
+        assert_eq!(roster.create.len(), 1);
+    }
+
+    #[test]
+    fn a_draining_pod_is_replaced_and_keeps_serving() {
+        let mut world = world(&["a", "b"]);
+        let worker = world.view.workers.get_mut("a").unwrap();
+        (worker.phase, worker.deleting) = (Phase::Draining("it is being deleted"), true);
+        let roster = run(&world, 2, 0, true);
+        assert_eq!(roster.standings["a"], Standing::Leaving);
+        assert_eq!((roster.create.len(), roster.delete.len()), (1, 0));
+    }
+
+    #[test]
+    fn the_surplus_leaves_only_when_its_layers_are_elsewhere() {
+        let world = world(&["a", "b", "c", "d", "e"]);
+        let waiting = run(&world, 2, 0, false);
+        assert_eq!(waiting.standings.values().filter(|s| **s == Standing::Leaving).count(), 3);
+        assert!(waiting.delete.is_empty());
+        assert_eq!(names(&run(&world, 2, 0, true).delete), ["c", "d", "e"]);
+    }
+
+    #[test]
+    fn pods_of_an_older_manifest_or_a_removed_pool_go() {
+        let mut world = world(&["a", "b"]);
+        world.view.workers.get_mut("a").unwrap().template = "older".into();
+        world.view.workers.get_mut("b").unwrap().pool = "removed".into();
+        let roster = run(&world, 2, 0, true);
+        assert_eq!(names(&roster.delete), ["a", "b"]);
+        assert_eq!(roster.create.len(), 2);
+    }
+
+    #[test]
+    fn suspended_swarms_let_everybody_go() {
+        let world = world(&["a", "b"]);
+        let mut desired = desired(0);
+        desired.suspended = true;
+        let evidence = Evidence {
+            view: &world.view,
+            answers: &world.answers,
+            unreachable: &BTreeSet::new(),
+            dispensable: &|_| false,
+            hold_creation: false,
+            now: world.now,
+            silence: Duration::from_secs(3),
+        };
+        let roster = roster(&desired, &evidence);
+        assert_eq!((roster.create.len(), roster.delete.len()), (0, 2));
+    }
+}

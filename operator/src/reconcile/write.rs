@@ -1,0 +1,112 @@
+//! Carries out a decision: the objects of the swarm, new pods, deletions, in the order in which they are needed.
+
+use kube::Resource;
+use tokio::time::Instant;
+
+use super::{Context, Decision, Memory};
+use crate::apply::certificates::{gateway_names, stage_names};
+use crate::apply::gateway::Gateway;
+use crate::apply::pods::WorkerPod;
+use crate::apply::{hand_to_pod, network, topology};
+use crate::convert::Desired;
+use crate::error::Error;
+use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf, pod_name, random};
+use crate::observe::SwarmView;
+use crate::status::events::Happening;
+
+/// Everything, most urgent first: replacements before cosmetics.
+pub(super) async fn all(
+    owner: &Owner,
+    desired: &Desired,
+    view: &SwarmView,
+    decision: &Decision,
+    context: &Context,
+    memory: &mut Memory,
+    happenings: &mut Vec<Happening>,
+) -> Result<(), Error> {
+    for policy in network::policies(owner, &context.config.namespace) {
+        context.applier.ensure(&mut memory.applied, &policy).await?;
+    }
+    let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
+    if let Some(current) = &memory.topology {
+        let map = topology::config_map(owner, current)
+            .map_err(|source| Error::Json { what: "the topology", source })?;
+        context.applier.ensure(&mut memory.applied, &map).await?;
+    }
+    for creation in &decision.create {
+        let name = pod_name(&owner.name, &creation.pool.name, random());
+        let manifest = WorkerPod {
+            owner,
+            name: &name,
+            image: &desired.image,
+            pool: &creation.pool,
+            model_args: &desired.model_args,
+            template: &desired.template,
+            epoch,
+            spot_nodes_marked: view.spot_nodes_marked,
+        }
+        .manifest();
+        create(owner, &name, &manifest, context, memory).await?;
+        happenings.push(Happening::peer_created(&name, creation.replaces));
+    }
+    gateways(owner, desired, context, memory).await?;
+    for deletion in &decision.delete {
+        context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await?;
+    }
+    Ok(())
+}
+
+/// A worker pod and its certificate. The certificate is there before the pod, and goes with it.
+async fn create(
+    owner: &Owner,
+    name: &str,
+    manifest: &serde_json::Value,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    let Some(trust) = &memory.trust else { return Ok(()) };
+    let names = stage_names(owner, name);
+    let mut secret = trust.authority.leaf_secret(owner, &leaf(name), ROLE_STAGE, &names)?;
+    context.applier.apply(&secret).await?;
+    let made = context.applier.apply(manifest).await?;
+    let pod = serde_json::to_value(&made)
+        .and_then(serde_json::from_value)
+        .map_err(|source| Error::Json { what: "the created pod", source })?;
+    memory.created.push((pod, Instant::now()));
+    hand_to_pod(&mut secret, made.meta());
+    context.applier.apply(&secret).await?;
+    Ok(())
+}
+
+/// The gateways' certificate, Service, budget and Deployment.
+async fn gateways(
+    owner: &Owner,
+    desired: &Desired,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<(), Error> {
+    if !memory.gateway_trusted
+        && let Some(trust) = &memory.trust
+    {
+        let name = leaf(&owner.gateway());
+        let found = context.applier.secret(&owner.namespace, &name).await?;
+        let ours = found.and_then(|s| s.data).and_then(|d| d.get("ca.crt").cloned());
+        if ours.is_none_or(|ca| ca.0 != trust.authority.certificate().as_bytes()) {
+            let secret = trust.authority.leaf_secret(owner, &name, ROLE_GATEWAY, &gateway_names(owner))?;
+            context.applier.apply(&secret).await?;
+        }
+        memory.gateway_trusted = true;
+    }
+    let gateway = Gateway {
+        owner,
+        image: &desired.image,
+        replicas: desired.gateways,
+        resources: &desired.gateway_resources,
+        model_args: &desired.model_args,
+        template: &desired.template,
+    };
+    for manifest in gateway.manifests() {
+        context.applier.ensure(&mut memory.applied, &manifest).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Events with stable reasons: what happened to a swarm, for `kubectl describe` and alerts.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+/// One thing that happened. `reason` is part of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happening {
+    /// Something was lost or is wrong.
+    pub warning: bool,
+    /// CamelCase, from a fixed set.
+    pub reason: String,
+    /// One sentence.
+    pub note: String,
+    /// The pod it is about; events about different pods are not counted as one.
+    pub pod: Option<String>,
+}
+
+impl Happening {
+    /// A peer that will never serve again.
+    #[must_use]
+    pub fn peer_lost(name: &str, why: &str) -> Self {
+        Self {
+            warning: true,
+            reason: "PeerLost".into(),
+            note: format!("peer {name} is lost: {why}"),
+            pod: Some(name.into()),
+        }
+    }
+
+    /// A peer made for one that was lost, or because more are wanted.
+    #[must_use]
+    pub fn peer_created(name: &str, replaces: bool) -> Self {
+        let (reason, why) =
+            if replaces { ("PeerReplaced", " in place of a lost one") } else { ("PeerCreated", "") };
+        Self {
+            warning: false,
+            reason: reason.into(),
+            note: format!("peer {name} was created{why}"),
+            pod: Some(name.into()),
+        }
+    }
+
+    /// As Kubernetes takes it.
+    #[must_use]
+    pub fn event(&self, namespace: &str) -> Event {
+        let pod = |name: &String| ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            name: Some(name.clone()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectReference::default()
+        };
+        Event {
+            type_: if self.warning { EventType::Warning } else { EventType::Normal },
+            reason: self.reason.clone(),
+            // The API server's limit is 1024 bytes.
+            note: Some(self.note.chars().take(900).collect()),
+            action: "Reconcile".into(),
+            secondary: self.pod.as_ref().map(pod),
+        }
+    }
+}
+
+/// What the change from `before` to `after` means.
+#[must_use]
+pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
+    let find = |list: &[Condition], kind: &str| list.iter().find(|c| c.type_ == kind).cloned();
+    let became = |kind: &str, status: &str| {
+        let new = find(after, kind).filter(|c| c.status == status)?;
+        let old = find(before, kind).is_some_and(|c| c.status == status);
+        (!old).then_some(new)
+    };
+    let ready = find(after, "Ready").is_some_and(|c| c.status == "True");
+    let was_ready = find(before, "Ready").is_some_and(|c| c.status == "True");
+    let was_degraded = find(before, "Degraded").is_some_and(|c| c.status == "True");
+    let happening = |warning, reason: &str, condition: Condition| Happening {
+        warning,
+        reason: reason.into(),
+        note: condition.message,
+        pod: None,
+    };
+    let mut all = Vec::new();
+    if let Some(condition) = became("Stalled", "True") {
+        all.push(happening(true, &condition.reason.clone(), condition));
+    }
+    if let Some(condition) = became("Ready", "True") {
+        all.push(happening(false, "SwarmReady", condition));
+    }
+    if was_ready && let Some(condition) = became("Ready", "False") {
+        let warning = condition.reason != "Suspended";
+        all.push(happening(warning, "SwarmNotReady", condition));
+    }
+    if ready
+        && was_ready
+        && let Some(condition) = became("Degraded", "True")
+    {
+        all.push(happening(true, "SwarmDegraded", condition));
+    }
+    if ready
+        && was_degraded
+        && let Some(condition) = became("Degraded", "False")
+    {
+        all.push(happening(false, "SwarmRestored", condition));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+    use crate::status::conditions::{Facts, conditions};
+
+    fn facts(served: u32, ready: u32, trouble: bool) -> Vec<Condition> {
+        let facts = Facts {
+            generation: 1,
+            layers: 30,
+            served,
+            peers_desired: 3,
+            peers_ready: ready,
+            gateways_desired: 1,
+            gateways_ready: 1,
+            trouble: trouble.then(|| ("ModelInvalid".into(), "not a GGUF file".into())),
+            ..Facts::default()
+        };
+        conditions(&facts, &[], Some(1), Timestamp::UNIX_EPOCH)
+    }
+
+    fn reasons(before: &[Condition], after: &[Condition]) -> Vec<String> {
+        changes(before, after).into_iter().map(|h| h.reason).collect()
+    }
+
+    #[test]
+    fn a_life_of_a_swarm() {
+        let (none, starting, whole) = (vec![], facts(0, 0, false), facts(30, 3, false));
+        let (degraded, down) = (facts(30, 2, false), facts(20, 2, false));
+        assert!(reasons(&none, &starting).is_empty());
+        assert_eq!(reasons(&starting, &whole), ["SwarmReady"]);
+        assert_eq!(reasons(&whole, &degraded), ["SwarmDegraded"]);
+        assert!(reasons(&degraded, &degraded).is_empty());
+        assert_eq!(reasons(&degraded, &whole), ["SwarmRestored"]);
+        assert_eq!(reasons(&whole, &down), ["SwarmNotReady"]);
+        assert_eq!(reasons(&starting, &facts(0, 0, true)), ["ModelInvalid"]);
+    }
+}

@@ -1,0 +1,84 @@
+//! The status: made by one pure function, written by one call.
+
+pub mod conditions;
+pub mod events;
+
+use crate::api::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+
+use crate::apply::call;
+use crate::config::Config;
+use crate::convert::Desired;
+use crate::error::Error;
+use crate::labels::{MANAGER, ROLE, ROLE_STAGE, SWARM};
+use crate::observe::Trigger;
+use crate::reconcile::Decision;
+use crate::status::conditions::{Facts, conditions};
+
+/// Longest plan summary, in characters.
+const SUMMARY_MAX: usize = 1024;
+
+/// What the status should say.
+#[must_use]
+pub fn build(
+    swarm: &InferenceSwarm,
+    desired: &Desired,
+    decision: &Decision,
+    facts: &Facts,
+    epoch: u64,
+    config: &Config,
+) -> InferenceSwarmStatus {
+    let before = swarm.status.clone().unwrap_or_default();
+    let gateway = format!(
+        "{}-gateway.{}.{}",
+        swarm.name_any(),
+        swarm.namespace().unwrap_or_default(),
+        config.service_domain
+    );
+    // Without a new plan the last one is still what the workers follow.
+    let plan = decision
+        .layout
+        .as_ref()
+        .map(|l| PlanStatus { summary: l.summary.chars().take(SUMMARY_MAX).collect() });
+    InferenceSwarmStatus {
+        observed_generation: Some(facts.generation),
+        conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+        epoch,
+        layers: LayersStatus { total: facts.layers, served: facts.served, shadowed: facts.shadowed },
+        peers: PeersStatus {
+            desired: facts.peers_desired,
+            ready: facts.peers_ready,
+            by_spot: decision.ready_by_kind.0,
+            by_on_demand: decision.ready_by_kind.1,
+        },
+        capacity_percent: percent(facts.peers_ready, desired.peers()),
+        url: Some(format!("http://{gateway}/v1")),
+        plan: plan.or(before.plan),
+        selector: Some(format!("{SWARM}={},{ROLE}={ROLE_STAGE}", swarm.name_any())),
+    }
+}
+
+fn percent(part: u32, whole: u32) -> u32 {
+    let percent = u64::from(part) * 100 / u64::from(whole.max(1));
+    u32::try_from(percent.min(100)).unwrap_or(100)
+}
+
+/// Writes it. The only writer of the status.
+///
+/// # Errors
+/// The API server's refusal.
+pub async fn write(client: &Client, key: &Trigger, status: &InferenceSwarmStatus) -> Result<(), Error> {
+    let api: Api<InferenceSwarm> = Api::namespaced(client.clone(), &key.0);
+    let body = json!({"apiVersion": "dunlin.dev/v1alpha1", "kind": "InferenceSwarm", "status": status});
+    let params = PatchParams::apply(MANAGER).force();
+    let patch = Patch::Apply(&body);
+    let action = format!("write the status of InferenceSwarm {}", key.1);
+    match call(action, api.patch_status(&key.1, &params, &patch)).await {
+        // Deleted meanwhile: nobody will read it.
+        Err(Error::Api { source, .. }) if crate::apply::is_code(&source, 404) => Ok(()),
+        other => other.map(drop),
+    }
+}
