@@ -1,128 +1,333 @@
-//! stand-in
-#![allow(missing_docs)]
-use k8s_openapi::api::core::v1::ResourceRequirements;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::CustomResource;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+//! The API type `InferenceSwarm` of group `dunlin.dev`, version `v1alpha1`: schema, defaults and rules. There is no webhook, so whatever must
+//! be refused is refused here; every list, string and number has a bound.
+
 use std::collections::BTreeMap;
 
-#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A model and the pools of preemptible pods that serve it together.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "dunlin.dev",
     version = "v1alpha1",
     kind = "InferenceSwarm",
     plural = "inferenceswarms",
     shortname = "isw",
+    category = "swarms",
     namespaced,
     status = "InferenceSwarmStatus",
-    derive = "PartialEq"
+    derive = "PartialEq",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.peers.ready",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.name"),
+    printcolumn(name = "Layers", type_ = "integer", json_path = ".status.layers.served"),
+    printcolumn(name = "Peers", type_ = "integer", json_path = ".status.peers.ready"),
+    printcolumn(name = "Spot", type_ = "integer", json_path = ".status.peers.bySpot"),
+    printcolumn(name = "Capacity", type_ = "integer", json_path = ".status.capacityPercent"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
+    validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
+        .message("redundancy.shadows must be less than the number of peers in all pools together")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmSpec {
+    /// What is served.
     pub model: ModelSpec,
+    /// Where peers may run, best first.
+    #[schemars(length(min = 1, max = 8))]
     pub pools: Vec<PoolSpec>,
+    /// Peers of the first pool; its `peers.min` when absent. This is what `kubectl scale` and autoscalers set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
     pub replicas: Option<u32>,
+    /// How losses are prepared for.
     #[serde(default)]
     pub redundancy: RedundancySpec,
+    /// The pods that answer clients.
     #[serde(default)]
     pub gateway: GatewaySpec,
+    /// Run nothing, keep the object.
     #[serde(default)]
     pub suspend: bool,
 }
+
+/// What is served.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
+    /// The name clients ask for; the swarm's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"))]
     pub name: Option<String>,
+    /// Where the weights are.
     pub source: ModelSource,
-    pub max_sequence_length: Option<u32>,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+/// Where the weights are: exactly one of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.http)").message("exactly one source must be given: http"))]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSource {
+    /// A GGUF file behind a URL whose server answers range requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+/// A GGUF file behind a URL.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 pub struct HttpSource {
+    /// `http://` or `https://`.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
+    )]
     pub url: String,
+    /// SHA-256 of the file in lowercase hex. Without it, whatever the URL serves is trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+/// Kind of capacity of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CapacityType {
+    /// Preemptible nodes: tolerations and selectors for the known platforms are added.
     #[default]
     Spot,
+    /// Nodes that stay.
     OnDemand,
 }
+
+/// Peers of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolSpec {
+    /// Part of the names of its pods.
+    #[schemars(length(min = 1, max = 30), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
+    /// Preemptible nodes or nodes that stay.
     #[serde(default)]
     pub capacity_type: CapacityType,
+    /// How many.
     pub peers: PeersSpec,
-    #[serde(default)]
+    /// Labels that nodes must have. A label about the kind of capacity replaces what `capacityType` would add.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 16))]
     pub node_selector: BTreeMap<String, String>,
+    /// What computes.
     pub device: DeviceSpec,
+    /// What a peer may use.
     pub memory: MemorySpec,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+/// Number of peers of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("self.min <= self.max").message("peers.min must be at most peers.max"))]
 pub struct PeersSpec {
+    /// At least.
+    #[schemars(range(min = 0, max = 64))]
     pub min: u32,
+    /// At most.
+    #[schemars(range(min = 1, max = 64))]
     pub max: u32,
 }
+
+/// What computes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceSpec {
+    /// Processor cores.
     pub cpu: CpuSpec,
 }
+
+/// Processor cores of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuSpec {
+    /// Threads that compute.
+    #[schemars(range(min = 1, max = 256))]
     pub cores: u32,
+    /// CPU request of the pod as a quantity; `cores` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?m?$"))]
     pub request: Option<String>,
 }
+
+/// What a peer may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemorySpec {
+    /// Main memory, such as `512Mi`: limit and request of the pod.
+    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
     pub host: String,
+    /// Room for weights on the node's disk, such as `10Gi`, which is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
     pub disk: Option<String>,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+/// How losses are prepared for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RedundancySpec {
+    /// How many other peers keep each layer ready.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 8))]
     pub shadows: u32,
 }
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+
+impl Default for RedundancySpec {
+    fn default() -> Self {
+        Self { shadows: one() }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The pods that answer clients.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GatewaySpec {
+    /// How many.
+    #[serde(default = "two")]
+    #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
+    /// Requests and limits of each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
+
+impl Default for GatewaySpec {
+    fn default() -> Self {
+        Self { replicas: two(), resources: None }
+    }
+}
+
+fn two() -> u32 {
+    2
+}
+
+/// What the operator found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmStatus {
+    /// Generation of the manifest that the rest speaks about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Ready, Reconciling, Stalled, Degraded, ModelLoaded.
     #[serde(default)]
+    #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
+    /// Number of the current plan.
+    #[serde(default)]
     pub epoch: u64,
+    /// Layers of the model.
+    #[serde(default)]
     pub layers: LayersStatus,
+    /// Peers in all pools.
+    #[serde(default)]
     pub peers: PeersStatus,
+    /// Ready peers in percent of those desired.
+    #[serde(default)]
     pub capacity_percent: u32,
+    /// Base of the OpenAI API inside of the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// Who holds what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
+    /// Selects the peers, for `/scale`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 }
+
+/// Layers of the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
 pub struct LayersStatus {
+    /// Of the model; 0 while it has not been read.
+    #[serde(default)]
     pub total: u32,
+    /// Held by some peer.
+    #[serde(default)]
     pub served: u32,
+    /// Held by as many other peers as asked for.
+    #[serde(default)]
     pub shadowed: u32,
 }
+
+/// Peers in all pools.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PeersStatus {
+    /// Wanted.
+    #[serde(default)]
     pub desired: u32,
+    /// Serving.
+    #[serde(default)]
     pub ready: u32,
+    /// Serving in pools of preemptible nodes.
+    #[serde(default)]
     pub by_spot: u32,
+    /// Serving in the other pools.
+    #[serde(default)]
     pub by_on_demand: u32,
 }
+
+/// Who holds what.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanStatus {
+    /// In one line.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
     pub summary: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    /// `DUNLIN_UPDATE=1 cargo test -p dunlin-operator chart_has_this_schema` writes the file anew.
+    #[test]
+    fn the_chart_has_this_schema() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/dunlin/files/crds/inferenceswarms.yaml");
+        let value = serde_json::to_value(InferenceSwarm::crd()).unwrap();
+        if std::env::var_os("DUNLIN_UPDATE").is_some() {
+            std::fs::write(path, serde_saphyr::to_string(&value).unwrap()).unwrap();
+        }
+        let found: serde_json::Value =
+            serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(found, value, "DUNLIN_UPDATE=1 writes the file anew");
+    }
+
+    #[test]
+    fn the_example_is_understood_without_leftovers() {
+        let text = include_str!("../../examples/smollm2.yaml");
+        let example: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+        let swarm: InferenceSwarm = serde_json::from_value(example.clone()).unwrap();
+        let back = serde_json::to_value(&swarm).unwrap();
+        for (field, value) in example["spec"]["pools"][0].as_object().unwrap() {
+            assert_eq!(&back["spec"]["pools"][0][field], value, "{field}");
+        }
+        assert_eq!(back["spec"]["model"], example["spec"]["model"]);
+    }
 }

@@ -30,7 +30,7 @@ use crate::convert::Desired;
 use crate::error::Error;
 use crate::labels::{Owner, random};
 use crate::metrics::{Metrics, SwarmLabels};
-use crate::observe::{Caches, Phase, SwarmView, Trigger};
+use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
 use crate::peers::{Identity, Monitor, Order, Role, Target};
 use crate::status;
 use crate::status::events::{Happening, changes};
@@ -198,7 +198,8 @@ fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<Identity>) -> Vec<Tar
         server_name,
         identity: Arc::clone(identity),
     };
-    let stages = view.workers.values().filter(|w| matches!(w.phase, Phase::Running | Phase::Draining(_)));
+    let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
+    let stages = view.workers.values().filter(asked);
     let stages = stages.filter_map(|w| {
         let name = certificates::stage_names(owner, &w.name).pop()?;
         Some(target(&w.name, w.ip.as_deref()?, Role::Stage, name))

@@ -148,6 +148,11 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
 fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
     let answer = evidence.answers.get(&worker.name);
     if let Phase::Lost(why) = &worker.phase {
+        // Its kubelet is silent, but it still serves: nothing is lost yet, and a replacement is on its way.
+        let serves = answer.is_some_and(|a| a.was_ready && !a.is_silent(evidence.now, evidence.silence));
+        if worker.node_gone && serves && worker.template == desired.template {
+            return Standing::Leaving;
+        }
         return Standing::Lost((*why).to_owned());
     }
     if let Some(answer) = answer {
@@ -236,7 +241,18 @@ mod tests {
         let worker = world.view.workers.get_mut("a").unwrap();
         (worker.phase, worker.deleting, worker.node_gone) =
             (Phase::Lost("its node is not ready"), true, true);
+        world.answers.clear();
         assert!(run(&world, 1, 0, true).delete[0].now);
+    }
+
+    #[test]
+    fn a_peer_that_answers_from_a_node_that_is_not_ready_is_replaced_before_it_is_lost() {
+        let mut world = world(&["a"]);
+        let worker = world.view.workers.get_mut("a").unwrap();
+        (worker.phase, worker.node_gone) = (Phase::Lost("its node is not ready"), true);
+        let roster = run(&world, 1, 0, false);
+        assert_eq!((roster.standings["a"].clone(), roster.create.len()), (Standing::Leaving, 1));
+        assert!(matches!(run(&world, 1, 3, false).standings["a"], Standing::Lost(_)));
     }
 
     #[test]
