@@ -1,0 +1,136 @@
+//! How many pages of KV cache there are and who has them.
+//!
+//! The unit is a page of one layer: 16 positions of keys and values. A segment of `l` layers takes `l` pages at a time.
+
+use std::collections::BTreeMap;
+
+use dunlin_kernels::PAGE;
+use dunlin_planner::Layers;
+use dunlin_protocol::SessionId;
+
+/// Whose KV cache.
+pub type SegmentKey = (SessionId, Layers);
+
+/// There are not enough pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPages;
+
+/// Counts pages; the memory itself is the executor's.
+#[derive(Clone, Debug, Default)]
+pub struct PageTable {
+    total: usize,
+    used: usize,
+    segments: BTreeMap<SegmentKey, usize>,
+}
+
+impl PageTable {
+    /// `total` pages, all free.
+    #[must_use]
+    pub fn new(total: usize) -> Self {
+        Self { total, ..Self::default() }
+    }
+
+    /// Pages in all.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Pages nobody has.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.total - self.used
+    }
+
+    /// Pages per layer that a segment has.
+    #[must_use]
+    pub fn of(&self, key: &SegmentKey) -> usize {
+        self.segments.get(key).copied().unwrap_or(0)
+    }
+
+    /// Gives a segment room for `positions` positions; returns how many pages per layer were added.
+    ///
+    /// # Errors
+    /// When there are too few; nothing has changed then.
+    pub fn grow(&mut self, key: SegmentKey, positions: usize) -> Result<usize, NoPages> {
+        let have = self.of(&key);
+        let more = positions.div_ceil(PAGE).saturating_sub(have);
+        let pages = more * key.1.len() as usize;
+        if pages > self.free() {
+            return Err(NoPages);
+        }
+        self.used += pages;
+        if have + more > 0 {
+            self.segments.insert(key, have + more);
+        }
+        Ok(more)
+    }
+
+    /// Leaves a segment room for `positions` positions; returns how many pages per layer it keeps.
+    pub fn shrink(&mut self, key: SegmentKey, positions: usize) -> usize {
+        let have = self.of(&key);
+        let keep = positions.div_ceil(PAGE).min(have);
+        self.used -= (have - keep) * key.1.len() as usize;
+        if keep == 0 {
+            self.segments.remove(&key);
+        } else {
+            self.segments.insert(key, keep);
+        }
+        keep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use dunlin_planner::Layers;
+    use dunlin_protocol::SessionId;
+    use proptest::prelude::*;
+
+    use super::{NoPages, PageTable};
+
+    fn key(session: u64, layers: u32) -> super::SegmentKey {
+        (SessionId(session), Layers::new(0, layers))
+    }
+
+    #[test]
+    fn pages_are_taken_as_rows_arrive_and_given_back() {
+        let mut table = PageTable::new(10);
+        assert_eq!(table.grow(key(1, 3), 16), Ok(1));
+        assert_eq!(table.grow(key(1, 3), 16), Ok(0));
+        assert_eq!(table.grow(key(1, 3), 33), Ok(2));
+        assert_eq!(table.free(), 1);
+        assert_eq!(table.grow(key(2, 2), 1), Err(NoPages));
+        assert_eq!(table.shrink(key(1, 3), 17), 2);
+        assert_eq!(table.grow(key(2, 2), 1), Ok(1));
+        assert_eq!(table.shrink(key(1, 3), 0), 0);
+        table.shrink(key(2, 2), 0);
+        assert_eq!(table.free(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn the_count_is_always_that_of_the_segments(
+            steps in prop::collection::vec((0..4u64, 1..5u32, 0..100usize, any::<bool>()), 1..200),
+        ) {
+            let mut table = PageTable::new(40);
+            let mut model: BTreeMap<_, usize> = BTreeMap::new();
+            for (session, layers, positions, grow) in steps {
+                let key = key(session, layers);
+                let have = model.get(&key).copied().unwrap_or(0);
+                if grow {
+                    if table.grow(key, positions).is_ok() {
+                        model.insert(key, have.max(positions.div_ceil(16)));
+                    }
+                } else {
+                    table.shrink(key, positions);
+                    model.insert(key, have.min(positions.div_ceil(16)));
+                }
+                let used: usize = model.iter().map(|(key, pages)| key.1.len() as usize * pages).sum();
+                prop_assert_eq!(table.free() + used, 40);
+                prop_assert!(used <= 40);
+            }
+        }
+    }
+}
