@@ -1,6 +1,9 @@
 //! The API type `InferenceSwarm` of group `dunlin.dev`, version `v1alpha1`: schema, defaults and rules. There is no webhook, so whatever must
 //! be refused is refused here; every list, string and number has a bound.
 
+// Columns repeat keys such as `type_`; the lint takes them for one attribute.
+#![allow(clippy::duplicated_attributes)]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ResourceRequirements;

@@ -26,6 +26,7 @@ const DEADLINE: Duration = Duration::from_millis(1000);
 
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(dead_code, reason = "only a client of the Control service makes all of them")]
 pub enum WorkerState {
     /// Reads the model's header.
     #[default]

@@ -174,7 +174,6 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
         };
         let leaf = authority.issue(&operator_names(owner))?;
         let identity = Arc::new(Identity {
-            name: format!("operator.{}.dunlin", owner.name),
             authority: authority.certificate().to_owned(),
             certificate: leaf.certificate,
             key: leaf.key,
