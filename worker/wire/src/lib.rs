@@ -1,1 +1,27 @@
-//! dunlin-wire
+//! Sockets between the processes of a swarm.
+//!
+//! * [`proto`] generated from proto/dunlin.proto
+//! * [`convert`] wire to protocol types and back, checked on arrival
+//! * [`tls`] the swarm's own certificates
+//! * [`links`] outgoing streams: dialled, kept alive, reported when they break
+//! * [`inbound`] incoming streams
+//! * [`control`] operator to stage and gateway
+
+pub mod control;
+pub mod convert;
+pub mod inbound;
+pub mod links;
+pub mod tls;
+
+/// Generated code.
+pub mod proto {
+    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+    tonic::include_proto!("dunlin.v1");
+}
+
+pub use inbound::{Inbound, InboundEvent, StageServer};
+pub use links::{LinkEvent, Links, LinksConfig};
+pub use tls::{TlsError, TlsFiles};
+
+/// Largest message taken from a peer.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -1,0 +1,79 @@
+//! Operator (or local supervisor) to stages and gateways.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status};
+
+use crate::proto;
+
+/// A question with the way back for its answer.
+#[derive(Debug)]
+pub struct ControlRequest {
+    /// What is asked.
+    pub question: Question,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<proto::Status>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How are you?
+    Status,
+    /// Hold the layers this topology (JSON) gives to you.
+    Assign(String),
+    /// Route over this topology (JSON).
+    PushTopology(String),
+    /// Hand over and end.
+    Drain {
+        /// How long there is.
+        deadline_ms: u64,
+    },
+}
+
+/// The server: questions go to one task.
+#[derive(Clone)]
+pub struct ControlService {
+    questions: mpsc::Sender<ControlRequest>,
+}
+
+/// The tonic service.
+pub type ControlServer = proto::control_server::ControlServer<ControlService>;
+
+impl ControlService {
+    /// Questions go to `questions`; the service to add to a server.
+    #[must_use]
+    pub fn service(questions: mpsc::Sender<ControlRequest>) -> ControlServer {
+        ControlServer::from_arc(Arc::new(Self { questions }))
+    }
+
+    async fn ask(&self, question: Question) -> Result<Response<proto::Status>, Status> {
+        let (answer, reply) = oneshot::channel();
+        let gone = |_| Status::unavailable("the process is about to end");
+        self.questions.send(ControlRequest { question, answer }).await.map_err(|_| gone(()))?;
+        Ok(Response::new(reply.await.map_err(|_| gone(()))?))
+    }
+}
+
+#[tonic::async_trait]
+impl proto::control_server::Control for ControlService {
+    async fn get_status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::Status>, Status> {
+        self.ask(Question::Status).await
+    }
+
+    async fn assign(&self, request: Request<proto::Assignment>) -> Result<Response<proto::Status>, Status> {
+        self.ask(Question::Assign(request.into_inner().topology)).await
+    }
+
+    async fn push_topology(
+        &self,
+        request: Request<proto::TopologyPush>,
+    ) -> Result<Response<proto::Status>, Status> {
+        self.ask(Question::PushTopology(request.into_inner().topology)).await
+    }
+
+    async fn drain(&self, request: Request<proto::DrainRequest>) -> Result<Response<proto::Status>, Status> {
+        self.ask(Question::Drain { deadline_ms: request.into_inner().deadline_ms }).await
+    }
+}
