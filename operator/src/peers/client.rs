@@ -2,14 +2,23 @@
 
 use std::time::Duration;
 
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use dunlin_planner::Layers;
+use dunlin_planner::topology::{LAYERS_MAX, PEERS_MAX};
+use dunlin_wire::TlsFiles;
+use dunlin_wire::proto::{self, control_client::ControlClient};
+use tonic::transport::{Channel, Endpoint};
 
-use super::{Answering, Connect, Question, Talk, Target};
+use super::{Answering, Connect, ModelFacts, Order, Question, Report, Role, Talk, Target, WorkerState};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);
 /// An idle connection is probed this often, so that a silent node is noticed between questions, too.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// Largest status taken from a worker.
+const STATUS_BYTES_MAX: usize = 1 << 20;
+/// A reclaimed node leaves about this long for handing over.
+const DRAIN_MS: u64 = 15_000;
 
 /// Who the operator is to the workers of one swarm, in PEM.
 #[derive(Default)]
@@ -27,30 +36,64 @@ pub struct GrpcConnector;
 
 impl Connect for GrpcConnector {
     fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String> {
-        Ok(Box::new(GrpcTalk { _channel: channel(target)?, role: target.role }))
+        let client = ControlClient::new(channel(target)?).max_decoding_message_size(STATUS_BYTES_MAX);
+        Ok(Box::new(GrpcTalk { client, role: target.role }))
     }
 }
 
 struct GrpcTalk {
-    _channel: Channel,
-    role: super::Role,
+    client: ControlClient<Channel>,
+    role: Role,
 }
 
 impl Talk for GrpcTalk {
-    /// The workers' `Control` service (dunlin-wire) is called from here: `GetStatus`, `Assign` or `PushTopology` by role, `Drain`.
-    fn ask(&mut self, _: Question) -> Answering<'_> {
-        let role = self.role;
-        Box::pin(async move { Err(format!("this build has no client of the Control service of a {role:?}")) })
+    fn ask(&mut self, question: Question) -> Answering<'_> {
+        Box::pin(async move {
+            let answer = match (question, self.role) {
+                (Question::Status, _) => self.client.get_status(proto::StatusRequest {}).await,
+                (Question::Take(Order { epoch, topology, .. }), Role::Stage) => {
+                    self.client.assign(proto::Assignment { epoch, topology: topology.to_string() }).await
+                }
+                (Question::Take(Order { topology, .. }), Role::Gateway) => {
+                    self.client.push_topology(proto::TopologyPush { topology: topology.to_string() }).await
+                }
+                (Question::Drain, _) => {
+                    self.client.drain(proto::DrainRequest { deadline_ms: DRAIN_MS }).await
+                }
+            };
+            answer.map(|status| report(status.into_inner())).map_err(|status| status.to_string())
+        })
+    }
+}
+
+/// What a worker said, within bounds: it is not trusted to be sane.
+fn report(status: proto::Status) -> Report {
+    let state = match status.state() {
+        proto::State::Starting => WorkerState::Starting,
+        proto::State::Loading => WorkerState::Loading,
+        proto::State::Ready => WorkerState::Ready,
+        proto::State::Draining => WorkerState::Draining,
+        proto::State::Failed => WorkerState::Failed,
+    };
+    let held = status.load.iter().flat_map(|load| &load.held);
+    let sane = |l: &&proto::Layers| l.start < l.end && l.end <= LAYERS_MAX;
+    let layers = |m: &proto::ModelFacts| m.layer_bytes.len() <= LAYERS_MAX as usize;
+    let text = |text: &str| text.chars().take(1024).collect::<String>();
+    Report {
+        state,
+        epoch: status.epoch,
+        held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
+        model: status.model.filter(layers).map(|m| ModelFacts { layer_bytes: m.layer_bytes }),
+        error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
+        lost: status.lost.into_iter().take(PEERS_MAX).collect(),
     }
 }
 
 /// A lazy channel that trusts the swarm's authority alone and expects `server_name`.
 fn channel(target: &Target) -> Result<Channel, String> {
     let identity = &target.identity;
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&identity.authority))
-        .identity(tonic::transport::Identity::from_pem(&identity.certificate, &identity.key))
-        .domain_name(target.server_name.clone());
+    let (certificate, key) = (identity.certificate.as_bytes(), identity.key.as_bytes());
+    let tls = TlsFiles::from_pem(identity.authority.as_bytes(), certificate, key).client(&target.server_name);
     let endpoint = Endpoint::from_shared(format!("https://{}", target.addr)).map_err(|e| e.to_string())?;
     let endpoint = endpoint.tls_config(tls).map_err(|e| e.to_string())?;
     Ok(endpoint
@@ -65,64 +108,98 @@ fn channel(target: &Target) -> Result<Channel, String> {
 mod tests {
     use std::sync::Arc;
 
+    use dunlin_wire::control::{self, ControlRequest, ControlService};
     use tokio::net::TcpListener;
-    use tonic::service::Routes;
+    use tokio::sync::mpsc;
+    use tonic::transport::Server;
     use tonic::transport::server::TcpIncoming;
-    use tonic::transport::{Server, ServerTlsConfig};
 
     use super::*;
     use crate::apply::certificates::{Authority, operator_names, stage_names};
-    use crate::peers::Role;
     use crate::testing::owner;
 
     const POD: &str = "smollm2-spot-x7x7x";
 
-    /// A worker with a certificate of `authority`, which asks its clients for one; its address.
-    async fn worker(authority: &Authority) -> String {
+    /// A worker of `authority` that answers every question; its address and what it was asked.
+    async fn worker(authority: &Authority) -> (String, mpsc::Receiver<control::Question>) {
         let leaf = authority.issue(&stage_names(&owner(), POD)).unwrap();
-        let tls = ServerTlsConfig::new()
-            .identity(tonic::transport::Identity::from_pem(leaf.certificate, leaf.key))
-            .client_ca_root(Certificate::from_pem(authority.certificate()));
+        let (ca, certificate, key) = (authority.certificate(), leaf.certificate, leaf.key);
+        let tls = TlsFiles::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).server();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
-        let server = Server::builder().tls_config(tls).unwrap().add_routes(Routes::default());
+        let (questions, mut asked) = mpsc::channel::<ControlRequest>(1);
+        let (seen, sees) = mpsc::channel(16);
+        let server =
+            Server::builder().tls_config(tls).unwrap().add_service(ControlService::service(questions));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        addr
+        tokio::spawn(async move {
+            while let Some(request) = asked.recv().await {
+                seen.send(request.question).await.unwrap();
+                let load = proto::Load {
+                    // The second range is senseless and dropped.
+                    held: vec![proto::Layers { start: 0, end: 10 }, proto::Layers { start: 9, end: 3 }],
+                    ..proto::Load::default()
+                };
+                let status = proto::Status {
+                    state: proto::State::Ready.into(),
+                    epoch: 7,
+                    load: Some(load),
+                    model: Some(proto::ModelFacts { layer_bytes: vec![5; 30], ..Default::default() }),
+                    problem: Some(proto::Problem { reason: "ModelInvalid".into(), message: "x".into() }),
+                    ..proto::Status::default()
+                };
+                request.answer.send(status).unwrap();
+            }
+        });
+        (addr, sees)
     }
 
-    /// Whether a call gets through to the worker; which methods it has does not matter here.
-    async fn reaches(addr: String, trusted: &Authority, ours: &Authority, server_name: &str) -> bool {
+    fn target(addr: &str, role: Role, trusted: &Authority, ours: &Authority, server_name: &str) -> Target {
         let leaf = ours.issue(&operator_names(&owner())).unwrap();
         let identity = Identity {
             authority: trusted.certificate().to_owned(),
             certificate: leaf.certificate,
             key: leaf.key,
         };
-        let target = Target {
-            name: POD.into(),
-            role: Role::Stage,
-            addr,
-            server_name: server_name.into(),
-            identity: Arc::new(identity),
-        };
-        let mut client = tonic::client::Grpc::new(channel(&target).unwrap());
-        if client.ready().await.is_err() {
-            return false;
+        let (addr, server_name) = (addr.to_owned(), server_name.to_owned());
+        Target { name: POD.into(), role, addr, server_name, identity: Arc::new(identity) }
+    }
+
+    async fn ask(target: &Target, question: Question) -> Result<Report, String> {
+        GrpcConnector.connect(target).unwrap().ask(question).await
+    }
+
+    #[tokio::test]
+    async fn orders_reach_stages_and_gateways_in_their_own_way() {
+        let swarm = Authority::generate(&owner()).unwrap();
+        let (addr, mut asked) = worker(&swarm).await;
+        let order = Order { epoch: 7, topology: "{}".into(), drain: false };
+        for (role, question, expected) in [
+            (Role::Stage, Question::Take(order.clone()), control::Question::Assign("{}".into())),
+            (Role::Gateway, Question::Take(order), control::Question::PushTopology("{}".into())),
+            (Role::Stage, Question::Drain, control::Question::Drain { deadline_ms: DRAIN_MS }),
+            (Role::Stage, Question::Status, control::Question::Status),
+        ] {
+            let report = ask(&target(&addr, role, &swarm, &swarm, POD), question).await.unwrap();
+            assert_eq!(asked.recv().await, Some(expected));
+            assert_eq!((report.state, report.epoch), (WorkerState::Ready, 7));
+            assert_eq!(report.held, [Layers::new(0, 10)]);
+            assert_eq!(report.model.map(|m| m.layer_bytes.len()), Some(30));
+            assert_eq!(report.error, Some(("ModelInvalid".into(), "x".into())));
         }
-        let path = http::uri::PathAndQuery::from_static("/none/None");
-        let codec = tonic_prost::ProstCodec::<(), ()>::default();
-        let answer = client.unary(tonic::Request::new(()), path, codec).await;
-        answer.is_err_and(|status| status.code() == tonic::Code::Unimplemented)
     }
 
     #[tokio::test]
     async fn both_ends_must_be_of_the_swarm_and_the_worker_the_one_we_mean() {
         let (swarm, other) = (Authority::generate(&owner()).unwrap(), Authority::generate(&owner()).unwrap());
         let name = format!("{POD}.smollm2.dunlin");
-        let addr = worker(&swarm).await;
-        assert!(reaches(addr.clone(), &swarm, &swarm, &name).await);
-        assert!(!reaches(addr.clone(), &swarm, &swarm, "smollm2-spot-other.smollm2.dunlin").await);
-        assert!(!reaches(addr.clone(), &swarm, &other, &name).await, "a stranger's certificate");
-        assert!(!reaches(addr, &other, &swarm, &name).await, "a stranger's authority");
+        let (addr, _asked) = worker(&swarm).await;
+        let reaches = async |trusted: &Authority, ours: &Authority, name: &str| {
+            ask(&target(&addr, Role::Stage, trusted, ours, name), Question::Status).await.is_ok()
+        };
+        assert!(reaches(&swarm, &swarm, &name).await);
+        assert!(!reaches(&swarm, &swarm, "smollm2-spot-other.smollm2.dunlin").await);
+        assert!(!reaches(&swarm, &other, &name).await, "a stranger's certificate");
+        assert!(!reaches(&other, &swarm, &name).await, "a stranger's authority");
     }
 }

@@ -26,7 +26,6 @@ const DEADLINE: Duration = Duration::from_millis(1000);
 
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(dead_code, reason = "only a client of the Control service makes all of them")]
 pub enum WorkerState {
     /// Reads the model's header.
     #[default]
@@ -57,10 +56,6 @@ pub struct Report {
     pub epoch: Epoch,
     /// Layers it can execute.
     pub held: Vec<Layers>,
-    /// Measured rows per second through one layer.
-    pub rows_per_s_per_layer: f64,
-    /// Sessions it works for.
-    pub sessions: u32,
     /// The model, once its header is read.
     pub model: Option<ModelFacts>,
     /// (reason, message) of what a user must mend.
