@@ -86,6 +86,10 @@ pub fn decide(
     decision.layout = plan(desired, view, answers, &roster, memory, now)?;
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, hold_creation);
+    if decision.facts.trouble.is_none() {
+        let shortage = decision.layout.as_ref().and_then(|l| l.shortage.clone());
+        decision.facts.trouble = shortage.map(|told| ("InsufficientMemory".to_owned(), told));
+    }
     Ok(decision)
 }
 

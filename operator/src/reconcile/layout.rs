@@ -41,6 +41,8 @@ pub struct Layout {
     pub topology: Topology,
     /// One line for people.
     pub summary: String,
+    /// Why some peer cannot hold what it is given, and what to do.
+    pub shortage: Option<String>,
 }
 
 /// The layout for `candidates`. `fill_gaps`: replacements took too long, give a lost peer's layers to those that are there.
@@ -66,6 +68,11 @@ pub fn layout(
     });
     let covered = spans.iter().map(|s| s.len()).sum::<u32>() == layers;
 
+    let shortage = members.iter().zip(spans.iter().zip(&shadows)).find_map(|(member, (span, shadows))| {
+        let hold: BTreeSet<u32> = span.iter().chain(shadows.iter().copied()).collect();
+        let need: u64 = hold.iter().filter_map(|l| model.layer_bytes.get(*l as usize)).sum();
+        (need > member.memory_bytes).then(|| shortage(member, hold.len(), need))
+    });
     let mut peers: Vec<TopologyPeer> = Vec::new();
     for (member, (span, shadows)) in members.iter().zip(spans.iter().zip(shadows)) {
         let mut extra = shadows;
@@ -94,7 +101,16 @@ pub fn layout(
     }
     topology.validate().map_err(|e| e.to_string())?;
     let summary = summary(&topology, covered, settled);
-    Ok(Layout { topology, summary })
+    Ok(Layout { topology, summary, shortage })
+}
+
+fn shortage(member: &Candidate, layers: usize, need: u64) -> String {
+    let (need, has) = (need >> 20, member.memory_bytes >> 20);
+    format!(
+        "{layers} layers of {need} MiB do not fit into the {has} MiB of a peer in pool {}: raise memory.host or the number of peers, \
+         or lower redundancy.shadows",
+        member.pool
+    )
 }
 
 fn peer(candidate: &Candidate, span: Layers, shadows: Vec<Layers>) -> TopologyPeer {
@@ -236,6 +252,7 @@ mod tests {
             node: format!("n-{name}"),
             pool: "spot".into(),
             state,
+            memory_bytes: 1 << 20,
             ..Candidate::default()
         }
     }
@@ -275,6 +292,15 @@ mod tests {
             [(0, 10), (10, 20), (20, 30)]
         );
         assert!((0..30).all(|l| holders(&topology, l) == 2));
+    }
+
+    #[test]
+    fn layers_that_do_not_fit_are_told_with_what_to_do() {
+        let large = ModelFacts { layer_bytes: vec![1 << 20; 30] };
+        let all = settle(&["a", "b", "c"], &first(&["a", "b", "c"]));
+        let told = layout(&desired(3), &large, &all, None, false).unwrap().shortage.unwrap();
+        assert!(told.contains("20 layers of 20 MiB do not fit into the 1 MiB"), "{told}");
+        assert_eq!(layout(&desired(3), &model(), &all, None, false).unwrap().shortage, None);
     }
 
     #[test]
