@@ -41,6 +41,8 @@ pub struct Desired {
     pub shadows: u32,
     /// Gateway pods.
     pub gateways: u32,
+    /// Room for what a gateway downloads, in bytes: that of the largest pool.
+    pub gateway_cache_bytes: u64,
     /// Resources of a gateway container.
     pub gateway_resources: Value,
     /// Nothing should run.
@@ -54,7 +56,7 @@ impl Desired {
         let spec = &swarm.spec;
         let suspended = spec.suspend;
         let name = spec.model.name.clone().unwrap_or_else(|| swarm.name_any());
-        let mut model_args = vec!["--model-name".to_owned(), name.clone()];
+        let mut model_args = Vec::new();
         if let Some(http) = &spec.model.source.http {
             model_args.extend(["--model-url".to_owned(), http.url.clone()]);
             if let Some(sha256) = &http.sha256 {
@@ -63,7 +65,7 @@ impl Desired {
         }
         let digest = fingerprint(&json!(spec.model.source));
         let template = fingerprint(&json!([spec.model]));
-        let pools = spec
+        let pools: Vec<PoolDesired> = spec
             .pools
             .iter()
             .enumerate()
@@ -99,10 +101,11 @@ impl Desired {
                 pull_policy: config.worker_image_pull_policy.clone(),
                 pull_secrets: config.image_pull_secrets.clone(),
             },
-            pools,
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
+            gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
             gateway_resources: json!(spec.gateway.resources),
+            pools,
             suspended,
         }
     }

@@ -100,6 +100,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers }],
         shadows: 1,
         gateways: 2,
+        gateway_cache_bytes: 1 << 30,
         gateway_resources: serde_json::json!({}),
         suspended: false,
     }

@@ -18,6 +18,10 @@ pub struct Gateway<'a> {
     pub replicas: u32,
     /// Container resources as Kubernetes writes them.
     pub resources: &'a Value,
+    /// The name clients ask for.
+    pub model: &'a str,
+    /// Size limit of what it downloads, in bytes.
+    pub cache_bytes: u64,
     /// `--model-url` and the like.
     pub model_args: &'a [String],
     /// Fingerprint of the model source; another one rolls the Deployment.
@@ -74,12 +78,16 @@ impl Gateway<'_> {
                 {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
             ]),
             resources: self.resources.clone(),
-            mounts: json!([{"name": "topology", "mountPath": "/etc/dunlin/topology", "readOnly": true}]),
+            mounts: json!([
+                {"name": "topology", "mountPath": "/etc/dunlin/topology", "readOnly": true},
+                {"name": "cache", "mountPath": "/var/cache/dunlin"},
+            ]),
         })]);
         spec["volumes"] = json!([
             tls_volume(&leaf(&self.owner.gateway())),
             // Optional: a gateway may start before the first plan.
             {"name": "topology", "configMap": {"name": self.owner.topology(), "optional": true}},
+            {"name": "cache", "emptyDir": {"sizeLimit": self.cache_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": (64_u64 << 20).to_string()}},
         ]);
         json!({
@@ -111,6 +119,10 @@ impl Gateway<'_> {
             "/etc/dunlin/tls",
             "--topology",
             "/etc/dunlin/topology/topology.json",
+            "--cache",
+            "/var/cache/dunlin",
+            "--model-name",
+            self.model,
         ]
         .map(str::to_owned)
         .to_vec();
@@ -136,6 +148,8 @@ mod tests {
             image: &image,
             replicas: 2,
             resources: &resources,
+            model: "m",
+            cache_bytes: 1 << 30,
             model_args: &[],
             template: "abc",
         };

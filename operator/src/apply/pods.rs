@@ -39,7 +39,7 @@ pub struct PoolTemplate {
     pub cpu_millis: u64,
     /// Threads of the engine.
     pub threads: u32,
-    /// Memory limit, and what the worker plans with, in bytes.
+    /// Memory limit in bytes. The worker plans with seven eighths: the rest is for buffers and the process itself.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
@@ -95,7 +95,7 @@ impl WorkerPod<'_> {
             "--threads",
             &self.pool.threads.to_string(),
             "--memory",
-            &self.pool.memory_bytes.to_string(),
+            &(self.pool.memory_bytes / 8 * 7).to_string(),
         ]
         .map(str::to_owned)
         .to_vec();
@@ -165,6 +165,7 @@ pub(super) fn container(container: &Container<'_>) -> Value {
         "args": container.args,
         "env": [
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+            {"name": "DUNLIN_LOG_JSON", "value": "true"},
         ],
         "ports": container.ports,
         "resources": container.resources,

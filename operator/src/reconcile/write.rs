@@ -101,6 +101,8 @@ async fn gateways(
         owner,
         image: &desired.image,
         replicas: desired.gateways,
+        model: &desired.model,
+        cache_bytes: desired.gateway_cache_bytes,
         resources: &desired.gateway_resources,
         model_args: &desired.model_args,
         template: &desired.template,
