@@ -1,2 +1,44 @@
-//! dunlin-worker
-fn main() {}
+//! `dunlin-worker`: one binary, several roles.
+//!
+//! * [`stage`] executes layers
+//! * [`gateway`] speaks OpenAI's HTTP API and owns sessions
+//! * [`local`] a whole swarm as processes on this machine
+//! * `random-model` writes a random Llama for tests and benchmarks
+#![allow(clippy::print_stdout, reason = "`local` prints its one line of JSON")]
+
+mod cli;
+mod gateway;
+mod health;
+mod local;
+mod model;
+mod stage;
+mod telemetry;
+
+use clap::Parser;
+
+fn main() -> anyhow::Result<()> {
+    // One TLS provider for everything in this process; a second call would fail, and there is none.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let args = cli::Cli::parse();
+    match args.role {
+        cli::Role::RandomModel(args) => Ok(dunlin_model::random_model::write(&args.out, &args.spec())?),
+        cli::Role::Stage(role) => run(&args.log, "stage", stage::run(role)),
+        cli::Role::Gateway(role) => run(&args.log, "gateway", gateway::run(role)),
+        cli::Role::Local(role) => run(&args.log, "local", local::run(role)),
+    }
+}
+
+fn run(
+    log: &cli::LogArgs,
+    role: &'static str,
+    future: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    // Two threads: one may be busy with TLS or JSON while heartbeats go on.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let telemetry = telemetry::start(log, role)?;
+        let outcome = future.await;
+        telemetry.stop();
+        outcome
+    })
+}

@@ -1,1 +1,18 @@
-//! dunlin-gateway
+//! The gateway: OpenAI's HTTP API in front, a swarm of stages behind.
+//!
+//! * [`run`] everything together
+//! * [`driver`] the task that owns sessions: the protocol's gateway, links to stages, ticks
+//! * [`openai`] requests, answers, streams and errors in OpenAI's shapes
+//! * [`template`] chat templates
+//! * [`text`] tokens to text, stop strings
+//! * [`metrics`] vLLM's names and ours
+
+pub mod driver;
+pub mod metrics;
+pub mod openai;
+pub mod run;
+pub mod template;
+pub mod text;
+
+pub use driver::{Driver, Event, Handle, Snapshot};
+pub use run::{GatewayOptions, ModelText, serve};

@@ -1,0 +1,326 @@
+//! The task that owns sessions. Handlers talk to it through a [`Handle`]; it talks to stages through links.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_planner::{PeerName, Topology};
+use dunlin_protocol::gateway::{Failure, Rejected, SessionView, Submission};
+use dunlin_protocol::{FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId};
+use dunlin_wire::{LinkEvent, Links, LinksConfig};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval};
+use tracing::{debug, info, warn};
+
+use crate::metrics::Metrics;
+
+/// Commands that may wait.
+const COMMANDS_MAX: usize = 1024;
+/// Link events that may wait.
+const EVENTS_MAX: usize = 8192;
+const TICK: Duration = Duration::from_millis(25);
+
+/// What happens to a session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The next token.
+    Token {
+        /// The token.
+        token: u32,
+        /// Its log-probability, if asked for.
+        logprob: f32,
+        /// The likeliest tokens, if asked for.
+        top: Vec<(u32, f32)>,
+    },
+    /// No more tokens: the answer is complete.
+    Finished(FinishReason),
+    /// No more tokens: something is wrong.
+    Failed(Failure),
+}
+
+/// What is to be continued.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// Length of prompt and answer.
+    pub max_len: u32,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// Tokens that end it.
+    pub eos: Vec<u32>,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// How the swarm looks from here.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The topology obeyed.
+    pub topology: Option<Topology>,
+    /// What peers reported last.
+    pub loads: dunlin_planner::Loads,
+    /// Peers with a working link.
+    pub up: Vec<PeerName>,
+    /// Sessions.
+    pub sessions: Vec<SessionView>,
+    /// Why no new session can run, if so.
+    pub not_ready: Option<String>,
+}
+
+enum Command {
+    Submit(Generation, oneshot::Sender<Result<(SessionId, mpsc::Receiver<Event>), Rejected>>),
+    Cancel(SessionId),
+    Topology(Topology),
+    Snapshot(oneshot::Sender<Snapshot>),
+}
+
+/// The way to the driver.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// A running session; dropping it ends it.
+pub struct Answer {
+    events: mpsc::Receiver<Event>,
+    session: SessionId,
+    commands: mpsc::Sender<Command>,
+    over: bool,
+}
+
+impl Answer {
+    /// What happens next; `None` after the end.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        let event = self.events.recv().await;
+        self.over = !matches!(event, Some(Event::Token { .. }));
+        event
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.over {
+            // When the queue is full the driver notices with the next token that nobody listens.
+            let _ = self.commands.try_send(Command::Cancel(self.session));
+        }
+    }
+}
+
+impl Handle {
+    /// Starts a session.
+    ///
+    /// # Errors
+    /// When the gateway does not take it.
+    pub async fn submit(&self, generation: Generation) -> Result<Answer, Rejected> {
+        let ends =
+            || Rejected::NoCapacity { retry_after_s: 1, message: "the gateway is about to end".to_owned() };
+        let (reply, answer) = oneshot::channel();
+        match self.commands.try_send(Command::Submit(generation, reply)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(Rejected::Busy { retry_after_s: 1 }),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(ends()),
+        }
+        let (session, events) = answer.await.map_err(|_| ends())??;
+        Ok(Answer { events, session, commands: self.commands.clone(), over: false })
+    }
+
+    /// Gives the gateway a topology; older epochs are ignored.
+    pub async fn set_topology(&self, topology: Topology) {
+        // The driver is gone only when the process ends.
+        let _ = self.commands.send(Command::Topology(topology)).await;
+    }
+
+    /// How the swarm looks.
+    pub async fn snapshot(&self) -> Snapshot {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Snapshot(reply)).await.is_err() {
+            return Snapshot::default();
+        }
+        answer.await.unwrap_or_default()
+    }
+}
+
+/// The task.
+pub struct Driver {
+    core: GatewayCore,
+    links: Links,
+    link_events: mpsc::Receiver<LinkEvent>,
+    commands: mpsc::Receiver<Command>,
+    listeners: BTreeMap<SessionId, mpsc::Sender<Event>>,
+    metrics: Arc<Metrics>,
+    next_session: u64,
+    started: Instant,
+}
+
+impl Driver {
+    /// A driver and the way to it. Session ids count up from a number drawn from the gateway's incarnation.
+    #[must_use]
+    pub fn new(config: GatewayConfig, links: LinksConfig, metrics: Arc<Metrics>) -> (Self, Handle) {
+        let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
+        let (events_in, link_events) = mpsc::channel(EVENTS_MAX);
+        let next_session = config.id.incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let driver = Self {
+            core: GatewayCore::new(config),
+            links: Links::new(links, events_in),
+            link_events,
+            commands,
+            listeners: BTreeMap::new(),
+            metrics,
+            next_session,
+            started: Instant::now(),
+        };
+        (driver, Handle { commands: commands_in })
+    }
+
+    /// Runs until every handle is dropped.
+    pub async fn run(mut self) {
+        let mut ticks = interval(TICK);
+        let mut out = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = self.link_events.recv() => self.link_event(event, &mut out),
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return };
+                    self.command(command, &mut out);
+                }
+                _ = ticks.tick() => {
+                    self.core.tick(self.now_ms(), &mut out);
+                    let (running, waiting) = self.core.counts();
+                    self.metrics.sessions(running, waiting);
+                }
+            }
+            self.perform(&mut out);
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn link_event(&mut self, event: LinkEvent, out: &mut Vec<GatewayEffect>) {
+        let now_ms = self.now_ms();
+        match event {
+            LinkEvent::Frame(peer, frame) => self.core.frame(&peer, frame, now_ms, out),
+            LinkEvent::Up(peer) => {
+                info!(%peer, "the link works");
+                self.core.peer_up(peer, now_ms, out);
+            }
+            LinkEvent::Lost(peer, why) => {
+                if self.core.up().contains(&peer) {
+                    warn!(%peer, why, "the peer is lost");
+                } else {
+                    debug!(%peer, why, "the peer cannot be reached");
+                }
+                self.core.peer_lost(&peer, now_ms, out);
+            }
+        }
+        self.metrics.peers(self.core.up().len());
+    }
+
+    fn command(&mut self, command: Command, out: &mut Vec<GatewayEffect>) {
+        let now_ms = self.now_ms();
+        match command {
+            Command::Submit(generation, reply) => {
+                let session = SessionId(self.next_session);
+                self.next_session = self.next_session.wrapping_add(1);
+                let limit_ms = u64::try_from(generation.limit.as_millis()).unwrap_or(u64::MAX);
+                let room = (generation.max_len as usize).saturating_sub(generation.tokens.len()) + 2;
+                let submission = Submission {
+                    session,
+                    tokens: generation.tokens,
+                    max_len: generation.max_len,
+                    sampling: generation.sampling,
+                    eos: generation.eos,
+                    deadline_ms: now_ms.saturating_add(limit_ms),
+                };
+                let outcome = self.core.submit(submission, now_ms, out).map(|()| {
+                    // Room for every token there can be: the driver never waits for a client.
+                    let (events_in, events) = mpsc::channel(room);
+                    self.listeners.insert(session, events_in);
+                    (session, events)
+                });
+                if reply.send(outcome).is_err() {
+                    self.listeners.remove(&session);
+                    self.core.cancel(session, now_ms, out);
+                }
+            }
+            Command::Cancel(session) => {
+                self.listeners.remove(&session);
+                self.core.cancel(session, now_ms, out);
+            }
+            Command::Topology(topology) => {
+                let epoch = topology.epoch;
+                self.core.set_topology(topology, now_ms, out);
+                self.links.set_epoch(epoch);
+                self.metrics.epoch(self.core.topology().map_or(0, |t| t.epoch));
+            }
+            Command::Snapshot(reply) => {
+                let snapshot = Snapshot {
+                    topology: self.core.topology().cloned(),
+                    loads: self.core.loads().clone(),
+                    up: self.core.up().iter().cloned().collect(),
+                    sessions: self.core.views(),
+                    not_ready: self.core.ready().err().map(|e| e.to_string()),
+                };
+                // Whoever asked may be gone.
+                let _ = reply.send(snapshot);
+            }
+        }
+    }
+
+    fn perform(&mut self, out: &mut Vec<GatewayEffect>) {
+        let now_ms = self.now_ms();
+        let mut more = Vec::new();
+        for effect in out.drain(..) {
+            match effect {
+                GatewayEffect::Connect { peer, addr } => self.links.dial(&peer, &addr),
+                GatewayEffect::Disconnect { peer } => self.links.hang_up(&peer),
+                GatewayEffect::Send { peer, frame } => {
+                    if !self.links.send(&peer, &frame) && self.core.up().contains(&peer) {
+                        warn!(%peer, "the peer does not keep up");
+                        self.core.peer_lost(&peer, now_ms, &mut more);
+                    }
+                }
+                GatewayEffect::Emit { session, token, logprob, top, .. } => {
+                    let event = Event::Token { token, logprob, top };
+                    let heard = self.listeners.get(&session).is_some_and(|l| l.try_send(event).is_ok());
+                    if !heard {
+                        self.listeners.remove(&session);
+                        self.core.cancel(session, now_ms, &mut more);
+                    }
+                }
+                GatewayEffect::Finished { session, reason } => self.last(session, Event::Finished(reason)),
+                GatewayEffect::Failed { session, error } => {
+                    warn!(%session, ?error, "a session failed");
+                    self.last(session, Event::Failed(error));
+                }
+                GatewayEffect::Recovered { session, recovery } => {
+                    info!(
+                        %session,
+                        reason = recovery.reason,
+                        stall_ms = recovery.stall_ms,
+                        replayed_rows = recovery.replayed_rows,
+                        "a session went on"
+                    );
+                    self.metrics.recovered(&recovery);
+                }
+            }
+        }
+        if !more.is_empty() {
+            *out = more;
+            self.perform(out);
+        }
+    }
+
+    fn last(&mut self, session: SessionId, event: Event) {
+        if let Some(listener) = self.listeners.remove(&session) {
+            // A client that is gone needs no last word.
+            let _ = listener.try_send(event);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! One answer: from a running session to pieces of text.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_protocol::FinishReason;
+use tokio::time::Instant;
+
+use super::error::ApiError;
+use super::logprobs::TokenLogProb;
+use super::params::Params;
+use crate::driver::{Answer, Event, Generation, Handle};
+use crate::metrics::Metrics;
+use crate::run::ModelText;
+use crate::text::Writer;
+
+/// A part of an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Piece {
+    /// Text that is certain.
+    pub text: String,
+    /// The token it came with, if any.
+    pub token: Option<TokenLogProb>,
+    /// `stop` or `length`, with the last piece.
+    pub finish: Option<&'static str>,
+}
+
+/// A session whose tokens become text.
+pub struct Choice {
+    answer: Answer,
+    writer: Writer,
+    model: Arc<ModelText>,
+    metrics: Arc<Metrics>,
+    began: Instant,
+    last: Instant,
+    /// Tokens so far.
+    pub tokens: u32,
+    over: bool,
+}
+
+impl Choice {
+    /// Starts answer number `index` to a prompt.
+    ///
+    /// # Errors
+    /// When it does not fit, or the gateway does not take it.
+    pub async fn start(
+        handle: &Handle,
+        model: &Arc<ModelText>,
+        metrics: &Arc<Metrics>,
+        prompt: &[u32],
+        params: &Params,
+        index: u32,
+        limit: Duration,
+    ) -> Result<Self, ApiError> {
+        let room = (model.max_len as usize).saturating_sub(prompt.len()) as u32;
+        if room == 0 || params.max_tokens.is_some_and(|max| max > room) {
+            return Err(ApiError::too_long(prompt.len(), model.max_len));
+        }
+        let mut sampling = params.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(u64::from(index));
+        let generation = Generation {
+            tokens: prompt.to_vec(),
+            max_len: prompt.len() as u32 + params.max_tokens.unwrap_or(room),
+            sampling,
+            eos: if params.ignore_eos { Vec::new() } else { model.tokenizer.eos().to_vec() },
+            limit,
+        };
+        let answer = handle.submit(generation).await?;
+        metrics.prompt(prompt.len());
+        let now = Instant::now();
+        Ok(Self {
+            answer,
+            writer: Writer::new(params.stop.clone()),
+            model: Arc::clone(model),
+            metrics: Arc::clone(metrics),
+            began: now,
+            last: now,
+            tokens: 0,
+            over: false,
+        })
+    }
+
+    /// The next piece; `None` after the one that has `finish`.
+    pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        if self.over {
+            return None;
+        }
+        Some(match self.answer.next().await {
+            Some(Event::Token { token, logprob, top }) => {
+                let now = Instant::now();
+                self.metrics.token(now - self.last, self.tokens == 0);
+                self.last = now;
+                self.tokens += 1;
+                let text = self.writer.push(&self.model.tokenizer, token);
+                let finish = self.writer.stopped().then(|| self.finished("stop"));
+                Ok(Piece { text, token: Some(TokenLogProb { token, logprob, top }), finish })
+            }
+            Some(Event::Finished(reason)) => {
+                let text = self.writer.finish();
+                let reason =
+                    if reason == FinishReason::Eos || self.writer.stopped() { "stop" } else { "length" };
+                Ok(Piece { text, token: None, finish: Some(self.finished(reason)) })
+            }
+            Some(Event::Failed(failure)) => {
+                self.over = true;
+                Err(failure.into())
+            }
+            None => {
+                self.over = true;
+                Err(ApiError::unavailable("the gateway is about to end", 1))
+            }
+        })
+    }
+
+    fn finished(&mut self, reason: &'static str) -> &'static str {
+        self.over = true;
+        self.metrics.finished(reason, self.began.elapsed());
+        reason
+    }
+}

@@ -1,0 +1,183 @@
+//! Everything together: HTTP, control service, topology, driver.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::Context;
+use dunlin_model::Tokenizer;
+use dunlin_planner::Topology;
+use dunlin_protocol::{GatewayConfig, GatewayId};
+use dunlin_wire::control::{ControlRequest, ControlService, Question};
+use dunlin_wire::{LinksConfig, TlsFiles, proto};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::{info, warn};
+
+use crate::driver::{Driver, Handle};
+use crate::metrics::Metrics;
+use crate::openai::{App, router};
+use crate::template::ChatTemplate;
+
+/// Time for requests to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// What the gateway needs of the model.
+pub struct ModelText {
+    /// The name clients ask for.
+    pub name: String,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to a prompt.
+    pub template: ChatTemplate,
+    /// Longest sequence.
+    pub max_len: u32,
+    /// Since when it is served, in seconds since 1970.
+    pub since_s: u64,
+}
+
+/// What a gateway is started with.
+pub struct GatewayOptions {
+    /// Name of this life of it.
+    pub name: String,
+    /// Drawn at start.
+    pub incarnation: u64,
+    /// The HTTP API.
+    pub http: TcpListener,
+    /// The control service.
+    pub control: SocketAddr,
+    /// Certificates; none only on loopback.
+    pub tls: Option<TlsFiles>,
+    /// A file with the topology, looked at once a second.
+    pub topology: Option<PathBuf>,
+    /// Tokenizer and template, once the model is there.
+    pub model: watch::Receiver<Option<Arc<ModelText>>>,
+    /// Why the model is not there yet.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// Sessions that run at once.
+    pub running_max: usize,
+    /// Sessions that wait for their turn.
+    pub queue_max: usize,
+}
+
+/// Serves until SIGTERM; then takes no more requests and lets those that run end.
+///
+/// # Errors
+/// When an address cannot be bound or certificates cannot be used.
+pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let id = GatewayId { name: options.name.clone(), incarnation: options.incarnation };
+    let hello = proto::Hello { name: options.name.clone(), incarnation: options.incarnation, gateway: true };
+    let config = GatewayConfig {
+        id,
+        running_max: options.running_max,
+        queue_max: options.queue_max,
+        stall_ms: 2000,
+        retry_after_s: 1,
+    };
+    let links = LinksConfig::new(hello, options.tls.clone());
+    let (driver, handle) = Driver::new(config, links, Arc::clone(&metrics));
+    tokio::spawn(driver.run());
+
+    let (questions_in, questions) = mpsc::channel(64);
+    let listener = TcpListener::bind(options.control)
+        .await
+        .with_context(|| format!("cannot listen on {}", options.control))?;
+    let mut server = tonic::transport::Server::builder().tcp_nodelay(true);
+    if let Some(tls) = &options.tls {
+        server = server.tls_config(tls.server())?;
+    }
+    let control = server.add_service(ControlService::service(questions_in));
+    tokio::spawn(control.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone()));
+    if let Some(path) = options.topology {
+        tokio::spawn(watch_topology(path, handle.clone()));
+    }
+
+    let app = App {
+        handle,
+        model: options.model,
+        trouble: options.trouble,
+        metrics,
+        requests: Arc::new(AtomicU64::new(options.incarnation)),
+    };
+    info!(addr = %options.http.local_addr()?, "serves HTTP");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let (stop, stopping) = watch::channel(false);
+    let mut stopped = stopping.clone();
+    let serving = axum::serve(options.http, router(app)).with_graceful_shutdown(async move {
+        // An error means that the sender is gone, which is as good as a stop.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    tokio::select! {
+        ended = &mut serving => return Ok(ended??),
+        _ = terminate.recv() => {}
+    }
+    info!("SIGTERM: no more requests");
+    let _ = stop.send(true);
+    if tokio::time::timeout(GRACE, serving).await.is_err() {
+        warn!("requests still run and are cut off");
+    }
+    Ok(())
+}
+
+/// Answers the operator.
+async fn control_loop(
+    name: String,
+    mut questions: mpsc::Receiver<ControlRequest>,
+    handle: Handle,
+    model: watch::Receiver<Option<Arc<ModelText>>>,
+) {
+    while let Some(request) = questions.recv().await {
+        if let Question::PushTopology(json) | Question::Assign(json) = &request.question {
+            take(json, &handle).await;
+        }
+        let snapshot = handle.snapshot().await;
+        let ready = model.borrow().is_some() && snapshot.not_ready.is_none();
+        let topology = snapshot.topology.unwrap_or_default();
+        let lost = topology.peers.iter().filter(|p| !snapshot.up.contains(&p.name)).map(|p| p.name.0.clone());
+        let status = proto::Status {
+            name: name.clone(),
+            state: if ready { proto::State::Ready } else { proto::State::Loading }.into(),
+            epoch: topology.epoch,
+            sessions: u32::try_from(snapshot.sessions.len()).unwrap_or(u32::MAX),
+            lost: lost.collect(),
+            ..proto::Status::default()
+        };
+        // Whoever asked may be gone.
+        let _ = request.answer.send(status);
+    }
+}
+
+async fn take(json: &str, handle: &Handle) {
+    match Topology::parse(json) {
+        Ok(topology) => handle.set_topology(topology).await,
+        Err(error) => warn!(%error, "a topology is not sound"),
+    }
+}
+
+/// The file of a mounted ConfigMap: a restarted gateway knows the swarm without the operator.
+async fn watch_topology(path: PathBuf, handle: Handle) {
+    let mut last = String::new();
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Some(text) = read(&path).await
+            && text != last
+        {
+            take(&text, &handle).await;
+            last = text;
+        }
+    }
+}
+
+async fn read(path: &Path) -> Option<String> {
+    tokio::fs::read_to_string(path).await.ok()
+}

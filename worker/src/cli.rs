@@ -1,0 +1,194 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use dunlin_model::random_model::RandomModelSpec;
+
+/// Serves large language models over preemptible machines.
+#[derive(Parser)]
+#[command(version)]
+pub struct Cli {
+    /// What this process does.
+    #[command(subcommand)]
+    pub role: Role,
+    /// How it logs.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Roles.
+#[derive(Subcommand)]
+pub enum Role {
+    /// Execute layers for the gateways of a swarm.
+    Stage(StageArgs),
+    /// Serve OpenAI's HTTP API.
+    Gateway(GatewayArgs),
+    /// A whole swarm as processes on this machine.
+    Local(LocalArgs),
+    /// Write a random Llama (config.json, safetensors, tokenizer.json).
+    RandomModel(RandomModelArgs),
+}
+
+/// Logging.
+#[derive(Args, Clone)]
+pub struct LogArgs {
+    /// Which events, in the syntax of tracing's EnvFilter.
+    #[arg(long, env = "DUNLIN_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// One JSON object a line instead of text.
+    #[arg(long, env = "DUNLIN_LOG_JSON", global = true)]
+    pub log_json: bool,
+}
+
+/// Where the model is.
+#[derive(Args, Clone)]
+pub struct ModelArgs {
+    /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors.
+    #[arg(long, conflicts_with = "model_url")]
+    pub model: Option<PathBuf>,
+    /// A GGUF file on an HTTP server that knows Range requests.
+    #[arg(long)]
+    pub model_url: Option<String>,
+    /// Its sha256; nothing is served from a file with another one.
+    #[arg(long, requires = "model_url")]
+    pub model_sha256: Option<String>,
+    /// Folder for downloads.
+    #[arg(long, default_value = "/var/cache/dunlin")]
+    pub cache: PathBuf,
+}
+
+/// Options of every process of a swarm.
+#[derive(Args, Clone)]
+pub struct ProcessArgs {
+    /// Name of this life of the process, unique in the swarm.
+    #[arg(long)]
+    pub name: String,
+    /// Where the other processes reach it (gRPC).
+    #[arg(long, default_value = "0.0.0.0:7070")]
+    pub listen: SocketAddr,
+    /// /healthz, /readyz, /metrics.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    pub health: SocketAddr,
+    /// Folder with ca.crt, tls.crt, tls.key. Without it everything is plain text, allowed on loopback only.
+    #[arg(long)]
+    pub tls_dir: Option<PathBuf>,
+}
+
+/// Options of a stage.
+#[derive(Args, Clone)]
+pub struct StageArgs {
+    /// Process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Threads that compute.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Memory it may use, in bytes.
+    #[arg(long, default_value_t = 1 << 30)]
+    pub memory: u64,
+    /// Longest sequence; the model's context length when 0.
+    #[arg(long, default_value_t = 0)]
+    pub max_seq_len: u32,
+}
+
+/// Options of a gateway.
+#[derive(Args, Clone)]
+pub struct GatewayArgs {
+    /// Process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Model, for its tokenizer and chat template.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The HTTP API.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub http: SocketAddr,
+    /// A file with the topology, looked at once a second.
+    #[arg(long)]
+    pub topology: Option<PathBuf>,
+    /// The name clients ask for; the topology's when not given.
+    #[arg(long)]
+    pub model_name: Option<String>,
+    /// Longest sequence; the model's context length when 0.
+    #[arg(long, default_value_t = 0)]
+    pub max_seq_len: u32,
+    /// Sessions that run at once.
+    #[arg(long, default_value_t = 64)]
+    pub running_max: usize,
+    /// Sessions that wait for their turn.
+    #[arg(long, default_value_t = 256)]
+    pub queue_max: usize,
+}
+
+/// Options of a local swarm.
+#[derive(Args, Clone)]
+pub struct LocalArgs {
+    /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors.
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Stages.
+    #[arg(long, default_value_t = 3)]
+    pub peers: usize,
+    /// The HTTP API; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Threads of each stage that compute.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Other peers that keep each layer ready.
+    #[arg(long, default_value_t = 1)]
+    pub shadows: usize,
+    /// Memory of each stage, in bytes.
+    #[arg(long, default_value_t = 2 << 30)]
+    pub memory: u64,
+}
+
+/// Shape of a random model.
+#[derive(Args, Clone)]
+pub struct RandomModelArgs {
+    /// Decoder blocks.
+    #[arg(long, default_value_t = 8)]
+    pub layers: u32,
+    /// Width of a row.
+    #[arg(long, default_value_t = 512)]
+    pub hidden: usize,
+    /// Query heads.
+    #[arg(long, default_value_t = 8)]
+    pub heads: usize,
+    /// Key and value heads.
+    #[arg(long, default_value_t = 8)]
+    pub kv_heads: usize,
+    /// Width of the feed-forward part.
+    #[arg(long, default_value_t = 1376)]
+    pub ffn: usize,
+    /// Tokens.
+    #[arg(long, default_value_t = 8000)]
+    pub vocab: usize,
+    /// Seeds the weights.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Folder to write.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+impl RandomModelArgs {
+    /// The library's form.
+    #[must_use]
+    pub fn spec(&self) -> RandomModelSpec {
+        RandomModelSpec {
+            layers: self.layers,
+            hidden: self.hidden,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            ffn: self.ffn,
+            vocab: self.vocab,
+            seed: self.seed,
+        }
+    }
+}

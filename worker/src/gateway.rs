@@ -1,0 +1,91 @@
+//! The role that speaks HTTP: opens the model's header for its tokenizer, and runs dunlin-gateway.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use dunlin_gateway::template::ChatTemplate;
+use dunlin_gateway::{GatewayOptions, ModelText, serve};
+use dunlin_model::ModelFile;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::cli::GatewayArgs;
+use crate::health;
+use crate::model::{Location, Problem, problem};
+use crate::stage::tls;
+
+/// First and longest pause before the model is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Runs a gateway until SIGTERM.
+///
+/// # Errors
+/// When the options cannot be used or an address cannot be bound.
+pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
+    let tls = tls(&args.process)?;
+    let location = Location::new(&args.model)?;
+    let name = args.model_name.clone().unwrap_or_else(|| location.stem());
+    let (model_in, model) = watch::channel(None);
+    let (trouble_in, trouble) = watch::channel(None);
+    let max_seq_len = args.max_seq_len;
+    std::thread::Builder::new().name("model".to_owned()).spawn(move || {
+        let mut pause = RETRY.0;
+        loop {
+            match location.open().and_then(|file| text(&file, &name, max_seq_len)) {
+                Ok(text) => {
+                    // The receivers live as long as the process.
+                    let _ = model_in.send(Some(Arc::new(text)));
+                    return;
+                }
+                Err(problem) => {
+                    warn!(reason = problem.reason, message = problem.message, "the model cannot be opened");
+                    let _ = trouble_in.send(Some(problem.message));
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RETRY.1);
+        }
+    })?;
+    let http =
+        TcpListener::bind(args.http).await.with_context(|| format!("cannot listen on {}", args.http))?;
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Two lives of one name never begin in the same nanosecond of the same process id.
+    let incarnation = seconds.as_nanos() as u64 ^ u64::from(std::process::id()) << 48;
+    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
+    let mut loaded = model.clone();
+    tokio::spawn(async move {
+        // Ready means that requests are answered, be it with 503: which peers there are is not this pod's state.
+        if loaded.wait_for(Option::is_some).await.is_ok() {
+            ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    serve(GatewayOptions {
+        name: args.process.name,
+        incarnation,
+        http,
+        control: args.process.listen,
+        tls,
+        topology: args.topology,
+        model,
+        trouble,
+        running_max: args.running_max,
+        queue_max: args.queue_max,
+    })
+    .await
+}
+
+fn text(file: &ModelFile, name: &str, max_seq_len: u32) -> Result<ModelText, Problem> {
+    let tokenizer = file.tokenizer().map_err(|error| problem(&error))?;
+    let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
+    let template = ChatTemplate::new(file.chat_template().as_deref(), bos, eos).map_err(|error| Problem {
+        reason: "ModelInvalid",
+        message: format!("its chat template cannot be parsed: {error:#}"),
+    })?;
+    let context = file.config().context_length;
+    let max_len = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
+    let since_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    Ok(ModelText { name: name.to_owned(), tokenizer, template, max_len, since_s })
+}

@@ -1,0 +1,120 @@
+//! Who executes and who keeps what, on one machine: even spans, the shadow of a span on the next peer.
+
+use dunlin_planner::{Capacity, Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, partition};
+
+/// A stage that is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub addr: String,
+    /// Layers of the model.
+    pub layers: u32,
+    /// Measured rows per second through one layer.
+    pub rate: f64,
+    /// What it can do.
+    pub state: PeerState,
+}
+
+/// The topology for `members`: those that have a span keep it, newcomers take the spans of the lost.
+///
+/// # Errors
+/// When there are no members.
+pub fn plan(members: &[Member], previous: &Topology, shadows: usize) -> anyhow::Result<Topology> {
+    let Some(layers) = members.first().map(|m| m.layers) else { return Ok(previous.clone()) };
+    let place = |m: &Member| previous.peer(&PeerName::from(m.name.as_str())).map(|p| p.span);
+    let mut spans: Vec<Option<Layers>> = members.iter().map(place).collect();
+    if spans.iter().all(Option::is_none) {
+        // Processes on one machine are equally fast.
+        let capacities = vec![Capacity { rate: 1.0, layers_max: layers }; members.len()];
+        spans = partition(layers, &capacities)?.into_iter().map(Some).collect();
+    }
+    let mut open: Vec<Layers> =
+        previous.peers.iter().map(|p| p.span).filter(|s| !spans.contains(&Some(*s))).collect();
+    open.reverse();
+    for span in spans.iter_mut().filter(|s| s.is_none()) {
+        *span = open.pop();
+    }
+    let mut order: Vec<(Layers, &Member)> =
+        members.iter().zip(spans).filter_map(|(m, span)| Some((span?, m))).collect();
+    order.sort_by_key(|(span, _)| span.start);
+    // Spans without a peer stay on their shadows: whoever kept them keeps them until a replacement is there.
+    let missing: Vec<Layers> = open;
+    let count = order.len();
+    let mut peers: Vec<TopologyPeer> = Vec::new();
+    for (i, (span, member)) in order.iter().enumerate() {
+        let mut kept: Vec<Layers> =
+            (1..=shadows.min(count.saturating_sub(1))).map(|k| order[(i + k) % count].0).collect();
+        let before = previous
+            .peer(&PeerName::from(member.name.as_str()))
+            .map(|p| p.shadows.clone())
+            .unwrap_or_default();
+        kept.extend(before.into_iter().filter(|s| missing.contains(s)));
+        kept.sort_unstable();
+        kept.dedup();
+        peers.push(TopologyPeer {
+            name: member.name.as_str().into(),
+            addr: member.addr.clone(),
+            pool: "local".to_owned(),
+            node: member.name.clone(),
+            zone: String::new(),
+            spot: false,
+            span: *span,
+            shadows: kept,
+            state: member.state,
+        });
+    }
+    let mut topology = Topology { epoch: previous.epoch, model: ModelId::default(), layers, peers };
+    if topology != *previous {
+        topology.epoch += 1;
+    }
+    topology.validate()?;
+    Ok(topology)
+}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_planner::{Layers, PeerState, Topology};
+
+    use super::{Member, plan};
+
+    fn members(names: &[&str]) -> Vec<Member> {
+        let member = |name: &&str| Member {
+            name: (*name).to_owned(),
+            addr: format!("{name}:1"),
+            layers: 30,
+            rate: 1.0,
+            state: PeerState::Ready,
+        };
+        names.iter().map(member).collect()
+    }
+
+    fn spans(topology: &Topology) -> Vec<(String, u32, u32, usize)> {
+        topology.peers.iter().map(|p| (p.name.0.clone(), p.span.start, p.span.end, p.shadows.len())).collect()
+    }
+
+    #[test]
+    fn a_replacement_takes_the_place_of_the_lost_and_nobody_else_moves() {
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 1).unwrap();
+        assert_eq!(spans(&first), [("a".into(), 0, 10, 1), ("b".into(), 10, 20, 1), ("c".into(), 20, 30, 1)]);
+        assert_eq!(first.epoch, 1);
+        assert_eq!(plan(&members(&["a", "b", "c"]), &first, 1).unwrap(), first);
+        let replaced = plan(&members(&["a", "c", "d"]), &first, 1).unwrap();
+        assert_eq!(
+            spans(&replaced),
+            [("a".into(), 0, 10, 1), ("d".into(), 10, 20, 1), ("c".into(), 20, 30, 1)]
+        );
+        assert_eq!(replaced.epoch, 2);
+    }
+
+    #[test]
+    fn shadows_of_the_lost_stay_until_they_are_replaced() {
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 1).unwrap();
+        let lost = plan(&members(&["a", "c"]), &first, 1).unwrap();
+        let a = lost.peers.iter().find(|p| p.name.0 == "a").unwrap();
+        assert!(a.shadows.contains(&Layers::new(10, 20)), "{:?}", a.shadows);
+        let replaced = plan(&members(&["a", "c", "d"]), &lost, 1).unwrap();
+        assert_eq!(spans(&replaced)[1], ("d".into(), 10, 20, 1));
+    }
+}

@@ -1,0 +1,69 @@
+//! A file on an HTTP server, read by range.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use dunlin_model::ByteSource;
+
+/// Time for one connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time until the answer begins.
+const RESPONSE: Duration = Duration::from_secs(15);
+
+/// An agent with our limits.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT))
+        .timeout_recv_response(Some(RESPONSE))
+        .build()
+        .into()
+}
+
+/// A file whose server knows Range.
+pub struct HttpSource {
+    agent: ureq::Agent,
+    url: String,
+    len: u64,
+}
+
+impl HttpSource {
+    /// Asks for the length.
+    ///
+    /// # Errors
+    /// When the server does not answer, or not with a file that can be read by range.
+    pub fn open(url: &str) -> io::Result<Self> {
+        let agent = agent();
+        let response = agent.get(url).header("range", "bytes=0-0").call().map_err(io::Error::other)?;
+        let status = response.status().as_u16();
+        let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
+        let len = range.and_then(|v| v.rsplit('/').next()).and_then(|v| v.parse().ok());
+        match (status, len) {
+            (206, Some(len)) => Ok(Self { agent, url: url.to_owned(), len }),
+            (200, _) => Err(io::Error::other("the server ignores Range requests; use one that knows them")),
+            _ => Err(io::Error::other(format!("the server answers HTTP {status}"))),
+        }
+    }
+}
+
+impl ByteSource for HttpSource {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let range = format!("bytes={offset}-{}", offset + buffer.len() as u64 - 1);
+        let response = self.agent.get(&self.url).header("range", range).call().map_err(io::Error::other)?;
+        if response.status() != 206 {
+            return Err(io::Error::other(format!("the server answers HTTP {}", response.status())));
+        }
+        response.into_body().into_reader().read_exact(buffer)
+    }
+
+    fn describe(&self) -> String {
+        self.url.clone()
+    }
+}

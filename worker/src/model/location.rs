@@ -1,0 +1,157 @@
+//! Opens the model, and says what a user must mend when that fails.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::bail;
+use dunlin_model::{ModelError, ModelFile};
+use sha2::{Digest, Sha256};
+
+use super::http::{HttpSource, agent};
+use crate::cli::ModelArgs;
+
+/// Something a user must mend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Stable, CamelCase.
+    pub reason: &'static str,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// Where the model is.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// A file or folder here.
+    Path(PathBuf),
+    /// On a server.
+    Url {
+        /// Where.
+        url: String,
+        /// Its digest, lower-case hex, if it must have that.
+        sha256: Option<String>,
+        /// Folder for the checked copy.
+        cache: PathBuf,
+    },
+}
+
+impl Location {
+    /// From the command line.
+    ///
+    /// # Errors
+    /// When neither or a malformed one is given.
+    pub fn new(args: &ModelArgs) -> anyhow::Result<Self> {
+        match (&args.model, &args.model_url) {
+            (Some(path), None) => Ok(Self::Path(path.clone())),
+            (None, Some(url)) => {
+                let sha256 = args.model_sha256.as_ref().map(|s| s.to_ascii_lowercase());
+                if sha256.as_ref().is_some_and(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()))
+                {
+                    bail!("--model-sha256 must be 64 hexadecimal digits");
+                }
+                Ok(Self::Url { url: url.clone(), sha256, cache: args.cache.clone() })
+            }
+            _ => bail!("give either --model or --model-url"),
+        }
+    }
+
+    /// A name for the model when nobody gave one.
+    #[must_use]
+    pub fn stem(&self) -> String {
+        let path = match self {
+            Self::Path(path) => path.clone(),
+            Self::Url { url, .. } => PathBuf::from(url),
+        };
+        path.file_stem().map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned())
+    }
+
+    /// Opens it. With a digest the whole file is read once, checked, and kept in the cache; without, only ranges are ever read.
+    ///
+    /// # Errors
+    /// What a user must mend.
+    pub fn open(&self) -> Result<ModelFile, Problem> {
+        match self {
+            Self::Path(path) => ModelFile::open_path(path).map_err(|error| problem(&error)),
+            Self::Url { url, sha256: None, .. } => {
+                let source = HttpSource::open(url).map_err(|error| unreachable(url, &error))?;
+                ModelFile::open(Arc::new(source)).map_err(|error| problem(&error))
+            }
+            Self::Url { url, sha256: Some(sha256), cache } => {
+                let path = checked_copy(url, sha256, cache)?;
+                ModelFile::open_path(&path).map_err(|error| problem(&error))
+            }
+        }
+    }
+}
+
+/// What a user must mend when the model cannot be used.
+#[must_use]
+pub fn problem(error: &ModelError) -> Problem {
+    let reason = if error.is_unreachable() { "ModelUnreachable" } else { "ModelInvalid" };
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    Problem { reason, message }
+}
+
+fn unreachable(url: &str, error: &io::Error) -> Problem {
+    Problem {
+        reason: "ModelUnreachable",
+        message: format!(
+            "cannot read {url}: {error}; check spec.model.source and that the server can be reached from here"
+        ),
+    }
+}
+
+/// The file in the cache, downloaded if it is not there; its name is its digest.
+fn checked_copy(url: &str, sha256: &str, cache: &Path) -> Result<PathBuf, Problem> {
+    let path = cache.join(format!("{sha256}.gguf"));
+    if path.exists() {
+        return Ok(path);
+    }
+    let fail = |error: io::Error| unreachable(url, &error);
+    std::fs::create_dir_all(cache).map_err(fail)?;
+    let response = agent().get(url).call().map_err(|error| fail(io::Error::other(error)))?;
+    if response.status() != 200 {
+        return Err(fail(io::Error::other(format!("the server answers HTTP {}", response.status()))));
+    }
+    let partial = cache.join(format!("{sha256}.{}.partial", std::process::id()));
+    let found = copy_hashing(&mut response.into_body().into_reader(), &partial);
+    let outcome = found.map_err(fail).and_then(|found| {
+        if found == sha256 {
+            return std::fs::rename(&partial, &path).map_err(fail);
+        }
+        Err(Problem {
+            reason: "ModelDigestMismatch",
+            message: format!(
+                "{url} has sha256 {found}, the manifest says {sha256}; correct spec.model.source.http.sha256 or the file"
+            ),
+        })
+    });
+    if outcome.is_err() {
+        // Best effort: what is left is overwritten by the next try.
+        let _ = std::fs::remove_file(&partial);
+    }
+    outcome.map(|()| path)
+}
+
+fn copy_hashing(from: &mut dyn Read, to: &Path) -> io::Result<String> {
+    let mut file = File::create(to)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let count = from.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+        file.write_all(&buffer[..count])?;
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}

@@ -1,0 +1,45 @@
+//! Logs, and traces when an OTLP endpoint is configured.
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::cli::LogArgs;
+
+/// Ends exporting.
+pub struct Telemetry(Option<SdkTracerProvider>);
+
+/// Starts logging to standard error, and exporting spans when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+///
+/// # Errors
+/// When the filter or the endpoint cannot be used.
+pub fn start(log: &LogArgs, role: &'static str) -> anyhow::Result<Telemetry> {
+    let filter = EnvFilter::try_new(&log.log)?;
+    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let text = if log.log_json { text.json().boxed() } else { text.compact().boxed() };
+    let provider = match std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
+        None => None,
+        Some(_) => {
+            let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().build()?;
+            let name =
+                opentelemetry_sdk::Resource::builder().with_service_name(format!("dunlin-{role}")).build();
+            Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(name).build())
+        }
+    };
+    let traces = provider.as_ref().map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer("dunlin")));
+    tracing_subscriber::registry().with(traces).with(text).with(filter).try_init()?;
+    Ok(Telemetry(provider))
+}
+
+impl Telemetry {
+    /// Sends what is left.
+    pub fn stop(self) {
+        if let Some(provider) = self.0
+            && let Err(error) = provider.shutdown()
+        {
+            tracing::warn!(%error, "some spans were not exported");
+        }
+    }
+}
