@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use dunlin_model::Tokenizer;
 use dunlin_planner::Topology;
 use dunlin_protocol::{GatewayConfig, GatewayId};
@@ -16,7 +17,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_stream::wrappers::TcpListenerStream;
 use tracing::{info, warn};
 
 use crate::driver::{Driver, Handle};
@@ -88,12 +88,12 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.control)
         .await
         .with_context(|| format!("cannot listen on {}", options.control))?;
-    let mut server = tonic::transport::Server::builder().tcp_nodelay(true);
+    let mut server = tonic::transport::Server::builder();
     if let Some(tls) = &options.tls {
         server = server.tls_config(tls.server())?;
     }
     let control = server.add_service(ControlService::service(questions_in));
-    tokio::spawn(control.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(control.serve_with_incoming(dunlin_wire::incoming(listener)));
     tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone()));
     if let Some(path) = options.topology {
         tokio::spawn(watch_topology(path, handle.clone()));
@@ -110,7 +110,13 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let (stop, stopping) = watch::channel(false);
     let mut stopped = stopping.clone();
-    let serving = axum::serve(options.http, router(app)).with_graceful_shutdown(async move {
+    let http = options.http.tap_io(|stream| {
+        // Without it a token may wait for the acknowledgement of the one before.
+        if let Err(error) = stream.set_nodelay(true) {
+            warn!(%error, "a connection keeps Nagle's delay");
+        }
+    });
+    let serving = axum::serve(http, router(app)).with_graceful_shutdown(async move {
         // An error means that the sender is gone, which is as good as a stop.
         let _ = stopped.wait_for(|stop| *stop).await;
     });

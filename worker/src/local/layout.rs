@@ -1,5 +1,8 @@
 //! Who executes and who keeps what, on one machine: even spans, the shadow of a span on the next peer.
 
+use std::collections::BTreeSet;
+
+use dunlin_planner::topology::{layer_set, ranges};
 use dunlin_planner::{Capacity, Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, partition};
 
 /// A stage that is there.
@@ -21,7 +24,12 @@ pub struct Member {
 ///
 /// # Errors
 /// When there are no members.
-pub fn plan(members: &[Member], previous: &Topology, shadows: usize) -> anyhow::Result<Topology> {
+pub fn plan(
+    members: &[Member],
+    previous: &Topology,
+    wanted: usize,
+    shadows: usize,
+) -> anyhow::Result<Topology> {
     let Some(layers) = members.first().map(|m| m.layers) else { return Ok(previous.clone()) };
     let place = |m: &Member| previous.peer(&PeerName::from(m.name.as_str())).map(|p| p.span);
     let mut spans: Vec<Option<Layers>> = members.iter().map(place).collect();
@@ -30,8 +38,11 @@ pub fn plan(members: &[Member], previous: &Topology, shadows: usize) -> anyhow::
         let capacities = vec![Capacity { rate: 1.0, layers_max: layers }; members.len()];
         spans = partition(layers, &capacities)?.into_iter().map(Some).collect();
     }
-    let mut open: Vec<Layers> =
-        previous.peers.iter().map(|p| p.span).filter(|s| !spans.contains(&Some(*s))).collect();
+    // What no span covers was lost; neighbours lost together leave a gap for each of them.
+    let served = layer_set(&spans.iter().flatten().copied().collect::<Vec<_>>());
+    let gaps = ranges(&(0..layers).filter(|l| !served.contains(l)).collect());
+    let usual = layers.div_ceil(u32::try_from(wanted.max(1)).unwrap_or(u32::MAX));
+    let mut open: Vec<Layers> = gaps.iter().flat_map(|gap| cut(*gap, usual)).collect();
     open.reverse();
     for span in spans.iter_mut().filter(|s| s.is_none()) {
         *span = open.pop();
@@ -50,9 +61,10 @@ pub fn plan(members: &[Member], previous: &Topology, shadows: usize) -> anyhow::
             .peer(&PeerName::from(member.name.as_str()))
             .map(|p| p.shadows.clone())
             .unwrap_or_default();
-        kept.extend(before.into_iter().filter(|s| missing.contains(s)));
-        kept.sort_unstable();
-        kept.dedup();
+        let lost: BTreeSet<u32> = missing.iter().flat_map(|gap| gap.iter()).collect();
+        let mut all = layer_set(&kept);
+        all.extend(layer_set(&before).intersection(&lost));
+        kept = ranges(&all);
         peers.push(TopologyPeer {
             name: member.name.as_str().into(),
             addr: member.addr.clone(),
@@ -71,6 +83,13 @@ pub fn plan(members: &[Member], previous: &Topology, shadows: usize) -> anyhow::
     }
     topology.validate()?;
     Ok(topology)
+}
+
+/// A gap in pieces of the usual length; a rest that is too short goes with the last.
+fn cut(gap: Layers, usual: u32) -> Vec<Layers> {
+    let pieces = (gap.len() / usual.max(1)).max(1);
+    let at = |i: u32| gap.start + gap.len() * i / pieces;
+    (0..pieces).map(|i| Layers::new(at(i), at(i + 1))).collect()
 }
 
 #[cfg(test)]
@@ -96,11 +115,11 @@ mod tests {
 
     #[test]
     fn a_replacement_takes_the_place_of_the_lost_and_nobody_else_moves() {
-        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 1).unwrap();
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 3, 1).unwrap();
         assert_eq!(spans(&first), [("a".into(), 0, 10, 1), ("b".into(), 10, 20, 1), ("c".into(), 20, 30, 1)]);
         assert_eq!(first.epoch, 1);
-        assert_eq!(plan(&members(&["a", "b", "c"]), &first, 1).unwrap(), first);
-        let replaced = plan(&members(&["a", "c", "d"]), &first, 1).unwrap();
+        assert_eq!(plan(&members(&["a", "b", "c"]), &first, 3, 1).unwrap(), first);
+        let replaced = plan(&members(&["a", "c", "d"]), &first, 3, 1).unwrap();
         assert_eq!(
             spans(&replaced),
             [("a".into(), 0, 10, 1), ("d".into(), 10, 20, 1), ("c".into(), 20, 30, 1)]
@@ -110,11 +129,21 @@ mod tests {
 
     #[test]
     fn shadows_of_the_lost_stay_until_they_are_replaced() {
-        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 1).unwrap();
-        let lost = plan(&members(&["a", "c"]), &first, 1).unwrap();
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 3, 1).unwrap();
+        let lost = plan(&members(&["a", "c"]), &first, 3, 1).unwrap();
         let a = lost.peers.iter().find(|p| p.name.0 == "a").unwrap();
         assert!(a.shadows.contains(&Layers::new(10, 20)), "{:?}", a.shadows);
-        let replaced = plan(&members(&["a", "c", "d"]), &lost, 1).unwrap();
+        let still = plan(&members(&["a", "c"]), &lost, 3, 1).unwrap();
+        assert_eq!(still, lost, "however long it takes");
+        let replaced = plan(&members(&["a", "c", "d"]), &lost, 3, 1).unwrap();
         assert_eq!(spans(&replaced)[1], ("d".into(), 10, 20, 1));
+    }
+
+    #[test]
+    fn two_replacements_share_what_two_neighbours_had() {
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 3, 1).unwrap();
+        let alone = plan(&members(&["a"]), &first, 3, 1).unwrap();
+        let both = plan(&members(&["a", "d", "e"]), &alone, 3, 1).unwrap();
+        assert_eq!(spans(&both), [("a".into(), 0, 10, 1), ("d".into(), 10, 20, 1), ("e".into(), 20, 30, 1)]);
     }
 }

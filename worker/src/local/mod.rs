@@ -117,7 +117,7 @@ impl Supervisor {
         let members: Vec<Member> = self.stages.iter().filter_map(member).collect();
         // The first plan waits for everybody; later ones make do with who is there.
         if members.len() == self.args.peers || self.topology.epoch > 0 {
-            let planned = layout::plan(&members, &self.topology, self.args.shadows)?;
+            let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
             if planned != self.topology {
                 info!(epoch = planned.epoch, peers = planned.peers.len(), "new topology");
                 self.topology = planned;

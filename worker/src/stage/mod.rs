@@ -19,7 +19,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
-use tokio_stream::wrappers::TcpListenerStream;
 use tracing::{info, warn};
 
 use crate::cli::{ProcessArgs, StageArgs};
@@ -75,14 +74,13 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
     info!(addr = %listener.local_addr()?, "stage {} listens", args.process.name);
     let mut server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(16 << 20)
         .initial_connection_window_size(32 << 20);
     if let Some(tls) = &tls {
         server = server.tls_config(tls.server())?;
     }
     let router = server.add_service(inbound.service()).add_service(ControlService::service(questions_in));
-    tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
 
     let (links_in, link_events) = mpsc::channel(EVENTS_MAX);
     let hello = proto::Hello { name: args.process.name.clone(), incarnation: 0, gateway: false };

@@ -23,5 +23,17 @@ pub use inbound::{Inbound, InboundEvent, StageServer};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use tls::{TlsError, TlsFiles};
 
+/// Incoming connections without Nagle's delay: a token is a small packet that somebody waits for.
+pub fn incoming(
+    listener: tokio::net::TcpListener,
+) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
+    use tokio_stream::StreamExt;
+    tokio_stream::wrappers::TcpListenerStream::new(listener).map(|stream| {
+        let stream = stream?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    })
+}
+
 /// Largest message taken from a peer.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
