@@ -1,0 +1,3 @@
+module github.com/dunlin/e2e/images/models
+
+go 1.26
