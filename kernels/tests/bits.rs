@@ -1,5 +1,9 @@
 //! The rule of this crate: bits depend on the row and the weights alone. Everything here compares bits.
-#![allow(clippy::unwrap_used, clippy::needless_range_loop, reason = "a test may panic, and indexes several arrays")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_range_loop,
+    reason = "a test may panic, and indexes several arrays"
+)]
 
 use dunlin_kernels::{
     AttentionRow, Format, Isa, Matrix, PAGE, Pool, Scratch, attention, linear, linear_many, page_len,
