@@ -48,6 +48,8 @@ pub struct Pod {
     pub ip: String,
     /// Ready condition is True and it is not being deleted.
     pub ready: bool,
+    /// On its way out: on a dead node a pod stays like that until the node is back.
+    pub deleting: bool,
 }
 
 impl Swarm<'_> {
@@ -152,7 +154,8 @@ impl Swarm<'_> {
             Ok((whole, status.to_string()))
         })?;
         wait::until_true("every gateway is healthy", HEAL_LIMIT, || {
-            let pods = self.pods("gateway")?;
+            let mut pods = self.pods("gateway")?;
+            pods.retain(|pod| !pod.deleting);
             for pod in &pods {
                 let (status, body) = chat::get(&format!("{}/health", gateway_url(pod)))?;
                 if status != 200 {
@@ -208,6 +211,7 @@ fn pod(item: &Value) -> Pod {
         node: text(&item["spec"]["nodeName"]),
         ip: text(&item["status"]["podIP"]),
         ready: ready && item["metadata"]["deletionTimestamp"].is_null(),
+        deleting: !item["metadata"]["deletionTimestamp"].is_null(),
     }
 }
 

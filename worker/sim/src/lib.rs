@@ -1,1 +1,12 @@
-//! dunlin-sim
+//! A whole swarm in virtual time: real gateways and stages of dunlin-protocol, a fake model, a network that misbehaves.
+//!
+//! Everything follows from a seed. The fake model's rows are hashes over everything before them, so that a row that is lost, doubled,
+//! out of place or computed from another prefix changes the tokens.
+//!
+//! * [`model`] the fake model and engine
+//! * [`world`] events, faults, and what must hold
+
+pub mod model;
+pub mod world;
+
+pub use world::{Outcome, Scenario, run};
