@@ -121,6 +121,13 @@ struct Peer {
     busy_until: u64,
 }
 
+impl Peer {
+    /// Nothing of any session is left.
+    fn clean(&self) -> bool {
+        self.engine.used() == 0 && self.node.session_count() == 0 && self.node.journal_bytes() == 0
+    }
+}
+
 struct Gateway {
     core: GatewayCore,
     alive: bool,
@@ -665,7 +672,7 @@ impl World {
     fn finished(&self) -> bool {
         let asked = self.asked.len() as u32 == self.scenario.sessions;
         let done = self.asked.values().all(|a| a.done || !self.gateways[&a.gateway].alive);
-        let clean = self.peers.values().all(|p| !p.alive || p.engine.used() == 0);
+        let clean = self.peers.values().all(|p| !p.alive || p.clean());
         asked && done && clean && self.now > self.last_fault + 100
     }
 
@@ -686,7 +693,7 @@ impl World {
             self.out.violations.push("not every session was taken".to_owned());
         }
         for (name, peer) in self.peers.iter().filter(|(_, p)| p.alive) {
-            if peer.engine.used() > 0 || peer.node.session_count() > 0 || peer.node.journal_bytes() > 0 {
+            if !peer.clean() {
                 let (pages, sessions) = (peer.engine.used(), peer.node.session_count());
                 self.out.violations.push(format!("{name} keeps {pages} pages of {sessions} sessions"));
             }

@@ -212,6 +212,10 @@ impl StageNode {
         let have = s.segments.get(&hop.layers).map_or(0, |segment| segment.have);
         if hop.from > have {
             refuse(session, s, index, Refusal::NeedReplay { have }, out);
+            // Nothing of it is held here, so nobody would ever close it.
+            if s.segments.is_empty() {
+                self.sessions.remove(&session);
+            }
             return;
         }
         let hidden = self.config.hidden;
