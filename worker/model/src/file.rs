@@ -100,8 +100,12 @@ impl ModelFile {
             let file: Arc<dyn ByteSource> = Arc::new(FileSource::open(&name)?);
             for (name, t) in safetensors::read_header(file.as_ref())? {
                 let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
-                tensors
-                    .insert(name, Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes });
+                let place = Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes };
+                if tensors.contains_key(&name) {
+                    let what = format!("it has tensor `{name}`, which another file of the folder has, too");
+                    return Err(ModelError::Malformed { file: file.describe(), format: "safetensors", what });
+                }
+                tensors.insert(name, place);
             }
             sources.push(file);
         }
