@@ -3,3 +3,4 @@
 
 pub mod allocations;
 pub mod gguf;
+pub mod smollm2;
