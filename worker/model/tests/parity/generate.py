@@ -10,15 +10,14 @@ which transformers always computes in f32). `blocks.safetensors` has, per GGUF b
 type, `<type>.bytes` [rows, bytes] (u8) and `<type>.values` [rows, values] (f32) of the gguf package. Versions are in versions.json.
 """
 
+import importlib.metadata
 import json
 import pathlib
 import shutil
 
 import gguf
 import numpy as np
-import safetensors
 import torch
-import transformers
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -103,8 +102,7 @@ def main():
     for name, model in MODELS.items():
         write_model(name, model, generator)
     write_blocks()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "safetensors": safetensors.__version__,
-                "numpy": np.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ["torch", "transformers", "safetensors", "gguf", "numpy"]}
     (HERE / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 
