@@ -3,7 +3,7 @@
 /// Are all values finite?
 #[must_use]
 pub fn all_finite(x: &[f32]) -> bool {
-    // A sum of zeros is NaN as soon as one factor is not finite; no early exit, so it vectorises.
+    // No early exit, so it vectorises.
     let mut bad = 0u32;
     for v in x {
         bad |= u32::from(v.to_bits() & 0x7f80_0000 == 0x7f80_0000);

@@ -288,3 +288,28 @@ fn linear_is_close_to_the_definition() {
         }
     }
 }
+
+/// An input that is not finite makes all outputs of its row so, whatever the weights, and those of no other row.
+#[test]
+fn what_is_not_finite_is_never_lost() {
+    let mut random = Random(9);
+    for &(format, n, k) in CASES {
+        let w = Matrix::from_ggml(format, n, k, &file_bytes(&mut random, format, n, k)).unwrap();
+        for isa in Isa::all() {
+            let pool = Pool::with_isa(1, isa);
+            for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = random.floats(3 * k);
+                x[k + k / 2] = odd;
+                let mut y = vec![0.0; 3 * n];
+                linear(&pool, &w, &x, 3, &mut y, &mut Scratch::default());
+                for (i, y) in y.iter().enumerate() {
+                    assert_eq!(
+                        y.is_finite(),
+                        i / n != 1,
+                        "{format:?} {n}x{k} {isa:?}: {odd} gives {y} at {i}"
+                    );
+                }
+            }
+        }
+    }
+}

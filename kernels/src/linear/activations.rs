@@ -3,6 +3,7 @@
 use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::matrix::BLOCK;
+use crate::softmax::all_finite;
 
 /// Blocks whose largest value is below this are all zero: its inverse would overflow.
 const TINY: f32 = 1e-30;
@@ -53,8 +54,13 @@ impl Quantised {
     }
 }
 
-/// Quantises 32 values; returns scale and sum. Portable code that the compiler vectorises: no step depends on the width.
+/// Quantises 32 values; returns scale and sum, or NaN and 0 when one is not finite, so that all outputs are NaN. Portable code that the compiler vectorises: no step depends on the width.
 fn block(x: &[f32; BLOCK], q: &mut [i8; BLOCK]) -> (f32, i32) {
+    // The maximum would overlook NaN.
+    if !all_finite(x) {
+        q.fill(0);
+        return (f32::NAN, 0);
+    }
     let mut max = [0f32; 8];
     for x in x.as_chunks::<8>().0 {
         for (max, x) in max.iter_mut().zip(x) {
@@ -106,5 +112,13 @@ mod tests {
         x[3] = -3e38;
         let (d, sum) = block(&x, &mut q);
         assert!(d.is_finite() && sum == 127 * 30 && q[3] == -127);
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..BLOCK {
+                let mut x = [1.0; BLOCK];
+                x[at] = odd;
+                let (d, sum) = block(&x, &mut q);
+                assert!(d.is_nan() && sum == 0 && q == [0; BLOCK], "{odd} at {at}");
+            }
+        }
     }
 }

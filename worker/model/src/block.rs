@@ -130,6 +130,12 @@ impl Block {
             let page = &mut kv[row.sequence].pages[position / PAGE];
             write_kv(page, position % PAGE, k, &self.v[i * kv_width..][..kv_width], c.kv_heads, c.head_dim);
         }
+        // The softmax gives no weight to a score that is NaN, so what is not finite would be lost here.
+        for (values, width) in [(&self.q, q_width), (&self.k, kv_width), (&self.v, kv_width)] {
+            if let Some(row) = values.chunks_exact(width).position(|row| !all_finite(row)) {
+                return Err(NonFinite { layer, row });
+            }
+        }
         let pages: Vec<Vec<&[f32]>> =
             kv.iter().map(|kv| kv.pages.iter().map(|page| page.as_ref()).collect()).collect();
         let attended: Vec<AttentionRow<'_>> = rows

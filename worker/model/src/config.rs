@@ -74,6 +74,26 @@ impl ModelConfig {
         {
             return wrong(format!("rms epsilon {} or rope base {}", self.rms_eps, self.rope_base));
         }
+        let factor = |factor: f64| (1e-3..=1e6).contains(&factor);
+        let sound = match self.rope_scaling {
+            RopeScaling::None => true,
+            RopeScaling::Linear(by) => factor(by),
+            RopeScaling::Llama3 {
+                factor: by,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_context,
+            } => {
+                factor(by)
+                    && factor(low)
+                    && factor(high)
+                    && low < high
+                    && (1.0..=1e9).contains(&original_context)
+            }
+        };
+        if !sound {
+            return wrong(format!("a rope scaling of {:?}", self.rope_scaling));
+        }
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::io;
 use dunlin_kernels::PackError;
 use thiserror::Error;
 
+use crate::block::NonFinite;
+
 /// Why a model cannot be used.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -53,6 +55,11 @@ pub enum ModelError {
     /// A bf16 value does not fit in f16.
     #[error("tensor `{0}` has bf16 values beyond the range of f16; convert the model to f32 or f16")]
     Range(String),
+    /// The weights make values that are not finite.
+    #[error(
+        "{0}; the weights are damaged or not made for this configuration, use an intact copy of the model"
+    )]
+    NonFinite(#[from] NonFinite),
     /// The tokenizer cannot be used.
     #[error("the tokenizer cannot be used: {0}")]
     Tokenizer(String),

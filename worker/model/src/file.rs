@@ -15,8 +15,10 @@ use crate::safetensors::{self, Dtype};
 use crate::source::{ByteSource, FileSource};
 use crate::tokenizer::Tokenizer;
 
-/// Side files (config.json, tokenizer.json) may not be longer than this.
-const SIDE_FILE_MAX: u64 = 64 << 20;
+/// tokenizer.json may not be longer than this.
+const TOKENIZER_MAX: u64 = 64 << 20;
+/// As above, config.json and tokenizer_config.json, which take many times their length in memory.
+const CONFIG_MAX: u64 = 4 << 20;
 const SHARDS_MAX: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +102,12 @@ impl ModelFile {
             let file: Arc<dyn ByteSource> = Arc::new(FileSource::open(&name)?);
             for (name, t) in safetensors::read_header(file.as_ref())? {
                 let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
-                tensors
-                    .insert(name, Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes });
+                let place = Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes };
+                if tensors.contains_key(&name) {
+                    let what = format!("it has tensor `{name}`, which another file of the folder has, too");
+                    return Err(ModelError::Malformed { file: file.describe(), format: "safetensors", what });
+                }
+                tensors.insert(name, place);
             }
             sources.push(file);
         }
@@ -125,7 +131,7 @@ impl ModelFile {
             Text::Gguf(values) => Tokenizer::from_gguf(values)?,
             Text::Folder { path, config } => {
                 let file = path.join("tokenizer.json");
-                let json = side_file(&file)?;
+                let json = side_file(&file, TOKENIZER_MAX)?;
                 let extra = side_json(&path.join("tokenizer_config.json")).unwrap_or(Value::Null);
                 Tokenizer::from_json(&json, config, &extra)?
             }
@@ -272,10 +278,10 @@ fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
     Ok(out.into_iter().map(f16::to_bits).collect())
 }
 
-fn side_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+fn side_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
     let file = FileSource::open(path)?;
-    if file.len() > SIDE_FILE_MAX {
-        let what = format!("it has {} bytes, more than {SIDE_FILE_MAX}", file.len());
+    if file.len() > bytes_max {
+        let what = format!("it has {} bytes, more than {bytes_max}", file.len());
         return Err(ModelError::Malformed { file: file.describe(), format: "JSON", what });
     }
     let mut bytes = vec![0; file.len() as usize];
@@ -285,7 +291,7 @@ fn side_file(path: &Path) -> Result<Vec<u8>, ModelError> {
 }
 
 fn side_json(path: &Path) -> Result<Value, ModelError> {
-    serde_json::from_slice(&side_file(path)?).map_err(|error| ModelError::Malformed {
+    serde_json::from_slice(&side_file(path, CONFIG_MAX)?).map_err(|error| ModelError::Malformed {
         file: path.display().to_string(),
         format: "JSON",
         what: error.to_string(),
@@ -329,6 +335,11 @@ fn gguf_config(
     if number("rope.dimension_count").is_ok_and(|d| d != head_dim) {
         return Err(ModelError::Unsupported(format!("{file}: only a part of each head is rotated")));
     }
+    let mut context_length = number("context_length")?;
+    if let Some(window @ 1..) = get("attention.sliding_window").and_then(gguf::Value::as_u32) {
+        // Inside of the window a sliding one changes nothing.
+        context_length = context_length.min(window as usize);
+    }
     let embedding = tensors.get("token_embd.weight");
     let embedding = embedding.ok_or_else(|| ModelError::MissingTensor("token_embd.weight".to_owned()))?;
     let config = ModelConfig {
@@ -344,7 +355,7 @@ fn gguf_config(
         rope_base: get("rope.freq_base").and_then(gguf::Value::as_f64).unwrap_or(10_000.0),
         rope_scaling,
         rope_layout,
-        context_length: number("context_length")? as u32,
+        context_length: context_length as u32,
         qkv_bias,
         tied,
     };

@@ -65,9 +65,7 @@ impl Whole {
             while kv.pages.len() * PAGE < self.len {
                 kv.pages.push(vec![0.0; self.block.page_len()].into_boxed_slice());
             }
-            self.block
-                .forward(&self.pool, i as u32, layer, &mut x, &rows, &mut [kv])
-                .map_err(|error| ModelError::Unsupported(error.to_string()))?;
+            self.block.forward(&self.pool, i as u32, layer, &mut x, &rows, &mut [kv])?;
         }
         Ok(x)
     }

@@ -16,6 +16,11 @@ const KEYS_MAX: u64 = 1 << 16;
 const TENSORS_MAX: u64 = 1 << 18;
 const STRING_MAX: u64 = 16 << 20;
 const DIMENSIONS_MAX: u32 = 4;
+/// Elements of all arrays together; they take more memory than in the file.
+const ELEMENTS_MAX: u64 = 1 << 24;
+/// GGUF's number for an array, and for text.
+const ARRAY: u32 = 9;
+const TEXT: u32 = 8;
 /// Bytes read at once.
 const READ_AHEAD: usize = 1 << 20;
 
@@ -91,7 +96,7 @@ pub struct Header {
 /// # Errors
 /// When it cannot be read, or is not sound.
 pub fn read_header(source: &dyn ByteSource) -> Result<Header, ModelError> {
-    Reader { source, at: 0, buffer: Vec::new(), used: 0 }.header()
+    Reader { source, at: 0, buffer: Vec::new(), used: 0, elements: 0 }.header()
 }
 
 struct Reader<'a> {
@@ -100,6 +105,8 @@ struct Reader<'a> {
     at: u64,
     buffer: Vec<u8>,
     used: usize,
+    /// In arrays so far.
+    elements: u64,
 }
 
 struct Pending {
@@ -199,15 +206,25 @@ impl Reader<'_> {
     fn value(&mut self, kind: u32) -> Result<Value, ModelError> {
         Ok(match kind {
             8 => Value::Text(self.text()?),
-            9 => {
+            ARRAY => {
                 let kind = self.u32()?;
                 let count = self.u64()?;
+                if kind == ARRAY {
+                    return Err(self.wrong(format!("an array of arrays at byte {}", self.position())));
+                }
                 // The smallest element has one byte (a string eight), so the file bounds the count.
-                let smallest = if kind == 8 { 8 } else { 1 };
+                let smallest = if kind == TEXT { 8 } else { 1 };
                 if count.saturating_mul(smallest) > self.source.len().saturating_sub(self.position()) {
-                    return Err(
-                        self.wrong(format!("an array of {count} elements at byte {}", self.position()))
+                    let what = format!(
+                        "an array of {count} elements at byte {} of {}; it may be truncated",
+                        self.position(),
+                        self.source.len()
                     );
+                    return Err(self.wrong(what));
+                }
+                self.elements += count;
+                if self.elements > ELEMENTS_MAX {
+                    return Err(self.wrong(format!("its arrays have more than {ELEMENTS_MAX} elements")));
                 }
                 self.array(kind, count)?
             }
@@ -216,7 +233,7 @@ impl Reader<'_> {
     }
 
     fn array(&mut self, kind: u32, count: u64) -> Result<Value, ModelError> {
-        if kind == 8 {
+        if kind == TEXT {
             return (0..count).map(|_| self.text()).collect::<Result<_, _>>().map(Value::Texts);
         }
         let mut out = Vec::new();
@@ -267,11 +284,13 @@ impl Reader<'_> {
                 self.source.describe()
             ))
         })?;
+        if values == 0 {
+            return Err(self.wrong(format!("tensor `{name}` of shape {shape:?} has no values")));
+        }
         // GGUF has the fastest dimension first.
         let k = shape[0];
         shape.reverse();
-        let row = format.bytes(k).filter(|_| k > 0 && values > 0);
-        let bytes = row.and_then(|row| row.checked_mul(values / k));
+        let bytes = format.bytes(k).and_then(|row| row.checked_mul(values / k));
         let Some(bytes) = bytes else {
             return Err(
                 self.wrong(format!("tensor `{name}` of shape {shape:?} does not fill blocks of {format:?}"))
@@ -296,7 +315,11 @@ impl Reader<'_> {
             let (Some(start), Some(end)) = (start, end) else {
                 return Err(self.wrong(format!("tensor `{name}` at offset {offset}")));
             };
-            if offset % alignment != 0 || end > self.source.len() {
+            if offset % alignment != 0 {
+                let what = format!("tensor `{name}` is at offset {offset}, not a multiple of {alignment}");
+                return Err(self.wrong(what));
+            }
+            if end > self.source.len() {
                 let len = self.source.len();
                 return Err(self.wrong(format!(
                     "tensor `{name}` is at bytes {start}..{end} of {len}; it may be truncated"

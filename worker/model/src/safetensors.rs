@@ -1,8 +1,11 @@
 //! Header of a safetensors file and the configuration beside it, with limits.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::config::ModelConfig;
@@ -61,43 +64,88 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
     }
     let mut header = vec![0; length as usize];
     source.read_at(8, &mut header).map_err(read)?;
-    let header: BTreeMap<String, Value> =
-        serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not JSON: {e}")))?;
-    if header.len() > TENSORS_MAX {
-        return Err(wrong(format!("{} tensors", header.len())));
-    }
+    let Entries(entries) =
+        serde_json::from_slice(&header).map_err(|e| wrong(format!("its header is not sound JSON: {e}")))?;
     let data = 8 + length;
     let mut out = BTreeMap::new();
-    for (name, entry) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-        let dtype = match entry["dtype"].as_str() {
-            Some("F32") => Dtype::F32,
-            Some("F16") => Dtype::F16,
-            Some("BF16") => Dtype::Bf16,
+    let mut spans = Vec::new();
+    for (name, Entry { dtype, shape, data_offsets: [start, end] }) in entries {
+        let dtype = match dtype.as_str() {
+            "F32" => Dtype::F32,
+            "F16" => Dtype::F16,
+            "BF16" => Dtype::Bf16,
             other => {
-                let what = format!("tensor `{name}` of {} has type {other:?}", source.describe());
+                let file = source.describe();
+                let what = format!("tensor `{name}` of {file} has type `{other}`, not F32, F16 or BF16");
                 return Err(ModelError::Unsupported(what));
             }
-        };
-        let numbers =
-            |value: &Value| -> Option<Vec<u64>> { value.as_array()?.iter().map(Value::as_u64).collect() };
-        let (Some(shape), Some(span)) = (numbers(&entry["shape"]), numbers(&entry["data_offsets"])) else {
-            return Err(wrong(format!("tensor `{name}` has no shape or offsets")));
         };
         let shape: Vec<usize> = shape.into_iter().map(|s| usize::try_from(s).unwrap_or(usize::MAX)).collect();
         let values = shape.iter().try_fold(1usize, |product, &s| product.checked_mul(s));
         let bytes = values.and_then(|v| v.checked_mul(dtype.bytes()));
-        let fits = span.len() == 2
-            && span[0] <= span[1]
-            && bytes.is_some_and(|b| b as u64 == span[1] - span[0])
-            && data.checked_add(span[1]).is_some_and(|end| end <= source.len());
-        let (true, Some(bytes)) = (fits, bytes) else {
-            return Err(wrong(format!(
-                "tensor `{name}` of shape {shape:?} at {span:?}; it may be truncated"
-            )));
+        let Some(bytes) = bytes.filter(|b| start.checked_add(*b as u64) == Some(end)) else {
+            return Err(wrong(format!("tensor `{name}` of shape {shape:?} is at {start}..{end}")));
         };
-        out.insert(name.clone(), Tensor { shape, dtype, offset: data + span[0], bytes });
+        if data.checked_add(end).is_none_or(|end| end > source.len()) {
+            let len = source.len();
+            return Err(wrong(format!(
+                "tensor `{name}` is at {start}..{end} behind a header of {length} bytes in a file of {len}; it may be truncated"
+            )));
+        }
+        if bytes > 0 {
+            spans.push((start, end, name.clone()));
+        }
+        out.insert(name, Tensor { shape, dtype, offset: data + start, bytes });
     }
-    Ok(out)
+    spans.sort();
+    match spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        Some(pair) => Err(wrong(format!("tensors `{}` and `{}` overlap", pair[0].2, pair[1].2))),
+        None => Ok(out),
+    }
+}
+
+/// What the header says of a tensor.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// The header. Read without `serde_json::Value`, which takes many times the memory of the text and forgets names that come twice.
+struct Entries(BTreeMap<String, Entry>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tensors;
+        impl<'de> Visitor<'de> for Tensors {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from names to tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut out = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let entry = map.next_value()?;
+                    if out.contains_key(&name) {
+                        return Err(A::Error::custom(format!("tensor `{name}` twice")));
+                    }
+                    out.insert(name, entry);
+                    if out.len() > TENSORS_MAX {
+                        return Err(A::Error::custom(format!("more than {TENSORS_MAX} tensors")));
+                    }
+                }
+                Ok(Entries(out))
+            }
+        }
+        deserializer.deserialize_map(Tensors)
+    }
 }
 
 /// The configuration from Hugging Face's `config.json`.
@@ -136,7 +184,7 @@ pub fn config(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
     }
     let config = ModelConfig {
         architecture: name.to_owned(),
-        layers: number("num_hidden_layers")? as u32,
+        layers: u32::try_from(number("num_hidden_layers")?).unwrap_or(u32::MAX),
         hidden,
         heads,
         kv_heads: json["num_key_value_heads"].as_u64().map_or(heads, |v| v as usize),

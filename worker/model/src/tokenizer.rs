@@ -25,6 +25,9 @@ const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// More tokens than any model has.
+const VOCAB_MAX: usize = 1 << 22;
+
 /// GGUF token types that stand for themselves in text: control (3) and user-defined (4).
 const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
@@ -131,6 +134,9 @@ impl Tokenizer {
             .collect();
         let unbyte = byte_of_char();
         let size = inner.get_vocab(true).values().max().map_or(0, |max| *max as usize + 1);
+        if size > VOCAB_MAX {
+            return Err(unusable(format!("its largest token is {}, beyond {VOCAB_MAX}", size - 1)));
+        }
         let bytes = (0..size as u32)
             .map(|id| {
                 let token = inner.id_to_token(id).unwrap_or_default();

@@ -1,0 +1,183 @@
+//! The same logits as Hugging Face's transformers, on tiny random models. The fixtures are written by parity/generate.py.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and print")]
+
+use std::path::{Path, PathBuf};
+
+use dunlin_kernels::{Pool, RopeScaling};
+use dunlin_model::ModelFile;
+use dunlin_model::generate::Whole;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// Largest difference of a logit, relative to the largest logit of the fixture.
+///
+/// Both sides round to f32 (2^-24, 6e-8): ours everywhere, transformers in angles, norms and softmax. A logit has some 20 such operations
+/// behind it, each a sum of up to 56 terms, and attention as sharp as here magnifies errors a few times. Seen are 0.9e-6 to 2.5e-6; that
+/// this is fine enough is tested below: the smallest mistakes in a configuration differ by far more.
+const TOLERANCE: f64 = 5e-6;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name)
+}
+
+struct Expected {
+    tokens: Vec<u32>,
+    /// Row by row.
+    logits: Vec<f32>,
+}
+
+fn expected(name: &str) -> Expected {
+    let bytes = std::fs::read(folder(&format!("{name}.safetensors"))).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (tokens, logits) = (file.tensor("tokens").unwrap(), file.tensor("logits").unwrap());
+    let tokens = tokens.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as u32).collect();
+    let logits = logits.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Expected { tokens, logits }
+}
+
+/// Logits of the prompt at once, and of the same tokens one by one.
+fn both_ways(file: &ModelFile, tokens: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let mut whole = Whole::load(file, Pool::new(2), 64).unwrap();
+    let rows = whole.forward(tokens).unwrap();
+    let prefill = whole.logits(&rows);
+    whole.reset();
+    let mut decode = Vec::new();
+    for token in tokens {
+        let row = whole.forward(&[*token]).unwrap();
+        decode.extend(whole.logits(&row));
+    }
+    (prefill, decode)
+}
+
+/// Largest difference, relative to the largest expected value.
+fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let scale = expected.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let most = found.iter().zip(expected).fold(0f32, |max, (a, b)| max.max((a - b).abs()));
+    f64::from(most) / f64::from(scale)
+}
+
+fn check(name: &str) -> ModelFile {
+    let file = ModelFile::open_path(&folder(name)).unwrap();
+    let Expected { tokens, logits } = expected(name);
+    let (prefill, decode) = both_ways(&file, &tokens);
+    let differs = difference(&prefill, &logits);
+    println!("{name}: largest difference of a logit {differs:.1e} of the largest logit");
+    assert!(differs < TOLERANCE, "{name}: {differs:e}");
+    let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&prefill), bits(&decode), "{name}: one by one gives the same bits as all at once");
+    file
+}
+
+/// Opens the model of `name` with a changed configuration.
+fn reconfigured(name: &str, change: impl Fn(&mut Value)) -> Result<ModelFile, String> {
+    let unique = format!("{name}-{}-{:?}", std::process::id(), std::thread::current().id());
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique);
+    std::fs::create_dir_all(&copy).unwrap();
+    std::fs::copy(folder(name).join("model.safetensors"), copy.join("model.safetensors")).unwrap();
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(folder(name).join("config.json")).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(copy.join("config.json"), config.to_string()).unwrap();
+    let opened = ModelFile::open_path(&copy).map_err(|error| error.to_string());
+    // What was opened stays readable.
+    std::fs::remove_dir_all(&copy).unwrap();
+    opened
+}
+
+#[test]
+fn llama_with_grouped_heads() {
+    assert!(!check("llama").config().tied);
+}
+
+#[test]
+fn llama_with_the_rope_scaling_of_llama_3() {
+    let file = check("llama3-rope");
+    assert!(matches!(file.config().rope_scaling, RopeScaling::Llama3 { .. }));
+    assert!(file.config().tied);
+}
+
+#[test]
+fn llama_with_linear_rope_scaling() {
+    assert_eq!(check("llama-linear-rope").config().rope_scaling, RopeScaling::Linear(4.0));
+}
+
+#[test]
+fn mistral_with_wide_heads() {
+    let file = check("mistral");
+    assert_eq!((file.config().head_dim, file.config().context_length), (16, 256));
+}
+
+#[test]
+fn qwen2_with_biases_and_tied_embeddings() {
+    let file = check("qwen2");
+    assert!(file.config().qkv_bias && file.config().tied);
+}
+
+/// Inside of the window a sliding one changes nothing, so the window is the context length and the model is never asked beyond it.
+#[test]
+fn a_sliding_window_limits_the_context() {
+    let file = ModelFile::open_path(&folder("mistral-window")).unwrap();
+    assert_eq!(file.config().context_length, 16);
+    let Expected { tokens, logits } = expected("mistral-window");
+    let (found, _) = both_ways(&file, &tokens);
+    let window = 16 * file.config().vocab;
+    assert!(difference(&found[..window], &logits[..window]) < TOLERANCE);
+    let beyond = difference(&found[window..], &logits[window..]);
+    assert!(beyond > 0.01, "{beyond:e}: this fixture shows why there is a limit");
+}
+
+/// Published models have `rope_theta` and `rope_scaling`; newer versions of transformers write `rope_parameters`.
+#[test]
+fn both_ways_to_write_rope_parameters_mean_the_same() {
+    for name in ["llama", "llama3-rope", "llama-linear-rope", "mistral", "qwen2"] {
+        let older = reconfigured(name, |config| {
+            let mut rope = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+            config["rope_theta"] = rope.as_object_mut().unwrap().remove("rope_theta").unwrap();
+            let plain = rope["rope_type"] == "default";
+            config["rope_scaling"] = if plain { Value::Null } else { rope };
+        });
+        let newer = ModelFile::open_path(&folder(name)).unwrap();
+        assert_eq!(older.unwrap().config(), newer.config(), "{name}");
+    }
+}
+
+#[test]
+fn what_would_compute_something_else_is_refused() {
+    let refused = |name: &str, change: &dyn Fn(&mut Value), what: &str| {
+        let error = reconfigured(name, change).err().unwrap_or_else(|| panic!("{what} is taken"));
+        assert!(error.contains(what), "{error}");
+    };
+    for kind in ["yarn", "dynamic", "longrope"] {
+        refused("llama", &|c| c["rope_parameters"]["rope_type"] = kind.into(), kind);
+    }
+    refused("llama3-rope", &|c| c["rope_parameters"]["factor"] = Value::Null, "rope scaling");
+    refused("llama", &|c| c["attention_bias"] = true.into(), "biases");
+    refused("llama", &|c| c["mlp_bias"] = true.into(), "biases");
+    refused("llama", &|c| c["hidden_act"] = "gelu".into(), "gelu");
+    refused("llama", &|c| c["architectures"] = serde_json::json!(["PhiForCausalLM"]), "PhiForCausalLM");
+    refused("mistral", &|c| c["architectures"] = Value::Null, "architecture");
+}
+
+type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));
+
+/// A tolerance that hides mistakes is worth nothing.
+#[test]
+fn small_mistakes_are_seen() {
+    let rope = |c: &mut Value, key: &str, value: f64| c["rope_parameters"][key] = value.into();
+    let mistakes: [Mistake<'_>; 6] = [
+        ("llama", "epsilon", &|c| c["rms_norm_eps"] = 2e-5.into()),
+        ("llama", "base", &|c| rope(c, "rope_theta", 50_100.0)),
+        ("qwen2", "base", &|c| rope(c, "rope_theta", 1_001_000.0)),
+        ("llama3-rope", "factor", &|c| rope(c, "factor", 8.01)),
+        ("llama3-rope", "high_freq_factor", &|c| rope(c, "high_freq_factor", 4.01)),
+        ("llama-linear-rope", "factor", &|c| rope(c, "factor", 4.01)),
+    ];
+    for (name, what, mistake) in mistakes {
+        let Expected { tokens, logits } = expected(name);
+        let (found, _) = both_ways(&reconfigured(name, mistake).unwrap(), &tokens);
+        let differs = difference(&found, &logits);
+        println!("{name} with a wrong {what}: {differs:.1e}");
+        assert!(differs > 4.0 * TOLERANCE, "{name} with a wrong {what}: {differs:e}");
+    }
+}

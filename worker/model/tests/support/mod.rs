@@ -1,0 +1,6 @@
+//! Small model files built by hand, and a look at what reading them allocates.
+#![allow(dead_code, reason = "each test uses a part")]
+
+pub mod allocations;
+pub mod gguf;
+pub mod smollm2;
