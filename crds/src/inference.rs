@@ -297,7 +297,7 @@ pub struct PeersStatus {
 /// Who holds what.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanStatus {
-    /// In one line.
+    /// What the plan is and why, and a table of the peers: layers they execute, layers they hold for others, MiB of weights and room for them.
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub summary: String,

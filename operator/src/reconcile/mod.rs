@@ -1,7 +1,6 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
 
 mod decide;
-mod layout;
 mod memory;
 mod roster;
 #[cfg(test)]
@@ -180,10 +179,10 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
         });
         memory.trust = Some(Trust { authority, identity });
     }
-    if !memory.restored {
+    if memory.restored.is_none() {
         let map = context.applier.config_map(&owner.namespace, &owner.topology()).await?;
         memory.topology = map.as_ref().and_then(topology::read);
-        memory.restored = true;
+        memory.restored = Some(Instant::now());
     }
     Ok(())
 }
