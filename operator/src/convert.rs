@@ -1,6 +1,6 @@
 //! From the manifest to what the operator works with: defaults applied, quantities in numbers.
 
-use crate::api::{CapacityType, InferenceSwarm};
+use dunlin_crds::{CapacityType, InferenceSwarm};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 

@@ -5,7 +5,6 @@
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
 
-mod api;
 mod apply;
 mod config;
 mod convert;

@@ -1,17 +1,26 @@
 //! Decisions about a swarm, as pure functions that give reasons.
 //!
 //! * [`topology`] who holds which layers
+//! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
+//! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
-//! * [`partition`] layers over unequal peers
 //! * [`route`] the cheapest way through all layers
 
+pub mod cut;
 pub mod degrade;
+pub mod layout;
+pub mod lint;
 pub mod partition;
+pub mod report;
 pub mod route;
+pub mod shadow;
 pub mod topology;
 
 pub use degrade::degrade;
+pub use layout::{Layout, May, Member, Reason, Shortage, Wanted, layout};
+pub use lint::{Finding, lint};
 pub use partition::{Capacity, partition};
+pub use report::report;
 pub use route::route;
 pub use topology::{
     Epoch, Layers, Load, Loads, ModelId, NoRoute, PeerName, PeerState, Position, RouteHop, Topology,

@@ -45,6 +45,14 @@ pub struct PoolTemplate {
     pub disk_bytes: u64,
 }
 
+impl PoolTemplate {
+    /// What a worker has for weights, in bytes: half of its `--memory`, the other half is for KV cache and journals.
+    #[must_use]
+    pub fn weight_bytes_max(&self) -> u64 {
+        self.memory_bytes / 8 * 7 / 2
+    }
+}
+
 /// One pod to be.
 #[derive(Clone, Debug)]
 pub struct WorkerPod<'a> {

@@ -77,16 +77,29 @@ fn report(status: proto::Status) -> Report {
     };
     let held = status.load.iter().flat_map(|load| &load.held);
     let sane = |l: &&proto::Layers| l.start < l.end && l.end <= LAYERS_MAX;
+    let rate = status.load.as_ref().map_or(0.0, |load| load.rows_per_s_per_layer);
     let layers = |m: &proto::ModelFacts| m.layer_bytes.len() <= LAYERS_MAX as usize;
     let text = |text: &str| text.chars().take(1024).collect::<String>();
     Report {
         state,
         epoch: status.epoch,
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
-        model: status.model.filter(layers).map(|m| ModelFacts { layer_bytes: m.layer_bytes }),
+        rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
+        model: status.model.filter(layers).map(facts),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
     }
+}
+
+fn facts(model: proto::ModelFacts) -> ModelFacts {
+    let mut layer_bytes = model.layer_bytes;
+    if let Some(first) = layer_bytes.first_mut() {
+        *first = first.saturating_add(model.embedding_bytes);
+    }
+    if let Some(last) = layer_bytes.last_mut() {
+        *last = last.saturating_add(model.head_bytes);
+    }
+    ModelFacts { layer_bytes }
 }
 
 /// A lazy channel that trusts the swarm's authority alone and expects `server_name`.
@@ -138,13 +151,19 @@ mod tests {
                 let load = proto::Load {
                     // The second range is senseless and dropped.
                     held: vec![proto::Layers { start: 0, end: 10 }, proto::Layers { start: 9, end: 3 }],
+                    rows_per_s_per_layer: 800.0,
                     ..proto::Load::default()
                 };
                 let status = proto::Status {
                     state: proto::State::Ready.into(),
                     epoch: 7,
                     load: Some(load),
-                    model: Some(proto::ModelFacts { layer_bytes: vec![5; 30], ..Default::default() }),
+                    model: Some(proto::ModelFacts {
+                        layer_bytes: vec![5; 3],
+                        embedding_bytes: 7,
+                        head_bytes: 9,
+                        ..Default::default()
+                    }),
                     problem: Some(proto::Problem { reason: "ModelInvalid".into(), message: "x".into() }),
                     ..proto::Status::default()
                 };
@@ -184,7 +203,8 @@ mod tests {
             assert_eq!(asked.recv().await, Some(expected));
             assert_eq!((report.state, report.epoch), (WorkerState::Ready, 7));
             assert_eq!(report.held, [Layers::new(0, 10)]);
-            assert_eq!(report.model.map(|m| m.layer_bytes.len()), Some(30));
+            assert_eq!(report.rows_per_s_per_layer, 800.0);
+            assert_eq!(report.model.map(|m| m.layer_bytes), Some(vec![12, 5, 14]));
             assert_eq!(report.error, Some(("ModelInvalid".into(), "x".into())));
         }
     }

@@ -43,7 +43,7 @@ pub enum WorkerState {
 /// Sizes of the model, read from its header by a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelFacts {
-    /// Bytes of each layer once loaded.
+    /// Bytes of each layer once loaded; the first with the embedding, the last with the head.
     pub layer_bytes: Vec<u64>,
 }
 
@@ -56,6 +56,8 @@ pub struct Report {
     pub epoch: Epoch,
     /// Layers it can execute.
     pub held: Vec<Layers>,
+    /// Measured rows per second through one layer; 0 while not measured.
+    pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
     pub model: Option<ModelFacts>,
     /// (reason, message) of what a user must mend.

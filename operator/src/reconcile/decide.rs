@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dunlin_planner::PeerState;
 use dunlin_planner::topology::layer_set;
+use dunlin_planner::{
+    Finding, Layers, Layout, May, Member, ModelId, PeerName, PeerState, Topology, TopologyPeer, Wanted,
+    layout, lint, report,
+};
 use tokio::time::Instant;
+use tracing::debug;
 
-use super::layout::{self, Candidate, Layout};
 use super::memory::Memory;
-use super::roster::{Creation, Deletion, Evidence, Roster, Standing, roster};
+use super::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
 use crate::convert::Desired;
 use crate::observe::{Phase, SwarmView};
 use crate::peers::{Answer, ModelFacts, WorkerState};
@@ -21,8 +24,13 @@ use crate::status::events::Happening;
 const FIRST_PLAN_PATIENCE: Duration = Duration::from_secs(10);
 /// A peer that a gateway cannot reach for this long is replaced, even though it answers the operator.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
-/// A lost peer's layers run from shadows for this long; then those that are left share them for good.
-const GAP_PATIENCE: Duration = Duration::from_secs(30);
+/// A lost peer's place waits this long for a replacement, its layers run from shadows meanwhile; then those that are left share its
+/// layers. Long enough for Kubernetes to notice a dead node (40 s) on which the first replacement was placed, and for a new node.
+const GAP_PATIENCE: Duration = Duration::from_secs(120);
+/// Newcomers without a place wait this long for others that are still on their way, so that layers move once.
+const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
+/// A layout that would be much faster by measured speed must be so for this long.
+const REBALANCE_PATIENCE: Duration = Duration::from_secs(90);
 /// Longest pause before pods that end before they serve are made again.
 const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -31,6 +39,8 @@ const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub struct Decision {
     /// The layout to publish, once the model's sizes are known.
     pub layout: Option<Layout>,
+    /// The layout for people.
+    pub summary: Option<String>,
     /// Pods to make.
     pub create: Vec<Creation>,
     /// Pods to delete.
@@ -57,6 +67,7 @@ pub fn decide(
     silence: Duration,
 ) -> Result<Decision, String> {
     let unreachable = unreachable(view, answers, memory, now);
+    let mute = mute(view, answers, memory, now, silence);
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
     let layers = layers.or(memory.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
@@ -70,6 +81,7 @@ pub fn decide(
             view,
             answers,
             unreachable: &unreachable,
+            mute: &mute,
             dispensable: &held_without,
             hold_creation,
             now,
@@ -83,12 +95,14 @@ pub fn decide(
         delete: roster.delete.clone(),
         ..Decision::default()
     };
-    decision.layout = plan(desired, view, answers, &roster, memory, now)?;
+    if let Some((layout, summary)) = plan(desired, view, answers, &roster, memory, now)? {
+        (decision.layout, decision.summary) = (Some(layout), Some(summary));
+    }
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, hold_creation);
     if decision.facts.trouble.is_none() {
-        let shortage = decision.layout.as_ref().and_then(|l| l.shortage.clone());
-        decision.facts.trouble = shortage.map(|told| ("InsufficientMemory".to_owned(), told));
+        let shortage = decision.layout.as_ref().and_then(|l| l.shortage.as_ref());
+        decision.facts.trouble = shortage.map(|told| ("InsufficientMemory".to_owned(), told.to_string()));
     }
     Ok(decision)
 }
@@ -158,6 +172,29 @@ fn crash_pause(times: u32) -> Duration {
     Duration::from_secs(1_u64 << times.min(10)).min(CRASH_PAUSE_MAX)
 }
 
+/// Peers of the topology that an earlier operator published, that run and have not answered us since we took over.
+fn mute(
+    view: &SwarmView,
+    answers: &BTreeMap<String, Answer>,
+    memory: &Memory,
+    now: Instant,
+    silence: Duration,
+) -> BTreeSet<String> {
+    let late = memory.restored.is_some_and(|at| now.duration_since(at) >= silence * LOADING_PATIENCE);
+    let running = view.workers.values().filter(|w| late && w.phase == Phase::Running);
+    running
+        .filter(|w| placed(memory.topology.as_ref(), &w.name).is_some())
+        .filter(|w| answers.get(&w.name).is_none_or(|a| a.at.is_none()))
+        .map(|w| w.name.clone())
+        .collect()
+}
+
+/// The peer `name` of `topology` if it executes layers in it.
+fn placed<'a>(topology: Option<&'a Topology>, name: &str) -> Option<&'a TopologyPeer> {
+    topology?.peer(&PeerName::from(name)).filter(|p| !p.span.is_empty())
+}
+
+/// The layout and the words for it.
 fn plan(
     desired: &Desired,
     view: &SwarmView,
@@ -165,61 +202,102 @@ fn plan(
     roster: &Roster,
     memory: &mut Memory,
     now: Instant,
-) -> Result<Option<Layout>, String> {
+) -> Result<Option<(Layout, String)>, String> {
     if desired.suspended {
         return Ok(None);
     }
     let Some(model) = model(view, answers, desired) else { return Ok(None) };
-    let mut candidates = Vec::new();
-    for (name, standing) in &roster.standings {
-        let state = match standing {
-            Standing::Ready => PeerState::Ready,
-            Standing::Coming => PeerState::Loading,
-            Standing::Leaving => PeerState::Draining,
-            Standing::Outdated | Standing::Lost(_) => continue,
-        };
-        let worker = &view.workers[name];
-        let report = answers.get(name).and_then(|a| a.report.as_ref());
-        let (Some(ip), Some(report)) = (&worker.ip, report) else { continue };
-        if report.state == WorkerState::Failed {
-            continue;
-        }
-        let Some(pool) = desired.pools.iter().find(|p| p.template.name == worker.pool) else { continue };
-        candidates.push(Candidate {
-            name: name.clone(),
-            addr: address(ip, crate::apply::network::GRPC_PORT),
-            pool: worker.pool.clone(),
-            node: worker.node.clone(),
-            zone: worker.zone.clone(),
-            spot: pool.template.spot,
-            state,
-            memory_bytes: pool.template.memory_bytes,
-            held: report.held.clone(),
-        });
-    }
-    let joining = candidates.iter().filter(|c| c.state != PeerState::Draining).count();
-    let first = memory.topology.as_ref().is_none_or(|t| t.model.digest != desired.digest);
-    if first && joining < desired.peers() as usize {
+    let wanted = Wanted {
+        model: ModelId { name: desired.model.clone(), digest: desired.digest.clone() },
+        layer_bytes: model.layer_bytes,
+        peers: desired.peers() as usize,
+        shadows: desired.shadows as usize,
+    };
+    let previous = memory.topology.as_ref().filter(|t| t.model.digest == desired.digest);
+    let members: Vec<Member> = roster
+        .standings
+        .iter()
+        .filter_map(|(name, standing)| member(desired, view, answers, previous, name, standing))
+        .collect();
+    let joining = members.iter().filter(|m| m.state != PeerState::Draining).count();
+    let first = members.iter().all(|m| placed(previous, m.name.as_str()).is_none());
+    if first && joining < wanted.peers {
         let since = *memory.first_answer.get_or_insert(now);
         if now.duration_since(since) < FIRST_PLAN_PATIENCE {
             return Ok(None);
         }
     }
     memory.first_answer = None;
-    let spans = memory.topology.iter().flat_map(|t| &t.peers).filter(|p| p.state != PeerState::Draining);
-    let placed: u32 =
-        spans.filter(|p| candidates.iter().any(|c| c.name == p.name.as_str())).map(|p| p.span.len()).sum();
-    let whole = u32::try_from(model.layer_bytes.len()).is_ok_and(|layers| placed >= layers);
-    if whole {
-        memory.gap = None;
-    } else {
-        memory.gap.get_or_insert(now);
+    if joining == 0 {
+        // Nobody to plan with: what is published stays, those that leave still serve.
+        return Ok(None);
     }
-    let fill = memory.gap.is_some_and(|since| now.duration_since(since) >= GAP_PATIENCE);
-    layout::layout(desired, &model, &candidates, memory.topology.as_ref(), fill).map(Some)
+    let for_long =
+        |since: Option<Instant>, patience| since.is_some_and(|at| now.duration_since(at) >= patience);
+    let may = May {
+        fill_gaps: for_long(memory.gap, GAP_PATIENCE),
+        grow: for_long(memory.spare, GROWTH_PATIENCE),
+        rebalance: for_long(memory.imbalance, REBALANCE_PATIENCE),
+    };
+    let layout = layout(&wanted, &members, memory.topology.as_ref(), may).map_err(|e| e.to_string())?;
+    let findings = lint(&layout.topology, &wanted, &members);
+    if let Some(error) = findings.iter().find(|f| f.is_error()) {
+        return Err(error.to_string());
+    }
+    debug!(reason = %layout.reason, findings = ?findings.iter().map(Finding::to_string).collect::<Vec<_>>(), "planned");
+    let keep = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(now));
+    memory.gap = keep(!layout.covered, memory.gap);
+    memory.spare = keep(layout.spare > 0, memory.spare);
+    memory.imbalance = keep(layout.gain_percent > 0 && layout.settled, memory.imbalance);
+    let summary = report(&layout, &wanted, &members);
+    Ok(Some((layout, summary)))
 }
 
-/// Who can execute each layer now, by reports of workers that serve.
+/// A worker as the planner sees it; `None` for one that cannot be planned with.
+fn member(
+    desired: &Desired,
+    view: &SwarmView,
+    answers: &BTreeMap<String, Answer>,
+    previous: Option<&Topology>,
+    name: &str,
+    standing: &Standing,
+) -> Option<Member> {
+    let worker = &view.workers[name];
+    let before = placed(previous, name);
+    let report = answers.get(name).and_then(|a| a.report.as_ref());
+    // A new leader knows the published topology before it has heard everybody: nobody loses its place for that.
+    let held: Vec<Layers> = match (report, before) {
+        (Some(report), _) if report.state == WorkerState::Failed => return None,
+        (Some(report), _) => report.held.clone(),
+        (None, Some(before)) if worker.phase == Phase::Running => before.hold(),
+        (None, _) => return None,
+    };
+    // Unlike the last leader, this one has not seen it Ready; but it can do what it did.
+    let as_before = before
+        .is_some_and(|p| p.state == PeerState::Ready && layer_set(&[p.span]).is_subset(&layer_set(&held)));
+    let state = match standing {
+        Standing::Ready => PeerState::Ready,
+        Standing::Coming if as_before => PeerState::Ready,
+        Standing::Leaving => PeerState::Draining,
+        Standing::Coming => PeerState::Loading,
+        Standing::Outdated | Standing::Lost(_) => return None,
+    };
+    let pool = desired.pools.iter().find(|p| p.template.name == worker.pool)?;
+    Some(Member {
+        name: name.into(),
+        addr: address(worker.ip.as_deref()?, crate::apply::network::GRPC_PORT),
+        pool: worker.pool.clone(),
+        node: worker.node.clone(),
+        zone: worker.zone.clone(),
+        spot: pool.template.spot,
+        state,
+        weight_bytes_max: pool.template.weight_bytes_max(),
+        rows_per_s_per_layer: report.map_or(0.0, |r| r.rows_per_s_per_layer),
+        held,
+    })
+}
+
+/// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
 fn held(
     view: &SwarmView,
     answers: &BTreeMap<String, Answer>,
@@ -228,7 +306,7 @@ fn held(
     let mut holders = BTreeMap::new();
     for name in view.workers.keys().filter(|name| counts(name)) {
         let Some(report) = answers.get(name).and_then(|a| a.report.as_ref()) else { continue };
-        if matches!(report.state, WorkerState::Ready | WorkerState::Draining) {
+        if matches!(report.state, WorkerState::Ready | WorkerState::Loading | WorkerState::Draining) {
             for layer in layer_set(&report.held) {
                 *holders.entry(layer).or_insert(0) += 1;
             }
@@ -292,5 +370,145 @@ fn facts(
         gateways_ready: u32::try_from(view.gateways_ready()).unwrap_or(u32::MAX),
         trouble,
         waiting: crashing.or(pending),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::Report;
+    use crate::testing::{desired, worker};
+
+    const SILENCE: Duration = Duration::from_secs(3);
+
+    /// A swarm of three that serves: pods `a`, `b`, `c` with layers 0-9, 10-19, 20-29.
+    struct World {
+        view: SwarmView,
+        answers: BTreeMap<String, Answer>,
+        memory: Memory,
+        start: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (view, answers, memory) = (SwarmView::default(), BTreeMap::new(), Memory::default());
+            let mut world = Self { view, answers, memory, start: Instant::now() };
+            for name in ["a", "b", "c"] {
+                world.join(name);
+                world.answer(name, WorkerState::Loading, 0);
+            }
+            for second in 0..3 {
+                world.decide(second);
+                world.load(second);
+            }
+            assert_eq!(world.spans(), ["a [0,10)", "b [10,20)", "c [20,30)"]);
+            world
+        }
+
+        fn join(&mut self, name: &str) {
+            self.view.workers.insert(name.into(), worker(name, "spot"));
+        }
+
+        fn lose(&mut self, name: &str) {
+            self.view.workers.remove(name);
+            self.answers.remove(name);
+        }
+
+        /// `name` answers at `second`, holding what it held before.
+        fn answer(&mut self, name: &str, state: WorkerState, second: u64) {
+            let answer = self.answers.entry(name.into()).or_default();
+            let report = Report {
+                state,
+                held: answer.report.as_ref().map(|r| r.held.clone()).unwrap_or_default(),
+                model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30] }),
+                ..Report::default()
+            };
+            answer.at = Some(self.start + Duration::from_secs(second));
+            answer.was_ready |= state == WorkerState::Ready;
+            answer.report = Some(report);
+        }
+
+        /// Everybody who answers has loaded what the topology gives to it.
+        fn load(&mut self, second: u64) {
+            let topology = self.memory.topology.clone().unwrap();
+            for name in self.answers.keys().cloned().collect::<Vec<_>>() {
+                self.answer(&name, WorkerState::Ready, second);
+                let held = topology.peer(&name.as_str().into()).map(TopologyPeer::hold).unwrap_or_default();
+                self.answers.get_mut(&name).unwrap().report.as_mut().unwrap().held = held;
+            }
+        }
+
+        fn decide(&mut self, second: u64) -> Decision {
+            let now = self.start + Duration::from_secs(second);
+            let (view, answers) = (&self.view, &self.answers);
+            let decision = decide(&desired(3), 1, view, answers, &mut self.memory, now, SILENCE).unwrap();
+            if let Some(layout) = &decision.layout {
+                self.memory.topology = Some(layout.topology.clone());
+            }
+            decision
+        }
+
+        fn spans(&self) -> Vec<String> {
+            let peers = self.memory.topology.iter().flat_map(|t| &t.peers);
+            peers.filter(|p| !p.span.is_empty()).map(|p| format!("{} {}", p.name, p.span)).collect()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_place_is_kept_while_survivors_load_more_and_for_a_bounded_time() {
+        let mut world = World::new();
+        world.lose("b");
+        assert_eq!(world.decide(4).create.len(), 1);
+        let mut pending = worker("d", "spot");
+        (pending.phase, pending.ip) = (Phase::Pending(Some("no node".into())), None);
+        world.view.workers.insert("d".into(), pending);
+        let patience = GAP_PATIENCE.as_secs();
+        for second in 5..4 + patience {
+            // They were told to hold what b held for a, and are not Ready until they do.
+            for name in ["a", "c"] {
+                world.answer(name, WorkerState::Loading, second);
+            }
+            let decision = world.decide(second);
+            assert_eq!(world.spans(), ["a [0,10)", "c [20,30)"], "after {second} s");
+            assert_eq!((decision.facts.served, decision.facts.peers_ready), (30, 2));
+            assert!(decision.create.is_empty());
+        }
+        for name in ["a", "c"] {
+            world.answer(name, WorkerState::Ready, 4 + patience);
+        }
+        world.decide(4 + patience);
+        assert_eq!(world.spans(), ["a [0,15)", "c [15,30)"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_replacement_takes_the_place_and_nobody_moves() {
+        let mut world = World::new();
+        world.lose("b");
+        world.decide(4);
+        world.join("d");
+        for name in ["a", "c"] {
+            world.answer(name, WorkerState::Ready, 6);
+        }
+        world.answer("d", WorkerState::Loading, 6);
+        let summary = world.decide(6).summary.unwrap();
+        assert_eq!(world.spans(), ["a [0,10)", "c [20,30)", "d [10,20)"]);
+        assert!(summary.contains("replacements took the places"), "{summary}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_takes_nobody_s_place_before_it_has_heard_everybody() {
+        let mut world = World::new();
+        let topology = world.memory.topology.take();
+        world.memory = Memory { topology, restored: Some(world.start), ..Memory::default() };
+        world.answers.retain(|name, _| name == "a");
+        let decision = world.decide(4);
+        assert_eq!(world.spans(), ["a [0,10)", "b [10,20)", "c [20,30)"]);
+        assert!(decision.create.is_empty() && decision.delete.is_empty());
+        // Who does not answer the new leader at all is lost after a while.
+        world.answer("a", WorkerState::Ready, 15);
+        world.answer("b", WorkerState::Ready, 15);
+        let decision = world.decide(15);
+        assert_eq!(decision.delete.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["c"]);
+        assert_eq!(world.spans().len(), 2);
     }
 }

@@ -23,16 +23,20 @@ const UNSEEN_MAX: Duration = Duration::from_secs(30);
 pub struct Memory {
     /// Certificates, once the authority is there.
     pub trust: Option<Trust>,
-    /// What an earlier operator published has been read.
-    pub restored: bool,
+    /// When what an earlier operator published was read.
+    pub restored: Option<Instant>,
     /// The gateways' certificate has been checked.
     pub gateway_trusted: bool,
     /// The topology published last.
     pub topology: Option<Topology>,
     /// When the first worker answered before there was a topology.
     pub first_answer: Option<Instant>,
-    /// Since when a lost peer's layers run from shadows.
+    /// Since when a place of the layout is empty.
     pub gap: Option<Instant>,
+    /// Since when newcomers without a place wait for others.
+    pub spare: Option<Instant>,
+    /// Since when another layout would be much faster.
+    pub imbalance: Option<Instant>,
     /// How many workers in a row ended before they served, and when the last did.
     pub crashed: Option<(u32, Instant)>,
     /// Objects written.

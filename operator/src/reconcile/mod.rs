@@ -1,7 +1,6 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
 
 mod decide;
-mod layout;
 mod memory;
 mod roster;
 #[cfg(test)]
@@ -15,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::api::InferenceSwarm;
+use dunlin_crds::InferenceSwarm;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, Resource, ResourceExt};
@@ -180,10 +179,10 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
         });
         memory.trust = Some(Trust { authority, identity });
     }
-    if !memory.restored {
+    if memory.restored.is_none() {
         let map = context.applier.config_map(&owner.namespace, &owner.topology()).await?;
         memory.topology = map.as_ref().and_then(topology::read);
-        memory.restored = true;
+        memory.restored = Some(Instant::now());
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, WorkerState};
 
 /// A worker that answered but never got Ready may be silent this many times longer: it reads weights.
-const LOADING_PATIENCE: u32 = 5;
+pub const LOADING_PATIENCE: u32 = 5;
 
 /// What becomes of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct Evidence<'a> {
     pub answers: &'a BTreeMap<String, Answer>,
     /// Peers that answer us and that no gateway can reach.
     pub unreachable: &'a BTreeSet<String>,
+    /// Peers of the topology that an earlier operator published and that have never answered us.
+    pub mute: &'a BTreeSet<String>,
     /// Peers without which every layer is still held.
     pub dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
     /// New pods must wait: the last ones ended before they served.
@@ -163,6 +165,9 @@ fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> 
             return Standing::Lost("it does not answer".to_owned());
         }
     }
+    if evidence.mute.contains(&worker.name) {
+        return Standing::Lost("it does not answer".to_owned());
+    }
     if evidence.unreachable.contains(&worker.name) {
         return Standing::Lost("the gateways cannot reach it".to_owned());
     }
@@ -173,6 +178,10 @@ fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> 
     match (&worker.phase, state) {
         (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Standing::Leaving,
         (Phase::Running, Some(WorkerState::Ready)) => Standing::Ready,
+        // It reads more layers, and goes on serving those that it has.
+        (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
+            Standing::Ready
+        }
         _ => Standing::Coming,
     }
 }
@@ -206,6 +215,7 @@ mod tests {
             view: &world.view,
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
+            mute: &BTreeSet::new(),
             dispensable: &|_| dispensable,
             hold_creation: false,
             now: world.now + Duration::from_secs(later_s),
@@ -275,6 +285,14 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_reads_more_layers_still_counts_as_serving() {
+        let mut world = world(&["a"]);
+        let report = Report { state: WorkerState::Loading, ..Report::default() };
+        world.answers.get_mut("a").unwrap().report = Some(report);
+        assert_eq!(run(&world, 1, 0, true).standings["a"], Standing::Ready);
+    }
+
+    #[test]
     fn the_surplus_leaves_only_when_its_layers_are_elsewhere() {
         let world = world(&["a", "b", "c", "d", "e"]);
         let waiting = run(&world, 2, 0, false);
@@ -302,6 +320,7 @@ mod tests {
             view: &world.view,
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
+            mute: &BTreeSet::new(),
             dispensable: &|_| false,
             hold_creation: false,
             now: world.now,

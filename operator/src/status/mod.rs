@@ -3,7 +3,7 @@
 pub mod conditions;
 pub mod events;
 
-use crate::api::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
+use dunlin_crds::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
@@ -17,9 +17,6 @@ use crate::labels::{MANAGER, ROLE, ROLE_STAGE, SWARM};
 use crate::observe::Trigger;
 use crate::reconcile::Decision;
 use crate::status::conditions::{Facts, conditions};
-
-/// Longest plan summary, in characters.
-const SUMMARY_MAX: usize = 1024;
 
 /// What the status should say.
 #[must_use]
@@ -39,10 +36,7 @@ pub fn build(
         config.service_domain
     );
     // Without a new plan the last one is still what the workers follow.
-    let plan = decision
-        .layout
-        .as_ref()
-        .map(|l| PlanStatus { summary: l.summary.chars().take(SUMMARY_MAX).collect() });
+    let plan = decision.summary.clone().map(|summary| PlanStatus { summary });
     InferenceSwarmStatus {
         observed_generation: Some(facts.generation),
         conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),

@@ -1,0 +1,333 @@
+//! Which layers each peer executes and which it holds for others. Stable: a peer that is replaced gives its place to the replacement, and
+//! nobody else moves; layers move only when the number of peers changes, when a place stays empty for long, or when the slowest
+//! stage gets much faster.
+//!
+//! While peers still load, everybody keeps what it held before: a layer is never dropped before its new holders report it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::cut::{GAIN_PERCENT_MIN, cut, gain_percent, places};
+use crate::shadow::shadows;
+use crate::topology::{
+    Layers, ModelId, PeerName, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges,
+};
+
+/// A peer that can be given layers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Member {
+    /// One life of a peer.
+    pub name: PeerName,
+    /// `host:port` of its gRPC server.
+    pub addr: String,
+    /// Its pool.
+    pub pool: String,
+    /// Its node.
+    pub node: String,
+    /// Zone of the node, empty when unknown.
+    pub zone: String,
+    /// Its pool is preemptible.
+    pub spot: bool,
+    /// What it can do.
+    pub state: PeerState,
+    /// Room for weights, in bytes.
+    pub weight_bytes_max: u64,
+    /// Measured rows per second through one layer; 0 while not measured.
+    pub rows_per_s_per_layer: f64,
+    /// Layers it can execute now.
+    pub held: Vec<Layers>,
+}
+
+/// What a layout is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which model.
+    pub model: ModelId,
+    /// Bytes of each layer once loaded; the first with the embedding, the last with the head.
+    pub layer_bytes: Vec<u64>,
+    /// Stage peers.
+    pub peers: usize,
+    /// How many other peers hold each layer.
+    pub shadows: usize,
+}
+
+impl Wanted {
+    /// Number of layers of the model.
+    #[must_use]
+    pub fn layers(&self) -> u32 {
+        u32::try_from(self.layer_bytes.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes of one layer; 0 beyond the model.
+    #[must_use]
+    pub fn bytes(&self, layer: u32) -> u64 {
+        self.layer_bytes.get(layer as usize).copied().unwrap_or(0)
+    }
+}
+
+/// What the caller, who knows the time, allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct May {
+    /// Replacements took too long: those that are there share the open layers.
+    pub fill_gaps: bool,
+    /// Newcomers that have no place need not wait for the others.
+    pub grow: bool,
+    /// The layout has been worse than the best one for long enough.
+    pub rebalance: bool,
+}
+
+/// Why the spans are as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reason {
+    /// As before.
+    #[default]
+    Kept,
+    /// Nobody had a place before.
+    First,
+    /// Newcomers took the places of lost peers.
+    Replaced,
+    /// A place is empty: its layers run from shadows.
+    Waits,
+    /// Another number of peers.
+    Resized,
+    /// A replacement took too long.
+    GapFilled,
+    /// The slowest stage gets faster.
+    Rebalanced,
+    /// A span did not fit into its peer's memory.
+    Refitted,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kept => "nobody moves",
+            Self::First => "first layout",
+            Self::Replaced => "replacements took the places of lost peers",
+            Self::Waits => "a lost peer's layers run from shadows until a replacement joins",
+            Self::Resized => "cut anew for another number of peers",
+            Self::GapFilled => "cut anew because no replacement came",
+            Self::Rebalanced => "cut anew by the measured speed of the peers",
+            Self::Refitted => "cut anew to fit into memory",
+        })
+    }
+}
+
+/// Memory does not suffice.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Shortage {
+    /// For the layers that a peer executes.
+    #[error(
+        "{layers} layers of {need_mib} MiB do not fit into the {has_mib} MiB that a peer of pool {pool} has for weights: raise \
+         memory.host or the number of peers"
+    )]
+    Span {
+        /// Pool of the peer.
+        pool: String,
+        /// Layers of its span.
+        layers: u32,
+        /// Their size.
+        need_mib: u64,
+        /// Its room.
+        has_mib: u64,
+    },
+    /// For shadows.
+    #[error(
+        "the peers have no room for {0} shadow layers: raise memory.host or the number of peers, or lower redundancy.shadows"
+    )]
+    Shadows(u32),
+}
+
+/// A topology with the words for it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Layout {
+    /// Who holds what.
+    pub topology: Topology,
+    /// Why.
+    pub reason: Reason,
+    /// Every layer is in some peer's span.
+    pub covered: bool,
+    /// Everybody has loaded what it was given.
+    pub settled: bool,
+    /// Memory does not suffice.
+    pub shortage: Option<Shortage>,
+    /// By how many percent the slowest stage would get faster if [`May::rebalance`] were allowed; 0 when that is not worth it.
+    pub gain_percent: u32,
+    /// Peers without a place that wait for others; see [`May::grow`].
+    pub spare: usize,
+}
+
+/// The layout for `members`. Leaving ones (`Draining`) stay usable with what they hold, and nothing is planned on them.
+///
+/// # Errors
+/// A broken bound of the result: a bug or a senseless model.
+pub fn layout(
+    wanted: &Wanted,
+    members: &[Member],
+    previous: Option<&Topology>,
+    may: May,
+) -> Result<Layout, TopologyError> {
+    let epoch = previous.map_or(0, |p| p.epoch);
+    let previous = previous.filter(|p| p.model.digest == wanted.model.digest && p.layers == wanted.layers());
+    let (leaving, mut staying): (Vec<&Member>, Vec<&Member>) =
+        members.iter().partition(|m| m.state == PeerState::Draining);
+    staying.sort_by(|a, b| a.name.cmp(&b.name));
+    let spans = spans(wanted, &staying, previous, may);
+    let (order, cuts): (Vec<&Member>, Vec<Layers>) = spans.placed.into_iter().unzip();
+    let before = |member: &Member| previous.and_then(|p| p.peer(&member.name));
+    let hold = |member: &Member| before(member).map(TopologyPeer::hold).unwrap_or_default();
+    let had: Vec<BTreeSet<u32>> =
+        order.iter().map(|m| layer_set(&[m.held.clone(), hold(m)].concat())).collect();
+    let given = shadows(wanted, &order, &cuts, &spans.open, &had);
+    let settled = order.iter().zip(cuts.iter().zip(&given.layers)).all(|(member, (span, shadows))| {
+        let held = layer_set(&member.held);
+        member.state == PeerState::Ready && span.iter().all(|l| held.contains(&l)) && shadows.is_subset(&held)
+    });
+    let covered = spans.open.is_empty() && !order.is_empty();
+
+    let mut peers: Vec<TopologyPeer> = Vec::new();
+    for ((member, span), mut extra) in order.iter().zip(&cuts).zip(given.layers) {
+        if !(settled && covered) {
+            extra.extend(layer_set(&hold(member)));
+        }
+        extra.retain(|l| !span.contains(*l));
+        let span = if span.is_empty() { Layers::default() } else { *span };
+        peers.push(peer(member, span, ranges(&extra)));
+    }
+    for member in leaving {
+        peers.push(peer(member, Layers::default(), hold(member)));
+    }
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut topology = Topology { epoch, model: wanted.model.clone(), layers: wanted.layers(), peers };
+    if previous != Some(&topology) {
+        topology.epoch += 1;
+    }
+    topology.validate()?;
+    // With a gap, survivors hold more than they are meant to: what they lack room for then says nothing about the plan.
+    let without_room = (covered && given.without_room > 0).then_some(Shortage::Shadows(given.without_room));
+    Ok(Layout {
+        topology,
+        reason: spans.reason,
+        covered,
+        settled,
+        shortage: overfull(wanted, &order, &cuts).or(without_room),
+        gain_percent: spans.gain_percent,
+        spare: spans.spare,
+    })
+}
+
+/// The first span that does not fit.
+fn overfull(wanted: &Wanted, members: &[&Member], spans: &[Layers]) -> Option<Shortage> {
+    members.iter().zip(spans).find_map(|(member, span)| {
+        let need: u64 = span.iter().map(|l| wanted.bytes(l)).sum();
+        (need > member.weight_bytes_max).then(|| Shortage::Span {
+            pool: member.pool.clone(),
+            layers: span.len(),
+            need_mib: need >> 20,
+            has_mib: member.weight_bytes_max >> 20,
+        })
+    })
+}
+
+fn peer(member: &Member, span: Layers, shadows: Vec<Layers>) -> TopologyPeer {
+    TopologyPeer {
+        name: member.name.clone(),
+        addr: member.addr.clone(),
+        pool: member.pool.clone(),
+        node: member.node.clone(),
+        zone: member.zone.clone(),
+        spot: member.spot,
+        span,
+        shadows,
+        state: member.state,
+    }
+}
+
+#[derive(Default)]
+struct Spans<'a> {
+    /// Members in pipeline order, each with its span.
+    placed: Vec<(&'a Member, Layers)>,
+    /// Places without a peer.
+    open: Vec<Layers>,
+    reason: Reason,
+    gain_percent: u32,
+    spare: usize,
+}
+
+/// Members in pipeline order, each with its span.
+fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology>, may: May) -> Spans<'a> {
+    let before = |member: &Member| previous?.peer(&member.name).map(|p| p.span);
+    let mut placed: Vec<(&Member, Layers)> =
+        members.iter().filter_map(|m| Some((*m, before(m)?))).filter(|(_, span)| !span.is_empty()).collect();
+    let mut unplaced: Vec<&Member> =
+        members.iter().filter(|m| before(m).is_none_or(Layers::is_empty)).copied().collect();
+    let anew = |placed: &[(&'a Member, Layers)], rest: &[&'a Member], reason| {
+        let order: Vec<&Member> = placed.iter().map(|(m, _)| *m).chain(rest.iter().copied()).collect();
+        let (spans, _) = cut(wanted, &order);
+        let mut placed: Vec<(&Member, Layers)> = order.into_iter().zip(spans).collect();
+        // Those without layers come last, here as in every later pass, so that shadows stay where they are.
+        placed.sort_by_key(|(m, span)| match span.is_empty() {
+            false => (false, span.start, None),
+            true => (true, 0, Some(m.name.clone())),
+        });
+        Spans { placed, reason, ..Spans::default() }
+    };
+    if placed.is_empty() {
+        return anew(&[], &unplaced, Reason::First);
+    }
+    placed.sort_by_key(|(_, span)| span.start);
+
+    // Replacements take the places of the lost.
+    let taken: Vec<Layers> = placed.iter().map(|(_, span)| *span).collect();
+    let usual = f64::from(wanted.layers()) / wanted.peers.max(1) as f64;
+    let missing = wanted.peers.saturating_sub(placed.len());
+    let Some(mut open) = places(&taken, wanted.layers(), missing, usual) else {
+        return anew(&placed, &unplaced, Reason::Resized);
+    };
+    let replaced = open.len().min(unplaced.len());
+    placed.extend(unplaced.drain(..replaced).zip(open.drain(..replaced)));
+    placed.sort_by_key(|(_, span)| span.start);
+    if !open.is_empty() && may.fill_gaps {
+        return anew(&placed, &[], Reason::GapFilled);
+    }
+
+    // More peers than places. Who was told before that there is nothing to do for it stays so.
+    let idle: Vec<&Member> = unplaced.iter().filter(|m| before(m).is_some()).copied().collect();
+    let mut fresh = unplaced;
+    fresh.retain(|m| before(m).is_none());
+    let complete = placed.len() + idle.len() + fresh.len() >= wanted.peers;
+    if !fresh.is_empty() && (complete || may.grow) {
+        let rest: Vec<&Member> = idle.into_iter().chain(fresh).collect();
+        return anew(&placed, &rest, Reason::Resized);
+    }
+
+    let reason = match (open.is_empty(), replaced) {
+        (false, _) => Reason::Waits,
+        (true, 0) => Reason::Kept,
+        (true, _) => Reason::Replaced,
+    };
+    let spare = fresh.len();
+    let all = || Spans {
+        placed: placed.iter().copied().chain(idle.iter().map(|m| (*m, Layers::default()))).collect(),
+        open: open.clone(),
+        reason,
+        gain_percent: 0,
+        spare,
+    };
+    let (order, now): (Vec<&Member>, Vec<Layers>) = all().placed.into_iter().unzip();
+    if !open.is_empty() {
+        return all();
+    }
+    let (better, fits) = cut(wanted, &order);
+    if fits && overfull(wanted, &order, &now).is_some() {
+        return anew(&placed, &idle, Reason::Refitted);
+    }
+    let gain_percent = if fits { gain_percent(&order, &now, &better) } else { 0 };
+    match gain_percent > GAIN_PERCENT_MIN {
+        true if may.rebalance => anew(&placed, &idle, Reason::Rebalanced),
+        true => Spans { gain_percent, ..all() },
+        false => all(),
+    }
+}
