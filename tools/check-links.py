@@ -8,6 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
+CODE = re.compile(r"`[^`\n]+`")
 
 
 def anchor(heading: str) -> str:
@@ -28,7 +29,7 @@ def main() -> int:
     for path in files:
         if not path.exists():
             continue
-        for match in LINK.finditer(FENCE.sub("", path.read_text())):
+        for match in LINK.finditer(CODE.sub("code", FENCE.sub("", path.read_text()))):
             target = match.group(1) or match.group(2)
             if re.match(r"[a-z]+:", target):
                 continue

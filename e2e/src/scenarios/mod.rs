@@ -90,6 +90,9 @@ impl Bench<'_> {
     pub fn heal(&self) -> Result<()> {
         heal(self.cluster)?;
         deploy::apply_example(self.cluster, "smollm2.yaml")?;
+        // The manifest leaves `replicas` to `kubectl scale`: what a scenario has set there stays.
+        let count = format!("--replicas={PEERS}");
+        self.cluster.kubectl(&["scale", "inferenceswarm", &self.swarm.name, &count])?;
         self.swarm.wait_whole(PEERS)
     }
 }
