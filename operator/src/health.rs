@@ -1,7 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -19,7 +18,7 @@ pub struct Health {
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The caches have seen the cluster once.
-    pub synced: Arc<AtomicBool>,
+    pub synced: watch::Receiver<bool>,
 }
 
 /// Serves until `stop` becomes true.
@@ -48,7 +47,7 @@ fn router(health: Health) -> Router {
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.synced.load(Ordering::Relaxed) {
+    if *health.synced.borrow() {
         (StatusCode::OK, "ok")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the first list of the cluster is not complete")

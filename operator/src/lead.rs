@@ -11,7 +11,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, Client};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 
 use crate::apply::Applier;
@@ -36,6 +36,8 @@ pub struct Parts {
     pub config: Config,
     /// What the watches have seen.
     pub caches: Caches,
+    /// They have seen the cluster once.
+    pub synced: watch::Receiver<bool>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Swarms to look at again.
@@ -45,8 +47,11 @@ pub struct Parts {
 }
 
 /// Reconciles until dropped.
-pub async fn lead(parts: Parts) {
-    parts.caches.synced().await;
+pub async fn lead(mut parts: Parts) {
+    if parts.synced.wait_for(|synced| *synced).await.is_err() {
+        // The process is going down.
+        return;
+    }
     info!("leading");
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(parts.config.identity.clone()) };
     let context = Arc::new(Context {

@@ -25,7 +25,6 @@ mod telemetry;
 mod testing;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -55,14 +54,17 @@ async fn main() -> Result<()> {
 
     let (caches, watches) =
         observe::run(&client, &config.watch_namespace, config.watch_nodes, triggers.clone());
-    let health = Health { metrics: Arc::clone(&metrics), synced: Arc::new(AtomicBool::new(false)) };
-    let synced = {
-        let (caches, flag) = (caches.clone(), Arc::clone(&health.synced));
+    // One task waits for the caches and tells everybody: of several waiters on one store only the last is woken.
+    let (sync, synced) = watch::channel(false);
+    let wait_for_caches = {
+        let caches = caches.clone();
         async move {
             caches.synced().await;
-            flag.store(true, Ordering::Relaxed);
+            let _ = sync.send(true);
+            std::future::pending().await
         }
     };
+    let health = Health { metrics: Arc::clone(&metrics), synced: synced.clone() };
     let leases = Api::namespaced(client.clone(), &config.namespace);
     let elector = Elector::new(leases, labels::MANAGER, &config.identity);
     let address = config.http;
@@ -70,6 +72,7 @@ async fn main() -> Result<()> {
         client,
         config,
         caches,
+        synced,
         metrics: Arc::clone(&metrics),
         triggers,
         connect: Arc::new(peers::GrpcConnector),
@@ -79,10 +82,7 @@ async fn main() -> Result<()> {
         watches.await;
         Ok(())
     });
-    tasks.spawn(async move {
-        synced.await;
-        std::future::pending().await
-    });
+    tasks.spawn(wait_for_caches);
     tasks.spawn(health::serve(address, health, stopped.clone()));
     let election = tokio::spawn(elector.run(leader, stopped));
     tasks.spawn(async move {
