@@ -33,6 +33,9 @@ unit: model ## everything that needs no cluster
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)
 
+test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
+
 preflight: ## is everything there that a local cluster needs? installs what apt has
 	e2e/cluster/cluster check
 
@@ -82,6 +85,6 @@ bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit e2e test-openai preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-decode
