@@ -13,6 +13,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario { name: "node-silent-mid-stream-and-back-with-its-old-epoch", run: node_silent },
         Scenario { name: "pod-deleted-mid-stream", run: pod_deleted },
         Scenario { name: "node-drained-mid-stream", run: node_drained },
+        Scenario { name: "node-shut-down-with-notice-mid-stream", run: node_shut_down },
         Scenario { name: "two-stage-peers-lost-at-once", run: two_lost },
         Scenario { name: "eight-streams-through-a-kill", run: eight_streams },
     ]
@@ -63,6 +64,14 @@ fn node_drained(bench: &Bench<'_>) -> Result<()> {
         "--force",
         "--timeout=60s",
     ])?;
+    bench.same_tokens(stream)?;
+    replaced(bench, &[victim])
+}
+
+fn node_shut_down(bench: &Bench<'_>) -> Result<()> {
+    let victim = bench.swarm.middle_peer()?;
+    let stream = bench.stream_until_loss(&[&victim.node])?;
+    bench.cluster.verb(&["shutdown", &victim.node, "15"])?;
     bench.same_tokens(stream)?;
     replaced(bench, &[victim])
 }
