@@ -5,13 +5,16 @@
 set -euo pipefail
 cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
 declare -A version=([nextest]=0.9.143 [deny]=0.20.2)
+# Nothing here updates itself: that feature alone would bring a TLS stack written in C.
+declare -A options=([nextest]="--no-default-features --features default-no-update" [deny]="")
 for tool in "$@"; do
     want=${version[$tool]:?unknown tool $tool}
     stamp=$cache/tools/.$tool-$want
     [ -f "$stamp" ] && [ -x "$cache/tools/bin/cargo-$tool" ] && continue
     if ! "$cache/tools/bin/cargo-$tool" --version 2>/dev/null | grep -q " $want"; then
         echo "installing cargo-$tool $want (a few minutes, once)"
-        cargo install --quiet --locked --debug --root "$cache/tools" "cargo-$tool" --version "$want"
+        # shellcheck disable=SC2086  # several words on purpose
+        cargo install --quiet --locked --debug ${options[$tool]} --root "$cache/tools" "cargo-$tool" --version "$want"
     fi
     touch "$stamp"
 done

@@ -40,18 +40,22 @@ use serde::{Deserialize, Serialize};
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.name"),
-    printcolumn(name = "Layers", type_ = "integer", json_path = ".status.layers.served"),
-    printcolumn(name = "Peers", type_ = "integer", json_path = ".status.peers.ready"),
+    printcolumn(name = "Layers", type_ = "string", json_path = ".status.layers.display"),
+    printcolumn(name = "Peers", type_ = "string", json_path = ".status.peers.display"),
     printcolumn(name = "Spot", type_ = "integer", json_path = ".status.peers.bySpot"),
     printcolumn(name = "Capacity", type_ = "integer", json_path = ".status.capacityPercent"),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    selectable = ".spec.model.name",
+    selectable = ".spec.suspend"
 )]
 #[x_kube(
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
-        .message("redundancy.shadows must be less than the number of peers in all pools together")
+        .message("redundancy.shadows must be less than the number of peers in all pools together"),
+    validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
+        .message("replicas must be at most peers.max of the first pool")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmSpec {
@@ -76,25 +80,36 @@ pub struct InferenceSwarmSpec {
 }
 
 /// What is served.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("(has(self.name) ? self.name : '') == (has(oldSelf.name) ? oldSelf.name : '')")
+        .message("model.name cannot change, as clients ask for it: make another swarm and delete this one when they have moved")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSpec {
-    /// The name clients ask for; the swarm's name when absent.
+    /// The name clients ask for; the swarm's name when absent. It cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"))]
     pub name: Option<String>,
     /// Where the weights are.
     pub source: ModelSource,
+    /// Longest sequence in tokens, prompt and answer together; what the model was trained for when absent or less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16, max = 16_777_216))]
+    pub max_sequence_length: Option<u32>,
 }
 
 /// Where the weights are: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("has(self.http)").message("exactly one source must be given: http"))]
+#[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSource {
     /// A GGUF file behind a URL whose server answers range requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
+    /// A file or folder on a PersistentVolumeClaim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeSource>,
 }
 
 /// A GGUF file behind a URL.
@@ -110,6 +125,21 @@ pub struct HttpSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,
+}
+
+/// A file or folder on a PersistentVolumeClaim that every peer and gateway can mount for reading.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSource {
+    /// Name of the claim, in the swarm's namespace. With more than one node it must allow `ReadOnlyMany` or `ReadWriteMany`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub claim_name: String,
+    /// Path inside of the volume: a GGUF file, or a folder with config.json, tokenizer.json and safetensors.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[A-Za-z0-9._-][A-Za-z0-9._/-]*$"))]
+    #[x_kube(
+        validation = Rule::new("!self.split('/').exists(part, part == '..')").message("path must not leave the volume: no '..'")
+    )]
+    pub path: String,
 }
 
 /// Kind of capacity of a pool.
@@ -148,10 +178,10 @@ pub struct PoolSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("self.min <= self.max").message("peers.min must be at most peers.max"))]
 pub struct PeersSpec {
-    /// At least.
+    /// So many, unless `replicas` says otherwise for the first pool.
     #[schemars(range(min = 0, max = 64))]
     pub min: u32,
-    /// At most.
+    /// At most. The room above `min` is for peers of other pools that find no node: they run here until theirs has room again.
     #[schemars(range(min = 1, max = 64))]
     pub max: u32,
 }
@@ -274,6 +304,10 @@ pub struct LayersStatus {
     /// Held by as many other peers as asked for.
     #[serde(default)]
     pub shadowed: u32,
+    /// `served/total`, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32))]
+    pub display: String,
 }
 
 /// Peers in all pools.
@@ -292,6 +326,10 @@ pub struct PeersStatus {
     /// Serving in the other pools.
     #[serde(default)]
     pub by_on_demand: u32,
+    /// `ready/desired`, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32))]
+    pub display: String,
 }
 
 /// Who holds what.

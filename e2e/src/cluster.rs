@@ -1,17 +1,20 @@
 //! The local cluster: a thin handle on `e2e/cluster/cluster`.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// A running local cluster. Dropping it takes the cluster down unless [`Cluster::keep`] was called.
+/// A running local cluster. Dropping it, or the end of this process however it comes, removes the cluster unless [`Cluster::keep`] was
+/// called.
 pub struct Cluster {
     name: String,
     nodes: u32,
-    keep: bool,
+    /// Removes the cluster as soon as its standard input closes.
+    guard: Option<Child>,
 }
 
 /// The repository root: the cluster script and the manifests are found from here.
@@ -27,7 +30,8 @@ impl Cluster {
     /// # Errors
     /// When the script fails; its output has gone to the terminal.
     pub fn up(name: &str, nodes: u32) -> Result<Self> {
-        let cluster = Self { name: name.to_owned(), nodes, keep: false };
+        let mut cluster = Self { name: name.to_owned(), nodes, guard: None };
+        cluster.guard = Some(cluster.guard()?);
         cluster.verb(&["up"])?;
         cluster.verb(&["wait"])?;
         Ok(cluster)
@@ -36,12 +40,31 @@ impl Cluster {
     /// A handle on a cluster that something else started and will take down.
     #[must_use]
     pub fn attach(name: &str, nodes: u32) -> Self {
-        Self { name: name.to_owned(), nodes, keep: true }
+        Self { name: name.to_owned(), nodes, guard: None }
+    }
+
+    /// A process in a group of its own, so that what ends this one does not end it, too.
+    fn guard(&self) -> Result<Child> {
+        let script = repository().join("e2e/cluster/cluster");
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", r#"read -r _; exec "$0" down --wipe"#])
+            .arg(script)
+            .env("NAME", &self.name)
+            .env("NODES", self.nodes.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0);
+        command.spawn().context("bash")
     }
 
     /// Leaves the cluster running when the handle is dropped.
     pub fn keep(&mut self) {
-        self.keep = true;
+        if let Some(mut guard) = self.guard.take() {
+            // It only waits: there is nothing that it could leave behind, and it is gone already when this fails.
+            let _ = guard.kill();
+            let _ = guard.wait();
+        }
     }
 
     /// Node names, `n1..`.
@@ -113,10 +136,11 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = self.verb(&["down"])
-        {
-            eprintln!("the cluster {} could not be taken down: {error:#}", self.name);
+        let Some(mut guard) = self.guard.take() else { return };
+        drop(guard.stdin.take());
+        match guard.wait() {
+            Ok(status) if status.success() => {}
+            outcome => eprintln!("the cluster {} could not be taken down: {outcome:?}", self.name),
         }
     }
 }

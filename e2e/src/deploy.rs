@@ -45,6 +45,20 @@ pub fn load_images(cluster: &Cluster, directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Has the API server enforce Pod Security `restricted` on everything that is installed and made from here on.
+///
+/// # Errors
+/// When the API server does not answer.
+pub fn enforce_restricted(cluster: &Cluster) -> Result<()> {
+    for namespace in ["default", OPERATOR_NAMESPACE] {
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, labels: \
+             {{pod-security.kubernetes.io/enforce: restricted}}}}}}"
+        ))?;
+    }
+    Ok(())
+}
+
 /// `helm upgrade --install` of the chart with the locally built images, waiting until the operator is up.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use dunlin_crds::{CapacityType, InferenceSwarm};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::apply::pods::{Image, PoolTemplate};
+use crate::apply::pods::{Image, MODELS_DIR, PoolTemplate};
 use crate::config::Config;
 use crate::quantity::{bytes, millis};
 
@@ -20,6 +20,8 @@ pub struct PoolDesired {
     pub template: PoolTemplate,
     /// How many.
     pub peers: u32,
+    /// How many there may be while other pools find no nodes.
+    pub peers_max: u32,
 }
 
 /// A swarm as its manifest wants it.
@@ -31,6 +33,8 @@ pub struct Desired {
     pub digest: String,
     /// Arguments about the model, for stages and gateways.
     pub model_args: Vec<String>,
+    /// The PersistentVolumeClaim that has it, if one does.
+    pub model_claim: Option<String>,
     /// Fingerprint of everything a worker is started with.
     pub template: String,
     /// Image of workers.
@@ -63,6 +67,12 @@ impl Desired {
                 model_args.extend(["--model-sha256".to_owned(), sha256.clone()]);
             }
         }
+        if let Some(volume) = &spec.model.source.volume {
+            model_args.extend(["--model".to_owned(), format!("{MODELS_DIR}/{}", volume.path)]);
+        }
+        if let Some(positions) = spec.model.max_sequence_length {
+            model_args.extend(["--max-seq-len".to_owned(), positions.to_string()]);
+        }
         let digest = fingerprint(&json!(spec.model.source));
         let template = fingerprint(&json!([spec.model]));
         let pools: Vec<PoolDesired> = spec
@@ -75,6 +85,7 @@ impl Desired {
                 let cpu = &pool.device.cpu;
                 PoolDesired {
                     peers: if suspended { 0 } else { peers },
+                    peers_max: if suspended { 0 } else { pool.peers.max.max(peers) },
                     template: PoolTemplate {
                         name: pool.name.clone(),
                         spot: pool.capacity_type == CapacityType::Spot,
@@ -95,6 +106,7 @@ impl Desired {
             model: name,
             digest,
             model_args,
+            model_claim: spec.model.source.volume.as_ref().map(|v| v.claim_name.clone()),
             template,
             image: Image {
                 reference: config.worker_image.clone(),

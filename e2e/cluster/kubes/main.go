@@ -27,6 +27,7 @@ func main() {
 		"kube-scheduler":          scheduler,
 		"kubectl":                 kubectl,
 		"kubelet":                 kubelet,
+		"logind":                  logind,
 	}
 	name := filepath.Base(os.Args[0])
 	if _, known := parts[name]; !known && len(os.Args) > 1 {

@@ -86,6 +86,7 @@ fn main() -> Result<()> {
 fn prepare(cluster: &Cluster, attached: bool) -> Result<Swarm<'_>> {
     if !attached {
         deploy::load_images(cluster, &deploy::image_dir())?;
+        deploy::enforce_restricted(cluster)?;
         deploy::install_chart(cluster, &[])?;
         deploy::start_model_server(cluster)?;
     }

@@ -29,6 +29,9 @@ const BAD: &[(&str, &str, &str)] = &[
     ("min: 3", "min: 9", "min"),
     ("shadows: 1", "shadows: 7", "shadows"),
     ("capacityType: Spot", "capacityType: Cheap", "capacityType"),
+    ("  pools:\n", "  replicas: 7\n  pools:\n", "replicas must be at most"),
+    ("    source:\n", "    source:\n      volume: {claimName: models, path: x.gguf}\n", "exactly one source"),
+    ("  gateway:\n", "  quantisation: Q4\n  gateway:\n", "quantisation"),
 ];
 
 fn refused(bench: &Bench<'_>) -> Result<()> {
@@ -47,6 +50,13 @@ fn refused(bench: &Bench<'_>) -> Result<()> {
             }
         }
     }
+    let renamed = example()?.replace("name: smollm2-135m", "name: another");
+    let refusal = bench.cluster.apply(&renamed).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(refusal.contains("model.name cannot change"), "renaming a served model: {refusal:?}");
+    // Selectable fields: what serves this model?
+    let selector = format!("--field-selector=spec.model.name={}", bench.swarm.model);
+    let found = bench.cluster.kubectl(&["get", "inferenceswarms", &selector, "-o", "name"])?;
+    ensure!(found.trim().ends_with(&format!("/{}", bench.swarm.name)), "by model name: {found}");
     Ok(())
 }
 

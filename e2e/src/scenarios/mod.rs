@@ -4,6 +4,7 @@
 //! sequences with an undisturbed run. Nothing waits a fixed time.
 
 mod capacity;
+mod clients;
 mod loss;
 mod manifests;
 mod outage;
@@ -51,6 +52,7 @@ pub fn all() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
     scenarios.extend(loss::scenarios());
     scenarios.extend(outage::scenarios());
+    scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios

@@ -3,9 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
-use crate::apply::pods::{Container, Image, apart, container, pod_spec, tls_volume};
+use crate::apply::pods::{Container, Image, apart, container, mount_models, pod_spec, tls_volume};
 use crate::labels::{Owner, ROLE_GATEWAY, TEMPLATE, leaf};
 use crate::spot;
+
+/// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
+const UNLISTED_S: u32 = 3;
 
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct Gateway<'a> {
     pub cache_bytes: u64,
     /// `--model-url` and the like.
     pub model_args: &'a [String],
+    /// The PersistentVolumeClaim with the model, if it is on one.
+    pub model_claim: Option<&'a str>,
     /// Fingerprint of the model source; another one rolls the Deployment.
     pub template: &'a str,
 }
@@ -83,6 +88,8 @@ impl Gateway<'_> {
                 {"name": "cache", "mountPath": "/var/cache/dunlin"},
             ]),
         })]);
+        // Clients stop being sent here before the gateway stops listening.
+        spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": UNLISTED_S}}});
         spec["volumes"] = json!([
             tls_volume(&leaf(&self.owner.gateway())),
             // Optional: a gateway may start before the first plan.
@@ -90,6 +97,7 @@ impl Gateway<'_> {
             {"name": "cache", "emptyDir": {"sizeLimit": self.cache_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": (64_u64 << 20).to_string()}},
         ]);
+        mount_models(&mut spec, self.model_claim);
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -151,6 +159,7 @@ mod tests {
             model: "m",
             cache_bytes: 1 << 30,
             model_args: &[],
+            model_claim: None,
             template: "abc",
         };
         let all = gateway.manifests();

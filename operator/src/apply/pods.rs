@@ -8,6 +8,8 @@ use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
 use crate::labels::{EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
 use crate::spot;
 
+/// Where a volume with models is mounted.
+pub const MODELS_DIR: &str = "/models";
 /// User of every container: distroless `nonroot`.
 const USER: i64 = 65532;
 /// Hand-over must fit into the shortest notice of a cloud (GCE: 30 s in all).
@@ -66,6 +68,8 @@ pub struct WorkerPod<'a> {
     pub pool: &'a PoolTemplate,
     /// `--model-url` and the like.
     pub model_args: &'a [String],
+    /// The PersistentVolumeClaim with the model, if it is on one.
+    pub model_claim: Option<&'a str>,
     /// Fingerprint of what the pod is made from.
     pub template: &'a str,
     /// Epoch of the plan that asks for it.
@@ -138,6 +142,7 @@ impl WorkerPod<'_> {
             {"name": "cache", "emptyDir": {"sizeLimit": self.pool.disk_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": TMP_BYTES.to_string()}},
         ]);
+        mount_models(&mut spec, self.model_claim);
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     }
 }
@@ -201,6 +206,7 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
             "runAsUser": USER,
             "runAsGroup": USER,
             "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
@@ -208,6 +214,18 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
         spec["imagePullSecrets"] = image.pull_secrets.iter().map(|name| json!({"name": name})).collect();
     }
     spec
+}
+
+/// Gives the first container of `spec` the volume with the model, for reading.
+pub(super) fn mount_models(spec: &mut Value, claim: Option<&str>) {
+    let Some(claim) = claim else { return };
+    let volume = json!({"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": true}});
+    let mount = json!({"name": "models", "mountPath": MODELS_DIR, "readOnly": true});
+    for (list, entry) in [("/volumes", volume), ("/containers/0/volumeMounts", mount)] {
+        if let Some(list) = spec.pointer_mut(list).and_then(Value::as_array_mut) {
+            list.push(entry);
+        }
+    }
 }
 
 pub(super) fn tls_volume(secret: &str) -> Value {
@@ -244,6 +262,10 @@ mod tests {
     use crate::testing::{assert_restricted, assert_typed, image, owner, pool};
 
     fn manifest(spot: bool, selector: &[(&str, &str)]) -> Value {
+        manifest_with(spot, selector, None)
+    }
+
+    fn manifest_with(spot: bool, selector: &[(&str, &str)], model_claim: Option<&str>) -> Value {
         let mut pool = pool("spot", spot);
         pool.node_selector = selector.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         WorkerPod {
@@ -252,6 +274,7 @@ mod tests {
             image: &image(),
             pool: &pool,
             model_args: &["--model-url".to_owned(), "http://models/m.gguf".to_owned()],
+            model_claim,
             template: "abc",
             epoch: 3,
             spot_nodes_marked: true,
@@ -277,6 +300,20 @@ mod tests {
         let selected = manifest(true, &[("cloud.google.com/gke-spot", "true")]);
         assert!(selected["spec"]["affinity"].get("nodeAffinity").is_none());
         assert_eq!(selected["spec"]["nodeSelector"]["cloud.google.com/gke-spot"], "true");
+    }
+
+    #[test]
+    fn a_model_on_a_volume_is_mounted_for_reading() {
+        let pod = manifest_with(true, &[], Some("weights"));
+        assert_typed::<Pod>(&pod);
+        assert_restricted(&pod["spec"]);
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        assert_eq!(volumes.last().unwrap()["persistentVolumeClaim"]["claimName"], "weights");
+        let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+        assert_eq!(
+            (&mounts.last().unwrap()["mountPath"], &mounts.last().unwrap()["readOnly"]),
+            (&json!("/models"), &json!(true))
+        );
     }
 
     #[test]

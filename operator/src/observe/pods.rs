@@ -1,6 +1,6 @@
 //! What a pod and its node say about a peer. Pure: objects in, a judgement out.
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 
 use crate::labels::{POOL, TEMPLATE};
@@ -38,6 +38,8 @@ pub struct WorkerView {
     pub ip: Option<String>,
     /// State.
     pub phase: Phase,
+    /// The scheduler finds no node for it.
+    pub unplaced: bool,
     /// Being deleted already.
     pub deleting: bool,
     /// Its node does not confirm deletions.
@@ -93,6 +95,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         phase: phase(pod, node),
+        unplaced: scheduled(&status).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         node_gone: node.is_some_and(|n| !n.ready),
     }
@@ -122,15 +125,15 @@ fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
     if running { Phase::Running } else { Phase::Pending(waiting_for(pod)) }
 }
 
+/// What the scheduler says of a pod that it has not placed.
+fn scheduled(status: &PodStatus) -> Option<&PodCondition> {
+    status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False")
+}
+
 /// Why a pod does not run, in Kubernetes' own words.
 fn waiting_for(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let unscheduled = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|c| c.type_ == "PodScheduled" && c.status == "False")
-        .and_then(|c| c.message.clone());
+    let unscheduled = scheduled(status).and_then(|c| c.message.clone());
     let waiting = status
         .container_statuses
         .iter()

@@ -31,6 +31,8 @@ const GAP_PATIENCE: Duration = Duration::from_secs(120);
 const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
 /// A layout that would be much faster by measured speed must be so for this long.
 const REBALANCE_PATIENCE: Duration = Duration::from_secs(90);
+/// Peers for which the scheduler finds no node for this long run in another pool with room.
+const FALLBACK_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest pause before pods that end before they serve are made again.
 const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,7 @@ pub fn decide(
 ) -> Result<Decision, String> {
     let unreachable = unreachable(view, answers, memory, now);
     let mute = mute(view, answers, memory, now, silence);
+    let homeless = homeless(view, answers, memory, now);
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
     let layers = layers.or(memory.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
@@ -82,6 +85,7 @@ pub fn decide(
             answers,
             unreachable: &unreachable,
             mute: &mute,
+            homeless: &homeless,
             dispensable: &held_without,
             hold_creation,
             now,
@@ -131,6 +135,26 @@ fn unreachable(
     let others_fine = memory.suspects.len() == 1 && view.workers.values().all(|w| w.phase == Phase::Running);
     let late = memory.suspects.iter().filter(|(_, since)| now.duration_since(**since) >= UNREACHABLE_MAX);
     late.filter(|_| others_fine).map(|(name, _)| name.clone()).collect()
+}
+
+/// Peers that found no node for long, until they serve: so nothing runs to and fro between pools while a node comes up.
+fn homeless(
+    view: &SwarmView,
+    answers: &BTreeMap<String, Answer>,
+    memory: &mut Memory,
+    now: Instant,
+) -> BTreeSet<String> {
+    let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
+    for worker in view.workers.values().filter(|w| w.unplaced) {
+        memory.unplaced.entry(worker.name.clone()).or_insert(now);
+    }
+    // One that got its node in time was never short of any.
+    memory.unplaced.retain(|name, since| {
+        let late = now.duration_since(*since) >= FALLBACK_PATIENCE;
+        view.workers.get(name).is_some_and(|w| w.unplaced || late) && !served(name)
+    });
+    let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
+    memory.unplaced.iter().filter(|(_, since)| late(since)).map(|(name, _)| name.clone()).collect()
 }
 
 /// Tells about each loss once, and counts workers that ended before they served.
@@ -376,8 +400,9 @@ fn facts(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::PoolDesired;
     use crate::peers::Report;
-    use crate::testing::{desired, worker};
+    use crate::testing::{desired, pool, worker};
 
     const SILENCE: Duration = Duration::from_secs(3);
 
@@ -386,13 +411,14 @@ mod tests {
         view: SwarmView,
         answers: BTreeMap<String, Answer>,
         memory: Memory,
+        desired: Desired,
         start: Instant,
     }
 
     impl World {
         fn new() -> Self {
             let (view, answers, memory) = (SwarmView::default(), BTreeMap::new(), Memory::default());
-            let mut world = Self { view, answers, memory, start: Instant::now() };
+            let mut world = Self { view, answers, memory, desired: desired(3), start: Instant::now() };
             for name in ["a", "b", "c"] {
                 world.join(name);
                 world.answer(name, WorkerState::Loading, 0);
@@ -428,6 +454,12 @@ mod tests {
             answer.report = Some(report);
         }
 
+        fn answer_all(&mut self, state: WorkerState, second: u64) {
+            for name in self.answers.keys().cloned().collect::<Vec<_>>() {
+                self.answer(&name, state, second);
+            }
+        }
+
         /// Everybody who answers has loaded what the topology gives to it.
         fn load(&mut self, second: u64) {
             let topology = self.memory.topology.clone().unwrap();
@@ -441,7 +473,7 @@ mod tests {
         fn decide(&mut self, second: u64) -> Decision {
             let now = self.start + Duration::from_secs(second);
             let (view, answers) = (&self.view, &self.answers);
-            let decision = decide(&desired(3), 1, view, answers, &mut self.memory, now, SILENCE).unwrap();
+            let decision = decide(&self.desired, 1, view, answers, &mut self.memory, now, SILENCE).unwrap();
             if let Some(layout) = &decision.layout {
                 self.memory.topology = Some(layout.topology.clone());
             }
@@ -493,6 +525,42 @@ mod tests {
         let summary = world.decide(6).summary.unwrap();
         assert_eq!(world.spans(), ["a [0,10)", "c [20,30)", "d [10,20)"]);
         assert!(summary.contains("replacements took the places"), "{summary}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_without_a_node_run_in_the_next_pool_until_theirs_has_room_again() {
+        let mut world = World::new();
+        world.desired.pools.push(PoolDesired { template: pool("steady", false), peers: 0, peers_max: 1 });
+        world.lose("b");
+        assert_eq!(pools(&world.decide(4)), ["spot"]);
+        let mut homeless = worker("d", "spot");
+        (homeless.phase, homeless.ip, homeless.unplaced) =
+            (Phase::Pending(Some("no node".into())), None, true);
+        world.view.workers.insert("d".into(), homeless);
+        let patience = FALLBACK_PATIENCE.as_secs();
+        world.answer_all(WorkerState::Ready, 5 + patience);
+        assert!(world.decide(5).create.is_empty());
+        assert!(world.decide(4 + patience).create.is_empty());
+        assert_eq!(pools(&world.decide(5 + patience)), ["steady"]);
+        world.view.workers.insert("e".into(), worker("e", "steady"));
+        assert!(world.decide(6 + patience).create.is_empty());
+        world.answer("e", WorkerState::Loading, 6 + patience);
+        world.decide(6 + patience);
+        world.load(7 + patience);
+        assert_eq!(world.decide(7 + patience).facts.peers_ready, 3, "e has the place of b");
+        // A spot node is there again: d comes up, and only when it serves e may go.
+        let found = worker("d", "spot");
+        world.view.workers.insert("d".into(), found);
+        world.answer("d", WorkerState::Loading, 8 + patience);
+        assert!(world.decide(8 + patience).delete.is_empty());
+        world.answer("d", WorkerState::Ready, 9 + patience);
+        let decision = world.decide(9 + patience);
+        assert_eq!(decision.delete.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["e"]);
+        assert!(decision.create.is_empty());
+    }
+
+    fn pools(decision: &Decision) -> Vec<&str> {
+        decision.create.iter().map(|c| c.pool.name.as_str()).collect()
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,6 +35,8 @@ pub struct Memory {
     pub gap: Option<Instant>,
     /// Since when newcomers without a place wait for others.
     pub spare: Option<Instant>,
+    /// Since when a pod that has not served yet was seen without a node.
+    pub unplaced: BTreeMap<String, Instant>,
     /// Since when another layout would be much faster.
     pub imbalance: Option<Instant>,
     /// How many workers in a row ended before they served, and when the last did.

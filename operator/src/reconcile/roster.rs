@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::apply::pods::PoolTemplate;
-use crate::convert::Desired;
+use crate::convert::{Desired, PoolDesired};
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, WorkerState};
 
@@ -69,6 +69,8 @@ pub struct Evidence<'a> {
     pub unreachable: &'a BTreeSet<String>,
     /// Peers of the topology that an earlier operator published and that have never answered us.
     pub mute: &'a BTreeSet<String>,
+    /// Peers for which there has been no node for long.
+    pub homeless: &'a BTreeSet<String>,
     /// Peers without which every layer is still held.
     pub dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
     /// New pods must wait: the last ones ended before they served.
@@ -86,8 +88,7 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
     for (name, worker) in &evidence.view.workers {
         roster.standings.insert(name.clone(), standing(desired, worker, evidence));
     }
-    for pool in &desired.pools {
-        let wanted = usize::try_from(pool.peers).unwrap_or(usize::MAX);
+    for (pool, wanted) in desired.pools.iter().zip(wanted(desired, evidence)) {
         let mut fit: Vec<&WorkerView> = evidence
             .view
             .workers
@@ -145,6 +146,24 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
         }
     }
     roster
+}
+
+/// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find
+/// no node stay: they tell an autoscaler what is wanted, and where peers go back to.
+fn wanted(desired: &Desired, evidence: &Evidence<'_>) -> Vec<usize> {
+    let homeless = |pool: &PoolDesired| {
+        let workers = evidence.view.workers.values().filter(|w| w.pool == pool.template.name);
+        let count = workers.filter(|w| evidence.homeless.contains(&w.name)).count();
+        count.min(pool.peers as usize)
+    };
+    let mut guests: usize = desired.pools.iter().map(homeless).sum();
+    let each = desired.pools.iter().map(|pool| {
+        let room = if homeless(pool) > 0 { 0 } else { pool.peers_max.saturating_sub(pool.peers) as usize };
+        let taken = room.min(guests);
+        guests -= taken;
+        pool.peers as usize + taken
+    });
+    each.collect()
 }
 
 fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
@@ -216,6 +235,7 @@ mod tests {
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
+            homeless: &BTreeSet::new(),
             dispensable: &|_| dispensable,
             hold_creation: false,
             now: world.now + Duration::from_secs(later_s),
@@ -321,6 +341,7 @@ mod tests {
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
+            homeless: &BTreeSet::new(),
             dispensable: &|_| false,
             hold_creation: false,
             now: world.now,

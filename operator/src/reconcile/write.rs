@@ -41,6 +41,7 @@ pub(super) async fn all(
             image: &desired.image,
             pool: &creation.pool,
             model_args: &desired.model_args,
+            model_claim: desired.model_claim.as_deref(),
             template: &desired.template,
             epoch,
             spot_nodes_marked: view.spot_nodes_marked,
@@ -105,6 +106,7 @@ async fn gateways(
         cache_bytes: desired.gateway_cache_bytes,
         resources: &desired.gateway_resources,
         model_args: &desired.model_args,
+        model_claim: desired.model_claim.as_deref(),
         template: &desired.template,
     };
     for manifest in gateway.manifests() {

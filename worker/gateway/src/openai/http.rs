@@ -17,6 +17,7 @@ use futures::StreamExt;
 use futures::stream::SelectAll;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tracing::{Instrument, info_span};
 
 use super::error::ApiError;
 use super::generate::{Choice, Piece};
@@ -71,13 +72,14 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Echoes x-request-id, or makes one.
+/// Echoes x-request-id, or makes one; the request's span carries it.
 async fn request_id(State(app): State<App>, request: Request, next: Next) -> Response {
     let own =
         || HeaderValue::from_str(&format!("req-{:016x}", app.requests.fetch_add(1, Ordering::Relaxed))).ok();
     let given = request.headers().get(&REQUEST_ID).filter(|v| v.len() <= REQUEST_ID_MAX).cloned();
     let id = given.or_else(own);
-    let mut response = next.run(request).await;
+    let span = info_span!("request", method = %request.method(), path = request.uri().path(), id = ?id);
+    let mut response = next.run(request).instrument(span).await;
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }

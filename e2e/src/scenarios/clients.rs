@@ -1,0 +1,56 @@
+//! What others bring: their client, their volume.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Bench, PEERS, Scenario, same};
+use crate::chat::{self, Question};
+use crate::cluster::repository;
+use crate::swarm::Swarm;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario { name: "the-official-openai-client", run: openai },
+        Scenario { name: "model-from-a-volume", run: volume },
+    ]
+}
+
+/// `e2e/openai/test_openai.py` against a gateway of the cluster.
+fn openai(bench: &Bench<'_>) -> Result<()> {
+    let url = format!("{}/v1", bench.swarm.gateway(&[])?);
+    let output = Command::new(repository().join("e2e/openai/run.sh")).arg(&url).output().context("run.sh")?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{told}");
+    ensure!(told.contains("Ran ") && !told.contains("Ran 0 tests"), "nothing was tested: {told}");
+    Ok(())
+}
+
+/// The same model from a PersistentVolumeClaim: the nodes of the local cluster share the disk of this machine.
+fn volume(bench: &Bench<'_>) -> Result<()> {
+    let output = Command::new(repository().join("e2e/fetch-model.sh")).output().context("fetch-model.sh")?;
+    let file = String::from_utf8(output.stdout)?;
+    let file = std::path::Path::new(file.trim());
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        anyhow::bail!("fetch-model.sh printed no path: {}", file.display())
+    };
+    let example = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
+    let example = example.replace("PATH", &name.to_string_lossy());
+    let volume = format!(
+        "{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: models}}, spec: {{capacity: {{storage: 1Gi}}, accessModes: \
+         [ReadOnlyMany], storageClassName: models, hostPath: {{path: \"{}\"}}}}}}",
+        folder.display()
+    );
+    let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
+    let result = (|| {
+        bench.cluster.apply(&volume)?;
+        bench.cluster.apply(&example)?;
+        swarm.wait_whole(PEERS)?;
+        let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
+        same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)
+    })();
+    for object in ["inferenceswarm/from-volume", "persistentvolumeclaim/models", "persistentvolume/models"] {
+        bench.cluster.kubectl(&["delete", object, "--ignore-not-found", "--timeout=60s"])?;
+    }
+    result
+}
