@@ -8,6 +8,9 @@ cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
 command -v go >/dev/null || { echo "go is missing: install Go 1.26 or newer" >&2; exit 1; }
 hash=$({ cat "$here"/kubes/*.go "$here"/kubes/go.mod "$here"/kubes/go.sum "$here"/build.sh; go env GOVERSION; } | sha256sum | cut -c1-16)
 out=$cache/cluster/$hash
+mkdir -p "$cache/cluster"
+exec 9>"$cache/cluster/lock"
+flock 9 # a second cluster that starts meanwhile waits for the first build
 if [ ! -f "$out/complete" ]; then
     {
         echo "building Kubernetes from Go modules (once; about 8 minutes on 2 cores)"

@@ -28,6 +28,9 @@ pub enum Error {
         /// The deadline in seconds.
         limit_s: u64,
     },
+    /// What is published could not be read, so nothing may replace it.
+    #[error("the published topology has not been read yet")]
+    Unread,
     /// No certificate for a worker.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
@@ -55,7 +58,7 @@ impl Error {
                 kube::Error::Api(status) if (400..500).contains(&status.code) => "refused",
                 _ => "api",
             },
-            Self::Timeout { .. } => "timeout",
+            Self::Timeout { .. } | Self::Unread => "timeout",
             Self::Certificate(_) => "certificate",
             Self::Json { .. } => "json",
             Self::Plan(_) => "plan",

@@ -37,13 +37,15 @@ pub struct Applied(BTreeMap<(String, String), (u64, Instant)>);
 
 impl Applied {
     /// Whether `object` differs from what was written, or was written long ago.
-    fn is_due(&self, object: &Value, now: Instant) -> bool {
+    #[must_use]
+    pub fn is_due(&self, object: &Value, now: Instant) -> bool {
         self.0
             .get(&key(object))
             .is_none_or(|(hash, at)| *hash != fingerprint(object) || now.duration_since(*at) >= REFRESH)
     }
 
-    fn remember(&mut self, object: &Value, now: Instant) {
+    /// `object` has just been written.
+    pub fn remember(&mut self, object: &Value, now: Instant) {
         self.0.insert(key(object), (fingerprint(object), now));
     }
 }
@@ -98,6 +100,32 @@ impl Applier {
             call(format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(object))).await?;
         self.metrics.applied.inc();
         Ok(written)
+    }
+
+    /// Publishes `object` on top of what was `version`, `None` when there was nothing; returns the version that it became.
+    ///
+    /// # Errors
+    /// A conflict when somebody else has published since; the API server's refusal.
+    pub async fn publish(&self, object: &Value, version: Option<&str>) -> Result<Option<String>, Error> {
+        let (kind, name) = key(object);
+        let api = self.dynamic(object);
+        let action = format!("publish {kind} {name}");
+        let written = match version {
+            None => {
+                let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+                let object = serde_json::from_value(object.clone())
+                    .map_err(|source| Error::Json { what: "the topology", source })?;
+                call(action, api.create(&params, &object)).await?
+            }
+            Some(version) => {
+                let mut object = object.clone();
+                object["metadata"]["resourceVersion"] = Value::from(version);
+                let params = PatchParams::apply(MANAGER).force();
+                call(action, api.patch(&name, &params, &Patch::Apply(&object))).await?
+            }
+        };
+        self.metrics.applied.inc();
+        Ok(written.metadata.resource_version)
     }
 
     /// Creates the Secret `object`, or returns the one that is there: whoever comes first makes the authority.

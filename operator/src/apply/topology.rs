@@ -1,4 +1,7 @@
 //! The ConfigMap from which a gateway or a new operator learns the topology when nobody is there to push it.
+//!
+//! It is also the fence between leaders: each write names the version it replaces. A leader that was cut off, and whose writes arrive only when
+//! another one has long taken over, changes nothing.
 
 use dunlin_planner::Topology;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -28,10 +31,32 @@ pub fn read(map: &ConfigMap) -> Option<Topology> {
     Topology::parse(map.data.as_ref()?.get(KEY)?).ok()
 }
 
+/// What to go on with when `found` is published and we believed in `ours`: the newer one; where ours is not older but another, it gets an
+/// epoch that is newer than both.
+#[must_use]
+pub fn reconciled(ours: Option<Topology>, found: Option<Topology>) -> Option<Topology> {
+    match (ours, found) {
+        (Some(ours), Some(found)) if found.epoch > ours.epoch || found == ours => Some(found),
+        (Some(ours), Some(found)) => Some(Topology { epoch: ours.epoch.max(found.epoch + 1), ..ours }),
+        (ours, found) => ours.or(found),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{assert_typed, owner};
+
+    #[test]
+    fn of_two_topologies_the_newer_one_goes_on() {
+        let topology = |epoch, layers| Some(Topology { epoch, layers, ..Topology::default() });
+        assert_eq!(reconciled(None, topology(3, 1)), topology(3, 1));
+        assert_eq!(reconciled(topology(3, 1), None), topology(3, 1));
+        assert_eq!(reconciled(topology(3, 1), topology(5, 2)), topology(5, 2));
+        assert_eq!(reconciled(topology(3, 1), topology(3, 1)), topology(3, 1));
+        assert_eq!(reconciled(topology(3, 1), topology(3, 2)), topology(4, 1), "two of one epoch");
+        assert_eq!(reconciled(topology(7, 1), topology(3, 2)), topology(7, 1), "an old one was put back");
+    }
 
     #[test]
     fn what_is_written_is_read_back() {

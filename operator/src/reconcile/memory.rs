@@ -23,8 +23,10 @@ const UNSEEN_MAX: Duration = Duration::from_secs(30);
 pub struct Memory {
     /// Certificates, once the authority is there.
     pub trust: Option<Trust>,
-    /// When what an earlier operator published was read.
+    /// When what an earlier operator published was read for the first time.
     pub restored: Option<Instant>,
+    /// The version of the published topology that our next one replaces; `None` when it must be read first.
+    pub published: Option<Published>,
     /// The gateways' certificate has been checked.
     pub gateway_trusted: bool,
     /// The topology published last.
@@ -51,6 +53,15 @@ pub struct Memory {
     pub suspects: BTreeMap<String, Instant>,
     /// Reconciliations that failed in a row.
     pub failures: u32,
+}
+
+/// resourceVersion of the published topology, or that there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// There is no ConfigMap yet.
+    Nothing,
+    /// There is this version.
+    Version(String),
 }
 
 /// The authority of a swarm and our own certificate from it.

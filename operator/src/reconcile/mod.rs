@@ -8,7 +8,7 @@ mod tests;
 mod write;
 
 pub use decide::{Decision, decide};
-pub use memory::{Memory, Trust};
+pub use memory::{Memory, Published, Trust};
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
-use tracing::{error, info, instrument};
+use tracing::{error, info, instrument, warn};
 
 use crate::apply::certificates::{Authority, operator_names};
 use crate::apply::network::GRPC_PORT;
@@ -137,7 +137,13 @@ async fn pass(
     // Apply, and report even when that failed: the status then says what is in the way.
     let mut happenings = decision.happenings.clone();
     let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
-    // Whatever could not be written, workers that can be reached are told.
+    // Another operator has written meanwhile: what we are about to say may be wrong.
+    if let Err(failure) = &written
+        && failure.category() == "conflict"
+    {
+        return written.map(|()| Action::requeue(UNSETTLED));
+    }
+    // Whatever else could not be written, workers that can be reached are told.
     give_orders(key, &view, memory, context)?;
     let mut facts = decision.facts.clone();
     let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
@@ -179,10 +185,19 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
         });
         memory.trust = Some(Trust { authority, identity });
     }
-    if memory.restored.is_none() {
-        let map = context.applier.config_map(&owner.namespace, &owner.topology()).await?;
-        memory.topology = map.as_ref().and_then(topology::read);
-        memory.restored = Some(Instant::now());
+    if memory.published.is_none() {
+        match context.applier.config_map(&owner.namespace, &owner.topology()).await {
+            Ok(map) => {
+                let found = map.as_ref().and_then(topology::read);
+                memory.topology = topology::reconciled(memory.topology.take(), found);
+                let version = map.and_then(|map| map.metadata.resource_version);
+                memory.published = Some(version.map_or(Published::Nothing, Published::Version));
+                memory.restored.get_or_insert_with(Instant::now);
+            }
+            // Workers are still told what we know; nothing is published before it has been read.
+            Err(failure) if memory.restored.is_some() => warn!(%failure, "the published topology"),
+            Err(failure) => return Err(failure),
+        }
     }
     Ok(())
 }

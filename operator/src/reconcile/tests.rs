@@ -68,8 +68,53 @@ impl Seen {
     }
 }
 
-/// Answers like an API server that has nothing and accepts everything but calls that start with `refuse`.
-fn serve(mut server: Server, seen: Seen, refuse: &'static str) -> JoinHandle<()> {
+/// The ConfigMap with the topology, as the server has it, and its version.
+#[derive(Clone, Default)]
+struct Published(Arc<Mutex<Option<(u64, Value)>>>);
+
+impl Published {
+    /// Somebody else writes.
+    fn put(&self, topology: &dunlin_planner::Topology) {
+        let mut slot = self.0.lock().unwrap();
+        let (version, map) = slot.as_mut().unwrap();
+        *version += 1;
+        map["data"]["topology.json"] = json!(serde_json::to_string(topology).unwrap());
+    }
+
+    fn topology(&self) -> dunlin_planner::Topology {
+        let slot = self.0.lock().unwrap();
+        let text = slot.as_ref().unwrap().1["data"]["topology.json"].as_str().unwrap().to_owned();
+        dunlin_planner::Topology::parse(&text).unwrap()
+    }
+
+    /// The server's answer to a call about it.
+    fn answer(&self, call: &str, body: &Value) -> (u16, Value) {
+        let mut slot = self.0.lock().unwrap();
+        let known = slot.as_ref().map(|(version, _)| json!(version.to_string()));
+        let accepted = match call.split(' ').next() {
+            Some("GET") => known.is_some(),
+            Some("POST") => known.is_none(),
+            _ => known.as_ref() == Some(&body["metadata"]["resourceVersion"]),
+        };
+        if !accepted {
+            let (code, reason) = if call.starts_with("GET") { (404, "NotFound") } else { (409, "Conflict") };
+            return (
+                code,
+                json!({"kind": "Status", "status": "Failure", "code": code, "message": "", "reason": reason}),
+            );
+        }
+        if !call.starts_with("GET") {
+            let version = slot.as_ref().map_or(1, |(version, _)| version + 1);
+            *slot = Some((version, body.clone()));
+        }
+        let (version, mut map) = slot.clone().unwrap();
+        map["metadata"]["resourceVersion"] = json!(version.to_string());
+        (200, map)
+    }
+}
+
+/// Answers like an API server that has nothing but the topology and accepts everything but calls that start with `refuse`.
+fn serve(mut server: Server, seen: Seen, published: Published, refuse: &'static str) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some((request, respond)) = server.next_request().await {
             let (call, body) = describe(request).await;
@@ -78,6 +123,8 @@ fn serve(mut server: Server, seen: Seen, refuse: &'static str) -> JoinHandle<()>
                     403,
                     json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no quota", "reason": "Forbidden"}),
                 )
+            } else if call.contains("configmaps") {
+                published.answer(&call, &body)
             } else if call.starts_with("GET") {
                 (
                     404,
@@ -113,13 +160,15 @@ struct World {
     context: Arc<Context>,
     pods: kube::runtime::reflector::store::Writer<Pod>,
     seen: Seen,
+    published: Published,
     _server: JoinHandle<()>,
 }
 
 fn world(refuse: &'static str) -> World {
     let (client, server) = mock_client();
     let seen = Seen::default();
-    let server = serve(server, seen.clone(), refuse);
+    let published = Published::default();
+    let server = serve(server, seen.clone(), published.clone(), refuse);
     let metrics = Arc::new(Metrics::default());
     let (triggers, _) = broadcast::channel(16);
     let (reader, pods) = store::<Pod>();
@@ -133,7 +182,7 @@ fn world(refuse: &'static str) -> World {
         metrics,
         memories: Mutex::default(),
     });
-    World { context, pods, seen, _server: server }
+    World { context, pods, seen, published, _server: server }
 }
 
 fn swarm(generation: i64, suspend: bool) -> Arc<InferenceSwarm> {
@@ -268,6 +317,47 @@ async fn a_failed_pod_is_replaced_in_the_same_pass_and_its_place_is_taken() {
     let after = world.topology();
     assert_eq!(after.peer(&replacement[0].as_str().into()).unwrap().span, victim.span);
     assert!(after.epoch > before.epoch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topology_that_another_operator_published_is_not_overwritten() {
+    let mut world = world("");
+    let manifest = swarm(1, false);
+    world.reconcile(&manifest).await.unwrap();
+    world.run_pods();
+    world.settle(&manifest).await;
+    let ours = world.topology();
+    assert_eq!(world.published.topology(), ours);
+    // Another leader has published a newer one; a peer is lost, so we want to publish, too.
+    let theirs = dunlin_planner::Topology { epoch: ours.epoch + 5, ..ours.clone() };
+    world.published.put(&theirs);
+    let victim = ObjectRefOf::new(&ours.peers[0].name.0).within("default");
+    let mut pod = world.context.caches.pod(&victim).unwrap();
+    pod.status.as_mut().unwrap().phase = Some("Failed".into());
+    world.pods.apply_watcher_event(&watcher::Event::Apply(pod));
+    world.seen.clear();
+    let error = world.reconcile(&manifest).await.err().unwrap();
+    assert_eq!(error.category(), "conflict");
+    assert_eq!(world.published.topology(), theirs);
+    let calls = world.seen.calls();
+    assert!(!calls.iter().any(|c| c.contains("pods/")), "nothing is done on an outdated plan: {calls:?}");
+    // It is read, and what we publish then is newer than theirs.
+    world.reconcile(&manifest).await.unwrap();
+    assert!(world.published.topology().epoch > theirs.epoch);
+    assert_eq!(world.published.topology(), world.topology());
+    // A write of long ago that arrives only now brings back an old one: the next one is newer than ours, too.
+    let late = dunlin_planner::Topology { epoch: 1, ..theirs };
+    world.published.put(&late);
+    world.run_pods();
+    let before = world.topology().epoch;
+    let mut failures = Vec::new();
+    for _ in 0..6 {
+        failures.extend(world.reconcile(&manifest).await.err().map(|e| e.category()));
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+    }
+    assert_eq!(failures, ["conflict"]);
+    assert!(world.published.topology().epoch > before);
+    assert_eq!(world.published.topology(), world.topology());
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use kube::Resource;
 use tokio::time::Instant;
 
-use super::{Context, Decision, Memory};
+use super::{Context, Decision, Memory, Published};
 use crate::apply::certificates::{gateway_names, stage_names};
 use crate::apply::gateway::Gateway;
 use crate::apply::pods::WorkerPod;
@@ -31,7 +31,7 @@ pub(super) async fn all(
     if let Some(current) = &memory.topology {
         let map = topology::config_map(owner, current)
             .map_err(|source| Error::Json { what: "the topology", source })?;
-        context.applier.ensure(&mut memory.applied, &map).await?;
+        publish(&map, context, memory).await?;
     }
     for creation in &decision.create {
         let name = pod_name(&owner.name, &creation.pool.name, random());
@@ -54,6 +54,25 @@ pub(super) async fn all(
     for deletion in &decision.delete {
         context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await?;
     }
+    Ok(())
+}
+
+/// The topology, as the successor of what we know to be published. When that is not what is published, it is read again before anything else
+/// is done: another operator may be leading.
+async fn publish(map: &serde_json::Value, context: &Context, memory: &mut Memory) -> Result<(), Error> {
+    let now = Instant::now();
+    if !memory.applied.is_due(map, now) {
+        return Ok(());
+    }
+    let version = match memory.published.take() {
+        None => return Err(Error::Unread),
+        Some(Published::Nothing) => None,
+        Some(Published::Version(version)) => Some(version),
+    };
+    // Without an answer it may have been written or not: then, too, it must be read.
+    let written = context.applier.publish(map, version.as_deref()).await?;
+    memory.published = written.map(Published::Version);
+    memory.applied.remember(map, now);
     Ok(())
 }
 

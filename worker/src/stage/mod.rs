@@ -54,7 +54,8 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         location,
         Box::new(move |file| {
             let model = file.config().clone();
-            let positions_max = if max_seq_len == 0 { model.context_length } else { max_seq_len };
+            let context = model.context_length;
+            let positions_max = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
             let kv_bytes = usize::try_from(memory * KV_PERCENT / 100).unwrap_or(usize::MAX);
             let config = EngineConfig { model, threads, positions_max: positions_max as usize, kv_bytes };
             let done = Box::new(move |done: Computed| {
