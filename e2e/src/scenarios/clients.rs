@@ -42,15 +42,14 @@ fn volume(bench: &Bench<'_>) -> Result<()> {
         folder.display()
     );
     let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
-    let result = (|| {
-        bench.cluster.apply(&volume)?;
-        bench.cluster.apply(&example)?;
-        swarm.wait_whole(PEERS)?;
-        let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
-        same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)
-    })();
+    bench.cluster.apply(&volume)?;
+    bench.cluster.apply(&example)?;
+    swarm.wait_whole(PEERS)?;
+    let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
+    same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)?;
+    // Only now: what is left of a failure tells why.
     for object in ["inferenceswarm/from-volume", "persistentvolumeclaim/models", "persistentvolume/models"] {
         bench.cluster.kubectl(&["delete", object, "--ignore-not-found", "--timeout=60s"])?;
     }
-    result
+    Ok(())
 }

@@ -47,13 +47,14 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let tls = tls(&args.process)?;
     let location = Location::new(&args.model)?;
     let (results_in, results) = mpsc::channel(EVENTS_MAX);
-    let engine_slot: Arc<Mutex<Option<Engine>>> = Arc::default();
+    let engine_slot: EngineSlot = Arc::default();
     let slot = Arc::clone(&engine_slot);
     let (threads, memory, max_seq_len) = (args.threads, args.memory, args.max_seq_len);
     let loader = Loader::start(
         location,
         Box::new(move |file| {
             let model = file.config().clone();
+            let hidden = model.hidden;
             let context = model.context_length;
             let positions_max = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
             let kv_bytes = usize::try_from(memory * KV_PERCENT / 100).unwrap_or(usize::MAX);
@@ -63,7 +64,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
                 let _ = results_in.blocking_send(done);
             });
             let engine = Engine::start(config, done)?;
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((engine.clone(), hidden));
             Ok(engine)
         }),
     )?;
@@ -125,12 +126,14 @@ pub fn tls(args: &ProcessArgs) -> anyhow::Result<Option<TlsFiles>> {
     }
 }
 
+/// Where the loader puts the engine once it runs, with the number of values in a row: nobody may have one without the other.
+type EngineSlot = Arc<Mutex<Option<(Engine, usize)>>>;
+
 struct Stage {
     name: PeerName,
     node: StageNode,
     engine: Option<Engine>,
-    /// Where the loader puts the engine once it runs.
-    engine_slot: Arc<Mutex<Option<Engine>>>,
+    engine_slot: EngineSlot,
     loader: Loader,
     links: Links,
     inbound: Inbound,
@@ -246,11 +249,12 @@ impl Stage {
     }
 
     fn tick(&mut self, out: &mut Vec<StageEffect>) {
-        if self.engine.is_none() {
-            self.engine = self.engine_slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let (Some(_), Some(facts)) = (&self.engine, self.loader.progress().facts) {
-                self.node.set_hidden(facts.hidden);
-            }
+        if self.engine.is_none()
+            && let Some((engine, hidden)) =
+                self.engine_slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        {
+            self.node.set_hidden(hidden);
+            self.engine = Some(engine);
         }
         self.node.tick(self.now_ms(), out);
         if let Some(engine) = &self.engine {
