@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
-    printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.name"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model"),
     printcolumn(name = "Layers", type_ = "string", json_path = ".status.layers.display"),
     printcolumn(name = "Peers", type_ = "string", json_path = ".status.peers.display"),
     printcolumn(name = "Spot", type_ = "integer", json_path = ".status.peers.bySpot"),
@@ -269,6 +269,10 @@ pub struct InferenceSwarmStatus {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
+    /// The name clients ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub model: Option<String>,
     /// Number of the current plan.
     #[serde(default)]
     pub epoch: u64,

@@ -166,6 +166,20 @@ impl Swarm<'_> {
         })
     }
 
+    /// Waits until the swarm is whole with `peers` peers and without any of `lost`: an answer is often complete before the operator knows of
+    /// a loss, and until then the swarm looks whole.
+    ///
+    /// # Errors
+    /// After [`HEAL_LIMIT`].
+    pub fn wait_replaced(&self, lost: &[Peer], peers: u64) -> Result<()> {
+        wait::until_true("the lost peers are out of the topology", HEAL_LIMIT, || {
+            let there = self.peers()?;
+            let gone = lost.iter().all(|l| there.iter().all(|p| p.name != l.name));
+            Ok((gone, format!("{there:?}")))
+        })?;
+        self.wait_whole(peers)
+    }
+
     /// Waits until condition `kind` has `status` and `reason`; returns its message.
     ///
     /// # Errors

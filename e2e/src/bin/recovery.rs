@@ -12,7 +12,7 @@ use clap::Parser;
 use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::cluster::Cluster;
 use dunlin_e2e::scenarios::{self, PEERS};
-use dunlin_e2e::swarm::Swarm;
+use dunlin_e2e::swarm::{Peer, Swarm};
 use dunlin_e2e::{deploy, report};
 use serde_json::{Value, json};
 
@@ -60,7 +60,9 @@ fn main() -> Result<()> {
         for _ in 0..args.runs {
             scenarios::heal(&cluster)?;
             swarm.wait_whole(PEERS)?;
-            let (stall_s, equal) = one_loss(&cluster, &swarm, &question, &reference, kind)?;
+            let victim = swarm.middle_peer()?;
+            let (stall_s, equal) = one_loss(&cluster, &swarm, &question, &reference, kind, &victim)?;
+            swarm.wait_replaced(&[victim], PEERS)?;
             stalls.push(stall_s * 1e3);
             same += usize::from(equal);
         }
@@ -92,8 +94,8 @@ fn one_loss(
     question: &Question,
     reference: &chat::Answer,
     kind: &str,
+    victim: &Peer,
 ) -> Result<(f64, bool)> {
-    let victim = swarm.middle_peer()?;
     let mut stream = Stream::start(&swarm.gateway(&[&victim.node])?, question);
     stream.read_tokens(LOSS_AT)?;
     let answer = std::thread::scope(|scope| -> Result<chat::Answer> {

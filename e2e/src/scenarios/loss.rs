@@ -4,8 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::{Bench, PEERS, Scenario, same};
 use crate::chat::Stream;
-use crate::swarm::{HEAL_LIMIT, Peer};
-use crate::wait;
+use crate::swarm::Peer;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -24,7 +23,7 @@ fn node_killed(bench: &Bench<'_>) -> Result<()> {
     let stream = bench.stream_until_loss(&[&victim.node])?;
     bench.cluster.verb(&["kill", &victim.node])?;
     bench.same_tokens(stream)?;
-    replaced(bench, &[victim])
+    bench.swarm.wait_replaced(&[victim], PEERS)
 }
 
 fn node_silent(bench: &Bench<'_>) -> Result<()> {
@@ -32,7 +31,7 @@ fn node_silent(bench: &Bench<'_>) -> Result<()> {
     let stream = bench.stream_until_loss(&[&victim.node])?;
     bench.cluster.verb(&["silence", &victim.node])?;
     bench.same_tokens(stream)?;
-    replaced(bench, std::slice::from_ref(&victim))?;
+    bench.swarm.wait_replaced(std::slice::from_ref(&victim), PEERS)?;
     // The node was never dead: it comes back with the peer of the old epoch still running on it.
     let epoch = bench.swarm.topology()?["epoch"].as_u64();
     bench.cluster.verb(&["unsilence", &victim.node])?;
@@ -50,7 +49,7 @@ fn pod_deleted(bench: &Bench<'_>) -> Result<()> {
     let stream = bench.stream_until_loss(&[])?;
     bench.cluster.kubectl(&["delete", "pod", &victim.name, "--wait=false"])?;
     bench.same_tokens(stream)?;
-    replaced(bench, &[victim])
+    bench.swarm.wait_replaced(&[victim], PEERS)
 }
 
 fn node_drained(bench: &Bench<'_>) -> Result<()> {
@@ -65,7 +64,7 @@ fn node_drained(bench: &Bench<'_>) -> Result<()> {
         "--timeout=60s",
     ])?;
     bench.same_tokens(stream)?;
-    replaced(bench, &[victim])
+    bench.swarm.wait_replaced(&[victim], PEERS)
 }
 
 fn node_shut_down(bench: &Bench<'_>) -> Result<()> {
@@ -73,7 +72,7 @@ fn node_shut_down(bench: &Bench<'_>) -> Result<()> {
     let stream = bench.stream_until_loss(&[&victim.node])?;
     bench.cluster.verb(&["shutdown", &victim.node, "15"])?;
     bench.same_tokens(stream)?;
-    replaced(bench, &[victim])
+    bench.swarm.wait_replaced(&[victim], PEERS)
 }
 
 /// With one shadow per layer, two neighbours of three hold everything a lost pair held only if their spans and shadows
@@ -119,14 +118,4 @@ fn eight_streams(bench: &Bench<'_>) -> Result<()> {
         same(expected, &stream.finish()?)?;
     }
     Ok(())
-}
-
-/// After a loss the swarm becomes whole again without the lost peers. The answer is often complete before the operator knows of the loss.
-fn replaced(bench: &Bench<'_>, lost: &[Peer]) -> Result<()> {
-    wait::until_true("the lost peers are out of the topology", HEAL_LIMIT, || {
-        let peers = bench.swarm.peers()?;
-        let gone = lost.iter().all(|l| peers.iter().all(|p| p.name != l.name));
-        Ok((gone, format!("{peers:?}")))
-    })?;
-    bench.swarm.wait_whole(PEERS)
 }

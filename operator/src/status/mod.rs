@@ -40,6 +40,7 @@ pub fn build(
     InferenceSwarmStatus {
         observed_generation: Some(facts.generation),
         conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+        model: Some(desired.model.clone()),
         epoch,
         layers: LayersStatus {
             total: facts.layers,
