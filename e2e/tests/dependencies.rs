@@ -14,7 +14,7 @@ fn read(path: &str) -> String {
 }
 
 /// Names at the beginning of the lines of a section of a manifest.
-fn names<'a>(manifest: &'a str, is_wanted: impl Fn(&str) -> bool) -> BTreeSet<&'a str> {
+fn names(manifest: &str, is_wanted: impl Fn(&str) -> bool) -> BTreeSet<&str> {
     let mut wanted = false;
     let mut found = BTreeSet::new();
     for line in manifest.lines() {
