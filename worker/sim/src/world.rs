@@ -117,6 +117,8 @@ struct Peer {
     engine: Engine,
     alive: bool,
     silent: bool,
+    /// Broken without knowing it: it answers pings and loses every row.
+    deaf: bool,
     /// The engine does one job at a time.
     busy_until: u64,
 }
@@ -266,7 +268,10 @@ impl World {
         let all: BTreeSet<u32> = held.iter().flat_map(|l| l.iter()).collect();
         node.set_held(dunlin_planner::topology::ranges(&all));
         let engine = Engine::new(self.scenario.pages);
-        self.peers.insert(name.clone(), Peer { node, engine, alive: true, silent: false, busy_until: 0 });
+        self.peers.insert(
+            name.clone(),
+            Peer { node, engine, alive: true, silent: false, deaf: false, busy_until: 0 },
+        );
         self.topology.peers.push(TopologyPeer {
             addr: format!("{name}:1"),
             node: name.0.clone(),
@@ -400,6 +405,9 @@ impl World {
             (from, Who::Peer(name)) => {
                 let now = self.now;
                 let Some(peer) = self.peers.get_mut(&name) else { return };
+                if peer.deaf && matches!(frame, Frame::Rows { .. }) {
+                    return;
+                }
                 let mut effects = Vec::new();
                 let mut pong = None;
                 if let Who::Gateway(id) = from {
@@ -603,7 +611,7 @@ impl World {
             return;
         }
         let victim = alive[self.draw(alive.len() as u64) as usize].clone();
-        match self.draw(7) {
+        match self.draw(8) {
             0 | 1 => self.kill(&victim),
             2 => {
                 // Two at once: sessions may have to wait for a replacement.
@@ -620,7 +628,14 @@ impl World {
                 }
                 self.at(after, Event::Unsilence(victim));
             }
-            4 | 5 => {
+            // One at a time: with all holders of a layer deaf, nothing but patience would help.
+            4 if self.peers.values().all(|p| !p.alive || !p.deaf) => {
+                self.say(|| format!("{victim} goes deaf"));
+                if let Some(peer) = self.peers.get_mut(&victim) {
+                    peer.deaf = true;
+                }
+            }
+            4..=6 => {
                 let other = alive[self.draw(alive.len() as u64) as usize].clone();
                 let gateways = self.alive_gateways();
                 let gateway = Who::Gateway(gateways[self.draw(gateways.len() as u64) as usize]);

@@ -14,7 +14,7 @@ use crate::sampling::FinishReason;
 const BACKOFF_MS: u64 = 50;
 /// And grows to this.
 const BACKOFF_MS_MAX: u64 = 2000;
-/// A peer that a neighbour could not reach is avoided by that session for this long.
+/// A peer that a neighbour could not reach, or that gets nowhere, is avoided by that session for this long.
 const AVOID_MS: u64 = 5000;
 /// After this many tries without a token nothing is taken to be where it should be.
 const FRUITLESS_BEFORE_RESTART: u32 = 2;
@@ -378,6 +378,10 @@ impl GatewayCore {
         if s.fruitless > FRUITLESS_BEFORE_RESTART {
             s.filled = false;
             s.kept.clear();
+            // Who gets nowhere however often it is asked may be broken in a way that it cannot tell.
+            if let Some(peer) = s.behind() {
+                s.avoid.insert(peer, now_ms + AVOID_MS);
+            }
         }
         self.attempt(id, now_ms, out);
     }

@@ -122,6 +122,13 @@ impl Session {
         self.route.iter().filter(|h| h.from == 0).count() as u64 * u64::from(resume_from)
     }
 
+    /// The peer of the first hop that has not computed all known tokens in this attempt, by the latest reports.
+    pub(super) fn behind(&self) -> Option<PeerName> {
+        let known = self.tokens.len() as Position;
+        let computed = |hop: &&Hop| self.progress.get(&(hop.peer.clone(), hop.layers)).copied().unwrap_or(0);
+        self.route.iter().find(|hop| computed(hop) < known).map(|hop| hop.peer.clone())
+    }
+
     /// `hop` has lost what we thought it had.
     pub(super) fn forget(&mut self, index: usize) {
         let Some(hop) = self.route.get(index) else { return };
