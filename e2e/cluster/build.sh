@@ -5,6 +5,21 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
+
+# Go names each package that it has built; a sign of life every now and then is enough.
+progress() {
+    local count=0 line
+    while IFS= read -r line; do
+        case $line in
+            *' '*) echo "$line" ;;
+            *)
+                count=$((count + 1))
+                if [ $((count % 200)) = 0 ]; then echo "  $count packages after $SECONDS s"; fi
+                ;;
+        esac
+    done
+}
+
 command -v go >/dev/null || { echo "go is missing: install Go 1.26 or newer" >&2; exit 1; }
 hash=$({ cat "$here"/kubes/*.go "$here"/kubes/go.mod "$here"/kubes/go.sum "$here"/build.sh; go env GOVERSION; } | sha256sum | cut -c1-16)
 out=$cache/cluster/$hash
@@ -27,7 +42,7 @@ if [ ! -f "$out/complete" ]; then
         cd "$here/kubes"
         export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -mod=readonly"
         SECONDS=0
-        go build -trimpath -ldflags "$flags" -o "$out/bin/kubes" .
+        go build -v -trimpath -ldflags "$flags" -o "$out/bin/kubes" . 2>&1 | progress
         echo "  kubes after $SECONDS s"
         go build -trimpath -ldflags "$flags" -o "$out/bin/" \
             github.com/containerd/containerd/v2/cmd/containerd \
