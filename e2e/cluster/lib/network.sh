@@ -40,6 +40,8 @@ network_down() {
     local machine setting
     for machine in cp $(seq -f n%g "$NODES"); do
         unsilence "$machine"
+        # Nothing may outlive its network.
+        ip netns pids "$TAG-$machine" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
         ip link del "$TAG-$machine" 2>/dev/null || true
         ip netns del "$TAG-$machine" 2>/dev/null || true
     done
