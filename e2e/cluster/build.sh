@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what a cluster is made of, once per version of the sources: Kubernetes, etcd, CoreDNS and Helm in one binary (kubes),
-# containerd with its shim and ctr, CNI plugins. About 8 minutes on 2 cores the first time, less than a second later.
+# containerd with its shim and ctr, CNI plugins. About 12 minutes on 2 cores the first time, less than a second later.
 # Prints the folder with the binaries.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -28,7 +28,7 @@ exec 9>"$cache/cluster/lock"
 flock 9 # a second cluster that starts meanwhile waits for the first build
 if [ ! -f "$out/complete" ]; then
     {
-        echo "building Kubernetes from Go modules (once; about 8 minutes on 2 cores)"
+        echo "building Kubernetes from Go modules (once; about 12 minutes on 2 cores)"
         mkdir -p "$out/bin"
         kubernetes=v1.37.2
         flags="-s -w"

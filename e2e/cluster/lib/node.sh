@@ -81,7 +81,7 @@ eventRecordQPS: 0
 kubeAPIQPS: 100
 kubeAPIBurst: 200
 serializeImagePulls: false
-# What GKE gives a preempted node: 15 s for pods, 15 s more for critical ones.
+# GCE gives a preempted machine 30 s: half of it for pods, the rest for critical ones.
 shutdownGracePeriod: 30s
 shutdownGracePeriodCriticalPods: 15s
 CONF

@@ -144,16 +144,15 @@ fn homeless(
     memory: &mut Memory,
     now: Instant,
 ) -> BTreeSet<String> {
+    let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
     let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
     for worker in view.workers.values().filter(|w| w.unplaced) {
         memory.unplaced.entry(worker.name.clone()).or_insert(now);
     }
     // One that got its node in time was never short of any.
     memory.unplaced.retain(|name, since| {
-        let late = now.duration_since(*since) >= FALLBACK_PATIENCE;
-        view.workers.get(name).is_some_and(|w| w.unplaced || late) && !served(name)
+        view.workers.get(name).is_some_and(|w| w.unplaced || late(since)) && !served(name)
     });
-    let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
     memory.unplaced.iter().filter(|(_, since)| late(since)).map(|(name, _)| name.clone()).collect()
 }
 

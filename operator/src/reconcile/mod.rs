@@ -137,14 +137,10 @@ async fn pass(
     // Apply, and report even when that failed: the status then says what is in the way.
     let mut happenings = decision.happenings.clone();
     let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
-    // Another operator has written meanwhile: what we are about to say may be wrong.
-    if let Err(failure) = &written
-        && failure.category() == "conflict"
-    {
-        return written.map(|()| Action::requeue(UNSETTLED));
+    // Whatever could not be written, workers that can be reached are told; not when another operator has published meanwhile.
+    if !written.as_ref().is_err_and(|failure| failure.category() == "conflict") {
+        give_orders(key, &view, memory, context)?;
     }
-    // Whatever else could not be written, workers that can be reached are told.
-    give_orders(key, &view, memory, context)?;
     let mut facts = decision.facts.clone();
     let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
     if let Err(failure) = &written {

@@ -70,9 +70,9 @@ impl Seen {
 
 /// The ConfigMap with the topology, as the server has it, and its version.
 #[derive(Clone, Default)]
-struct Published(Arc<Mutex<Option<(u64, Value)>>>);
+struct Stored(Arc<Mutex<Option<(u64, Value)>>>);
 
-impl Published {
+impl Stored {
     /// Somebody else writes.
     fn put(&self, topology: &dunlin_planner::Topology) {
         let mut slot = self.0.lock().unwrap();
@@ -114,7 +114,7 @@ impl Published {
 }
 
 /// Answers like an API server that has nothing but the topology and accepts everything but calls that start with `refuse`.
-fn serve(mut server: Server, seen: Seen, published: Published, refuse: &'static str) -> JoinHandle<()> {
+fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some((request, respond)) = server.next_request().await {
             let (call, body) = describe(request).await;
@@ -160,14 +160,14 @@ struct World {
     context: Arc<Context>,
     pods: kube::runtime::reflector::store::Writer<Pod>,
     seen: Seen,
-    published: Published,
+    published: Stored,
     _server: JoinHandle<()>,
 }
 
 fn world(refuse: &'static str) -> World {
     let (client, server) = mock_client();
     let seen = Seen::default();
-    let published = Published::default();
+    let published = Stored::default();
     let server = serve(server, seen.clone(), published.clone(), refuse);
     let metrics = Arc::new(Metrics::default());
     let (triggers, _) = broadcast::channel(16);
@@ -224,6 +224,15 @@ impl World {
         }
         self.seen.clear();
         names
+    }
+
+    /// The container of a worker fails; what was seen before is forgotten.
+    fn fail(&mut self, name: &dunlin_planner::PeerName) {
+        let reference = ObjectRefOf::new(name.as_str()).within("default");
+        let mut pod = self.context.caches.pod(&reference).unwrap();
+        pod.status.as_mut().unwrap().phase = Some("Failed".into());
+        self.pods.apply_watcher_event(&watcher::Event::Apply(pod));
+        self.seen.clear();
     }
 
     /// Reconciles until the topology no longer changes, in virtual time.
@@ -297,11 +306,7 @@ async fn a_failed_pod_is_replaced_in_the_same_pass_and_its_place_is_taken() {
     let victim = before.peers.iter().find(|p| p.span.start == 10).unwrap().clone();
     assert!(names.contains(&victim.name.0));
 
-    let reference = ObjectRefOf::new(&victim.name.0).within("default");
-    let mut pod = world.context.caches.pod(&reference).unwrap();
-    pod.status.as_mut().unwrap().phase = Some("Failed".into());
-    world.pods.apply_watcher_event(&watcher::Event::Apply(pod));
-    world.seen.clear();
+    world.fail(&victim.name);
     world.reconcile(&manifest).await.unwrap();
     let kinds = kinds(&world.seen.calls());
     let at =
@@ -331,16 +336,14 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
     // Another leader has published a newer one; a peer is lost, so we want to publish, too.
     let theirs = dunlin_planner::Topology { epoch: ours.epoch + 5, ..ours.clone() };
     world.published.put(&theirs);
-    let victim = ObjectRefOf::new(&ours.peers[0].name.0).within("default");
-    let mut pod = world.context.caches.pod(&victim).unwrap();
-    pod.status.as_mut().unwrap().phase = Some("Failed".into());
-    world.pods.apply_watcher_event(&watcher::Event::Apply(pod));
-    world.seen.clear();
+    world.fail(&ours.peers[0].name);
     let error = world.reconcile(&manifest).await.err().unwrap();
     assert_eq!(error.category(), "conflict");
     assert_eq!(world.published.topology(), theirs);
     let calls = world.seen.calls();
     assert!(!calls.iter().any(|c| c.contains("pods/")), "nothing is done on an outdated plan: {calls:?}");
+    let reasons: Vec<Value> = world.seen.bodies("POST events").iter().map(|e| e["reason"].clone()).collect();
+    assert!(reasons.contains(&json!("PeerLost")), "what happened is told all the same: {reasons:?}");
     // It is read, and what we publish then is newer than theirs.
     world.reconcile(&manifest).await.unwrap();
     assert!(world.published.topology().epoch > theirs.epoch);
