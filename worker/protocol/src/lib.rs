@@ -14,6 +14,7 @@ pub mod frame;
 pub mod gateway;
 pub mod sampling;
 pub mod stage;
+pub mod training;
 
 pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
 pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};

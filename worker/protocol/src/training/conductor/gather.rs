@@ -1,0 +1,247 @@
+//! The beginning of a run, and beginning again: after a restart of the conductor from what the peers hold, after the loss of a stage
+//! from the last checkpoint.
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::PeerName;
+
+use super::{Conductor, ConductorEffect, Phase, Place};
+use crate::training::ledger::Claimed;
+use crate::training::message::{Held, Microbatch, PeerReport, StageId, Step, ToPeer, ToTrainer};
+
+/// Peers that hold a stage nobody else has are waited for this many times as long.
+const PATIENCE: u64 = 10;
+
+/// Since when peers report, and whether what they hold was looked at.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gathering {
+    since_ms: Option<u64>,
+    /// Nobody is asked to load before that.
+    not_before_ms: u64,
+    /// What peers hold is of no use: everybody loads the checkpoint.
+    restore: bool,
+}
+
+impl Gathering {
+    pub(super) fn seen(&mut self, now_ms: u64) {
+        self.since_ms.get_or_insert(now_ms);
+    }
+
+    pub(super) fn again(&mut self, at_ms: u64) {
+        self.not_before_ms = at_ms;
+    }
+}
+
+impl Conductor {
+    /// Begins as soon as every stage has somebody.
+    pub(super) fn try_begin(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let Some(since) = self.gathering.since_ms else { return };
+        if now_ms < self.gathering.not_before_ms {
+            return;
+        }
+        let waited = now_ms >= since + self.config.gather_ms;
+        if !self.gathering.restore {
+            if self.peers.values().any(|p| p.held.is_some()) {
+                if waited || self.held_by_all() {
+                    self.go_on(now_ms, out);
+                }
+                return;
+            }
+            if !waited && self.peers.len() < self.config.stages as usize {
+                return;
+            }
+            if !waited && self.gathering.not_before_ms == 0 {
+                // Let those that start together be placed together.
+                return;
+            }
+            self.gathering.restore = true;
+        }
+        self.load_all(out);
+        if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
+            self.phase = Phase::Running;
+            self.roster_changed = true;
+            self.open_step();
+            self.plan_save();
+        }
+    }
+
+    /// What peers say while what they hold is being gathered belongs to what they hold. Is there more to do with it?
+    pub(super) fn hear_gathering(&mut self, name: &PeerName, report: &PeerReport) -> bool {
+        let Some(peer) = self.peers.get_mut(name) else { return false };
+        match (report, &mut peer.held) {
+            (PeerReport::Claim { step, microbatch }, _) => peer.claims.push((*step, *microbatch)),
+            (PeerReport::Released { step, microbatch }, _) => {
+                peer.claims.retain(|claim| claim != &(*step, *microbatch));
+            }
+            (PeerReport::Done { step, contribution }, Some(held)) if *step == held.step => {
+                held.adding.retain(|m| *m != contribution.microbatch);
+                held.done.push(contribution.clone());
+            }
+            (PeerReport::Applied { step, scale, .. }, Some(held)) => {
+                *held = Held { stage: held.stage, step: *step, scale: Some(*scale), ..Held::default() };
+                peer.step = *step;
+            }
+            (PeerReport::Ready { stage, step }, None) if peer.place == Place::Idle => {
+                peer.held = Some(Held { stage: *stage, step: *step, ..Held::default() });
+                peer.step = *step;
+            }
+            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving, _) => {
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Has every stage a peer that holds it?
+    fn held_by_all(&self) -> bool {
+        let newest = self.peers.values().filter_map(|p| p.held.as_ref()).map(|h| h.step).max();
+        (0..self.config.stages).all(|stage| {
+            let holds = |h: &Held| h.stage == stage && Some(h.step) == newest;
+            self.peers.values().filter_map(|p| p.held.as_ref()).any(holds)
+        }) && self.peers.values().all(|p| p.held.is_some())
+    }
+
+    /// Enters what the peers hold. A commit that not all have heard of is told again: it was decided only when every peer had every average.
+    fn go_on(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let held: BTreeMap<PeerName, Held> =
+            self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
+        let Some(newest) = held.values().map(|h| h.step).max() else { return };
+        let scale = held.values().filter(|h| h.step == newest).find_map(|h| h.scale);
+        let complete = |h: &Held| self.shards_of(h.stage).iter().all(|s| h.averaged.contains_key(s));
+        let can_follow =
+            |h: &Held| h.step == newest || (h.step + 1 == newest && scale.is_some() && complete(h));
+        let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
+        let missing =
+            (0..self.config.stages).find(|s| !held.values().any(|h| h.stage == *s && can_follow(h)));
+        if let Some(stage) = missing {
+            if now_ms < patience {
+                // Going back to a checkpoint costs more than waiting for who may yet come.
+                return;
+            }
+            out.push(ConductorEffect::Note(format!("no peer holds stage {stage} at step {newest}")));
+            self.restore(now_ms, out);
+            return;
+        }
+        let follows: Vec<(PeerName, bool)> = held.iter().map(|(n, h)| (n.clone(), can_follow(h))).collect();
+        self.step = newest;
+        self.phase = Phase::Running;
+        self.roster_changed = true;
+        self.open_step();
+        for (name, follows) in follows {
+            let Some(held) = held.get(&name) else { continue };
+            if !follows {
+                continue;
+            }
+            self.place(&name, Place::Member { stage: held.stage });
+            if held.step < newest {
+                let scale = scale.unwrap_or(1.0);
+                out.push(ConductorEffect::ToPeer(name, ToPeer::Apply { step: held.step, scale }));
+                continue;
+            }
+            let ledger = &mut self.stages[held.stage as usize].ledger;
+            let mine = held.done.iter().all(|c| ledger.restore(c, &name))
+                && held.adding.iter().all(|&m| ledger.claim(m, &name, now_ms) == Claimed::Granted);
+            if !mine {
+                // Somebody else has added some of it as well: this peer begins the step anew.
+                ledger.release(&name, now_ms);
+                out.push(ConductorEffect::ToPeer(name, ToPeer::Clear { step: newest }));
+            }
+        }
+        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
+            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
+        for (name, claims) in asked {
+            for (step, microbatch) in claims {
+                self.claim(now_ms, &name, step, microbatch, out);
+            }
+        }
+        self.retry_idle(out);
+        self.plan_save();
+    }
+
+    /// Peers without a stage load one, evenly.
+    fn load_all(&mut self, out: &mut Vec<ConductorEffect>) {
+        let place = |peer: &super::PeerState| match peer.place {
+            Place::Member { stage } | Place::Fetching { stage } => Some(stage),
+            _ => None,
+        };
+        let mut count: Vec<usize> = (0..self.config.stages)
+            .map(|stage| self.peers.values().filter(|p| place(p) == Some(stage)).count())
+            .collect();
+        let idle: Vec<PeerName> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.place == Place::Idle && !p.leaving)
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in idle {
+            let Some(stage) = (0..count.len()).min_by_key(|&s| count[s]) else { return };
+            count[stage] += 1;
+            let stage = stage as StageId;
+            self.place(&name, Place::Fetching { stage });
+            let checkpoint = self.saving.newest().is_some();
+            out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
+        }
+        // More peers than stages, and still one without: somebody must move.
+        while let (Some(empty), Some(full)) =
+            (count.iter().position(|&c| c == 0), (0..count.len()).max_by_key(|&s| count[s]))
+        {
+            let name =
+                self.peers.iter().find(|(_, p)| place(p) == Some(full as StageId)).map(|(n, _)| n.clone());
+            let Some(name) = name.filter(|_| count[full] > 1) else { return };
+            count[full] -= 1;
+            count[empty] += 1;
+            let stage = empty as StageId;
+            self.place(&name, Place::Fetching { stage });
+            let checkpoint = self.saving.newest().is_some();
+            out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
+        }
+    }
+
+    /// The last peer of a stage is gone, with the newest state of its layers.
+    pub(super) fn stage_lost(&mut self, now_ms: u64, stage: StageId, out: &mut Vec<ConductorEffect>) {
+        let newest: Step = self.saving.newest().unwrap_or(0);
+        out.push(ConductorEffect::Note(format!(
+            "stage {stage} has no peer left at step {}: all go back to step {newest}",
+            self.step
+        )));
+        self.restore(now_ms, out);
+    }
+
+    /// Everybody loads the newest checkpoint.
+    pub(super) fn restore(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        for name in self.trainers.keys() {
+            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step: self.step }));
+        }
+        self.step = self.saving.newest().unwrap_or(0);
+        self.phase = Phase::Gathering;
+        self.hashes.clear();
+        self.saving.forget();
+        self.in_doubt.clear();
+        self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
+        self.open_step();
+        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        for name in names {
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            peer.held = None;
+            match peer.place {
+                Place::Member { stage } | Place::Fetching { stage } | Place::Parked { stage }
+                    if !peer.leaving =>
+                {
+                    self.place(&name, Place::Fetching { stage });
+                    let checkpoint = self.saving.newest().is_some();
+                    out.push(ConductorEffect::ToPeer(
+                        name,
+                        ToPeer::Load { stage, step: self.step, checkpoint },
+                    ));
+                }
+                Place::Retired | Place::Idle => {}
+                _ => {
+                    self.place(&name, Place::Retired);
+                    out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+                }
+            }
+        }
+        self.roster_changed = true;
+    }
+}

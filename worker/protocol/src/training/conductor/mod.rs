@@ -1,0 +1,418 @@
+//! The conductor: which step it is, who serves which stage, and when a step is complete.
+//!
+//! It carries no tensors and keeps nothing on disk: after a restart it asks the peers what they hold ([`gather`]). One file per concern:
+//!
+//! * [`roster`] who is there and what stage each serves; joining, moving, leaving
+//! * [`step`] keys, averages, the commit
+//! * [`gather`] beginning, and beginning again from what peers or a checkpoint have
+//! * [`save`] checkpoints
+
+mod gather;
+mod roster;
+mod save;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_planner::PeerName;
+
+use super::ledger::Ledger;
+use super::message::{
+    Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
+};
+
+/// Bounds and shape of a run.
+#[derive(Clone, Debug)]
+pub struct ConductorConfig {
+    /// Number of stages.
+    pub stages: u32,
+    /// Microbatches of a step.
+    pub microbatches: u32,
+    /// Updates in all.
+    pub steps: Step,
+    /// The first and the last stage share the embedding.
+    pub tied: bool,
+    /// Largest global norm of the gradient; above it is scaled down.
+    pub clip: Option<f64>,
+    /// A checkpoint every so many steps (and at the end); 0 for the end only.
+    pub checkpoint_every: Step,
+    /// Validation every so many steps; 0 for never.
+    pub validate_every: Step,
+    /// Microbatches of a validation.
+    pub validation_batches: u32,
+    /// How long peers may take to report after a start before those that did go on.
+    pub gather_ms: u64,
+    /// A peer that keeps a key from others for longer is taken to be lost.
+    pub claim_ms_max: u64,
+    /// Distinguishes this life of the conductor from others: larger than those before.
+    pub incarnation: u64,
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum ConductorEvent {
+    /// A stream is open.
+    Connected(Hello),
+    /// It broke or fell silent.
+    Gone(PeerName),
+    /// A peer speaks.
+    Peer(PeerName, PeerReport),
+    /// A trainer speaks.
+    Trainer(PeerName, TrainerReport),
+    /// The files of a checkpoint are complete, or not.
+    Sealed {
+        /// Of which step.
+        step: Step,
+        /// Did it work?
+        error: Option<String>,
+    },
+    /// Save and stop at the next edge of a step.
+    Suspend,
+    /// Time passes.
+    Tick,
+}
+
+/// What the shell must do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConductorEffect {
+    /// Tell a peer.
+    ToPeer(PeerName, ToPeer),
+    /// Tell a trainer.
+    ToTrainer(PeerName, ToTrainer),
+    /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
+    Seal {
+        /// Of which step.
+        step: Step,
+        /// Of every stage, in order.
+        records: Vec<String>,
+    },
+    /// A step is complete.
+    Committed(Committed),
+    /// End a stream: its other side must begin anew.
+    Drop(PeerName),
+    /// For people.
+    Note(String),
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// Updates applied before it.
+    pub step: Step,
+    /// Loss summed over the tokens of the global batch.
+    pub loss: f64,
+    /// Of the validation before the update, if there was one: summed over its tokens.
+    pub validation: Option<f64>,
+    /// Norm of the gradient before clipping.
+    pub norm: f64,
+    /// Contributions that were computed again because a peer was lost.
+    pub redone: u32,
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for peers, or for what they hold.
+    Gathering,
+    /// Steps are made.
+    Running,
+    /// Waiting for the last checkpoint.
+    Finishing,
+    /// Done; everybody may go.
+    Finished,
+    /// Stopped at the edge of a step, with a checkpoint.
+    Suspended,
+    /// What a user must mend.
+    Failed(String),
+}
+
+/// The ledger of a run.
+pub struct Conductor {
+    config: ConductorConfig,
+    phase: Phase,
+    step: Step,
+    stages: Vec<StageState>,
+    shards: Vec<ShardState>,
+    peers: BTreeMap<PeerName, PeerState>,
+    trainers: BTreeMap<PeerName, BTreeSet<Microbatch>>,
+    /// Microbatches of the step that no trainer has.
+    todo: BTreeSet<Microbatch>,
+    validation: BTreeMap<Microbatch, Option<f64>>,
+    round: u64,
+    gathering: gather::Gathering,
+    saving: save::Saving,
+    suspend: bool,
+    redone: u32,
+    totals: Totals,
+    hashes: BTreeMap<(StageId, Step), u64>,
+    /// Lost while handing over: whether the mate has their sums is not known yet.
+    in_doubt: BTreeMap<PeerName, InDoubt>,
+    /// Membership changed since trainers were told.
+    roster_changed: bool,
+}
+
+/// Counts of the whole run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Contributions computed again.
+    pub redone: u64,
+    /// Peers lost without notice.
+    pub lost: u64,
+    /// Peers that went from one stage to another.
+    pub moves: u64,
+}
+
+/// A lost peer whose sums a mate may or may not have added.
+#[derive(Clone, Debug)]
+struct InDoubt {
+    stage: StageId,
+    mate: PeerName,
+}
+
+#[derive(Clone, Debug, Default)]
+struct StageState {
+    ledger: Ledger,
+}
+
+/// One set of tensors that is averaged together.
+#[derive(Clone, Debug)]
+struct ShardState {
+    /// Stages that hold it.
+    stages: Vec<StageId>,
+    averaging: Option<Averaging>,
+}
+
+#[derive(Clone, Debug)]
+struct Averaging {
+    round: u64,
+    group: BTreeSet<PeerName>,
+    squares: BTreeMap<PeerName, Vec<f64>>,
+}
+
+impl Averaging {
+    fn complete(&self) -> bool {
+        !self.group.is_empty() && self.group.iter().all(|peer| self.squares.contains_key(peer))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct PeerState {
+    mate: Mate,
+    place: Place,
+    /// It was told that it will be gone.
+    leaving: bool,
+    /// Updates it has applied, as far as is known.
+    step: Step,
+    /// What it holds, while the conductor has not begun.
+    held: Option<Held>,
+    /// What it asked for meanwhile.
+    claims: Vec<(Step, Microbatch)>,
+}
+
+/// What a peer does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing yet.
+    Idle,
+    /// Gets the state of a stage.
+    Fetching { stage: StageId },
+    /// Has it, and waits for the edge of the step.
+    Parked { stage: StageId },
+    /// Serves a stage.
+    Member { stage: StageId },
+    /// Serves no longer; its sums are being handed over.
+    HandingOver { stage: StageId, to: Option<PeerName> },
+    /// May go.
+    Retired,
+}
+
+impl Conductor {
+    /// A conductor that knows nobody. `checkpoint` is the newest complete one, if there is any.
+    #[must_use]
+    pub fn new(config: ConductorConfig, checkpoint: Option<Step>) -> Self {
+        let mut shards: Vec<ShardState> =
+            (0..config.stages).map(|stage| ShardState { stages: vec![stage], averaging: None }).collect();
+        if config.tied && config.stages > 1 {
+            shards.push(ShardState { stages: vec![0, config.stages - 1], averaging: None });
+        }
+        let mut conductor = Self {
+            phase: Phase::Gathering,
+            step: checkpoint.unwrap_or(0),
+            stages: vec![StageState::default(); config.stages as usize],
+            shards,
+            peers: BTreeMap::new(),
+            trainers: BTreeMap::new(),
+            todo: BTreeSet::new(),
+            validation: BTreeMap::new(),
+            round: config.incarnation << 20,
+            gathering: gather::Gathering::default(),
+            saving: save::Saving::new(checkpoint),
+            suspend: false,
+            redone: 0,
+            totals: Totals::default(),
+            hashes: BTreeMap::new(),
+            in_doubt: BTreeMap::new(),
+            roster_changed: false,
+            config,
+        };
+        conductor.open_step();
+        conductor
+    }
+
+    /// Where the run is.
+    #[must_use]
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Updates decided so far.
+    #[must_use]
+    pub fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Counts of the whole run.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The newest complete checkpoint.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<Step> {
+        self.saving.newest()
+    }
+
+    /// Peers that serve each stage.
+    #[must_use]
+    pub fn members(&self) -> Vec<Vec<PeerName>> {
+        (0..self.config.stages).map(|stage| self.members_of(stage).cloned().collect()).collect()
+    }
+
+    /// Peers in all, whatever they do.
+    #[must_use]
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Something happens.
+    pub fn handle(&mut self, now_ms: u64, event: ConductorEvent, out: &mut Vec<ConductorEffect>) {
+        match event {
+            ConductorEvent::Connected(hello) => self.connected(now_ms, hello, out),
+            ConductorEvent::Gone(name) => self.gone(now_ms, &name, out),
+            ConductorEvent::Peer(name, report) => {
+                if self.peers.contains_key(&name) {
+                    self.peer_report(now_ms, &name, report, out);
+                }
+            }
+            ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
+            ConductorEvent::Sealed { step, error } => self.sealed(step, error, out),
+            ConductorEvent::Suspend => self.suspend = true,
+            ConductorEvent::Tick => self.tick(now_ms, out),
+        }
+        self.advance(now_ms, out);
+    }
+
+    fn connected(&mut self, now_ms: u64, hello: Hello, out: &mut Vec<ConductorEffect>) {
+        let name = hello.me.name.clone();
+        // A new stream of somebody we know replaces the old one.
+        self.gone(now_ms, &name, out);
+        match hello.role {
+            Role::Trainer => {
+                self.trainers.insert(name.clone(), BTreeSet::new());
+                let roster = self.roster();
+                out.push(ConductorEffect::ToTrainer(name, roster));
+            }
+            Role::Peer { held } => self.peer_joins(now_ms, hello.me, held, out),
+        }
+    }
+
+    fn peer_report(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        report: PeerReport,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.phase == Phase::Gathering && !self.hear_gathering(name, &report) {
+            return;
+        }
+        match report {
+            PeerReport::Claim { step, microbatch } => self.claim(now_ms, name, step, microbatch, out),
+            PeerReport::Released { step, microbatch } => self.unclaim(now_ms, name, step, microbatch, out),
+            PeerReport::Done { step, contribution } => self.done(name, step, &contribution, out),
+            PeerReport::Failed { step, microbatch, what } => self.failed(step, microbatch, &what, out),
+            PeerReport::Averaged { step, shard, round, squares } => {
+                self.averaged(name, step, shard, round, squares);
+            }
+            PeerReport::AverageFailed { step, shard, round, why } => {
+                self.average_failed(now_ms, name, step, shard, round, &why, out);
+            }
+            PeerReport::Applied { step, hash, .. } => self.applied(name, step, hash, out),
+            PeerReport::Ready { stage, step } => self.ready(name, stage, step, out),
+            PeerReport::FetchFailed { stage, why } => self.fetch_failed(now_ms, name, stage, &why, out),
+            PeerReport::Taken { step, from } => self.taken(name, step, &from, out),
+            PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
+            PeerReport::Leaving => self.leaving(name, out),
+            PeerReport::Saved { step, record } => self.saved(name, step, record, out),
+            PeerReport::SaveFailed { step, why } => self.save_failed(name, step, &why, out),
+        }
+    }
+
+    /// Everything that has become possible.
+    fn advance(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        if self.phase == Phase::Gathering {
+            self.try_begin(now_ms, out);
+        }
+        if self.phase == Phase::Running {
+            self.try_hand_over(out);
+            self.start_averages(out);
+            self.try_commit(out);
+        }
+        self.try_end(out);
+        self.tell_roster(out);
+        if self.live() {
+            self.give_work(out);
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let limit = self.config.claim_ms_max;
+        let overdue: BTreeSet<PeerName> =
+            self.stages.iter().flat_map(|s| s.ledger.overdue(now_ms, limit)).collect();
+        for name in overdue {
+            out.push(ConductorEffect::Note(format!(
+                "{name} holds microbatches others wait for: it is taken to be lost"
+            )));
+            self.gone(now_ms, &name, out);
+            out.push(ConductorEffect::Drop(name));
+        }
+        self.retry_idle(out);
+    }
+
+    /// Is there something that the loss of a stage would set back?
+    fn live(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Finishing)
+    }
+
+    fn members_of(&self, stage: StageId) -> impl Iterator<Item = &PeerName> {
+        let serves = move |peer: &PeerState| peer.place == Place::Member { stage };
+        self.peers.iter().filter(move |(_, peer)| serves(peer)).map(|(name, _)| name)
+    }
+
+    fn member_stage(&self, name: &PeerName) -> Option<StageId> {
+        match self.peers.get(name)?.place {
+            Place::Member { stage } => Some(stage),
+            _ => None,
+        }
+    }
+
+    fn fail(&mut self, why: String, out: &mut Vec<ConductorEffect>) {
+        out.push(ConductorEffect::Note(why.clone()));
+        self.phase = Phase::Failed(why);
+    }
+
+    fn shards_of(&self, stage: StageId) -> Vec<ShardId> {
+        (0..).zip(&self.shards).filter(|(_, s)| s.stages.contains(&stage)).map(|(id, _)| id).collect()
+    }
+}

@@ -1,0 +1,375 @@
+//! Who is there, and what stage each serves.
+
+use dunlin_planner::PeerName;
+
+use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
+use crate::training::message::{Held, Mate, StageId, Step, ToPeer, ToTrainer};
+
+/// A fetch that failed is tried again after this long.
+const RETRY_MS: u64 = 500;
+
+impl Conductor {
+    pub(super) fn peer_joins(
+        &mut self,
+        now_ms: u64,
+        mate: Mate,
+        held: Option<Held>,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let name = mate.name.clone();
+        let held = held.filter(|h| h.stage < self.config.stages);
+        let state = PeerState {
+            mate,
+            place: Place::Idle,
+            leaving: false,
+            step: held.as_ref().map_or(0, |h| h.step),
+            held: held.clone(),
+            claims: Vec::new(),
+        };
+        self.peers.insert(name.clone(), state);
+        match self.phase {
+            Phase::Gathering => self.gathering.seen(now_ms),
+            Phase::Running | Phase::Finishing => match held {
+                // It was away for a moment. Its keys went to others, its weights are right.
+                Some(held) if held.step == self.step && self.collecting(held.stage) => {
+                    out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: self.step }));
+                    self.place(&name, Place::Member { stage: held.stage });
+                }
+                Some(held) if held.step <= self.step && self.members_of(held.stage).next().is_some() => {
+                    self.fetch(&name, held.stage, out);
+                }
+                _ => self.find_place(&name, out),
+            },
+            Phase::Finished | Phase::Suspended => out.push(ConductorEffect::ToPeer(name, ToPeer::Retire)),
+            Phase::Failed(_) => {}
+        }
+    }
+
+    /// Are the keys of a stage still being done? Afterwards nobody can join it in this step.
+    fn collecting(&self, stage: StageId) -> bool {
+        self.shards_of(stage).iter().all(|&s| self.shards[s as usize].averaging.is_none())
+    }
+
+    pub(super) fn place(&mut self, name: &PeerName, place: Place) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.place = place;
+            self.roster_changed = true;
+        }
+    }
+
+    /// A newcomer goes where the fewest serve or are about to.
+    pub(super) fn find_place(&mut self, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        let count = |stage: StageId| {
+            let here = |peer: &PeerState| match peer.place {
+                Place::Member { stage: s }
+                | Place::Fetching { stage: s, .. }
+                | Place::Parked { stage: s } => s == stage && !peer.leaving,
+                _ => false,
+            };
+            self.peers.values().filter(|p| here(p)).count()
+        };
+        let served = |stage: &StageId| self.members_of(*stage).next().is_some();
+        let Some(stage) = (0..self.config.stages).filter(served).min_by_key(|&s| count(s)) else { return };
+        self.fetch(name, stage, out);
+    }
+
+    pub(super) fn fetch(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+        let mates: Vec<Mate> =
+            self.members_of(stage).filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
+        self.place(name, Place::Fetching { stage });
+        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Fetch { stage, step: self.step, mates }));
+    }
+
+    pub(super) fn ready(
+        &mut self,
+        name: &PeerName,
+        stage: StageId,
+        step: Step,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        match self.peers.get_mut(name) {
+            Some(peer) if peer.place == (Place::Fetching { stage }) => peer.step = step,
+            _ => return,
+        }
+        if self.phase == Phase::Gathering {
+            // A start, or a start over, from a checkpoint: everybody serves once every stage is there.
+            if step == self.step {
+                self.place(name, Place::Member { stage });
+            }
+            return;
+        }
+        if step == self.step && self.collecting(stage) {
+            self.place(name, Place::Member { stage });
+        } else if step == self.step {
+            self.place(name, Place::Parked { stage });
+        } else {
+            self.fetch(name, stage, out);
+        }
+    }
+
+    pub(super) fn fetch_failed(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        stage: StageId,
+        why: &str,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        out.push(ConductorEffect::Note(format!("{name} could not get stage {stage}: {why}")));
+        if let Some(peer) = self.peers.get_mut(name)
+            && matches!(peer.place, Place::Fetching { .. })
+        {
+            peer.place = Place::Idle;
+            peer.held = None;
+            if self.phase == Phase::Gathering {
+                self.gathering.again(now_ms + RETRY_MS);
+            }
+        }
+    }
+
+    /// Peers without a place get one.
+    pub(super) fn retry_idle(&mut self, out: &mut Vec<ConductorEffect>) {
+        if !self.live() {
+            return;
+        }
+        let idle: Vec<PeerName> =
+            self.peers.iter().filter(|(_, p)| p.place == Place::Idle).map(|(n, _)| n.clone()).collect();
+        for name in idle {
+            self.find_place(&name, out);
+        }
+    }
+
+    /// A stream ended: a trainer's microbatches go to others, a peer's keys are open again.
+    pub(super) fn gone(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        if let Some(work) = self.trainers.remove(name) {
+            self.todo.extend(work);
+        }
+        let Some(peer) = self.peers.remove(name) else { return };
+        self.roster_changed = true;
+        self.forget_saver(name);
+        if peer.place != Place::Retired {
+            self.totals.lost += 1;
+        }
+        if !self.live() {
+            return;
+        }
+        // Whoever was handing over to it begins again; those already lost have lost their sums with it.
+        for other in self.peers.values_mut() {
+            if let Place::HandingOver { to, .. } = &mut other.place
+                && to.as_ref() == Some(name)
+            {
+                *to = None;
+            }
+        }
+        let doubts: Vec<(PeerName, StageId)> = self
+            .in_doubt
+            .iter()
+            .filter(|(_, d)| d.mate == *name)
+            .map(|(n, d)| (n.clone(), d.stage))
+            .collect();
+        for (lost, stage) in doubts {
+            self.in_doubt.remove(&lost);
+            self.reopen(now_ms, stage, &lost, out);
+        }
+        let stage = match peer.place {
+            Place::Member { stage } | Place::HandingOver { stage, to: None } => stage,
+            Place::HandingOver { stage, to: Some(mate) } => {
+                self.in_doubt.insert(name.clone(), InDoubt { stage, mate });
+                return;
+            }
+            _ => return,
+        };
+        // When all others hold every average that it was part of, its contributions are safe there.
+        let mut safe = self.members_of(stage).next().is_some();
+        for shard in self.shards_of(stage) {
+            if let Some(averaging) = &mut self.shards[shard as usize].averaging {
+                averaging.group.remove(name);
+                averaging.squares.remove(name);
+                safe &= averaging.complete();
+            } else {
+                safe = false;
+            }
+        }
+        if !safe {
+            self.reopen(now_ms, stage, name, out);
+        }
+        if self.members_of(stage).next().is_none() {
+            self.stage_lost(now_ms, stage, out);
+        }
+    }
+
+    /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
+    pub(super) fn leaving(&mut self, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        let live = self.live();
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if std::mem::replace(&mut peer.leaving, true) {
+            return;
+        }
+        match peer.place {
+            Place::Member { stage } if live => {
+                if !self.stays(stage) {
+                    // Nobody else has this stage: what it knows must be on disk before it goes.
+                    self.saving.want_now();
+                    out.push(ConductorEffect::Note(format!(
+                        "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
+                    )));
+                }
+            }
+            Place::Member { .. } | Place::HandingOver { .. } => {}
+            Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
+                self.place(name, Place::Retired);
+                out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Retire));
+            }
+        }
+    }
+
+    /// Has a stage a peer that does not leave?
+    fn stays(&self, stage: StageId) -> bool {
+        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
+    }
+
+    pub(super) fn handing_over(&self, stage: StageId) -> bool {
+        self.peers.values().any(|p| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage))
+            || self.in_doubt.values().any(|d| d.stage == stage)
+    }
+
+    /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
+    /// stays until the step is decided.
+    pub(super) fn try_hand_over(&mut self, out: &mut Vec<ConductorEffect>) {
+        // The last of a stage may go once somebody else has come.
+        let relieved: Vec<(PeerName, StageId)> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.leaving)
+            .filter_map(|(name, p)| match p.place {
+                Place::Member { stage } if self.stays(stage) => Some((name.clone(), stage)),
+                _ => None,
+            })
+            .collect();
+        for (name, stage) in relieved {
+            self.place(&name, Place::HandingOver { stage, to: None });
+        }
+        let waiting: Vec<(PeerName, StageId)> = self
+            .peers
+            .iter()
+            .filter_map(|(name, peer)| match &peer.place {
+                Place::HandingOver { stage, to: None } => Some((name.clone(), *stage)),
+                _ => None,
+            })
+            .collect();
+        for (name, stage) in waiting {
+            let mid_average = self.shards_of(stage).iter().any(|&s| {
+                self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(&name))
+            });
+            if mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
+                continue;
+            }
+            let contributions = self.stages[stage as usize].ledger.of(&name);
+            if contributions.is_empty() {
+                self.place(&name, Place::Retired);
+                out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+                continue;
+            }
+            // One mate at a time takes from one leaver, and it must not be leaving itself.
+            let busy = |mate: &PeerName| {
+                self.peers
+                    .values()
+                    .any(|p| matches!(&p.place, Place::HandingOver { to: Some(t), .. } if t == mate))
+            };
+            let mate = self.members_of(stage).find(|mate| !busy(mate)).cloned();
+            let from = self.peers.get(&name).map(|p| p.mate.clone());
+            if let (Some(mate), Some(from)) = (mate, from) {
+                self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
+                out.push(ConductorEffect::ToPeer(
+                    mate,
+                    ToPeer::Take { step: self.step, from, contributions },
+                ));
+            }
+        }
+    }
+
+    pub(super) fn taken(
+        &mut self,
+        mate: &PeerName,
+        step: Step,
+        from: &PeerName,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if step == self.step
+            && let Some(doubt) = self.in_doubt.remove(from)
+        {
+            // Lost, but its sums are safe.
+            self.stages[doubt.stage as usize].ledger.transfer(from, mate);
+            return;
+        }
+        let Some(Place::HandingOver { stage, to }) = self.peers.get(from).map(|p| p.place.clone()) else {
+            return;
+        };
+        if step == self.step && to.as_ref() == Some(mate) {
+            self.stages[stage as usize].ledger.transfer(from, mate);
+            self.place(from, Place::Retired);
+            out.push(ConductorEffect::ToPeer(from.clone(), ToPeer::Retire));
+        }
+    }
+
+    pub(super) fn take_failed(
+        &mut self,
+        now_ms: u64,
+        step: Step,
+        from: &PeerName,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if step != self.step {
+            return;
+        }
+        if let Some(doubt) = self.in_doubt.remove(from) {
+            self.reopen(now_ms, doubt.stage, from, out);
+        }
+        if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
+            *to = None;
+        }
+    }
+
+    /// The edge of a step: those that waited for it get the update they miss, leavers are free.
+    pub(super) fn after_commit(&mut self, out: &mut Vec<ConductorEffect>) {
+        let all: Vec<(PeerName, Place)> =
+            self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
+        for (name, place) in all {
+            match place {
+                Place::Parked { stage } => self.fetch(&name, stage, out),
+                Place::HandingOver { .. } => {
+                    self.place(&name, Place::Retired);
+                    out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+                }
+                _ => {}
+            }
+        }
+        self.retry_idle(out);
+        self.plan_save();
+    }
+
+    pub(super) fn roster(&self) -> ToTrainer {
+        let mates = |stage| {
+            self.members_of(stage).filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect()
+        };
+        let closes = |p: &PeerState| matches!(p.place, Place::HandingOver { .. });
+        let closing = self.peers.iter().filter(|(_, p)| closes(p)).map(|(n, _)| n.clone()).collect();
+        let stages = if self.live() {
+            (0..self.config.stages).map(mates).collect()
+        } else {
+            vec![Vec::new(); self.config.stages as usize]
+        };
+        ToTrainer::Roster { stages, closing }
+    }
+
+    /// Trainers learn who serves what, when it changed.
+    pub(super) fn tell_roster(&mut self, out: &mut Vec<ConductorEffect>) {
+        if !std::mem::take(&mut self.roster_changed) {
+            return;
+        }
+        let roster = self.roster();
+        for name in self.trainers.keys() {
+            out.push(ConductorEffect::ToTrainer(name.clone(), roster.clone()));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Checkpoints: one peer of every stage writes its files, then the manifest makes them one.
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::PeerName;
+
+use super::{Conductor, ConductorEffect, Phase, Place};
+use crate::training::message::{StageId, Step, ToPeer, ToTrainer};
+
+/// Checkpoints that may fail in a row before the run stops.
+const FAILURES_MAX: u32 = 5;
+
+/// What is being written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Saving {
+    newest: Option<Step>,
+    /// One is due at the next edge of a step.
+    due: bool,
+    under_way: Option<UnderWay>,
+    failures: u32,
+}
+
+#[derive(Clone, Debug)]
+struct UnderWay {
+    step: Step,
+    /// Who writes which stage, and what came of it.
+    stages: BTreeMap<StageId, (PeerName, Option<String>)>,
+    sealing: bool,
+}
+
+impl Saving {
+    pub(super) fn new(newest: Option<Step>) -> Self {
+        Self { newest, ..Self::default() }
+    }
+
+    pub(super) fn newest(&self) -> Option<Step> {
+        self.newest
+    }
+
+    pub(super) fn want_now(&mut self) {
+        self.due = true;
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.under_way = None;
+    }
+}
+
+impl Conductor {
+    /// At the edge of a step: is a checkpoint due?
+    pub(super) fn plan_save(&mut self) {
+        let every = self.config.checkpoint_every;
+        let last = self.step >= self.config.steps;
+        let periodic = every > 0 && self.step > 0 && self.step.is_multiple_of(every);
+        if (last || periodic || self.suspend) && self.saving.newest != Some(self.step) {
+            self.saving.due = true;
+        }
+        if last && self.phase == Phase::Running {
+            self.phase = Phase::Finishing;
+        }
+    }
+
+    /// Asks one peer of every stage to write, once each has a peer at this step. Whoever is asked has not begun the next update: the
+    /// order of what it is told keeps it so.
+    pub(super) fn try_save(&mut self, out: &mut Vec<ConductorEffect>) {
+        if !self.saving.due || self.saving.under_way.is_some() || !self.live() {
+            return;
+        }
+        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
+        let mut writers = BTreeMap::new();
+        for stage in 0..self.config.stages {
+            let Some(name) = self.members_of(stage).find(current) else { return };
+            writers.insert(stage, (name.clone(), None));
+        }
+        self.saving.due = false;
+        for (name, _) in writers.values() {
+            out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Save { step: self.step }));
+        }
+        self.saving.under_way = Some(UnderWay { step: self.step, stages: writers, sealing: false });
+    }
+
+    pub(super) fn saved(
+        &mut self,
+        name: &PeerName,
+        step: Step,
+        record: String,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let Some(under_way) = self.saving.under_way.as_mut().filter(|u| u.step == step) else { return };
+        if let Some((_, slot)) = under_way.stages.values_mut().find(|(writer, _)| writer == name) {
+            *slot = Some(record);
+        }
+        let records: Option<Vec<String>> =
+            under_way.stages.values().map(|(_, record)| record.clone()).collect();
+        if let Some(records) = records.filter(|_| !under_way.sealing) {
+            under_way.sealing = true;
+            out.push(ConductorEffect::Seal { step, records });
+        }
+    }
+
+    pub(super) fn save_failed(
+        &mut self,
+        name: &PeerName,
+        step: Step,
+        why: &str,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.saving.under_way.as_ref().is_some_and(|u| u.step == step) {
+            out.push(ConductorEffect::Note(format!(
+                "{name} could not write the checkpoint of step {step}: {why}"
+            )));
+            self.save_again(out);
+        }
+    }
+
+    pub(super) fn sealed(&mut self, step: Step, error: Option<String>, out: &mut Vec<ConductorEffect>) {
+        if self.saving.under_way.as_ref().is_none_or(|u| u.step != step) {
+            return;
+        }
+        match error {
+            None => {
+                self.saving.under_way = None;
+                self.saving.failures = 0;
+                self.saving.newest = Some(step);
+            }
+            Some(why) => {
+                out.push(ConductorEffect::Note(format!(
+                    "the checkpoint of step {step} is not complete: {why}"
+                )));
+                self.save_again(out);
+            }
+        }
+    }
+
+    fn save_again(&mut self, out: &mut Vec<ConductorEffect>) {
+        self.saving.under_way = None;
+        self.saving.due = true;
+        self.saving.failures += 1;
+        if self.saving.failures >= FAILURES_MAX {
+            self.fail(
+                format!("{FAILURES_MAX} checkpoints in a row could not be written: see to their destination"),
+                out,
+            );
+        }
+    }
+
+    /// A peer that was writing is gone.
+    pub(super) fn forget_saver(&mut self, name: &PeerName) {
+        let writing =
+            |u: &UnderWay| !u.sealing && u.stages.values().any(|(writer, r)| writer == name && r.is_none());
+        if self.saving.under_way.as_ref().is_some_and(writing) {
+            self.saving.under_way = None;
+            self.saving.due = true;
+        }
+    }
+
+    /// The run ends when its last state is on disk.
+    pub(super) fn try_end(&mut self, out: &mut Vec<ConductorEffect>) {
+        self.try_save(out);
+        let saved = self.saving.newest == Some(self.step) && self.saving.under_way.is_none();
+        let over = match self.phase {
+            Phase::Finishing => self.validation.values().all(Option::is_some) && saved,
+            Phase::Running => self.suspend && saved,
+            // Nobody has anything that is not in the last checkpoint.
+            Phase::Gathering => self.suspend && self.peers.values().all(|p| p.held.is_none()),
+            _ => false,
+        };
+        if !over {
+            return;
+        }
+        self.phase = if self.phase == Phase::Finishing { Phase::Finished } else { Phase::Suspended };
+        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        for name in names {
+            self.place(&name, Place::Retired);
+            out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+        }
+        for name in self.trainers.keys() {
+            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Retire));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What conductor, peers and trainers say to each other. Tensors travel elsewhere.
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::PeerName;
+use serde::{Deserialize, Serialize};
+
+/// Number of optimizer updates applied so far; the step that is under way.
+pub type Step = u64;
+/// Index of a microbatch within its step. From [`super::ConductorConfig::microbatches`] on they are for validation.
+pub type Microbatch = u32;
+/// Index of a stage in the pipeline.
+pub type StageId = u32;
+/// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.
+pub type ShardId = u32;
+
+/// Somebody to talk to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mate {
+    /// Its name; one life of a process.
+    pub name: PeerName,
+    /// Where it listens.
+    pub addr: String,
+}
+
+/// The first words of every stream to the conductor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Who it is and where others reach it.
+    pub me: Mate,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What a process does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Role {
+    /// Computes a stage.
+    Peer {
+        /// What it has; `None` for a newcomer.
+        held: Option<Held>,
+    },
+    /// Drives microbatches.
+    Trainer,
+}
+
+/// What a peer has of its stage: enough for a conductor without memory to go on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// Which stage.
+    pub stage: StageId,
+    /// Updates applied.
+    pub step: Step,
+    /// What its gradient sums contain.
+    pub done: Vec<Contribution>,
+    /// What is being added to them, and cannot be stopped.
+    pub adding: Vec<Microbatch>,
+    /// Averages of this step that it holds, with the sums of squares per tensor.
+    pub averaged: BTreeMap<ShardId, Vec<f64>>,
+    /// The scale of the last update.
+    pub scale: Option<f32>,
+}
+
+/// A microbatch that was added to the gradient sums.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Contribution {
+    /// Which.
+    pub microbatch: Microbatch,
+    /// Its loss, summed over tokens, at the last stage.
+    pub loss: Option<f64>,
+}
+
+/// A peer to the conductor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum PeerReport {
+    /// May I add this microbatch?
+    Claim {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+    },
+    /// I will not, after all.
+    Released {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+    },
+    /// I have added it.
+    Done {
+        /// To the sums of this step.
+        step: Step,
+        /// Which, and its loss.
+        contribution: Contribution,
+    },
+    /// It cannot be computed: a value is not finite, or too large.
+    Failed {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// Layer and operation.
+        what: String,
+    },
+    /// I hold the average.
+    Averaged {
+        /// Of which step.
+        step: Step,
+        /// Which tensors.
+        shard: ShardId,
+        /// Which attempt.
+        round: u64,
+        /// Sum of squares of every tensor of the shard, in canonical order.
+        squares: Vec<f64>,
+    },
+    /// The average could not be formed.
+    AverageFailed {
+        /// Of which step.
+        step: Step,
+        /// Which tensors.
+        shard: ShardId,
+        /// Which attempt.
+        round: u64,
+        /// What happened.
+        why: String,
+    },
+    /// The update is done.
+    Applied {
+        /// Updates applied now.
+        step: Step,
+        /// The scale of the last.
+        scale: f32,
+        /// Hash of the stage's parameters.
+        hash: u64,
+    },
+    /// I have the state of a stage.
+    Ready {
+        /// Which.
+        stage: StageId,
+        /// Updates applied.
+        step: Step,
+    },
+    /// I cannot get it.
+    FetchFailed {
+        /// Which.
+        stage: StageId,
+        /// What happened.
+        why: String,
+    },
+    /// I have added the sums of a mate that leaves.
+    Taken {
+        /// Of which step.
+        step: Step,
+        /// Whose.
+        from: PeerName,
+    },
+    /// I could not get them.
+    TakeFailed {
+        /// Of which step.
+        step: Step,
+        /// Whose.
+        from: PeerName,
+    },
+    /// I will be gone soon.
+    Leaving,
+    /// The stage's files of a checkpoint are written.
+    Saved {
+        /// Of which step.
+        step: Step,
+        /// What was written, for the manifest.
+        record: String,
+    },
+    /// They could not be written.
+    SaveFailed {
+        /// Of which step.
+        step: Step,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// A trainer to the conductor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TrainerReport {
+    /// A microbatch went all the way.
+    Finished {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// Loss summed over tokens, for validation.
+        loss: Option<f64>,
+    },
+}
+
+/// The conductor to a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToPeer {
+    /// The answer to a claim.
+    Grant {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// Add it, or compute the input gradient only.
+        granted: bool,
+    },
+    /// Begin with a stage: from a checkpoint, or from its initial values.
+    Load {
+        /// Which.
+        stage: StageId,
+        /// The checkpoint's step; 0 without one means initial values.
+        step: Step,
+        /// Is there a checkpoint?
+        checkpoint: bool,
+    },
+    /// Get a stage's state from those that have it.
+    Fetch {
+        /// Which.
+        stage: StageId,
+        /// At least this current.
+        step: Step,
+        /// Who has it.
+        mates: Vec<Mate>,
+    },
+    /// Form the average of a shard.
+    Average {
+        /// Of which step.
+        step: Step,
+        /// Which tensors.
+        shard: ShardId,
+        /// Which attempt.
+        round: u64,
+        /// Everybody who contributes, in order.
+        group: Vec<Mate>,
+    },
+    /// Update with the averages of this step.
+    Apply {
+        /// Which step.
+        step: Step,
+        /// Factor of the gradient, from clipping.
+        scale: f32,
+    },
+    /// Add the sums of a mate that leaves.
+    Take {
+        /// Of which step.
+        step: Step,
+        /// Whose.
+        from: Mate,
+        /// What they contain.
+        contributions: Vec<Contribution>,
+    },
+    /// Write the stage's files of a checkpoint.
+    Save {
+        /// The state after this many updates.
+        step: Step,
+    },
+    /// Empty the gradient sums of this step: their keys went to others.
+    Clear {
+        /// Which step.
+        step: Step,
+    },
+    /// Nobody needs you any longer.
+    Retire,
+}
+
+/// The conductor to a trainer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToTrainer {
+    /// Who computes what.
+    Roster {
+        /// The peers of every stage.
+        stages: Vec<Vec<Mate>>,
+        /// Peers that end what they have begun, and take nothing new.
+        closing: Vec<PeerName>,
+    },
+    /// Drive a microbatch.
+    Work {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// Forward only, for the loss.
+        validation: bool,
+    },
+    /// The step is complete: what is left of it is of no use.
+    Committed {
+        /// Which.
+        step: Step,
+    },
+    /// Nobody needs you any longer.
+    Retire,
+}

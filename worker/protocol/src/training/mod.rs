@@ -1,0 +1,28 @@
+//! The training protocol (SWARM Parallelism, Ryabinin et al. 2023), with exactly-once gradients.
+//!
+//! A *conductor* owns the ledger of the step: which peer of which stage adds which microbatch. *Peers* hold stages and compute;
+//! *trainers* drive microbatches through them. A contribution is keyed (step, microbatch, stage): the first peer that claims a key has
+//! it, until it is lost; then the key is free again and the microbatch comes back within the same step.
+//!
+//! * [`message`] what is said
+//! * [`ledger`] who adds what
+//! * [`conductor`] steps, averaging, membership, recovery of its own memory
+//! * [`peer`] the side that computes
+//! * [`trainer`] the side that drives, over [`wiring`]
+//!
+//! docs/training.md tells the whole story.
+
+pub mod conductor;
+pub mod ledger;
+pub mod message;
+pub mod peer;
+pub mod trainer;
+pub mod wiring;
+
+pub use conductor::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
+pub use message::{
+    Contribution, Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer,
+    TrainerReport,
+};
+pub use peer::{Call, CallKind, Job, PeerEffect, PeerNode, Refused, RequestId};
+pub use trainer::{CallId, CallOutcome, TrainerCore, TrainerEffect};

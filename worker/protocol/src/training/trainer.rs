@@ -1,0 +1,269 @@
+//! A trainer: drives microbatches forward through the stages and back, over whichever peers answer.
+//!
+//! It keeps the inputs of every stage until the microbatch is through, so that any peer of a stage can take any call again.
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::PeerName;
+
+use super::message::{Mate, Microbatch, StageId, Step, ToTrainer, TrainerReport};
+use super::peer::{Call, CallKind};
+use super::wiring::{BACKWARD_ROWS, Wiring};
+
+/// A call of this trainer.
+pub type CallId = u64;
+
+/// A peer whose call failed gets no other for this long.
+const BAN_MS: u64 = 1000;
+/// A pause before calling again after a refusal that time mends.
+const PAUSE_MS: u64 = 20;
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CallOutcome {
+    /// The shell has the answer. At the last stage there is a loss.
+    Answered {
+        /// Summed over tokens.
+        loss: Option<f64>,
+    },
+    /// The peer does not serve that stage now, or has too much to do.
+    Refused,
+    /// The step is over.
+    Stale,
+    /// The stream broke.
+    Broken,
+}
+
+/// What the shell must do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TrainerEffect {
+    /// Call a peer. Inputs: tokens at stage 0, else the outputs of the stage before; backward calls also take the input gradient of the
+    /// stage behind, or targets at the last. Then [`TrainerCore::ended`].
+    Call {
+        /// Which.
+        id: CallId,
+        /// Whom.
+        peer: Mate,
+        /// What.
+        call: Call,
+    },
+    /// Nobody waits for the answer.
+    Abandon {
+        /// Which.
+        id: CallId,
+    },
+    /// The tensors of a microbatch are of no use any more.
+    Forget {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+    },
+    /// Tell the conductor.
+    Tell(TrainerReport),
+    /// End.
+    Retire,
+}
+
+/// One trainer.
+pub struct TrainerCore {
+    seed: u64,
+    forward_ms_max: u64,
+    roster: Vec<Vec<Mate>>,
+    wiring: Vec<Wiring>,
+    flights: BTreeMap<(Step, Microbatch), Flight>,
+    calls: BTreeMap<CallId, Started>,
+    next_call: CallId,
+}
+
+struct Flight {
+    validation: bool,
+    stage: StageId,
+    backward: bool,
+    call: Option<CallId>,
+    /// Not before.
+    again_ms: u64,
+}
+
+struct Started {
+    flight: (Step, Microbatch),
+    call: Call,
+    peer: PeerName,
+    at_ms: u64,
+}
+
+impl Started {
+    fn rows(&self) -> f64 {
+        if self.call.kind == CallKind::Backward { BACKWARD_ROWS } else { 1.0 }
+    }
+}
+
+impl TrainerCore {
+    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that.
+    #[must_use]
+    pub fn new(seed: u64, forward_ms_max: u64) -> Self {
+        Self {
+            seed,
+            forward_ms_max,
+            roster: Vec::new(),
+            wiring: Vec::new(),
+            flights: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+        }
+    }
+
+    /// Microbatches on their way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// The stream to the conductor is new: it gives all work anew.
+    pub fn connected(&mut self, out: &mut Vec<TrainerEffect>) {
+        let all: Vec<_> = self.flights.keys().copied().collect();
+        for flight in all {
+            self.drop_flight(flight, out);
+        }
+    }
+
+    /// The conductor speaks.
+    pub fn hear(&mut self, message: ToTrainer, now_ms: u64, out: &mut Vec<TrainerEffect>) {
+        match message {
+            ToTrainer::Roster { stages, closing } => {
+                self.wiring.resize_with(stages.len(), Wiring::default);
+                for (wiring, mates) in self.wiring.iter_mut().zip(&stages) {
+                    wiring.set(mates.iter().map(|m| &m.name));
+                }
+                self.roster = stages;
+                // Calls to peers that are no longer there will not be answered.
+                let lost =
+                    |c: &Started| self.mate(c.call.stage, &c.peer).is_none() && !closing.contains(&c.peer);
+                let gone = self.calls.iter().filter(|(_, c)| lost(c));
+                let gone: Vec<CallId> = gone.map(|(&id, _)| id).collect();
+                for id in gone {
+                    out.push(TrainerEffect::Abandon { id });
+                    self.ended(id, CallOutcome::Broken, now_ms, out);
+                }
+            }
+            ToTrainer::Work { step, microbatch, validation } => {
+                let flight = Flight { validation, stage: 0, backward: false, call: None, again_ms: 0 };
+                self.flights.entry((step, microbatch)).or_insert(flight);
+            }
+            ToTrainer::Committed { step } => {
+                let old: Vec<_> = self.flights.range(..(step + 1, 0)).map(|(&flight, _)| flight).collect();
+                for flight in old {
+                    self.drop_flight(flight, out);
+                }
+            }
+            ToTrainer::Retire => out.push(TrainerEffect::Retire),
+        }
+        self.launch(now_ms, out);
+    }
+
+    fn drop_flight(&mut self, flight: (Step, Microbatch), out: &mut Vec<TrainerEffect>) {
+        if let Some(dropped) = self.flights.remove(&flight) {
+            if let Some(id) = dropped.call
+                && self.calls.remove(&id).is_some()
+            {
+                out.push(TrainerEffect::Abandon { id });
+            }
+            out.push(TrainerEffect::Forget { step: flight.0, microbatch: flight.1 });
+        }
+    }
+
+    /// Time passes: calls that take too long go to somebody else (the peer is slow, not banned), calls that had to wait are made.
+    pub fn tick(&mut self, now_ms: u64, out: &mut Vec<TrainerEffect>) {
+        let late = self.calls.iter().filter(|(_, c)| {
+            let limit = self.forward_ms_max as f64 * c.rows();
+            now_ms as f64 > c.at_ms as f64 + limit
+        });
+        let late: Vec<CallId> = late.map(|(&id, _)| id).collect();
+        for id in late {
+            out.push(TrainerEffect::Abandon { id });
+            self.ended(id, CallOutcome::Refused, now_ms, out);
+        }
+        self.launch(now_ms, out);
+    }
+
+    /// A call ended.
+    pub fn ended(&mut self, id: CallId, outcome: CallOutcome, now_ms: u64, out: &mut Vec<TrainerEffect>) {
+        let Some(started) = self.calls.remove(&id) else { return };
+        let key = started.flight;
+        let Some(flight) = self.flights.get_mut(&key).filter(|f| f.call == Some(id)) else { return };
+        flight.call = None;
+        match outcome {
+            CallOutcome::Answered { loss } => {
+                let stage = started.call.stage;
+                if let Some(wiring) = self.wiring.get_mut(stage as usize) {
+                    wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
+                }
+                let last = stage as usize + 1 >= self.roster.len();
+                match started.call.kind {
+                    CallKind::Forward => {
+                        flight.stage = stage + 1;
+                        flight.backward =
+                            flight.stage as usize + 1 >= self.roster.len() && !flight.validation;
+                    }
+                    CallKind::Backward if stage > 0 => {
+                        flight.stage = stage - 1;
+                        flight.backward = true;
+                    }
+                    CallKind::Backward | CallKind::Loss => {
+                        let loss = loss.filter(|_| last);
+                        let report = TrainerReport::Finished { step: key.0, microbatch: key.1, loss };
+                        self.flights.remove(&key);
+                        out.push(TrainerEffect::Tell(report));
+                        out.push(TrainerEffect::Forget { step: key.0, microbatch: key.1 });
+                    }
+                }
+            }
+            CallOutcome::Refused => flight.again_ms = now_ms + PAUSE_MS,
+            // The conductor says when the step is over; until then this may be a peer that is ahead of it.
+            CallOutcome::Stale => flight.again_ms = now_ms + PAUSE_MS,
+            CallOutcome::Broken => {
+                if let Some(wiring) = self.wiring.get_mut(started.call.stage as usize) {
+                    wiring.ban(&started.peer, now_ms + BAN_MS);
+                }
+            }
+        }
+        self.launch(now_ms, out);
+    }
+
+    /// Makes the next call of every microbatch that has none, oldest first.
+    fn launch(&mut self, now_ms: u64, out: &mut Vec<TrainerEffect>) {
+        let stages = self.roster.len();
+        for (&key, flight) in &mut self.flights {
+            if flight.call.is_some() || flight.again_ms > now_ms || stages == 0 {
+                continue;
+            }
+            let last = flight.stage as usize + 1 >= stages;
+            let kind = match (flight.backward, last, flight.validation) {
+                (true, ..) | (false, true, false) => CallKind::Backward,
+                (false, true, true) => CallKind::Loss,
+                (false, false, _) => CallKind::Forward,
+            };
+            let call = Call { stage: flight.stage, step: key.0, microbatch: key.1, kind };
+            let rows = if kind == CallKind::Backward { BACKWARD_ROWS } else { 1.0 };
+            let wiring = &mut self.wiring[flight.stage as usize];
+            let Some(name) = wiring.choose(rows, now_ms, self.seed) else { continue };
+            let mates = &self.roster[flight.stage as usize];
+            let Some(peer) = mates.iter().find(|m| m.name == name).cloned() else { continue };
+            let id = self.next_call;
+            self.next_call += 1;
+            flight.call = Some(id);
+            self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms });
+            out.push(TrainerEffect::Call { id, peer, call });
+        }
+    }
+
+    fn mate(&self, stage: StageId, name: &PeerName) -> Option<&Mate> {
+        self.roster.get(stage as usize)?.iter().find(|m| m.name == *name)
+    }
+
+    /// Measured microbatches per second of a peer, forward passes.
+    #[must_use]
+    pub fn rate(&self, stage: StageId, peer: &PeerName) -> Option<f64> {
+        self.wiring.get(stage as usize)?.rows_per_second(peer)
+    }
+}
