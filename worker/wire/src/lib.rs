@@ -6,12 +6,14 @@
 //! * [`links`] outgoing streams: dialled, kept alive, reported when they break
 //! * [`inbound`] incoming streams
 //! * [`control`] operator to stage and gateway
+//! * [`train`] conductor, peers and trainers of a training swarm
 
 pub mod control;
 pub mod convert;
 pub mod inbound;
 pub mod links;
 pub mod tls;
+pub mod train;
 
 /// Generated code.
 pub mod proto {

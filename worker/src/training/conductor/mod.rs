@@ -1,0 +1,291 @@
+//! The role that owns the ledger: streams, checkpoints and a page around [`Conductor`].
+//!
+//! * [`page`] what people and scrapers see
+//! * [`record`] the course of the run, as shown
+
+mod page;
+mod record;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::{
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Phase, Role, Step,
+    TrainerReport,
+};
+use dunlin_train::{Run, checkpoint};
+use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::{links, read_config};
+use crate::cli::ConductorArgs;
+use crate::health;
+use record::Record;
+
+/// How long peers may take to report after a start.
+const GATHER_MS: u64 = 2000;
+/// A peer that keeps a microbatch from others for so long is taken to be lost.
+const CLAIM_MS_MAX: u64 = 120_000;
+/// How often time passes.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Runs a conductor until SIGTERM.
+///
+/// # Errors
+/// When the configuration, certificates or checkpoints cannot be used, or an address cannot be bound.
+pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
+    let config = read_config(&args.config)?;
+    let links = links(&args.process)?;
+    let run = Arc::new(super::run_of(config)?);
+    let destination = run.config.checkpoint.as_ref().map(|c| c.destination.clone());
+    let newest = match &destination {
+        None => None,
+        Some(folder) => {
+            let folder = folder.clone();
+            tokio::task::spawn_blocking(move || checkpoint::latest(&folder)).await??.map(|m| m.step)
+        }
+    };
+    if let Some(step) = newest {
+        info!(step, "goes on from a checkpoint");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let config = ConductorConfig {
+        stages: run.config.stages,
+        microbatches: u32::try_from(run.config.microbatches())?,
+        steps: run.config.steps,
+        tied: run.model.tied,
+        clip: run.config.optimizer.clip,
+        saves: destination.is_some(),
+        checkpoint_every: run.config.checkpoint.as_ref().map_or(0, |c| c.every_steps),
+        validate_every: run.config.validation.as_ref().map_or(0, |v| v.every_steps),
+        validation_batches: run.config.validation.as_ref().map_or(0, |v| v.batches as u32),
+        gather_ms: GATHER_MS,
+        claim_ms_max: CLAIM_MS_MAX,
+        // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
+        incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
+    };
+    let record = Arc::new(Mutex::new(Record::new(&run)));
+    let listener = TcpListener::bind(args.process.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.process.listen))?;
+    info!(addr = %listener.local_addr()?, "conductor listens");
+    let (inbound_in, inbound) = mpsc::channel(4096);
+    let mut server = tonic::transport::Server::builder();
+    if let Some(tls) = &links.tls {
+        server = server.tls_config(tls.server())?;
+    }
+    let router = server.add_service(ConductorService::service(inbound_in));
+    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    let ready = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let metrics = Arc::clone(&record);
+    health::serve(args.process.health, ready, move || page::metrics(&lock(&metrics))).await?;
+    page::serve(args.http, Arc::clone(&record)).await?;
+    let (sealed_in, sealed) = mpsc::channel(16);
+    let shell = Shell {
+        core: Conductor::new(config, newest),
+        run,
+        destination,
+        streams: BTreeMap::new(),
+        names: BTreeMap::new(),
+        record,
+        sealed: sealed_in,
+        started: Instant::now(),
+        waits: Vec::new(),
+    };
+    shell.run(inbound, sealed).await
+}
+
+/// The record, whoever panicked while holding it.
+fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Stream {
+    sayer: Sayer,
+    /// Known once it has said hello.
+    who: Option<(PeerName, bool)>,
+}
+
+struct Shell {
+    core: Conductor,
+    run: Arc<Run>,
+    destination: Option<PathBuf>,
+    streams: BTreeMap<StreamId, Stream>,
+    /// The present stream of everybody.
+    names: BTreeMap<PeerName, StreamId>,
+    record: Arc<Mutex<Record>>,
+    sealed: mpsc::Sender<(Step, Result<checkpoint::Sealed, String>)>,
+    started: Instant,
+    /// Who asked for a suspension.
+    waits: Vec<oneshot::Sender<String>>,
+}
+
+impl Shell {
+    async fn run(
+        mut self,
+        mut inbound: mpsc::Receiver<ConductorInbound>,
+        mut sealed: mpsc::Receiver<(Step, Result<checkpoint::Sealed, String>)>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                Some(event) = inbound.recv() => self.arrived(event),
+                Some((step, outcome)) = sealed.recv() => {
+                    let error = match outcome {
+                        Ok(sealed) => {
+                            lock(&self.record).saved(step, &sealed);
+                            None
+                        }
+                        Err(why) => Some(why),
+                    };
+                    self.handle(ConductorEvent::Sealed { step, error });
+                }
+                _ = ticks.tick() => self.handle(ConductorEvent::Tick),
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn arrived(&mut self, event: ConductorInbound) {
+        match event {
+            ConductorInbound::Opened(id, sayer) => {
+                self.streams.insert(id, Stream { sayer, who: None });
+            }
+            ConductorInbound::Said(id, json) => {
+                if let Err(why) = self.said(id, &json) {
+                    warn!(why, "a stream that makes no sense is closed");
+                    self.close(id);
+                }
+            }
+            ConductorInbound::Closed(id) => self.close(id),
+            ConductorInbound::Observe(answer) => {
+                let _ = answer.send(lock(&self.record).observation());
+            }
+            ConductorInbound::Suspend(answer) => {
+                self.handle(ConductorEvent::Suspend);
+                self.waits.push(answer);
+                self.answer_waits();
+            }
+        }
+    }
+
+    fn answer_waits(&mut self) {
+        let json = lock(&self.record).observation();
+        for wait in self.waits.drain(..) {
+            // Who asked may have gone.
+            let _ = wait.send(json.clone());
+        }
+    }
+
+    fn close(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        if let Some((name, _)) = stream.who
+            && self.names.get(&name) == Some(&id)
+        {
+            self.names.remove(&name);
+            self.handle(ConductorEvent::Gone(name));
+        }
+    }
+
+    fn said(&mut self, id: StreamId, json: &str) -> Result<(), String> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let wrong = |e: serde_json::Error| e.to_string();
+        match stream.who.clone() {
+            None => {
+                let hello: Hello = serde_json::from_str(json).map_err(wrong)?;
+                let name = hello.me.name.clone();
+                stream.who = Some((name.clone(), matches!(hello.role, Role::Trainer)));
+                // What an older stream of the same process still says is of the past.
+                if let Some(old) = self.names.insert(name, id) {
+                    self.streams.remove(&old);
+                }
+                self.handle(ConductorEvent::Connected(hello));
+            }
+            Some((name, true)) => {
+                let report: TrainerReport = serde_json::from_str(json).map_err(wrong)?;
+                self.handle(ConductorEvent::Trainer(name, report));
+            }
+            Some((name, false)) => {
+                let report: PeerReport = serde_json::from_str(json).map_err(wrong)?;
+                self.handle(ConductorEvent::Peer(name, report));
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: ConductorEvent) {
+        let mut out = Vec::new();
+        let now = self.now();
+        self.core.handle(now, event, &mut out);
+        for effect in out {
+            self.perform(effect);
+        }
+        lock(&self.record).look(&self.core, &self.run);
+    }
+
+    fn perform(&mut self, effect: ConductorEffect) {
+        match effect {
+            ConductorEffect::ToPeer(name, message) => self.say(&name, &message),
+            ConductorEffect::ToTrainer(name, message) => self.say(&name, &message),
+            ConductorEffect::Drop(name) => {
+                if let Some(id) = self.names.remove(&name) {
+                    self.streams.remove(&id);
+                }
+            }
+            ConductorEffect::Note(text) => {
+                warn!("{text}");
+                lock(&self.record).note(text);
+            }
+            ConductorEffect::Committed(committed) => {
+                let tokens = self.run.config.tokens_per_step();
+                let per_validation = (self.run.config.microbatch * self.run.config.sequence_length) as u64
+                    * u64::from(self.run.validation_batches());
+                lock(&self.record).committed(&committed, tokens, per_validation, self.started.elapsed());
+            }
+            ConductorEffect::Seal { step, records } => {
+                let Some(destination) = self.destination.clone() else { return };
+                let (run, sealed) = (Arc::clone(&self.run), self.sealed.clone());
+                tokio::task::spawn_blocking(move || {
+                    let outcome =
+                        checkpoint::seal(&destination, step, &run, &records).map_err(|e| e.to_string());
+                    // The receiver is gone only when the process ends.
+                    let _ = sealed.blocking_send((step, outcome));
+                });
+            }
+        }
+    }
+
+    fn say(&mut self, name: &PeerName, message: &impl serde::Serialize) {
+        let Some(stream) = self.names.get(name).and_then(|id| self.streams.get(id)) else { return };
+        match serde_json::to_string(message) {
+            // A stream that takes nothing more is broken: dropping its sayer ends it.
+            Ok(json) => {
+                if stream.sayer.try_send(json).is_err()
+                    && let Some(id) = self.names.get(name)
+                {
+                    self.streams.remove(&id.clone());
+                }
+            }
+            Err(error) => warn!(%error, "a message cannot be written"),
+        }
+    }
+
+    #[allow(dead_code, reason = "shown by the page")]
+    fn finished(&self) -> bool {
+        *self.core.phase() == Phase::Finished
+    }
+}

@@ -1,0 +1,188 @@
+//! The course of a run, as people and the operator see it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use dunlin_protocol::training::conductor::{Committed, Totals};
+use dunlin_protocol::training::{Conductor, Phase, Step};
+use dunlin_train::{Run, checkpoint};
+use serde::Serialize;
+use serde_json::json;
+
+/// Steps that are kept for the page.
+const STEPS_KEPT: usize = 20_000;
+/// Notes that are kept.
+const NOTES_KEPT: usize = 200;
+/// Steps over which speed is averaged.
+const SPEED_STEPS: usize = 10;
+
+/// One step.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepRecord {
+    /// Updates applied before it.
+    pub step: Step,
+    /// Mean over the tokens, in nats.
+    pub loss: f64,
+    /// The same of the validation data, before the update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    /// Of the last few steps.
+    pub tokens_per_second: f64,
+    /// Contributions computed again.
+    pub redone: u32,
+    /// Norm of the gradient before clipping.
+    pub norm: f64,
+    /// Seconds since the start.
+    pub seconds: f64,
+    /// Peers of every stage.
+    pub peers: Vec<usize>,
+}
+
+/// Everything that is shown.
+pub struct Record {
+    steps: VecDeque<StepRecord>,
+    notes: VecDeque<String>,
+    layers: Vec<String>,
+    total: Step,
+    phase: Phase,
+    step: Step,
+    peers: Vec<usize>,
+    totals: Totals,
+    checkpoint: Option<(Step, String, String)>,
+    sequences_per_step: usize,
+    validation_loss: Option<f64>,
+}
+
+impl Record {
+    /// Nothing has happened yet.
+    pub fn new(run: &Run) -> Self {
+        let stages = 0..run.config.stages;
+        Self {
+            steps: VecDeque::new(),
+            notes: VecDeque::new(),
+            layers: stages.map(|s| { let l = run.layers(s); format!("{}-{}", l.start, l.end - 1) }).collect(),
+            total: run.config.steps,
+            phase: Phase::Gathering,
+            step: 0,
+            peers: vec![0; run.config.stages as usize],
+            totals: Totals::default(),
+            checkpoint: None,
+            sequences_per_step: run.config.global_batch,
+            validation_loss: None,
+        }
+    }
+
+    /// What the conductor knows now.
+    pub fn look(&mut self, core: &Conductor, _run: &Run) {
+        self.phase = core.phase().clone();
+        self.step = core.step();
+        self.peers = core.members().iter().map(Vec::len).collect();
+        self.totals = core.totals();
+        if let Some(loss) = core.final_validation() {
+            self.validation_loss = Some(loss);
+        }
+    }
+
+    /// A step is complete.
+    pub fn committed(&mut self, c: &Committed, tokens: u64, validation_tokens: u64, at: Duration) {
+        let seconds = at.as_secs_f64();
+        let before = self.steps.iter().rev().nth(SPEED_STEPS - 1).or_else(|| self.steps.front());
+        let speed = before.map_or(0.0, |b| {
+            let steps = c.step.saturating_sub(b.step) as f64;
+            steps * tokens as f64 / (seconds - b.seconds).max(1e-9)
+        });
+        let validation_loss = c.validation.map(|v| v / validation_tokens.max(1) as f64);
+        self.validation_loss = validation_loss.or(self.validation_loss);
+        // After going back to a checkpoint, what came behind it is of another life.
+        while self.steps.back().is_some_and(|s| s.step >= c.step) {
+            self.steps.pop_back();
+        }
+        self.steps.push_back(StepRecord {
+            step: c.step,
+            loss: c.loss / tokens as f64,
+            validation_loss,
+            tokens_per_second: speed,
+            redone: c.redone,
+            norm: c.norm,
+            seconds,
+            peers: self.peers.clone(),
+        });
+        if self.steps.len() > STEPS_KEPT {
+            self.steps.pop_front();
+        }
+    }
+
+    /// A checkpoint is complete.
+    pub fn saved(&mut self, step: Step, sealed: &checkpoint::Sealed) {
+        self.checkpoint = Some((step, sealed.path.display().to_string(), sealed.sha256.clone()));
+    }
+
+    /// For people.
+    pub fn note(&mut self, text: String) {
+        self.notes.push_back(text);
+        if self.notes.len() > NOTES_KEPT {
+            self.notes.pop_front();
+        }
+    }
+
+    /// Steps from `from` on, at most `max`.
+    pub fn steps(&self, from: Step, max: usize) -> Vec<StepRecord> {
+        let first = self.steps.partition_point(|s| s.step < from);
+        self.steps.iter().skip(first).take(max).cloned().collect()
+    }
+
+    /// The newest step.
+    pub fn last(&self) -> Option<&StepRecord> {
+        self.steps.back()
+    }
+
+    /// Counts of the whole run.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Peers of every stage.
+    pub fn peers(&self) -> &[usize] {
+        &self.peers
+    }
+
+    /// What the operator and people ask for, as JSON.
+    pub fn observation(&self) -> String {
+        let (phase, message) = match &self.phase {
+            Phase::Gathering => ("Starting", String::new()),
+            Phase::Running | Phase::Finishing => ("Training", String::new()),
+            Phase::Finished => ("Succeeded", String::new()),
+            Phase::Suspended => ("Suspended", String::new()),
+            Phase::Failed(why) => ("Failed", why.clone()),
+        };
+        let last = self.steps.back();
+        let sequences = last.map(|s| s.tokens_per_second).unwrap_or_default();
+        let stages: Vec<_> = (0..)
+            .zip(self.peers.iter().zip(&self.layers))
+            .map(|(stage, (peers, layers)): (u32, _)| {
+                json!({"stage": stage, "layers": layers, "peers": peers, "samplesPerSecond": self.samples_per_second()})
+            })
+            .collect();
+        json!({
+            "phase": phase, "message": message, "step": self.step, "steps": self.total,
+            "loss": last.map(|s| s.loss), "validationLoss": self.validation_loss,
+            "tokensPerSecond": sequences, "stages": stages,
+            "redone": self.totals.redone, "lost": self.totals.lost, "moves": self.totals.moves,
+            "lastCheckpoint": self.checkpoint.as_ref().map(|(step, path, sha256)| {
+                json!({"step": step, "path": path, "sha256": sha256})
+            }),
+            "notes": self.notes,
+        })
+        .to_string()
+    }
+
+    fn samples_per_second(&self) -> f64 {
+        let recent: Vec<&StepRecord> = self.steps.iter().rev().take(SPEED_STEPS + 1).collect();
+        match (recent.first(), recent.last()) {
+            (Some(new), Some(old)) if new.seconds > old.seconds => {
+                (new.step - old.step) as f64 * self.sequences_per_step as f64 / (new.seconds - old.seconds)
+            }
+            _ => 0.0,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The thread that owns a stage: it does what it is given, strictly in order.
+
+use std::sync::mpsc;
+
+use anyhow::Context;
+use dunlin_kernels::Pool;
+use dunlin_train::Stage;
+
+/// Work on the stage, if there is one yet.
+type Work = Box<dyn FnOnce(&mut Bench) + Send>;
+
+/// The stage and the threads that compute.
+pub struct Bench {
+    /// The stage.
+    pub stage: Option<Stage>,
+    /// The threads.
+    pub pool: Pool,
+}
+
+/// A handle of the thread; it ends with the last one.
+#[derive(Clone)]
+pub struct Engine(mpsc::Sender<Work>);
+
+impl Engine {
+    /// Starts the thread; `threads` compute.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start(threads: usize) -> anyhow::Result<Self> {
+        let (work_in, work) = mpsc::channel::<Work>();
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || {
+                let mut bench = Bench { stage: None, pool: Pool::new(threads) };
+                for job in work {
+                    job(&mut bench);
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(Self(work_in))
+    }
+
+    /// Adds work. How much can be waiting is bounded by who asks: calls by the node's queue, pulls by the mates.
+    pub fn run(&self, work: impl FnOnce(&mut Bench) + Send + 'static) {
+        // The thread ends only with the process.
+        let _ = self.0.send(Box::new(work));
+    }
+}

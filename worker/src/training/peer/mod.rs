@@ -1,0 +1,489 @@
+//! The role that computes a stage: sockets, tensors and one engine thread around [`PeerNode`].
+//!
+//! * [`engine`] the thread that owns the stage
+//! * [`average`] averages among the peers of a stage
+//! * [`fetch`] the state of a stage, from mates or a checkpoint
+//! * [`serve`] what mates pull
+
+mod average;
+mod engine;
+mod fetch;
+mod serve;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::{
+    Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, ShardId, StageId, Step,
+};
+use dunlin_train::data::TextTokenizer;
+use dunlin_train::{Run, Stage};
+use dunlin_wire::control::{ControlRequest, ControlService, Question};
+use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
+use dunlin_wire::{LinksConfig, proto};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::{advertised, links, read_config};
+use crate::cli::TrainPeerArgs;
+use crate::health;
+use average::{Averages, Formed, Which};
+use engine::{Bench, Engine};
+
+/// Longest time between notice and end.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// What happens to a peer.
+enum Event {
+    Computed(RequestId, Result<dunlin_train::stage::Computed, String>),
+    Applied(Step, Result<u64, String>),
+    Added(Take, Result<(), String>),
+    /// The state of a stage is here.
+    Fetched(u64, Result<Box<Stage>, String>),
+    /// The engine has it, or has followed an update.
+    Installed(u64, Result<Step, String>),
+    /// An update that was missed.
+    Update(u64, Result<Vec<f32>, String>),
+    Averaged(Which, Result<(Vec<f32>, Vec<f64>), String>),
+    Received(Take, Result<Vec<i64>, String>),
+    Saved(Step, Result<String, String>),
+}
+
+/// Runs a peer until it is retired or SIGTERM.
+///
+/// # Errors
+/// When the configuration or certificates cannot be used, an address cannot be bound, or an update fails.
+pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
+    let config = read_config(&args.config)?;
+    let links = links(&args.process)?;
+    let run = Arc::new(super::run_of(config)?);
+    let listener = TcpListener::bind(args.process.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.process.listen))?;
+    let me = Mate {
+        name: args.process.name.as_str().into(),
+        addr: advertised(&args.process, listener.local_addr()?),
+    };
+    info!(addr = me.addr, "peer {} listens", me.name);
+    let (stage_in, inbound) = mpsc::channel(256);
+    let (questions_in, questions) = mpsc::channel(64);
+    let mut server = tonic::transport::Server::builder()
+        .initial_stream_window_size(16 << 20)
+        .initial_connection_window_size(32 << 20);
+    if let Some(tls) = &links.tls {
+        server = server.tls_config(tls.server())?;
+    }
+    let router = server
+        .add_service(TrainStageService::service(stage_in))
+        .add_service(ControlService::service(questions_in));
+    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    let ready = Arc::new(AtomicBool::new(false));
+    health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
+    let (link_in, link) = mpsc::channel(256);
+    dial_conductor(links.clone(), args.conductor, link_in);
+    let (events_in, events) = mpsc::channel(1024);
+    let peer = Peer {
+        node: PeerNode::new(me.clone()),
+        me,
+        destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
+        run,
+        links,
+        engine: Engine::start(args.threads)?,
+        formed: Arc::default(),
+        averages: Averages::new(),
+        averaging: BTreeMap::new(),
+        fetching: None,
+        tickets: 0,
+        calls: BTreeMap::new(),
+        conductor: None,
+        events: events_in,
+        ready,
+        leaving: None,
+    };
+    peer.run(inbound, link, events, questions).await
+}
+
+/// A trainer's call that waits.
+struct Waiting {
+    request: proto::ComputeRequest,
+    reply: oneshot::Sender<proto::ComputeReply>,
+}
+
+/// State on its way.
+struct Fetching {
+    ticket: u64,
+    stage: StageId,
+    wanted: Step,
+    mates: Vec<Mate>,
+    task: Option<AbortHandle>,
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+struct Peer {
+    me: Mate,
+    node: PeerNode,
+    run: Arc<Run>,
+    links: LinksConfig,
+    engine: Engine,
+    formed: Arc<Formed>,
+    /// Averages of the present step.
+    averages: Averages,
+    averaging: BTreeMap<ShardId, AbortHandle>,
+    fetching: Option<Fetching>,
+    tickets: u64,
+    calls: BTreeMap<RequestId, Waiting>,
+    conductor: Option<Sayer>,
+    events: mpsc::Sender<Event>,
+    destination: Option<PathBuf>,
+    ready: Arc<AtomicBool>,
+    /// It must be gone by then.
+    leaving: Option<Instant>,
+}
+
+impl Peer {
+    async fn run(
+        mut self,
+        mut inbound: mpsc::Receiver<StageInbound>,
+        mut link: mpsc::Receiver<ConductorLinkEvent>,
+        mut events: mpsc::Receiver<Event>,
+        mut questions: mpsc::Receiver<ControlRequest>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut out = Vec::new();
+        loop {
+            let deadline = self.leaving.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let turn = async {
+                tokio::select! {
+                    biased;
+                    _ = terminate.recv() => self.leave(DRAIN, &mut out),
+                    Some(event) = events.recv() => self.happened(event, &mut out)?,
+                    Some(event) = link.recv() => self.heard(event, &mut out)?,
+                    Some(request) = questions.recv() => self.asked(request, &mut out),
+                    Some(event) = inbound.recv() => self.arrived(event, &mut out),
+                }
+                anyhow::Ok(())
+            };
+            match timeout_at(deadline, turn).await {
+                Err(_) if self.leaving.is_some() => {
+                    warn!("the time to hand over is up");
+                    return Ok(());
+                }
+                Err(_) => {}
+                Ok(done) => done?,
+            }
+            while !out.is_empty() {
+                for effect in std::mem::take(&mut out) {
+                    if !self.perform(effect, &mut out)? {
+                        info!("retired");
+                        return Ok(());
+                    }
+                }
+            }
+            self.ready.store(self.node.serving(), Ordering::Relaxed);
+        }
+    }
+
+    fn leave(&mut self, by: Duration, out: &mut Vec<PeerEffect>) {
+        if self.leaving.is_none() {
+            info!("notice: handing over");
+            self.leaving = Some(Instant::now() + by);
+            self.node.leave(out);
+        }
+    }
+
+    fn asked(&mut self, ControlRequest { question, reply }: ControlRequest, out: &mut Vec<PeerEffect>) {
+        if let Question::Drain(request) = question {
+            self.leave(Duration::from_millis(request.deadline_ms).min(DRAIN), out);
+        }
+        let state = match (self.leaving.is_some(), self.node.serving()) {
+            (true, _) => proto::State::Draining,
+            (_, true) => proto::State::Ready,
+            _ => proto::State::Loading,
+        };
+        let status = proto::Status { name: self.me.name.to_string(), state: state.into(), ..Default::default() };
+        let _ = reply.send(status);
+    }
+
+    fn heard(&mut self, event: ConductorLinkEvent, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
+        match event {
+            ConductorLinkEvent::Up(sayer) => {
+                let mut asked = Vec::new();
+                let hello = self.node.connected(&mut asked);
+                if sayer.try_send(serde_json::to_string(&hello)?).is_ok() {
+                    self.conductor = Some(sayer);
+                    out.append(&mut asked);
+                }
+            }
+            ConductorLinkEvent::Said(json) => {
+                let said = serde_json::from_str(&json).context("the conductor says something else")?;
+                self.node.hear(said, out);
+            }
+            ConductorLinkEvent::Down(why) => {
+                debug!(why, "no conductor");
+                self.conductor = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn arrived(&mut self, event: StageInbound, out: &mut Vec<PeerEffect>) {
+        match event {
+            StageInbound::Call(id, request, reply) => {
+                let call = Call {
+                    stage: request.stage,
+                    step: request.step,
+                    microbatch: request.microbatch,
+                    kind: match request.kind() {
+                        proto::ComputeKind::ComputeForward => CallKind::Forward,
+                        proto::ComputeKind::ComputeBackward => CallKind::Backward,
+                        proto::ComputeKind::ComputeLoss => CallKind::Loss,
+                    },
+                };
+                self.calls.insert(id, Waiting { request, reply });
+                self.node.call(id, call, out);
+            }
+            StageInbound::HungUp(id) => {
+                self.calls.remove(&id);
+                self.node.hang_up(id, out);
+            }
+            StageInbound::Pull(request, pieces) => {
+                let (stage, _) = self.node.position();
+                if stage == Some(request.stage) {
+                    serve::serve(&self.engine, &self.formed, request, pieces);
+                } else {
+                    serve::refuse(&pieces, "this peer does not serve that stage");
+                }
+            }
+        }
+    }
+
+    fn happened(&mut self, event: Event, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
+        match event {
+            Event::Computed(id, Ok(computed)) => {
+                let loss = computed.loss;
+                if let Some(waiting) = self.calls.remove(&id) {
+                    let reply =
+                        proto::ComputeReply { data: computed.data.into(), loss, ..Default::default() };
+                    // The conductor hears of it first: see `perform`.
+                    self.node.computed(id, Ok(loss), out);
+                    let _ = waiting.reply.send(reply);
+                } else {
+                    self.node.computed(id, Ok(loss), out);
+                }
+            }
+            Event::Computed(id, Err(what)) => self.node.computed(id, Err(what), out),
+            Event::Applied(step, Ok(hash)) => {
+                self.averages.clear();
+                self.node.applied(step + 1, hash, out);
+            }
+            Event::Applied(step, Err(why)) => bail!("the update of step {step} failed: {why}"),
+            Event::Added(take, Ok(())) => self.node.added(take, out),
+            Event::Added(take, Err(why)) => bail!("the sums of {} do not fit: {why}", take.from.name),
+            Event::Fetched(ticket, stage) => self.fetched(ticket, stage, out),
+            Event::Installed(ticket, step) => self.installed(ticket, step, out),
+            Event::Update(ticket, update) => self.follow(ticket, update, out),
+            Event::Averaged(which, Ok((average, squares))) => {
+                self.averages.insert(which.shard, (which.round, Arc::new(average)));
+                self.node.averaged(which.step, which.shard, which.round, squares, out);
+            }
+            Event::Averaged(which, Err(why)) => {
+                self.node.average_failed(which.step, which.shard, which.round, why, out);
+            }
+            Event::Received(take, Ok(sums)) => {
+                // The node says whether they are still wanted; then they are added by the job that follows.
+                let mut wanted = Vec::new();
+                self.node.received(take, true, &mut wanted);
+                for effect in wanted {
+                    match effect {
+                        PeerEffect::Run(Job::Add(take)) => self.add(take, sums.clone()),
+                        other => out.push(other),
+                    }
+                }
+            }
+            Event::Received(take, Err(why)) => {
+                warn!(from = %take.from.name, why, "sums could not be taken over");
+                self.node.received(take, false, out);
+            }
+            Event::Saved(step, Ok(record)) => {
+                out.push(PeerEffect::Tell(PeerReport::Saved { step, record }));
+            }
+            Event::Saved(step, Err(why)) => {
+                out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, why }));
+            }
+        }
+        Ok(())
+    }
+
+    /// False when the process is to end.
+    fn perform(&mut self, effect: PeerEffect, out: &mut Vec<PeerEffect>) -> anyhow::Result<bool> {
+        match effect {
+            PeerEffect::Tell(report) => {
+                if let Some(conductor) = &self.conductor
+                    && conductor.try_send(serde_json::to_string(&report)?).is_err()
+                {
+                    self.conductor = None;
+                }
+            }
+            PeerEffect::Run(job) => self.job(job),
+            PeerEffect::Refuse(id, why) => {
+                if let Some(waiting) = self.calls.remove(&id) {
+                    let (refusal, message) = match why {
+                        Refused::NotServing => (proto::ComputeRefusal::ComputeNotServing, String::new()),
+                        Refused::Stale => (proto::ComputeRefusal::ComputeStale, String::new()),
+                        Refused::Busy => (proto::ComputeRefusal::ComputeBusy, String::new()),
+                        Refused::Failed(what) => (proto::ComputeRefusal::ComputeFailed, what),
+                    };
+                    let reply =
+                        proto::ComputeReply { refusal: refusal.into(), message, ..Default::default() };
+                    let _ = waiting.reply.send(reply);
+                }
+            }
+            PeerEffect::Load { stage, step, checkpoint } => self.load(stage, step, checkpoint),
+            PeerEffect::Fetch { stage, step, from, mates } => self.fetch(stage, step, from, mates, out),
+            PeerEffect::Average { step, shard, round, group } => {
+                self.average(Which { step, shard, round }, group);
+            }
+            PeerEffect::Take(take) => self.take(take),
+            PeerEffect::Save { step } => self.save(step),
+            PeerEffect::Retire => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Work of the engine that ends with an event. Without a stage there is none to do.
+    fn with_stage(
+        &self,
+        work: impl FnOnce(&mut Stage, &dunlin_kernels::Pool) -> Event + Send + 'static,
+    ) {
+        let events = self.events.clone();
+        self.engine.run(move |Bench { stage, pool }| {
+            if let Some(stage) = stage {
+                // The receiver is gone only when the process ends.
+                let _ = events.blocking_send(work(stage, pool));
+            }
+        });
+    }
+
+    fn job(&mut self, job: Job) {
+        match job {
+            Job::Compute { request, call, accumulate } => {
+                let Some(waiting) = self.calls.get_mut(&request) else {
+                    // Its caller has gone, in the moment in which it was chosen.
+                    let events = self.events.clone();
+                    tokio::spawn(async move {
+                        events.send(Event::Computed(request, Err("nobody waits".to_owned()))).await
+                    });
+                    return;
+                };
+                let input = std::mem::take(&mut waiting.request.input);
+                let output = std::mem::take(&mut waiting.request.output);
+                self.with_stage(move |stage, pool| {
+                    let computed = match call.kind {
+                        CallKind::Forward => stage.forward(pool, &input),
+                        CallKind::Loss => stage.loss(pool, &input, &output),
+                        CallKind::Backward => stage.backward(pool, &input, &output, accumulate),
+                    };
+                    Event::Computed(request, computed.map_err(|e| e.to_string()))
+                });
+            }
+            Job::Clear => self.engine.run(|bench| {
+                if let Some(stage) = &mut bench.stage {
+                    stage.clear();
+                }
+            }),
+            Job::Apply { step, scale } => {
+                let averages = self.averages.iter().map(|(&shard, (_, a))| (shard, Arc::clone(a))).collect();
+                self.with_stage(move |stage, pool| {
+                    Event::Applied(step, stage.apply(pool, scale, &averages).map_err(|e| e.to_string()))
+                });
+            }
+            // Done where the sums arrive.
+            Job::Add(_) => {}
+        }
+    }
+
+    fn add(&self, take: Take, sums: Vec<i64>) {
+        self.with_stage(move |stage, _| {
+            let added = stage.add_sums(&sums).map_err(|e| e.to_string());
+            Event::Added(take, added)
+        });
+    }
+
+    fn average(&mut self, which: Which, group: Vec<Mate>) {
+        if let Some(old) = self.averaging.remove(&which.shard) {
+            old.abort();
+        }
+        let (Some(stage), _) = self.node.position() else { return };
+        let (links, engine, formed) = (self.links.clone(), self.engine.clone(), Arc::clone(&self.formed));
+        let (me, events) = (self.me.clone(), self.events.clone());
+        let task = tokio::spawn(async move {
+            let result = average::form(&links, &engine, &formed, which, stage, &group, &me).await;
+            match result {
+                Ok(average) => engine.run(move |bench| {
+                    let Some(stage) = &bench.stage else { return };
+                    let squares = stage.squares(&bench.pool, which.shard, &average);
+                    let _ = events.blocking_send(Event::Averaged(which, Ok((average, squares))));
+                }),
+                Err(why) => drop(events.send(Event::Averaged(which, Err(why))).await),
+            }
+        });
+        self.averaging.insert(which.shard, task.abort_handle());
+    }
+
+    fn take(&mut self, take: Take) {
+        let (Some(stage), _) = self.node.position() else { return };
+        let (links, events) = (self.links.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let sums = fetch::sums(&links, stage, take.step, &take.from).await;
+            let _ = events.send(Event::Received(take, sums)).await;
+        });
+    }
+
+    fn save(&self, step: Step) {
+        let events = self.events.clone();
+        let (run, Some(destination)) = (Arc::clone(&self.run), self.destination.clone()) else {
+            tokio::spawn(async move {
+                let why = "the run has no `checkpoint.destination`".to_owned();
+                events.send(Event::Saved(step, Err(why))).await
+            });
+            return;
+        };
+        self.engine.run(move |bench| {
+            let Some(stage) = &bench.stage else { return };
+            // A copy, so that training goes on while it is written.
+            let snapshot = fetch::Snapshot::of(stage);
+            std::thread::spawn(move || {
+                let record = snapshot.write(&run, &destination).map_err(|e| format!("{e:#}"));
+                let _ = events.blocking_send(Event::Saved(step, record));
+            });
+        });
+    }
+}
+
+/// Names of the peers of a group, for messages.
+#[allow(dead_code, reason = "used by logs")]
+fn names(group: &[Mate]) -> Vec<&PeerName> {
+    group.iter().map(|m| &m.name).collect()
+}
+
+/// The tokenizer of a run decides how many tokens its model has.
+pub fn vocabulary(config: &dunlin_train::TrainingConfig) -> anyhow::Result<usize> {
+    Ok(TextTokenizer::open(&config.data.tokenizer)?.vocab())
+}

@@ -1,0 +1,307 @@
+//! The role that drives microbatches: no weights, the data, and the tensors of what is on its way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::{
+    Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
+    TrainerEffect,
+};
+use dunlin_train::{Batch, Dataset};
+use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor, dial_stage};
+use dunlin_wire::{LinksConfig, proto};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use super::{links, read_config};
+use crate::cli::TrainerArgs;
+use crate::health;
+
+/// A forward pass that takes longer goes to another peer.
+const FORWARD_MS_MAX: u64 = 30_000;
+/// How often late calls are looked for.
+const TICK: Duration = Duration::from_millis(20);
+
+type StageClient = proto::train_stage_client::TrainStageClient<tonic::transport::Channel>;
+
+/// Runs a trainer until it is retired or SIGTERM.
+///
+/// # Errors
+/// When the configuration, data or certificates cannot be used.
+pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
+    let config = read_config(&args.config)?;
+    let links = links(&args.process)?;
+    let ready = Arc::new(AtomicBool::new(false));
+    health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
+    let data = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || Dataset::open(&config)).await?.context("cannot use the data")?
+    };
+    info!(tokens = data.training_tokens(), sequences = data.sequences(), "the data is read");
+    let (link_in, link_events) = mpsc::channel(256);
+    dial_conductor(links.clone(), args.conductor, link_in);
+    let (done_in, done) = mpsc::channel(1024);
+    let seed = args.process.name.bytes().fold(config.seed, |seed, b| seed.wrapping_mul(31) + u64::from(b));
+    let trainer = Trainer {
+        name: args.process.name.as_str().into(),
+        core: TrainerCore::new(seed, FORWARD_MS_MAX),
+        microbatches: u32::try_from(config.microbatches())?,
+        stages: config.stages,
+        data,
+        links,
+        clients: BTreeMap::new(),
+        tensors: BTreeMap::new(),
+        calls: BTreeMap::new(),
+        conductor: None,
+        done: done_in,
+        started: Instant::now(),
+        ready,
+    };
+    trainer.run(link_events, done).await
+}
+
+/// What a microbatch needs on its way.
+struct Tensors {
+    tokens: Bytes,
+    targets: Bytes,
+    /// Inputs of every stage it has reached.
+    inputs: Vec<Bytes>,
+    /// Gradient of the outputs of the stage that is next on the way back.
+    gradient: Bytes,
+}
+
+struct Done {
+    id: CallId,
+    flight: (Step, Microbatch),
+    call: Call,
+    peer: PeerName,
+    result: Result<proto::ComputeReply, String>,
+    client: Option<StageClient>,
+}
+
+struct Trainer {
+    name: PeerName,
+    core: TrainerCore,
+    microbatches: u32,
+    stages: u32,
+    data: Dataset,
+    links: LinksConfig,
+    clients: BTreeMap<PeerName, StageClient>,
+    tensors: BTreeMap<(Step, Microbatch), Tensors>,
+    calls: BTreeMap<CallId, AbortHandle>,
+    conductor: Option<Sayer>,
+    done: mpsc::Sender<Done>,
+    started: Instant,
+    ready: Arc<AtomicBool>,
+}
+
+impl Trainer {
+    async fn run(
+        mut self,
+        mut link: mpsc::Receiver<ConductorLinkEvent>,
+        mut done: mpsc::Receiver<Done>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let mut out = Vec::new();
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                Some(event) = link.recv() => self.heard(event, &mut out)?,
+                Some(done) = done.recv() => self.ended(done, &mut out)?,
+                _ = ticks.tick() => { let now = self.now(); self.core.tick(now, &mut out); }
+            }
+            for effect in out {
+                if !self.perform(effect)? {
+                    info!("retired");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn heard(&mut self, event: ConductorLinkEvent, out: &mut Vec<TrainerEffect>) -> anyhow::Result<()> {
+        match event {
+            ConductorLinkEvent::Up(sayer) => {
+                let me = Mate { name: self.name.clone(), addr: String::new() };
+                let hello = serde_json::to_string(&Hello { me, role: Role::Trainer })?;
+                self.core.connected(out);
+                if sayer.try_send(hello).is_ok() {
+                    self.conductor = Some(sayer);
+                    self.ready.store(true, Ordering::Relaxed);
+                }
+            }
+            ConductorLinkEvent::Said(json) => {
+                let said: ToTrainer = serde_json::from_str(&json).context("the conductor says something else")?;
+                if let ToTrainer::Roster { stages, .. } = &said {
+                    let known = |name: &PeerName| stages.iter().flatten().any(|m| m.name == *name);
+                    self.clients.retain(|name, _| known(name));
+                }
+                let now = self.now();
+                self.core.hear(said, now, out);
+            }
+            ConductorLinkEvent::Down(why) => {
+                debug!(why, "no conductor");
+                self.conductor = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, done: Done, out: &mut Vec<TrainerEffect>) -> anyhow::Result<()> {
+        if self.calls.remove(&done.id).is_none() {
+            return Ok(());
+        }
+        if let Some(client) = done.client {
+            self.clients.insert(done.peer.clone(), client);
+        }
+        let outcome = match done.result {
+            Err(why) => {
+                debug!(peer = %done.peer, why, "a call broke");
+                self.clients.remove(&done.peer);
+                CallOutcome::Broken
+            }
+            Ok(reply) => match reply.refusal() {
+                proto::ComputeRefusal::ComputeDone => {
+                    self.keep(done.flight, &done.call, reply.data);
+                    CallOutcome::Answered { loss: reply.loss }
+                }
+                proto::ComputeRefusal::ComputeStale => CallOutcome::Stale,
+                proto::ComputeRefusal::ComputeFailed => {
+                    warn!(peer = %done.peer, "{}", reply.message);
+                    CallOutcome::Refused
+                }
+                _ => CallOutcome::Refused,
+            },
+        };
+        let now = self.now();
+        self.core.ended(done.id, outcome, now, out);
+        Ok(())
+    }
+
+    /// Puts an answer where the next call finds it.
+    fn keep(&mut self, flight: (Step, Microbatch), call: &Call, data: Bytes) {
+        let Some(tensors) = self.tensors.get_mut(&flight) else { return };
+        match call.kind {
+            CallKind::Forward => {
+                tensors.inputs.truncate(call.stage as usize + 1);
+                tensors.inputs.push(data);
+            }
+            CallKind::Backward => tensors.gradient = data,
+            CallKind::Loss => {}
+        }
+    }
+
+    fn perform(&mut self, effect: TrainerEffect) -> anyhow::Result<bool> {
+        match effect {
+            TrainerEffect::Call { id, peer, call } => self.call(id, peer, call)?,
+            TrainerEffect::Abandon { id } => {
+                if let Some(call) = self.calls.remove(&id) {
+                    call.abort();
+                }
+            }
+            TrainerEffect::Forget { step, microbatch } => drop(self.tensors.remove(&(step, microbatch))),
+            TrainerEffect::Tell(report) => {
+                if let Some(conductor) = &self.conductor
+                    && conductor.try_send(serde_json::to_string(&report)?).is_err()
+                {
+                    // A stream that takes nothing is broken; the hello on the next one makes up for it.
+                    self.conductor = None;
+                }
+            }
+            TrainerEffect::Retire => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn batch(&self, step: Step, microbatch: Microbatch) -> anyhow::Result<Batch> {
+        Ok(match microbatch.checked_sub(self.microbatches) {
+            None => self.data.batch(step, microbatch as usize)?,
+            Some(index) => self.data.validation(index as usize)?,
+        })
+    }
+
+    fn call(&mut self, id: CallId, peer: Mate, call: Call) -> anyhow::Result<()> {
+        let flight = (call.step, call.microbatch);
+        if !self.tensors.contains_key(&flight) {
+            let batch = self.batch(call.step, call.microbatch)?;
+            let tokens = words(&batch.tokens);
+            let tensors = Tensors {
+                inputs: vec![tokens.clone()],
+                tokens,
+                targets: words(&batch.targets),
+                gradient: Bytes::new(),
+            };
+            self.tensors.insert(flight, tensors);
+        }
+        let Some(tensors) = self.tensors.get(&flight) else { return Ok(()) };
+        let last = call.stage + 1 == self.stages;
+        let output = match call.kind {
+            CallKind::Forward => Bytes::new(),
+            CallKind::Loss => tensors.targets.clone(),
+            CallKind::Backward if last => tensors.targets.clone(),
+            CallKind::Backward => tensors.gradient.clone(),
+        };
+        let input = tensors.inputs.get(call.stage as usize).unwrap_or(&tensors.tokens).clone();
+        let request = proto::ComputeRequest {
+            stage: call.stage,
+            step: call.step,
+            microbatch: call.microbatch,
+            kind: match call.kind {
+                CallKind::Forward => proto::ComputeKind::ComputeForward,
+                CallKind::Backward => proto::ComputeKind::ComputeBackward,
+                CallKind::Loss => proto::ComputeKind::ComputeLoss,
+            }
+            .into(),
+            input,
+            output,
+        };
+        let client = self.clients.get(&peer.name).cloned();
+        let (links, done) = (self.links.clone(), self.done.clone());
+        let task = tokio::spawn(async move {
+            let (result, client) = compute(&links, &peer, client, request).await;
+            let ended = Done { id, flight, call, peer: peer.name, result, client };
+            // The receiver is gone only when the process ends.
+            let _ = done.send(ended).await;
+        });
+        self.calls.insert(id, task.abort_handle());
+        Ok(())
+    }
+}
+
+async fn compute(
+    links: &LinksConfig,
+    peer: &Mate,
+    client: Option<StageClient>,
+    request: proto::ComputeRequest,
+) -> (Result<proto::ComputeReply, String>, Option<StageClient>) {
+    let (mut client, new) = match client {
+        Some(client) => (client, None),
+        None => match dial_stage(links, peer.name.as_str(), &peer.addr).await {
+            Ok(client) => (client.clone(), Some(client)),
+            Err(why) => return (Err(why), None),
+        },
+    };
+    match client.compute(request).await {
+        Ok(reply) => (Ok(reply.into_inner()), new),
+        Err(status) => (Err(status.message().to_owned()), None),
+    }
+}
+
+/// Tokens as they travel.
+fn words(tokens: &[u32]) -> Bytes {
+    tokens.iter().flat_map(|t| t.to_le_bytes()).collect()
+}

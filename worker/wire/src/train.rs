@@ -1,0 +1,342 @@
+//! Training: streams to the conductor, calls to peers, values pulled from mates.
+//!
+//! A stream to the conductor is alive as long as something comes every [`SILENCE`]; both ends say nothing, if they have nothing to say,
+//! several times in that time.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::links::{LinksConfig, connect};
+use crate::proto;
+use crate::proto::train_client::TrainClient;
+use crate::proto::train_server::{Train, TrainServer};
+use crate::proto::train_stage_client::TrainStageClient;
+use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
+
+/// Largest message of a call: the rows of a microbatch.
+pub const CALL_BYTES_MAX: usize = 1 << 30;
+/// Bytes of a piece.
+pub const PIECE_BYTES: usize = 1 << 20;
+/// Pause between signs of life.
+const PING: Duration = Duration::from_millis(250);
+/// Nothing heard for so long: the other side is lost.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// Messages that may wait on one stream; a side that reads nothing for so long is lost.
+const QUEUE_MAX: usize = 4096;
+/// First and longest pause before dialling again.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
+
+/// A stream's outgoing side.
+pub type Sayer = mpsc::Sender<String>;
+
+/// What happens on the stream to the conductor.
+#[derive(Debug)]
+pub enum ConductorLinkEvent {
+    /// It is open: say hello.
+    Up(Sayer),
+    /// The conductor says something.
+    Said(String),
+    /// It broke; it is being dialled again.
+    Down(String),
+}
+
+/// Keeps a stream to the conductor at `addr` (`host:port`) until `events` is dropped.
+pub fn dial_conductor(config: LinksConfig, addr: String, events: mpsc::Sender<ConductorLinkEvent>) {
+    tokio::spawn(async move {
+        let mut pause = REDIAL.0;
+        loop {
+            let began = Instant::now();
+            let why = converse(&config, &addr, &events).await;
+            if events.send(ConductorLinkEvent::Down(why)).await.is_err() {
+                return;
+            }
+            if began.elapsed() > REDIAL.1 {
+                pause = REDIAL.0;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(REDIAL.1);
+        }
+    });
+}
+
+/// One stream from its beginning to its end; why it ended.
+async fn converse(config: &LinksConfig, addr: &str, events: &mpsc::Sender<ConductorLinkEvent>) -> String {
+    let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
+    let channel = match timeout(config.connect, connect(config, host, addr)).await {
+        Err(_) => return "connecting took too long".to_owned(),
+        Ok(Err(error)) => return crate::links::chain(&error),
+        Ok(Ok(channel)) => channel,
+    };
+    let (outgoing, stream) = mpsc::channel(64);
+    let mut client = TrainClient::new(channel).max_decoding_message_size(crate::MESSAGE_BYTES_MAX);
+    let mut incoming = match timeout(config.connect, client.join(ReceiverStream::new(stream))).await {
+        Err(_) => return "opening the stream took too long".to_owned(),
+        Ok(Err(status)) => return crate::links::chain(&status),
+        Ok(Ok(response)) => response.into_inner(),
+    };
+    let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
+    if events.send(ConductorLinkEvent::Up(sayer)).await.is_err() {
+        return "stopped".to_owned();
+    }
+    let mut pings = interval(PING);
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            said = incoming.message() => match said {
+                Err(status) => return crate::links::chain(&status),
+                Ok(None) => return "the conductor closed the stream".to_owned(),
+                Ok(Some(said)) => {
+                    heard = Instant::now();
+                    if !said.json.is_empty()
+                        && events.send(ConductorLinkEvent::Said(said.json)).await.is_err() {
+                        return "stopped".to_owned();
+                    }
+                }
+            },
+            json = queue.recv() => {
+                let Some(json) = json else { return "hung up".to_owned() };
+                match timeout(SILENCE, outgoing.send(proto::Said { json })).await {
+                    Ok(Ok(())) => {}
+                    _ => return "the conductor does not read".to_owned(),
+                }
+            },
+            _ = pings.tick() => {
+                if heard.elapsed() > SILENCE {
+                    return format!("silent for {} ms", heard.elapsed().as_millis());
+                }
+                let _ = outgoing.try_send(proto::Said::default());
+            },
+        }
+    }
+}
+
+/// Identifies an incoming stream.
+pub type StreamId = u64;
+
+/// What reaches a conductor.
+#[derive(Debug)]
+pub enum ConductorInbound {
+    /// A stream is open.
+    Opened(StreamId, Sayer),
+    /// Somebody says something.
+    Said(StreamId, String),
+    /// A stream ended.
+    Closed(StreamId),
+    /// How is it going?
+    Observe(oneshot::Sender<String>),
+    /// Save and stop.
+    Suspend(oneshot::Sender<String>),
+}
+
+/// The conductor's gRPC service; everything goes to one channel.
+#[derive(Clone)]
+pub struct ConductorService {
+    events: mpsc::Sender<ConductorInbound>,
+    next: Arc<AtomicU64>,
+}
+
+impl ConductorService {
+    /// The service, reporting to `events`.
+    #[must_use]
+    pub fn service(events: mpsc::Sender<ConductorInbound>) -> TrainServer<Self> {
+        let service = Self { events, next: Arc::default() };
+        TrainServer::new(service).max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
+    }
+
+    async fn ask(
+        &self,
+        question: impl FnOnce(oneshot::Sender<String>) -> ConductorInbound,
+    ) -> Result<Response<proto::Observation>, Status> {
+        let (answer, wait) = oneshot::channel();
+        let ends = |_| Status::unavailable("the conductor ends");
+        self.events.send(question(answer)).await.map_err(|_| Status::unavailable("the conductor ends"))?;
+        Ok(Response::new(proto::Observation { json: wait.await.map_err(ends)? }))
+    }
+}
+
+type SaidStream = Pin<Box<dyn Stream<Item = Result<proto::Said, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Train for ConductorService {
+    type JoinStream = SaidStream;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<proto::Said>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut incoming = request.into_inner();
+        let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
+        let (outgoing, stream) = mpsc::channel(64);
+        let events = self.events.clone();
+        if events.send(ConductorInbound::Opened(id, sayer)).await.is_err() {
+            return Err(Status::unavailable("the conductor ends"));
+        }
+        tokio::spawn(async move {
+            let mut pings = interval(PING);
+            let mut heard = Instant::now();
+            loop {
+                tokio::select! {
+                    biased;
+                    said = incoming.message() => match said {
+                        Ok(Some(said)) => {
+                            heard = Instant::now();
+                            if !said.json.is_empty()
+                                && events.send(ConductorInbound::Said(id, said.json)).await.is_err() {
+                                break;
+                            }
+                        }
+                        _ => break,
+                    },
+                    json = queue.recv() => {
+                        let Some(json) = json else { break };
+                        match timeout(SILENCE, outgoing.send(Ok(proto::Said { json }))).await {
+                            Ok(Ok(())) => {}
+                            _ => break,
+                        }
+                    },
+                    _ = pings.tick() => {
+                        if heard.elapsed() > SILENCE {
+                            break;
+                        }
+                        let _ = outgoing.try_send(Ok(proto::Said::default()));
+                    },
+                }
+            }
+            let _ = events.send(ConductorInbound::Closed(id)).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn observe(
+        &self,
+        _: Request<proto::ObserveRequest>,
+    ) -> Result<Response<proto::Observation>, Status> {
+        self.ask(ConductorInbound::Observe).await
+    }
+
+    async fn suspend(
+        &self,
+        _: Request<proto::SuspendRequest>,
+    ) -> Result<Response<proto::Observation>, Status> {
+        self.ask(ConductorInbound::Suspend).await
+    }
+}
+
+/// What reaches a peer of a training swarm, beside the conductor.
+#[derive(Debug)]
+pub enum StageInbound {
+    /// A trainer calls.
+    Call(u64, proto::ComputeRequest, oneshot::Sender<proto::ComputeReply>),
+    /// It no longer waits.
+    HungUp(u64),
+    /// A mate wants values.
+    Pull(proto::PullRequest, PieceSender),
+}
+
+/// Where the pieces of an answer go.
+pub type PieceSender = mpsc::Sender<Result<proto::Piece, Status>>;
+
+/// A peer's gRPC service; everything goes to one channel.
+#[derive(Clone)]
+pub struct TrainStageService {
+    events: mpsc::Sender<StageInbound>,
+    next: Arc<AtomicU64>,
+}
+
+impl TrainStageService {
+    /// The service, reporting to `events`.
+    #[must_use]
+    pub fn service(events: mpsc::Sender<StageInbound>) -> TrainStageServer<Self> {
+        TrainStageServer::new(Self { events, next: Arc::default() })
+            .max_decoding_message_size(CALL_BYTES_MAX)
+            .max_encoding_message_size(CALL_BYTES_MAX)
+    }
+}
+
+/// Says that the caller is gone when the call's future is dropped.
+struct HangUp(u64, Option<mpsc::Sender<StageInbound>>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if let Some(events) = self.1.take() {
+            let id = self.0;
+            tokio::spawn(async move { events.send(StageInbound::HungUp(id)).await });
+        }
+    }
+}
+
+type PieceStream = Pin<Box<dyn Stream<Item = Result<proto::Piece, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl TrainStage for TrainStageService {
+    type PullStream = PieceStream;
+
+    async fn compute(
+        &self,
+        request: Request<proto::ComputeRequest>,
+    ) -> Result<Response<proto::ComputeReply>, Status> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (reply, wait) = oneshot::channel();
+        let ends = || Status::unavailable("the peer ends");
+        let call = StageInbound::Call(id, request.into_inner(), reply);
+        self.events.send(call).await.map_err(|_| ends())?;
+        let mut guard = HangUp(id, Some(self.events.clone()));
+        let answer = wait.await.map_err(|_| ends());
+        guard.1 = None;
+        Ok(Response::new(answer?))
+    }
+
+    async fn pull(&self, request: Request<proto::PullRequest>) -> Result<Response<PieceStream>, Status> {
+        let (pieces, stream) = mpsc::channel(4);
+        let pull = StageInbound::Pull(request.into_inner(), pieces);
+        self.events.send(pull).await.map_err(|_| Status::unavailable("the peer ends"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// A client of a peer at `addr` (`host:port`) whose certificate says `name`.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn dial_stage(
+    config: &LinksConfig,
+    name: &str,
+    addr: &str,
+) -> Result<TrainStageClient<tonic::transport::Channel>, String> {
+    match timeout(config.connect, connect(config, name, addr)).await {
+        Err(_) => Err(format!("connecting to {name} took too long")),
+        Ok(Err(error)) => Err(crate::links::chain(&error)),
+        Ok(Ok(channel)) => Ok(TrainStageClient::new(channel)
+            .max_decoding_message_size(CALL_BYTES_MAX)
+            .max_encoding_message_size(CALL_BYTES_MAX)),
+    }
+}
+
+/// Pulls values, piece by piece. Nothing for `patience` is a failure.
+///
+/// # Errors
+/// What the peer said, or that it does not answer.
+pub async fn pull(
+    client: &mut TrainStageClient<tonic::transport::Channel>,
+    request: proto::PullRequest,
+    patience: Duration,
+    mut take: impl FnMut(proto::Piece) -> Result<(), String>,
+) -> Result<(), String> {
+    let late = || "the mate does not answer".to_owned();
+    let response = timeout(patience, client.pull(request)).await.map_err(|_| late())?;
+    let mut stream = response.map_err(|status| crate::links::chain(&status))?.into_inner();
+    while let Some(piece) = timeout(patience, stream.next()).await.map_err(|_| late())? {
+        take(piece.map_err(|status| crate::links::chain(&status))?)?;
+    }
+    Ok(())
+}
