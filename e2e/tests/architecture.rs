@@ -39,6 +39,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),
     ("dunlin-kernels", &["tokio", "tonic", "kube"], "kernels are plain functions"),
     ("dunlin-model", &["tokio", "tonic", "kube"], "models are plain functions"),
+    ("dunlin-train", &["tokio", "tonic", "kube"], "training's arithmetic and files are plain functions"),
 ];
 
 /// Normal (not dev, not build) dependencies of each package, by name.

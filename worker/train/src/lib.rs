@@ -1,0 +1,21 @@
+//! Training, as plain functions over flat vectors and files: no network peers, no clock, no runtime.
+//!
+//! * [`config`] what a run is, checked before anything runs
+//! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
+//! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
+//! * [`schedule`], [`clip`] learning rate of a step, scale of a gradient
+//!
+//! Everything that changes a weight gives the same bits on every machine and with any number of threads.
+
+pub mod clip;
+pub mod config;
+pub mod data;
+pub mod optimizer;
+pub mod schedule;
+
+pub use config::{ConfigError, TrainingConfig};
+pub use data::{Batch, DataError, Dataset};
+pub use optimizer::{Optimizer, OptimizerState, TensorRange};
+
+#[cfg(test)]
+mod testing;

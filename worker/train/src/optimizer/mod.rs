@@ -1,0 +1,274 @@
+//! Optimizers over a stage's flat parameters.
+//!
+//! * [`formula`] the updates, element by element
+//! * [`parts`] a vector cut in chunks that threads share
+//!
+//! Every operation is one that IEEE 754 defines to the last bit, elements do not depend on each other, and norms (LAMB) are sums over a
+//! tensor in fixed chunks: the bits do not depend on the machine, on the number of threads, nor on where stages are cut.
+
+mod formula;
+mod parts;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dunlin_kernels::Pool;
+use thiserror::Error;
+
+use crate::clip::squares;
+use crate::config::{OptimizerConfig, OptimizerKind};
+use formula::{AdamStep, sgd};
+pub(crate) use parts::{CHUNK, chunks, in_parts, split_mut};
+
+/// Above this norm LAMB treats a tensor as if it had it.
+const LAMB_NORM_MAX: f64 = 1e4;
+
+/// A tensor of the flat parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorRange {
+    /// Where it is.
+    pub range: Range<usize>,
+    /// Weight decay pulls it (matrices, not norms and biases).
+    pub decay: bool,
+}
+
+/// What an optimizer remembers; f32 vectors of the layout of the parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// Updates so far.
+    pub step: u64,
+    /// AdamW, Lamb: mean of gradients, mean of squares. Sgd: momentum, if any.
+    pub slots: Vec<Vec<f32>>,
+}
+
+/// Why an update cannot be made.
+#[derive(Debug, Error)]
+pub enum OptimizerError {
+    /// The tensors are not parts of the vector, in order.
+    #[error("tensor {0} of the optimizer overlaps the one before or ends beyond {1} parameters")]
+    Layout(usize, usize),
+    /// Vectors of different lengths.
+    #[error("{what} has {found} values, the optimizer has {expected} parameters")]
+    Length {
+        /// Which vector.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length it should have.
+        expected: usize,
+    },
+    /// A state of another kind of optimizer.
+    #[error(
+        "a state of {found} vectors is not one of {kind:?}, which has {expected}; was the checkpoint written with another optimizer?"
+    )]
+    Slots {
+        /// The kind.
+        kind: OptimizerKind,
+        /// Vectors there are.
+        found: usize,
+        /// Vectors there should be.
+        expected: usize,
+    },
+    /// The update made a parameter that is not a number.
+    #[error(
+        "the update of step {0} made parameters that are not finite: use a lower learning rate, or an earlier checkpoint"
+    )]
+    NonFinite(u64),
+}
+
+/// An optimizer with its state.
+pub struct Optimizer {
+    config: OptimizerConfig,
+    tensors: Vec<TensorRange>,
+    length: usize,
+    state: OptimizerState,
+}
+
+/// A chunk of a tensor with what belongs to it.
+struct Work<'a> {
+    tensor: usize,
+    parameters: &'a mut [f32],
+    gradient: &'a [f32],
+    slots: Vec<&'a mut [f32]>,
+    /// Sums of squares of parameters and of the update (Lamb).
+    squares: [f64; 2],
+}
+
+impl Optimizer {
+    /// Vectors of a state: 2, 1 or none.
+    #[must_use]
+    pub fn slots(config: &OptimizerConfig) -> usize {
+        match config.kind {
+            OptimizerKind::AdamW | OptimizerKind::Lamb => 2,
+            OptimizerKind::Sgd => usize::from(config.momentum > 0.0),
+        }
+    }
+
+    /// An optimizer of `length` parameters that has updated nothing yet. Parameters outside of `tensors` stay as they are.
+    ///
+    /// # Errors
+    /// When `tensors` are not ordered, disjoint and inside of `length`.
+    pub fn new(
+        config: &OptimizerConfig,
+        tensors: Vec<TensorRange>,
+        length: usize,
+    ) -> Result<Self, OptimizerError> {
+        let slots = vec![vec![0.0; length]; Self::slots(config)];
+        Self::with_state(config, tensors, length, OptimizerState { step: 0, slots })
+    }
+
+    /// As [`Optimizer::new`], going on from `state`.
+    ///
+    /// # Errors
+    /// Also when the state is not of this optimizer or length.
+    pub fn with_state(
+        config: &OptimizerConfig,
+        tensors: Vec<TensorRange>,
+        length: usize,
+        state: OptimizerState,
+    ) -> Result<Self, OptimizerError> {
+        let mut end = 0;
+        for (index, TensorRange { range, .. }) in tensors.iter().enumerate() {
+            if range.start < end || range.end < range.start || range.end > length {
+                return Err(OptimizerError::Layout(index, length));
+            }
+            end = range.end;
+        }
+        let (found, expected) = (state.slots.len(), Self::slots(config));
+        if found != expected {
+            return Err(OptimizerError::Slots { kind: config.kind, found, expected });
+        }
+        if let Some(slot) = state.slots.iter().find(|slot| slot.len() != length) {
+            return Err(OptimizerError::Length {
+                what: "a vector of the state",
+                found: slot.len(),
+                expected: length,
+            });
+        }
+        Ok(Self { config: config.clone(), tensors, length, state })
+    }
+
+    /// What it remembers.
+    #[must_use]
+    pub fn state(&self) -> &OptimizerState {
+        &self.state
+    }
+
+    /// Takes the state out, to change tensors or stage.
+    #[must_use]
+    pub fn into_state(self) -> OptimizerState {
+        self.state
+    }
+
+    /// Updates `parameters` by `scale * gradient` (see [`crate::clip`]) at `learning_rate` (see [`crate::schedule`]).
+    ///
+    /// # Errors
+    /// When a vector has another length (nothing is changed then), or a parameter is no longer finite (the state is of no use then).
+    pub fn step(
+        &mut self,
+        pool: &Pool,
+        learning_rate: f64,
+        scale: f32,
+        parameters: &mut [f32],
+        gradient: &[f32],
+    ) -> Result<(), OptimizerError> {
+        for (what, found) in
+            [("the vector of parameters", parameters.len()), ("the gradient", gradient.len())]
+        {
+            if found != self.length {
+                return Err(OptimizerError::Length { what, found, expected: self.length });
+            }
+        }
+        self.state.step += 1;
+        let step = self.state.step;
+        let work = works(&self.tensors, parameters, gradient, &mut self.state.slots);
+        let sound = AtomicBool::new(true);
+        let check = |values: &[f32]| {
+            if !all_finite(values) {
+                sound.store(false, Ordering::Relaxed);
+            }
+        };
+        let (config, tensors) = (&self.config, &self.tensors);
+        let decay = |tensor: usize| if tensors[tensor].decay { config.weight_decay } else { 0.0 };
+        match config.kind {
+            OptimizerKind::AdamW => {
+                let adam = AdamStep::new(config, step);
+                in_parts(pool, work, |w| {
+                    if let [mean, square] = w.slots.as_mut_slice() {
+                        adam.adamw(
+                            learning_rate,
+                            decay(w.tensor),
+                            scale,
+                            w.parameters,
+                            w.gradient,
+                            mean,
+                            square,
+                        );
+                    }
+                    check(w.parameters);
+                });
+            }
+            OptimizerKind::Lamb => {
+                let adam = AdamStep::new(config, step);
+                let work = in_parts(pool, work, |w| {
+                    if let [mean, square] = w.slots.as_mut_slice() {
+                        let decay = decay(w.tensor);
+                        let update = adam.lamb_moments(decay, scale, w.parameters, w.gradient, mean, square);
+                        w.squares = [squares(w.parameters), update];
+                    }
+                });
+                let mut sums = vec![[0.0f64; 2]; tensors.len()];
+                for w in &work {
+                    sums[w.tensor][0] += w.squares[0];
+                    sums[w.tensor][1] += w.squares[1];
+                }
+                in_parts(pool, work, |w| {
+                    let [weight, update] = sums[w.tensor].map(f64::sqrt);
+                    let trust =
+                        if weight > 0.0 && update > 0.0 { weight.min(LAMB_NORM_MAX) / update } else { 1.0 };
+                    if let [mean, square] = w.slots.as_slice() {
+                        adam.lamb_apply(learning_rate * trust, decay(w.tensor), w.parameters, mean, square);
+                    }
+                    check(w.parameters);
+                });
+            }
+            OptimizerKind::Sgd => {
+                in_parts(pool, work, |w| {
+                    let momentum = w.slots.first_mut().map(|slot| (config.momentum as f32, &mut **slot));
+                    sgd(learning_rate, decay(w.tensor), scale, w.parameters, w.gradient, momentum);
+                    check(w.parameters);
+                });
+            }
+        }
+        if sound.into_inner() { Ok(()) } else { Err(OptimizerError::NonFinite(step)) }
+    }
+}
+
+fn works<'a>(
+    tensors: &[TensorRange],
+    parameters: &'a mut [f32],
+    gradient: &'a [f32],
+    slots: &'a mut [Vec<f32>],
+) -> Vec<Work<'a>> {
+    let chunks = chunks(tensors);
+    let ranges: Vec<Range<usize>> = chunks.iter().map(|(_, range)| range.clone()).collect();
+    let mut slots: Vec<_> = slots.iter_mut().map(|slot| split_mut(slot, &ranges).into_iter()).collect();
+    split_mut(parameters, &ranges)
+        .into_iter()
+        .zip(chunks)
+        .map(|(parameters, (tensor, range))| Work {
+            tensor,
+            parameters,
+            gradient: &gradient[range],
+            slots: slots.iter_mut().filter_map(Iterator::next).collect(),
+            squares: [0.0; 2],
+        })
+        .collect()
+}
+
+/// Without a branch per value, so that it is quick.
+fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(0, |most, v| most.max(v.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
+}
