@@ -29,6 +29,14 @@ pub enum Role {
     Local(LocalArgs),
     /// Write a random Llama (config.json, safetensors, tokenizer.json).
     RandomModel(RandomModelArgs),
+    /// Own the ledger of a training swarm.
+    Conductor(ConductorArgs),
+    /// Compute a stage of a training swarm.
+    TrainPeer(TrainPeerArgs),
+    /// Drive microbatches through a training swarm.
+    Trainer(TrainerArgs),
+    /// A whole training swarm as processes on this machine.
+    LocalTrain(LocalTrainArgs),
 }
 
 /// Logging.
@@ -146,6 +154,71 @@ pub struct LocalArgs {
     /// Memory of each stage, in bytes.
     #[arg(long, default_value_t = 2 << 30)]
     pub memory: u64,
+}
+
+/// Options of a conductor.
+#[derive(Args, Clone)]
+pub struct ConductorArgs {
+    /// Process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The configuration of the run, YAML or JSON.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// The page, /status, /steps.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub http: SocketAddr,
+}
+
+/// Options of a peer that trains.
+#[derive(Args, Clone)]
+pub struct TrainPeerArgs {
+    /// Process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The configuration of the run, YAML or JSON.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// The conductor, `host:port`.
+    #[arg(long)]
+    pub conductor: String,
+    /// Threads that compute.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Memory it may use, in bytes; it does not start when its stage could not fit.
+    #[arg(long, default_value_t = 0)]
+    pub memory: u64,
+}
+
+/// Options of a trainer.
+#[derive(Args, Clone)]
+pub struct TrainerArgs {
+    /// Process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The configuration of the run, YAML or JSON.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// The conductor, `host:port`.
+    #[arg(long)]
+    pub conductor: String,
+}
+
+/// Options of a local training swarm.
+#[derive(Args, Clone)]
+pub struct LocalTrainArgs {
+    /// The configuration of the run, YAML or JSON.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Peers, at least as many as stages.
+    #[arg(long, default_value_t = 4)]
+    pub peers: usize,
+    /// Trainers.
+    #[arg(long, default_value_t = 1)]
+    pub trainers: usize,
+    /// Threads of each peer that compute.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
 }
 
 /// Shape of a random model.

@@ -3,6 +3,7 @@
 //! * [`stage`] executes layers
 //! * [`gateway`] speaks OpenAI's HTTP API and owns sessions
 //! * [`local`] a whole swarm as processes on this machine
+//! * [`training`] conductor, peers and trainers of a training swarm
 //! * `random-model` writes a random Llama for tests and benchmarks
 #![allow(clippy::print_stdout, reason = "`local` prints its one line of JSON")]
 
@@ -13,6 +14,7 @@ mod local;
 mod model;
 mod stage;
 mod telemetry;
+mod training;
 
 use clap::Parser;
 
@@ -25,6 +27,10 @@ fn main() -> anyhow::Result<()> {
         cli::Role::Stage(role) => run(&args.log, "stage", stage::run(role)),
         cli::Role::Gateway(role) => run(&args.log, "gateway", gateway::run(role)),
         cli::Role::Local(role) => run(&args.log, "local", local::run(role)),
+        cli::Role::Conductor(role) => run(&args.log, "conductor", training::conductor::run(role)),
+        cli::Role::TrainPeer(role) => run(&args.log, "train-peer", training::peer::run(role)),
+        cli::Role::Trainer(role) => run(&args.log, "trainer", training::trainer::run(role)),
+        cli::Role::LocalTrain(role) => run(&args.log, "local-train", training::local::run(role)),
     }
 }
 

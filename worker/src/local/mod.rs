@@ -4,7 +4,7 @@
 //! replaces those that are lost.
 
 mod layout;
-mod process;
+pub mod process;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -28,7 +28,7 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn stage(args: &LocalArgs, name: &str, addr: SocketAddr, health: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = command("stage", name, addr, health, args)?;
+        let mut command = served("stage", name, addr, health, args)?;
         command.args(["--threads", &args.threads.to_string(), "--memory", &args.memory.to_string()]);
         Self::start(name, addr, command)
     }
@@ -38,12 +38,16 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn gateway(args: &LocalArgs, http: SocketAddr, addr: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = command("gateway", "gateway", addr, "127.0.0.1:0".parse()?, args)?;
+        let mut command = served("gateway", "gateway", addr, "127.0.0.1:0".parse()?, args)?;
         command.args(["--http", &http.to_string()]);
         Self::start("gateway", addr, command)
     }
 
-    fn start(name: &str, addr: SocketAddr, mut command: Command) -> anyhow::Result<Self> {
+    /// Starts a process that listens on `addr`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(name: &str, addr: SocketAddr, mut command: Command) -> anyhow::Result<Self> {
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.to_owned(), addr, child })
     }
@@ -69,6 +73,12 @@ impl Process {
         }
     }
 
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        // It has ended by itself when this fails.
+        let _ = self.child.start_kill();
+    }
+
     /// Waits for its end, and makes it end after a while.
     pub async fn reap(&mut self) {
         if timeout(GRACE, self.child.wait()).await.is_err() {
@@ -78,29 +88,27 @@ impl Process {
     }
 }
 
-fn command(
+fn served(
     role: &str,
     name: &str,
     addr: SocketAddr,
     health: SocketAddr,
     args: &LocalArgs,
 ) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = child(role, name)?;
     command
-        .args([
-            role,
-            "--name",
-            name,
-            "--listen",
-            &addr.to_string(),
-            "--health",
-            &health.to_string(),
-            "--model",
-        ])
-        .arg(&args.model)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .kill_on_drop(true);
+        .args(["--listen", &addr.to_string(), "--health", &health.to_string(), "--model"])
+        .arg(&args.model);
+    Ok(command)
+}
+
+/// This program in another role; it dies with its supervisor, however that dies.
+///
+/// # Errors
+/// When this program's file cannot be found.
+pub fn child(role: &str, name: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([role, "--name", name]).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     let supervisor = std::process::id();
     // SAFETY: prctl, getppid and raise are async-signal-safe; nothing is allocated between fork and exec.
     #[allow(unsafe_code, reason = "a child must die with its supervisor, however that dies")]

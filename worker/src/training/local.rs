@@ -173,9 +173,11 @@ impl Swarm {
         let stage_of = |name: &str| status.members.iter().position(|m| m.iter().any(|n| n == name));
         let mut all = vec![json!({"role": "conductor", "pid": self.conductor.pid()})];
         all.extend(self.trainers.iter().map(|p| json!({"role": "trainer", "name": p.name, "pid": p.pid()})));
-        all.extend(self.peers.iter().map(
-            |p| json!({"role": "peer", "name": p.name, "stage": stage_of(&p.name), "pid": p.pid()}),
-        ));
+        all.extend(
+            self.peers
+                .iter()
+                .map(|p| json!({"role": "peer", "name": p.name, "stage": stage_of(&p.name), "pid": p.pid()})),
+        );
         json!({"url": format!("http://{}", self.http), "processes": all})
     }
 
@@ -219,7 +221,7 @@ impl Swarm {
     async fn stop(mut self) {
         info!("ends");
         let mut all: Vec<Process> = self.peers.drain(..).chain(self.trainers.drain(..)).collect();
-        for process in &all {
+        for process in &mut all {
             process.kill();
         }
         for process in &mut all {

@@ -10,10 +10,16 @@ pub mod local;
 pub mod peer;
 pub mod trainer;
 
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
-use dunlin_train::TrainingConfig;
+use dunlin_kernels::Pool;
+use dunlin_model::ModelFile;
+use dunlin_train::config::ModelSource;
+use dunlin_train::data::TextTokenizer;
+use dunlin_train::{Run, Stage, TrainingConfig};
 use dunlin_wire::{LinksConfig, proto};
 
 use crate::cli::ProcessArgs;
@@ -37,7 +43,45 @@ pub fn links(process: &ProcessArgs) -> anyhow::Result<LinksConfig> {
     Ok(LinksConfig::new(hello, tls(process)?))
 }
 
-/// The address others reach this process at: `advertise`, or where it listens.
-pub fn advertised(process: &ProcessArgs, listening: std::net::SocketAddr) -> String {
-    process.advertise.clone().unwrap_or_else(|| listening.to_string())
+/// The run of a configuration: with the model that it names, for the tokens of its tokenizer.
+///
+/// # Errors
+/// When the tokenizer or the model cannot be read, or they do not fit.
+pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
+    let model = match &config.model {
+        ModelSource::Config(shape) => {
+            shape.model_config(TextTokenizer::open(&config.data.tokenizer)?.vocab())?
+        }
+        ModelSource::Checkpoint(folder) => ModelFile::open(Path::new(folder))?.config().clone(),
+    };
+    Ok(Run::new(config, model)?)
+}
+
+/// A stage with its first values: random ones, or those of the model that training starts from.
+///
+/// # Errors
+/// When that model cannot be read.
+pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
+    let ModelSource::Checkpoint(folder) = &run.config.model else {
+        return Ok(Stage::initial(run, stage, pool)?);
+    };
+    let layout = run.layout(stage);
+    let mut parameters = vec![0.0; layout.len()];
+    dunlin_model::training::load(&layout, &ModelFile::open(Path::new(folder))?, &mut parameters)?;
+    let slots = vec![vec![0.0; layout.len()]; run.optimizer_slots()];
+    Ok(Stage::from_state(run, stage, 0, parameters, slots, pool)?)
+}
+
+/// The address others reach this process at: where it listens, on the interface that leads to the conductor.
+///
+/// # Errors
+/// When there is no way to the conductor.
+pub fn advertised(listening: SocketAddr, conductor: &str) -> anyhow::Result<String> {
+    if !listening.ip().is_unspecified() {
+        return Ok(listening.to_string());
+    }
+    // Nothing is sent: connecting a datagram socket chooses the interface.
+    let socket = UdpSocket::bind((listening.ip(), 0))?;
+    socket.connect(conductor).with_context(|| format!("cannot find the conductor {conductor}"))?;
+    Ok(SocketAddr::new(socket.local_addr()?.ip(), listening.port()).to_string())
 }

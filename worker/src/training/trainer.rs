@@ -145,7 +145,8 @@ impl Trainer {
                 }
             }
             ConductorLinkEvent::Said(json) => {
-                let said: ToTrainer = serde_json::from_str(&json).context("the conductor says something else")?;
+                let said: ToTrainer =
+                    serde_json::from_str(&json).context("the conductor says something else")?;
                 if let ToTrainer::Roster { stages, .. } = &said {
                     let known = |name: &PeerName| stages.iter().flatten().any(|m| m.name == *name);
                     self.clients.retain(|name, _| known(name));

@@ -14,8 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Phase, Role, Step,
-    TrainerReport,
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, TrainerReport,
 };
 use dunlin_train::{Run, checkpoint};
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
@@ -234,7 +233,7 @@ impl Shell {
         for effect in out {
             self.perform(effect);
         }
-        lock(&self.record).look(&self.core, &self.run);
+        lock(&self.record).look(&self.core);
     }
 
     fn perform(&mut self, effect: ConductorEffect) {
@@ -252,9 +251,7 @@ impl Shell {
             }
             ConductorEffect::Committed(committed) => {
                 let tokens = self.run.config.tokens_per_step();
-                let per_validation = (self.run.config.microbatch * self.run.config.sequence_length) as u64
-                    * u64::from(self.run.validation_batches());
-                lock(&self.record).committed(&committed, tokens, per_validation, self.started.elapsed());
+                lock(&self.record).committed(&committed, tokens, self.started.elapsed());
             }
             ConductorEffect::Seal { step, records } => {
                 let Some(destination) = self.destination.clone() else { return };
@@ -282,10 +279,5 @@ impl Shell {
             }
             Err(error) => warn!(%error, "a message cannot be written"),
         }
-    }
-
-    #[allow(dead_code, reason = "shown by the page")]
-    fn finished(&self) -> bool {
-        *self.core.phase() == Phase::Finished
     }
 }

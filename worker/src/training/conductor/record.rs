@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use dunlin_planner::PeerName;
 use dunlin_protocol::training::conductor::{Committed, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
 use dunlin_train::{Run, checkpoint};
@@ -47,10 +48,12 @@ pub struct Record {
     phase: Phase,
     step: Step,
     peers: Vec<usize>,
+    members: Vec<Vec<PeerName>>,
     totals: Totals,
     checkpoint: Option<(Step, String, String)>,
     sequences_per_step: usize,
     validation_loss: Option<f64>,
+    validation_tokens: u64,
 }
 
 impl Record {
@@ -60,38 +63,46 @@ impl Record {
         Self {
             steps: VecDeque::new(),
             notes: VecDeque::new(),
-            layers: stages.map(|s| { let l = run.layers(s); format!("{}-{}", l.start, l.end - 1) }).collect(),
+            layers: stages
+                .map(|s| {
+                    let l = run.layers(s);
+                    format!("{}-{}", l.start, l.end - 1)
+                })
+                .collect(),
             total: run.config.steps,
             phase: Phase::Gathering,
             step: 0,
             peers: vec![0; run.config.stages as usize],
+            members: Vec::new(),
             totals: Totals::default(),
             checkpoint: None,
             sequences_per_step: run.config.global_batch,
             validation_loss: None,
+            validation_tokens: run.validation_tokens().max(1),
         }
     }
 
     /// What the conductor knows now.
-    pub fn look(&mut self, core: &Conductor, _run: &Run) {
+    pub fn look(&mut self, core: &Conductor) {
         self.phase = core.phase().clone();
         self.step = core.step();
-        self.peers = core.members().iter().map(Vec::len).collect();
+        self.members = core.members();
+        self.peers = self.members.iter().map(Vec::len).collect();
         self.totals = core.totals();
-        if let Some(loss) = core.final_validation() {
-            self.validation_loss = Some(loss);
+        if let Some(sum) = core.final_validation() {
+            self.validation_loss = Some(sum / self.validation_tokens as f64);
         }
     }
 
     /// A step is complete.
-    pub fn committed(&mut self, c: &Committed, tokens: u64, validation_tokens: u64, at: Duration) {
+    pub fn committed(&mut self, c: &Committed, tokens: u64, at: Duration) {
         let seconds = at.as_secs_f64();
         let before = self.steps.iter().rev().nth(SPEED_STEPS - 1).or_else(|| self.steps.front());
         let speed = before.map_or(0.0, |b| {
             let steps = c.step.saturating_sub(b.step) as f64;
             steps * tokens as f64 / (seconds - b.seconds).max(1e-9)
         });
-        let validation_loss = c.validation.map(|v| v / validation_tokens.max(1) as f64);
+        let validation_loss = c.validation.map(|v| v / self.validation_tokens as f64);
         self.validation_loss = validation_loss.or(self.validation_loss);
         // After going back to a checkpoint, what came behind it is of another life.
         while self.steps.back().is_some_and(|s| s.step >= c.step) {
@@ -171,7 +182,7 @@ impl Record {
             "lastCheckpoint": self.checkpoint.as_ref().map(|(step, path, sha256)| {
                 json!({"step": step, "path": path, "sha256": sha256})
             }),
-            "notes": self.notes,
+            "members": self.members, "notes": self.notes,
         })
         .to_string()
     }

@@ -41,7 +41,9 @@ impl Formed {
     /// Offers a part; what is older than the step before is dropped.
     fn put(&self, which: Which, from: usize, part: Bytes) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.retain(|other, _| other.step + 1 >= which.step && (other.shard != which.shard || other.round >= which.round));
+        parts.retain(|other, _| {
+            other.step + 1 >= which.step && (other.shard != which.shard || other.round >= which.round)
+        });
         parts.insert(which, (from, part));
         drop(parts);
         self.changed.notify_waiters();
@@ -141,7 +143,8 @@ pub async fn form(
         let (mut client, request, name) = (client.clone(), of(&range), mate.name.clone());
         async move {
             let mut part: Vec<f32> = Vec::with_capacity(range.len());
-            let request = proto::PullRequest { stage, what: Some(proto::pull_request::What::Average(request)) };
+            let request =
+                proto::PullRequest { stage, what: Some(proto::pull_request::What::Average(request)) };
             let take = |piece: proto::Piece| {
                 part.extend(piece.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
                 if part.len() > range.len() { Err("more values than asked for".to_owned()) } else { Ok(()) }
@@ -162,7 +165,9 @@ pub async fn form(
 }
 
 /// All at once; the first error ends it.
-async fn all<T>(futures: impl Iterator<Item = impl Future<Output = Result<T, String>>>) -> Result<Vec<T>, String> {
+async fn all<T>(
+    futures: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
+) -> Result<Vec<T>, String> {
     futures::future::try_join_all(futures).await
 }
 

@@ -90,7 +90,12 @@ impl Peer {
     }
 
     /// A state is here: the engine takes it.
-    pub(super) fn fetched(&mut self, ticket: u64, stage: Result<Box<Stage>, String>, out: &mut Vec<PeerEffect>) {
+    pub(super) fn fetched(
+        &mut self,
+        ticket: u64,
+        stage: Result<Box<Stage>, String>,
+        out: &mut Vec<PeerEffect>,
+    ) {
         if self.current(ticket).is_none() {
             return;
         }
@@ -130,7 +135,12 @@ impl Peer {
     }
 
     /// An update that was missed is here: the engine follows it. When nobody has it any more, the whole state is needed.
-    pub(super) fn follow(&mut self, ticket: u64, update: Result<Vec<f32>, String>, out: &mut Vec<PeerEffect>) {
+    pub(super) fn follow(
+        &mut self,
+        ticket: u64,
+        update: Result<Vec<f32>, String>,
+        out: &mut Vec<PeerEffect>,
+    ) {
         let Some(fetching) = self.current(ticket) else { return };
         let (stage, wanted, mates) = (fetching.stage, fetching.wanted, fetching.mates.clone());
         match update {
@@ -168,7 +178,12 @@ impl Snapshot {
     /// As it is now.
     pub fn of(stage: &Stage) -> Self {
         let (parameters, slots) = stage.state();
-        Self { stage: stage.index(), step: stage.step(), parameters: parameters.to_vec(), slots: slots.to_vec() }
+        Self {
+            stage: stage.index(),
+            step: stage.step(),
+            parameters: parameters.to_vec(),
+            slots: slots.to_vec(),
+        }
     }
 
     /// Writes the stage's files; the record for the manifest.

@@ -17,12 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, ShardId, StageId, Step,
 };
-use dunlin_train::data::TextTokenizer;
+use dunlin_train::stage::Computed;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
@@ -34,7 +33,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::{advertised, links, read_config};
+use super::{advertised, first, links, read_config};
 use crate::cli::TrainPeerArgs;
 use crate::health;
 use average::{Averages, Formed, Which};
@@ -45,7 +44,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 /// What happens to a peer.
 enum Event {
-    Computed(RequestId, Result<dunlin_train::stage::Computed, String>),
+    Computed(RequestId, Result<Computed, String>),
     Applied(Step, Result<u64, String>),
     Added(Take, Result<(), String>),
     /// The state of a stage is here.
@@ -72,7 +71,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
     let me = Mate {
         name: args.process.name.as_str().into(),
-        addr: advertised(&args.process, listener.local_addr()?),
+        addr: advertised(listener.local_addr()?, &args.conductor)?,
     };
     info!(addr = me.addr, "peer {} listens", me.name);
     let (stage_in, inbound) = mpsc::channel(256);
@@ -217,7 +216,8 @@ impl Peer {
             (_, true) => proto::State::Ready,
             _ => proto::State::Loading,
         };
-        let status = proto::Status { name: self.me.name.to_string(), state: state.into(), ..Default::default() };
+        let status =
+            proto::Status { name: self.me.name.to_string(), state: state.into(), ..Default::default() };
         let _ = reply.send(status);
     }
 
@@ -341,7 +341,7 @@ impl Peer {
                     self.conductor = None;
                 }
             }
-            PeerEffect::Run(job) => self.job(job),
+            PeerEffect::Run(job) => self.job(job)?,
             PeerEffect::Refuse(id, why) => {
                 if let Some(waiting) = self.calls.remove(&id) {
                     let (refusal, message) = match why {
@@ -368,10 +368,7 @@ impl Peer {
     }
 
     /// Work of the engine that ends with an event. Without a stage there is none to do.
-    fn with_stage(
-        &self,
-        work: impl FnOnce(&mut Stage, &dunlin_kernels::Pool) -> Event + Send + 'static,
-    ) {
+    fn with_stage(&self, work: impl FnOnce(&mut Stage, &dunlin_kernels::Pool) -> Event + Send + 'static) {
         let events = self.events.clone();
         self.engine.run(move |Bench { stage, pool }| {
             if let Some(stage) = stage {
@@ -381,17 +378,12 @@ impl Peer {
         });
     }
 
-    fn job(&mut self, job: Job) {
+    fn job(&mut self, job: Job) -> anyhow::Result<()> {
         match job {
             Job::Compute { request, call, accumulate } => {
-                let Some(waiting) = self.calls.get_mut(&request) else {
-                    // Its caller has gone, in the moment in which it was chosen.
-                    let events = self.events.clone();
-                    tokio::spawn(async move {
-                        events.send(Event::Computed(request, Err("nobody waits".to_owned()))).await
-                    });
-                    return;
-                };
+                // A call that hangs up while it waits is no longer in the node's queue.
+                let waiting =
+                    self.calls.get_mut(&request).context("a call was chosen that nobody waits for")?;
                 let input = std::mem::take(&mut waiting.request.input);
                 let output = std::mem::take(&mut waiting.request.output);
                 self.with_stage(move |stage, pool| {
@@ -417,6 +409,7 @@ impl Peer {
             // Done where the sums arrive.
             Job::Add(_) => {}
         }
+        Ok(())
     }
 
     fn add(&self, take: Take, sums: Vec<i64>) {
@@ -475,15 +468,4 @@ impl Peer {
             });
         });
     }
-}
-
-/// Names of the peers of a group, for messages.
-#[allow(dead_code, reason = "used by logs")]
-fn names(group: &[Mate]) -> Vec<&PeerName> {
-    group.iter().map(|m| &m.name).collect()
-}
-
-/// The tokenizer of a run decides how many tokens its model has.
-pub fn vocabulary(config: &dunlin_train::TrainingConfig) -> anyhow::Result<usize> {
-    Ok(TextTokenizer::open(&config.data.tokenizer)?.vocab())
 }

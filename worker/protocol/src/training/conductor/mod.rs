@@ -34,6 +34,8 @@ pub struct ConductorConfig {
     pub tied: bool,
     /// Largest global norm of the gradient; above it is scaled down.
     pub clip: Option<f64>,
+    /// Is there somewhere to save to? Without, a lost stage begins from its first values.
+    pub saves: bool,
     /// A checkpoint every so many steps (and at the end); 0 for the end only.
     pub checkpoint_every: Step,
     /// Validation every so many steps; 0 for never.
@@ -281,6 +283,13 @@ impl Conductor {
     #[must_use]
     pub fn checkpoint(&self) -> Option<Step> {
         self.saving.newest()
+    }
+
+    /// The loss of the validation after the last update, summed over its tokens, once it is complete.
+    #[must_use]
+    pub fn final_validation(&self) -> Option<f64> {
+        let complete = !self.validation.is_empty() && self.validation.values().all(Option::is_some);
+        (self.step >= self.config.steps && complete).then(|| self.validation.values().flatten().sum())
     }
 
     /// Peers that serve each stage.

@@ -209,7 +209,7 @@ impl Conductor {
             Place::Member { stage } if live => {
                 if !self.stays(stage) {
                     // Nobody else has this stage: what it knows must be on disk before it goes.
-                    self.saving.want_now();
+                    self.saving.want_now(self.config.saves);
                     out.push(ConductorEffect::Note(format!(
                         "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
                     )));

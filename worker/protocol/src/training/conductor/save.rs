@@ -37,8 +37,8 @@ impl Saving {
         self.newest
     }
 
-    pub(super) fn want_now(&mut self) {
-        self.due = true;
+    pub(super) fn want_now(&mut self, saves: bool) {
+        self.due |= saves;
     }
 
     pub(super) fn forget(&mut self) {
@@ -52,7 +52,7 @@ impl Conductor {
         let every = self.config.checkpoint_every;
         let last = self.step >= self.config.steps;
         let periodic = every > 0 && self.step > 0 && self.step.is_multiple_of(every);
-        if (last || periodic || self.suspend) && self.saving.newest != Some(self.step) {
+        if self.config.saves && (last || periodic || self.suspend) && self.saving.newest != Some(self.step) {
             self.saving.due = true;
         }
         if last && self.phase == Phase::Running {
@@ -157,7 +157,8 @@ impl Conductor {
     /// The run ends when its last state is on disk.
     pub(super) fn try_end(&mut self, out: &mut Vec<ConductorEffect>) {
         self.try_save(out);
-        let saved = self.saving.newest == Some(self.step) && self.saving.under_way.is_none();
+        let saved =
+            (self.saving.newest == Some(self.step) && self.saving.under_way.is_none()) || !self.config.saves;
         let over = match self.phase {
             Phase::Finishing => self.validation.values().all(Option::is_some) && saved,
             Phase::Running => self.suspend && saved,

@@ -292,7 +292,8 @@ impl Conductor {
             );
             return;
         }
-        let scale = self.config.clip.filter(|&clip| norm > clip).map_or(1.0, |clip| (clip / norm) as f32);
+        // As torch.nn.utils.clip_grad_norm_ does.
+        let scale = self.config.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0)) as f32;
         let step = self.step;
         let members: Vec<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();

@@ -1,0 +1,401 @@
+//! A stage in training: parameters, gradient sums, optimizer state, and the last few averages for those that join.
+//!
+//! Values that travel are bytes here, little-endian.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use dunlin_kernels::{Pool, gradient_sum};
+use dunlin_model::training::{Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise, };
+use thiserror::Error;
+
+use crate::clip::sums_of_squares;
+use crate::codec::{Codec, CodecError};
+use crate::optimizer::{Optimizer, OptimizerError, OptimizerState, TensorRange};
+use crate::run::Run;
+use crate::schedule::learning_rate;
+
+/// Averages that are kept for peers that join.
+const UPDATES_KEPT: usize = 4;
+
+/// Why a stage cannot go on.
+#[derive(Debug, Error)]
+pub enum StageError {
+    /// A microbatch cannot be computed.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    /// The update cannot be made.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// Values that arrived cannot be read.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Values that arrived are not those of this stage.
+    #[error("{0}")]
+    Shape(String),
+}
+
+/// What was computed for a call.
+#[derive(Debug, Default)]
+pub struct Computed {
+    /// Encoded rows, or gradients of rows.
+    pub data: Vec<u8>,
+    /// At the last stage: summed over tokens.
+    pub loss: Option<f64>,
+}
+
+/// The average of a step, scaled as it was applied.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// Updates before it.
+    pub step: u64,
+    /// One value per parameter.
+    pub gradient: Arc<Vec<f32>>,
+}
+
+/// A stage in training.
+pub struct Stage {
+    run: Arc<Run>,
+    index: u32,
+    step: u64,
+    model: StageModel,
+    tensors: Vec<TensorRange>,
+    optimizer: Optimizer,
+    parameters: Vec<f32>,
+    sums: Vec<i64>,
+    updates: VecDeque<Update>,
+}
+
+impl Stage {
+    /// Stage `index` with its first values.
+    ///
+    /// # Errors
+    /// When the configuration makes no stage.
+    pub fn initial(run: &Arc<Run>, index: u32, pool: &Pool) -> Result<Self, StageError> {
+        let layout = run.layout(index);
+        let mut parameters = vec![0.0; layout.len()];
+        initialise(&layout, &run.model, run.config.seed, &mut parameters);
+        let slots = vec![vec![0.0; layout.len()]; Optimizer::slots(&run.config.optimizer)];
+        Self::from_state(run, index, 0, parameters, slots, pool)
+    }
+
+    /// Stage `index` after `step` updates.
+    ///
+    /// # Errors
+    /// When the vectors are not those of this stage.
+    pub fn from_state(
+        run: &Arc<Run>,
+        index: u32,
+        step: u64,
+        parameters: Vec<f32>,
+        slots: Vec<Vec<f32>>,
+        pool: &Pool,
+    ) -> Result<Self, StageError> {
+        let (first, last) = (index == 0, index + 1 == run.config.stages);
+        let length = run.config.sequence_length;
+        let mut model = StageModel::new(&run.model, run.layers(index), first, last, length)?;
+        model.set_parameters(pool, &parameters)?;
+        let tensors: Vec<TensorRange> = model
+            .layout()
+            .tensors()
+            .iter()
+            .map(|t| TensorRange { range: t.range(), decay: t.decay })
+            .collect();
+        let state = OptimizerState { step, slots };
+        let optimizer =
+            Optimizer::with_state(&run.config.optimizer, tensors.clone(), parameters.len(), state)?;
+        let sums = vec![0; parameters.len()];
+        let run = Arc::clone(run);
+        Ok(Self { run, index, step, model, tensors, optimizer, parameters, sums, updates: VecDeque::new() })
+    }
+
+    /// Which stage.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Updates applied.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Its tensors.
+    #[must_use]
+    pub fn layout(&self) -> &ParameterLayout {
+        self.model.layout()
+    }
+
+    /// Parameters and the optimizer's vectors.
+    #[must_use]
+    pub fn state(&self) -> (&[f32], &[Vec<f32>]) {
+        (&self.parameters, &self.optimizer.state().slots)
+    }
+
+    /// Encoded outputs of encoded inputs (tokens at the first stage).
+    ///
+    /// # Errors
+    /// When the input is not sound or a value is not finite.
+    pub fn forward(&mut self, pool: &Pool, input: &[u8]) -> Result<Computed, StageError> {
+        let input = self.input(input)?;
+        let rows = self.model.forward(pool, input.as_input(), self.run.config.microbatch)?;
+        Ok(Computed { data: self.encode(&rows)?, loss: None })
+    }
+
+    /// The loss of a microbatch, at the last stage.
+    ///
+    /// # Errors
+    /// When the input is not sound or a value is not finite.
+    pub fn loss(&mut self, pool: &Pool, input: &[u8], targets: &[u8]) -> Result<Computed, StageError> {
+        let input = self.input(input)?;
+        let loss = self.model.loss(pool, input.as_input(), &tokens(targets)?)?;
+        Ok(Computed { data: Vec::new(), loss: Some(loss) })
+    }
+
+    /// Input gradients (none at the first stage) from inputs and output gradients, or targets at the last stage. The parameters' gradients
+    /// are added to the sums if `accumulate`.
+    ///
+    /// # Errors
+    /// When the input is not sound, or a value is not finite or too large; nothing is added then.
+    pub fn backward(
+        &mut self,
+        pool: &Pool,
+        input: &[u8],
+        output: &[u8],
+        accumulate: bool,
+    ) -> Result<Computed, StageError> {
+        let input = self.input(input)?;
+        let last = self.index + 1 == self.run.config.stages;
+        let (targets, rows);
+        let grad = if last {
+            targets = tokens(output)?;
+            Grad::Targets { targets: &targets, scale: self.run.gradient_scale() }
+        } else {
+            rows = self.decode(output)?;
+            Grad::Rows(&rows)
+        };
+        let sums = accumulate.then_some(self.sums.as_mut_slice());
+        let Backward { input_gradient, loss } =
+            self.model.backward(pool, input.as_input(), grad, sums, self.run.gradient_limit())?;
+        let data = match input_gradient {
+            Some(rows) => self.encode(&rows)?,
+            None => Vec::new(),
+        };
+        Ok(Computed { data, loss })
+    }
+
+    /// Gradient sums of all parameters.
+    #[must_use]
+    pub fn sums(&self) -> &[i64] {
+        &self.sums
+    }
+
+    /// Empties the sums.
+    pub fn clear(&mut self) {
+        self.sums.fill(0);
+    }
+
+    /// Gradient sums of `range` of a shard's values, 8 bytes each.
+    #[must_use]
+    pub fn sums_of(&self, shard: u32, range: Range<usize>) -> Vec<i64> {
+        let mut out = Vec::with_capacity(range.len());
+        for piece in pieces(&self.shard(shard), range) {
+            out.extend_from_slice(&self.sums[piece]);
+        }
+        out
+    }
+
+    /// Adds the sums of another peer of this stage.
+    ///
+    /// # Errors
+    /// When there are more or fewer of them.
+    pub fn add_sums(&mut self, sums: &[i64]) -> Result<(), StageError> {
+        if sums.len() != self.sums.len() {
+            return Err(StageError::Shape(format!("{} gradient sums, not {}", sums.len(), self.sums.len())));
+        }
+        self.sums.iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+        Ok(())
+    }
+
+    /// Values of a shard.
+    #[must_use]
+    pub fn shard_len(&self, shard: u32) -> usize {
+        self.shard(shard).iter().map(|t| t.range.len()).sum()
+    }
+
+    /// The tensors of a shard, as they lie in this stage.
+    fn shard(&self, shard: u32) -> Vec<TensorRange> {
+        self.run.shard(self.layout(), self.index, shard)
+    }
+
+    /// Sum of squares of every tensor of a shard's average, in canonical order.
+    #[must_use]
+    pub fn squares(&self, pool: &Pool, shard: u32, average: &[f32]) -> Vec<f64> {
+        let mut at = 0;
+        let tensors: Vec<TensorRange> = self
+            .shard(shard)
+            .into_iter()
+            .map(|t| {
+                let range = at..at + t.range.len();
+                at = range.end;
+                TensorRange { range, ..t }
+            })
+            .collect();
+        sums_of_squares(pool, average, &tensors)
+    }
+
+    /// Updates with the averages of all shards; empties the sums. The hash of the new parameters.
+    ///
+    /// # Errors
+    /// When a shard is missing, or a parameter is no longer finite.
+    pub fn apply(
+        &mut self,
+        pool: &Pool,
+        scale: f32,
+        averages: &BTreeMap<u32, Arc<Vec<f32>>>,
+    ) -> Result<u64, StageError> {
+        let mut gradient = vec![0.0; self.parameters.len()];
+        let mut covered = 0;
+        for (&shard, average) in averages {
+            let mut at = 0;
+            for tensor in self.shard(shard) {
+                let values = average.get(at..at + tensor.range.len());
+                let values = values.ok_or_else(|| StageError::Shape(format!("a short average of shard {shard}")))?;
+                gradient[tensor.range.clone()].iter_mut().zip(values).for_each(|(g, v)| *g = v * scale);
+                at += tensor.range.len();
+            }
+            covered += at;
+        }
+        if covered != gradient.len() {
+            let all = gradient.len();
+            return Err(StageError::Shape(format!("averages of {covered} of {all} parameters")));
+        }
+        self.follow(pool, Arc::new(gradient))
+    }
+
+    /// Updates with the scaled average of the step. The hash of the new parameters.
+    ///
+    /// # Errors
+    /// When it has another length, or a parameter is no longer finite.
+    pub fn follow(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
+        let rate = learning_rate(&self.run.config.optimizer, self.step, self.run.config.steps);
+        self.optimizer.step(pool, rate, 1.0, &mut self.parameters, &gradient)?;
+        self.model.set_parameters(pool, &self.parameters)?;
+        self.sums.fill(0);
+        self.updates.push_back(Update { step: self.step, gradient });
+        if self.updates.len() > UPDATES_KEPT {
+            self.updates.pop_front();
+        }
+        self.step += 1;
+        Ok(hash(&self.parameters))
+    }
+
+    /// The scaled average that led from `step` to the next, if it is still here.
+    #[must_use]
+    pub fn update(&self, step: u64) -> Option<Update> {
+        self.updates.iter().find(|u| u.step == step).cloned()
+    }
+
+    /// Values in one row of the state: a parameter and what the optimizer remembers of it.
+    #[must_use]
+    pub fn state_width(&self) -> usize {
+        1 + self.optimizer.state().slots.len()
+    }
+
+    /// Parameters and the optimizer's vectors of a range, one after the other.
+    #[must_use]
+    pub fn state_of(&self, range: Range<usize>) -> Vec<f32> {
+        let range = range.start.min(self.parameters.len())..range.end.min(self.parameters.len());
+        let mut out = Vec::with_capacity(range.len() * self.state_width());
+        out.extend_from_slice(&self.parameters[range.clone()]);
+        for slot in &self.optimizer.state().slots {
+            out.extend_from_slice(&slot[range.clone()]);
+        }
+        out
+    }
+
+    fn codec(&self) -> Codec {
+        self.run.row_codec()
+    }
+
+    fn encode(&self, rows: &[f32]) -> Result<Vec<u8>, StageError> {
+        let mut out = Vec::new();
+        self.codec().encode(rows, &mut out)?;
+        Ok(out)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Vec<f32>, StageError> {
+        let mut out = Vec::new();
+        self.codec().decode(bytes, self.run.values_per_microbatch(), &mut out)?;
+        Ok(out)
+    }
+
+    fn input(&self, bytes: &[u8]) -> Result<Input, StageError> {
+        if self.index == 0 {
+            return Ok(Input::Tokens(tokens(bytes)?));
+        }
+        Ok(Input::Rows(self.decode(bytes)?))
+    }
+}
+
+/// A decoded input.
+enum Input {
+    Tokens(Vec<u32>),
+    Rows(Vec<f32>),
+}
+
+impl Input {
+    fn as_input(&self) -> StageInput<'_> {
+        match self {
+            Self::Tokens(tokens) => StageInput::Tokens(tokens),
+            Self::Rows(rows) => StageInput::Rows(rows),
+        }
+    }
+}
+
+fn tokens(bytes: &[u8]) -> Result<Vec<u32>, StageError> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(StageError::Shape(format!("{} bytes are not whole tokens", bytes.len())));
+    }
+    Ok(words.iter().map(|w| u32::from_le_bytes(*w)).collect())
+}
+
+/// The parts of `range`, counted through all of `tensors` in order, as they lie in the stage's vector.
+fn pieces(tensors: &[TensorRange], range: Range<usize>) -> Vec<Range<usize>> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    for tensor in tensors {
+        let (from, to) = (range.start.max(at), range.end.min(at + tensor.range.len()));
+        if from < to {
+            out.push(tensor.range.start + from - at..tensor.range.start + to - at);
+        }
+        at += tensor.range.len();
+    }
+    out
+}
+
+/// A hash over the bits of all parameters: 8 lanes of multiply and add, so that it costs no more than reading them.
+fn hash(parameters: &[f32]) -> u64 {
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    const LANES: usize = 8;
+    let mut lanes = [0xcbf2_9ce4_8422_2325u64; LANES];
+    let (blocks, rest) = parameters.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, value) in lanes.iter_mut().zip(block) {
+            *lane = (*lane ^ u64::from(value.to_bits())).wrapping_mul(PRIME);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = (*lane ^ u64::from(value.to_bits())).wrapping_mul(PRIME);
+    }
+    lanes.iter().fold(parameters.len() as u64, |all, lane| (all ^ lane).wrapping_mul(PRIME).rotate_left(29))
+}
+
+/// The average of exact sums, rounded once.
+#[must_use]
+pub fn round(sums: &[i64]) -> Vec<f32> {
+    sums.iter().map(|&sum| gradient_sum::to_f32(sum)).collect()
+}
