@@ -8,6 +8,7 @@
 pub mod conductor;
 pub mod local;
 pub mod peer;
+pub mod saved;
 pub mod trainer;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -52,7 +53,7 @@ pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
         ModelSource::Config(shape) => {
             shape.model_config(TextTokenizer::open(&config.data.tokenizer)?.vocab())?
         }
-        ModelSource::Checkpoint(folder) => ModelFile::open(Path::new(folder))?.config().clone(),
+        ModelSource::Checkpoint(folder) => ModelFile::open_path(Path::new(folder))?.config().clone(),
     };
     Ok(Run::new(config, model)?)
 }
@@ -67,7 +68,7 @@ pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
     };
     let layout = run.layout(stage);
     let mut parameters = vec![0.0; layout.len()];
-    dunlin_model::training::load(&layout, &ModelFile::open(Path::new(folder))?, &mut parameters)?;
+    dunlin_model::training::load(&layout, &ModelFile::open_path(Path::new(folder))?, &mut parameters)?;
     let slots = vec![vec![0.0; layout.len()]; run.optimizer_slots()];
     Ok(Stage::from_state(run, stage, 0, parameters, slots, pool)?)
 }

@@ -8,14 +8,19 @@
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
 
 pub mod clip;
+pub mod codec;
 pub mod config;
 pub mod data;
 pub mod optimizer;
+pub mod run;
 pub mod schedule;
+pub mod stage;
 
 pub use config::{ConfigError, TrainingConfig};
 pub use data::{Batch, DataError, Dataset};
 pub use optimizer::{Optimizer, OptimizerState, TensorRange};
+pub use run::Run;
+pub use stage::Stage;
 
 #[cfg(test)]
 mod testing;

@@ -87,7 +87,7 @@ impl Run {
     /// How rows travel.
     #[must_use]
     pub fn row_codec(&self) -> Codec {
-        self.config.wire.activations.codec()
+        self.config.wire.activations.into()
     }
 
     /// Vectors that the optimizer keeps beside the parameters.

@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dunlin_kernels::{Pool, gradient_sum};
-use dunlin_model::training::{Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise, };
+use dunlin_model::training::{
+    Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
+};
 use thiserror::Error;
 
 use crate::clip::sums_of_squares;
@@ -60,7 +62,6 @@ pub struct Stage {
     index: u32,
     step: u64,
     model: StageModel,
-    tensors: Vec<TensorRange>,
     optimizer: Optimizer,
     parameters: Vec<f32>,
     sums: Vec<i64>,
@@ -103,11 +104,10 @@ impl Stage {
             .map(|t| TensorRange { range: t.range(), decay: t.decay })
             .collect();
         let state = OptimizerState { step, slots };
-        let optimizer =
-            Optimizer::with_state(&run.config.optimizer, tensors.clone(), parameters.len(), state)?;
+        let optimizer = Optimizer::with_state(&run.config.optimizer, tensors, parameters.len(), state)?;
         let sums = vec![0; parameters.len()];
         let run = Arc::clone(run);
-        Ok(Self { run, index, step, model, tensors, optimizer, parameters, sums, updates: VecDeque::new() })
+        Ok(Self { run, index, step, model, optimizer, parameters, sums, updates: VecDeque::new() })
     }
 
     /// Which stage.
@@ -262,7 +262,8 @@ impl Stage {
             let mut at = 0;
             for tensor in self.shard(shard) {
                 let values = average.get(at..at + tensor.range.len());
-                let values = values.ok_or_else(|| StageError::Shape(format!("a short average of shard {shard}")))?;
+                let values =
+                    values.ok_or_else(|| StageError::Shape(format!("a short average of shard {shard}")))?;
                 gradient[tensor.range.clone()].iter_mut().zip(values).for_each(|(g, v)| *g = v * scale);
                 at += tensor.range.len();
             }

@@ -16,7 +16,7 @@ use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, TrainerReport,
 };
-use dunlin_train::{Run, checkpoint};
+use dunlin_train::Run;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
+use super::saved::{self, Sealed};
 use super::{links, read_config};
 use crate::cli::ConductorArgs;
 use crate::health;
@@ -49,7 +50,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         None => None,
         Some(folder) => {
             let folder = folder.clone();
-            tokio::task::spawn_blocking(move || checkpoint::latest(&folder)).await??.map(|m| m.step)
+            tokio::task::spawn_blocking(move || saved::latest(&folder)).await??
         }
     };
     if let Some(step) = newest {
@@ -121,7 +122,7 @@ struct Shell {
     /// The present stream of everybody.
     names: BTreeMap<PeerName, StreamId>,
     record: Arc<Mutex<Record>>,
-    sealed: mpsc::Sender<(Step, Result<checkpoint::Sealed, String>)>,
+    sealed: mpsc::Sender<(Step, Result<Sealed, String>)>,
     started: Instant,
     /// Who asked for a suspension.
     waits: Vec<oneshot::Sender<String>>,
@@ -131,7 +132,7 @@ impl Shell {
     async fn run(
         mut self,
         mut inbound: mpsc::Receiver<ConductorInbound>,
-        mut sealed: mpsc::Receiver<(Step, Result<checkpoint::Sealed, String>)>,
+        mut sealed: mpsc::Receiver<(Step, Result<Sealed, String>)>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut ticks = interval(TICK);
@@ -258,7 +259,7 @@ impl Shell {
                 let (run, sealed) = (Arc::clone(&self.run), self.sealed.clone());
                 tokio::task::spawn_blocking(move || {
                     let outcome =
-                        checkpoint::seal(&destination, step, &run, &records).map_err(|e| e.to_string());
+                        saved::seal(&destination, step, &run, &records).map_err(|e| format!("{e:#}"));
                     // The receiver is gone only when the process ends.
                     let _ = sealed.blocking_send((step, outcome));
                 });

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::Html;
 use axum::routing::get;
-use serde::Deserialize;
 
 use super::lock;
 use super::record::Record;
@@ -44,14 +43,10 @@ async fn status(State(record): State<Arc<Mutex<Record>>>) -> Json {
     json(lock(&record).observation())
 }
 
-#[derive(Deserialize)]
-struct Since {
-    #[serde(default)]
-    from: u64,
-}
-
-async fn steps(State(record): State<Arc<Mutex<Record>>>, Query(since): Query<Since>) -> Json {
-    let steps = lock(&record).steps(since.from, STEPS_MAX);
+/// `?from=STEP`: the steps from there on.
+async fn steps(State(record): State<Arc<Mutex<Record>>>, RawQuery(query): RawQuery) -> Json {
+    let from = query.as_deref().and_then(|q| q.strip_prefix("from=")?.parse().ok()).unwrap_or(0);
+    let steps = lock(&record).steps(from, STEPS_MAX);
     json(serde_json::to_string(&steps).unwrap_or_else(|_| "[]".to_owned()))
 }
 

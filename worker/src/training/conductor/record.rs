@@ -6,9 +6,11 @@ use std::time::Duration;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::conductor::{Committed, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
-use dunlin_train::{Run, checkpoint};
+use dunlin_train::Run;
 use serde::Serialize;
 use serde_json::json;
+
+use super::super::saved::Sealed;
 
 /// Steps that are kept for the page.
 const STEPS_KEPT: usize = 20_000;
@@ -124,7 +126,7 @@ impl Record {
     }
 
     /// A checkpoint is complete.
-    pub fn saved(&mut self, step: Step, sealed: &checkpoint::Sealed) {
+    pub fn saved(&mut self, step: Step, sealed: &Sealed) {
         self.checkpoint = Some((step, sealed.path.display().to_string(), sealed.sha256.clone()));
     }
 

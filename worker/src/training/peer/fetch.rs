@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, PeerEffect, StageId, Step};
-use dunlin_train::checkpoint;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{dial_stage, pull};
 use dunlin_wire::{LinksConfig, proto};
 use tracing::{info, warn};
 
+use super::super::saved;
 use super::average::PATIENCE;
 use super::{Bench, Event, Fetching, Peer};
 
@@ -35,8 +35,7 @@ impl Peer {
         self.engine.run(move |bench| {
             let loaded = match destination.filter(|_| checkpoint) {
                 None => super::first(&run, stage, &bench.pool),
-                Some(destination) => checkpoint::read_stage(&destination, step, &run, stage, &bench.pool)
-                    .map_err(anyhow::Error::from),
+                Some(destination) => saved::read_stage(&destination, step, &run, stage, &bench.pool),
             };
             let loaded = loaded.map(Box::new).map_err(|e| format!("{e:#}"));
             // The receiver is gone only when the process ends.
@@ -191,9 +190,7 @@ impl Snapshot {
     /// # Errors
     /// When they cannot be written.
     pub fn write(self, run: &Run, destination: &Path) -> anyhow::Result<String> {
-        let record =
-            checkpoint::write_stage(destination, self.step, run, self.stage, &self.parameters, &self.slots)?;
-        Ok(serde_json::to_string(&record)?)
+        saved::write_stage(destination, self.step, run, self.stage, &self.parameters, &self.slots)
     }
 }
 

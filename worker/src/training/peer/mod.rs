@@ -207,9 +207,9 @@ impl Peer {
         }
     }
 
-    fn asked(&mut self, ControlRequest { question, reply }: ControlRequest, out: &mut Vec<PeerEffect>) {
-        if let Question::Drain(request) = question {
-            self.leave(Duration::from_millis(request.deadline_ms).min(DRAIN), out);
+    fn asked(&mut self, ControlRequest { question, answer }: ControlRequest, out: &mut Vec<PeerEffect>) {
+        if let Question::Drain { deadline_ms } = question {
+            self.leave(Duration::from_millis(deadline_ms).min(DRAIN), out);
         }
         let state = match (self.leaving.is_some(), self.node.serving()) {
             (true, _) => proto::State::Draining,
@@ -218,7 +218,7 @@ impl Peer {
         };
         let status =
             proto::Status { name: self.me.name.to_string(), state: state.into(), ..Default::default() };
-        let _ = reply.send(status);
+        let _ = answer.send(status);
     }
 
     fn heard(&mut self, event: ConductorLinkEvent, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
