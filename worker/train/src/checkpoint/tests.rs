@@ -198,7 +198,9 @@ fn wherever_the_machine_stops_there_is_a_whole_checkpoint() {
 
 #[test]
 fn damage_is_told_and_an_older_checkpoint_is_found() {
-    let cases: &[(&str, &dyn Fn(&Path), &str)] = &[
+    /// A file, what happens to it, and what is said of it.
+    type Case<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+    let cases: &[Case<'_>] = &[
         ("model-00001-of-00002.safetensors", &|p| truncate(p), "bytes, the manifest says"),
         ("optimizer-00002-of-00002.safetensors", &|p| std::fs::remove_file(p).unwrap(), "it is not there"),
         ("model-00002-of-00002.safetensors", &|p| flip(p), "its SHA-256 is"),
