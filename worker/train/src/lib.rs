@@ -1,12 +1,15 @@
 //! Training, as plain functions over flat vectors and files: no network peers, no clock, no runtime.
 //!
+//! * [`checkpoint`] folders that are models, written so that they are whole or not there
 //! * [`config`] what a run is, checked before anything runs
 //! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
 //! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
+//! * [`codec`] rows and averaged gradients as bytes
 //! * [`schedule`], [`clip`] learning rate of a step, scale of a gradient
 //!
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
 
+pub mod checkpoint;
 pub mod clip;
 pub mod codec;
 pub mod config;

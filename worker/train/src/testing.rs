@@ -10,7 +10,9 @@ impl Folder {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("dunlin-train-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
+        // In memory, where there is such a folder: many small files are flushed one by one here.
+        let memory = Path::new("/dev/shm");
+        let path = if memory.is_dir() { memory.join(name) } else { std::env::temp_dir().join(name) };
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }

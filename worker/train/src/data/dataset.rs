@@ -161,6 +161,7 @@ mod tests {
     use super::{Batch, Dataset};
     use crate::config::TrainingConfig;
     use crate::data::{TextTokenizer, Tokens};
+    use crate::testing::Folder;
 
     fn config(validation_fraction: f64, batches: usize) -> TrainingConfig {
         let json = serde_json::json!({
@@ -219,6 +220,24 @@ mod tests {
         let data = dataset(999, 0.09, 100).unwrap();
         assert_eq!(data.validation_batches(), 6);
         assert_eq!(starts(&data.validation(5).unwrap()), [909 + 80]);
+    }
+
+    /// `e2e/torch/train.py --check-data` reads the same file.
+    #[test]
+    fn batches_are_those_of_the_fixture() {
+        let mut fixture: serde_json::Value = serde_json::from_str(include_str!("batches.json")).unwrap();
+        let folder = Folder::new();
+        let text = folder.file("a.txt", fixture["text"].as_str().unwrap().as_bytes());
+        fixture["config"]["data"]["text"] = serde_json::json!({"path": text});
+        let data =
+            Dataset::open(&TrainingConfig::from_json(&fixture["config"].to_string()).unwrap()).unwrap();
+        let steps: Vec<Vec<u32>> = [(0, 0), (0, 1), (7, 0), (7, 1)]
+            .map(|(step, microbatch)| data.batch(step, microbatch).unwrap().targets)
+            .into();
+        let validation: Vec<Vec<u32>> =
+            (0..data.validation_batches()).map(|i| data.validation(i).unwrap().targets).collect();
+        let found = serde_json::json!({"sha256": data.sha256(), "steps": steps, "validation": validation});
+        assert_eq!(found, fixture["expected"]);
     }
 
     #[test]

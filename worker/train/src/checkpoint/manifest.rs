@@ -1,0 +1,151 @@
+//! What is in a checkpoint: `training.json`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::CheckpointError;
+use crate::config::TrainingConfig;
+
+/// The file that makes a folder a checkpoint.
+pub(super) const FILE: &str = "training.json";
+pub(super) const BYTES_MAX: u64 = 16 << 20;
+const VERSION: u32 = 1;
+
+/// A file with its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileRecord {
+    /// Name in the folder.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+}
+
+impl FileRecord {
+    pub(super) fn path(&self, folder: &Path) -> PathBuf {
+        folder.join(&self.name)
+    }
+}
+
+/// What a stage wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StageRecord {
+    /// From 0.
+    pub stage: u32,
+    /// First layer and the one after the last.
+    pub layers: [u32; 2],
+    /// Parameters.
+    pub model: FileRecord,
+    /// Vectors of the optimizer.
+    pub optimizer: FileRecord,
+    /// Names of the tensors in `model`.
+    pub tensors: Vec<String>,
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// Of this form: 1.
+    pub version: u32,
+    /// Updates so far; also the step whose batch comes next, as steps are counted from 0.
+    pub step: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Digest of the tokens trained on.
+    pub data_sha256: String,
+    /// The run.
+    pub config: TrainingConfig,
+    /// Vectors of the optimizer for each tensor.
+    pub slots: usize,
+    /// All stages in order.
+    pub stages: Vec<StageRecord>,
+    /// Configuration, index, tokenizer.
+    pub files: Vec<FileRecord>,
+}
+
+impl Manifest {
+    /// Of the current form.
+    #[must_use]
+    pub(super) fn version() -> u32 {
+        VERSION
+    }
+
+    /// Every file but the manifest itself.
+    pub fn all_files(&self) -> impl Iterator<Item = &FileRecord> {
+        self.stages.iter().flat_map(|s| [&s.model, &s.optimizer]).chain(&self.files)
+    }
+
+    /// Reads and checks the manifest of `folder`; none if there is none.
+    pub(super) fn read(folder: &Path) -> Result<Option<Self>, CheckpointError> {
+        let path = folder.join(FILE);
+        let wrong = |source| CheckpointError::Read { path: path.clone(), source };
+        let length = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(wrong)?.len(),
+        };
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+        if length > BYTES_MAX {
+            return Err(damaged(format!("it has {length} bytes, more than {BYTES_MAX}")));
+        }
+        let bytes = std::fs::read(&path).map_err(wrong)?;
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no manifest: {e}")))?;
+        manifest.check().map_err(damaged)?;
+        Ok(Some(manifest))
+    }
+
+    /// What has to be so whoever wrote it.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.version != VERSION {
+            return Err(format!("its version is {}, not {VERSION}", self.version));
+        }
+        self.config.validate().map_err(|e| format!("its configuration: {e}"))?;
+        if self.stages.is_empty() {
+            return Err("it has no stages".to_owned());
+        }
+        let mut next = 0;
+        for (index, stage) in self.stages.iter().enumerate() {
+            let [from, to] = stage.layers;
+            if stage.stage as usize != index || from != next || to <= from {
+                return Err(format!(
+                    "stage {index} is {} with layers {from}..{to} where {next} should follow",
+                    stage.stage
+                ));
+            }
+            next = to;
+        }
+        let mut names = BTreeSet::new();
+        for file in self.all_files() {
+            let plain = Path::new(&file.name).file_name().is_some_and(|name| name == file.name.as_str());
+            if !plain || file.name == FILE || !names.insert(&file.name) {
+                return Err(format!("`{}` is no name of a file, or twice there", file.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The folder of a step.
+pub(super) fn folder(destination: &Path, step: u64) -> PathBuf {
+    destination.join(format!("step-{step:08}"))
+}
+
+/// Steps that have a folder, the newest first. No folder at all: none.
+pub(super) fn steps(destination: &Path) -> Result<Vec<u64>, CheckpointError> {
+    if !destination.exists() {
+        return Ok(Vec::new());
+    }
+    let step = |path: &PathBuf| {
+        let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        (folder(destination, step) == *path && path.is_dir()).then_some(step)
+    };
+    let mut steps: Vec<u64> = super::disk::files(destination)?.iter().filter_map(step).collect();
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
+}

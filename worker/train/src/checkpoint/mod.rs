@@ -1,0 +1,96 @@
+//! Checkpoints: folders that are, from the moment they are complete, models in Hugging Face's form.
+//!
+//! ```text
+//! step-00000120/
+//!   model-00001-of-00002.safetensors       a stage's parameters, f32, by their usual names
+//!   optimizer-00001-of-00002.safetensors   its optimizer's vectors: `optimizer.<slot>.<name>`
+//!   model.safetensors.index.json, config.json, tokenizer.json, tokenizer_config.json
+//!   training.json                          the manifest: every file with its digest, step, seed, data, configuration
+//! ```
+//!
+//! * [`disk`] files that appear whole or not at all
+//! * [`manifest`] what is in a checkpoint
+//! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
+//! * [`read`] the newest complete one, and tensors out of it for any cut in stages
+//! * [`model`] config.json and the tokenizer of bytes
+//!
+//! A folder without `training.json` is not a checkpoint. The position in the data is the step, so there is no other state.
+
+mod disk;
+mod manifest;
+pub mod model;
+mod read;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::io;
+use std::path::PathBuf;
+
+use dunlin_model::ModelError;
+use thiserror::Error;
+
+pub use manifest::{FileRecord, Manifest, StageRecord};
+pub use read::{Checkpoint, Latest, latest};
+pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
+
+/// The embedding, which the last stage of a tied model has, too. The first stage writes it.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// A tensor to write: values in rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    /// Hugging Face's name.
+    pub name: &'a str,
+    /// Rows first.
+    pub shape: &'a [usize],
+    /// All values.
+    pub values: &'a [f32],
+}
+
+/// A tensor's place in the flat vectors of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// As many places as the shape has values.
+    pub range: std::ops::Range<usize>,
+}
+
+/// Why a checkpoint cannot be written or read.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// A file could not be written.
+    #[error("cannot write {path}; is the destination of checkpoints there, writable and not full?")]
+    Write {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what the manifest says.
+    #[error("{path} is damaged: {problem}; remove this checkpoint to go on from an earlier one")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        problem: String,
+    },
+    /// Tensors, stages or vectors that do not fit together.
+    #[error("{0}")]
+    Mismatch(String),
+    /// A weight file breaks its format.
+    #[error("a file of the checkpoint cannot be used")]
+    Weights(#[from] ModelError),
+}

@@ -1,0 +1,193 @@
+//! Reading: the newest complete checkpoint, and tensors out of it for any cut in stages.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use dunlin_model::safetensors::{self, Dtype};
+use dunlin_model::{ByteSource, FileSource};
+use sha2::{Digest, Sha256};
+
+use super::manifest::{folder, steps};
+use super::write::slot_name;
+use super::{CheckpointError, FileRecord, Manifest, TensorSpec};
+use crate::data::tokens::hexadecimal;
+use crate::optimizer::OptimizerState;
+
+/// A complete checkpoint.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Where it is: a model in Hugging Face's form.
+    pub folder: PathBuf,
+    /// What is in it.
+    pub manifest: Manifest,
+}
+
+/// The newest checkpoint that can be used.
+#[derive(Debug)]
+pub struct Latest {
+    /// If there is one.
+    pub checkpoint: Option<Checkpoint>,
+    /// Newer ones that are damaged, and why: say so before going on from an older one.
+    pub damaged: Vec<CheckpointError>,
+}
+
+/// The newest checkpoint of `destination` whose files are all there with the right lengths, and, if `digests`, with the right digests.
+/// Folders without a manifest are passed over in silence: they never were checkpoints.
+///
+/// # Errors
+/// When the destination itself cannot be read. That it does not exist is no error.
+pub fn latest(destination: &Path, digests: bool) -> Result<Latest, CheckpointError> {
+    let mut damaged = Vec::new();
+    for step in steps(destination)? {
+        let opened = open(&folder(destination, step)).and_then(|checkpoint| {
+            if let (Some(checkpoint), true) = (&checkpoint, digests) {
+                checkpoint.verify()?;
+            }
+            Ok(checkpoint)
+        });
+        match opened {
+            Ok(None) => {}
+            Ok(checkpoint) => return Ok(Latest { checkpoint, damaged }),
+            Err(error) => damaged.push(error),
+        }
+    }
+    Ok(Latest { checkpoint: None, damaged })
+}
+
+/// The checkpoint in `folder`, if it is one; lengths of files are checked.
+pub(super) fn open(folder: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+    let Some(manifest) = Manifest::read(folder)? else { return Ok(None) };
+    manifest.all_files().try_for_each(|file| check_length(folder, file))?;
+    Ok(Some(Checkpoint { folder: folder.to_owned(), manifest }))
+}
+
+pub(super) fn check_length(folder: &Path, file: &FileRecord) -> Result<(), CheckpointError> {
+    let path = file.path(folder);
+    let found = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CheckpointError::Damaged { path, problem: "it is not there".to_owned() });
+        }
+        Err(source) => return Err(CheckpointError::Read { path, source }),
+    };
+    if found == file.bytes {
+        return Ok(());
+    }
+    let problem = format!("it has {found} bytes, the manifest says {}", file.bytes);
+    Err(CheckpointError::Damaged { path, problem })
+}
+
+fn check_digest(folder: &Path, file: &FileRecord) -> Result<(), CheckpointError> {
+    let path = file.path(folder);
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    let read = (|| {
+        let mut opened = File::open(&path)?;
+        loop {
+            let count = opened.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            hash.update(&buffer[..count]);
+        }
+    })();
+    read.map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    let found = hexadecimal(&hash.finalize());
+    if found == file.sha256 {
+        return Ok(());
+    }
+    let problem = format!("its SHA-256 is {found}, the manifest says {}", file.sha256);
+    Err(CheckpointError::Damaged { path, problem })
+}
+
+impl Checkpoint {
+    /// Checks the digests of all files.
+    ///
+    /// # Errors
+    /// The first file that cannot be read or is damaged.
+    pub fn verify(&self) -> Result<(), CheckpointError> {
+        self.manifest.all_files().try_for_each(|file| check_digest(&self.folder, file))
+    }
+
+    /// Reads `wanted` into flat vectors of `length` values, whatever stages wrote them. Files that are read are checked. Places outside of
+    /// `wanted` are 0.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, or a file is damaged.
+    pub fn read_stage(
+        &self,
+        wanted: &[TensorSpec],
+        length: usize,
+    ) -> Result<(Vec<f32>, OptimizerState), CheckpointError> {
+        for TensorSpec { name, shape, range } in wanted {
+            if range.end > length || range.len() != shape.iter().product::<usize>() {
+                let text =
+                    format!("tensor `{name}` of shape {shape:?} is not at {range:?} of {length} values");
+                return Err(CheckpointError::Mismatch(text));
+            }
+        }
+        let mut files: BTreeMap<&str, &FileRecord> = BTreeMap::new();
+        let mut holders: BTreeMap<&str, (&FileRecord, &FileRecord)> = BTreeMap::new();
+        for stage in &self.manifest.stages {
+            holders
+                .extend(stage.tensors.iter().map(|name| (name.as_str(), (&stage.model, &stage.optimizer))));
+        }
+        for spec in wanted {
+            let Some((model, optimizer)) = holders.get(spec.name.as_str()) else {
+                let text =
+                    format!("the checkpoint of step {} has no tensor `{}`", self.manifest.step, spec.name);
+                return Err(CheckpointError::Mismatch(text));
+            };
+            files.insert(&model.name, model);
+            files.insert(&optimizer.name, optimizer);
+        }
+        let mut parameters = vec![0.0; length];
+        let mut slots = vec![vec![0.0; length]; self.manifest.slots];
+        let names =
+            |slot: Option<usize>, name: &str| slot.map_or(name.to_owned(), |slot| slot_name(slot, name));
+        let mut missing: BTreeMap<String, (Option<usize>, &TensorSpec)> = BTreeMap::new();
+        for slot in std::iter::once(None).chain((0..slots.len()).map(Some)) {
+            missing.extend(wanted.iter().map(|spec| (names(slot, &spec.name), (slot, spec))));
+        }
+        for file in files.values() {
+            check_length(&self.folder, file)?;
+            check_digest(&self.folder, file)?;
+            let source = FileSource::open(&file.path(&self.folder))?;
+            for (name, tensor) in safetensors::read_header(&source)? {
+                let Some((slot, spec)) = missing.remove(&name) else { continue };
+                let damaged = |problem| CheckpointError::Damaged { path: file.path(&self.folder), problem };
+                if tensor.shape != spec.shape || tensor.dtype != Dtype::F32 {
+                    let (found, expected) = (&tensor.shape, &spec.shape);
+                    return Err(CheckpointError::Mismatch(format!(
+                        "tensor `{name}` is {found:?} of {:?} in the checkpoint, not {expected:?} of F32",
+                        tensor.dtype
+                    )));
+                }
+                let target = slot.map_or(&mut parameters, |slot| &mut slots[slot]);
+                copy(&source, tensor.offset, &mut target[spec.range.clone()])
+                    .map_err(|error| damaged(format!("tensor `{name}`: {error}")))?;
+            }
+        }
+        match missing.keys().next() {
+            Some(name) => Err(CheckpointError::Mismatch(format!(
+                "the files of the checkpoint of step {} have no tensor `{name}`",
+                self.manifest.step
+            ))),
+            None => Ok((parameters, OptimizerState { step: self.manifest.step, slots })),
+        }
+    }
+}
+
+fn copy(source: &FileSource, mut offset: u64, target: &mut [f32]) -> std::io::Result<()> {
+    let mut bytes = vec![0; 1 << 18];
+    for part in target.chunks_mut(bytes.len() / 4) {
+        let bytes = &mut bytes[..part.len() * 4];
+        source.read_at(offset, bytes)?;
+        for (value, bytes) in part.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        offset += bytes.len() as u64;
+    }
+    Ok(())
+}

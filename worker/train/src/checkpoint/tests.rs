@@ -1,0 +1,323 @@
+use std::cell::Cell;
+use std::path::Path;
+
+use dunlin_model::{ModelConfig, ModelFile};
+
+use super::disk::Disk;
+use super::write::{begin_on, retain_on, write_manifest_on, write_stage_on};
+use super::{
+    Checkpoint, CheckpointError, EMBEDDING, Identity, Manifest, Stage, Tensor, TensorSpec, latest, model,
+    retain,
+};
+use crate::config::{ModelSource, TrainingConfig};
+use crate::data::TextTokenizer;
+use crate::testing::Folder;
+
+const LAYERS: u32 = 3;
+
+fn config() -> TrainingConfig {
+    let json = serde_json::json!({
+        "model": {"config": {"hiddenSize": 16, "layers": LAYERS, "heads": 2, "ffn": 24, "contextLength": 32, "tied": true}},
+        "data": {"text": {"path": "a"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 100, "seed": 9,
+        "optimizer": {"kind": "AdamW", "learningRate": 0.1},
+    });
+    TrainingConfig::from_json(&json.to_string()).unwrap()
+}
+
+fn model(config: &TrainingConfig) -> ModelConfig {
+    let ModelSource::Config(shape) = &config.model else { unreachable!() };
+    shape.model_config(256).unwrap()
+}
+
+/// Tensors of a span of layers in their places; a tied embedding is in the first and in the last span.
+fn layout(layers: std::ops::Range<u32>) -> (Vec<TensorSpec>, usize) {
+    let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+    if layers.start == 0 {
+        shapes.push((EMBEDDING.to_owned(), vec![256, 16]));
+    }
+    for layer in layers.clone() {
+        let roles: [(&str, &[usize]); 9] = [
+            ("input_layernorm", &[16]),
+            ("self_attn.q_proj", &[16, 16]),
+            ("self_attn.k_proj", &[16, 16]),
+            ("self_attn.v_proj", &[16, 16]),
+            ("self_attn.o_proj", &[16, 16]),
+            ("post_attention_layernorm", &[16]),
+            ("mlp.gate_proj", &[24, 16]),
+            ("mlp.up_proj", &[24, 16]),
+            ("mlp.down_proj", &[16, 24]),
+        ];
+        shapes.extend(
+            roles.map(|(role, shape)| (format!("model.layers.{layer}.{role}.weight"), shape.to_vec())),
+        );
+    }
+    if layers.end == LAYERS {
+        shapes.push(("model.norm.weight".to_owned(), vec![16]));
+        if layers.start > 0 {
+            shapes.push((EMBEDDING.to_owned(), vec![256, 16]));
+        }
+    }
+    let mut end = 0;
+    let place = |(name, shape): (String, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>();
+        TensorSpec { name, shape, range: start..end }
+    };
+    (shapes.into_iter().map(place).collect(), end)
+}
+
+/// Values of a vector: of the tensor's name, the vector and the step.
+fn values(specs: &[TensorSpec], slot: u32, step: u64) -> Vec<f32> {
+    let value = |spec: &TensorSpec, i: usize| {
+        let name = spec.name.bytes().fold(17u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let mixed = (name ^ i as u64)
+            .wrapping_add(u64::from(slot) * 77 + step * 1009)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 44) as f32 / 1_048_576.0 - 0.5
+    };
+    specs.iter().flat_map(|spec| (0..spec.range.len()).map(move |i| value(spec, i))).collect()
+}
+
+fn tensors<'a>(specs: &'a [TensorSpec], values: &'a [f32]) -> Vec<Tensor<'a>> {
+    let tensor =
+        |s: &'a TensorSpec| Tensor { name: &s.name, shape: &s.shape, values: &values[s.range.clone()] };
+    specs.iter().map(tensor).collect()
+}
+
+fn cuts(stages: u32) -> Vec<std::ops::Range<u32>> {
+    (0..stages).map(|s| LAYERS * s / stages..LAYERS * (s + 1) / stages).collect()
+}
+
+fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Manifest, CheckpointError> {
+    begin_on(disk, destination, step)?;
+    let mut records = Vec::new();
+    for (stage, layers) in cuts(stages).into_iter().enumerate() {
+        let (specs, _) = layout(layers.clone());
+        let all: Vec<Vec<f32>> = (0..3).map(|slot| values(&specs, slot, step)).collect();
+        let parameters = tensors(&specs, &all[0]);
+        let slots = vec![tensors(&specs, &all[1]), tensors(&specs, &all[2])];
+        let stage = Stage { stage: stage as u32, stages, layers, parameters, slots };
+        records.push(write_stage_on(disk, destination, step, &stage)?);
+    }
+    let config = config();
+    let identity = Identity {
+        step,
+        config: &config,
+        model: &model(&config),
+        tokenizer: &TextTokenizer::Bytes,
+        data_sha256: "abc",
+        slots: 2,
+    };
+    write_manifest_on(disk, destination, identity, records)
+}
+
+fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
+    let step = checkpoint.manifest.step;
+    checkpoint.verify().unwrap();
+    for layers in cuts(stages) {
+        let (specs, length) = layout(layers);
+        let (parameters, state) = checkpoint.read_stage(&specs, length).unwrap();
+        assert_eq!(parameters, values(&specs, 0, step));
+        assert_eq!(state.step, step);
+        assert_eq!(state.slots, [values(&specs, 1, step), values(&specs, 2, step)]);
+    }
+}
+
+fn newest(destination: &Path) -> Checkpoint {
+    let latest = latest(destination, true).unwrap();
+    assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
+    latest.checkpoint.unwrap()
+}
+
+#[test]
+fn any_cut_reads_what_any_cut_wrote() {
+    for written in 1..=3 {
+        let folder = Folder::new();
+        let manifest = write(&Disk::default(), folder.path(), 120, written).unwrap();
+        let checkpoint = newest(folder.path());
+        assert_eq!(checkpoint.manifest, manifest);
+        assert_eq!(checkpoint.folder, folder.path().join("step-00000120"));
+        assert_eq!((manifest.seed, manifest.step, manifest.stages.len()), (9, 120, written as usize));
+        (1..=3).for_each(|read| assert_whole(&checkpoint, read));
+    }
+}
+
+#[test]
+fn a_checkpoint_is_a_model_with_a_tokenizer() {
+    let folder = Folder::new();
+    write(&Disk::default(), folder.path(), 1, 2).unwrap();
+    let file = ModelFile::open_path(&folder.path().join("step-00000001")).unwrap();
+    assert_eq!(*file.config(), model(&config()));
+    assert!(file.layer_bytes(1) > 0);
+    let tokenizer = file.tokenizer().unwrap();
+    assert_eq!((tokenizer.vocab_size(), tokenizer.eos()), (256, &[0][..]));
+    let text = "In the beginning\n\u{0}\u{7f} Ünïcode \u{1f600}  Ā";
+    let tokens = tokenizer.encode(text, true).unwrap();
+    assert!(tokens.iter().copied().eq(text.bytes().map(u32::from)), "{tokens:?}");
+    assert_eq!(tokenizer.decode(&tokens), text);
+    let single = |byte: u32| tokenizer.token_bytes(byte) == [byte as u8];
+    assert!((0..256).all(single));
+    for architecture in ["mistral", "qwen2"] {
+        let mut other = model(&config());
+        (other.architecture, other.qkv_bias) = (architecture.to_owned(), architecture == "qwen2");
+        let json = model::config_json(&other, None);
+        assert_eq!(dunlin_model::safetensors::config("x", &json).unwrap(), other);
+    }
+}
+
+#[test]
+fn wherever_the_machine_stops_there_is_a_whole_checkpoint() {
+    let mut stops = 0;
+    for left in 0.. {
+        let folder = Folder::new();
+        write(&Disk::default(), folder.path(), 10, 2).unwrap();
+        let disk = Disk { left: Some(Cell::new(left)) };
+        let done = write(&disk, folder.path(), 20, 2).and_then(|_| retain_on(&disk, folder.path(), 1));
+        let checkpoint = newest(folder.path());
+        assert!(done.is_err() || checkpoint.manifest.step == 20);
+        assert_whole(&checkpoint, 3);
+        // After a restart the same is done again, also with another cut.
+        write(&Disk::default(), folder.path(), 20, 3).unwrap();
+        retain(folder.path(), 1).unwrap();
+        let checkpoint = newest(folder.path());
+        assert_eq!(checkpoint.manifest.step, 20);
+        assert_whole(&checkpoint, 1);
+        // Nothing is left over that a reader of models would stumble on.
+        ModelFile::open_path(&checkpoint.folder).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let files = std::fs::read_dir(&checkpoint.folder).unwrap().count();
+        assert_eq!(files, checkpoint.manifest.all_files().count() + 1);
+        if done.is_ok() {
+            break;
+        }
+        stops += 1;
+    }
+    // Nine files of five operations each, and what is removed.
+    assert!(stops > 50, "{stops}");
+}
+
+#[test]
+fn damage_is_told_and_an_older_checkpoint_is_found() {
+    /// A file, what happens to it, and what is said of it.
+    type Case<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+    let cases: &[Case<'_>] = &[
+        ("model-00001-of-00002.safetensors", &|p| truncate(p), "bytes, the manifest says"),
+        ("optimizer-00002-of-00002.safetensors", &|p| std::fs::remove_file(p).unwrap(), "it is not there"),
+        ("model-00002-of-00002.safetensors", &|p| flip(p), "its SHA-256 is"),
+        ("config.json", &|p| flip(p), "its SHA-256 is"),
+        ("training.json", &|p| truncate(p), "it is no manifest"),
+        ("training.json", &|p| std::fs::write(p, b"{}").unwrap(), "it is no manifest"),
+        ("training.json", &|p| replace(p, "\"version\": 1", "\"version\": 2"), "its version is 2"),
+        ("training.json", &|p| replace(p, "\"config.json\"", "\"../config.json\""), "is no name of a file"),
+        ("training.json", &|p| replace(p, "\"stage\": 1", "\"stage\": 2"), "stage 1 is 2"),
+    ];
+    for (file, damage, message) in cases {
+        let folder = Folder::new();
+        write(&Disk::default(), folder.path(), 10, 2).unwrap();
+        write(&Disk::default(), folder.path(), 20, 2).unwrap();
+        damage(&folder.path().join("step-00000020").join(file));
+        let found = latest(folder.path(), true).unwrap();
+        assert_eq!(found.checkpoint.unwrap().manifest.step, 10, "{file}");
+        let text = found.damaged.iter().map(ToString::to_string).collect::<String>();
+        assert!(text.contains(file) && text.contains(message), "{text}");
+    }
+}
+
+fn truncate(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn replace(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn reading_checks_the_files_it_reads_and_the_tensors_it_wants() {
+    let folder = Folder::new();
+    write(&Disk::default(), folder.path(), 10, 3).unwrap();
+    let checkpoint = newest(folder.path());
+    let (specs, length) = layout(1..2);
+    let wrong = |change: &dyn Fn(&mut TensorSpec)| {
+        let mut specs = specs.clone();
+        change(&mut specs[0]);
+        checkpoint.read_stage(&specs, length).unwrap_err().to_string()
+    };
+    assert!(wrong(&|s| s.name = "x".to_owned()).contains("has no tensor `x`"));
+    assert!(wrong(&|s| s.shape = vec![4, 4]).contains("is [16] of F32 in the checkpoint, not [4, 4]"));
+    assert!(wrong(&|s| s.range = 0..15).contains("is not at 0..15"));
+    flip(&checkpoint.folder.join("optimizer-00002-of-00003.safetensors"));
+    assert!(latest(folder.path(), false).unwrap().checkpoint.is_some());
+    let error = checkpoint.read_stage(&specs, length).unwrap_err();
+    assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
+    // Other stages' files are not read.
+    let (specs, length) = layout(0..1);
+    checkpoint.read_stage(&specs, length).unwrap();
+}
+
+#[test]
+fn retention_keeps_the_newest_complete_ones() {
+    let folder = Folder::new();
+    for step in [10, 20, 30, 40] {
+        write(&Disk::default(), folder.path(), step, 1).unwrap();
+    }
+    let path = |step: u64| folder.path().join(format!("step-{step:08}"));
+    let steps = || {
+        let names =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut steps: Vec<u64> = names.filter_map(|n| n.strip_prefix("step-")?.parse().ok()).collect();
+        steps.sort_unstable();
+        steps
+    };
+    // 40 is being written, 30 is damaged: neither counts.
+    std::fs::remove_file(path(40).join("training.json")).unwrap();
+    truncate(&path(30).join("config.json"));
+    std::fs::create_dir(folder.path().join("step-x")).unwrap();
+    assert_eq!(retain(folder.path(), 0).unwrap(), [10]);
+    assert_eq!(steps(), [20, 30, 40]);
+    assert_eq!(latest(folder.path(), false).unwrap().checkpoint.unwrap().manifest.step, 20);
+    write(&Disk::default(), folder.path(), 50, 1).unwrap();
+    assert_eq!(retain(folder.path(), 2).unwrap(), [40, 30]);
+    assert_eq!(steps(), [20, 50]);
+    assert!(retain(&folder.path().join("none"), 2).unwrap().is_empty());
+    assert!(latest(&folder.path().join("none"), true).unwrap().checkpoint.is_none());
+}
+
+#[test]
+fn stages_that_do_not_fit_together_make_no_checkpoint() {
+    let folder = Folder::new();
+    let (specs, _) = layout(0..1);
+    let all = values(&specs, 0, 1);
+    let stage = |slots| Stage { stage: 0, stages: 1, layers: 0..1, parameters: tensors(&specs, &all), slots };
+    let disk = Disk::default();
+    let error = write_stage_on(&disk, folder.path(), 1, &stage(vec![vec![]])).unwrap_err();
+    assert!(error.to_string().contains("vector 0 of the optimizer"), "{error}");
+    let record = write_stage_on(&disk, folder.path(), 1, &stage(vec![])).unwrap();
+    let config = config();
+    let identity = Identity {
+        step: 1,
+        config: &config,
+        model: &model(&config),
+        tokenizer: &TextTokenizer::Bytes,
+        data_sha256: "",
+        slots: 0,
+    };
+    for (records, message) in [
+        (vec![], "no stages"),
+        (vec![record.clone()], "do not end with the last of 3 layers"),
+        (vec![record.clone(), record.clone()], "two stages have tensor"),
+    ] {
+        let error = write_manifest_on(&disk, folder.path(), identity, records).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+    assert!(latest(folder.path(), false).unwrap().checkpoint.is_none());
+}

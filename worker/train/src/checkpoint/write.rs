@@ -1,0 +1,213 @@
+//! Writing: stages first, each by any of its peers, then everything beside them, the manifest last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use dunlin_model::ModelConfig;
+use serde_json::json;
+
+use super::disk::{self, Disk};
+use super::manifest::{FILE, folder, steps};
+use super::{CheckpointError, EMBEDDING, Manifest, StageRecord, Tensor, model, tensors};
+use crate::config::TrainingConfig;
+use crate::data::TextTokenizer;
+
+/// A stage at one step.
+#[derive(Clone, Debug)]
+pub struct Stage<'a> {
+    /// From 0.
+    pub stage: u32,
+    /// Of how many.
+    pub stages: u32,
+    /// Its layers.
+    pub layers: Range<u32>,
+    /// Its parameters.
+    pub parameters: Vec<Tensor<'a>>,
+    /// Vectors of its optimizer: tensors with the names and shapes of the parameters.
+    pub slots: Vec<Vec<Tensor<'a>>>,
+}
+
+/// What a checkpoint is of.
+#[derive(Clone, Copy)]
+pub struct Identity<'a> {
+    /// Updates so far.
+    pub step: u64,
+    /// The run.
+    pub config: &'a TrainingConfig,
+    /// The model.
+    pub model: &'a ModelConfig,
+    /// What made its tokens.
+    pub tokenizer: &'a TextTokenizer,
+    /// Digest of the tokens.
+    pub data_sha256: &'a str,
+    /// Vectors of the optimizer for each tensor.
+    pub slots: usize,
+}
+
+/// Makes the folder of `step` ready for the files of stages. What an earlier attempt left there is removed, its manifest first.
+///
+/// # Errors
+/// When the destination cannot be written.
+pub fn begin(destination: &Path, step: u64) -> Result<(), CheckpointError> {
+    begin_on(&Disk::default(), destination, step)
+}
+
+pub(super) fn begin_on(disk: &Disk, destination: &Path, step: u64) -> Result<(), CheckpointError> {
+    let folder = folder(destination, step);
+    disk.make(&folder)?;
+    disk.remove_file(&folder.join(FILE))?;
+    disk::files(&folder)?.iter().try_for_each(|path| disk.remove_file(path))
+}
+
+/// Writes the parameters and the optimizer's vectors of a stage into the checkpoint of `step`. Peers of the same stage write the same bytes,
+/// so it does no harm when two do.
+///
+/// # Errors
+/// When tensors do not fit together or a file cannot be written.
+pub fn write_stage(destination: &Path, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
+    write_stage_on(&Disk::default(), destination, step, stage)
+}
+
+pub(super) fn write_stage_on(
+    disk: &Disk,
+    destination: &Path,
+    step: u64,
+    stage: &Stage<'_>,
+) -> Result<StageRecord, CheckpointError> {
+    let folder = folder(destination, step);
+    disk.make(&folder)?;
+    let own = |tensor: &&Tensor<'_>| stage.stage == 0 || tensor.name != EMBEDDING;
+    let parameters: Vec<_> =
+        stage.parameters.iter().filter(own).map(|tensor| (tensor.name.to_owned(), *tensor)).collect();
+    let mut vectors = Vec::new();
+    for (index, slot) in stage.slots.iter().enumerate() {
+        let alike = slot.len() == stage.parameters.len()
+            && slot.iter().zip(&stage.parameters).all(|(a, b)| a.name == b.name && a.shape == b.shape);
+        if !alike {
+            let text =
+                format!("vector {index} of the optimizer has not the tensors of stage {}", stage.stage);
+            return Err(CheckpointError::Mismatch(text));
+        }
+        vectors.extend(slot.iter().filter(own).map(|tensor| (slot_name(index, tensor.name), *tensor)));
+    }
+    for (name, tensor) in parameters.iter().chain(&vectors) {
+        if tensor.shape.iter().product::<usize>() != tensor.values.len() {
+            let text =
+                format!("tensor `{name}` of shape {:?} has {} values", tensor.shape, tensor.values.len());
+            return Err(CheckpointError::Mismatch(text));
+        }
+    }
+    let file = |kind: &str| format!("{kind}-{:05}-of-{:05}.safetensors", stage.stage + 1, stage.stages);
+    let write = |name: String, tensors: &[(String, Tensor<'_>)]| {
+        disk.write(&folder, &name, |out| tensors::write(&name, tensors, out))
+    };
+    Ok(StageRecord {
+        stage: stage.stage,
+        layers: [stage.layers.start, stage.layers.end],
+        model: write(file("model"), &parameters)?,
+        optimizer: write(file("optimizer"), &vectors)?,
+        tensors: parameters.into_iter().map(|(name, _)| name).collect(),
+    })
+}
+
+/// The name of a tensor of an optimizer's vector. No reader of models takes it for a parameter.
+pub(super) fn slot_name(slot: usize, name: &str) -> String {
+    format!("optimizer.{slot}.{name}")
+}
+
+/// Makes the checkpoint complete: checks that all that stages wrote is there, writes what is beside it, removes what is left of attempts,
+/// writes the manifest.
+///
+/// # Errors
+/// When a stage or a file is missing, or one cannot be written; there is no checkpoint then.
+pub fn write_manifest(
+    destination: &Path,
+    identity: Identity<'_>,
+    stages: Vec<StageRecord>,
+) -> Result<Manifest, CheckpointError> {
+    write_manifest_on(&Disk::default(), destination, identity, stages)
+}
+
+pub(super) fn write_manifest_on(
+    disk: &Disk,
+    destination: &Path,
+    identity: Identity<'_>,
+    stages: Vec<StageRecord>,
+) -> Result<Manifest, CheckpointError> {
+    let folder = folder(destination, identity.step);
+    let mut files = model::files(identity.model, identity.tokenizer)?;
+    files.push(("model.safetensors.index.json".to_owned(), index(&stages)?));
+    let write = |(name, bytes): &(String, Vec<u8>)| {
+        disk.write(&folder, name, |out| tensors::write_bytes(name, bytes, out))
+    };
+    let manifest = Manifest {
+        version: Manifest::version(),
+        step: identity.step,
+        seed: identity.config.seed,
+        data_sha256: identity.data_sha256.to_owned(),
+        config: identity.config.clone(),
+        slots: identity.slots,
+        files: files.iter().map(write).collect::<Result<_, _>>()?,
+        stages,
+    };
+    manifest.check().map_err(CheckpointError::Mismatch)?;
+    if manifest.stages.last().is_none_or(|last| last.layers[1] != identity.model.layers) {
+        let layers = identity.model.layers;
+        return Err(CheckpointError::Mismatch(format!(
+            "the stages do not end with the last of {layers} layers"
+        )));
+    }
+    for file in manifest.all_files() {
+        super::read::check_length(&folder, file)?;
+    }
+    let known: BTreeSet<PathBuf> = manifest.all_files().map(|file| folder.join(&file.name)).collect();
+    for stray in disk::files(&folder)?.into_iter().filter(|path| !known.contains(path)) {
+        disk.remove_file(&stray)?;
+    }
+    let mut bytes = serde_json::to_vec_pretty(&manifest)
+        .map_err(|e| CheckpointError::Mismatch(format!("the manifest cannot be written as JSON: {e}")))?;
+    bytes.push(b'\n');
+    disk.write(&folder, FILE, |out| out.write_all(&bytes))?;
+    Ok(manifest)
+}
+
+fn index(stages: &[StageRecord]) -> Result<Vec<u8>, CheckpointError> {
+    let mut map = BTreeMap::new();
+    for stage in stages {
+        for name in &stage.tensors {
+            if map.insert(name, &stage.model.name).is_some() {
+                return Err(CheckpointError::Mismatch(format!("two stages have tensor `{name}`")));
+            }
+        }
+    }
+    let size: u64 = stages.iter().map(|stage| stage.model.bytes).sum();
+    Ok(json!({"metadata": {"total_size": size}, "weight_map": map}).to_string().into_bytes())
+}
+
+/// Removes all checkpoints but the `keep` newest complete ones (at least one), and incomplete ones older than the newest complete one.
+/// Returns the steps that were removed.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn retain(destination: &Path, keep: usize) -> Result<Vec<u64>, CheckpointError> {
+    retain_on(&Disk::default(), destination, keep)
+}
+
+pub(super) fn retain_on(disk: &Disk, destination: &Path, keep: usize) -> Result<Vec<u64>, CheckpointError> {
+    let (mut complete, mut removed) = (0, Vec::new());
+    for step in steps(destination)? {
+        let folder = folder(destination, step);
+        // One that is damaged does not count: it must not push out a sound one.
+        let sound = super::read::open(&folder).is_ok_and(|checkpoint| checkpoint.is_some());
+        if sound && complete < keep.max(1) {
+            complete += 1;
+        } else if complete > 0 {
+            // Without its manifest it is none, wherever this stops.
+            disk.remove_file(&folder.join(FILE))?;
+            disk.remove_folder(&folder)?;
+            removed.push(step);
+        }
+    }
+    Ok(removed)
+}
