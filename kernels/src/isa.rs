@@ -45,3 +45,27 @@ impl Isa {
             && is_x86_feature_detected!("f16c")
     }
 }
+
+/// Compiles a function of plain loops twice: for any machine, and for AVX2 and FMA, where the compiler vectorises it. Rust neither
+/// contracts nor reorders float operations, so both give the same bits. The instruction set becomes the first argument.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
+        $(#[$doc])*
+        $vis fn $name(isa: $crate::isa::Isa, $($arg: $type),*) $(-> $out)? {
+            #[inline(always)]
+            fn body($($arg: $type),*) $(-> $out)? $body
+            #[cfg(target_arch = "x86_64")]
+            if isa >= $crate::isa::Isa::Avx2 {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $out)? {
+                    body($($arg),*)
+                }
+                // SAFETY: a pool has an instruction set only when the machine has it.
+                return unsafe { avx2($($arg),*) };
+            }
+            let _ = isa;
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use vectorised;

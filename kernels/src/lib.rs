@@ -16,24 +16,35 @@
 pub mod activation;
 pub mod attention;
 pub mod buffer;
+pub mod causal;
+pub mod embedding;
+pub mod gradient_sum;
 pub mod isa;
 pub mod linear;
+pub mod loss;
 pub mod math;
 pub mod matrix;
 pub mod norm;
 pub mod pool;
 pub mod rope;
 pub mod softmax;
+mod tile;
+pub mod weight_gradient;
 
-pub use activation::{add, swiglu};
+pub use activation::{add, add_bias, swiglu, swiglu_backward};
 pub use attention::{AttentionRow, PAGE, attention, page_len, write_kv};
+pub use causal::{CausalForward, CausalScratch, CausalShape, causal_attention, causal_attention_backward};
+pub use embedding::embedding_gradient;
+pub use gradient_sum::OutOfRange;
 pub use isa::Isa;
-pub use linear::{Scratch, linear, linear_many};
+pub use linear::{Scratch, linear, linear_add, linear_many};
+pub use loss::{IGNORED, cross_entropy};
 pub use matrix::{Format, Matrix, PackError};
-pub use norm::rms_norm;
+pub use norm::{rms_norm, rms_norm_backward};
 pub use pool::Pool;
-pub use rope::{RopeLayout, RopeScaling, RopeTable, rope};
+pub use rope::{RopeLayout, RopeScaling, RopeTable, rope, rope_rows};
 pub use softmax::all_finite;
+pub use weight_gradient::{Begin, GradientScratch, bias_gradient, weight_gradient};
 
 /// Version of ARITHMETIC.md: peers of different versions may compute different bits.
 pub const ARITHMETIC_VERSION: u32 = 1;

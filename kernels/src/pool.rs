@@ -16,6 +16,8 @@ use crate::isa::Isa;
 
 /// Rounds of spinning before a thread sleeps (about 20 microseconds).
 const SPINS: u32 = 4000;
+/// Below this many values an element-wise operation is done before another thread has woken up.
+pub(crate) const SMALL: usize = 1 << 14;
 
 /// Threads and the instruction set that kernels use.
 pub struct Pool {
@@ -146,6 +148,29 @@ impl Pool {
             if !range.is_empty() {
                 part(range);
             }
+        });
+    }
+
+    /// Splits the rows of some outputs, each given with the width of its rows: `part` gets a range of rows and these rows of every output.
+    ///
+    /// # Panics
+    /// When the outputs have different numbers of rows, or not whole ones.
+    pub fn split_rows<T: Send, const N: usize>(
+        &self,
+        outs: [(&mut [T], usize); N],
+        part: &(dyn Fn(std::ops::Range<usize>, [&mut [T]; N]) + Sync),
+    ) {
+        let rows = outs.first().map_or(0, |(out, width)| out.len() / width);
+        for (out, width) in &outs {
+            assert!(out.len() == rows * width, "split_rows: {} values, {rows} rows of {width}", out.len());
+        }
+        let shards = outs.map(|(out, width)| (Shards::new(out), width));
+        self.split(rows, &|range| {
+            let outs = shards.each_ref().map(|(out, width)| {
+                // SAFETY: ranges of different parts do not overlap and lie inside of the slice, which is borrowed until all parts are done.
+                unsafe { std::slice::from_raw_parts_mut(out.at(range.start * width), range.len() * width) }
+            });
+            part(range, outs);
         });
     }
 }

@@ -1,6 +1,8 @@
 //! Rotary position embedding (Su et al. 2021), from tables we compute ourselves.
 
+use crate::isa::{Isa, vectorised};
 use crate::math::{powf, sin_cos};
+use crate::pool::{Pool, SMALL};
 
 /// How the two values of a rotated pair lie in a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,11 @@ impl RopeTable {
         Self { half, values }
     }
 
+    /// (cos, sin) of every pair at `position`.
+    fn at(&self, position: usize) -> &[(f32, f32)] {
+        &self.values[position * self.half..(position + 1) * self.half]
+    }
+
     /// Positions there is a table for.
     #[must_use]
     pub fn positions_max(&self) -> usize {
@@ -94,20 +101,54 @@ fn stretch(frequency: f64, scaling: RopeScaling) -> f64 {
 pub fn rope(table: &RopeTable, layout: RopeLayout, x: &mut [f32], heads: usize, position: usize) {
     let half = table.half;
     assert_eq!(x.len(), heads * half * 2, "rope: {heads} heads of {}", half * 2);
-    let turn = &table.values[position * half..(position + 1) * half];
-    for head in x.chunks_exact_mut(half * 2) {
-        match layout {
-            RopeLayout::Interleaved => {
-                for (pair, &(cos, sin)) in head.chunks_exact_mut(2).zip(turn) {
-                    let (a, b) = (pair[0], pair[1]);
-                    pair[0] = a * cos - b * sin;
-                    pair[1] = a * sin + b * cos;
+    turn_row(Isa::best(), table.at(position), layout, x, 1.0);
+}
+
+/// [`rope`] of many rows, row `i` to `positions[i]`; `back` turns the other way, which is what gradients need.
+///
+/// # Panics
+/// When `x` has no equal rows of whole heads or a position is beyond the table.
+pub fn rope_rows(
+    pool: &Pool,
+    table: &RopeTable,
+    layout: RopeLayout,
+    x: &mut [f32],
+    positions: &[u32],
+    back: bool,
+) {
+    let (m, head) = (positions.len(), table.half * 2);
+    assert!(m > 0 && x.len().is_multiple_of(m * head), "rope: {} values in {m} rows", x.len());
+    let width = x.len() / m;
+    let sign = if back { -1.0 } else { 1.0 };
+    let rows = |x: &mut [f32], positions: &[u32]| {
+        for (row, position) in x.chunks_exact_mut(width).zip(positions) {
+            turn_row(pool.isa(), table.at(*position as usize), layout, row, sign);
+        }
+    };
+    if x.len() < SMALL {
+        return rows(x, positions);
+    }
+    pool.split_rows([(x, width)], &|range, [x]| rows(x, &positions[range]));
+}
+
+vectorised! {
+    /// Turns every head by the angles of `turn`, times `sign`: a product with 1 or -1 changes no other bit.
+    fn turn_row(turn: &[(f32, f32)], layout: RopeLayout, x: &mut [f32], sign: f32) {
+        for head in x.chunks_exact_mut(turn.len() * 2) {
+            match layout {
+                RopeLayout::Interleaved => {
+                    for (pair, &(cos, sin)) in head.chunks_exact_mut(2).zip(turn) {
+                        let (a, b, sin) = (pair[0], pair[1], sin * sign);
+                        pair[0] = a * cos - b * sin;
+                        pair[1] = a * sin + b * cos;
+                    }
                 }
-            }
-            RopeLayout::Halves => {
-                let (first, second) = head.split_at_mut(half);
-                for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turn) {
-                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                RopeLayout::Halves => {
+                    let (first, second) = head.split_at_mut(turn.len());
+                    for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turn) {
+                        let sin = sin * sign;
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
                 }
             }
         }

@@ -39,6 +39,14 @@ pub fn linear(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scrat
     linear_many(pool, &[w], x, m, &mut [y], scratch);
 }
 
+/// `y[m][n] += x[m][k] W^T`: every output is summed as in [`linear`], then added.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn linear_add(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scratch: &mut Scratch) {
+    run_many(pool, &[w], x, m, &mut [y], true, scratch);
+}
+
 /// [`linear`] of several maps of the same input, which is quantised once.
 ///
 /// # Panics
@@ -51,6 +59,18 @@ pub fn linear_many(
     ys: &mut [&mut [f32]],
     scratch: &mut Scratch,
 ) {
+    run_many(pool, ws, x, m, ys, false, scratch);
+}
+
+fn run_many(
+    pool: &Pool,
+    ws: &[&Matrix],
+    x: &[f32],
+    m: usize,
+    ys: &mut [&mut [f32]],
+    add: bool,
+    scratch: &mut Scratch,
+) {
     assert_eq!(ws.len(), ys.len(), "as many outputs as maps");
     if ws.iter().any(|w| !matches!(w.packing, Packing::F32 | Packing::F16)) {
         scratch.quantised.fill(pool.isa(), x, m, ws[0].k());
@@ -58,7 +78,7 @@ pub fn linear_many(
     for (w, y) in ws.iter().zip(ys.iter_mut()) {
         assert!(x.len() == m * w.k(), "linear: {} values for {m} rows of {}", x.len(), w.k());
         assert!(y.len() == m * w.n(), "linear: {} outputs for {m} rows of {}", y.len(), w.n());
-        let rows = Rows { x, quantised: &scratch.quantised, m, out: Shards::new(y) };
+        let rows = Rows { x, quantised: &scratch.quantised, m, add, out: Shards::new(y) };
         pool.split(w.panels(), &|panels| panel_range(pool.isa(), w, &rows, panels));
     }
 }
@@ -68,6 +88,8 @@ struct Rows<'a> {
     x: &'a [f32],
     quantised: &'a Quantised,
     m: usize,
+    /// Outputs are added to what is there.
+    add: bool,
     out: Shards<f32>,
 }
 
@@ -86,7 +108,12 @@ impl Tile<'_> {
         let count = PANEL.min(n - column);
         let at = (self.first_row + r) * n + column;
         // SAFETY: (row, panel) is inside of the output, and each is written by one thread only.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.rows.out.at(at), count) };
+        let out = unsafe { std::slice::from_raw_parts_mut(self.rows.out.at(at), count) };
+        if self.rows.add {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+        } else {
+            out.copy_from_slice(&values[..count]);
+        }
     }
 
     fn panel_data(&self, p: usize) -> *const u8 {

@@ -15,6 +15,7 @@ mod pack;
 use thiserror::Error;
 
 use crate::buffer::Buffer;
+use crate::pool::Pool;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -127,6 +128,54 @@ impl Matrix {
     pub fn from_f32(n: usize, k: usize, w: &[f32]) -> Self {
         assert_eq!(w.len(), n * k, "{n} x {k} values");
         Self { packing: Packing::F32, data: pack::f32(n, k, w), format: Format::F32, n, k }
+    }
+
+    /// `n` rows of `k` zeroes, to be set later.
+    #[must_use]
+    pub fn zeroed_f32(n: usize, k: usize) -> Self {
+        let data = Buffer::zeroed(n.div_ceil(PANEL) * PANEL * k * size_of::<f32>());
+        Self { packing: Packing::F32, data, format: Format::F32, n, k }
+    }
+
+    /// Replaces the values by `n` rows of `k`, in place.
+    ///
+    /// # Panics
+    /// When `w` has another length or the matrix is not of f32.
+    pub fn set(&mut self, pool: &Pool, w: &[f32]) {
+        assert!(w.len() == self.n * self.k && self.packing == Packing::F32, "{} x {} values", self.n, self.k);
+        let (n, k) = (self.n, self.k);
+        let panel_len = k * PANEL;
+        pool.split_rows([(self.f32s(), panel_len)], &|range, [panels]| {
+            for (p, panel) in range.zip(panels.chunks_exact_mut(panel_len)) {
+                let rows = &w[p * panel_len..(p * panel_len + panel_len).min(n * k)];
+                pack::panel_f32(pool.isa(), rows, k, panel);
+            }
+        });
+    }
+
+    /// Replaces the values by the transpose of `k` rows of `n`, in place.
+    ///
+    /// # Panics
+    /// When `w` has another length or the matrix is not of f32.
+    pub fn set_transposed(&mut self, pool: &Pool, w: &[f32]) {
+        assert!(w.len() == self.n * self.k && self.packing == Packing::F32, "{} x {} values", self.n, self.k);
+        let (n, panel_len) = (self.n, self.k * PANEL);
+        pool.split_rows([(self.f32s(), panel_len)], &|range, [panels]| {
+            for (p, panel) in range.zip(panels.chunks_exact_mut(panel_len)) {
+                let (column, count) = (p * PANEL, PANEL.min(n - p * PANEL));
+                for (row, out) in w.chunks_exact(n).zip(panel.as_chunks_mut::<PANEL>().0) {
+                    match row[column..].first_chunk::<PANEL>() {
+                        Some(whole) => *out = *whole,
+                        None => out[..count].copy_from_slice(&row[column..]),
+                    }
+                }
+            }
+        });
+    }
+
+    fn f32s(&mut self) -> &mut [f32] {
+        // SAFETY: the buffer is aligned to 64 bytes, its length is a multiple of 4, and any bytes are floats.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), self.data.len() / 4) }
     }
 
     /// From `n` rows of `k` f16 bit patterns.

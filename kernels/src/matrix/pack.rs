@@ -5,6 +5,7 @@ use half::f16;
 use super::ggml::q4_k_scale;
 use super::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
 use crate::buffer::Buffer;
+use crate::isa::{Isa, vectorised};
 
 pub(super) fn f32(n: usize, k: usize, w: &[f32]) -> Buffer<u8> {
     dense::<4>(n, k, |row, i| w[row * k + i].to_le_bytes())
@@ -28,6 +29,29 @@ fn dense<const B: usize>(n: usize, k: usize, value: impl Fn(usize, usize) -> [u8
         }
     }
     out
+}
+
+/// Up to 16 rows of `k` values into a panel; columns of missing rows are left.
+pub(super) fn panel_f32(isa: Isa, rows: &[f32], k: usize, panel: &mut [f32]) {
+    if rows.len() < PANEL * k {
+        for (c, row) in rows.chunks_exact(k).enumerate() {
+            for (value, out) in row.iter().zip(panel.chunks_exact_mut(PANEL)) {
+                out[c] = *value;
+            }
+        }
+        return;
+    }
+    whole_panel_f32(isa, rows, k, panel);
+}
+
+vectorised! {
+    fn whole_panel_f32(rows: &[f32], k: usize, panel: &mut [f32]) {
+        for (i, out) in panel.as_chunks_mut::<PANEL>().0.iter_mut().enumerate().take(k) {
+            for c in 0..PANEL {
+                out[c] = rows[c * k + i];
+            }
+        }
+    }
 }
 
 /// Calls `put(block of the file, packed block, column)` for every block of every row.

@@ -1,11 +1,12 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dunlin_kernels::{Format, Matrix, RopeLayout, RopeScaling};
 use half::{bf16, f16};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::ModelConfig;
@@ -19,6 +20,8 @@ use crate::tokenizer::Tokenizer;
 const TOKENIZER_MAX: u64 = 64 << 20;
 /// As above, config.json and tokenizer_config.json, which take many times their length in memory.
 const CONFIG_MAX: u64 = 4 << 20;
+/// As above, model.safetensors.index.json.
+const INDEX_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,13 +88,7 @@ impl ModelFile {
     fn open_folder(path: &Path) -> Result<Self, ModelError> {
         let json = side_json(&path.join("config.json"))?;
         let mut config = safetensors::config(&path.join("config.json").display().to_string(), &json)?;
-        let mut names: Vec<PathBuf> = std::fs::read_dir(path)
-            .map_err(|source| ModelError::Read { what: path.display().to_string(), source })?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|file| file.extension().is_some_and(|e| e == "safetensors"))
-            .take(SHARDS_MAX + 1)
-            .collect();
-        names.sort();
+        let names = weight_files(path)?;
         if names.is_empty() || names.len() > SHARDS_MAX {
             let what = format!("{} has {} safetensors files", path.display(), names.len());
             return Err(ModelError::Unsupported(what));
@@ -249,24 +246,69 @@ impl ModelFile {
     /// When it is missing, of another length, or cannot be read.
     pub(crate) fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
         let (stored, bytes) = self.read(name, &[n])?;
-        match stored {
-            Stored::Ggml(Format::F32) | Stored::Plain(Dtype::F32) => {
-                Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            }
-            Stored::Ggml(Format::F16) | Stored::Plain(Dtype::F16) => {
-                Ok(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect())
-            }
-            Stored::Plain(Dtype::Bf16) => {
-                Ok(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect())
-            }
-            Stored::Ggml(format) => Err(ModelError::Unsupported(format!("vector `{name}` is {format:?}"))),
-        }
+        let mut out = vec![0.0; n];
+        widen(name, stored, &bytes, &mut out)?;
+        Ok(out)
+    }
+
+    /// Reads a tensor of f32, f16 or bf16 as f32, row-major as in the file.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, quantised, or cannot be read.
+    pub(crate) fn floats(&self, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), ModelError> {
+        let (stored, bytes) = self.read(name, shape)?;
+        widen(name, stored, &bytes, out)
+    }
+
+    /// Has it the names and the layout of Hugging Face?
+    pub(crate) fn is_folder(&self) -> bool {
+        !self.gguf_names
     }
 
     /// Is the tensor there?
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
+}
+
+/// The files with weights: those that `model.safetensors.index.json` names; else `model.safetensors`, beside which some models have the same
+/// weights in another form; else all that there are.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        return indexed_files(folder, &index);
+    }
+    let whole = folder.join("model.safetensors");
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map_err(|source| ModelError::Read { what: folder.display().to_string(), source })?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| file.extension().is_some_and(|e| e == "safetensors"))
+        .take(SHARDS_MAX + 1)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let wrong =
+        |what: String| ModelError::Malformed { file: index.display().to_string(), format: "JSON", what };
+    let json = side_file(index, INDEX_MAX)?;
+    let json: Index = serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
+    let names: BTreeSet<String> = json.weight_map.into_values().collect();
+    // A name with a path could point anywhere.
+    match names.iter().find(|name| Path::new(name).file_name().is_none_or(|own| own != name.as_str())) {
+        Some(name) => Err(wrong(format!("it names `{name}`, which is not a file of the folder"))),
+        None => Ok(names.iter().map(|name| folder.join(name)).collect()),
+    }
+}
+
+/// `model.safetensors.index.json`: which file has which tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
@@ -276,6 +318,26 @@ fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
         return Err(ModelError::Range(name.to_owned()));
     }
     Ok(out.into_iter().map(f16::to_bits).collect())
+}
+
+/// Plain floats of a file as f32.
+fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
+    let halves = bytes.as_chunks::<2>().0;
+    match stored {
+        Stored::Ggml(Format::F32) | Stored::Plain(Dtype::F32) => {
+            out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(out, b)| *out = f32::from_le_bytes(*b));
+        }
+        Stored::Ggml(Format::F16) | Stored::Plain(Dtype::F16) => {
+            out.iter_mut().zip(halves).for_each(|(out, b)| *out = f16::from_le_bytes(*b).to_f32());
+        }
+        Stored::Plain(Dtype::Bf16) => {
+            out.iter_mut().zip(halves).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
+        }
+        Stored::Ggml(format) => {
+            return Err(ModelError::Unsupported(format!("tensor `{name}` is {format:?}")));
+        }
+    }
+    Ok(())
 }
 
 fn side_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {

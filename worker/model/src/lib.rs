@@ -7,6 +7,7 @@
 //! * [`block`] one decoder block over rows of many sequences
 //! * [`tokenizer`] text to tokens and back, also piece by piece
 //! * [`sampler`] the next token, seeded by position
+//! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 
 pub mod block;
@@ -19,6 +20,7 @@ pub mod safetensors;
 pub mod sampler;
 pub mod source;
 pub mod tokenizer;
+pub mod training;
 pub mod weights;
 
 mod error;

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::safetensors::f32_header;
+
 /// Shape of the model.
 #[derive(Clone, Debug)]
 pub struct RandomModelSpec {
@@ -119,20 +121,9 @@ fn write_weights(path: &Path, spec: &RandomModelSpec) -> io::Result<()> {
     }
     tensors.push(("model.norm.weight".to_owned(), vec![spec.hidden]));
     tensors.push(("lm_head.weight".to_owned(), vec![spec.vocab, spec.hidden]));
-    let mut header = Map::new();
-    let mut offset = 0;
-    for (name, shape) in &tensors {
-        let end = offset + shape.iter().product::<usize>() * 4;
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}));
-        offset = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
+    let shapes: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut file = BufWriter::new(File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(header.as_bytes())?;
+    file.write_all(&f32_header(&shapes))?;
     let mut counter = spec.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for (_, shape) in &tensors {
         let norm = shape.len() == 1;

@@ -6,7 +6,7 @@ use std::fmt;
 use dunlin_kernels::{RopeLayout, RopeScaling};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
@@ -102,6 +102,25 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
         Some(pair) => Err(wrong(format!("tensors `{}` and `{}` overlap", pair[0].2, pair[1].2))),
         None => Ok(out),
     }
+}
+
+/// The bytes before those of f32 tensors that follow each other in this order.
+#[must_use]
+pub fn f32_header(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        let end = offset + shape.iter().product::<usize>() * 4;
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [offset, end]});
+        header.insert((*name).to_owned(), entry);
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
 }
 
 /// What the header says of a tensor.

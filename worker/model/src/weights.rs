@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
 
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::ModelFile;
 
@@ -53,6 +54,23 @@ impl LayerWeights {
             up: matrix("ffn_up.weight", c.ffn, c.hidden)?,
             down: matrix("ffn_down.weight", c.hidden, c.ffn)?,
         })
+    }
+
+    /// A block of zeroes in f32, to be set by training.
+    pub(crate) fn zeroed(c: &ModelConfig) -> Self {
+        let (q_width, kv_width) = (c.q_width(), c.kv_width());
+        Self {
+            attention_norm: vec![0.0; c.hidden],
+            q: Matrix::zeroed_f32(q_width, c.hidden),
+            k: Matrix::zeroed_f32(kv_width, c.hidden),
+            v: Matrix::zeroed_f32(kv_width, c.hidden),
+            bias: c.qkv_bias.then(|| [vec![0.0; q_width], vec![0.0; kv_width], vec![0.0; kv_width]]),
+            o: Matrix::zeroed_f32(c.hidden, q_width),
+            ffn_norm: vec![0.0; c.hidden],
+            gate: Matrix::zeroed_f32(c.ffn, c.hidden),
+            up: Matrix::zeroed_f32(c.ffn, c.hidden),
+            down: Matrix::zeroed_f32(c.hidden, c.ffn),
+        }
     }
 
     /// Memory it takes.
@@ -151,7 +169,7 @@ impl Head {
     #[must_use]
     pub fn logits(&self, pool: &Pool, x: &[f32], m: usize, scratch: &mut Scratch) -> Vec<f32> {
         let mut normed = vec![0.0; x.len()];
-        rms_norm(x, &self.norm, self.eps, m, &mut normed);
+        rms_norm(pool, x, &self.norm, self.eps, m, &mut normed);
         let mut logits = vec![0.0; m * self.output.n()];
         linear(pool, &self.output, &normed, m, &mut logits, scratch);
         logits

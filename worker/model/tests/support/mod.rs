@@ -4,3 +4,4 @@
 pub mod allocations;
 pub mod gguf;
 pub mod smollm2;
+pub mod training;

@@ -1,0 +1,176 @@
+//! The gradient of a linear map's weights, `dW = dY^T X`: a product whose summed axis is the tokens (ARITHMETIC.md, 5).
+
+use crate::buffer::Buffer;
+use crate::isa::Isa;
+use crate::linear::CHUNK;
+use crate::matrix::PANEL;
+use crate::pool::{Pool, Shards};
+use crate::tile::{Into, Product, ROWS};
+
+/// Whether a gradient begins with these tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// What is in the output is replaced.
+    Here,
+    /// The tokens follow others, whose number was a multiple of 256: their sums are added to the output.
+    Before,
+}
+
+/// Buffers reused from call to call.
+#[derive(Default)]
+pub struct GradientScratch {
+    /// Inputs of a chunk: `[k / 16][tokens][16]`.
+    x: Buffer<f32>,
+    /// Output gradients of a chunk: `[n / 6][tokens][6]`.
+    dy: Buffer<f32>,
+}
+
+/// `dW[n][k] = sum over the m tokens of dY[token][n] X[token][k]`, row-major as the weights of a file, for several maps of the same input `x`.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn weight_gradient(
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    dys: &[&[f32]],
+    dws: &mut [&mut [f32]],
+    begin: Begin,
+    scratch: &mut GradientScratch,
+) {
+    assert_eq!(dys.len(), dws.len(), "as many outputs as maps");
+    assert!(m > 0 && x.len().is_multiple_of(m), "weight_gradient: {} values for {m} rows", x.len());
+    let k = x.len() / m;
+    for (dy, dw) in dys.iter().zip(dws.iter()) {
+        assert!(
+            dy.len().is_multiple_of(m) && dw.len() == dy.len() / m * k,
+            "weight_gradient: {} by {} gives {}",
+            dy.len(),
+            x.len(),
+            dw.len()
+        );
+    }
+    for start in (0..m).step_by(CHUNK) {
+        let tokens = CHUNK.min(m - start);
+        let into = if start == 0 && begin == Begin::Here { Into::Set } else { Into::Add };
+        scratch.x.ensure(k.next_multiple_of(PANEL) * tokens);
+        pack::<PANEL>(pool, &x[start * k..(start + tokens) * k], tokens, &mut scratch.x);
+        for (dy, dw) in dys.iter().zip(dws.iter_mut()) {
+            let n = dy.len() / m;
+            scratch.dy.ensure(n.next_multiple_of(ROWS) * tokens);
+            pack::<ROWS>(pool, &dy[start * n..(start + tokens) * n], tokens, &mut scratch.dy);
+            chunk(pool, &scratch.x, &scratch.dy, tokens, n, k, dw, into);
+        }
+    }
+}
+
+/// `rows` rows to panels of `W` columns: `[columns / W][rows][W]`. What is beyond the last column is not read later, except as a factor
+/// of outputs that nobody keeps.
+fn pack<const W: usize>(pool: &Pool, from: &[f32], rows: usize, to: &mut [f32]) {
+    let width = from.len() / rows;
+    let panels = width.div_ceil(W);
+    pool.split_rows([(&mut to[..panels * rows * W], rows * W)], &|range, [to]| {
+        for (panel, to) in range.zip(to.chunks_exact_mut(rows * W)) {
+            let column = panel * W;
+            let count = W.min(width - column);
+            for (from, to) in from.chunks_exact(width).zip(to.as_chunks_mut::<W>().0) {
+                match from[column..].first_chunk::<W>() {
+                    Some(whole) => *to = *whole,
+                    None => to[..count].copy_from_slice(&from[column..]),
+                }
+            }
+        }
+    });
+}
+
+/// One chunk of tokens; threads split the panels of inputs.
+fn chunk(pool: &Pool, x: &[f32], dy: &[f32], tokens: usize, n: usize, k: usize, dw: &mut [f32], into: Into) {
+    let out = Shards::new(dw);
+    pool.split(k.div_ceil(PANEL), &|panels| {
+        for panel in panels {
+            let column = panel * PANEL;
+            let columns = PANEL.min(k - column);
+            let b = &x[panel * tokens * PANEL..][..tokens * PANEL];
+            for (block, row) in (0..n).step_by(ROWS).enumerate() {
+                let rows = ROWS.min(n - row);
+                let a = &dy[block * tokens * ROWS..][..tokens * ROWS];
+                let product = Product { a, a_row: 1, a_step: ROWS, b, b_step: PANEL, steps: tokens };
+                // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and columns of a panel are
+                // written by one thread only.
+                unsafe { tile(pool.isa(), &product, rows, columns, out.at(row * k + column), k, into) };
+            }
+        }
+    });
+}
+
+/// # Safety
+/// `rows` rows of `columns` values, `stride` apart, may be written at `out`.
+unsafe fn tile(
+    isa: Isa,
+    product: &Product<'_>,
+    rows: usize,
+    columns: usize,
+    out: *mut f32,
+    stride: usize,
+    into: Into,
+) {
+    let mut sums = [0f32; ROWS * PANEL];
+    product.run(isa, rows, PANEL, &mut sums, PANEL, Into::Set);
+    for (r, sums) in sums.as_chunks::<PANEL>().0.iter().enumerate().take(rows) {
+        // SAFETY: promised; the slice lives for this row only.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), columns) };
+        match (into, out.as_chunks_mut::<PANEL>().0.first_mut()) {
+            (Into::Add, Some(out)) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            (Into::Add, None) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            (_, Some(out)) => *out = *sums,
+            (_, None) => out.copy_from_slice(&sums[..columns]),
+        }
+    }
+}
+
+/// `db[n] = sum over the tokens of dY[token][n]`: the gradient of a bias, in chunks of 256 tokens as the weights'.
+///
+/// # Panics
+/// When the lengths do not fit.
+pub fn bias_gradient(pool: &Pool, dy: &[f32], db: &mut [f32]) {
+    let n = db.len();
+    assert!(n > 0 && dy.len().is_multiple_of(n), "bias_gradient: {} values for {n}", dy.len());
+    sum_columns(pool, dy.len() / n, db, &|row, columns, acc| {
+        for (acc, dy) in acc.iter_mut().zip(&dy[row * n..][columns]) {
+            *acc += dy;
+        }
+    });
+}
+
+/// Sums over rows of what `add(row, columns, acc)` adds to its columns: in chunks of 256 rows, chunk sums added in order.
+pub(crate) fn sum_columns(
+    pool: &Pool,
+    rows: usize,
+    out: &mut [f32],
+    add: &(dyn Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync),
+) {
+    /// Columns whose sums stay in the nearest cache.
+    const COLUMNS: usize = 256;
+    let n = out.len();
+    let split = |range: std::ops::Range<usize>, out: &mut [f32]| {
+        let mut acc = [0f32; COLUMNS];
+        for (at, out) in out.chunks_mut(COLUMNS).enumerate() {
+            let columns = range.start + at * COLUMNS..range.start + at * COLUMNS + out.len();
+            let acc = &mut acc[..out.len()];
+            for start in (0..rows).step_by(CHUNK) {
+                acc.fill(0.0);
+                for row in start..rows.min(start + CHUNK) {
+                    add(row, columns.clone(), acc);
+                }
+                for (out, acc) in out.iter_mut().zip(acc.iter()) {
+                    *out = if start == 0 { *acc } else { *out + *acc };
+                }
+            }
+        }
+    };
+    if n * rows < crate::pool::SMALL {
+        split(0..n, out);
+    } else {
+        pool.split_rows([(out, 1)], &|range, [out]| split(range, out));
+    }
+}

@@ -1,0 +1,153 @@
+//! The parameters of a stage: one flat vector.
+
+use std::ops::Range;
+
+use crate::config::ModelConfig;
+
+/// The name of the token embedding, which is also that of the output matrix when both are tied.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The name of the last norm.
+pub const NORM: &str = "model.norm.weight";
+/// The name of an output matrix of its own.
+pub const HEAD: &str = "lm_head.weight";
+
+/// One tensor of the vector, row-major.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterTensor {
+    /// As Hugging Face names it.
+    pub name: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Index of its first value.
+    pub offset: usize,
+    /// Is it a matrix, which weight decay shrinks? Norms and biases are not.
+    pub decay: bool,
+}
+
+impl ParameterTensor {
+    /// Values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// No values; no tensor of a model is so.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where its values are.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+}
+
+/// The tensors of a stage in canonical order: embedding, blocks by number, last norm, output matrix. A stage that is first and last of a model
+/// with tied embeddings has the embedding once; other last stages of such a model have a copy of it in the place of the output matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterLayout {
+    tensors: Vec<ParameterTensor>,
+    len: usize,
+}
+
+impl ParameterLayout {
+    /// Of blocks `layers`, with the embedding when `first` and with last norm and output matrix when `last`.
+    #[must_use]
+    pub fn new(config: &ModelConfig, layers: Range<u32>, first: bool, last: bool) -> Self {
+        let c = config;
+        let mut layout = Self { tensors: Vec::new(), len: 0 };
+        if first {
+            layout.push(EMBEDDING.to_owned(), &[c.vocab, c.hidden]);
+        }
+        for layer in layers {
+            for (role, shape) in Self::of_layer(c) {
+                layout.push(Self::layer_name(layer, role), &shape);
+            }
+        }
+        if last {
+            layout.push(NORM.to_owned(), &[c.hidden]);
+            if !(c.tied && first) {
+                layout.push(Self::head_name(c).to_owned(), &[c.vocab, c.hidden]);
+            }
+        }
+        layout
+    }
+
+    /// Roles and shapes of a block's tensors.
+    fn of_layer(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
+        let (q, kv) = (c.q_width(), c.kv_width());
+        let mut out = vec![("input_layernorm.weight", vec![c.hidden])];
+        for (weight, bias, width) in [
+            ("self_attn.q_proj.weight", "self_attn.q_proj.bias", q),
+            ("self_attn.k_proj.weight", "self_attn.k_proj.bias", kv),
+            ("self_attn.v_proj.weight", "self_attn.v_proj.bias", kv),
+        ] {
+            out.push((weight, vec![width, c.hidden]));
+            if c.qkv_bias {
+                out.push((bias, vec![width]));
+            }
+        }
+        out.extend([
+            ("self_attn.o_proj.weight", vec![c.hidden, q]),
+            ("post_attention_layernorm.weight", vec![c.hidden]),
+            ("mlp.gate_proj.weight", vec![c.ffn, c.hidden]),
+            ("mlp.up_proj.weight", vec![c.ffn, c.hidden]),
+            ("mlp.down_proj.weight", vec![c.hidden, c.ffn]),
+        ]);
+        out
+    }
+
+    /// The name of a block's tensor.
+    pub(super) fn layer_name(layer: u32, role: &str) -> String {
+        format!("model.layers.{layer}.{role}")
+    }
+
+    /// The name of the output matrix.
+    pub(super) fn head_name(config: &ModelConfig) -> &'static str {
+        if config.tied { EMBEDDING } else { HEAD }
+    }
+
+    fn push(&mut self, name: String, shape: &[usize]) {
+        let tensor =
+            ParameterTensor { name, shape: shape.to_vec(), offset: self.len, decay: shape.len() > 1 };
+        self.len += tensor.len();
+        self.tensors.push(tensor);
+    }
+
+    /// In canonical order, without gaps.
+    #[must_use]
+    pub fn tensors(&self) -> &[ParameterTensor] {
+        &self.tensors
+    }
+
+    /// Values in all.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A stage without any tensors.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&ParameterTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The tensor that has value `index`.
+    #[must_use]
+    pub fn tensor_of(&self, index: usize) -> Option<&ParameterTensor> {
+        self.tensors.iter().find(|tensor| tensor.range().contains(&index))
+    }
+
+    /// Where a tensor that the stage has is; nowhere when it has none of this name.
+    pub(super) fn range(&self, name: &str) -> Range<usize> {
+        self.tensor(name).map_or(0..0, ParameterTensor::range)
+    }
+}
