@@ -1,33 +1,141 @@
-//! temporary
-use dunlin_kernels::Pool;
-use dunlin_train::{Run, Stage};
+//! Checkpoints of a run, between the roles and `dunlin_train::checkpoint`: peers write and read stages, the conductor seals.
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use dunlin_kernels::Pool;
+use dunlin_model::training::ParameterLayout;
+use dunlin_protocol::training::Step;
+use dunlin_train::checkpoint::{self, Checkpoint, Identity, StageRecord, Tensor, TensorSpec};
+use dunlin_train::data::TextTokenizer;
+use dunlin_train::{Run, Stage};
+use tracing::{info, warn};
+
+/// A checkpoint that is complete.
 pub struct Sealed {
+    /// Where it is.
     pub path: PathBuf,
+    /// Digest of its manifest, which has the digests of all its files.
     pub sha256: String,
 }
-pub fn latest(_f: &Path) -> anyhow::Result<Option<u64>> {
-    Ok(None)
+
+/// The newest complete checkpoint, with its digests checked.
+///
+/// # Errors
+/// When the destination cannot be read, or it is of another run.
+pub fn latest(destination: &Path, run: &Run) -> anyhow::Result<Option<Checkpoint>> {
+    let latest = checkpoint::latest(destination, true)?;
+    for damaged in &latest.damaged {
+        warn!("a damaged checkpoint is passed over: {damaged}");
+    }
+    if let Some(found) = &latest.checkpoint {
+        let (theirs, ours) = (&found.manifest.config, &run.config);
+        if theirs.model != ours.model || theirs.seed != ours.seed || theirs.data != ours.data {
+            bail!(
+                "{} has checkpoints of a run with another model, seed or data; choose another checkpoint.destination",
+                destination.display()
+            );
+        }
+    }
+    Ok(latest.checkpoint)
 }
+
+/// Makes room for the files of `step`.
+///
+/// # Errors
+/// When the destination cannot be written.
+pub fn begin(destination: &Path, step: Step) -> anyhow::Result<()> {
+    Ok(checkpoint::begin(destination, step)?)
+}
+
+/// Reads a stage of the checkpoint of `step`, whatever its stages were.
+///
+/// # Errors
+/// When there is none, or it is damaged.
 pub fn read_stage(
-    _d: &Path,
-    _s: u64,
-    _r: &std::sync::Arc<Run>,
-    _st: u32,
-    _p: &Pool,
+    destination: &Path,
+    step: Step,
+    run: &Arc<Run>,
+    stage: u32,
+    pool: &Pool,
 ) -> anyhow::Result<Stage> {
-    anyhow::bail!("x")
+    let latest = checkpoint::latest(destination, false)?;
+    let found = latest.checkpoint.filter(|c| c.manifest.step == step);
+    let found = found.with_context(|| {
+        format!(
+            "{} has no checkpoint of step {step}: do all peers see the same folder?",
+            destination.display()
+        )
+    })?;
+    let layout = run.layout(stage);
+    let specs: Vec<TensorSpec> = layout
+        .tensors()
+        .iter()
+        .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), range: t.range() })
+        .collect();
+    let (parameters, state) = found.read_stage(&specs, layout.len())?;
+    Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
+
+/// Writes the files of a stage; the record for the manifest, as JSON. A tensor that the first stage has too is written there only.
+///
+/// # Errors
+/// When they cannot be written.
 pub fn write_stage(
-    _d: &Path,
-    _s: u64,
-    _r: &Run,
-    _st: u32,
-    _p: &[f32],
-    _sl: &[Vec<f32>],
+    destination: &Path,
+    step: Step,
+    run: &Run,
+    stage: u32,
+    parameters: &[f32],
+    slots: &[Vec<f32>],
 ) -> anyhow::Result<String> {
-    anyhow::bail!("x")
+    let layout = run.layout(stage);
+    let shared = run.shares_embedding() && stage > 0;
+    let files = checkpoint::Stage {
+        stage,
+        stages: run.config.stages,
+        layers: run.layers(stage),
+        parameters: tensors(&layout, parameters, shared),
+        slots: slots.iter().map(|slot| tensors(&layout, slot, shared)).collect(),
+    };
+    Ok(serde_json::to_string(&checkpoint::write_stage(destination, step, &files)?)?)
 }
-pub fn seal(_d: &Path, _s: u64, _r: &Run, _rec: &[String]) -> anyhow::Result<Sealed> {
-    anyhow::bail!("x")
+
+fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32], shared: bool) -> Vec<Tensor<'a>> {
+    let here = layout.tensors().iter().filter(|t| !(shared && t.name == checkpoint::EMBEDDING));
+    here.map(|t| Tensor { name: &t.name, shape: &t.shape, values: &values[t.range()] }).collect()
+}
+
+/// Writes the manifest that makes the files of all stages a checkpoint, and removes old ones.
+///
+/// # Errors
+/// When something is missing or cannot be written.
+pub fn seal(
+    destination: &Path,
+    step: Step,
+    run: &Run,
+    data_sha256: &str,
+    records: &[String],
+) -> anyhow::Result<Sealed> {
+    let stages: Vec<StageRecord> = records
+        .iter()
+        .map(|r| serde_json::from_str(r))
+        .collect::<Result<_, _>>()
+        .context("a peer's record")?;
+    let tokenizer = TextTokenizer::open(&run.config.data.tokenizer)?;
+    let identity =
+        Identity { step, config: &run.config, model: &run.model, tokenizer: &tokenizer, data_sha256 };
+    let manifest = checkpoint::write_manifest(destination, identity, stages)?;
+    let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
+    let removed = checkpoint::retain(destination, keep)?;
+    info!(step, ?removed, "checkpoint");
+    let path = checkpoint::folder(destination, step);
+    Ok(Sealed { path, sha256: sha256_hex(&serde_json::to_vec(&manifest)?) })
+}
+
+/// SHA-256 in hexadecimal.
+fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
@@ -45,6 +45,13 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
         let config = config.clone();
         tokio::task::spawn_blocking(move || Dataset::open(&config)).await?.context("cannot use the data")?
     };
+    if let Some(validation) = config.validation.as_ref().filter(|v| v.batches > data.validation_batches()) {
+        bail!(
+            "validation.batches is {}, but {} microbatches of data are held back: ask for fewer or make data.validationFraction larger",
+            validation.batches,
+            data.validation_batches()
+        );
+    }
     info!(tokens = data.training_tokens(), sequences = data.sequences(), "the data is read");
     let (link_in, link_events) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
@@ -137,7 +144,10 @@ impl Trainer {
         match event {
             ConductorLinkEvent::Up(sayer) => {
                 let me = Mate { name: self.name.clone(), addr: String::new() };
-                let hello = serde_json::to_string(&Hello { me, role: Role::Trainer })?;
+                let hello = serde_json::to_string(&Hello {
+                    me,
+                    role: Role::Trainer { data: self.data.sha256().to_owned() },
+                })?;
                 self.core.connected(out);
                 if sayer.try_send(hello).is_ok() {
                     self.conductor = Some(sayer);

@@ -41,7 +41,10 @@ pub enum Role {
         held: Option<Held>,
     },
     /// Drives microbatches.
-    Trainer,
+    Trainer {
+        /// Digest of the tokens that it draws them from.
+        data: String,
+    },
 }
 
 /// What a peer has of its stage: enough for a conductor without memory to go on.

@@ -14,14 +14,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, TrainerReport,
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, ToPeer,
+    TrainerReport,
 };
 use dunlin_train::Run;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use super::saved::{self, Sealed};
@@ -34,6 +35,8 @@ use record::Record;
 const GATHER_MS: u64 = 2000;
 /// A peer that keeps a microbatch from others for so long is taken to be lost.
 const CLAIM_MS_MAX: u64 = 120_000;
+/// Pause after a checkpoint that could not be begun.
+const SAVE_PAUSE: Duration = Duration::from_secs(2);
 /// How often time passes.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -50,9 +53,12 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         None => None,
         Some(folder) => {
             let folder = folder.clone();
-            tokio::task::spawn_blocking(move || saved::latest(&folder)).await??
+            let run = Arc::clone(&run);
+            tokio::task::spawn_blocking(move || saved::latest(&folder, &run)).await??
         }
     };
+    let data = newest.as_ref().map(|c| c.manifest.data_sha256.clone());
+    let newest = newest.map(|c| c.manifest.step);
     if let Some(step) = newest {
         info!(step, "goes on from a checkpoint");
     }
@@ -91,6 +97,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let (sealed_in, sealed) = mpsc::channel(16);
     let shell = Shell {
         core: Conductor::new(config, newest),
+        data,
         run,
         destination,
         streams: BTreeMap::new(),
@@ -116,6 +123,8 @@ struct Stream {
 
 struct Shell {
     core: Conductor,
+    /// Digest of the tokens of the run, once a trainer or a checkpoint has told it.
+    data: Option<String>,
     run: Arc<Run>,
     destination: Option<PathBuf>,
     streams: BTreeMap<StreamId, Stream>,
@@ -208,7 +217,15 @@ impl Shell {
             None => {
                 let hello: Hello = serde_json::from_str(json).map_err(wrong)?;
                 let name = hello.me.name.clone();
-                stream.who = Some((name.clone(), matches!(hello.role, Role::Trainer)));
+                if let Role::Trainer { data } = &hello.role {
+                    let known = self.data.get_or_insert_with(|| data.clone());
+                    if known != data {
+                        let why = format!("{name} has other data than the run was begun with");
+                        lock(&self.record).note(why.clone());
+                        return Err(why);
+                    }
+                }
+                stream.who = Some((name.clone(), matches!(hello.role, Role::Trainer { .. })));
                 // What an older stream of the same process still says is of the past.
                 if let Some(old) = self.names.insert(name, id) {
                     self.streams.remove(&old);
@@ -231,10 +248,30 @@ impl Shell {
         let mut out = Vec::new();
         let now = self.now();
         self.core.handle(now, event, &mut out);
+        self.begin_saving(&mut out);
         for effect in out {
             self.perform(effect);
         }
         lock(&self.record).look(&self.core);
+    }
+
+    /// A checkpoint that peers are about to write needs its folder; without, nobody writes, and the conductor hears of it.
+    fn begin_saving(&mut self, out: &mut Vec<ConductorEffect>) {
+        let saves = out.iter().find_map(|effect| match effect {
+            ConductorEffect::ToPeer(_, ToPeer::Save { step }) => Some(*step),
+            _ => None,
+        });
+        let (Some(step), Some(destination)) = (saves, &self.destination) else { return };
+        if let Err(error) = saved::begin(destination, step) {
+            out.retain(|e| !matches!(e, ConductorEffect::ToPeer(_, ToPeer::Save { .. })));
+            // Later, not at once: a full disk is not emptied by asking again.
+            let (sealed, why) = (self.sealed.clone(), format!("{error:#}"));
+            tokio::spawn(async move {
+                sleep(SAVE_PAUSE).await;
+                // The receiver is gone only when the process ends.
+                let _ = sealed.send((step, Err(why))).await;
+            });
+        }
     }
 
     fn perform(&mut self, effect: ConductorEffect) {
@@ -257,9 +294,10 @@ impl Shell {
             ConductorEffect::Seal { step, records } => {
                 let Some(destination) = self.destination.clone() else { return };
                 let (run, sealed) = (Arc::clone(&self.run), self.sealed.clone());
+                let data = self.data.clone().unwrap_or_default();
                 tokio::task::spawn_blocking(move || {
                     let outcome =
-                        saved::seal(&destination, step, &run, &records).map_err(|e| format!("{e:#}"));
+                        saved::seal(&destination, step, &run, &data, &records).map_err(|e| format!("{e:#}"));
                     // The receiver is gone only when the process ends.
                     let _ = sealed.blocking_send((step, outcome));
                 });

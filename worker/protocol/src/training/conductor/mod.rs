@@ -327,7 +327,7 @@ impl Conductor {
         // A new stream of somebody we know replaces the old one.
         self.gone(now_ms, &name, out);
         match hello.role {
-            Role::Trainer => {
+            Role::Trainer { .. } => {
                 self.trainers.insert(name.clone(), BTreeSet::new());
                 let roster = self.roster();
                 out.push(ConductorEffect::ToTrainer(name, roster));
