@@ -96,13 +96,16 @@ def main():
         return loss
 
     loss, best = step().item(), float("inf")
-    end = time.monotonic() + seconds
+    end, cpu, steps = time.monotonic() + seconds, time.process_time(), 0
     while time.monotonic() < end:
         started = time.perf_counter()
         step()
         best = min(best, time.perf_counter() - started)
+        steps += 1
+    cpu = (time.process_time() - cpu) / steps
     out = {"threads": threads, "parameters": sum(p.numel() for p in model.parameters()), "loss": round(loss, 4)}
     out["tokens_per_second"] = round(microbatch * length / best, 1)
+    out["tokens_per_cpu_second"] = round(microbatch * length / cpu, 1)
     out["torch"] = torch.__version__
     print(json.dumps(out))
 

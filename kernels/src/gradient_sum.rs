@@ -52,7 +52,7 @@ pub fn check(pool: &Pool, gradient: &[f32], limit: f32) -> Result<(), OutOfRange
     if first == usize::MAX {
         return Ok(());
     }
-    let wrong = (first * BLOCK..gradient.len()).find(|i| !(gradient[*i].abs() <= limit));
+    let wrong = (first * BLOCK..gradient.len()).find(|i| gradient[*i].is_nan() || gradient[*i].abs() > limit);
     let index = wrong.unwrap_or(first * BLOCK);
     Err(OutOfRange { index, value: gradient[index], limit })
 }

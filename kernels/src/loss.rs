@@ -1,7 +1,7 @@
 //! Softmax cross-entropy of next tokens.
 
 use crate::isa::{Isa, vectorised};
-use crate::math::{exp_lane, ln_f64};
+use crate::math::{exp_lane, ln_f64, tree_8};
 use crate::pool::{Pool, Shards};
 
 /// A target that counts nothing.
@@ -72,14 +72,7 @@ vectorised! {
             *v = exp_lane(*v - max);
             *sum += f64::from(*v);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                sums[i] += sums[i + width];
-            }
-            width /= 2;
-        }
-        (max, sums[0])
+        (max, tree_8(&sums, |a, b| a + b))
     }
 }
 

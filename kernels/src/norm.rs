@@ -1,6 +1,7 @@
 //! RMS normalisation (Zhang and Sennrich 2019).
 
 use crate::isa::vectorised;
+use crate::math::tree_16;
 use crate::pool::{Pool, SMALL};
 use crate::weight_gradient::sum_columns;
 
@@ -93,7 +94,7 @@ vectorised! {
                     *lane += dy * w * x;
                 }
             }
-            let back = tree(lanes) * scale * scale * scale / n as f32;
+            let back = tree_16(&lanes, |a, b| a + b) * scale * scale * scale / n as f32;
             for (((dx, x), w), dy) in dx.iter_mut().zip(x).zip(w).zip(dy) {
                 *dx += (-back).mul_add(*x, dy * w * scale);
             }
@@ -102,7 +103,8 @@ vectorised! {
     }
 }
 
-/// `1 / sqrt(mean(x^2) + eps)`; lane `i` sums the squares of values `i`, `i + 16`, ... in order.
+/// `1 / sqrt(mean(x^2) + eps)`; lane `i` sums the squares of values `i`, `i + 16`, ... in order, the lanes are
+/// added as a tree of halves.
 #[inline(always)]
 fn scale(x: &[f32], eps: f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -116,20 +118,7 @@ fn scale(x: &[f32], eps: f32) -> f32 {
     for (lane, v) in lanes.iter_mut().zip(rest) {
         *lane += v * v;
     }
-    1.0 / (tree(lanes) / x.len() as f32 + eps).sqrt()
-}
-
-/// The lanes are added as a tree of halves.
-#[inline(always)]
-fn tree(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    1.0 / (tree_16(&lanes, |a, b| a + b) / x.len() as f32 + eps).sqrt()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! itself. A part that panics is caught where it ran, the operation is waited for to its end, and the panic goes on in the caller.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -25,6 +26,9 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
+
+/// What [`Pool::split_rows`] calls: with a range of rows, and these rows of every output.
+pub type RowsPart<'a, T, const N: usize> = dyn Fn(Range<usize>, [&mut [T]; N]) + Sync + 'a;
 
 /// What a panic carries.
 type Payload = Box<dyn Any + Send>;
@@ -137,7 +141,7 @@ impl Pool {
     }
 
     /// Splits `0..count` in `threads()` contiguous parts of nearly equal size.
-    pub fn split(&self, count: usize, part: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+    pub fn split(&self, count: usize, part: &(dyn Fn(Range<usize>) + Sync)) {
         let threads = self.threads();
         if threads == 1 || count < 2 {
             part(0..count);
@@ -158,7 +162,7 @@ impl Pool {
     pub fn split_rows<T: Send, const N: usize>(
         &self,
         outs: [(&mut [T], usize); N],
-        part: &(dyn Fn(std::ops::Range<usize>, [&mut [T]; N]) + Sync),
+        part: &RowsPart<'_, T, N>,
     ) {
         let rows = outs.first().map_or(0, |(out, width)| out.len() / width);
         for (out, width) in &outs {

@@ -1,5 +1,7 @@
 //! The gradient of a linear map's weights, `dW = dY^T X`: a product whose summed axis is the tokens (ARITHMETIC.md, 5).
 
+use std::ops::Range;
+
 use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::linear::CHUNK;
@@ -142,17 +144,15 @@ pub fn bias_gradient(pool: &Pool, dy: &[f32], db: &mut [f32]) {
     });
 }
 
+/// Adds some columns of a row to their sums.
+type AddRow<'a> = dyn Fn(usize, Range<usize>, &mut [f32]) + Sync + 'a;
+
 /// Sums over rows of what `add(row, columns, acc)` adds to its columns: in chunks of 256 rows, chunk sums added in order.
-pub(crate) fn sum_columns(
-    pool: &Pool,
-    rows: usize,
-    out: &mut [f32],
-    add: &(dyn Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync),
-) {
+pub(crate) fn sum_columns(pool: &Pool, rows: usize, out: &mut [f32], add: &AddRow<'_>) {
     /// Columns whose sums stay in the nearest cache.
     const COLUMNS: usize = 256;
     let n = out.len();
-    let split = |range: std::ops::Range<usize>, out: &mut [f32]| {
+    let split = |range: Range<usize>, out: &mut [f32]| {
         let mut acc = [0f32; COLUMNS];
         for (at, out) in out.chunks_mut(COLUMNS).enumerate() {
             let columns = range.start + at * COLUMNS..range.start + at * COLUMNS + out.len();

@@ -301,7 +301,7 @@ fn what_goes_wrong_is_named_and_adds_nothing() {
 fn requests_that_make_no_sense_are_refused() {
     let config = config("llama", false);
     let pool = Pool::new(1);
-    for (layers, length) in [(0..4, LENGTH), (2..1, LENGTH), (0..1, 0), (0..1, 65)] {
+    for (layers, length) in [(0..4, LENGTH), (4..4, LENGTH), (0..1, 0), (0..1, 65)] {
         assert!(StageModel::new(&config, layers, true, false, length).is_err());
     }
     let mut first = StageModel::new(&config, 0..1, true, false, LENGTH).unwrap();

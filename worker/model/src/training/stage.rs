@@ -197,7 +197,7 @@ impl StageModel {
         if sums.is_some() {
             self.gradient.resize(self.layout.len() - skip, 0.0);
         }
-        let mut gradient = sums.is_some().then(|| (self.gradient.as_mut_slice(), skip));
+        let mut gradient = sums.is_some().then_some((self.gradient.as_mut_slice(), skip));
         let loss = match (grad, &mut self.head) {
             (Grad::Rows(rows), _) => {
                 self.dx.clear();

@@ -1,0 +1,302 @@
+//! Causal attention of whole sequences, for training: the forward pass gives the bits of [`crate::attention()`] at every row, and keeps what the
+//! backward pass needs (Dao et al. 2022: the softmax is computed again from its maximum and sum).
+//!
+//! Rows are taken 16 at a time, a page, against all pages up to their own (ARITHMETIC.md, 3 and 5).
+
+mod backward;
+
+pub use backward::{CausalForward, causal_attention_backward};
+
+use crate::attention::PAGE;
+use crate::buffer::Buffer;
+use crate::isa::{Isa, vectorised};
+use crate::math::{exp_lane, tree_16};
+use crate::pool::{Pool, Shards};
+use crate::tile::{Into, Product};
+
+/// What a microbatch looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CausalShape {
+    /// Sequences.
+    pub sequences: usize,
+    /// Rows of each.
+    pub length: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head, a multiple of 8.
+    pub head_dim: usize,
+}
+
+impl CausalShape {
+    fn pages(&self) -> usize {
+        self.length.div_ceil(PAGE)
+    }
+
+    fn rows(&self) -> usize {
+        self.sequences * self.length
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Values of a [`statistics`](causal_attention) buffer: maximum and inverse sum of every row and head.
+    #[must_use]
+    pub fn statistics_len(&self) -> usize {
+        self.rows() * self.heads * 2
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32]) {
+        assert!(
+            self.kv_heads > 0
+                && self.heads.is_multiple_of(self.kv_heads)
+                && self.head_dim > 0
+                && self.head_dim.is_multiple_of(8),
+            "causal attention: {self:?}"
+        );
+        let kv = self.rows() * self.kv_heads * self.head_dim;
+        assert!(
+            q.len() == self.rows() * self.heads * self.head_dim && k.len() == kv && v.len() == kv,
+            "causal attention: {}, {} and {} values for {self:?}",
+            q.len(),
+            k.len(),
+            v.len()
+        );
+    }
+}
+
+/// Buffers reused from call to call.
+#[derive(Default)]
+pub struct CausalScratch(Buffer<f32>);
+
+/// Runs `item(sequence, kv_head, buffer)` for each of them, every thread with `len` values of its own.
+fn for_each_head(
+    pool: &Pool,
+    shape: &CausalShape,
+    scratch: &mut CausalScratch,
+    len: usize,
+    item: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+) {
+    let threads = pool.threads();
+    let len = len.next_multiple_of(16);
+    scratch.0.ensure(threads * len);
+    let buffers = Shards::new(&mut scratch.0[..threads * len]);
+    let items = shape.sequences * shape.kv_heads;
+    pool.run(&|thread| {
+        // SAFETY: every part has its own buffer, also when one thread runs all parts, one after the other.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(buffers.at(thread * len), len) };
+        for i in items * thread / threads..items * (thread + 1) / threads {
+            item(i / shape.kv_heads, i % shape.kv_heads, buffer);
+        }
+    });
+}
+
+/// Takes `len` values off a buffer.
+fn take<'a>(buffer: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    let (taken, rest) = std::mem::take(buffer).split_at_mut(len);
+    *buffer = rest;
+    taken
+}
+
+/// One head of some rows: row `r` at `r * stride`.
+#[derive(Clone, Copy)]
+struct HeadRows<'a> {
+    values: &'a [f32],
+    stride: usize,
+    width: usize,
+    count: usize,
+}
+
+impl<'a> HeadRows<'a> {
+    fn new(
+        values: &'a [f32],
+        shape: &CausalShape,
+        heads: usize,
+        sequence: usize,
+        head: usize,
+        from: usize,
+        count: usize,
+    ) -> Self {
+        let (width, stride) = (shape.head_dim, heads * shape.head_dim);
+        let values = &values[(sequence * shape.length + from) * stride + head * width..];
+        Self { values, stride, width, count }
+    }
+
+    fn row(&self, r: usize) -> &'a [f32] {
+        &self.values[r * self.stride..][..self.width]
+    }
+
+    /// Rows one after the other, the rest of `out` zero.
+    fn copy(&self, out: &mut [f32]) {
+        let (rows, rest) = out.split_at_mut(self.count * self.width);
+        for (r, out) in rows.chunks_exact_mut(self.width).enumerate() {
+            out.copy_from_slice(self.row(r));
+        }
+        rest.fill(0.0);
+    }
+
+    /// Pages `[width][16]`, the rest of the last one zero.
+    fn transpose(&self, isa: Isa, out: &mut [f32]) {
+        for (p, page) in out.chunks_exact_mut(self.width * PAGE).enumerate() {
+            let rows = PAGE.min(self.count - p * PAGE);
+            if rows < PAGE {
+                page.fill(0.0);
+                for r in 0..rows {
+                    let row = self.row(p * PAGE + r);
+                    page.iter_mut().skip(r).step_by(PAGE).zip(row).for_each(|(out, v)| *out = *v);
+                }
+            } else {
+                transpose_page(isa, &self.values[p * PAGE * self.stride..], self.stride, self.width, page);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn transpose_page(from: &[f32], stride: usize, width: usize, page: &mut [f32]) {
+        for (d, out) in page.as_chunks_mut::<PAGE>().0.iter_mut().enumerate().take(width) {
+            for r in 0..PAGE {
+                out[r] = from[r * stride + d];
+            }
+        }
+    }
+}
+
+/// `out[row] = softmax(q K^T / sqrt(hd)) V` over the positions of the row's sequence up to its own; `q` and `out` are
+/// `[sequences][length][heads][hd]`, `k` and `v` have the KV heads. `statistics` gets `[row][head]` of maximum and inverse sum.
+///
+/// # Panics
+/// When lengths do not fit.
+pub fn causal_attention(
+    pool: &Pool,
+    shape: &CausalShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    statistics: &mut [f32],
+    scratch: &mut CausalScratch,
+) {
+    shape.check(q, k, v);
+    assert!(out.len() == q.len() && statistics.len() == shape.statistics_len(), "causal attention: outputs");
+    let (hd, pages, isa) = (shape.head_dim, shape.pages(), pool.isa());
+    let (group, width) = (shape.heads / shape.kv_heads, shape.heads * hd);
+    let (out, statistics) = (Shards::new(out), Shards::new(statistics));
+    let page_len = hd * PAGE;
+    for_each_head(pool, shape, scratch, 2 * pages * page_len + page_len, &|sequence, kv_head, mut buffer| {
+        let keys = take(&mut buffer, pages * page_len);
+        let values = take(&mut buffer, pages * page_len);
+        let sums = take(&mut buffer, page_len);
+        let of = |x, heads, head, from, count| HeadRows::new(x, shape, heads, sequence, head, from, count);
+        of(k, shape.kv_heads, kv_head, 0, shape.length).transpose(isa, keys);
+        of(v, shape.kv_heads, kv_head, 0, shape.length).copy(values);
+        for head in kv_head * group..(kv_head + 1) * group {
+            for last in 0..pages {
+                let rows = PAGE.min(shape.length - last * PAGE);
+                let q = of(q, shape.heads, head, last * PAGE, rows);
+                let softmax = forward_page(isa, &q, keys, values, last, shape.scale(), sums);
+                for (r, (sums, row)) in sums.chunks_exact(hd).zip(&softmax).enumerate().take(rows) {
+                    let row_index = sequence * shape.length + last * PAGE + r;
+                    let inverse = 1.0 / row.sum;
+                    // SAFETY: this row and head are of this item only.
+                    unsafe {
+                        let at = out.at(row_index * width + head * hd);
+                        let out = std::slice::from_raw_parts_mut(at, hd);
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
+                        statistics.at((row_index * shape.heads + head) * 2).write(row.max);
+                        statistics.at((row_index * shape.heads + head) * 2 + 1).write(inverse);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Running maximum and sum of one row.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+/// The rows of page `last` against the pages up to it; leaves the weighted sums of values, not yet divided.
+fn forward_page(
+    isa: Isa,
+    q: &HeadRows<'_>,
+    keys: &[f32],
+    values: &[f32],
+    last: usize,
+    scale: f32,
+    sums: &mut [f32],
+) -> [Running; PAGE] {
+    let (hd, rows) = (q.width, q.count);
+    let page_len = hd * PAGE;
+    let mut running = [Running { max: f32::NEG_INFINITY, sum: 0.0 }; PAGE];
+    sums.fill(0.0);
+    for page in 0..=last {
+        let mut weights = [[0f32; PAGE]; PAGE];
+        let key = &keys[page * page_len..][..page_len];
+        let value = &values[page * page_len..][..page_len];
+        let score = Product { a: q.values, a_row: q.stride, a_step: 1, b: key, b_step: PAGE, steps: hd };
+        score.run(isa, rows, PAGE, weights.as_flattened_mut(), PAGE, Into::Set);
+        softmax_step(isa, &mut weights, &mut running[..rows], page == last, scale, sums);
+        let weights = weights.as_flattened();
+        let sum = Product { a: weights, a_row: PAGE, a_step: 1, b: value, b_step: hd, steps: PAGE };
+        if page < last {
+            sum.run(isa, rows, hd, sums, hd, Into::Continue);
+        } else {
+            sum_own_page(isa, &sum, rows, sums);
+        }
+    }
+    running
+}
+
+/// The page of the rows themselves: positions after a row's own are skipped, not multiplied by 0, which could change the sign of a zero.
+/// Four rows go together as far as the first of them goes.
+fn sum_own_page(isa: Isa, sum: &Product<'_>, rows: usize, sums: &mut [f32]) {
+    let hd = sum.b_step;
+    for first in (0..rows).step_by(4) {
+        let shared = Product { a: &sum.a[first * PAGE..], steps: first + 1, ..*sum };
+        shared.run(isa, 4.min(rows - first), hd, &mut sums[first * hd..], hd, Into::Continue);
+        for r in first + 1..rows.min(first + 4) {
+            let (a, b) = (&sum.a[r * PAGE + first + 1..], &sum.b[(first + 1) * hd..]);
+            let own = Product { a, b, steps: r - first, ..*sum };
+            own.run(isa, 1, hd, &mut sums[r * hd..], hd, Into::Continue);
+        }
+    }
+}
+
+vectorised! {
+    /// Turns the scores of a page into weights, 0 beyond a row's own position in its `own` page, and scales what was summed before.
+    fn softmax_step(
+        scores: &mut [[f32; PAGE]; PAGE],
+        running: &mut [Running],
+        own: bool,
+        scale: f32,
+        sums: &mut [f32],
+    ) {
+        let hd = sums.len() / PAGE;
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        for (r, (score, row)) in scores.iter_mut().zip(running).enumerate() {
+            for score in score.iter_mut() {
+                *score *= scale;
+            }
+            if own {
+                score[r + 1..].fill(f32::NEG_INFINITY);
+            }
+            let max = larger(row.max, tree_16(score, larger));
+            for score in score.iter_mut() {
+                *score = exp_lane(*score - max);
+            }
+            let sum = tree_16(score, |a, b| a + b);
+            let mut keep = 1.0;
+            if max != row.max {
+                keep = exp_lane(row.max - max);
+                sums[r * hd..][..hd].iter_mut().for_each(|sum| *sum *= keep);
+            }
+            *row = Running { max, sum: row.sum.mul_add(keep, sum) };
+        }
+    }
+}
