@@ -118,8 +118,10 @@ impl<'a> Assignment<'a> {
                     let Some(hop) = self.hop(from, *to, &rates, may) else { continue };
                     let chain: Vec<Hop> = std::iter::once(hop).chain(tail.iter().copied()).collect();
                     let left = self.weakest_after(&chain, &rates);
-                    let spared = counts[from] > self.view.stages[from].peers_min;
-                    if spared && left > floor && found.as_ref().is_none_or(|(best, _)| left > *best) {
+                    if self.leaves_minimum(&chain, &counts)
+                        && left > floor
+                        && found.as_ref().is_none_or(|(best, _)| left > *best)
+                    {
                         found = Some((left, chain.clone()));
                     }
                     if next.iter().all(|(stage, _)| *stage != from) {
@@ -136,7 +138,8 @@ impl<'a> Assignment<'a> {
         None
     }
 
-    /// Whom `from` would best give to `to`: who leaves both strongest, then who lives longest, then who has been there longest.
+    /// Whom `from` would best give to `to`: who leaves both strongest, then who lives longest, then by name. What happened
+    /// before does not count, so that the search goes on from its own result where it stopped.
     fn hop(&self, from: usize, to: usize, rates: &[f64], may: &dyn Fn(usize, usize) -> bool) -> Option<Hop> {
         let score =
             |&peer: &usize| (rates[from] - self.rate(peer, from)).min(rates[to] + self.rate(peer, to));
@@ -148,10 +151,20 @@ impl<'a> Assignment<'a> {
                 score(b)
                     .total_cmp(&score(a))
                     .then(q.life_ms(now_ms).cmp(&p.life_ms(now_ms)))
-                    .then(p.moved_ms.cmp(&q.moved_ms))
                     .then(p.name.cmp(&q.name))
             })
             .map(|peer| Hop { peer, from, to })
+    }
+
+    /// Whether every stage that `chain` touches keeps its minimum, or as many peers as it had if those were fewer.
+    fn leaves_minimum(&self, chain: &[Hop], counts: &[usize]) -> bool {
+        let mut after = counts.to_vec();
+        for hop in chain {
+            let stays = usize::from(self.view.peers[hop.peer].doomed_ms.is_none());
+            after[hop.to] += stays;
+            after[hop.from] = after[hop.from].saturating_sub(stays);
+        }
+        chain.iter().all(|hop| after[hop.from] >= counts[hop.from].min(self.view.stages[hop.from].peers_min))
     }
 
     fn weakest_after(&self, chain: &[Hop], rates: &[f64]) -> f64 {

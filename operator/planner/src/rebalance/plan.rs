@@ -6,7 +6,7 @@ use super::{Kind, Move, Peer, Plan, Policy, View};
 /// Whom to send where now.
 ///
 /// A peer with a notice counts until its deadline for switches, and not at all for whatever takes a fetch. Given the same view the
-/// plan is the same; carried out at once and made anew it holds no switch and no join.
+/// plan is the same; after its switches and joins there is nothing more to switch or join.
 #[must_use]
 pub fn rebalance(view: &View, policy: &Policy) -> Plan {
     if view.stages.is_empty() {
@@ -139,16 +139,23 @@ impl Planner<'_> {
         peer.stage.is_some() && (peer.has(stage) || peer.fetching.is_some_and(|f| f.stage == stage))
     }
 
+    fn is_told(&self, peer: &Peer) -> bool {
+        self.plan.moves.iter().any(|m| m.peer == peer.name)
+    }
+
+    /// Whether `peer` has `stage`'s state, will have it, or can fetch it while it serves.
+    fn can_have(&self, peer: &Peer, stage: usize) -> bool {
+        let may_fetch =
+            peer.stage.is_some() && peer.fetching.is_none() && peer.room > 0 && !self.is_told(peer);
+        self.will_have(peer, stage) || (may_fetch && self.outlives_fetch(peer, stage))
+    }
+
     /// States without which the pipeline would be slower once all that is known has happened.
     fn fetches(&mut self) {
         let mut have = self.later();
         have.improve(self.policy, &|p, stage| self.will_have(&self.view.peers[p], stage));
         let mut any = have.clone();
-        any.improve(self.policy, &|p, stage| {
-            let peer = &self.view.peers[p];
-            let may_fetch = peer.stage.is_some() && peer.fetching.is_none() && peer.room > 0;
-            self.will_have(peer, stage) || (may_fetch && self.outlives_fetch(peer, stage))
-        });
+        any.improve(self.policy, &|p, stage| self.can_have(&self.view.peers[p], stage));
         let (slow, fast, at) = (have.pipeline(), any.pipeline(), any.at);
         for (p, to) in at.iter().enumerate() {
             let (Some(to), peer) = (*to, &self.view.peers[p]) else { continue };
@@ -159,51 +166,68 @@ impl Planner<'_> {
                 self.push(p, to, Kind::Fetch { drop }, why);
             }
         }
-        self.later = at;
     }
 
-    /// One peer without room for two states, if what it brings in its life is more than what its fetch costs.
+    /// Peers without room for two states, if what they bring in their lives is more than what their fetches cost. They leave no sooner than
+    /// they must: whoever is doomed counts until a fetch begun at the next edge would come too late.
     fn cold(&mut self) {
-        let before = self.later();
+        let stages = self.view.stages.len();
+        let horizon_ms = self.view.now_ms
+            + self.policy.step_ms
+            + self.view.stages.iter().map(|s| s.fetch_ms).max().unwrap_or(0);
+        let mut then = self.later.clone();
+        for (at, peer) in then.iter_mut().zip(&self.view.peers) {
+            if peer.doomed_ms.is_some_and(|at| at >= horizon_ms) {
+                *at = peer.stage.filter(|s| *s < stages);
+            }
+        }
+        let mut before = Assignment::new(self.view, then);
+        before.improve(self.policy, &|p, stage| self.can_have(&self.view.peers[p], stage));
         let mut after = before.clone();
         let urgent = before.below_minimum() > 0;
-        let one = Policy { moves_max: 1, ..self.policy.clone() };
-        after.improve(&one, &|p, stage| {
+        after.improve(self.policy, &|p, stage| {
             let peer = &self.view.peers[p];
             let may = peer.stage.is_some() && peer.fetching.is_none() && peer.room == 0;
-            may && (urgent || !self.cooling(peer)) && self.outlives_fetch(peer, stage)
+            may && peer.doomed_ms.is_none()
+                && (urgent || !self.cooling(peer))
+                && self.outlives_fetch(peer, stage)
         });
-        let moved = (0..after.at.len()).find(|&p| before.at[p] != after.at[p]);
-        let Some((peer, to)) = moved.and_then(|p| Some((p, after.at[p]?))) else { return };
-        let of = &self.view.peers[peer];
+        let (slow, fast, at) = (before.pipeline(), after.pipeline(), after.at);
+        let movers: Vec<(usize, usize)> =
+            (0..at.len()).filter(|&p| before.at[p] != at[p]).filter_map(|p| Some((p, at[p]?))).collect();
+        if movers.is_empty() {
+            return;
+        }
         if self.view.averaging {
-            self.plan.held.push(format!("{} waits for the averaging that is under way", of.name));
+            self.plan.held.push("moves wait for the averaging that is under way".to_owned());
             return;
         }
-        let serving: Vec<Option<usize>> =
-            self.view.peers.iter().map(|p| p.stage.filter(|s| *s < self.view.stages.len())).collect();
-        let now = Assignment::new(self.view, serving.clone());
-        let mut without = serving;
-        without[peer] = None;
-        let without = Assignment::new(self.view, without);
-        let fetch_ms = self.fetch_ms(to);
-        let lost = (now.pipeline() - without.pipeline()) * fetch_ms as f64;
-        let won = (after.pipeline() - before.pipeline())
-            * of.life_ms(self.view.now_ms).saturating_sub(fetch_ms) as f64;
-        if won <= lost {
-            let held = format!(
-                "{} stays: {:.0} rows won by stage {to} in its life, {:.0} lost while it fetches",
-                of.name,
-                won / 1000.0,
-                lost / 1000.0
-            );
-            self.plan.held.push(held);
+        let mut serving: Vec<Option<usize>> =
+            self.view.peers.iter().map(|p| p.stage.filter(|s| *s < stages)).collect();
+        let now = Assignment::new(self.view, serving.clone()).pipeline();
+        for (peer, _) in &movers {
+            serving[*peer] = None;
+        }
+        let meanwhile = Assignment::new(self.view, serving).pipeline();
+        let fetch_ms = movers.iter().map(|(_, to)| self.fetch_ms(*to)).max().unwrap_or(0);
+        let life_ms = movers.iter().map(|(p, _)| self.view.peers[*p].life_ms(self.view.now_ms)).min();
+        let lost = (now - meanwhile) * fetch_ms as f64 / 1000.0;
+        let won = (fast - slow) * life_ms.unwrap_or(0).saturating_sub(fetch_ms) as f64 / 1000.0;
+        let joining = |p: &Peer| p.stage.is_none() && (p.fetching.is_some() || self.is_told(p));
+        if lost > 0.0 && self.view.peers.iter().any(joining) {
+            self.plan.held.push("moves that cost throughput wait for the peers that are joining".to_owned());
             return;
         }
-        let (slow, fast) = (before.pipeline(), after.pipeline());
-        let why = format!("no memory for two; the pipeline will do {fast:.2} rows/s, else {slow:.2}");
-        self.push(peer, to, Kind::Cold, why);
-        self.later[peer] = Some(to);
+        let brings = format!("{won:.0} rows won, {lost:.0} lost while fetching");
+        for (peer, to) in movers {
+            if won > lost {
+                let why = format!("the pipeline will do {fast:.2} rows/s, else {slow:.2}: {brings}");
+                self.push(peer, to, Kind::Cold, why);
+            } else {
+                let name = &self.view.peers[peer].name;
+                self.plan.held.push(format!("{name} does not go to stage {to}: {brings}"));
+            }
+        }
     }
 
     /// Peers other than those of the stage itself that have or fetch each stage's state, this plan included.
@@ -259,8 +283,11 @@ impl Planner<'_> {
         for p in 0..self.view.peers.len() {
             let peer = &self.view.peers[p];
             let Some(own) = peer.stage.filter(|s| *s < stages) else { continue };
-            let busy = peer.fetching.is_some() || self.plan.moves.iter().any(|m| m.peer == peer.name);
-            if busy || peer.doomed_ms.is_some() || peer.shadows.len() >= peer.room {
+            if peer.fetching.is_some()
+                || self.is_told(peer)
+                || peer.doomed_ms.is_some()
+                || peer.shadows.len() >= peer.room
+            {
                 continue;
             }
             let holders = self.holders();

@@ -13,6 +13,7 @@
 //! Switches go along chains: where nobody of a rich stage has the poor stage's state, somebody in between has, and is replaced.
 
 mod balance;
+mod outcome;
 mod plan;
 
 use std::collections::BTreeSet;
