@@ -2,7 +2,9 @@
 //!
 //! The decisions are those of [`dunlin_planner::rebalance`]; the swarm around them is a fluid: peers are equal, each does one unit of work per
 //! second for the stage it serves, and samples flow at the rate of the stage with fewest peers. Optimal is what `floor(n / stages)` complete
-//! pipelines would do at every moment, joiners counted from their first millisecond. Not simulated: single microbatches, queues, averaging, pipeline bubbles.
+//! pipelines would do at every moment, joiners counted from their first millisecond. Not simulated: single
+//! microbatches, queues, averaging, the filling and draining of a synchronous pipeline. The conductor of `dunlin_protocol::training` does not run here, nor does its ledger:
+//! this measures decisions, not their execution.
 //!
 //! What a peer can do here, and what the system does for it:
 //!
@@ -12,6 +14,7 @@
 //!   A fetched state is kept current by the broadcast half of that stage's averaging: the peer receives every step's averaged gradients and
 //!   applies them, as a joiner does that catches up. (`room` 0: nothing of this; moves are cold.)
 //! * With the state at hand a peer changes its stage at the edge of a step, every [`Options::step_ms`], and keeps the old state current instead.
+//!   Long steps cost little with a notice and much without: the switch and the redoing are both within one step.
 //! * A notice comes [`Options::notice_ms`] before a loss. The peer serves on, and stops [`HANDOVER_MS`] before its end to hand its gradient sums to a mate, so that
 //!   nothing is redone. Without notice what it did since the last edge is redone, and holds up the whole pipeline for as long as the stage with most to redo.
 //! * A fetch goes on although a mate that sends is lost: others send. [`Report::states_lost`] counts when nobody has a stage's state any more, which
