@@ -27,6 +27,8 @@ pub enum Role {
     Gateway(GatewayArgs),
     /// A whole swarm as processes on this machine.
     Local(LocalArgs),
+    /// Replay a trace of a spot group: which share of what the machines could have trained a swarm trains.
+    Replay(ReplayArgs),
     /// Write a random Llama (config.json, safetensors, tokenizer.json).
     RandomModel(RandomModelArgs),
     /// Own the ledger of a training swarm.
@@ -264,4 +266,45 @@ impl RandomModelArgs {
             seed: self.seed,
         }
     }
+}
+
+/// What to replay, and how.
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// A CSV file: `milliseconds,add|remove,node`, in order of time.
+    #[arg(long)]
+    pub trace: PathBuf,
+    /// Stages of the pipeline.
+    #[arg(long, default_value_t = 4)]
+    pub stages: usize,
+    /// Seconds in which a peer fetches one stage's state.
+    #[arg(long, default_value_t = 60)]
+    pub download_s: u64,
+    /// Seconds between a notice and the loss; 0: without notice.
+    #[arg(long, default_value_t = 120)]
+    pub notice_s: u64,
+    /// Seconds of a step: peers change their stage at its edges.
+    #[arg(long, default_value_t = 20)]
+    pub step_s: u64,
+    /// Stages' states that a peer has memory for beside its own.
+    #[arg(long, default_value_t = 1)]
+    pub room: usize,
+    /// Runs, over which the result is a mean.
+    #[arg(long, default_value_t = 30)]
+    pub seeds: u64,
+    /// Who decides which peer serves what.
+    #[arg(long, value_enum, default_value = "dunlin")]
+    pub policy: ReplayPolicy,
+    /// One line of JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who decides in a replay.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum ReplayPolicy {
+    /// The planner.
+    Dunlin,
+    /// Nobody: peers go to a random stage and stay.
+    None,
 }

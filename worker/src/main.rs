@@ -4,14 +4,16 @@
 //! * [`gateway`] speaks OpenAI's HTTP API and owns sessions
 //! * [`local`] a whole swarm as processes on this machine
 //! * [`training`] conductor, peers and trainers of a training swarm
+//! * [`replay`] a training swarm on a recorded spot trace
 //! * `random-model` writes a random Llama for tests and benchmarks
-#![allow(clippy::print_stdout, reason = "`local` prints its one line of JSON")]
+#![allow(clippy::print_stdout, reason = "`local` and `replay` print what they are asked for")]
 
 mod cli;
 mod gateway;
 mod health;
 mod local;
 mod model;
+mod replay;
 mod stage;
 mod telemetry;
 mod training;
@@ -24,6 +26,7 @@ fn main() -> anyhow::Result<()> {
     let args = cli::Cli::parse();
     match args.role {
         cli::Role::RandomModel(args) => Ok(dunlin_model::random_model::write(&args.out, &args.spec())?),
+        cli::Role::Replay(args) => replay::run(&args),
         cli::Role::Stage(role) => run(&args.log, "stage", stage::run(role)),
         cli::Role::Gateway(role) => run(&args.log, "gateway", gateway::run(role)),
         cli::Role::Local(role) => run(&args.log, "local", local::run(role)),

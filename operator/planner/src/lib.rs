@@ -4,6 +4,7 @@
 //! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
 //! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
+//! * [`rebalance`](mod@rebalance) which stage of a training swarm a peer serves, and whose state it fetches ahead of need
 //! * [`route`] the cheapest way through all layers
 
 pub mod cut;
@@ -11,6 +12,7 @@ pub mod degrade;
 pub mod layout;
 pub mod lint;
 pub mod partition;
+pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod shadow;
@@ -20,6 +22,7 @@ pub use degrade::degrade;
 pub use layout::{Layout, May, Member, Reason, Shortage, Wanted, layout};
 pub use lint::{Finding, lint};
 pub use partition::{Capacity, partition};
+pub use rebalance::rebalance;
 pub use report::report;
 pub use route::route;
 pub use topology::{

@@ -5,8 +5,10 @@
 //!
 //! * [`model`] the fake model and engine
 //! * [`world`] events, faults, and what must hold
+//! * [`replay`] another simulation: a training swarm on a recorded spot trace
 
 pub mod model;
+pub mod replay;
 pub mod world;
 
 pub use world::{Outcome, Scenario, run};

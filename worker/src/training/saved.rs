@@ -124,8 +124,14 @@ pub fn seal(
         .collect::<Result<_, _>>()
         .context("a peer's record")?;
     let tokenizer = TextTokenizer::open(&run.config.data.tokenizer)?;
-    let identity =
-        Identity { step, config: &run.config, model: &run.model, tokenizer: &tokenizer, data_sha256 };
+    let identity = Identity {
+        step,
+        config: &run.config,
+        model: &run.model,
+        tokenizer: &tokenizer,
+        data_sha256,
+        slots: run.optimizer_slots(),
+    };
     let manifest = checkpoint::write_manifest(destination, identity, stages)?;
     let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
     let removed = checkpoint::retain(destination, keep)?;

@@ -265,7 +265,12 @@ impl Peer {
             }
             StageInbound::Pull(request, pieces) => {
                 let (stage, _) = self.node.position();
-                if stage == Some(request.stage) {
+                // The mates of a shared embedding serve another stage.
+                let shared = matches!(
+                    request.what,
+                    Some(proto::pull_request::What::Sums(_) | proto::pull_request::What::Average(_))
+                );
+                if shared || stage == Some(request.stage) {
                     serve::serve(&self.engine, &self.formed, request, pieces);
                 } else {
                     serve::refuse(&pieces, "this peer does not serve that stage");

@@ -132,7 +132,8 @@ impl Manifest {
 }
 
 /// The folder of a step.
-pub(super) fn folder(destination: &Path, step: u64) -> PathBuf {
+#[must_use]
+pub fn folder(destination: &Path, step: u64) -> PathBuf {
     destination.join(format!("step-{step:08}"))
 }
 

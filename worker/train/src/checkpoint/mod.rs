@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use dunlin_model::ModelError;
 use thiserror::Error;
 
-pub use manifest::{FileRecord, Manifest, StageRecord};
+pub use manifest::{FileRecord, Manifest, StageRecord, folder};
 pub use read::{Checkpoint, Latest, latest};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
 

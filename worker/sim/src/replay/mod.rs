@@ -1,0 +1,156 @@
+//! A training swarm on a recorded spot trace, in virtual time: which share of what the machines could have done is done.
+//!
+//! The decisions are those of [`dunlin_planner::rebalance`]; the swarm around them is a fluid: peers are equal, each does one unit of work per
+//! second for the stage it serves, and samples flow at the rate of the stage with fewest peers. Optimal is what `floor(n / stages)` complete
+//! pipelines would do at every moment, joiners counted from their first millisecond. Not simulated: single
+//! microbatches, queues, averaging, the filling and draining of a synchronous pipeline. The conductor of `dunlin_protocol::training` does not run here, nor does its ledger:
+//! this measures decisions, not their execution.
+//!
+//! What a peer can do here, and what the system does for it:
+//!
+//! * A joiner is of no use until it has fetched a stage's state, which takes [`Options::download_ms`]. Those that are there from the start have
+//!   theirs. [`Report::share_reachable`] is what nobody can exceed under these two: every peer useful from its fetch to its end, always in the right stage.
+//! * A peer serves while it fetches another stage's state behind that, in the same time; it has memory for [`Options::room`] states beside its own.
+//!   A fetched state is kept current by the broadcast half of that stage's averaging: the peer receives every step's averaged gradients and
+//!   applies them, as a joiner does that catches up. (`room` 0: nothing of this; moves are cold.)
+//! * With the state at hand a peer changes its stage at the edge of a step, every [`Options::step_ms`], and keeps the old state current instead.
+//!   Long steps cost little with a notice and much without: the switch and the redoing are both within one step.
+//! * A notice comes [`Options::notice_ms`] before a loss. The peer serves on, and stops [`HANDOVER_MS`] before its end to hand its gradient sums to a mate, so that
+//!   nothing is redone. Without notice what it did since the last edge is redone, and holds up the whole pipeline for as long as the stage with most to redo.
+//! * A fetch goes on although a mate that sends is lost: others send. [`Report::states_lost`] counts when nobody has a stage's state any more, which
+//!   in truth costs a return to the last checkpoint; the fluid does not charge for that.
+
+mod capacity;
+pub mod trace;
+
+use serde::Serialize;
+use thiserror::Error;
+
+pub use trace::{Event, TraceError, parse};
+
+/// A peer with a notice stops this long before its end, to hand over its gradient sums.
+pub const HANDOVER_MS: u64 = 5_000;
+
+/// Who decides where peers go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The planner.
+    Dunlin,
+    /// Peers go to a random stage, from the start on, and stay: what a swarm without rebalancing does.
+    None,
+}
+
+/// What to replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Options {
+    /// Stages of the pipeline.
+    pub stages: usize,
+    /// Time in which a peer fetches one stage's state.
+    pub download_ms: u64,
+    /// How long before a loss the peer is told; 0: never.
+    pub notice_ms: u64,
+    /// Length of a step: peers change their stage at its edges.
+    pub step_ms: u64,
+    /// States beside its own that a peer has memory for.
+    pub room: usize,
+    /// Runs with different seeds, over which the report is a mean. A seed places the first peers and the steps' edges, and with [`Policy::None`] all joiners.
+    pub seeds: u64,
+    /// Who decides.
+    pub policy: Policy,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            stages: 4,
+            download_ms: 60_000,
+            notice_ms: 120_000,
+            step_ms: 20_000,
+            room: 1,
+            seeds: 30,
+            policy: Policy::Dunlin,
+        }
+    }
+}
+
+impl Options {
+    fn handover_ms(&self) -> u64 {
+        HANDOVER_MS.min(self.notice_ms)
+    }
+}
+
+/// Means over the seeds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Samples done, less those that redoing held up, of those that complete pipelines of all nodes would have done.
+    pub share_of_optimal: f64,
+    /// The same of the seed with the smallest.
+    pub share_of_optimal_min: f64,
+    /// Share within reach of any policy if joiners have to fetch: see the module.
+    pub share_reachable: f64,
+    /// Samples redone, in seconds of one peer.
+    pub redone: f64,
+    /// Seconds with a stage that nobody serves.
+    pub downtime_s: f64,
+    /// Times that nobody had a stage's state any more.
+    pub states_lost: f64,
+    /// Peers that joined.
+    pub joins: f64,
+    /// Changes of stage.
+    pub switches: f64,
+    /// States fetched by peers that served meanwhile.
+    pub fetches: f64,
+}
+
+/// Why nothing was replayed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ReplayError {
+    /// The trace is none.
+    #[error("the trace cannot be read")]
+    Trace(#[from] TraceError),
+    /// Options that mean nothing.
+    #[error("{0} has to be at least 1")]
+    Zero(&'static str),
+}
+
+/// Replays the trace in `csv`.
+///
+/// # Errors
+///
+/// If it is no trace, or an option is 0 that may not be.
+pub fn run(options: &Options, csv: &str) -> Result<Report, ReplayError> {
+    let positive =
+        [("stages", options.stages as u64), ("step_ms", options.step_ms), ("seeds", options.seeds)];
+    if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+        return Err(ReplayError::Zero(name));
+    }
+    let lives = trace::lives(&parse(csv)?);
+    let mut mean = Report { share_of_optimal_min: f64::INFINITY, ..Report::default() };
+    for seed in 0..options.seeds {
+        let one = capacity::run(options, &lives, seed);
+        mean.share_of_optimal += one.share_of_optimal;
+        mean.share_of_optimal_min = mean.share_of_optimal_min.min(one.share_of_optimal);
+        mean.share_reachable += one.share_reachable;
+        mean.redone += one.redone;
+        mean.downtime_s += one.downtime_s;
+        mean.states_lost += one.states_lost;
+        mean.joins += one.joins;
+        mean.switches += one.switches;
+        mean.fetches += one.fetches;
+    }
+    let n = options.seeds as f64;
+    for sum in [
+        &mut mean.share_of_optimal,
+        &mut mean.share_reachable,
+        &mut mean.redone,
+        &mut mean.downtime_s,
+        &mut mean.states_lost,
+        &mut mean.joins,
+        &mut mean.switches,
+        &mut mean.fetches,
+    ] {
+        *sum /= n;
+    }
+    Ok(mean)
+}
