@@ -116,14 +116,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_example_is_understood_without_leftovers() {
-        let example: Value = serde_saphyr::from_str(&checked_in("examples/smollm2.yaml")).unwrap();
-        let swarm: InferenceSwarm = serde_json::from_value(example.clone()).unwrap();
-        let back = serde_json::to_value(&swarm).unwrap();
-        for (field, value) in example["spec"]["pools"][0].as_object().unwrap() {
-            assert_eq!(&back["spec"]["pools"][0][field], value, "{field}");
+    /// The document of `kind` in an example.
+    fn example(file: &str, kind: &str) -> Value {
+        let text = checked_in(&format!("examples/{file}"));
+        let documents = text.split("\n---\n").map(|text| serde_saphyr::from_str::<Value>(text).unwrap());
+        documents.into_iter().find(|document| document["kind"] == kind).unwrap()
+    }
+
+    /// Every field of `part` is in `whole`.
+    fn assert_contains(whole: &Value, part: &Value, path: &str) {
+        match (whole, part) {
+            (Value::Object(whole), Value::Object(part)) => {
+                for (key, value) in part {
+                    assert_contains(&whole[key], value, &format!("{path}.{key}"));
+                }
+            }
+            (Value::Array(whole), Value::Array(part)) => {
+                for (i, (a, b)) in whole.iter().zip(part).enumerate() {
+                    assert_contains(a, b, &format!("{path}[{i}]"));
+                }
+            }
+            _ => assert_eq!(whole, part, "{path}"),
         }
-        assert_eq!(back["spec"]["model"], example["spec"]["model"]);
+    }
+
+    #[test]
+    fn the_examples_are_understood_without_leftovers() {
+        for file in ["smollm2.yaml", "volume.yaml", "serve-trained.yaml"] {
+            let example = example(file, "InferenceSwarm");
+            let swarm: InferenceSwarm = serde_json::from_value(example.clone()).unwrap();
+            assert_contains(&serde_json::to_value(&swarm).unwrap(), &example, file);
+        }
+        let example = example("train-bible.yaml", "TrainingSwarm");
+        let swarm: TrainingSwarm = serde_json::from_value(example.clone()).unwrap();
+        assert_contains(&serde_json::to_value(&swarm).unwrap(), &example, "train-bible.yaml");
     }
 }

@@ -13,7 +13,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use model::{Architecture, ModelShape, TrainedModelSpec};
+pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, TrainedModelSpec};
 pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
 
@@ -71,10 +71,14 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
         .message("stages must be at most model.config.layers"),
     validation = Rule::new("!has(self.model.config) || self.sequenceLength <= self.model.config.contextLength")
         .message("sequenceLength must be at most model.config.contextLength"),
-    validation = Rule::new("self.data.tokenizer == 'Bytes' || has(self.model.source)")
-        .message("tokenizer Model needs model.source: a model that starts from config has no tokenizer"),
-    validation = Rule::new("self.data.tokenizer != 'Bytes' || !has(self.model.config) || self.model.config.vocab >= 256")
-        .message("tokenizer Bytes needs model.config.vocab of at least 256"),
+    validation = Rule::new("self.globalBatch / self.microbatch <= 4096").message("globalBatch must be at most 4096 times microbatch"),
+    validation = Rule::new("self.microbatch * self.sequenceLength <= 4194304")
+        .message("microbatch times sequenceLength must be at most 4194304 tokens"),
+    validation = Rule::new("self.optimizer.schedule.warmupSteps <= self.steps").message("optimizer.schedule.warmupSteps must be at most steps"),
+    validation = Rule::new("self.data.tokenizer == 'Bytes' || (has(self.model.source) && has(self.model.source.volume))")
+        .message("tokenizer Model needs model.source.volume: only there is a tokenizer"),
+    validation = Rule::new("self.data.tokenizer != 'Bytes' || !has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
+        .message("model.config.vocab must be at least 256 with tokenizer Bytes"),
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
     validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
         .message("replicas must be at most peers.max of the first pool"),
@@ -95,7 +99,7 @@ pub struct TrainingSwarmSpec {
     pub global_batch: u32,
     /// Sequences that travel through the stages together.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 1024))]
+    #[schemars(range(min = 1, max = 4096))]
     pub microbatch: u32,
     /// Updates until the swarm has succeeded. Raised on a swarm that has, it goes on.
     #[schemars(range(min = 1, max = 1_000_000_000))]
@@ -105,7 +109,6 @@ pub struct TrainingSwarmSpec {
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_u64))]
     pub seed: u64,
     /// How gradients become updates.
-    #[serde(default)]
     pub optimizer: OptimizerSpec,
     /// Spans of layers; each is held by one or more peers. It cannot change.
     #[schemars(range(min = 1, max = 64))]
@@ -176,10 +179,10 @@ pub enum DataFormat {
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TokenizerKind {
-    /// Each byte is a token.
+    /// Each byte is a token; byte 0 ends a document.
     #[default]
     Bytes,
-    /// The tokenizer of `model.source`.
+    /// The tokenizer beside the model in `model.source.volume`.
     Model,
 }
 

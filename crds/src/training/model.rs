@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::ModelSource;
+use crate::shared::VolumeSource;
 
 /// What is trained: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -15,7 +15,31 @@ pub struct TrainedModelSpec {
     pub config: Option<ModelShape>,
     /// A model to go on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<ModelSource>,
+    pub source: Option<TrainedModelSource>,
+}
+
+/// Where a model is to go on from: exactly one of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
+pub struct TrainedModelSource {
+    /// The URL of a folder with config.json and safetensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<FolderSource>,
+    /// A folder with config.json and safetensors, such as a checkpoint of another TrainingSwarm, on a PersistentVolumeClaim that every pod
+    /// can mount for reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeSource>,
+}
+
+/// A folder behind a URL.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct FolderSource {
+    /// `http://` or `https://`, without the names of files.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
+    )]
+    pub url: String,
 }
 
 /// The shape of a new model.
@@ -46,9 +70,10 @@ pub struct ModelShape {
     /// Width inside of the feed-forward part.
     #[schemars(range(min = 8, max = 1_048_576))]
     pub ffn: u32,
-    /// Tokens that it knows.
+    /// Tokens that it knows; as many as the tokenizer has when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 4_194_304))]
-    pub vocab: u32,
+    pub vocab: Option<u32>,
     /// Longest sequence that it is made for, in tokens.
     #[schemars(range(min = 8, max = 16_777_216))]
     pub context_length: u32,
@@ -58,7 +83,8 @@ pub struct ModelShape {
     pub rope_base: f64,
     /// Epsilon of the norms.
     #[serde(default = "rms_eps")]
-    #[schemars(range(min = 1e-12, max = 0.1))]
+    #[schemars(range(min = 0.0, max = 0.1))]
+    #[x_kube(validation = Rule::new("self >= 1e-12").message("rmsEps must be more than 0"))]
     pub rms_eps: f64,
     /// The output matrix is the embedding.
     #[serde(default)]

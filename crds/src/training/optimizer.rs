@@ -1,18 +1,19 @@
 //! How gradients become updates.
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How gradients become updates. A field that the kind does not use is ignored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OptimizerSpec {
     /// The algorithm.
     #[serde(default)]
     pub kind: OptimizerKind,
     /// Learning rate after warm-up.
-    #[serde(default = "learning_rate")]
-    #[schemars(range(min = 1e-12, max = 1000.0))]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    #[x_kube(validation = Rule::new("self >= 1e-12").message("learningRate must be more than 0"))]
     pub learning_rate: f64,
     /// Decay of the mean of gradients (AdamW, Lamb).
     #[serde(default = "beta1")]
@@ -24,39 +25,25 @@ pub struct OptimizerSpec {
     pub beta2: f64,
     /// What keeps a division by a small mean bounded (AdamW, Lamb).
     #[serde(default = "epsilon")]
-    #[schemars(range(min = 1e-15, max = 1.0))]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    #[x_kube(validation = Rule::new("self >= 1e-15").message("epsilon must be more than 0"))]
     pub epsilon: f64,
-    /// Decay of weights, apart from the gradient (AdamW, Lamb), or added to it (Sgd).
-    #[serde(default = "weight_decay")]
+    /// Pull of matrices towards zero; norms and biases have none.
+    #[serde(default)]
     #[schemars(range(min = 0.0, max = 10.0))]
     pub weight_decay: f64,
     /// Momentum (Sgd).
-    #[serde(default = "momentum")]
+    #[serde(default)]
     #[schemars(range(min = 0.0, max = 0.999_999))]
     pub momentum: f64,
     /// The gradient's norm over all stages is scaled down to this; 0 leaves it as it is.
     #[serde(default = "clip")]
     #[schemars(range(min = 0.0, max = 1e9))]
+    #[x_kube(validation = Rule::new("self == 0.0 || self >= 1e-9").message("clip must be 0, or at least 1e-9"))]
     pub clip: f64,
     /// The learning rate over time.
     #[serde(default)]
     pub schedule: ScheduleSpec,
-}
-
-impl Default for OptimizerSpec {
-    fn default() -> Self {
-        Self {
-            kind: OptimizerKind::default(),
-            learning_rate: learning_rate(),
-            beta1: beta1(),
-            beta2: beta2(),
-            epsilon: epsilon(),
-            weight_decay: weight_decay(),
-            momentum: momentum(),
-            clip: clip(),
-            schedule: ScheduleSpec::default(),
-        }
-    }
 }
 
 /// Algorithm of an optimizer.
@@ -72,7 +59,7 @@ pub enum OptimizerKind {
 }
 
 /// The learning rate over time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ScheduleSpec {
     /// The curve after warm-up, down to `finalFraction` at the last step.
@@ -83,31 +70,21 @@ pub struct ScheduleSpec {
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub warmup_steps: u32,
     /// Share of the learning rate that is left at the last step (Linear, Cosine).
-    #[serde(default = "final_fraction")]
+    #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub final_fraction: f64,
-}
-
-impl Default for ScheduleSpec {
-    fn default() -> Self {
-        Self { kind: ScheduleKind::default(), warmup_steps: 0, final_fraction: final_fraction() }
-    }
 }
 
 /// Curve of a learning rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ScheduleKind {
     /// Stays.
+    #[default]
     Constant,
     /// Falls in a line.
     Linear,
     /// Falls in half a cosine.
-    #[default]
     Cosine,
-}
-
-fn learning_rate() -> f64 {
-    3e-4
 }
 
 fn beta1() -> f64 {
@@ -122,18 +99,6 @@ fn epsilon() -> f64 {
     1e-8
 }
 
-fn weight_decay() -> f64 {
-    0.1
-}
-
-fn momentum() -> f64 {
-    0.9
-}
-
 fn clip() -> f64 {
     1.0
-}
-
-fn final_fraction() -> f64 {
-    0.1
 }
