@@ -89,7 +89,7 @@ mod tests {
 
     fn check(path: &str, node: &Value) {
         // A type of Kubernetes itself.
-        if path.ends_with(".gateway.resources") {
+        if path.ends_with(".resources") {
             return;
         }
         let has = |keys: &[&str]| keys.iter().all(|key| node.get(key).is_some());

@@ -9,6 +9,7 @@ pub mod model;
 pub mod optimizer;
 pub mod status;
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -193,11 +194,14 @@ pub struct TrainersSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
+    /// Requests and limits of each; 100m of CPU and 512Mi of memory when absent. It holds all tokens of the data, 4 bytes each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
 }
 
 impl Default for TrainersSpec {
     fn default() -> Self {
-        Self { replicas: one() }
+        Self { replicas: one(), resources: None }
     }
 }
 
