@@ -2,10 +2,10 @@
 //! until it is acknowledged: level-triggered, so a lost message or a restarted worker needs no special care.
 
 mod client;
-mod observation;
+pub mod observation;
 
 pub use client::{GrpcConnector, Identity};
-pub use observation::{Checkpoint, Observation, RunPhase, Stage};
+pub use observation::{Checkpoint, Observation, RunPhase};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

@@ -7,6 +7,8 @@
 mod conditions;
 mod decide;
 mod desired;
+#[cfg(test)]
+mod lives;
 mod memory;
 mod status;
 #[cfg(test)]

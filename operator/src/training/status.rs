@@ -119,7 +119,8 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::{Checkpoint, Stage};
+    use crate::peers::Checkpoint;
+    use crate::peers::observation::Stage;
     use crate::testing::{config, training_swarm};
 
     fn run(step: u64, checkpoint: Option<u64>) -> Observation {
