@@ -92,6 +92,13 @@ fn inside(path: &str) -> String {
 #[must_use]
 pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<Happening> {
     let mut all = changes(&before.conditions, &after.conditions, TRAINING);
+    // Success is no start, and more steps for a run that has succeeded are no interruption.
+    let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
+    all.retain(|happening| match happening.reason.as_str() {
+        reason if reason == TRAINING.ready => !done(after),
+        reason if reason == TRAINING.not_ready => !done(before),
+        _ => true,
+    });
     let message = |kind: &str| {
         let condition = after.conditions.iter().find(|c| c.type_ == kind);
         condition.map(|c| c.message.clone()).unwrap_or_default()
@@ -110,7 +117,7 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
     if suspended(after) && !suspended(before) {
         tell("TrainingSuspended", message("Ready"));
     }
-    if is_true(&after.conditions, "Succeeded") && !is_true(&before.conditions, "Succeeded") {
+    if done(after) && !done(before) {
         tell("TrainingSucceeded", message("Succeeded"));
     }
     all
@@ -205,7 +212,8 @@ mod tests {
         assert_eq!(reasons(&saved, &waits), ["TrainingInterrupted"]);
         assert!(!happenings(&saved, &waits)[0].warning);
         assert_eq!(reasons(&waits, &rests), ["CheckpointWritten", "TrainingSuspended"]);
-        assert_eq!(reasons(&rests, &done), ["TrainingStarted", "TrainingSucceeded"]);
+        assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
+        assert!(reasons(&done, &starts).is_empty(), "more steps");
         assert_eq!(reasons(&saved, &failed), ["TrainingFailed", "TrainingInterrupted"]);
     }
 }
