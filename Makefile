@@ -72,9 +72,11 @@ cluster-unsilence: ## and come back
 cluster-start: ## NODE=n2 boots again
 	$(CLUSTER) start $(NODE)
 
-crds: ## regenerate the CRD and its reference
-	cargo run --locked -q -p dunlin-crds --bin crdgen > charts/dunlin/files/crds/inferenceswarms.yaml
-	cargo run --locked -q -p dunlin-crds --bin crdgen -- --docs > docs/reference/inferenceswarm.md
+crds: ## regenerate the CRDs and their references
+	for kind in inferenceswarm trainingswarm; do \
+	  cargo run --locked -q -p dunlin-crds --bin crdgen -- $$kind > charts/dunlin/files/crds/$${kind}s.yaml && \
+	  cargo run --locked -q -p dunlin-crds --bin crdgen -- $$kind --docs > docs/reference/$$kind.md || exit 1; \
+	done
 
 chart-lint: cluster-build ## helm lint --strict, and the same bytes from two renderings
 	tools/chart-lint.sh

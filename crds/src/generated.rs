@@ -3,27 +3,49 @@
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use crate::{InferenceSwarm, reference};
+use crate::{InferenceSwarm, TrainingSwarm, reference};
 
-/// The CustomResourceDefinition as YAML: `charts/dunlin/files/crds/inferenceswarms.yaml`.
-///
-/// # Errors
-/// When the schema cannot be written: a bug in the types.
-pub fn crd() -> Result<String, Box<dyn std::error::Error>> {
-    Ok(serde_saphyr::to_string(&definition()?)?)
+/// A kind of this API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`InferenceSwarm`].
+    Inference,
+    /// [`TrainingSwarm`].
+    Training,
 }
 
-/// The reference in Markdown: `docs/reference/inferenceswarm.md`.
+/// The kind called `name` in lower case, such as `trainingswarm`.
+#[must_use]
+pub fn kind(name: &str) -> Option<Kind> {
+    match name {
+        "inferenceswarm" => Some(Kind::Inference),
+        "trainingswarm" => Some(Kind::Training),
+        _ => None,
+    }
+}
+
+/// The CustomResourceDefinition as YAML: a file under `charts/dunlin/files/crds/`.
 ///
 /// # Errors
 /// When the schema cannot be written: a bug in the types.
-pub fn docs() -> Result<String, Box<dyn std::error::Error>> {
-    Ok(reference::markdown(&definition()?))
+pub fn crd(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
+    Ok(serde_saphyr::to_string(&definition(kind)?)?)
+}
+
+/// The reference in Markdown: a file under `docs/reference/`.
+///
+/// # Errors
+/// When the schema cannot be written: a bug in the types.
+pub fn docs(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
+    Ok(reference::markdown(&definition(kind)?))
 }
 
 /// By way of a JSON value, so that keys are in alphabetical order.
-fn definition() -> Result<Value, serde_json::Error> {
-    serde_json::to_value(InferenceSwarm::crd())
+fn definition(kind: Kind) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(match kind {
+        Kind::Inference => InferenceSwarm::crd(),
+        Kind::Training => TrainingSwarm::crd(),
+    })
 }
 
 #[cfg(test)]
@@ -32,31 +54,101 @@ mod tests {
 
     use super::*;
 
+    const KINDS: [(&str, Kind); 2] = [("inferenceswarm", Kind::Inference), ("trainingswarm", Kind::Training)];
+
     fn checked_in(path: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
         std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}: run `make crds`", path.display()))
     }
 
     #[test]
-    fn the_chart_has_this_schema() {
-        let found = checked_in("charts/dunlin/files/crds/inferenceswarms.yaml");
-        assert!(found == crd().unwrap(), "the chart's CRD is out of date: run `make crds`");
-    }
-
-    #[test]
-    fn the_reference_has_this_schema() {
-        let found = checked_in("docs/reference/inferenceswarm.md");
-        assert!(found == docs().unwrap(), "the reference is out of date: run `make crds`");
-    }
-
-    #[test]
-    fn the_example_is_understood_without_leftovers() {
-        let example: Value = serde_saphyr::from_str(&checked_in("examples/smollm2.yaml")).unwrap();
-        let swarm: InferenceSwarm = serde_json::from_value(example.clone()).unwrap();
-        let back = serde_json::to_value(&swarm).unwrap();
-        for (field, value) in example["spec"]["pools"][0].as_object().unwrap() {
-            assert_eq!(&back["spec"]["pools"][0][field], value, "{field}");
+    fn the_chart_has_these_schemas() {
+        for (name, kind) in KINDS {
+            let found = checked_in(&format!("charts/dunlin/files/crds/{name}s.yaml"));
+            assert!(found == crd(kind).unwrap(), "the chart's {name} is out of date: run `make crds`");
         }
-        assert_eq!(back["spec"]["model"], example["spec"]["model"]);
+    }
+
+    #[test]
+    fn the_references_have_these_schemas() {
+        for (name, kind) in KINDS {
+            let found = checked_in(&format!("docs/reference/{name}.md"));
+            assert!(found == docs(kind).unwrap(), "the reference of {name} is out of date: run `make crds`");
+        }
+    }
+
+    /// Every string, number, list and map of a manifest has a bound, and every field says what it is.
+    #[test]
+    fn every_field_of_a_spec_is_bounded_and_documented() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+            check(name, spec);
+        }
+    }
+
+    fn check(path: &str, node: &Value) {
+        // A type of Kubernetes itself.
+        if path.ends_with(".resources") {
+            return;
+        }
+        let has = |keys: &[&str]| keys.iter().all(|key| node.get(key).is_some());
+        let bounded = match node["type"].as_str() {
+            Some("string") => has(&["enum"]) || has(&["maxLength"]),
+            Some("integer" | "number") => has(&["minimum", "maximum"]),
+            Some("array") => has(&["maxItems"]),
+            Some("object") => has(&["properties"]) || has(&["additionalProperties", "maxProperties"]),
+            kind => kind == Some("boolean"),
+        };
+        assert!(bounded, "{path} has no bound: {node}");
+        for (name, field) in node["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            assert!(
+                field["description"].as_str().is_some_and(|text| text.len() > 4),
+                "{path}: no description"
+            );
+            check(&path, field);
+        }
+        for inner in ["items", "additionalProperties"] {
+            if node[inner].is_object() {
+                check(&format!("{path}.{inner}"), &node[inner]);
+            }
+        }
+    }
+
+    /// The document of `kind` in an example.
+    fn example(file: &str, kind: &str) -> Value {
+        let text = checked_in(&format!("examples/{file}"));
+        let documents = text.split("\n---\n").map(|text| serde_saphyr::from_str::<Value>(text).unwrap());
+        documents.into_iter().find(|document| document["kind"] == kind).unwrap()
+    }
+
+    /// Every field of `part` is in `whole`.
+    fn assert_contains(whole: &Value, part: &Value, path: &str) {
+        match (whole, part) {
+            (Value::Object(whole), Value::Object(part)) => {
+                for (key, value) in part {
+                    assert_contains(&whole[key], value, &format!("{path}.{key}"));
+                }
+            }
+            (Value::Array(whole), Value::Array(part)) => {
+                for (i, (a, b)) in whole.iter().zip(part).enumerate() {
+                    assert_contains(a, b, &format!("{path}[{i}]"));
+                }
+            }
+            _ => assert_eq!(whole, part, "{path}"),
+        }
+    }
+
+    #[test]
+    fn the_examples_are_understood_without_leftovers() {
+        for file in ["smollm2.yaml", "volume.yaml", "serve-trained.yaml"] {
+            let example = example(file, "InferenceSwarm");
+            let swarm: InferenceSwarm = serde_json::from_value(example.clone()).unwrap();
+            assert_contains(&serde_json::to_value(&swarm).unwrap(), &example, file);
+        }
+        let example = example("train-bible.yaml", "TrainingSwarm");
+        let swarm: TrainingSwarm = serde_json::from_value(example.clone()).unwrap();
+        assert_contains(&serde_json::to_value(&swarm).unwrap(), &example, "train-bible.yaml");
     }
 }

@@ -4,13 +4,13 @@
 // Columns repeat keys such as `type_`; the lint takes them for one attribute.
 #![allow(clippy::duplicated_attributes)]
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::shared::{ModelSource, PeersStatus, PoolSpec};
 
 /// A model and the pools of preemptible pods that serve it together.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -97,124 +97,6 @@ pub struct ModelSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 16_777_216))]
     pub max_sequence_length: Option<u32>,
-}
-
-/// Where the weights are: exactly one of the fields.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
-#[serde(rename_all = "camelCase")]
-pub struct ModelSource {
-    /// A GGUF file behind a URL whose server answers range requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<HttpSource>,
-    /// A file or folder on a PersistentVolumeClaim.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub volume: Option<VolumeSource>,
-}
-
-/// A GGUF file behind a URL.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-pub struct HttpSource {
-    /// `http://` or `https://`.
-    #[schemars(length(max = 2048))]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
-    )]
-    pub url: String,
-    /// SHA-256 of the file in lowercase hex. Without it, whatever the URL serves is trusted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
-    pub sha256: Option<String>,
-}
-
-/// A file or folder on a PersistentVolumeClaim that every peer and gateway can mount for reading.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeSource {
-    /// Name of the claim, in the swarm's namespace. With more than one node it must allow `ReadOnlyMany` or `ReadWriteMany`.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
-    pub claim_name: String,
-    /// Path inside of the volume: a GGUF file, or a folder with config.json, tokenizer.json and safetensors.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^[A-Za-z0-9._-][A-Za-z0-9._/-]*$"))]
-    #[x_kube(
-        validation = Rule::new("!self.split('/').exists(part, part == '..')").message("path must not leave the volume: no '..'")
-    )]
-    pub path: String,
-}
-
-/// Kind of capacity of a pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum CapacityType {
-    /// Preemptible nodes: tolerations and selectors for the known platforms are added.
-    #[default]
-    Spot,
-    /// Nodes that stay.
-    OnDemand,
-}
-
-/// Peers of one kind.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PoolSpec {
-    /// Part of the names of its pods.
-    #[schemars(length(min = 1, max = 30), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
-    pub name: String,
-    /// Preemptible nodes or nodes that stay.
-    #[serde(default)]
-    pub capacity_type: CapacityType,
-    /// How many.
-    pub peers: PeersSpec,
-    /// Labels that nodes must have. A label about the kind of capacity replaces what `capacityType` would add.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
-    pub node_selector: BTreeMap<String, String>,
-    /// What computes.
-    pub device: DeviceSpec,
-    /// What a peer may use.
-    pub memory: MemorySpec,
-}
-
-/// Number of peers of a pool.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.min <= self.max").message("peers.min must be at most peers.max"))]
-pub struct PeersSpec {
-    /// So many, unless `replicas` says otherwise for the first pool.
-    #[schemars(range(min = 0, max = 64))]
-    pub min: u32,
-    /// At most. The room above `min` is for peers of other pools that find no node: they run here until theirs has room again.
-    #[schemars(range(min = 1, max = 64))]
-    pub max: u32,
-}
-
-/// What computes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct DeviceSpec {
-    /// Processor cores.
-    pub cpu: CpuSpec,
-}
-
-/// Processor cores of a peer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CpuSpec {
-    /// Threads that compute.
-    #[schemars(range(min = 1, max = 256))]
-    pub cores: u32,
-    /// CPU request of the pod as a quantity; `cores` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?m?$"))]
-    pub request: Option<String>,
-}
-
-/// What a peer may use.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MemorySpec {
-    /// Main memory, such as `512Mi`: limit and request of the pod.
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
-    pub host: String,
-    /// Room for weights on the node's disk, such as `10Gi`, which is the default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
-    pub disk: Option<String>,
 }
 
 /// How losses are prepared for.
@@ -309,28 +191,6 @@ pub struct LayersStatus {
     #[serde(default)]
     pub shadowed: u32,
     /// `served/total`, for people.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 32))]
-    pub display: String,
-}
-
-/// Peers in all pools.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PeersStatus {
-    /// Wanted.
-    #[serde(default)]
-    pub desired: u32,
-    /// Serving.
-    #[serde(default)]
-    pub ready: u32,
-    /// Serving in pools of preemptible nodes.
-    #[serde(default)]
-    pub by_spot: u32,
-    /// Serving in the other pools.
-    #[serde(default)]
-    pub by_on_demand: u32,
-    /// `ready/desired`, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 32))]
     pub display: String,

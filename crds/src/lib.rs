@@ -1,11 +1,15 @@
 //! The API of Dunlin: group `dunlin.dev`, version `v1alpha1`.
 //!
-//! * [`inference`] the resource `InferenceSwarm`
-//! * [`generated`] what is made from it: the chart's CustomResourceDefinition and the reference for readers
+//! * [`inference`] the resource `InferenceSwarm` · [`training`] the resource `TrainingSwarm` · [`shared`] what both have
+//! * [`generated`] what is made from them: the chart's CustomResourceDefinitions and the references for readers
 //! * [`reference`] Markdown from a CustomResourceDefinition
 
 pub mod generated;
 pub mod inference;
 pub mod reference;
+pub mod shared;
+pub mod training;
 
 pub use inference::*;
+pub use shared::*;
+pub use training::*;

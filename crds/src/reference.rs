@@ -12,6 +12,10 @@ const KUBERNETES: &[(&str, &str)] = &[
         "[ResourceRequirements](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#resourcerequirements-v1-core)",
     ),
     (
+        "spec.trainers.resources",
+        "[ResourceRequirements](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#resourcerequirements-v1-core)",
+    ),
+    (
         "status.conditions",
         "list of [Condition](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#condition-v1-meta)",
     ),

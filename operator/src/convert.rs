@@ -1,12 +1,13 @@
 //! From the manifest to what the operator works with: defaults applied, quantities in numbers.
 
-use dunlin_crds::{CapacityType, InferenceSwarm};
+use dunlin_crds::{CapacityType, InferenceSwarm, PoolSpec};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::apply::pods::{Image, MODELS_DIR, PoolTemplate};
 use crate::config::Config;
 use crate::quantity::{bytes, millis};
+use crate::roster::Wanted;
 
 /// Memory of a worker whose quantity cannot be read; the schema does not let one pass.
 const MEMORY_DEFAULT: u64 = 1 << 30;
@@ -75,44 +76,14 @@ impl Desired {
         }
         let digest = fingerprint(&json!(spec.model.source));
         let template = fingerprint(&json!([spec.model]));
-        let pools: Vec<PoolDesired> = spec
-            .pools
-            .iter()
-            .enumerate()
-            .map(|(i, pool)| {
-                let asked = if i == 0 { swarm.spec.replicas } else { None };
-                let peers = asked.unwrap_or(pool.peers.min);
-                let cpu = &pool.device.cpu;
-                PoolDesired {
-                    peers: if suspended { 0 } else { peers },
-                    peers_max: if suspended { 0 } else { pool.peers.max.max(peers) },
-                    template: PoolTemplate {
-                        name: pool.name.clone(),
-                        spot: pool.capacity_type == CapacityType::Spot,
-                        node_selector: pool.node_selector.clone(),
-                        cpu_millis: cpu
-                            .request
-                            .as_deref()
-                            .and_then(millis)
-                            .unwrap_or(u64::from(cpu.cores) * 1000),
-                        threads: cpu.cores,
-                        memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
-                        disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
-                    },
-                }
-            })
-            .collect();
+        let pools = pools(&spec.pools, spec.replicas, suspended);
         Self {
             model: name,
             digest,
             model_args,
             model_claim: spec.model.source.volume.as_ref().map(|v| v.claim_name.clone()),
             template,
-            image: Image {
-                reference: config.worker_image.clone(),
-                pull_policy: config.worker_image_pull_policy.clone(),
-                pull_secrets: config.image_pull_secrets.clone(),
-            },
+            image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
             gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
@@ -122,10 +93,50 @@ impl Desired {
         }
     }
 
+    /// The pods that are wanted.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended }
+    }
+
     /// Peers in all pools.
     #[must_use]
     pub fn peers(&self) -> u32 {
         self.pools.iter().map(|p| p.peers).sum()
+    }
+}
+
+/// Pools with the number of peers that each should have. `replicas`: of the first one.
+#[must_use]
+pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<PoolDesired> {
+    let desired = pools.iter().enumerate().map(|(i, pool)| {
+        let asked = if i == 0 { replicas } else { None };
+        let peers = asked.unwrap_or(pool.peers.min);
+        let cpu = &pool.device.cpu;
+        PoolDesired {
+            peers: if suspended { 0 } else { peers },
+            peers_max: if suspended { 0 } else { pool.peers.max.max(peers) },
+            template: PoolTemplate {
+                name: pool.name.clone(),
+                spot: pool.capacity_type == CapacityType::Spot,
+                node_selector: pool.node_selector.clone(),
+                cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
+                threads: cpu.cores,
+                memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
+                disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+            },
+        }
+    });
+    desired.collect()
+}
+
+/// Image and pull settings of all pods of swarms.
+#[must_use]
+pub fn image(config: &Config) -> Image {
+    Image {
+        reference: config.worker_image.clone(),
+        pull_policy: config.worker_image_pull_policy.clone(),
+        pull_secrets: config.image_pull_secrets.clone(),
     }
 }
 

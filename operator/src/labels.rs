@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::observe::Trigger;
+
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
 /// Name of the swarm an object belongs to.
@@ -12,7 +14,7 @@ pub const SWARM: &str = "dunlin.dev/swarm";
 pub const KIND: &str = "dunlin.dev/kind";
 /// Pool a worker runs in.
 pub const POOL: &str = "dunlin.dev/pool";
-/// [`ROLE_STAGE`] or [`ROLE_GATEWAY`].
+/// [`ROLE_STAGE`], [`ROLE_GATEWAY`], [`ROLE_CONDUCTOR`], [`ROLE_PEER`] or [`ROLE_TRAINER`].
 pub const ROLE: &str = "dunlin.dev/role";
 /// Epoch of the plan that asked for the object.
 pub const EPOCH: &str = "dunlin.dev/epoch";
@@ -23,9 +25,44 @@ pub const ROLE_STAGE: &str = "stage";
 /// Role of a worker that answers clients.
 pub const ROLE_GATEWAY: &str = "gateway";
 
+/// Role of the pod that keeps the ledger of a training run.
+pub const ROLE_CONDUCTOR: &str = "conductor";
+/// Role of a pod that trains a stage.
+pub const ROLE_PEER: &str = "train-peer";
+/// Role of a pod that drives data through the stages.
+pub const ROLE_TRAINER: &str = "trainer";
+
+/// Kind of a swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// It serves a model.
+    Inference,
+    /// It trains one.
+    Training,
+}
+
+impl Kind {
+    /// As Kubernetes knows it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inference => "InferenceSwarm",
+            Self::Training => "TrainingSwarm",
+        }
+    }
+
+    /// The kind that Kubernetes knows as `name`.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Inference, Self::Training].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 /// The swarm whose children are built: what all of them have in common.
 #[derive(Clone, Debug)]
 pub struct Owner {
+    /// Kind of the swarm.
+    pub kind: Kind,
     /// Namespace of the swarm and its children.
     pub namespace: String,
     /// Name of the swarm.
@@ -35,12 +72,18 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// The swarm `key` with this UID.
+    #[must_use]
+    pub fn new(key: &Trigger, uid: String) -> Self {
+        Self { kind: key.kind, namespace: key.namespace.clone(), name: key.name.clone(), uid }
+    }
+
     /// Labels of a child with `role`; `""` for what belongs to no role.
     #[must_use]
     pub fn labels(&self, role: &str) -> BTreeMap<String, String> {
         let mut labels = BTreeMap::from([
             (SWARM.to_owned(), self.name.clone()),
-            (KIND.to_owned(), "InferenceSwarm".to_owned()),
+            (KIND.to_owned(), self.kind.name().to_owned()),
             ("app.kubernetes.io/name".to_owned(), "dunlin".to_owned()),
             ("app.kubernetes.io/instance".to_owned(), self.name.clone()),
             ("app.kubernetes.io/managed-by".to_owned(), MANAGER.to_owned()),
@@ -72,7 +115,7 @@ impl Owner {
     fn reference(&self) -> Value {
         json!({
             "apiVersion": "dunlin.dev/v1alpha1",
-            "kind": "InferenceSwarm",
+            "kind": self.kind.name(),
             "name": self.name,
             "uid": self.uid,
             "controller": true,
@@ -92,10 +135,25 @@ impl Owner {
         format!("{}-topology", self.name)
     }
 
-    /// Secret with the swarm's certificate authority.
+    /// Service in front of the conductor.
+    #[must_use]
+    pub fn conductor(&self) -> String {
+        format!("{}-conductor", self.name)
+    }
+
+    /// ConfigMap with the training run.
+    #[must_use]
+    pub fn training(&self) -> String {
+        format!("{}-training", self.name)
+    }
+
+    /// Secret with the swarm's certificate authority: swarms of two kinds may have one name.
     #[must_use]
     pub fn authority(&self) -> String {
-        format!("{}-ca", self.name)
+        match self.kind {
+            Kind::Inference => format!("{}-ca", self.name),
+            Kind::Training => format!("{}.training-ca", self.name),
+        }
     }
 }
 
@@ -142,7 +200,7 @@ mod tests {
 
     #[test]
     fn selectors_are_a_subset_of_labels() {
-        let owner = Owner { namespace: "d".into(), name: "m".into(), uid: "u".into() };
+        let owner = Owner { kind: Kind::Inference, namespace: "d".into(), name: "m".into(), uid: "u".into() };
         let labels = owner.labels(ROLE_STAGE);
         for (key, value) in owner.selector(ROLE_STAGE) {
             assert_eq!(labels.get(&key), Some(&value));

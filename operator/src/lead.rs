@@ -1,26 +1,29 @@
 //! One term of leadership: everything that writes lives and dies with it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_crds::InferenceSwarm;
-use futures::{Stream, StreamExt, stream};
-use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
+use futures::{Stream, StreamExt, TryFuture, stream};
+use kube::core::NamespaceResourceScope;
+use kube::runtime::controller::{Action, Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 
 use crate::apply::Applier;
 use crate::config::Config;
-use crate::labels::MANAGER;
+use crate::context::{Context, Memories};
+use crate::error::Error;
+use crate::labels::{Kind, MANAGER};
 use crate::metrics::Metrics;
 use crate::observe::{Caches, Trigger};
 use crate::peers::{Connect, Monitor};
-use crate::reconcile::{Context, reconcile, retry};
+use crate::{reconcile, training};
 
 /// Triggers of one swarm within this time make one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -54,31 +57,56 @@ pub async fn lead(mut parts: Parts) {
     }
     info!("leading");
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(parts.config.identity.clone()) };
+    let triggers = parts.triggers;
     let context = Arc::new(Context {
         applier: Applier::new(parts.client.clone(), Arc::clone(&parts.metrics)),
-        monitor: Monitor::new(parts.connect, parts.triggers.clone(), parts.config.silence_max()),
+        monitor: Monitor::new(parts.connect, triggers.clone(), parts.config.silence_max()),
         recorder: Recorder::new(parts.client.clone(), reporter),
-        client: parts.client.clone(),
+        client: parts.client,
         caches: parts.caches,
         metrics: parts.metrics,
-        memories: Mutex::new(BTreeMap::new()),
+        serving: Memories::default(),
+        training: Memories::default(),
         config: parts.config,
     });
-    let namespace = &context.config.watch_namespace;
-    let api: Api<InferenceSwarm> =
-        if namespace.is_empty() { Api::all(parts.client) } else { Api::namespaced(parts.client, namespace) };
+    let serving = control(Kind::Inference, &triggers, &context, reconcile::reconcile, reconcile::retry);
+    let training = control(Kind::Training, &triggers, &context, training::reconcile, training::retry);
+    futures::join!(serving, training);
+}
+
+/// Reconciles the swarms of one kind, for ever.
+async fn control<K, F>(
+    kind: Kind,
+    triggers: &broadcast::Sender<Trigger>,
+    context: &Arc<Context>,
+    reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
+    retry: impl Fn(Arc<K>, &Error, Arc<Context>) -> Action,
+) where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+    F: TryFuture<Ok = Action, Error = Error> + Send + 'static,
+{
+    let (client, namespace) = (context.client.clone(), &context.config.watch_namespace);
+    let api: Api<K> =
+        if namespace.is_empty() { Api::all(client) } else { Api::namespaced(client, namespace) };
     let config = ControllerConfig::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
     Controller::new(api, watcher::Config::default())
         .with_config(config)
-        .reconcile_on(references(parts.triggers.subscribe()))
-        .run(reconcile, retry, Arc::clone(&context))
+        .reconcile_on(references(kind, triggers.subscribe()))
+        .run(reconcile, retry, Arc::clone(context))
         .for_each(|result| {
             match result {
                 Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
                 Err(ControllerError::ObjectNotFound(gone)) => {
-                    context.forget(&(gone.namespace.unwrap_or_default(), gone.name));
+                    let namespace = gone.namespace.unwrap_or_default();
+                    context.forget(&Trigger { kind, namespace, name: gone.name });
                 }
-                Err(error) => warn!(%error, "watching swarms"),
+                Err(error) => warn!(%error, kind = kind.name(), "watching swarms"),
             }
             std::future::ready(())
         })
@@ -86,15 +114,20 @@ pub async fn lead(mut parts: Parts) {
 }
 
 /// Triggers as the controller takes them. Those missed because there were too many come again with the periodic look at each swarm.
-fn references(
+fn references<K>(
+    kind: Kind,
     triggers: broadcast::Receiver<Trigger>,
-) -> impl Stream<Item = ObjectRef<InferenceSwarm>> + Send + 'static {
-    stream::unfold(triggers, |mut triggers| async move {
+) -> impl Stream<Item = ObjectRef<K>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + 'static,
+{
+    stream::unfold(triggers, move |mut triggers| async move {
         loop {
             match triggers.recv().await {
-                Ok((namespace, name)) => {
-                    return Some((ObjectRef::new(&name).within(&namespace), triggers));
+                Ok(swarm) if swarm.kind == kind => {
+                    return Some((ObjectRef::new(&swarm.name).within(&swarm.namespace), triggers));
                 }
+                Ok(_) => {}
                 Err(broadcast::error::RecvError::Lagged(missed)) => debug!(missed, "triggers were dropped"),
                 Err(broadcast::error::RecvError::Closed) => return None,
             }

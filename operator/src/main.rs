@@ -1,12 +1,14 @@
 //! `dunlin-operator`: observe -> plan -> apply.
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
-//! * [`convert`] the manifest in numbers · [`reconcile`] the decision and the order of its steps
+//! * [`convert`] the manifest in numbers · [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
+//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`context`] what both kinds share
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
 
 mod apply;
 mod config;
+mod context;
 mod convert;
 mod error;
 mod health;
@@ -18,11 +20,15 @@ mod observe;
 mod peers;
 mod quantity;
 mod reconcile;
+mod roster;
 mod spot;
 mod status;
 mod telemetry;
 #[cfg(test)]
 mod testing;
+mod training;
+mod trust;
+mod turnover;
 
 use std::sync::Arc;
 

@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::observe::Trigger;
+
 /// Label `category` of a failed reconciliation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Category {
@@ -20,10 +22,20 @@ pub struct Category {
 /// Label `swarm` of what is measured per swarm.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SwarmLabels {
+    /// Kind of the swarm.
+    pub kind: &'static str,
     /// Namespace of the swarm.
     pub namespace: String,
     /// Its name.
     pub swarm: String,
+}
+
+impl SwarmLabels {
+    /// Those of `swarm`.
+    #[must_use]
+    pub fn of(swarm: &Trigger) -> Self {
+        Self { kind: swarm.kind.name(), namespace: swarm.namespace.clone(), swarm: swarm.name.clone() }
+    }
 }
 
 /// All metrics of the process.
@@ -113,14 +125,17 @@ mod tests {
     #[test]
     fn series_appear_with_their_unit_and_vanish_with_the_swarm() {
         let metrics = Metrics::default();
-        let labels = SwarmLabels { namespace: "default".into(), swarm: "smollm2".into() };
+        let labels =
+            SwarmLabels { kind: "InferenceSwarm", namespace: "default".into(), swarm: "smollm2".into() };
         metrics.peers_lost.get_or_create(&labels).inc();
         metrics.reconciled(Duration::from_millis(3), Some("api"));
         let text = metrics.text().unwrap();
         assert!(text.contains("dunlin_operator_reconcile_seconds_count 1"), "{text}");
         assert!(text.contains("dunlin_operator_reconcile_failures_total{category=\"api\"} 1"), "{text}");
         assert!(
-            text.contains("dunlin_operator_peers_lost_total{namespace=\"default\",swarm=\"smollm2\"} 1"),
+            text.contains(
+                "dunlin_operator_peers_lost_total{kind=\"InferenceSwarm\",namespace=\"default\",swarm=\"smollm2\"} 1"
+            ),
             "{text}"
         );
         metrics.forget(&labels);

@@ -90,6 +90,23 @@ pub fn prefer_steady() -> Value {
     json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 50, "preference": not_spot()}]})
 }
 
+/// Node affinity of a pod that may run on the nodes of any of several pools: rather steady ones, and only those that some pool's selector
+/// takes. A pool without selector takes any.
+#[must_use]
+pub fn any_of(selectors: &[&BTreeMap<String, String>]) -> Value {
+    let mut affinity = prefer_steady();
+    if selectors.iter().all(|s| !s.is_empty()) {
+        let term = |selector: &&BTreeMap<String, String>| {
+            let expressions =
+                selector.iter().map(|(key, value)| json!({"key": key, "operator": "In", "values": [value]}));
+            json!({"matchExpressions": expressions.collect::<Vec<_>>()})
+        };
+        let terms: Vec<Value> = selectors.iter().map(term).collect();
+        affinity["requiredDuringSchedulingIgnoredDuringExecution"] = json!({"nodeSelectorTerms": terms});
+    }
+    affinity
+}
+
 fn not_spot() -> Value {
     let expressions: Vec<Value> = MARKERS
         .iter()
@@ -128,6 +145,19 @@ mod tests {
         assert_eq!(terms.as_array().map(Vec::len), Some(MARKERS.len()));
         let soft = node_affinity(true, &BTreeMap::new(), false).unwrap_or_default();
         assert!(soft.get("requiredDuringSchedulingIgnoredDuringExecution").is_none());
+    }
+
+    #[test]
+    fn nodes_of_any_pool_are_those_of_some_selector() {
+        let (a, b, none) = (labels("pool", "a"), labels("pool", "b"), BTreeMap::new());
+        let key = "requiredDuringSchedulingIgnoredDuringExecution";
+        let terms = any_of(&[&a, &b])[key]["nodeSelectorTerms"].clone();
+        assert_eq!(terms.as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            terms[1]["matchExpressions"][0],
+            json!({"key": "pool", "operator": "In", "values": ["b"]})
+        );
+        assert!(any_of(&[&a, &none]).get(key).is_none());
     }
 
     #[test]

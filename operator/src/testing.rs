@@ -1,5 +1,7 @@
 //! What tests of several modules share.
 
+use std::sync::{Arc, Mutex};
+
 use k8s_openapi::serde::Serialize;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::Client;
@@ -8,7 +10,7 @@ use serde_json::Value;
 use tower_test::mock;
 
 use crate::apply::pods::{Image, PoolTemplate};
-use crate::labels::Owner;
+use crate::labels::{Kind, Owner};
 
 /// The server's end of a mocked connection.
 pub type Server = mock::Handle<http::Request<Body>, http::Response<Body>>;
@@ -20,7 +22,7 @@ pub fn mock_client() -> (Client, Server) {
 }
 
 pub fn owner() -> Owner {
-    Owner { namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
+    Owner { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
 }
 
 pub fn image() -> Image {
@@ -118,8 +120,86 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         zone: String::new(),
         ip: Some("10.0.0.1".into()),
         phase: crate::observe::Phase::Running,
+        ready: false,
         unplaced: false,
         deleting: false,
         node_gone: false,
     }
+}
+
+/// The command line of an operator with nothing set.
+pub fn config() -> crate::config::Config {
+    clap::Parser::parse_from(["dunlin-operator", "--worker-image", "w:1"])
+}
+
+/// A run of two stages with two peers each and one trainer.
+pub fn training_swarm(generation: i64) -> dunlin_crds::TrainingSwarm {
+    let value = serde_json::json!({
+        "apiVersion": "dunlin.dev/v1alpha1",
+        "kind": "TrainingSwarm",
+        "metadata": {"name": "tiny", "namespace": "default", "uid": "1-2-3", "generation": generation},
+        "spec": {
+            "model": {"config": {
+                "hiddenSize": 64, "layers": 4, "heads": 4, "kvHeads": 2, "ffn": 128, "contextLength": 128, "tied": true,
+            }},
+            "data": {"source": {"http": {"url": "http://models/bible.txt"}}},
+            "sequenceLength": 64,
+            "globalBatch": 16,
+            "microbatch": 4,
+            "steps": 100,
+            "seed": 1,
+            "optimizer": {"learningRate": 0.001, "schedule": {"kind": "Cosine", "warmupSteps": 10}},
+            "stages": 2,
+            "pools": [{
+                "name": "spot",
+                "peers": {"min": 4, "max": 6},
+                "device": {"cpu": {"cores": 1}},
+                "memory": {"host": "256Mi"},
+            }],
+            "checkpoint": {"destination": {"volume": {"claimName": "checkpoints", "path": "tiny"}}},
+        },
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+/// What the mocked server saw: `METHOD kind/name`, with ` grace=0` and the like where it matters.
+#[derive(Clone, Default)]
+pub struct Seen(Arc<Mutex<Vec<(String, Value)>>>);
+
+impl Seen {
+    pub fn calls(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
+    }
+
+    pub fn bodies(&self, call: &str) -> Vec<Value> {
+        let seen = self.0.lock().unwrap();
+        seen.iter().filter(|(c, _)| c.starts_with(call)).map(|(_, body)| body.clone()).collect()
+    }
+
+    pub fn push(&self, call: String, body: Value) {
+        self.0.lock().unwrap().push((call, body));
+    }
+
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+/// A request as [`Seen`] writes it, and its body.
+pub async fn described(request: http::Request<Body>) -> (String, Value) {
+    let path: Vec<String> = request.uri().path().split('/').map(str::to_owned).collect();
+    let at = path.iter().position(|p| p == "namespaces").map_or(0, |i| i + 2);
+    let method = request.method().clone();
+    let bytes = request.into_body().collect_bytes().await.unwrap();
+    let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    (format!("{method} {}", path[at..].join("/")), body)
+}
+
+/// Calls without names.
+pub fn kinds(calls: &[String]) -> Vec<String> {
+    let kind = |call: &String| {
+        let (method, path) = call.split_once(' ').unwrap();
+        format!("{method} {}", path.split('/').next().unwrap())
+    };
+    calls.iter().map(kind).collect()
 }

@@ -31,14 +31,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{/* What the operator may do to the objects of swarms. */}}
 {{- define "dunlin.rules" -}}
 - apiGroups: [dunlin.dev]
-  resources: [inferenceswarms]
+  resources: [inferenceswarms, trainingswarms]
   verbs: [get, list, watch]
 - apiGroups: [dunlin.dev]
-  resources: [inferenceswarms/status]
+  resources: [inferenceswarms/status, trainingswarms/status]
   verbs: [get, patch]
 # Only for blockOwnerDeletion on children, where the cluster checks it.
 - apiGroups: [dunlin.dev]
-  resources: [inferenceswarms/finalizers]
+  resources: [inferenceswarms/finalizers, trainingswarms/finalizers]
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]

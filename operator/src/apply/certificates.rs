@@ -141,10 +141,19 @@ impl Authority {
     }
 }
 
-/// Names in the certificate of a stage.
+/// Names in the certificate of a worker. The last one is what the operator expects.
 #[must_use]
-pub fn stage_names(owner: &Owner, pod: &str) -> Vec<String> {
-    vec![pod.to_owned(), format!("{pod}.{}.dunlin", owner.name)]
+pub fn worker_names(owner: &Owner, pod: &str) -> [String; 2] {
+    [pod.to_owned(), format!("{pod}.{}.dunlin", owner.name)]
+}
+
+/// Names in the certificate of a conductor: its own as of any worker, and those of the Service in front of it.
+#[must_use]
+pub fn conductor_names(owner: &Owner, pod: &str) -> Vec<String> {
+    let (service, namespace) = (owner.conductor(), &owner.namespace);
+    let [as_pod, as_worker] = worker_names(owner, pod);
+    let (in_namespace, in_cluster) = (format!("{service}.{namespace}"), format!("{service}.{namespace}.svc"));
+    vec![as_pod, service, in_namespace, in_cluster, as_worker]
 }
 
 /// Names in the certificate that all gateways share.
@@ -188,10 +197,7 @@ mod tests {
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 
     use super::*;
-
-    fn owner() -> Owner {
-        Owner { namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
-    }
+    use crate::testing::owner;
 
     fn verify(authority: &Authority, leaf: &Leaf, name: &str) -> bool {
         let mut roots = rustls::RootCertStore::empty();
@@ -210,10 +216,25 @@ mod tests {
         let secret: k8s_openapi::api::core::v1::Secret =
             serde_json::from_value(first.secret(&owner())).unwrap();
         let again = Authority::load(&owner(), &secret.data.unwrap()).unwrap();
-        let leaf = again.issue(&stage_names(&owner(), "smollm2-spot-x7x7x")).unwrap();
+        let leaf = again.issue(&worker_names(&owner(), "smollm2-spot-x7x7x")).unwrap();
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x"));
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x.smollm2.dunlin"));
         assert!(!verify(&first, &leaf, "smollm2-gateway"));
+    }
+
+    #[test]
+    fn a_conductor_is_known_as_its_service_and_as_a_worker() {
+        let swarm = Authority::generate(&owner()).unwrap();
+        let leaf = swarm.issue(&conductor_names(&owner(), "smollm2-conductor-x7x7x")).unwrap();
+        for name in [
+            "smollm2-conductor",
+            "smollm2-conductor.default",
+            "smollm2-conductor.default.svc",
+            "smollm2-conductor-x7x7x",
+            "smollm2-conductor-x7x7x.smollm2.dunlin",
+        ] {
+            assert!(verify(&swarm, &leaf, name), "{name}");
+        }
     }
 
     #[test]

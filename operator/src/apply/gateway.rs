@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
-use crate::apply::pods::{Container, Image, apart, container, mount_models, pod_spec, tls_volume};
+use crate::apply::pods::{Container, Image, MODELS_DIR, Mount, apart, container, pod_spec, tls_volume};
 use crate::labels::{Owner, ROLE_GATEWAY, TEMPLATE, leaf};
 use crate::spot;
 
@@ -97,7 +97,9 @@ impl Gateway<'_> {
             {"name": "cache", "emptyDir": {"sizeLimit": self.cache_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": (64_u64 << 20).to_string()}},
         ]);
-        mount_models(&mut spec, self.model_claim);
+        if let Some(claim) = self.model_claim {
+            Mount::claim("models", MODELS_DIR, claim, true).add(&mut spec);
+        }
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",

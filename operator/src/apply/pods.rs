@@ -48,10 +48,72 @@ pub struct PoolTemplate {
 }
 
 impl PoolTemplate {
+    /// Requests and limits of a worker.
+    #[must_use]
+    pub fn resources(&self) -> Value {
+        json!({
+            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": self.memory_bytes.to_string()},
+            "limits": {"memory": self.memory_bytes.to_string()},
+        })
+    }
+
+    /// What a worker may use.
+    #[must_use]
+    pub fn args(&self) -> [String; 4] {
+        let memory = self.memory_bytes / 8 * 7;
+        ["--threads".to_owned(), self.threads.to_string(), "--memory".to_owned(), memory.to_string()]
+    }
+
     /// What a worker has for weights, in bytes: half of its `--memory`, the other half is for KV cache and journals.
     #[must_use]
     pub fn weight_bytes_max(&self) -> u64 {
         self.memory_bytes / 8 * 7 / 2
+    }
+}
+
+/// Which nodes a pod may run on.
+#[derive(Clone, Copy, Debug)]
+pub enum Nodes<'a> {
+    /// Those of its own pool.
+    Own {
+        /// Some node of the cluster carries a spot marker.
+        marked: bool,
+    },
+    /// Those of any of these pools, rather steady ones.
+    Any(&'a [PoolTemplate]),
+}
+
+/// A volume of a pod and where its container sees it.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    /// Name of the volume.
+    pub name: &'static str,
+    /// Where.
+    pub path: &'static str,
+    /// What it is, as Kubernetes writes it.
+    pub source: Value,
+    /// For reading.
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// A PersistentVolumeClaim.
+    #[must_use]
+    pub fn claim(name: &'static str, path: &'static str, claim: &str, read_only: bool) -> Self {
+        let source = json!({"persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}});
+        Self { name, path, source, read_only }
+    }
+
+    /// Gives it to `spec` and its first container.
+    pub fn add(&self, spec: &mut Value) {
+        let mut volume = self.source.clone();
+        volume["name"] = json!(self.name);
+        let mount = json!({"name": self.name, "mountPath": self.path, "readOnly": self.read_only});
+        for (list, entry) in [("/volumes", volume), ("/containers/0/volumeMounts", mount)] {
+            if let Some(list) = spec.pointer_mut(list).and_then(Value::as_array_mut) {
+                list.push(entry);
+            }
+        }
     }
 }
 
@@ -62,79 +124,74 @@ pub struct WorkerPod<'a> {
     pub owner: &'a Owner,
     /// Its name, never used before.
     pub name: &'a str,
+    /// Its role.
+    pub role: &'a str,
     /// Image and pull settings.
     pub image: &'a Image,
     /// Its pool.
     pub pool: &'a PoolTemplate,
-    /// `--model-url` and the like.
-    pub model_args: &'a [String],
-    /// The PersistentVolumeClaim with the model, if it is on one.
-    pub model_claim: Option<&'a str>,
+    /// Where it may run.
+    pub nodes: Nodes<'a>,
+    /// Command line.
+    pub args: Vec<String>,
+    /// Ports by name, beside that of health.
+    pub ports: &'a [(&'a str, u16)],
+    /// Requests and limits; those of the pool when absent.
+    pub resources: Option<Value>,
+    /// Volumes, beside certificate, cache and temporary files.
+    pub mounts: Vec<Mount>,
     /// Fingerprint of what the pod is made from.
     pub template: &'a str,
     /// Epoch of the plan that asks for it.
-    pub epoch: u64,
-    /// Some node of the cluster carries a spot marker.
-    pub spot_nodes_marked: bool,
+    pub epoch: Option<u64>,
 }
 
 impl WorkerPod<'_> {
     /// The manifest.
     #[must_use]
     pub fn manifest(&self) -> Value {
-        let mut metadata = self.owner.metadata(self.name, ROLE_STAGE);
+        let mut metadata = self.owner.metadata(self.name, self.role);
         metadata["labels"][POOL] = json!(self.pool.name);
-        metadata["labels"][EPOCH] = json!(self.epoch.to_string());
         metadata["labels"][TEMPLATE] = json!(self.template);
+        if let Some(epoch) = self.epoch {
+            metadata["labels"][EPOCH] = json!(epoch.to_string());
+        }
         metadata["annotations"] = json!({
             // Neither autoscaler should move a peer for tidiness; reclaims and drains of real need go through all the same.
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
             "argocd.argoproj.io/ignore-restart-policy": "true",
         });
-        let mut args: Vec<String> = [
-            "stage",
-            "--name",
-            "$(POD_NAME)",
-            "--listen",
-            &format!("0.0.0.0:{GRPC_PORT}"),
-            "--health",
-            &format!("0.0.0.0:{HEALTH_PORT}"),
-            "--tls-dir",
-            "/etc/dunlin/tls",
-            "--cache",
-            "/var/cache/dunlin",
-            "--threads",
-            &self.pool.threads.to_string(),
-            "--memory",
-            &(self.pool.memory_bytes / 8 * 7).to_string(),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        args.extend_from_slice(self.model_args);
-        let mut affinity = json!({"podAntiAffinity": apart(self.owner, ROLE_STAGE)});
-        let nodes = spot::node_affinity(self.pool.spot, &self.pool.node_selector, self.spot_nodes_marked);
+        let mut affinity = json!({"podAntiAffinity": apart(self.owner, self.role)});
+        let (nodes, tolerations, selector) = match self.nodes {
+            Nodes::Own { marked } => (
+                spot::node_affinity(self.pool.spot, &self.pool.node_selector, marked),
+                spot::tolerations(self.pool.spot),
+                Some(&self.pool.node_selector),
+            ),
+            Nodes::Any(pools) => {
+                let selectors = pools.iter().map(|p| &p.node_selector).collect::<Vec<_>>();
+                (Some(spot::any_of(&selectors)), spot::tolerations(true), None)
+            }
+        };
         if let Some(nodes) = nodes {
             affinity["nodeAffinity"] = nodes;
         }
-        let mut spec = pod_spec(self.image, affinity, &spot::tolerations(self.pool.spot));
-        if !self.pool.node_selector.is_empty() {
-            spec["nodeSelector"] = json!(self.pool.node_selector);
+        let mut spec = pod_spec(self.image, affinity, &tolerations);
+        if let Some(selector) = selector.filter(|s| !s.is_empty()) {
+            spec["nodeSelector"] = json!(selector);
         }
         // A name is one life of a peer: a container that ends is replaced by another pod, never restarted.
         spec["restartPolicy"] = json!("Never");
+        let port =
+            |(name, port): &(&str, u16)| json!({"name": name, "containerPort": port, "protocol": "TCP"});
+        let ports = self.ports.iter().chain(&[("health", HEALTH_PORT)]).map(port).collect::<Vec<_>>();
         spec["containers"] = json!([container(&Container {
-            name: "stage",
+            name: self.role,
             image: self.image,
-            args,
-            ports: json!([
-                {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
-                {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
-            ]),
-            resources: json!({
-                "requests": {"cpu": format!("{}m", self.pool.cpu_millis), "memory": self.pool.memory_bytes.to_string()},
-                "limits": {"memory": self.pool.memory_bytes.to_string()},
-            }),
+            args: self.args.clone(),
+            ports: json!(ports),
+            resources: self.resources.clone().unwrap_or_else(|| self.pool.resources()),
             mounts: json!([{"name": "cache", "mountPath": "/var/cache/dunlin"}]),
         })]);
         spec["volumes"] = json!([
@@ -142,9 +199,30 @@ impl WorkerPod<'_> {
             {"name": "cache", "emptyDir": {"sizeLimit": self.pool.disk_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": TMP_BYTES.to_string()}},
         ]);
-        mount_models(&mut spec, self.model_claim);
+        for mount in &self.mounts {
+            mount.add(&mut spec);
+        }
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     }
+}
+
+/// What every worker is told: who it is and where it is asked.
+#[must_use]
+pub fn common_args(role: &str) -> Vec<String> {
+    let health = format!("0.0.0.0:{HEALTH_PORT}");
+    let args = [role, "--name", "$(POD_NAME)", "--health", &health, "--tls-dir", "/etc/dunlin/tls"];
+    args.map(str::to_owned).to_vec()
+}
+
+/// Command line of a stage that serves `model_args`.
+#[must_use]
+pub fn stage_args(pool: &PoolTemplate, model_args: &[String]) -> Vec<String> {
+    let (listen, cache) = (format!("0.0.0.0:{GRPC_PORT}"), "/var/cache/dunlin".to_owned());
+    let mut args = common_args(ROLE_STAGE);
+    args.extend(["--listen".to_owned(), listen, "--cache".to_owned(), cache]);
+    args.extend(pool.args());
+    args.extend_from_slice(model_args);
+    args
 }
 
 /// A container with what all containers share added.
@@ -216,18 +294,6 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
     spec
 }
 
-/// Gives the first container of `spec` the volume with the model, for reading.
-pub(super) fn mount_models(spec: &mut Value, claim: Option<&str>) {
-    let Some(claim) = claim else { return };
-    let volume = json!({"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": true}});
-    let mount = json!({"name": "models", "mountPath": MODELS_DIR, "readOnly": true});
-    for (list, entry) in [("/volumes", volume), ("/containers/0/volumeMounts", mount)] {
-        if let Some(list) = spec.pointer_mut(list).and_then(Value::as_array_mut) {
-            list.push(entry);
-        }
-    }
-}
-
 pub(super) fn tls_volume(secret: &str) -> Value {
     let items = ["ca.crt", "tls.crt", "tls.key"].map(|key| json!({"key": key, "path": key}));
     json!({
@@ -268,16 +334,23 @@ mod tests {
     fn manifest_with(spot: bool, selector: &[(&str, &str)], model_claim: Option<&str>) -> Value {
         let mut pool = pool("spot", spot);
         pool.node_selector = selector.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let model_args = ["--model-url".to_owned(), "http://models/m.gguf".to_owned()];
         WorkerPod {
             owner: &owner(),
             name: "smollm2-spot-x7x7x",
+            role: ROLE_STAGE,
             image: &image(),
             pool: &pool,
-            model_args: &["--model-url".to_owned(), "http://models/m.gguf".to_owned()],
-            model_claim,
+            nodes: Nodes::Own { marked: true },
+            args: stage_args(&pool, &model_args),
+            ports: &[("grpc", GRPC_PORT)],
+            resources: None,
+            mounts: model_claim
+                .map(|claim| Mount::claim("models", MODELS_DIR, claim, true))
+                .into_iter()
+                .collect(),
             template: "abc",
-            epoch: 3,
-            spot_nodes_marked: true,
+            epoch: Some(3),
         }
         .manifest()
     }

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::labels::{ROLE, ROLE_GATEWAY, ROLE_STAGE, SWARM};
+use crate::labels::{
+    KIND, Kind, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
+};
 
 /// A gateway pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,10 +31,14 @@ pub struct GatewayView {
 /// One swarm as the cluster shows it at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SwarmView {
-    /// Stage pods by name.
+    /// Pods that hold layers, by name: of an InferenceSwarm its stages, of a TrainingSwarm its peers.
     pub workers: BTreeMap<String, WorkerView>,
     /// Gateway pods by name.
     pub gateways: BTreeMap<String, GatewayView>,
+    /// Conductors by name: one, and those that it replaces.
+    pub conductors: BTreeMap<String, WorkerView>,
+    /// Trainers by name.
+    pub trainers: BTreeMap<String, WorkerView>,
     /// Some node of the cluster carries a spot marker.
     pub spot_nodes_marked: bool,
 }
@@ -43,16 +49,18 @@ impl SwarmView {
     pub fn new<'a>(pods: impl Iterator<Item = &'a Pod>, nodes: &BTreeMap<String, NodeView>) -> Self {
         let mut view = Self { spot_nodes_marked: nodes.values().any(|n| n.spot), ..Self::default() };
         for pod in pods {
-            match pod.labels().get(ROLE).map(String::as_str) {
-                Some(ROLE_STAGE) => {
-                    let node = pod.spec.as_ref().and_then(|s| nodes.get(s.node_name.as_deref()?));
-                    view.workers.insert(pod.name_any(), worker(pod, node));
-                }
+            let node = pod.spec.as_ref().and_then(|s| nodes.get(s.node_name.as_deref()?));
+            let crew = match pod.labels().get(ROLE).map(String::as_str) {
+                Some(ROLE_STAGE | ROLE_PEER) => &mut view.workers,
+                Some(ROLE_CONDUCTOR) => &mut view.conductors,
+                Some(ROLE_TRAINER) => &mut view.trainers,
                 Some(ROLE_GATEWAY) => {
                     view.gateways.insert(pod.name_any(), gateway(pod));
+                    continue;
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            crew.insert(pod.name_any(), worker(pod, node));
         }
         view
     }
@@ -76,8 +84,10 @@ fn gateway(pod: &Pod) -> GatewayView {
     }
 }
 
-/// The swarm that an object with our labels belongs to: (namespace, name).
+/// The swarm that an object with our labels belongs to.
 #[must_use]
-pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<(String, String)> {
-    Some((object.namespace()?, object.labels().get(SWARM)?.clone()))
+pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<Trigger> {
+    let labels = object.labels();
+    let kind = Kind::parse(labels.get(KIND)?)?;
+    Some(Trigger { kind, namespace: object.namespace()?, name: labels.get(SWARM)?.clone() })
 }

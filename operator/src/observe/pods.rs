@@ -38,6 +38,8 @@ pub struct WorkerView {
     pub ip: Option<String>,
     /// State.
     pub phase: Phase,
+    /// Its readiness probe succeeds.
+    pub ready: bool,
     /// The scheduler finds no node for it.
     pub unplaced: bool,
     /// Being deleted already.
@@ -95,6 +97,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         phase: phase(pod, node),
+        ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
         unplaced: scheduled(&status).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         node_gone: node.is_some_and(|n| !n.ready),

@@ -14,10 +14,18 @@ use tokio::sync::broadcast;
 use tracing::warn;
 
 use super::{NodeView, SwarmView, node, swarm_of};
-use crate::labels::SWARM;
+use crate::labels::{Kind, SWARM};
 
-/// A swarm to look at again: (namespace, name).
-pub type Trigger = (String, String);
+/// A swarm to look at again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trigger {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
 
 /// What the watches have seen.
 #[derive(Clone)]
@@ -35,11 +43,8 @@ impl Caches {
 
     /// One swarm at this moment. `created`: pods just made that the watch may not have seen yet.
     #[must_use]
-    pub fn view(&self, namespace: &str, name: &str, created: &[Pod]) -> SwarmView {
-        let ours = |pod: &Pod| {
-            pod.namespace().as_deref() == Some(namespace)
-                && pod.labels().get(SWARM).is_some_and(|s| s == name)
-        };
+    pub fn view(&self, swarm: &Trigger, created: &[Pod]) -> SwarmView {
+        let ours = |pod: &Pod| swarm_of(pod).as_ref() == Some(swarm);
         let seen = self.pods.state_filter(ours);
         let known = |pod: &&Pod| !seen.iter().any(|s| s.name_any() == pod.name_any());
         SwarmView::new(seen.iter().map(AsRef::as_ref).chain(created.iter().filter(known)), &self.nodes())
@@ -155,11 +160,15 @@ mod tests {
 
     use super::*;
 
+    fn swarm() -> Trigger {
+        Trigger { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
+    }
+
     fn pod(name: &str, node: &str) -> Pod {
         serde_json::from_value(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "default", "labels": {
-                SWARM: "smollm2", "dunlin.dev/role": "stage"
+                SWARM: "smollm2", "dunlin.dev/kind": "InferenceSwarm", "dunlin.dev/role": "stage"
             }},
             "spec": {"containers": [], "nodeName": node},
             "status": {"phase": "Running"},
@@ -180,15 +189,12 @@ mod tests {
         let (reader, mut writer) = store::<Pod>();
         writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
         let caches = Caches::new(reader, BTreeMap::new());
-        let swarm = vec![("default".to_owned(), "smollm2".to_owned())];
+        let swarm = vec![swarm()];
         assert_eq!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))), swarm);
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n2", "True"))).is_empty());
         assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), swarm);
-        assert!(matches!(
-            caches.view("default", "smollm2", &[]).workers["a"].phase,
-            super::super::Phase::Lost(_)
-        ));
+        assert!(matches!(caches.view(&swarm[0], &[]).workers["a"].phase, super::super::Phase::Lost(_)));
     }
 
     #[test]
@@ -196,9 +202,13 @@ mod tests {
         let (reader, mut writer) = store::<Pod>();
         writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
         let caches = Caches::new(reader, BTreeMap::new());
-        let view = caches.view("default", "smollm2", &[pod("a", "n1"), pod("b", "n1")]);
+        let view = caches.view(&swarm(), &[pod("a", "n1"), pod("b", "n1")]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert!(caches.view("other", "smollm2", &[]).workers.is_empty());
+        for other in
+            [Trigger { namespace: "other".into(), ..swarm() }, Trigger { kind: Kind::Training, ..swarm() }]
+        {
+            assert!(caches.view(&other, &[]).workers.is_empty());
+        }
         assert!(caches.has_pod("default", "a") && !caches.has_pod("default", "b"));
     }
 }

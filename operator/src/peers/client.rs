@@ -5,10 +5,10 @@ use std::time::Duration;
 use dunlin_planner::Layers;
 use dunlin_planner::topology::{LAYERS_MAX, PEERS_MAX};
 use dunlin_wire::TlsFiles;
-use dunlin_wire::proto::{self, control_client::ControlClient};
+use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Answering, Connect, ModelFacts, Order, Question, Report, Role, Talk, Target, WorkerState};
+use super::{Answering, Connect, ModelFacts, Observation, Question, Report, Role, Talk, Target, WorkerState};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);
@@ -36,7 +36,12 @@ pub struct GrpcConnector;
 
 impl Connect for GrpcConnector {
     fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String> {
-        let client = ControlClient::new(channel(target)?).max_decoding_message_size(STATUS_BYTES_MAX);
+        let channel = channel(target)?;
+        if target.role == Role::Conductor {
+            let client = TrainClient::new(channel).max_decoding_message_size(STATUS_BYTES_MAX);
+            return Ok(Box::new(ConductorTalk(client)));
+        }
+        let client = ControlClient::new(channel).max_decoding_message_size(STATUS_BYTES_MAX);
         Ok(Box::new(GrpcTalk { client, role: target.role }))
     }
 }
@@ -50,18 +55,37 @@ impl Talk for GrpcTalk {
     fn ask(&mut self, question: Question) -> Answering<'_> {
         Box::pin(async move {
             let answer = match (question, self.role) {
-                (Question::Status, _) => self.client.get_status(proto::StatusRequest {}).await,
-                (Question::Take(Order { epoch, topology, .. }), Role::Stage) => {
+                (Question::Take(_, topology), Role::Gateway) => {
+                    self.client.push_topology(proto::TopologyPush { topology: topology.to_string() }).await
+                }
+                (Question::Take(epoch, topology), _) => {
                     self.client.assign(proto::Assignment { epoch, topology: topology.to_string() }).await
                 }
-                (Question::Take(Order { topology, .. }), Role::Gateway) => {
-                    self.client.push_topology(proto::TopologyPush { topology: topology.to_string() }).await
+                // Who is no conductor cannot suspend a run; nobody asks it to.
+                (Question::Status | Question::Suspend, _) => {
+                    self.client.get_status(proto::StatusRequest {}).await
                 }
                 (Question::Drain, _) => {
                     self.client.drain(proto::DrainRequest { deadline_ms: DRAIN_MS }).await
                 }
             };
             answer.map(|status| report(status.into_inner())).map_err(|status| status.to_string())
+        })
+    }
+}
+
+struct ConductorTalk(TrainClient<Channel>);
+
+impl Talk for ConductorTalk {
+    fn ask(&mut self, question: Question) -> Answering<'_> {
+        Box::pin(async move {
+            let answer = match question {
+                Question::Suspend => self.0.suspend(proto::SuspendRequest {}).await,
+                _ => self.0.observe(proto::ObserveRequest {}).await,
+            };
+            let json = answer.map_err(|status| status.to_string())?.into_inner().json;
+            let run = Observation::parse(&json)?;
+            Ok(Report { state: WorkerState::Ready, run: Some(run), ..Report::default() })
         })
     }
 }
@@ -88,6 +112,7 @@ fn report(status: proto::Status) -> Report {
         model: status.model.filter(layers).map(facts),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
+        run: None,
     }
 }
 
@@ -128,14 +153,14 @@ mod tests {
     use tonic::transport::server::TcpIncoming;
 
     use super::*;
-    use crate::apply::certificates::{Authority, operator_names, stage_names};
+    use crate::apply::certificates::{Authority, operator_names, worker_names};
     use crate::testing::owner;
 
     const POD: &str = "smollm2-spot-x7x7x";
 
     /// A worker of `authority` that answers every question; its address and what it was asked.
     async fn worker(authority: &Authority) -> (String, mpsc::Receiver<control::Question>) {
-        let leaf = authority.issue(&stage_names(&owner(), POD)).unwrap();
+        let leaf = authority.issue(&worker_names(&owner(), POD)).unwrap();
         let (ca, certificate, key) = (authority.certificate(), leaf.certificate, leaf.key);
         let tls = TlsFiles::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).server();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -192,10 +217,10 @@ mod tests {
     async fn orders_reach_stages_and_gateways_in_their_own_way() {
         let swarm = Authority::generate(&owner()).unwrap();
         let (addr, mut asked) = worker(&swarm).await;
-        let order = Order { epoch: 7, topology: "{}".into(), drain: false };
+        let take = Question::Take(7, "{}".into());
         for (role, question, expected) in [
-            (Role::Stage, Question::Take(order.clone()), control::Question::Assign("{}".into())),
-            (Role::Gateway, Question::Take(order), control::Question::PushTopology("{}".into())),
+            (Role::Stage, take.clone(), control::Question::Assign("{}".into())),
+            (Role::Gateway, take, control::Question::PushTopology("{}".into())),
             (Role::Stage, Question::Drain, control::Question::Drain { deadline_ms: DRAIN_MS }),
             (Role::Stage, Question::Status, control::Question::Status),
         ] {

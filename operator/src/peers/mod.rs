@@ -2,8 +2,10 @@
 //! until it is acknowledged: level-triggered, so a lost message or a restarted worker needs no special care.
 
 mod client;
+pub mod observation;
 
 pub use client::{GrpcConnector, Identity};
+pub use observation::{Checkpoint, Observation, RunPhase};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -64,17 +66,37 @@ pub struct Report {
     pub error: Option<(String, String)>,
     /// Peers that a gateway found lost.
     pub lost: BTreeSet<String>,
+    /// How far a conductor's run is.
+    pub run: Option<Observation>,
 }
 
-/// What a worker should know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a worker should know and do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Order {
-    /// Epoch of the topology.
-    pub epoch: Epoch,
-    /// The topology as JSON.
-    pub topology: Arc<str>,
+    /// The topology to obey: its epoch, and it as JSON.
+    pub topology: Option<(Epoch, Arc<str>)>,
     /// It should hand over and end.
     pub drain: bool,
+    /// A conductor should have a checkpoint written and train no more.
+    pub suspend: bool,
+}
+
+impl Order {
+    /// What is left to say to a worker that has taken `known`.
+    fn question(&self, known: &Self) -> Question {
+        if self.drain && !known.drain {
+            return Question::Drain;
+        }
+        if self.suspend && !known.suspend {
+            return Question::Suspend;
+        }
+        match &self.topology {
+            Some((epoch, topology)) if known.topology != self.topology => {
+                Question::Take(*epoch, Arc::clone(topology))
+            }
+            _ => Question::Status,
+        }
+    }
 }
 
 /// A question to a worker.
@@ -82,19 +104,23 @@ pub struct Order {
 pub enum Question {
     /// How are you?
     Status,
-    /// Take this topology.
-    Take(Order),
+    /// Take this topology of this epoch.
+    Take(Epoch, Arc<str>),
     /// Hand over: the pod is about to go.
     Drain,
+    /// Have a checkpoint written, then train no more.
+    Suspend,
 }
 
 /// Role of a worker, which decides how a topology reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Holds layers.
+    /// Holds layers, to serve or to train them.
     Stage,
     /// Answers clients.
     Gateway,
+    /// Keeps the ledger of a training run.
+    Conductor,
 }
 
 /// A worker to talk to.
@@ -257,20 +283,16 @@ async fn converse(mut conversation: Conversation) {
             return;
         }
     };
-    let mut acknowledged: Option<Order> = None;
+    let mut acknowledged = Order::default();
     loop {
         let order = conversation.orders.borrow_and_update().clone();
-        let question = match &order {
-            Some(order) if order.drain && acknowledged.as_ref().is_none_or(|a| !a.drain) => Question::Drain,
-            Some(order) if acknowledged.as_ref() != Some(order) => Question::Take(order.clone()),
-            _ => Question::Status,
-        };
+        let question = order.as_ref().map_or(Question::Status, |order| order.question(&acknowledged));
         let is_order = question != Question::Status;
         let answer = match timeout(DEADLINE, talk.ask(question)).await {
             Ok(answer) => answer,
             Err(_) => Err("no answer in time".to_owned()),
         };
-        if is_order && answer.is_ok() {
+        if let Some(order) = order.filter(|_| is_order && answer.is_ok()) {
             acknowledged = order;
         }
         conversation.take(answer);
@@ -317,6 +339,8 @@ fn is_news(old: &Report, new: &Report) -> bool {
         || old.model != new.model
         || old.error != new.error
         || old.lost != new.lost
+        || old.run.as_ref().map(Observation::without_progress)
+            != new.run.as_ref().map(Observation::without_progress)
 }
 
 fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
@@ -326,6 +350,7 @@ fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::labels::Kind;
 
     /// Answers Ready, or nothing while told to be silent; records what it is asked.
     #[derive(Default)]
@@ -368,7 +393,7 @@ mod tests {
     }
 
     fn swarm() -> Trigger {
-        ("default".into(), "smollm2".into())
+        Trigger { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,7 +404,7 @@ mod tests {
         let monitor = Monitor::new(Arc::new(fake), triggers, Duration::from_secs(3));
         monitor.follow(&swarm(), vec![target("a")]);
         assert_eq!(triggered.recv().await.unwrap(), swarm());
-        let order = |epoch| Order { epoch, topology: "{}".into(), drain: false };
+        let order = |epoch| Order { topology: Some((epoch, "{}".into())), ..Order::default() };
         for epoch in [1, 1, 2] {
             monitor.order(&swarm(), "a", order(epoch));
             tokio::time::sleep(Duration::from_secs(3)).await;
@@ -388,7 +413,7 @@ mod tests {
             .lock()
             .unwrap()
             .iter()
-            .filter_map(|q| if let Question::Take(order) = q { Some(order.epoch) } else { None })
+            .filter_map(|q| if let Question::Take(epoch, _) = q { Some(*epoch) } else { None })
             .collect();
         assert_eq!(taken, [1, 2]);
     }

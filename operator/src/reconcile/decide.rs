@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::memory::Memory;
-use super::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
+use crate::context::address;
 use crate::convert::Desired;
 use crate::observe::{Phase, SwarmView};
 use crate::peers::{Answer, ModelFacts, WorkerState};
-use crate::reconcile::address;
+use crate::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
 use crate::status::conditions::Facts;
 use crate::status::events::Happening;
 
@@ -31,11 +31,6 @@ const GAP_PATIENCE: Duration = Duration::from_secs(120);
 const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
 /// A layout that would be much faster by measured speed must be so for this long.
 const REBALANCE_PATIENCE: Duration = Duration::from_secs(90);
-/// Peers for which the scheduler finds no node for this long run in another pool with room.
-const FALLBACK_PATIENCE: Duration = Duration::from_secs(30);
-/// Longest pause before pods that end before they serve are made again.
-const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
-
 /// What to do about a swarm.
 #[derive(Clone, Debug, Default)]
 pub struct Decision {
@@ -70,29 +65,32 @@ pub fn decide(
 ) -> Result<Decision, String> {
     let unreachable = unreachable(view, answers, memory, now);
     let mute = mute(view, answers, memory, now, silence);
-    let homeless = homeless(view, answers, memory, now);
+    let homeless = memory.turnover.homeless(&view.workers, answers, now);
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
     let layers = layers.or(memory.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
     let held_without = |leaving: &BTreeSet<&str>| {
         layers > 0 && held(view, answers, |name| !leaving.contains(name)).len() == layers as usize
     };
-    let hold_creation = memory.crashed.is_some_and(|(times, at)| now.duration_since(at) < crash_pause(times));
+    let hold_creation = memory.turnover.holds_creation(now);
     let roster = roster(
-        desired,
+        desired.wanted(),
         &Evidence {
-            view,
+            workers: &view.workers,
             answers,
             unreachable: &unreachable,
             mute: &mute,
             homeless: &homeless,
+            by_probe: false,
             dispensable: &held_without,
             hold_creation,
             now,
             silence,
         },
     );
-    let happenings = losses(&roster, view, answers, memory, now);
+    let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
+    let happenings = memory.turnover.losses(&roster, &view.workers, &served, now);
+    let happenings = happenings.iter().map(|loss| Happening::lost("Peer", &loss.name, &loss.why)).collect();
     let mut decision = Decision {
         happenings,
         create: roster.create.clone(),
@@ -135,64 +133,6 @@ fn unreachable(
     let others_fine = memory.suspects.len() == 1 && view.workers.values().all(|w| w.phase == Phase::Running);
     let late = memory.suspects.iter().filter(|(_, since)| now.duration_since(**since) >= UNREACHABLE_MAX);
     late.filter(|_| others_fine).map(|(name, _)| name.clone()).collect()
-}
-
-/// Peers that found no node for long, until they serve: so nothing runs to and fro between pools while a node comes up.
-fn homeless(
-    view: &SwarmView,
-    answers: &BTreeMap<String, Answer>,
-    memory: &mut Memory,
-    now: Instant,
-) -> BTreeSet<String> {
-    let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
-    let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
-    for worker in view.workers.values().filter(|w| w.unplaced) {
-        memory.unplaced.entry(worker.name.clone()).or_insert(now);
-    }
-    // One that got its node in time was never short of any.
-    memory.unplaced.retain(|name, since| {
-        view.workers.get(name).is_some_and(|w| w.unplaced || late(since)) && !served(name)
-    });
-    memory.unplaced.iter().filter(|(_, since)| late(since)).map(|(name, _)| name.clone()).collect()
-}
-
-/// Tells about each loss once, and counts workers that ended before they served.
-fn losses(
-    roster: &Roster,
-    view: &SwarmView,
-    answers: &BTreeMap<String, Answer>,
-    memory: &mut Memory,
-    now: Instant,
-) -> Vec<Happening> {
-    let mut happenings = Vec::new();
-    memory.lost.retain(|name| view.workers.contains_key(name));
-    if roster.standings.values().any(|s| *s == Standing::Ready) {
-        memory.crashed = None;
-    }
-    for (name, standing) in &roster.standings {
-        let Standing::Lost(why) = standing else { continue };
-        if !memory.lost.insert(name.clone()) {
-            continue;
-        }
-        let worker = &view.workers[name];
-        // Who was asked to go and went is not lost.
-        if !worker.deleting || worker.node_gone {
-            happenings.push(Happening::peer_lost(name, why));
-            if !answers.get(name).is_some_and(|a| a.was_ready) && !worker.node_gone {
-                let times = memory.crashed.map_or(0, |(times, _)| times);
-                memory.crashed = Some((times.saturating_add(1), now));
-            }
-        }
-    }
-    happenings
-}
-
-fn crash_pause(times: u32) -> Duration {
-    // The first replacement is immediate: one failed container says little.
-    if times <= 1 {
-        return Duration::ZERO;
-    }
-    Duration::from_secs(1_u64 << times.min(10)).min(CRASH_PAUSE_MAX)
 }
 
 /// Peers of the topology that an earlier operator published, that run and have not answered us since we took over.
@@ -402,6 +342,7 @@ mod tests {
     use crate::convert::PoolDesired;
     use crate::peers::Report;
     use crate::testing::{desired, pool, worker};
+    use crate::turnover::FALLBACK_PATIENCE;
 
     const SILENCE: Duration = Duration::from_secs(3);
 

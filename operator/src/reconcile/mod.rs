@@ -2,76 +2,38 @@
 
 mod decide;
 mod memory;
-mod roster;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use decide::{Decision, decide};
-pub use memory::{Memory, Published, Trust};
+pub use memory::{Memory, Published};
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_crds::InferenceSwarm;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
-use tracing::{error, info, instrument, warn};
+use tracing::{instrument, warn};
 
-use crate::apply::certificates::{Authority, operator_names};
-use crate::apply::network::GRPC_PORT;
-use crate::apply::{Applier, certificates, topology};
-use crate::config::Config;
+use crate::apply::topology;
+use crate::context::{Context, targets, told};
 use crate::convert::Desired;
 use crate::error::Error;
-use crate::labels::{Owner, random};
-use crate::metrics::{Metrics, SwarmLabels};
-use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
-use crate::peers::{Identity, Monitor, Order, Role, Target};
+use crate::labels::{Kind, Owner, random};
+use crate::metrics::SwarmLabels;
+use crate::observe::{Phase, SwarmView, Trigger};
+use crate::peers::Order;
 use crate::status;
-use crate::status::events::{Happening, changes};
+use crate::status::events::{SERVING, changes};
+use crate::trust::Trust;
 
 /// A settled swarm is looked at again after this long, without any trigger.
 const SETTLED: Duration = Duration::from_secs(60);
 /// An unsettled one after this long.
 const UNSETTLED: Duration = Duration::from_secs(5);
-
-/// What reconciliations share.
-pub struct Context {
-    /// Client of the API server.
-    pub client: Client,
-    /// Command line.
-    pub config: Config,
-    /// Writer of objects.
-    pub applier: Applier,
-    /// What the watches have seen.
-    pub caches: Caches,
-    /// Conversations with workers.
-    pub monitor: Monitor,
-    /// Writer of Events.
-    pub recorder: Recorder,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// Memory per swarm.
-    pub memories: Mutex<BTreeMap<Trigger, Arc<tokio::sync::Mutex<Memory>>>>,
-}
-
-impl Context {
-    fn memory(&self, swarm: &Trigger) -> Arc<tokio::sync::Mutex<Memory>> {
-        let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(memories.entry(swarm.clone()).or_default())
-    }
-
-    /// Drops everything that is kept about a deleted swarm.
-    pub fn forget(&self, swarm: &Trigger) {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
-        self.monitor.forget(swarm);
-        self.metrics.forget(&SwarmLabels { namespace: swarm.0.clone(), swarm: swarm.1.clone() });
-    }
-}
 
 /// Brings one swarm closer to what its manifest asks for.
 ///
@@ -80,13 +42,13 @@ impl Context {
 #[instrument(skip_all, fields(namespace = swarm.namespace(), swarm = swarm.name_any()))]
 pub async fn reconcile(swarm: Arc<InferenceSwarm>, context: Arc<Context>) -> Result<Action, Error> {
     let started = Instant::now();
-    let key = (swarm.namespace().unwrap_or_default(), swarm.name_any());
+    let key = key(&swarm);
     if swarm.metadata.deletion_timestamp.is_some() {
         // Owner references delete the children; making new ones would only get in the way.
         context.forget(&key);
         return Ok(Action::await_change());
     }
-    let memory = context.memory(&key);
+    let memory = context.serving.of(&key);
     let mut memory = memory.lock().await;
     let result = pass(&swarm, &key, &context, &mut memory).await;
     memory.failures = if result.is_ok() { 0 } else { memory.failures.saturating_add(1) };
@@ -97,14 +59,14 @@ pub async fn reconcile(swarm: Arc<InferenceSwarm>, context: Arc<Context>) -> Res
 /// When to try again after an error.
 #[must_use]
 pub fn retry(swarm: Arc<InferenceSwarm>, failure: &Error, context: Arc<Context>) -> Action {
-    let key = (swarm.namespace().unwrap_or_default(), swarm.name_any());
-    let attempt = context.memory(&key).try_lock().map_or(1, |memory| memory.failures);
-    let pause = failure.backoff(attempt, random());
-    let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
-    let (namespace, name) = (&key.0, &key.1);
-    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-    error!(namespace, swarm = name, category = failure.category(), %failure, cause, pause_ms, "reconciliation failed");
-    Action::requeue(pause)
+    let key = key(&swarm);
+    let attempt = context.serving.of(&key).try_lock().map_or(1, |memory| memory.failures);
+    context.retry(&key, failure, attempt)
+}
+
+fn key(swarm: &InferenceSwarm) -> Trigger {
+    let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
+    Trigger { kind: Kind::Inference, namespace, name }
 }
 
 async fn pass(
@@ -113,14 +75,14 @@ async fn pass(
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
-    let owner = Owner { namespace: key.0.clone(), name: key.1.clone(), uid: swarm.uid().unwrap_or_default() };
+    let owner = Owner::new(key, swarm.uid().unwrap_or_default());
     restore(&owner, context, memory).await?;
     let Some(trust) = &memory.trust else { return Ok(Action::requeue(UNSETTLED)) };
     let identity = Arc::clone(&trust.identity);
 
     // Observe.
-    let unseen = memory.unseen(&context.caches, &key.0, Instant::now());
-    let view = context.caches.view(&key.0, &key.1, &unseen);
+    let unseen = memory.created.unseen(&context.caches, &key.namespace, Instant::now());
+    let view = context.caches.view(key, &unseen);
     context.monitor.follow(key, targets(&owner, &view, &identity));
     let answers = context.monitor.answers(key);
 
@@ -144,17 +106,17 @@ async fn pass(
     let mut facts = decision.facts.clone();
     let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
     if let Err(failure) = &written {
-        let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
-        facts.waiting = Some(format!("{failure}: {cause}"));
+        facts.waiting = Some(told(failure));
     }
     let status = status::build(swarm, &desired, &decision, &facts, epoch, &context.config);
     let before = swarm.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
-    happenings.extend(changes(&before, &status.conditions));
+    happenings.extend(changes(&before, &status.conditions, SERVING));
     if swarm.status.as_ref() != Some(&status) {
-        status::write(&context.client, key, &status).await?;
+        status::write::<InferenceSwarm>(&context.client, key, &status).await?;
     }
-    publish(swarm, context, &happenings).await;
-    measure(key, context, facts.peers_ready, epoch, &happenings);
+    context.publish(&swarm.object_ref(&()), &happenings).await;
+    context.measure(key, facts.peers_ready, &happenings);
+    context.metrics.epoch.get_or_create(&SwarmLabels::of(key)).set(i64::try_from(epoch).unwrap_or(i64::MAX));
     written?;
     let pause = if facts.is_whole() && memory.suspects.is_empty() { SETTLED } else { UNSETTLED };
     // Spread, so that a thousand swarms do not move in step.
@@ -164,22 +126,7 @@ async fn pass(
 /// Reads back what an earlier leader left: the authority and the topology. Makes the authority if there is none.
 async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Result<(), Error> {
     if memory.trust.is_none() {
-        let found = context.applier.secret(&owner.namespace, &owner.authority()).await?;
-        let authority = match found {
-            Some(secret) => Authority::load(owner, &secret.data.unwrap_or_default())?,
-            None => {
-                let ours = Authority::generate(owner)?;
-                let there = context.applier.create_or_get(&ours.secret(owner)).await?;
-                Authority::load(owner, &there.data.unwrap_or_default())?
-            }
-        };
-        let leaf = authority.issue(&operator_names(owner))?;
-        let identity = Arc::new(Identity {
-            authority: authority.certificate().to_owned(),
-            certificate: leaf.certificate,
-            key: leaf.key,
-        });
-        memory.trust = Some(Trust { authority, identity });
+        memory.trust = Some(Trust::restore(owner, &context.applier).await?);
     }
     if memory.published.is_none() {
         match context.applier.config_map(&owner.namespace, &owner.topology()).await {
@@ -198,40 +145,14 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
     Ok(())
 }
 
-/// Everybody worth talking to.
-fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<Identity>) -> Vec<Target> {
-    let target = |name: &str, ip: &str, role, server_name: String| Target {
-        name: name.to_owned(),
-        role,
-        addr: address(ip, GRPC_PORT),
-        server_name,
-        identity: Arc::clone(identity),
-    };
-    let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
-    let stages = view.workers.values().filter(asked);
-    let stages = stages.filter_map(|w| {
-        let name = certificates::stage_names(owner, &w.name).pop()?;
-        Some(target(&w.name, w.ip.as_deref()?, Role::Stage, name))
-    });
-    let gateways = view.gateways.values().filter(|g| g.running).filter_map(|g| {
-        let name = certificates::gateway_names(owner).pop()?;
-        Some(target(&g.name, g.ip.as_deref()?, Role::Gateway, name))
-    });
-    stages.chain(gateways).collect()
-}
-
-/// `ip:port`, with brackets around IPv6.
-#[must_use]
-pub fn address(ip: &str, port: u16) -> String {
-    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
-}
-
 /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
 fn give_orders(key: &Trigger, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
     let Some(topology) = &memory.topology else { return Ok(()) };
+    let epoch = topology.epoch;
     let json =
         serde_json::to_string(topology).map_err(|source| Error::Json { what: "the topology", source })?;
-    let order = |drain| Order { epoch: topology.epoch, topology: json.as_str().into(), drain };
+    let topology: Arc<str> = json.as_str().into();
+    let order = |drain| Order { topology: Some((epoch, Arc::clone(&topology))), drain, suspend: false };
     for worker in view.workers.values() {
         // SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
         let drain = matches!(worker.phase, Phase::Draining(_)) && !worker.deleting;
@@ -241,31 +162,4 @@ fn give_orders(key: &Trigger, view: &SwarmView, memory: &Memory, context: &Conte
         context.monitor.order(key, gateway, order(false));
     }
     Ok(())
-}
-
-/// Events are for people: one that cannot be written must not hold up a replacement.
-async fn publish(swarm: &InferenceSwarm, context: &Context, happenings: &[Happening]) {
-    let namespace = swarm.namespace().unwrap_or_default();
-    for happening in happenings {
-        info!(reason = happening.reason, note = happening.note, "event");
-        let reference = swarm.object_ref(&());
-        if let Err(failure) = crate::apply::call(
-            "publish an Event".into(),
-            context.recorder.publish(&happening.event(&namespace), &reference),
-        )
-        .await
-        {
-            error!(%failure, "an Event was not written");
-        }
-    }
-}
-
-fn measure(key: &Trigger, context: &Context, ready: u32, epoch: u64, happenings: &[Happening]) {
-    let labels = SwarmLabels { namespace: key.0.clone(), swarm: key.1.clone() };
-    let count =
-        |reasons: &[&str]| happenings.iter().filter(|h| reasons.contains(&h.reason.as_str())).count() as u64;
-    context.metrics.peers_lost.get_or_create(&labels).inc_by(count(&["PeerLost"]));
-    context.metrics.peers_created.get_or_create(&labels).inc_by(count(&["PeerCreated", "PeerReplaced"]));
-    context.metrics.peers_ready.get_or_create(&labels).set(i64::from(ready));
-    context.metrics.epoch.get_or_create(&labels).set(i64::try_from(epoch).unwrap_or(i64::MAX));
 }

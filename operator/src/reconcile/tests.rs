@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use http::{Request, Response};
+use http::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
 use kube::runtime::events::{Recorder, Reporter};
@@ -17,8 +17,12 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::apply::Applier;
-use crate::peers::{Answering, Connect, ModelFacts, Question, Report, Talk, WorkerState};
-use crate::testing::{Server, mock_client};
+use crate::config::Config;
+use crate::context::Memories;
+use crate::metrics::Metrics;
+use crate::observe::Caches;
+use crate::peers::{Answering, Connect, ModelFacts, Monitor, Question, Report, Talk, Target, WorkerState};
+use crate::testing::{Seen, Server, described, kinds, mock_client};
 
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.
 struct Workers;
@@ -33,10 +37,10 @@ impl Connect for Workers {
 
 impl Talk for Worker {
     fn ask(&mut self, question: Question) -> Answering<'_> {
-        if let Question::Take(order) = question {
-            let topology = dunlin_planner::Topology::parse(&order.topology).unwrap();
+        if let Question::Take(epoch, topology) = question {
+            let topology = dunlin_planner::Topology::parse(&topology).unwrap();
             self.1 = topology.peer(&self.0.as_str().into()).map(|p| p.hold()).unwrap_or_default();
-            self.2 = order.epoch;
+            self.2 = epoch;
         }
         let report = Report {
             state: WorkerState::Ready,
@@ -46,25 +50,6 @@ impl Talk for Worker {
             ..Report::default()
         };
         Box::pin(async move { Ok(report) })
-    }
-}
-
-/// What the mocked server saw: `METHOD kind/name`, with ` grace=0` and the like where it matters.
-#[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<(String, Value)>>>);
-
-impl Seen {
-    fn calls(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().map(|(call, _)| call.clone()).collect()
-    }
-
-    fn bodies(&self, call: &str) -> Vec<Value> {
-        let seen = self.0.lock().unwrap();
-        seen.iter().filter(|(c, _)| c.starts_with(call)).map(|(_, body)| body.clone()).collect()
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap().clear();
     }
 }
 
@@ -117,7 +102,7 @@ impl Stored {
 fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some((request, respond)) = server.next_request().await {
-            let (call, body) = describe(request).await;
+            let (call, body) = described(request).await;
             let (code, answer) = if !refuse.is_empty() && call.starts_with(refuse) {
                 (
                     403,
@@ -140,20 +125,11 @@ fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str
                 }
                 (201, object)
             };
-            seen.0.lock().unwrap().push((call, body));
+            seen.push(call, body);
             let body = Body::from(serde_json::to_vec(&answer).unwrap());
             respond.send_response(Response::builder().status(code).body(body).unwrap());
         }
     })
-}
-
-async fn describe(request: Request<Body>) -> (String, Value) {
-    let path: Vec<String> = request.uri().path().split('/').map(str::to_owned).collect();
-    let at = path.iter().position(|p| p == "namespaces").map_or(0, |i| i + 2);
-    let method = request.method().clone();
-    let bytes = request.into_body().collect_bytes().await.unwrap();
-    let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    (format!("{method} {}", path[at..].join("/")), body)
 }
 
 struct World {
@@ -180,7 +156,8 @@ fn world(refuse: &'static str) -> World {
         config: Config::try_parse_from(["dunlin-operator", "--worker-image", "w:1"]).unwrap(),
         caches: Caches::new(reader, BTreeMap::new()),
         metrics,
-        memories: Mutex::default(),
+        serving: Memories::default(),
+        training: Memories::default(),
     });
     World { context, pods, seen, published, _server: server }
 }
@@ -244,17 +221,9 @@ impl World {
     }
 
     fn topology(&self) -> dunlin_planner::Topology {
-        let memory = self.context.memory(&("default".into(), "smollm2".into()));
+        let memory = self.context.serving.of(&key(&swarm(1, false)));
         memory.try_lock().unwrap().topology.clone().unwrap()
     }
-}
-
-fn kinds(calls: &[String]) -> Vec<String> {
-    let kind = |call: &String| {
-        let (method, path) = call.split_once(' ').unwrap();
-        format!("{method} {}", path.split('/').next().unwrap())
-    };
-    calls.iter().map(kind).collect()
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,13 +1,14 @@
 //! Carries out a decision: the objects of the swarm, new pods, deletions, in the order in which they are needed.
 
-use kube::Resource;
 use tokio::time::Instant;
 
-use super::{Context, Decision, Memory, Published};
-use crate::apply::certificates::{gateway_names, stage_names};
+use super::{Decision, Memory, Published};
+use crate::apply::certificates::{gateway_names, worker_names};
 use crate::apply::gateway::Gateway;
-use crate::apply::pods::WorkerPod;
-use crate::apply::{hand_to_pod, network, topology};
+use crate::apply::network::GRPC_PORT;
+use crate::apply::pods::{MODELS_DIR, Mount, Nodes, WorkerPod, stage_args};
+use crate::apply::{network, topology};
+use crate::context::Context;
 use crate::convert::Desired;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf, pod_name, random};
@@ -38,17 +39,27 @@ pub(super) async fn all(
         let manifest = WorkerPod {
             owner,
             name: &name,
+            role: ROLE_STAGE,
             image: &desired.image,
             pool: &creation.pool,
-            model_args: &desired.model_args,
-            model_claim: desired.model_claim.as_deref(),
+            nodes: Nodes::Own { marked: view.spot_nodes_marked },
+            args: stage_args(&creation.pool, &desired.model_args),
+            ports: &[("grpc", GRPC_PORT)],
+            resources: None,
+            mounts: desired
+                .model_claim
+                .iter()
+                .map(|claim| Mount::claim("models", MODELS_DIR, claim, true))
+                .collect(),
             template: &desired.template,
-            epoch,
-            spot_nodes_marked: view.spot_nodes_marked,
+            epoch: Some(epoch),
         }
         .manifest();
-        create(owner, &name, &manifest, context, memory).await?;
-        happenings.push(Happening::peer_created(&name, creation.replaces));
+        let Some(trust) = &memory.trust else { return Ok(()) };
+        let names = worker_names(owner, &name);
+        let (role, created) = ((name.as_str(), ROLE_STAGE), &mut memory.created);
+        trust.create_pod(owner, role, &names, &manifest, &context.applier, created).await?;
+        happenings.push(Happening::created("Peer", &name, creation.replaces));
     }
     gateways(owner, desired, context, memory).await?;
     for deletion in &decision.delete {
@@ -73,28 +84,6 @@ async fn publish(map: &serde_json::Value, context: &Context, memory: &mut Memory
     let written = context.applier.publish(map, version.as_deref()).await?;
     memory.published = written.map(Published::Version);
     memory.applied.remember(map, now);
-    Ok(())
-}
-
-/// A worker pod and its certificate. The certificate is there before the pod, and goes with it.
-async fn create(
-    owner: &Owner,
-    name: &str,
-    manifest: &serde_json::Value,
-    context: &Context,
-    memory: &mut Memory,
-) -> Result<(), Error> {
-    let Some(trust) = &memory.trust else { return Ok(()) };
-    let names = stage_names(owner, name);
-    let mut secret = trust.authority.leaf_secret(owner, &leaf(name), ROLE_STAGE, &names)?;
-    context.applier.apply(&secret).await?;
-    let made = context.applier.apply(manifest).await?;
-    let pod = serde_json::to_value(&made)
-        .and_then(serde_json::from_value)
-        .map_err(|source| Error::Json { what: "the created pod", source })?;
-    memory.created.push((pod, Instant::now()));
-    hand_to_pod(&mut secret, made.meta());
-    context.applier.apply(&secret).await?;
     Ok(())
 }
 

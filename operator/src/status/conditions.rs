@@ -82,10 +82,10 @@ pub fn conditions(
     observed: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
-    let was = |kind: &str| before.iter().any(|c| c.type_ == kind && c.status == "True");
     let serves = facts.serves();
     let whole = facts.is_whole();
-    let changing = observed != Some(facts.generation) || was("Reconciling") || !(serves || facts.suspended);
+    let changing =
+        observed != Some(facts.generation) || is_true(before, "Reconciling") || !(serves || facts.suspended);
     let reconciling = changing && !whole && facts.trouble.is_none();
     let missing = facts.missing();
     let all_served = facts.layers > 0 && facts.served == facts.layers;
@@ -133,7 +133,15 @@ pub fn conditions(
     .collect()
 }
 
-fn condition(
+/// Whether the condition `kind` is True.
+#[must_use]
+pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
+    conditions.iter().any(|c| c.type_ == kind && c.status == "True")
+}
+
+/// One condition; its time moves only with its status.
+#[must_use]
+pub fn condition(
     kind: &str,
     status: bool,
     reason: &str,

@@ -18,26 +18,25 @@ pub struct Happening {
 }
 
 impl Happening {
-    /// A peer that will never serve again.
+    /// A pod that will never serve again. `noun`: `Peer`, `Conductor` or `Trainer`.
     #[must_use]
-    pub fn peer_lost(name: &str, why: &str) -> Self {
+    pub fn lost(noun: &str, name: &str, why: &str) -> Self {
         Self {
             warning: true,
-            reason: "PeerLost".into(),
-            note: format!("peer {name} is lost: {why}"),
+            reason: format!("{noun}Lost"),
+            note: format!("{} {name} is lost: {why}", noun.to_lowercase()),
             pod: Some(name.into()),
         }
     }
 
-    /// A peer made for one that was lost, or because more are wanted.
+    /// A pod made for one that was lost, or because more are wanted.
     #[must_use]
-    pub fn peer_created(name: &str, replaces: bool) -> Self {
-        let (reason, why) =
-            if replaces { ("PeerReplaced", " in place of a lost one") } else { ("PeerCreated", "") };
+    pub fn created(noun: &str, name: &str, replaces: bool) -> Self {
+        let (what, why) = if replaces { ("Replaced", " in place of a lost one") } else { ("Created", "") };
         Self {
             warning: false,
-            reason: reason.into(),
-            note: format!("peer {name} was created{why}"),
+            reason: format!("{noun}{what}"),
+            note: format!("{} {name} was created{why}", noun.to_lowercase()),
             pod: Some(name.into()),
         }
     }
@@ -63,9 +62,21 @@ impl Happening {
     }
 }
 
+/// What Events call the turns of a swarm. Part of the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    /// It became Ready.
+    pub ready: &'static str,
+    /// It is Ready no more.
+    pub not_ready: &'static str,
+}
+
+/// Those of an InferenceSwarm.
+pub const SERVING: Words = Words { ready: "SwarmReady", not_ready: "SwarmNotReady" };
+
 /// What the change from `before` to `after` means.
 #[must_use]
-pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
+pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<Happening> {
     let find = |list: &[Condition], kind: &str| list.iter().find(|c| c.type_ == kind).cloned();
     let became = |kind: &str, status: &str| {
         let new = find(after, kind).filter(|c| c.status == status)?;
@@ -86,11 +97,11 @@ pub fn changes(before: &[Condition], after: &[Condition]) -> Vec<Happening> {
         all.push(happening(true, &condition.reason.clone(), condition));
     }
     if let Some(condition) = became("Ready", "True") {
-        all.push(happening(false, "SwarmReady", condition));
+        all.push(happening(false, words.ready, condition));
     }
     if was_ready && let Some(condition) = became("Ready", "False") {
-        let warning = condition.reason != "Suspended";
-        all.push(happening(warning, "SwarmNotReady", condition));
+        let asked_for = ["Suspended", "Suspending", "Restarting"].contains(&condition.reason.as_str());
+        all.push(happening(!asked_for, words.not_ready, condition));
     }
     if ready
         && was_ready
@@ -130,7 +141,7 @@ mod tests {
     }
 
     fn reasons(before: &[Condition], after: &[Condition]) -> Vec<String> {
-        changes(before, after).into_iter().map(|h| h.reason).collect()
+        changes(before, after, SERVING).into_iter().map(|h| h.reason).collect()
     }
 
     #[test]

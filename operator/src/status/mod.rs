@@ -3,10 +3,15 @@
 pub mod conditions;
 pub mod events;
 
+use std::fmt::Debug;
+
 use dunlin_crds::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
-use kube::{Client, ResourceExt};
+use kube::core::NamespaceResourceScope;
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::apply::call;
@@ -67,17 +72,20 @@ fn percent(part: u32, whole: u32) -> u32 {
     u32::try_from(percent.min(100)).unwrap_or(100)
 }
 
-/// Writes it. The only writer of the status.
+/// Writes `status` of the swarm `key`. The only writer of a status.
 ///
 /// # Errors
 /// The API server's refusal.
-pub async fn write(client: &Client, key: &Trigger, status: &InferenceSwarmStatus) -> Result<(), Error> {
-    let api: Api<InferenceSwarm> = Api::namespaced(client.clone(), &key.0);
-    let body = json!({"apiVersion": "dunlin.dev/v1alpha1", "kind": "InferenceSwarm", "status": status});
+pub async fn write<K>(client: &Client, key: &Trigger, status: &impl Serialize) -> Result<(), Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &key.namespace);
+    let body = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "status": status});
     let params = PatchParams::apply(MANAGER).force();
     let patch = Patch::Apply(&body);
-    let action = format!("write the status of InferenceSwarm {}", key.1);
-    match call(action, api.patch_status(&key.1, &params, &patch)).await {
+    let action = format!("write the status of {} {}", key.kind.name(), key.name);
+    match call(action, api.patch_status(&key.name, &params, &patch)).await {
         // Deleted meanwhile: nobody will read it.
         Err(Error::Api { source, .. }) if crate::apply::is_code(&source, 404) => Ok(()),
         other => other.map(drop),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::apply::pods::PoolTemplate;
-use crate::convert::{Desired, PoolDesired};
-use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::convert::PoolDesired;
+use crate::observe::{Phase, WorkerView};
 use crate::peers::{Answer, WorkerState};
 
 /// A worker that answered but never got Ready may be silent this many times longer: it reads weights.
@@ -59,10 +59,22 @@ pub struct Roster {
     pub delete: Vec<Deletion>,
 }
 
+/// The pods that are wanted.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Pools in order of preference.
+    pub pools: &'a [PoolDesired],
+    /// Fingerprint of what pods are made from.
+    pub template: &'a str,
+    /// Nothing should run.
+    pub suspended: bool,
+}
+
 /// What the roster is made from.
+#[derive(Clone, Copy)]
 pub struct Evidence<'a> {
-    /// Pods.
-    pub view: &'a SwarmView,
+    /// Pods of one role.
+    pub workers: &'a BTreeMap<String, WorkerView>,
     /// Reports.
     pub answers: &'a BTreeMap<String, Answer>,
     /// Peers that answer us and that no gateway can reach.
@@ -71,6 +83,8 @@ pub struct Evidence<'a> {
     pub mute: &'a BTreeSet<String>,
     /// Peers for which there has been no node for long.
     pub homeless: &'a BTreeSet<String>,
+    /// They say nothing to us: their readiness probe does.
+    pub by_probe: bool,
     /// Peers without which every layer is still held.
     pub dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
     /// New pods must wait: the last ones ended before they served.
@@ -83,14 +97,13 @@ pub struct Evidence<'a> {
 
 /// The roster that brings the pods to what is desired.
 #[must_use]
-pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
+pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
     let mut roster = Roster::default();
-    for (name, worker) in &evidence.view.workers {
+    for (name, worker) in evidence.workers {
         roster.standings.insert(name.clone(), standing(desired, worker, evidence));
     }
     for (pool, wanted) in desired.pools.iter().zip(wanted(desired, evidence)) {
         let mut fit: Vec<&WorkerView> = evidence
-            .view
             .workers
             .values()
             .filter(|w| w.pool == pool.template.name)
@@ -114,7 +127,7 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
         }
     }
     let known: BTreeSet<&str> = desired.pools.iter().map(|p| p.template.name.as_str()).collect();
-    for worker in evidence.view.workers.values().filter(|w| !known.contains(w.pool.as_str())) {
+    for worker in evidence.workers.values().filter(|w| !known.contains(w.pool.as_str())) {
         let standing = roster.standings.entry(worker.name.clone()).or_insert(Standing::Leaving);
         if matches!(standing, Standing::Ready | Standing::Coming) {
             *standing = Standing::Leaving;
@@ -127,7 +140,7 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
         .map(|(name, _)| name.as_str())
         .collect();
     let may_leave = desired.suspended || (evidence.dispensable)(&leaving);
-    for worker in evidence.view.workers.values() {
+    for worker in evidence.workers.values() {
         let go = match &roster.standings[&worker.name] {
             Standing::Ready | Standing::Coming => false,
             // Its layers must be elsewhere first; who has none may go at once.
@@ -150,9 +163,9 @@ pub fn roster(desired: &Desired, evidence: &Evidence<'_>) -> Roster {
 
 /// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find
 /// no node stay: they tell an autoscaler what is wanted, and where peers go back to.
-fn wanted(desired: &Desired, evidence: &Evidence<'_>) -> Vec<usize> {
+fn wanted(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Vec<usize> {
     let homeless = |pool: &PoolDesired| {
-        let workers = evidence.view.workers.values().filter(|w| w.pool == pool.template.name);
+        let workers = evidence.workers.values().filter(|w| w.pool == pool.template.name);
         let count = workers.filter(|w| evidence.homeless.contains(&w.name)).count();
         count.min(pool.peers as usize)
     };
@@ -166,7 +179,7 @@ fn wanted(desired: &Desired, evidence: &Evidence<'_>) -> Vec<usize> {
     each.collect()
 }
 
-fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
+fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
     let answer = evidence.answers.get(&worker.name);
     if let Phase::Lost(why) = &worker.phase {
         // Its kubelet is silent, but it still serves: nothing is lost yet, and a replacement is on its way.
@@ -197,6 +210,7 @@ fn standing(desired: &Desired, worker: &WorkerView, evidence: &Evidence<'_>) -> 
     match (&worker.phase, state) {
         (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Standing::Leaving,
         (Phase::Running, Some(WorkerState::Ready)) => Standing::Ready,
+        (Phase::Running, None) if evidence.by_probe && worker.ready => Standing::Ready,
         // It reads more layers, and goes on serving those that it has.
         (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
             Standing::Ready
@@ -212,16 +226,16 @@ mod tests {
     use crate::testing::{desired, worker};
 
     struct World {
-        view: SwarmView,
+        workers: BTreeMap<String, WorkerView>,
         answers: BTreeMap<String, Answer>,
         now: Instant,
     }
 
     fn world(names: &[&str]) -> World {
         let now = Instant::now();
-        let mut world = World { view: SwarmView::default(), answers: BTreeMap::new(), now };
+        let mut world = World { workers: BTreeMap::new(), answers: BTreeMap::new(), now };
         for name in names {
-            world.view.workers.insert((*name).to_owned(), worker(name, "spot"));
+            world.workers.insert((*name).to_owned(), worker(name, "spot"));
             let report = Report { state: WorkerState::Ready, ..Report::default() };
             let answer = Answer { report: Some(report), at: Some(now), was_ready: true };
             world.answers.insert((*name).to_owned(), answer);
@@ -231,17 +245,18 @@ mod tests {
 
     fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
         let evidence = Evidence {
-            view: &world.view,
+            workers: &world.workers,
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
             homeless: &BTreeSet::new(),
+            by_probe: false,
             dispensable: &|_| dispensable,
             hold_creation: false,
             now: world.now + Duration::from_secs(later_s),
             silence: Duration::from_secs(3),
         };
-        roster(&desired(peers), &evidence)
+        roster(desired(peers).wanted(), &evidence)
     }
 
     fn names(deletions: &[Deletion]) -> Vec<&str> {
@@ -258,7 +273,7 @@ mod tests {
     #[test]
     fn a_failed_pod_is_replaced_at_once_and_deleted() {
         let mut world = world(&["a", "b", "c"]);
-        world.view.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
+        world.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
         let roster = run(&world, 3, 0, true);
         assert_eq!((roster.create.len(), roster.create[0].replaces), (1, true));
         assert_eq!(names(&roster.delete), ["b"]);
@@ -268,7 +283,7 @@ mod tests {
     #[test]
     fn a_pod_on_a_dead_node_is_deleted_by_force_even_when_already_deleting() {
         let mut world = world(&["a"]);
-        let worker = world.view.workers.get_mut("a").unwrap();
+        let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.deleting, worker.node_gone) =
             (Phase::Lost("its node is not ready"), true, true);
         world.answers.clear();
@@ -278,7 +293,7 @@ mod tests {
     #[test]
     fn a_peer_that_answers_from_a_node_that_is_not_ready_is_replaced_before_it_is_lost() {
         let mut world = world(&["a"]);
-        let worker = world.view.workers.get_mut("a").unwrap();
+        let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.node_gone) = (Phase::Lost("its node is not ready"), true);
         let roster = run(&world, 1, 0, false);
         assert_eq!((roster.standings["a"].clone(), roster.create.len()), (Standing::Leaving, 1));
@@ -297,7 +312,7 @@ mod tests {
     #[test]
     fn a_draining_pod_is_replaced_and_keeps_serving() {
         let mut world = world(&["a", "b"]);
-        let worker = world.view.workers.get_mut("a").unwrap();
+        let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.deleting) = (Phase::Draining("it is being deleted"), true);
         let roster = run(&world, 2, 0, true);
         assert_eq!(roster.standings["a"], Standing::Leaving);
@@ -324,11 +339,35 @@ mod tests {
     #[test]
     fn pods_of_an_older_manifest_or_a_removed_pool_go() {
         let mut world = world(&["a", "b"]);
-        world.view.workers.get_mut("a").unwrap().template = "older".into();
-        world.view.workers.get_mut("b").unwrap().pool = "removed".into();
+        world.workers.get_mut("a").unwrap().template = "older".into();
+        world.workers.get_mut("b").unwrap().pool = "removed".into();
         let roster = run(&world, 2, 0, true);
         assert_eq!(names(&roster.delete), ["a", "b"]);
         assert_eq!(roster.create.len(), 2);
+    }
+
+    #[test]
+    fn who_says_nothing_to_us_is_ready_when_its_probe_says_so() {
+        let mut world = world(&["a", "b"]);
+        world.answers.clear();
+        world.workers.get_mut("a").unwrap().ready = true;
+        let desired = desired(2);
+        let none = BTreeSet::new();
+        let evidence = |by_probe| Evidence {
+            workers: &world.workers,
+            answers: &world.answers,
+            unreachable: &none,
+            mute: &none,
+            homeless: &none,
+            by_probe,
+            dispensable: &|_| true,
+            hold_creation: false,
+            now: world.now,
+            silence: Duration::from_secs(3),
+        };
+        let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).standings["a"].clone();
+        assert_eq!((ready(true), ready(false)), (Standing::Ready, Standing::Coming));
+        assert_eq!(roster(desired.wanted(), &evidence(true)).standings["b"], Standing::Coming);
     }
 
     #[test]
@@ -337,17 +376,18 @@ mod tests {
         let mut desired = desired(0);
         desired.suspended = true;
         let evidence = Evidence {
-            view: &world.view,
+            workers: &world.workers,
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
             homeless: &BTreeSet::new(),
+            by_probe: false,
             dispensable: &|_| false,
             hold_creation: false,
             now: world.now,
             silence: Duration::from_secs(3),
         };
-        let roster = roster(&desired, &evidence);
+        let roster = roster(desired.wanted(), &evidence);
         assert_eq!((roster.create.len(), roster.delete.len()), (0, 2));
     }
 }

@@ -1,0 +1,308 @@
+//! `TrainingSwarm`: schema, defaults and rules. As with `InferenceSwarm` there is no webhook, so whatever must be refused is refused here.
+//!
+//! * [`model`] what is trained · [`optimizer`] how · [`status`] what the operator found
+
+// Columns repeat keys such as `type_`; the lint takes them for one attribute.
+#![allow(clippy::duplicated_attributes)]
+
+pub mod model;
+pub mod optimizer;
+pub mod status;
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, TrainedModelSpec};
+pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
+pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
+
+use crate::shared::{HttpSource, PoolSpec, VolumeSource};
+
+/// A model and the pools of preemptible pods that train it together.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "dunlin.dev",
+    version = "v1alpha1",
+    kind = "TrainingSwarm",
+    plural = "trainingswarms",
+    shortname = "tsw",
+    category = "swarms",
+    namespaced,
+    status = "TrainingSwarmStatus",
+    derive = "PartialEq",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.peers.ready",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.display.step"),
+    printcolumn(name = "Loss", type_ = "string", json_path = ".status.display.loss"),
+    printcolumn(name = "Tokens/s", type_ = "string", json_path = ".status.display.tokensPerSecond"),
+    printcolumn(name = "Peers", type_ = "string", json_path = ".status.peers.display"),
+    printcolumn(name = "Stages", type_ = "string", json_path = ".status.display.stages"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
+    printcolumn(
+        name = "Checkpoint",
+        type_ = "integer",
+        json_path = ".status.lastCheckpoint.step",
+        priority = 1
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    selectable = ".spec.suspend"
+)]
+#[x_kube(
+    validation = Rule::new("self.model == oldSelf.model").message("model cannot change: another model is another TrainingSwarm"),
+    validation = Rule::new("self.data == oldSelf.data").message("data cannot change: steps that are done would belong to other data"),
+    validation = Rule::new("self.stages == oldSelf.stages").message("stages cannot change"),
+    validation = Rule::new("self.seed == oldSelf.seed").message("seed cannot change: the order of the data follows from it"),
+    validation = Rule::new("self.globalBatch % self.microbatch == 0").message("globalBatch must be a multiple of microbatch"),
+    validation = Rule::new("!has(self.model.config) || self.stages <= self.model.config.layers")
+        .message("stages must be at most model.config.layers"),
+    validation = Rule::new("!has(self.model.config) || self.sequenceLength <= self.model.config.contextLength")
+        .message("sequenceLength must be at most model.config.contextLength"),
+    validation = Rule::new("self.globalBatch / self.microbatch <= 4096").message("globalBatch must be at most 4096 times microbatch"),
+    validation = Rule::new("self.microbatch * self.sequenceLength <= 4194304")
+        .message("microbatch times sequenceLength must be at most 4194304 tokens"),
+    validation = Rule::new("self.optimizer.schedule.warmupSteps <= self.steps").message("optimizer.schedule.warmupSteps must be at most steps"),
+    validation = Rule::new("self.data.tokenizer == 'Bytes' || (has(self.model.source) && has(self.model.source.volume))")
+        .message("tokenizer Model needs model.source.volume: only there is a tokenizer"),
+    validation = Rule::new("self.data.tokenizer != 'Bytes' || !has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
+        .message("model.config.vocab must be at least 256 with tokenizer Bytes"),
+    validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
+    validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
+        .message("replicas must be at most peers.max of the first pool"),
+    validation = Rule::new("(has(self.replicas) ? self.replicas - self.pools[0].peers.min : 0) + self.pools.map(p, p.peers.min).sum() >= self.stages")
+        .message("the pools need at least one peer for each stage: raise peers.min (or replicas), or lower stages")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainingSwarmSpec {
+    /// What is trained: a new model, or one to go on from. It cannot change.
+    pub model: TrainedModelSpec,
+    /// What it is trained on. It cannot change.
+    pub data: DataSpec,
+    /// Tokens of a sequence.
+    #[schemars(range(min = 8, max = 1_048_576))]
+    pub sequence_length: u32,
+    /// Sequences of a step: the sum of their gradients makes one update, whoever computes which.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub global_batch: u32,
+    /// Sequences that travel through the stages together.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub microbatch: u32,
+    /// Updates until the swarm has succeeded. Raised on a swarm that has, it goes on.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub steps: u32,
+    /// Seeds the first weights and the order of the data. It cannot change.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_u64))]
+    pub seed: u64,
+    /// How gradients become updates.
+    pub optimizer: OptimizerSpec,
+    /// Spans of layers; each is held by one or more peers. It cannot change.
+    #[schemars(range(min = 1, max = 64))]
+    pub stages: u32,
+    /// Where peers may run, best first.
+    #[schemars(length(min = 1, max = 8))]
+    pub pools: Vec<PoolSpec>,
+    /// Peers of the first pool; its `peers.min` when absent. This is what `kubectl scale` and autoscalers set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub replicas: Option<u32>,
+    /// The pods that read the data and drive it through the stages.
+    #[serde(default)]
+    pub trainers: TrainersSpec,
+    /// How numbers travel.
+    #[serde(default)]
+    pub wire: WireSpec,
+    /// How often the loss on held-out data is measured.
+    #[serde(default)]
+    pub validation: ValidationSpec,
+    /// What is kept of the run.
+    pub checkpoint: CheckpointSpec,
+    /// Write a checkpoint at the end of the step, then run nothing; false goes on from there.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// What the model is trained on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataSpec {
+    /// Where it is.
+    pub source: DataSource,
+    /// What the file is.
+    #[serde(default)]
+    pub format: DataFormat,
+    /// How text becomes tokens.
+    #[serde(default)]
+    pub tokenizer: TokenizerKind,
+    /// Share of the data that is held out for validation; 0 measures no validation loss.
+    #[serde(default = "hundredth")]
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub validation_fraction: f64,
+}
+
+/// Where the data is: exactly one of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
+pub struct DataSource {
+    /// A file behind a URL; trainers download it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// A file on a PersistentVolumeClaim that every trainer can mount for reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeSource>,
+}
+
+/// What a file of data is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DataFormat {
+    /// One text, UTF-8.
+    #[default]
+    Text,
+    /// One JSON object a line, each a document with the key `text`.
+    JsonLines,
+}
+
+/// How text becomes tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TokenizerKind {
+    /// Each byte is a token; byte 0 ends a document.
+    #[default]
+    Bytes,
+    /// The tokenizer beside the model in `model.source.volume`.
+    Model,
+}
+
+/// The pods that read the data and drive it through the stages. They hold no weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TrainersSpec {
+    /// How many.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 32))]
+    pub replicas: u32,
+    /// Requests and limits of each; 100m of CPU and 512Mi of memory when absent. It holds all tokens of the data, 4 bytes each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+impl Default for TrainersSpec {
+    fn default() -> Self {
+        Self { replicas: one(), resources: None }
+    }
+}
+
+/// How numbers travel between pods.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WireSpec {
+    /// Activations and their gradients, between stages.
+    #[serde(default)]
+    pub activations: ActivationCodec,
+    /// Gradients of parameters, between the peers of a stage.
+    #[serde(default)]
+    pub gradients: GradientCodec,
+}
+
+/// Encoding of activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ActivationCodec {
+    /// As computed, 4 bytes: the weights do not depend on where the stages are cut.
+    #[default]
+    F32,
+    /// 2 bytes.
+    F16,
+    /// 1 byte, scaled by blocks.
+    Q8,
+}
+
+/// Encoding of averaged gradients. All peers of a stage apply the same bits whatever it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GradientCodec {
+    /// Sums without rounding, 8 bytes.
+    #[default]
+    Exact,
+    /// 4 bytes.
+    F32,
+    /// 2 bytes.
+    F16,
+    /// 1 byte, scaled by blocks.
+    Q8,
+}
+
+/// How often the loss on held-out data is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidationSpec {
+    /// Steps between measurements.
+    #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub every_steps: u32,
+    /// Microbatches of one measurement.
+    #[serde(default = "eight")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub batches: u32,
+}
+
+impl Default for ValidationSpec {
+    fn default() -> Self {
+        Self { every_steps: hundred(), batches: eight() }
+    }
+}
+
+/// What is kept of the run: weights that an InferenceSwarm serves, and what training goes on from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointSpec {
+    /// Steps between checkpoints.
+    #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub every_steps: u32,
+    /// Checkpoints that are kept; older ones are deleted.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub keep: u32,
+    /// Where they go. Deleting the swarm leaves them there.
+    pub destination: CheckpointDestination,
+}
+
+/// Where checkpoints go. It cannot change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("self == oldSelf").message("checkpoint.destination cannot change: the run goes on from what is there"))]
+pub struct CheckpointDestination {
+    /// A folder on a PersistentVolumeClaim; it is made when it is not there. With more than one node the claim must allow
+    /// `ReadWriteMany`.
+    pub volume: VolumeSource,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn eight() -> u32 {
+    8
+}
+
+fn hundred() -> u32 {
+    100
+}
+
+fn hundredth() -> f64 {
+    0.01
+}

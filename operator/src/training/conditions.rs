@@ -1,0 +1,280 @@
+//! Conditions of a run as kstatus reads them. Pure: facts and the conditions of before in, conditions out.
+//!
+//! `Ready` it trains, or has succeeded · `Reconciling` while a change of the manifest is being carried out · `Stalled` when a user must mend
+//! something · `Degraded` it trains below plan · `Succeeded` all steps are done. A loss makes a run Degraded, never Reconciling or not
+//! Ready, as long as it trains.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::status::conditions::{condition, is_true};
+
+/// What the conditions are made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `spec.suspend`.
+    pub suspended: bool,
+    /// All steps asked for are done.
+    pub finished: bool,
+    /// Pods are to go, and wait for a checkpoint.
+    pub waits: bool,
+    /// Pods are going.
+    pub ends: bool,
+    /// Updates done.
+    pub step: u64,
+    /// Updates asked for.
+    pub steps: u64,
+    /// The conductor says that it trains.
+    pub training: bool,
+    /// It did so a short while ago.
+    pub trained: bool,
+    /// Peers planned.
+    pub peers_desired: u32,
+    /// Peers that are Ready.
+    pub peers_ready: u32,
+    /// Trainers planned.
+    pub trainers_desired: u32,
+    /// Trainers that are Ready.
+    pub trainers_ready: u32,
+    /// Pods that still run, of any role.
+    pub pods: u32,
+    /// What a user must mend: (CamelCase reason, what to do).
+    pub trouble: Option<(String, String)>,
+    /// What is being waited for, in Kubernetes' or the conductor's words.
+    pub waiting: Option<String>,
+}
+
+impl Facts {
+    fn trains(&self) -> bool {
+        self.trained && !self.suspended && !self.finished && !self.waits && !self.ends
+    }
+
+    /// Everything is as planned.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        if self.suspended || self.finished {
+            return self.pods == 0;
+        }
+        self.trains()
+            && self.training
+            && self.peers_ready >= self.peers_desired
+            && self.trainers_ready >= self.trainers_desired
+    }
+
+    fn missing(&self) -> String {
+        let mut parts = vec![
+            format!("step {} of {}", self.step, self.steps),
+            format!("{} of {} peers ready", self.peers_ready, self.peers_desired),
+            format!("{} of {} trainers ready", self.trainers_ready, self.trainers_desired),
+        ];
+        if self.trained && !self.training {
+            parts.push("the conductor is being replaced".to_owned());
+        }
+        parts.extend(self.waiting.clone());
+        parts.join(", ")
+    }
+
+    fn ready(&self) -> (bool, &str, String) {
+        let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
+        match &self.trouble {
+            _ if self.finished => (true, "Succeeded", format!("all {} steps are done", self.steps)),
+            _ if self.suspended && self.pods == 0 => {
+                (false, "Suspended", resting("spec.suspend is true: no pods run; training rests"))
+            }
+            _ if self.suspended && self.waits => {
+                (false, "Suspending", resting("spec.suspend is true: a checkpoint is being written"))
+            }
+            _ if self.suspended => {
+                (false, "Suspending", format!("spec.suspend is true: {} pods end", self.pods))
+            }
+            // Without the step, which is in a field of its own: conditions change seldom.
+            _ if self.trains() => (true, "Training", "updates are being made".to_owned()),
+            Some((reason, message)) => (false, reason, message.clone()),
+            None if self.waits => (
+                false,
+                "Restarting",
+                resting("a checkpoint is being written, then pods are made from the new manifest"),
+            ),
+            None if self.ends => {
+                (false, "Restarting", resting("pods end, then others are made from the new manifest"))
+            }
+            None if self.peers_ready < self.peers_desired => (false, "WaitingForPeers", self.missing()),
+            None => (false, "Starting", self.missing()),
+        }
+    }
+
+    fn succeeded(&self) -> (bool, &'static str, String) {
+        if self.finished {
+            return (true, "AllStepsDone", format!("all {} steps are done and in a checkpoint", self.steps));
+        }
+        let reason = if self.suspended {
+            "Suspended"
+        } else if self.trouble.is_some() {
+            "Failed"
+        } else {
+            "InProgress"
+        };
+        (false, reason, "there are steps left".to_owned())
+    }
+}
+
+/// All five conditions. `observed`: the generation that `before` speaks about.
+#[must_use]
+pub fn conditions(
+    facts: &Facts,
+    before: &[Condition],
+    observed: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let (trains, whole) = (facts.trains(), facts.is_whole());
+    let settled = trains || facts.suspended || facts.finished;
+    let changing = observed != Some(facts.generation) || is_true(before, "Reconciling") || !settled;
+    let reconciling = if changing && !whole && facts.trouble.is_none() {
+        (true, "Progressing", facts.missing())
+    } else {
+        (false, "Observed", format!("generation {} is carried out", facts.generation))
+    };
+    let stalled = match &facts.trouble {
+        Some((reason, message)) if !facts.finished => (true, reason.as_str(), message.clone()),
+        _ => (false, "NotStalled", "nothing needs mending".to_owned()),
+    };
+    let degraded = if trains && !whole {
+        (true, "BelowPlan", facts.missing())
+    } else if trains {
+        (false, "AsPlanned", "every peer and trainer of the plan is there".to_owned())
+    } else {
+        (false, "NotTraining", "a run that does not train is not degraded: see Ready".to_owned())
+    };
+    [
+        ("Ready", facts.ready()),
+        ("Reconciling", reconciling),
+        ("Stalled", stalled),
+        ("Degraded", degraded),
+        ("Succeeded", facts.succeeded()),
+    ]
+    .into_iter()
+    .map(|(kind, (status, reason, message))| {
+        condition(kind, status, reason, &message, facts.generation, before, now)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole() -> Facts {
+        Facts {
+            generation: 1,
+            steps: 100,
+            training: true,
+            trained: true,
+            peers_desired: 4,
+            peers_ready: 4,
+            trainers_desired: 1,
+            trainers_ready: 1,
+            pods: 6,
+            ..Facts::default()
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn told(facts: &Facts, before: &[Condition], observed: Option<i64>) -> Vec<Condition> {
+        conditions(facts, before, observed, at(1))
+    }
+
+    fn words(conditions: &[Condition]) -> Vec<(&str, &str, &str)> {
+        conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn the_first_write_has_all_conditions_and_is_in_progress() {
+        let facts = Facts { generation: 1, steps: 100, peers_desired: 4, ..Facts::default() };
+        assert_eq!(
+            words(&told(&facts, &[], None)),
+            [
+                ("Ready", "False", "WaitingForPeers"),
+                ("Reconciling", "True", "Progressing"),
+                ("Stalled", "False", "NotStalled"),
+                ("Degraded", "False", "NotTraining"),
+                ("Succeeded", "False", "InProgress"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_lost_peer_or_conductor_degrades_but_neither_unreadies_nor_reconciles() {
+        let before = told(&whole(), &[], None);
+        assert_eq!(words(&before)[1], ("Reconciling", "False", "Observed"));
+        for lost in [Facts { peers_ready: 3, ..whole() }, Facts { training: false, ..whole() }] {
+            let after = told(&lost, &before, Some(1));
+            assert_eq!(words(&after)[0], ("Ready", "True", "Training"));
+            assert_eq!(words(&after)[1].1, "False");
+            assert_eq!(words(&after)[3], ("Degraded", "True", "BelowPlan"));
+        }
+        let gone = Facts { training: false, trained: false, ..whole() };
+        assert_eq!(words(&told(&gone, &before, Some(1)))[0], ("Ready", "False", "Starting"));
+    }
+
+    #[test]
+    fn suspension_is_in_progress_until_no_pod_is_left() {
+        let waits = Facts { generation: 2, suspended: true, waits: true, ..whole() };
+        let first = told(&waits, &told(&whole(), &[], None), Some(1));
+        assert_eq!(
+            words(&first)[..2],
+            [("Ready", "False", "Suspending"), ("Reconciling", "True", "Progressing")]
+        );
+        let gone = Facts { waits: false, pods: 0, training: false, step: 7, ..waits };
+        let last = told(&gone, &first, Some(2));
+        assert_eq!(
+            words(&last)[..2],
+            [("Ready", "False", "Suspended"), ("Reconciling", "False", "Observed")]
+        );
+        assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
+        assert_eq!(words(&last)[4], ("Succeeded", "False", "Suspended"));
+    }
+
+    #[test]
+    fn success_is_ready_and_stays() {
+        let done = Facts { finished: true, training: false, pods: 0, ..whole() };
+        let found = told(&done, &[], Some(1));
+        assert_eq!(words(&found)[0], ("Ready", "True", "Succeeded"));
+        assert_eq!(words(&found)[4], ("Succeeded", "True", "AllStepsDone"));
+        assert!(found[1..4].iter().all(|c| c.status == "False"));
+        assert_eq!(told(&Facts { generation: 2, ..done }, &found, Some(1))[1].status, "False");
+    }
+
+    #[test]
+    fn trouble_stalls_with_its_reason() {
+        let trouble = Some(("TrainingFailed".to_owned(), "the data is no UTF-8".to_owned()));
+        let found = told(
+            &Facts { trouble: trouble.clone(), training: false, trained: false, ..whole() },
+            &[],
+            Some(1),
+        );
+        assert_eq!(words(&found)[0], ("Ready", "False", "TrainingFailed"));
+        assert_eq!((words(&found)[1].1, words(&found)[2]), ("False", ("Stalled", "True", "TrainingFailed")));
+        assert_eq!(words(&found)[4], ("Succeeded", "False", "Failed"));
+        let trains = told(&Facts { trouble, ..whole() }, &[], Some(1));
+        assert_eq!(
+            (words(&trains)[0].1, words(&trains)[2].1),
+            ("True", "True"),
+            "one peer's trouble is not the run's"
+        );
+    }
+
+    #[test]
+    fn a_changed_manifest_restarts_and_reconciles() {
+        let before = told(&whole(), &[], None);
+        let found = told(&Facts { generation: 2, waits: true, ..whole() }, &before, Some(1));
+        assert_eq!(
+            words(&found)[..2],
+            [("Ready", "False", "Restarting"), ("Reconciling", "True", "Progressing")]
+        );
+    }
+}

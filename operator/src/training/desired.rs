@@ -1,0 +1,237 @@
+//! From the manifest to what the operator works with: the run's configuration as workers read it, volumes, pods.
+
+use dunlin_crds::{
+    DataFormat, DataSource, TokenizerKind, TrainedModelSpec, TrainingSwarm, TrainingSwarmSpec,
+};
+use serde_json::{Value, json};
+
+use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
+use crate::config::Config;
+use crate::convert::{PoolDesired, fingerprint, image, pools};
+
+/// Where the volume with checkpoints is mounted.
+pub const CHECKPOINTS_DIR: &str = "/checkpoints";
+/// Where a volume with data is mounted.
+const DATA_DIR: &str = "/data";
+
+/// A training run as its manifest wants it.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The run, as workers read it.
+    pub config: Value,
+    /// Fingerprint of all that pods are made from: another one means a new start from a checkpoint.
+    pub template: String,
+    /// Image of workers.
+    pub image: Image,
+    /// Pools of peers in order of preference.
+    pub pools: Vec<PoolDesired>,
+    /// The one conductor, as a pool.
+    pub conductor: [PoolDesired; 1],
+    /// Trainers, as a pool.
+    pub trainers: [PoolDesired; 1],
+    /// Resources of a trainer.
+    pub trainer_resources: Option<Value>,
+    /// Stages of the run.
+    pub stages: u32,
+    /// Updates asked for.
+    pub steps: u64,
+    /// Nothing should run.
+    pub suspended: bool,
+    /// Volumes of the conductor, of peers and of trainers.
+    pub mounts: Mounts,
+}
+
+/// Volumes of each role.
+#[derive(Clone, Debug)]
+pub struct Mounts {
+    /// Conductor.
+    pub conductor: Vec<Mount>,
+    /// Peers.
+    pub peers: Vec<Mount>,
+    /// Trainers.
+    pub trainers: Vec<Mount>,
+}
+
+impl Desired {
+    /// What `swarm` asks for.
+    #[must_use]
+    pub fn new(swarm: &TrainingSwarm, config: &Config) -> Self {
+        let spec = &swarm.spec;
+        let run = run(spec);
+        let claims = [&spec.checkpoint.destination.volume.claim_name];
+        let pools = pools(&spec.pools, spec.replicas, false);
+        let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
+        Self {
+            template: fingerprint(&json!([run, claims, spec.data.source.volume, spec.model.source])),
+            config: run,
+            image: image(config),
+            conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes)],
+            trainers: [helper("trainer", spec.trainers.replicas, 100, 512 << 20, disk_bytes)],
+            trainer_resources: spec.trainers.resources.as_ref().map(|r| json!(r)),
+            pools,
+            stages: spec.stages,
+            steps: spec.steps.into(),
+            suspended: spec.suspend,
+            mounts: mounts(spec),
+        }
+    }
+
+    /// Peers in all pools.
+    #[must_use]
+    pub fn peers(&self) -> u32 {
+        self.pools.iter().map(|p| p.peers).sum()
+    }
+
+    /// What the pools' pods look like.
+    #[must_use]
+    pub fn templates(&self) -> Vec<PoolTemplate> {
+        self.pools.iter().map(|p| p.template.clone()).collect()
+    }
+}
+
+/// Pods without weights, as a pool.
+fn helper(name: &str, count: u32, cpu_millis: u64, memory_bytes: u64, disk_bytes: u64) -> PoolDesired {
+    let template = PoolTemplate {
+        name: name.to_owned(),
+        spot: false,
+        node_selector: Default::default(),
+        cpu_millis,
+        threads: 1,
+        memory_bytes,
+        disk_bytes,
+    };
+    PoolDesired { template, peers: count, peers_max: count }
+}
+
+fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
+    let kept = &spec.checkpoint.destination.volume.claim_name;
+    let checkpoints = Mount::claim("checkpoints", CHECKPOINTS_DIR, kept, false);
+    let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
+    let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
+    let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
+    Mounts {
+        conductor: [Some(checkpoints.clone()), data.clone(), model.clone()].into_iter().flatten().collect(),
+        peers: [Some(checkpoints), model.clone()].into_iter().flatten().collect(),
+        trainers: [data, model].into_iter().flatten().collect(),
+    }
+}
+
+/// The run in the words of `dunlin-train`'s TrainingConfig; every default is spelled out, so that it does not change with the worker.
+fn run(spec: &TrainingSwarmSpec) -> Value {
+    let optimizer = &spec.optimizer;
+    let mut run = json!({
+        "model": model(&spec.model),
+        "data": data(spec),
+        "sequenceLength": spec.sequence_length,
+        "globalBatch": spec.global_batch,
+        "microbatch": spec.microbatch,
+        "steps": spec.steps,
+        "seed": spec.seed,
+        "optimizer": optimizer,
+        "stages": spec.stages,
+        "wire": spec.wire,
+        "checkpoint": {
+            "everySteps": spec.checkpoint.every_steps,
+            "keep": spec.checkpoint.keep,
+            "destination": format!("{CHECKPOINTS_DIR}/{}", spec.checkpoint.destination.volume.path),
+        },
+    });
+    if optimizer.clip == 0.0 {
+        run["optimizer"]["clip"] = Value::Null;
+    }
+    // Without data that is held out there is nothing to measure.
+    if spec.data.validation_fraction > 0.0 {
+        run["validation"] = json!(spec.validation);
+    }
+    run
+}
+
+fn model(spec: &TrainedModelSpec) -> Value {
+    if let Some(shape) = &spec.config {
+        let mut config = json!(shape);
+        let family = config["architecture"].as_str().map(str::to_lowercase);
+        config["architecture"] = json!(family);
+        return json!({"config": config});
+    }
+    let source = spec.source.clone().unwrap_or_default();
+    let volume = source.volume.map(|v| format!("{MODELS_DIR}/{}", v.path));
+    json!({"checkpoint": volume.or(source.http.map(|h| h.url))})
+}
+
+fn data(spec: &TrainingSwarmSpec) -> Value {
+    let kind = match spec.data.format {
+        DataFormat::Text => "text",
+        DataFormat::JsonLines => "jsonLines",
+    };
+    let place = match &spec.data.source {
+        DataSource { volume: Some(volume), .. } => json!({"path": format!("{DATA_DIR}/{}", volume.path)}),
+        DataSource { http, .. } => json!({"http": http}),
+    };
+    let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
+    let tokenizer = match (spec.data.tokenizer, model) {
+        (TokenizerKind::Model, Some(volume)) => json!({"path": format!("{MODELS_DIR}/{}", volume.path)}),
+        _ => json!("Bytes"),
+    };
+    let fraction = spec.data.validation_fraction;
+    json!({kind: place, "tokenizer": tokenizer, "validationFraction": fraction})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::training_swarm;
+
+    /// The file that `dunlin-train` must be able to read; its own tests may read it, too.
+    #[test]
+    fn the_run_is_written_as_workers_read_it() {
+        let run = run(&training_swarm(1).spec);
+        let fixture: Value = serde_json::from_str(include_str!("training.json")).unwrap();
+        assert_eq!(run, fixture, "{run:#}");
+    }
+
+    #[test]
+    fn sources_on_volumes_become_paths_where_they_are_mounted() {
+        let mut swarm = training_swarm(1);
+        let volume = |claim: &str, path: &str| json!({"claimName": claim, "path": path});
+        let source = json!({"source": {"volume": volume("models", "llama")}});
+        swarm.spec.model = serde_json::from_value(source).unwrap();
+        let data = json!({"source": {"volume": volume("texts", "a.jsonl")}, "format": "JsonLines", "tokenizer": "Model", "validationFraction": 0.0});
+        swarm.spec.data = serde_json::from_value(data).unwrap();
+        swarm.spec.optimizer.clip = 0.0;
+        let run = run(&swarm.spec);
+        assert_eq!(run["model"], json!({"checkpoint": "/models/llama"}));
+        let expected = json!({"jsonLines": {"path": "/data/a.jsonl"}, "tokenizer": {"path": "/models/llama"}, "validationFraction": 0.0});
+        assert_eq!(run["data"], expected);
+        assert_eq!((&run["optimizer"]["clip"], run.get("validation")), (&Value::Null, None));
+        let names = |mounts: &[Mount]| mounts.iter().map(|m| m.name).collect::<Vec<_>>();
+        let mounts = mounts(&swarm.spec);
+        assert_eq!(names(&mounts.conductor), ["checkpoints", "data", "models"]);
+        assert_eq!(names(&mounts.peers), ["checkpoints", "models"]);
+        assert_eq!(names(&mounts.trainers), ["data", "models"]);
+        assert!(
+            mounts.peers[0].source["persistentVolumeClaim"]["readOnly"] == false
+                && !mounts.peers[0].read_only
+        );
+
+        let http = json!({"source": {"http": {"url": "http://models/llama"}}});
+        assert_eq!(
+            model(&serde_json::from_value(http).unwrap()),
+            json!({"checkpoint": "http://models/llama"})
+        );
+    }
+
+    #[test]
+    fn what_a_run_is_made_from_changes_the_template_and_how_many_run_it_does_not() {
+        let config = crate::testing::config();
+        let template = |change: &dyn Fn(&mut TrainingSwarmSpec)| {
+            let mut swarm = training_swarm(1);
+            change(&mut swarm.spec);
+            Desired::new(&swarm, &config).template
+        };
+        let before = template(&|_| {});
+        assert_eq!(before, template(&|spec| spec.replicas = Some(7)));
+        assert_eq!(before, template(&|spec| spec.suspend = true));
+        assert_ne!(before, template(&|spec| spec.steps += 1));
+        assert_ne!(before, template(&|spec| spec.optimizer.learning_rate *= 2.0));
+    }
+}

@@ -1,0 +1,397 @@
+//! Lives of runs: decisions in virtual time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::decide::Post;
+use super::*;
+use crate::peers::observation::Stage;
+use crate::peers::{Answer, Checkpoint, Observation, Report, RunPhase, WorkerState};
+use crate::testing::{config, training_swarm, worker};
+
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// A run of two stages with two peers each, one trainer and a conductor, all of which a cluster runs at once.
+struct World {
+    swarm: TrainingSwarm,
+    view: SwarmView,
+    answers: BTreeMap<String, Answer>,
+    memory: Memory,
+    start: Instant,
+    second: u64,
+    made: usize,
+}
+
+impl World {
+    /// All pods are there and the conductor says that it trains.
+    fn training() -> Self {
+        let mut world = Self {
+            swarm: training_swarm(1),
+            view: SwarmView::default(),
+            answers: BTreeMap::new(),
+            memory: Memory::default(),
+            start: Instant::now(),
+            second: 0,
+            made: 0,
+        };
+        let decision = world.decide();
+        assert!(decision.configure);
+        assert_eq!(decision.create.len(), 6, "a conductor, four peers, a trainer");
+        world.run(&decision);
+        world.conduct(RunPhase::Training, 10, Some(5));
+        world
+    }
+
+    fn desired(&self) -> Desired {
+        Desired::new(&self.swarm, &config())
+    }
+
+    fn now(&self) -> Instant {
+        self.start + Duration::from_secs(self.second)
+    }
+
+    /// Everybody who is not silenced answers, a second passes, and the operator decides.
+    fn decide(&mut self) -> Decision {
+        self.second += 1;
+        let now = self.now();
+        for answer in self.answers.values_mut().filter(|a| a.report.is_some()) {
+            answer.at = Some(now);
+        }
+        let desired = self.desired();
+        let known = Known { view: &self.view, answers: &self.answers, now, silence: SILENCE };
+        decide(&desired, 1, &known, &mut self.memory)
+    }
+
+    /// The cluster carries a decision out: pods run and answer, deleted ones are gone.
+    fn run(&mut self, decision: &Decision) -> Vec<String> {
+        let template = self.desired().template;
+        let mut names = Vec::new();
+        for (post, creation) in &decision.create {
+            self.made += 1;
+            let name = format!("{}-{}", creation.pool.name, self.made);
+            let mut pod = worker(&name, &creation.pool.name);
+            (pod.template, pod.ready) = (template.clone(), true);
+            let crew = match post {
+                Post::Conductor => &mut self.view.conductors,
+                Post::Peer => &mut self.view.workers,
+                Post::Trainer => &mut self.view.trainers,
+            };
+            crew.insert(name.clone(), pod);
+            if *post != Post::Trainer {
+                let report = Report { state: WorkerState::Ready, ..Report::default() };
+                let answer = Answer { report: Some(report), at: Some(self.now()), was_ready: true };
+                self.answers.insert(name.clone(), answer);
+            }
+            names.push(name);
+        }
+        for gone in &decision.delete {
+            for crew in [&mut self.view.conductors, &mut self.view.workers, &mut self.view.trainers] {
+                crew.remove(&gone.name);
+            }
+            self.answers.remove(&gone.name);
+        }
+        names
+    }
+
+    /// The conductor says so from now on.
+    fn conduct(&mut self, phase: RunPhase, step: u64, checkpoint: Option<u64>) {
+        let run = Observation {
+            phase,
+            message: if phase == RunPhase::Failed { "the data is no UTF-8".into() } else { String::new() },
+            step,
+            steps: self.swarm.spec.steps.into(),
+            stages: vec![Stage { peers: 2, ..Stage::default() }; 2],
+            last_checkpoint: checkpoint.map(|step| Checkpoint { step, ..Checkpoint::default() }),
+            ..Observation::default()
+        };
+        for name in self.view.conductors.keys() {
+            self.answers.get_mut(name).unwrap().report.as_mut().unwrap().run = Some(run.clone());
+        }
+    }
+
+    fn peer(&mut self, index: usize) -> &mut crate::observe::WorkerView {
+        self.view.workers.values_mut().nth(index).unwrap()
+    }
+}
+
+fn posts(decision: &Decision) -> Vec<Post> {
+    decision.create.iter().map(|(post, _)| *post).collect()
+}
+
+fn deleted(decision: &Decision) -> Vec<&str> {
+    decision.delete.iter().map(|d| d.name.as_str()).collect()
+}
+
+fn reasons(decision: &Decision) -> Vec<&str> {
+    decision.happenings.iter().map(|h| h.reason.as_str()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_trains_is_left_alone() {
+    let mut world = World::training();
+    let decision = world.decide();
+    assert!(decision.create.is_empty() && decision.delete.is_empty() && !decision.suspend);
+    assert!(decision.facts.is_whole());
+    assert_eq!(decision.ready_by_kind, (4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_peer_is_replaced_in_the_same_pass_and_told_about_once() {
+    let mut world = World::training();
+    world.decide();
+    let victim = world.peer(1).name.clone();
+    world.peer(1).phase = Phase::Lost("its container failed");
+    let decision = world.decide();
+    assert_eq!((posts(&decision), deleted(&decision)), (vec![Post::Peer], vec![victim.as_str()]));
+    assert!(decision.create[0].1.replaces);
+    assert_eq!(reasons(&decision), ["PeerLost"]);
+    // Its termination takes its time; nobody waits for it.
+    world.run(&Decision { delete: vec![], ..decision.clone() });
+    world.peer(1).deleting = true;
+    let next = world.decide();
+    assert!(next.create.is_empty() && next.happenings.is_empty());
+    assert!(next.facts.is_whole(), "{:?}", next.facts);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_of_a_peer_or_the_conductor_is_loss() {
+    for conductor in [false, true] {
+        let mut world = World::training();
+        world.decide();
+        let crew = if conductor { &world.view.conductors } else { &world.view.workers };
+        let name = crew.keys().next().unwrap().clone();
+        let answer = world.answers.get_mut(&name).unwrap();
+        // What it said is known; it says nothing new.
+        let (report, at) = (answer.report.take(), answer.at);
+        *answer = Answer { report: None, at, was_ready: true };
+        assert!(world.decide().create.is_empty());
+        drop(report);
+        world.second += 2;
+        let decision = world.decide();
+        let expected = if conductor { Post::Conductor } else { Post::Peer };
+        assert_eq!((posts(&decision), deleted(&decision)), (vec![expected], vec![name.as_str()]));
+        assert!(decision.facts.trained, "a run goes on while one pod is replaced");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_with_notice_is_replaced_at_once_and_left_to_hand_over() {
+    let mut world = World::training();
+    world.peer(0).phase = Phase::Draining("its node is being reclaimed");
+    let decision = world.decide();
+    assert_eq!((posts(&decision), deleted(&decision).len()), (vec![Post::Peer], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_are_never_two_conductors_unless_one_is_lost() {
+    let mut world = World::training();
+    let old = world.view.conductors.keys().next().unwrap().clone();
+    let conductor = world.view.conductors.get_mut(&old).unwrap();
+    conductor.phase = Phase::Draining("its node is being reclaimed");
+    let decision = world.decide();
+    assert_eq!((posts(&decision), deleted(&decision)), (vec![], vec![old.as_str()]));
+    let conductor = world.view.conductors.get_mut(&old).unwrap();
+    (conductor.phase, conductor.deleting) = (Phase::Draining("it is being deleted"), true);
+    let decision = world.decide();
+    assert!(decision.create.is_empty() && decision.delete.is_empty(), "it ends within its grace");
+    // Its kubelet will never confirm it.
+    let conductor = world.view.conductors.get_mut(&old).unwrap();
+    (conductor.phase, conductor.node_gone) = (Phase::Lost("its node is not ready"), true);
+    assert!(world.decide().delete[0].now);
+    world.view.conductors.clear();
+    world.answers.remove(&old);
+    let decision = world.decide();
+    assert_eq!(posts(&decision), [Post::Conductor]);
+    // The new one does not know yet how far the run is; the status does not go back.
+    world.run(&decision);
+    world.conduct(RunPhase::Starting, 0, None);
+    let decision = world.decide();
+    assert_eq!((decision.facts.step, decision.facts.trained, decision.facts.training), (10, true, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn surplus_peers_go_one_after_the_other() {
+    let mut world = World::training();
+    world.decide();
+    world.swarm.spec.pools[0].peers.min = 2;
+    let first = world.decide();
+    assert_eq!(first.delete.len(), 1);
+    let going = first.delete[0].name.clone();
+    let peer = world.view.workers.get_mut(&going).unwrap();
+    (peer.phase, peer.deleting) = (Phase::Draining("it is being deleted"), true);
+    assert!(world.decide().delete.is_empty());
+    world.view.workers.remove(&going);
+    world.answers.remove(&going);
+    assert_eq!(world.decide().delete.len(), 1);
+    // No more than one for each stage are left: nobody goes.
+    let conductor = world.view.conductors.keys().next().unwrap().clone();
+    let run = world.answers.get_mut(&conductor).unwrap().report.as_mut().unwrap().run.as_mut().unwrap();
+    run.stages = vec![Stage { peers: 1, ..Stage::default() }; 2];
+    assert!(world.decide().delete.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_it() {
+    let mut world = World::training();
+    world.swarm.spec.suspend = true;
+    let decision = world.decide();
+    assert!(decision.suspend && decision.delete.is_empty() && decision.facts.waits);
+    // A peer that is lost meanwhile is replaced: its stage is needed for the checkpoint.
+    world.peer(0).phase = Phase::Lost("its container failed");
+    let decision = world.decide();
+    assert_eq!(posts(&decision), [Post::Peer]);
+    world.run(&decision);
+    world.conduct(RunPhase::Suspending, 12, Some(5));
+    assert!(world.decide().delete.is_empty());
+    world.conduct(RunPhase::Suspended, 12, Some(12));
+    let decision = world.decide();
+    assert_eq!((decision.course, decision.delete.len()), (Course::Clear, 6));
+    world.run(&decision);
+    let decision = world.decide();
+    assert_eq!((decision.course, decision.create.len()), (Course::Rest, 0));
+    assert!(decision.facts.is_whole() && decision.facts.step == 12);
+    world.swarm.spec.suspend = false;
+    let decision = world.decide();
+    assert_eq!((decision.course, decision.create.len()), (Course::Train, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspension_is_carried_through_and_new_pods_wait_for_the_old_ones() {
+    let mut world = World::training();
+    world.swarm.spec.suspend = true;
+    world.decide();
+    world.swarm.spec.suspend = false;
+    assert!(world.decide().suspend, "the conductor may have heard of it");
+    world.conduct(RunPhase::Suspended, 11, Some(11));
+    let decision = world.decide();
+    assert_eq!(decision.delete.len(), 6);
+    let last = world.peer(3).name.clone();
+    let kept =
+        Decision { delete: decision.delete.iter().filter(|d| d.name != last).cloned().collect(), ..decision };
+    world.run(&kept);
+    let peer = world.view.workers.get_mut(&last).unwrap();
+    (peer.phase, peer.deleting) = (Phase::Draining("it is being deleted"), true);
+    let decision = world.decide();
+    assert!(decision.create.is_empty() && decision.delete.is_empty());
+    // One on a node that is gone is not waited for.
+    let peer = world.view.workers.get_mut(&last).unwrap();
+    (peer.phase, peer.node_gone) = (Phase::Lost("its node is not ready"), true);
+    assert_eq!(world.decide().create.len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_for_steps_that_would_be_lost() {
+    for (checkpoint, patience_s) in [(Some(10), 0), (Some(5), 60)] {
+        let mut world = World::training();
+        world.conduct(RunPhase::Training, 10, checkpoint);
+        world.decide();
+        let name = world.view.conductors.keys().next().unwrap().clone();
+        world.view.conductors.remove(&name);
+        world.answers.remove(&name);
+        world.swarm.spec.suspend = true;
+        let decision = world.decide();
+        assert_eq!(decision.course == Course::Wait, patience_s > 0);
+        if patience_s > 0 {
+            assert_eq!(posts(&decision), [Post::Conductor], "the next one has the checkpoint written");
+            world.second += patience_s;
+            assert_eq!(world.decide().course, Course::Clear);
+        }
+    }
+    let mut world = World::training();
+    world.swarm.spec.suspend = true;
+    world.decide();
+    world.conduct(RunPhase::Suspending, 10, Some(5));
+    world.second += 290;
+    assert_eq!(world.decide().course, Course::Wait);
+    world.second += 10;
+    assert_eq!(world.decide().course, Course::Clear, "whatever the conductor says");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_manifest_takes_the_same_way_and_its_configuration_comes_after_the_old_pods() {
+    let mut world = World::training();
+    world.swarm.spec.optimizer.learning_rate = 0.01;
+    world.peer(0).phase = Phase::Lost("its container failed");
+    let decision = world.decide();
+    assert!(decision.suspend && !decision.configure && decision.create.is_empty());
+    assert_eq!(decision.delete.len(), 1);
+    world.run(&decision);
+    world.conduct(RunPhase::Suspended, 11, Some(11));
+    let decision = world.decide();
+    assert_eq!((decision.course, decision.delete.len(), decision.configure), (Course::Clear, 5, false));
+    world.run(&decision);
+    let decision = world.decide();
+    assert!(decision.configure);
+    assert_eq!(decision.create.len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
+    let mut world = World::training();
+    world.conduct(RunPhase::Succeeded, 100, Some(100));
+    let decision = world.decide();
+    assert!(decision.facts.finished && decision.delete.len() == 6);
+    world.run(&decision);
+    assert_eq!(world.decide().course, Course::Rest);
+    world.swarm.spec.optimizer.learning_rate = 0.01;
+    assert_eq!(world.decide().course, Course::Rest);
+    // Another leader reads it from the status.
+    let facts = world.decide().facts;
+    world.swarm.status =
+        Some(status::build(&world.swarm, world.memory.last.as_ref(), &facts, (0, 0), &config()));
+    world.memory = Memory::default();
+    world.memory.restore(&world.swarm);
+    assert_eq!(world.decide().course, Course::Rest);
+    world.swarm.spec.steps = 200;
+    let decision = world.decide();
+    assert_eq!((decision.course, decision.create.len(), decision.facts.step), (Course::Train, 6, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_run_stalls_until_the_manifest_is_mended() {
+    let mut world = World::training();
+    world.decide();
+    world.conduct(RunPhase::Failed, 10, Some(5));
+    let decision = world.decide();
+    assert_eq!(decision.facts.trouble, Some(("TrainingFailed".into(), "the data is no UTF-8".into())));
+    assert!(!decision.facts.trained && decision.delete.is_empty(), "logs stay readable");
+    // A conductor that ends on top of that is made again with growing pauses, and the trouble stays told.
+    for pause_s in [0, 4, 8] {
+        let name = world.view.conductors.keys().next().unwrap().clone();
+        world.view.conductors.get_mut(&name).unwrap().phase = Phase::Lost("its container failed");
+        let decision = world.decide();
+        assert!(decision.facts.trouble.is_some());
+        if pause_s == 0 {
+            assert_eq!(posts(&decision), [Post::Conductor]);
+            world.run(&decision);
+        } else {
+            // What this pass found holds from the next one on.
+            world.run(&decision);
+            world.second += pause_s;
+        }
+        world.conduct(RunPhase::Failed, 10, Some(5));
+    }
+    world.swarm.spec.microbatch = 2;
+    let decision = world.decide();
+    assert_eq!(decision.course, Course::Clear);
+    assert!(decision.facts.trouble.is_none(), "it was another manifest's");
+    world.run(&decision);
+    assert_eq!(world.decide().create.len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trainers_that_end_before_they_are_ready_are_made_again_with_growing_pauses() {
+    let mut world = World::training();
+    world.view.trainers.clear();
+    let mut made = 0;
+    for _ in 0..30 {
+        let decision = world.decide();
+        made += decision.create.len();
+        world.run(&decision);
+        for trainer in world.view.trainers.values_mut() {
+            (trainer.ready, trainer.phase) = (false, Phase::Lost("its container failed"));
+        }
+    }
+    assert!((3..7).contains(&made), "{made} in 30 s");
+    assert!(world.decide().facts.waiting.unwrap().contains("trainers end before"));
+}

@@ -1,0 +1,136 @@
+//! One training run, once: observe, decide, apply, report. Every step may be cut off at any moment and repeated.
+//!
+//! * [`desired`] the manifest, and the run's configuration as workers read it · [`memory`] what is remembered
+//! * [`decide`] which pods stay, go and are missing; when they may go · [`conditions`], [`status`] what is told about it
+//! * [`write`] the objects
+
+mod conditions;
+mod decide;
+mod desired;
+#[cfg(test)]
+mod lives;
+mod memory;
+mod status;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use memory::Memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_crds::TrainingSwarm;
+use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
+use tracing::instrument;
+
+use crate::context::{Context, targets, told};
+use crate::error::Error;
+use crate::labels::{Kind, Owner, random};
+use crate::observe::{Phase, SwarmView, Trigger};
+use crate::peers::Order;
+use crate::trust::Trust;
+use decide::{Course, Decision, Known, decide};
+use desired::Desired;
+
+/// A run with pods is looked at again after this long: its step and loss are written this often.
+const PROGRESS: Duration = Duration::from_secs(2);
+/// One without pods after this long.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Brings one run closer to what its manifest asks for.
+///
+/// # Errors
+/// What kept it from doing so; [`retry`] says when to try again.
+#[instrument(skip_all, fields(namespace = swarm.namespace(), swarm = swarm.name_any()))]
+pub async fn reconcile(swarm: Arc<TrainingSwarm>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = Instant::now();
+    let key = key(&swarm);
+    if swarm.metadata.deletion_timestamp.is_some() {
+        // Owner references delete the children. Checkpoints are on a claim that is not ours.
+        context.forget(&key);
+        return Ok(Action::await_change());
+    }
+    let memory = context.training.of(&key);
+    let mut memory = memory.lock().await;
+    let result = pass(&swarm, &key, &context, &mut memory).await;
+    memory.failures = if result.is_ok() { 0 } else { memory.failures.saturating_add(1) };
+    context.metrics.reconciled(started.elapsed(), result.as_ref().err().map(Error::category));
+    result
+}
+
+/// When to try again after an error.
+#[must_use]
+pub fn retry(swarm: Arc<TrainingSwarm>, failure: &Error, context: Arc<Context>) -> Action {
+    let key = key(&swarm);
+    let attempt = context.training.of(&key).try_lock().map_or(1, |memory| memory.failures);
+    context.retry(&key, failure, attempt)
+}
+
+fn key(swarm: &TrainingSwarm) -> Trigger {
+    let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
+    Trigger { kind: Kind::Training, namespace, name }
+}
+
+async fn pass(
+    swarm: &TrainingSwarm,
+    key: &Trigger,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<Action, Error> {
+    let owner = Owner::new(key, swarm.uid().unwrap_or_default());
+    memory.restore(swarm);
+    let trust = match memory.trust.take() {
+        Some(trust) => trust,
+        None => Trust::restore(&owner, &context.applier).await?,
+    };
+    let identity = Arc::clone(&trust.identity);
+    memory.trust = Some(trust);
+
+    // Observe.
+    let unseen = memory.created.unseen(&context.caches, &key.namespace, Instant::now());
+    let view = context.caches.view(key, &unseen);
+    context.monitor.follow(key, targets(&owner, &view, &identity));
+    let answers = context.monitor.answers(key);
+
+    // Decide.
+    let desired = Desired::new(swarm, &context.config);
+    let generation = swarm.metadata.generation.unwrap_or_default();
+    let known =
+        Known { view: &view, answers: &answers, now: Instant::now(), silence: context.config.silence_max() };
+    let decision = decide(&desired, generation, &known, memory);
+
+    // Apply, and report even when that failed: the status then says what is in the way.
+    give_orders(key, &view, &decision, context);
+    let mut happenings = decision.happenings.clone();
+    let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
+    let mut facts = decision.facts.clone();
+    if let Err(failure) = &written {
+        facts.waiting = Some(told(failure));
+    }
+    let status = status::build(swarm, memory.last.as_ref(), &facts, decision.ready_by_kind, &context.config);
+    happenings.extend(status::happenings(&swarm.status.clone().unwrap_or_default(), &status));
+    if swarm.status.as_ref() != Some(&status) {
+        crate::status::write::<TrainingSwarm>(&context.client, key, &status).await?;
+    }
+    context.publish(&swarm.object_ref(&()), &happenings).await;
+    context.measure(key, facts.peers_ready, &happenings);
+    written?;
+    let pause = if decision.course == Course::Rest { SETTLED } else { PROGRESS };
+    // Spread, so that many swarms do not move in step.
+    Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))
+}
+
+/// Tells peers of which the node has notice to hand over, and the conductor when the run is to stop.
+fn give_orders(key: &Trigger, view: &SwarmView, decision: &Decision, context: &Context) {
+    for peer in view.workers.values() {
+        // SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
+        let drain = matches!(peer.phase, Phase::Draining(_)) && !peer.deleting;
+        context.monitor.order(key, &peer.name, Order { drain, ..Order::default() });
+    }
+    for conductor in view.conductors.keys() {
+        context.monitor.order(key, conductor, Order { suspend: decision.suspend, ..Order::default() });
+    }
+}

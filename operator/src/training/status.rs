@@ -1,0 +1,219 @@
+//! The status of a run, and what its changes mean. Pure.
+
+use dunlin_crds::{
+    CheckpointStatus, DisplayStatus, PeersStatus, StageStatus, TrainingSwarm, TrainingSwarmStatus,
+};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::conditions::{Facts, conditions};
+use super::desired::CHECKPOINTS_DIR;
+use crate::apply::network::HTTP_PORT;
+use crate::config::Config;
+use crate::labels::{ROLE, ROLE_PEER, SWARM};
+use crate::peers::{Observation, RunPhase};
+use crate::status::conditions::is_true;
+use crate::status::events::{Happening, Words, changes};
+
+/// What Events call the turns of a run.
+const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
+
+/// What the status should say. `last`: what the conductor said last.
+#[must_use]
+pub fn build(
+    swarm: &TrainingSwarm,
+    last: Option<&Observation>,
+    facts: &Facts,
+    ready_by_kind: (u32, u32),
+    config: &Config,
+) -> TrainingSwarmStatus {
+    let before = swarm.status.clone().unwrap_or_default();
+    let (name, namespace) = (swarm.name_any(), swarm.namespace().unwrap_or_default());
+    let run = last.cloned().unwrap_or_default();
+    // Nobody trains while no conductor does.
+    let trains = run.phase == RunPhase::Training && facts.training;
+    let stages = run.stages.iter().filter(|_| facts.pods > 0).map(|stage| StageStatus {
+        stage: stage.stage,
+        layers: stage.layers.clone(),
+        peers: stage.peers,
+        samples_per_second: if trains { stage.samples_per_second } else { 0.0 },
+    });
+    let tokens_per_second = run.tokens_per_second.filter(|_| trains);
+    let places =
+        |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
+    let display = DisplayStatus {
+        step: format!("{}/{}", run.step, facts.steps),
+        loss: places(run.loss, 3),
+        tokens_per_second: places(tokens_per_second, 0),
+        stages: run
+            .stages
+            .iter()
+            .filter(|_| facts.pods > 0)
+            .map(|s| s.peers.to_string())
+            .collect::<Vec<_>>()
+            .join("/"),
+    };
+    TrainingSwarmStatus {
+        observed_generation: Some(facts.generation),
+        conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+        step: run.step,
+        steps: facts.steps,
+        loss: run.loss,
+        validation_loss: run.validation_loss,
+        tokens_per_second,
+        stages: stages.collect(),
+        peers: PeersStatus {
+            desired: facts.peers_desired,
+            ready: facts.peers_ready,
+            by_spot: ready_by_kind.0,
+            by_on_demand: ready_by_kind.1,
+            display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
+        },
+        last_checkpoint: run.last_checkpoint.map(|checkpoint| CheckpointStatus {
+            step: checkpoint.step,
+            path: inside(&checkpoint.path),
+            sha256: checkpoint.sha256,
+        }),
+        redone: run.redone,
+        lost: run.lost,
+        moves: run.moves,
+        url: Some(format!("http://{name}-conductor.{namespace}.{}:{HTTP_PORT}/", config.service_domain)),
+        selector: Some(format!("{SWARM}={name},{ROLE}={ROLE_PEER}")),
+        display,
+    }
+}
+
+/// A path of a pod as one inside of the volume.
+fn inside(path: &str) -> String {
+    path.strip_prefix(CHECKPOINTS_DIR).map_or(path, |rest| rest.trim_start_matches('/')).to_owned()
+}
+
+/// What the change from `before` to `after` means.
+#[must_use]
+pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<Happening> {
+    let mut all = changes(&before.conditions, &after.conditions, TRAINING);
+    // Success is no start, and more steps for a run that has succeeded are no interruption.
+    let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
+    all.retain(|happening| match happening.reason.as_str() {
+        reason if reason == TRAINING.ready => !done(after),
+        reason if reason == TRAINING.not_ready => !done(before),
+        _ => true,
+    });
+    let message = |kind: &str| {
+        let condition = after.conditions.iter().find(|c| c.type_ == kind);
+        condition.map(|c| c.message.clone()).unwrap_or_default()
+    };
+    let mut tell = |reason: &str, note: String| {
+        all.push(Happening { warning: false, reason: reason.into(), note, pod: None });
+    };
+    if let Some(new) =
+        after.last_checkpoint.as_ref().filter(|new| before.last_checkpoint.as_ref() != Some(new))
+    {
+        tell("CheckpointWritten", format!("step {} is in {}, sha256 {}", new.step, new.path, new.sha256));
+    }
+    let suspended = |status: &TrainingSwarmStatus| {
+        status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == "Suspended")
+    };
+    if suspended(after) && !suspended(before) {
+        tell("TrainingSuspended", message("Ready"));
+    }
+    if done(after) && !done(before) {
+        tell("TrainingSucceeded", message("Succeeded"));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::Checkpoint;
+    use crate::peers::observation::Stage;
+    use crate::testing::{config, training_swarm};
+
+    fn run(step: u64, checkpoint: Option<u64>) -> Observation {
+        Observation {
+            phase: RunPhase::Training,
+            step,
+            steps: 100,
+            loss: Some(2.381_25),
+            tokens_per_second: Some(1234.4),
+            stages: [2, 1].map(|peers| Stage { peers, layers: "0-1".into(), ..Stage::default() }).to_vec(),
+            last_checkpoint: checkpoint.map(|step| Checkpoint {
+                step,
+                path: format!("/checkpoints/tiny/step-{step}"),
+                sha256: "abc".into(),
+            }),
+            ..Observation::default()
+        }
+    }
+
+    fn facts(training: bool) -> Facts {
+        let (peers_desired, peers_ready) = (4, 4);
+        Facts {
+            generation: 1,
+            steps: 100,
+            training,
+            trained: training,
+            peers_desired,
+            peers_ready,
+            pods: 6,
+            ..Facts::default()
+        }
+    }
+
+    fn status(before: Option<TrainingSwarmStatus>, run: &Observation, facts: &Facts) -> TrainingSwarmStatus {
+        let mut swarm = training_swarm(1);
+        swarm.status = before;
+        build(&swarm, Some(run), facts, (3, 1), &config())
+    }
+
+    #[test]
+    fn columns_are_for_people_and_paths_for_the_volume() {
+        let found = status(None, &run(40, Some(30)), &facts(true));
+        let display = &found.display;
+        assert_eq!((display.step.as_str(), display.loss.as_str()), ("40/100", "2.381"));
+        assert_eq!((display.tokens_per_second.as_str(), display.stages.as_str()), ("1234", "2/1"));
+        assert_eq!(found.peers.display, "4/4");
+        assert_eq!(found.last_checkpoint.map(|c| c.path), Some("tiny/step-30".into()));
+        assert_eq!(found.url.as_deref(), Some("http://tiny-conductor.default.svc:8080/"));
+        assert_eq!(found.selector.as_deref(), Some("dunlin.dev/swarm=tiny,dunlin.dev/role=train-peer"));
+    }
+
+    #[test]
+    fn who_does_not_train_has_no_speed_and_who_has_no_pods_no_stages() {
+        let found = status(None, &run(40, Some(30)), &Facts { pods: 0, suspended: true, ..facts(false) });
+        assert_eq!(
+            (found.tokens_per_second, found.display.stages.as_str(), found.stages.len()),
+            (None, "", 0)
+        );
+        assert_eq!((found.loss, found.display.step.as_str()), (Some(2.381_25), "40/100"));
+    }
+
+    #[test]
+    fn a_life_of_a_run() {
+        let reasons = |before: &TrainingSwarmStatus, after: &TrainingSwarmStatus| {
+            happenings(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
+        };
+        let none = TrainingSwarmStatus::default();
+        let starts = status(None, &Observation::default(), &facts(false));
+        let trains = status(Some(starts.clone()), &run(1, None), &facts(true));
+        let saved = status(Some(trains.clone()), &run(30, Some(30)), &facts(true));
+        let waits = Facts { suspended: true, waits: true, ..facts(false) };
+        let waits = status(Some(saved.clone()), &run(35, Some(30)), &waits);
+        let rests = Facts { suspended: true, pods: 0, ..facts(false) };
+        let rests = status(Some(waits.clone()), &run(36, Some(36)), &rests);
+        let done = Facts { finished: true, pods: 0, ..facts(false) };
+        let done = status(Some(rests.clone()), &run(100, Some(36)), &done);
+        let trouble = Some(("TrainingFailed".into(), "out of disk".into()));
+        let failed = status(Some(saved.clone()), &run(30, Some(30)), &Facts { trouble, ..facts(false) });
+        assert!(reasons(&none, &starts).is_empty());
+        assert_eq!(reasons(&starts, &trains), ["TrainingStarted"]);
+        assert_eq!(reasons(&trains, &saved), ["CheckpointWritten"]);
+        assert_eq!(reasons(&saved, &waits), ["TrainingInterrupted"]);
+        assert!(!happenings(&saved, &waits)[0].warning);
+        assert_eq!(reasons(&waits, &rests), ["CheckpointWritten", "TrainingSuspended"]);
+        assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
+        assert!(reasons(&done, &starts).is_empty(), "more steps");
+        assert_eq!(reasons(&saved, &failed), ["TrainingFailed", "TrainingInterrupted"]);
+    }
+}

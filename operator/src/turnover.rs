@@ -1,0 +1,102 @@
+//! Pods of one role over time: who waits for a node for long, who was lost, and whether new ones end before they serve. Pure but for what it
+//! remembers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::observe::WorkerView;
+use crate::peers::Answer;
+use crate::roster::{Roster, Standing};
+
+/// Peers for which the scheduler finds no node for this long run in another pool with room.
+pub const FALLBACK_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest pause before pods that end before they serve are made again.
+const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What is remembered about the pods of one role.
+#[derive(Debug, Default)]
+pub struct Turnover {
+    /// Since when a pod that has not served yet was seen without a node.
+    unplaced: BTreeMap<String, Instant>,
+    /// How many pods in a row ended before they served, and when the last did.
+    crashed: Option<(u32, Instant)>,
+    /// Lost pods that were told about already.
+    lost: BTreeSet<String>,
+}
+
+/// A pod that was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Its name.
+    pub name: String,
+    /// Why it is thought to be.
+    pub why: String,
+}
+
+impl Turnover {
+    /// Peers that found no node for long, until they serve: so nothing runs to and fro between pools while a node comes up.
+    pub fn homeless(
+        &mut self,
+        workers: &BTreeMap<String, WorkerView>,
+        answers: &BTreeMap<String, Answer>,
+        now: Instant,
+    ) -> BTreeSet<String> {
+        let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
+        let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
+        for worker in workers.values().filter(|w| w.unplaced) {
+            self.unplaced.entry(worker.name.clone()).or_insert(now);
+        }
+        // One that got its node in time was never short of any.
+        self.unplaced.retain(|name, since| {
+            workers.get(name).is_some_and(|w| w.unplaced || late(since)) && !served(name)
+        });
+        self.unplaced.iter().filter(|(_, since)| late(since)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Tells about each loss once, and counts pods that ended before they served.
+    pub fn losses(
+        &mut self,
+        roster: &Roster,
+        workers: &BTreeMap<String, WorkerView>,
+        served: &dyn Fn(&str) -> bool,
+        now: Instant,
+    ) -> Vec<Loss> {
+        let mut losses = Vec::new();
+        self.lost.retain(|name| workers.contains_key(name));
+        if roster.standings.iter().any(|(name, s)| *s == Standing::Ready && served(name)) {
+            self.crashed = None;
+        }
+        for (name, standing) in &roster.standings {
+            let Standing::Lost(why) = standing else { continue };
+            if !self.lost.insert(name.clone()) {
+                continue;
+            }
+            let worker = &workers[name];
+            // Who was asked to go and went is not lost.
+            if !worker.deleting || worker.node_gone {
+                losses.push(Loss { name: name.clone(), why: why.clone() });
+                if !served(name) && !worker.node_gone {
+                    let times = self.crashed.map_or(0, |(times, _)| times);
+                    self.crashed = Some((times.saturating_add(1), now));
+                }
+            }
+        }
+        losses
+    }
+
+    /// New pods must wait: the last ones ended before they served.
+    #[must_use]
+    pub fn holds_creation(&self, now: Instant) -> bool {
+        self.crashed.is_some_and(|(times, at)| now.duration_since(at) < pause(times))
+    }
+}
+
+fn pause(times: u32) -> Duration {
+    // The first replacement is immediate: one failed container says little.
+    if times <= 1 {
+        return Duration::ZERO;
+    }
+    Duration::from_secs(1_u64 << times.min(10)).min(CRASH_PAUSE_MAX)
+}
