@@ -5,8 +5,10 @@
 //!
 //! * [`model`] the fake model and engine
 //! * [`world`] events, faults, and what must hold
+//! * [`training`] the same for a swarm that trains
 
 pub mod model;
+pub mod training;
 pub mod world;
 
 pub use world::{Outcome, Scenario, run};

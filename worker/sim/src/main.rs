@@ -1,22 +1,47 @@
-//! Replays seeds with a trace: `dunlin-sim FIRST [COUNT]`.
+//! Replays seeds with a trace: `dunlin-sim [training] FIRST [COUNT]`.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
 
-use dunlin_sim::{Scenario, run};
+use dunlin_sim::{Scenario, run, training};
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).filter_map(|a| a.parse::<u64>().ok());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut numbers = arguments.iter().filter_map(|a| a.parse::<u64>().ok());
     let first = numbers.next().unwrap_or(0);
     let count = numbers.next().unwrap_or(1);
+    let trains = arguments.first().is_some_and(|a| a == "training");
     for seed in first..first + count {
-        let outcome = run(&Scenario { trace: count == 1, ..Scenario::from_seed(seed) });
-        for line in &outcome.trace {
-            println!("{line}");
-        }
-        println!(
-            "seed {seed}: {} ({} faults, {} recoveries)",
-            outcome.verdict(),
-            outcome.faults,
-            outcome.recoveries
-        );
+        if trains { show_training(seed, count == 1) } else { show_inference(seed, count == 1) }
     }
+}
+
+fn show_inference(seed: u64, trace: bool) {
+    let outcome = run(&Scenario { trace, ..Scenario::from_seed(seed) });
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!(
+        "seed {seed}: {} ({} faults, {} recoveries)",
+        outcome.verdict(),
+        outcome.faults,
+        outcome.recoveries
+    );
+}
+
+fn show_training(seed: u64, trace: bool) {
+    let outcome = training::run(&training::Scenario { trace, ..training::Scenario::from_seed(seed) });
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!(
+        "seed {seed}: {} ({:?}, {} commits, {} redone, {} times back, {} deliveries, {} lost, {} ms, {} ms after the last fault)",
+        outcome.verdict(),
+        outcome.faults,
+        outcome.commits,
+        outcome.redone,
+        outcome.went_back,
+        outcome.deliveries,
+        outcome.lost,
+        outcome.ms,
+        outcome.settled_ms
+    );
 }
