@@ -197,7 +197,11 @@ impl World {
         let asked = peer.requests.iter().find(|(_, a)| a.id == id && a.trainer == *trainer);
         let Some(request) = asked.map(|(r, _)| *r) else { return };
         if !peer.silent {
-            peer.requests.remove(&request);
+            // What the engine has been given is computed all the same, and needs its inputs.
+            let given = |w: &Work| matches!(w, Work::Job(Job::Compute { request: r, .. }) if *r == request);
+            if !peer.engine.iter().any(given) {
+                peer.requests.remove(&request);
+            }
             self.with_peer(name, |node, out| node.hang_up(request, out));
         }
     }
@@ -372,7 +376,6 @@ impl World {
         let weights = peer.weights;
         let asked = peer.requests.remove(&request);
         let (mut loss, mut tensor) = (None, 0);
-        // Abandoned calls are computed all the same; their inputs are still there.
         if let Some(asked) = &asked {
             match call.kind {
                 CallKind::Forward => tensor = shape.forward(asked.input, &weights),
