@@ -17,6 +17,8 @@ pub type CallId = u64;
 const BAN_MS: u64 = 1000;
 /// A pause before calling again after a refusal that time mends.
 const PAUSE_MS: u64 = 20;
+/// The time that a call may take is doubled so often at most.
+const DOUBLINGS_MAX: u32 = 6;
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +83,8 @@ struct Flight {
     stage: StageId,
     backward: bool,
     call: Option<CallId>,
+    /// Calls to this stage that took too long.
+    late: u32,
     /// Not before.
     again_ms: u64,
 }
@@ -90,6 +94,8 @@ struct Started {
     call: Call,
     peer: PeerName,
     at_ms: u64,
+    /// Given up after this long.
+    limit_ms: u64,
 }
 
 impl Started {
@@ -99,7 +105,8 @@ impl Started {
 }
 
 impl TrainerCore {
-    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that.
+    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that; twice as long
+    /// when it is made again.
     #[must_use]
     pub fn new(seed: u64, forward_ms_max: u64) -> Self {
         Self {
@@ -147,7 +154,8 @@ impl TrainerCore {
                 }
             }
             ToTrainer::Work { step, microbatch, validation } => {
-                let flight = Flight { validation, stage: 0, backward: false, call: None, again_ms: 0 };
+                let flight =
+                    Flight { validation, stage: 0, backward: false, call: None, late: 0, again_ms: 0 };
                 self.flights.entry((step, microbatch)).or_insert(flight);
             }
             ToTrainer::Committed { step } => {
@@ -174,13 +182,13 @@ impl TrainerCore {
 
     /// Time passes: calls that take too long go to somebody else (the peer is slow, not banned), calls that had to wait are made.
     pub fn tick(&mut self, now_ms: u64, out: &mut Vec<TrainerEffect>) {
-        let late = self.calls.iter().filter(|(_, c)| {
-            let limit = self.forward_ms_max as f64 * c.rows();
-            now_ms as f64 > c.at_ms as f64 + limit
-        });
+        let late = self.calls.iter().filter(|(_, c)| now_ms > c.at_ms + c.limit_ms);
         let late: Vec<CallId> = late.map(|(&id, _)| id).collect();
         for id in late {
             out.push(TrainerEffect::Abandon { id });
+            if let Some(flight) = self.calls.get(&id).and_then(|c| self.flights.get_mut(&c.flight)) {
+                flight.late = (flight.late + 1).min(DOUBLINGS_MAX);
+            }
             self.ended(id, CallOutcome::Refused, now_ms, out);
         }
         self.launch(now_ms, out);
@@ -194,6 +202,7 @@ impl TrainerCore {
         flight.call = None;
         match outcome {
             CallOutcome::Answered { loss } => {
+                flight.late = 0;
                 let stage = started.call.stage;
                 if let Some(wiring) = self.wiring.get_mut(stage as usize) {
                     wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
@@ -252,7 +261,9 @@ impl TrainerCore {
             let id = self.next_call;
             self.next_call += 1;
             flight.call = Some(id);
-            self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms });
+            // Twice as long each time: a stage whose peers are all slower than expected is slow, not stuck.
+            let limit_ms = (self.forward_ms_max as f64 * rows) as u64 * (1 << flight.late);
+            self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms, limit_ms });
             out.push(TrainerEffect::Call { id, peer, call });
         }
     }

@@ -37,6 +37,8 @@ pub struct Scenario {
     pub faults: u32,
     /// Of which kinds.
     pub kinds: Kinds,
+    /// A forward call may take this long; a short time makes trainers call somebody else while the first still computes.
+    pub forward_ms_max: u64,
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
     pub kill_at: Option<(u64, bool)>,
     /// Keep a trace.
@@ -68,6 +70,7 @@ impl Scenario {
             validate_every: draw(9, 0, 3),
             faults: draw(10, 0, 8) as u32,
             kinds: Kinds::All,
+            forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
             kill_at: None,
             trace: false,
         }
@@ -87,6 +90,7 @@ impl Scenario {
             validate_every: 2,
             faults: 0,
             kinds: Kinds::All,
+            forward_ms_max: 800,
             kill_at: None,
             trace: false,
         }

@@ -11,9 +11,6 @@ use dunlin_protocol::training::{
 use super::world::{Answer, Asked, Event, Up, World};
 use crate::model::mix;
 
-/// A forward call may take this long.
-const FORWARD_MS_MAX: u64 = 800;
-
 #[derive(Clone, Debug, Default)]
 struct Tensors {
     inputs: Vec<u64>,
@@ -35,7 +32,10 @@ impl World {
         let name = PeerName(format!("t{}", self.made));
         self.say(|| format!("{name} starts"));
         let trainer = TrainerShell {
-            core: TrainerCore::new(mix(self.scenario.seed, u64::from(self.made)), FORWARD_MS_MAX),
+            core: TrainerCore::new(
+                mix(self.scenario.seed, u64::from(self.made)),
+                self.scenario.forward_ms_max,
+            ),
             stream: None,
             retired: false,
             tensors: BTreeMap::new(),
