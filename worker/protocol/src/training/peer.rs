@@ -230,12 +230,11 @@ impl PeerNode {
     pub fn connected(&mut self, out: &mut Vec<PeerEffect>) -> Hello {
         let adding: Vec<Microbatch> =
             self.running.iter().filter(|r| r.counts).map(|r| r.call.microbatch).collect();
-        for (microbatch, right) in &mut self.rights {
-            // The conductor may have no memory of what it granted.
-            if !self.done.contains_key(microbatch) && !adding.contains(microbatch) {
-                *right = Right::Asked;
-                out.push(PeerEffect::Tell(PeerReport::Claim { step: self.step, microbatch: *microbatch }));
-            }
+        // The conductor may have no memory of what it granted. What nobody waits for is not asked again: it would keep the key from others.
+        self.rights.clear();
+        let waiting: Vec<Call> = self.queue.values().copied().collect();
+        for call in waiting.iter().filter(|c| !adding.contains(&c.microbatch)) {
+            self.ask(call, out);
         }
         if self.leaving {
             out.push(PeerEffect::Tell(PeerReport::Leaving));
@@ -279,7 +278,8 @@ impl PeerNode {
             (other.kind, other.step, other.microbatch) == (CallKind::Backward, call.step, call.microbatch)
         };
         let wanted = self.queue.values().any(same) || self.running.as_ref().is_some_and(|r| same(&r.call));
-        let unused = matches!(self.rights.get(&call.microbatch), Some(Right::Asked | Right::Granted));
+        // A claim without an answer stays: were it given up and made again, the first answer would be taken for the second.
+        let unused = self.rights.get(&call.microbatch) == Some(&Right::Granted);
         if call.kind == CallKind::Backward && call.step == self.step && unused && !wanted {
             let microbatch = call.microbatch;
             if !self.done.contains_key(&microbatch) {
@@ -452,20 +452,27 @@ impl PeerNode {
     pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
         match message {
             ToPeer::Grant { step, microbatch, granted } => {
-                if step == self.step
-                    && let Some(right) = self.rights.get_mut(&microbatch)
-                    && *right == Right::Asked
-                {
-                    *right = if granted { Right::Granted } else { Right::Refused };
-                    self.next(out);
+                if step != self.step || self.rights.get(&microbatch) != Some(&Right::Asked) {
+                    return;
                 }
+                let wants =
+                    |c: &Call| (c.kind, c.step, c.microbatch) == (CallKind::Backward, step, microbatch);
+                if granted && !self.queue.values().any(wants) {
+                    self.rights.remove(&microbatch);
+                    out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
+                    return;
+                }
+                self.rights.insert(microbatch, if granted { Right::Granted } else { Right::Refused });
+                self.next(out);
             }
             ToPeer::Load { stage, step, checkpoint } => {
                 self.start_over(stage, out);
                 out.push(PeerEffect::Load { stage, step, checkpoint });
             }
             ToPeer::Fetch { stage, step, mates } => {
-                let from = (self.stage == Some(stage) && self.serving).then_some(self.step);
+                // An update under way is done before anything else.
+                let here = self.step + Step::from(self.applying);
+                let from = (self.stage == Some(stage) && self.serving).then_some(here);
                 self.start_over(stage, out);
                 out.push(PeerEffect::Fetch { stage, step, from, mates });
             }
@@ -524,7 +531,8 @@ impl PeerNode {
     fn clear(&mut self, out: &mut Vec<PeerEffect>) {
         self.give_up_running();
         self.done.clear();
-        self.rights.clear();
+        // Answers to these are still to come.
+        self.rights.retain(|_, right| *right == Right::Asked);
         self.averaged.clear();
         self.rounds.clear();
         self.generation += 1;
@@ -533,6 +541,7 @@ impl PeerNode {
 
     fn start_over(&mut self, stage: StageId, out: &mut Vec<PeerEffect>) {
         self.clear(out);
+        self.rights.clear();
         if self.stage != Some(stage) {
             self.refuse_all(out);
         }

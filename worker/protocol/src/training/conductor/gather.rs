@@ -108,9 +108,9 @@ impl Conductor {
             self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
         let Some(newest) = held.values().map(|h| h.step).max() else { return };
         let scale = held.values().filter(|h| h.step == newest).find_map(|h| h.scale);
-        let complete = |h: &Held| self.shards_of(h.stage).iter().all(|s| h.averaged.contains_key(s));
-        let can_follow =
-            |h: &Held| h.step == newest || (h.step + 1 == newest && scale.is_some() && complete(h));
+        let can_follow = |h: &Held| {
+            h.step == newest || (h.step + 1 == newest && scale.is_some() && self.holds_all_averages(h))
+        };
         let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
         let missing =
             (0..self.config.stages).find(|s| !held.values().any(|h| h.stage == *s && can_follow(h)));
@@ -125,6 +125,7 @@ impl Conductor {
         }
         let follows: Vec<(PeerName, bool)> = held.iter().map(|(n, h)| (n.clone(), can_follow(h))).collect();
         self.step = newest;
+        self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
         self.open_step();
@@ -155,8 +156,19 @@ impl Conductor {
                 self.claim(now_ms, &name, step, microbatch, out);
             }
         }
+        // What is added already, or being added, comes back only when it is lost.
+        let (count, stages) = (self.config.microbatches, &self.stages);
+        self.todo.retain(|m| *m >= count || stages.iter().any(|s| s.ledger.is_open(*m)));
+        if (0..self.config.stages).any(|s| !self.stays(s)) {
+            self.saving.want_now();
+        }
         self.retry_idle(out);
         self.plan_save();
+    }
+
+    /// Has a peer every average that its update needs?
+    pub(super) fn holds_all_averages(&self, held: &Held) -> bool {
+        self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
     }
 
     /// Peers without a stage load one, evenly.
@@ -216,6 +228,10 @@ impl Conductor {
         self.step = self.saving.newest().unwrap_or(0);
         self.phase = Phase::Gathering;
         self.hashes.clear();
+        self.last_scale = None;
+        for stage in &mut self.stages {
+            stage.lost_ms = None;
+        }
         self.saving.forget();
         self.in_doubt.clear();
         self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };

@@ -41,8 +41,14 @@ impl Saving {
         self.due = true;
     }
 
+    /// Nobody writes any longer. A manifest that is being written may yet become complete.
     pub(super) fn forget(&mut self) {
-        self.under_way = None;
+        self.under_way = self.under_way.take().filter(|u| u.sealing);
+    }
+
+    pub(super) fn waits_for(&self, name: &PeerName) -> bool {
+        let writes = |u: &UnderWay| u.stages.values().any(|(writer, r)| writer == name && r.is_none());
+        self.under_way.as_ref().is_some_and(writes)
     }
 }
 
