@@ -333,7 +333,16 @@ impl PeerNode {
                 self.done.insert(microbatch, contribution.clone());
                 out.push(PeerEffect::Tell(PeerReport::Done { step, contribution }));
             }
-            Ok(_) => {}
+            Ok(_) => {
+                // Whoever has the key may be lost: the next call asks again.
+                if step == self.step && self.rights.get(&microbatch) == Some(&Right::Refused) {
+                    self.rights.remove(&microbatch);
+                    let waiting: Vec<Call> = self.queue.values().copied().collect();
+                    for call in waiting {
+                        self.ask(&call, out);
+                    }
+                }
+            }
             Err(what) => {
                 out.push(PeerEffect::Tell(PeerReport::Failed { step, microbatch, what: what.clone() }));
                 out.push(PeerEffect::Refuse(request, Refused::Failed(what)));
@@ -457,9 +466,11 @@ impl PeerNode {
                 }
                 let wants =
                     |c: &Call| (c.kind, c.step, c.microbatch) == (CallKind::Backward, step, microbatch);
-                if granted && !self.queue.values().any(wants) {
+                if !self.queue.values().any(wants) {
                     self.rights.remove(&microbatch);
-                    out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
+                    if granted {
+                        out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
+                    }
                     return;
                 }
                 self.rights.insert(microbatch, if granted { Right::Granted } else { Right::Refused });
