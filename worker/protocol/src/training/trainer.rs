@@ -73,6 +73,8 @@ pub struct TrainerCore {
     forward_ms_max: u64,
     roster: Vec<Vec<Mate>>,
     wiring: Vec<Wiring>,
+    /// How often the time that a call to a stage may take was doubled.
+    doubled: Vec<u32>,
     flights: BTreeMap<(Step, Microbatch), Flight>,
     calls: BTreeMap<CallId, Started>,
     next_call: CallId,
@@ -83,8 +85,6 @@ struct Flight {
     stage: StageId,
     backward: bool,
     call: Option<CallId>,
-    /// Calls to this stage that took too long.
-    late: u32,
     /// Not before.
     again_ms: u64,
 }
@@ -104,9 +104,13 @@ impl Started {
     }
 }
 
+fn limit_ms(forward_ms_max: u64, rows: f64, doubled: u32) -> u64 {
+    (forward_ms_max as f64 * rows) as u64 * (1 << doubled)
+}
+
 impl TrainerCore {
     /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that; twice as long
-    /// when it is made again.
+    /// when the stage has not answered in time.
     #[must_use]
     pub fn new(seed: u64, forward_ms_max: u64) -> Self {
         Self {
@@ -114,6 +118,7 @@ impl TrainerCore {
             forward_ms_max,
             roster: Vec::new(),
             wiring: Vec::new(),
+            doubled: Vec::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
             next_call: 0,
@@ -139,6 +144,7 @@ impl TrainerCore {
         match message {
             ToTrainer::Roster { stages, closing } => {
                 self.wiring.resize_with(stages.len(), Wiring::default);
+                self.doubled.resize(stages.len(), 0);
                 for (wiring, mates) in self.wiring.iter_mut().zip(&stages) {
                     wiring.set(mates.iter().map(|m| &m.name));
                 }
@@ -154,8 +160,7 @@ impl TrainerCore {
                 }
             }
             ToTrainer::Work { step, microbatch, validation } => {
-                let flight =
-                    Flight { validation, stage: 0, backward: false, call: None, late: 0, again_ms: 0 };
+                let flight = Flight { validation, stage: 0, backward: false, call: None, again_ms: 0 };
                 self.flights.entry((step, microbatch)).or_insert(flight);
             }
             ToTrainer::Committed { step } => {
@@ -186,8 +191,12 @@ impl TrainerCore {
         let late: Vec<CallId> = late.map(|(&id, _)| id).collect();
         for id in late {
             out.push(TrainerEffect::Abandon { id });
-            if let Some(flight) = self.calls.get(&id).and_then(|c| self.flights.get_mut(&c.flight)) {
-                flight.late = (flight.late + 1).min(DOUBLINGS_MAX);
+            // Twice as long from now on: a stage whose peers are all slower than expected is slow, not stuck.
+            if let Some(started) = self.calls.get(&id)
+                && let Some(doubled) = self.doubled.get_mut(started.call.stage as usize)
+                && started.limit_ms >= limit_ms(self.forward_ms_max, started.rows(), *doubled)
+            {
+                *doubled = (*doubled + 1).min(DOUBLINGS_MAX);
             }
             self.ended(id, CallOutcome::Refused, now_ms, out);
         }
@@ -202,8 +211,12 @@ impl TrainerCore {
         flight.call = None;
         match outcome {
             CallOutcome::Answered { loss } => {
-                flight.late = 0;
                 let stage = started.call.stage;
+                if let Some(doubled) = self.doubled.get_mut(stage as usize)
+                    && (now_ms - started.at_ms) * 8 < started.limit_ms
+                {
+                    *doubled = doubled.saturating_sub(1);
+                }
                 if let Some(wiring) = self.wiring.get_mut(stage as usize) {
                     wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
                 }
@@ -261,8 +274,7 @@ impl TrainerCore {
             let id = self.next_call;
             self.next_call += 1;
             flight.call = Some(id);
-            // Twice as long each time: a stage whose peers are all slower than expected is slow, not stuck.
-            let limit_ms = (self.forward_ms_max as f64 * rows) as u64 * (1 << flight.late);
+            let limit_ms = limit_ms(self.forward_ms_max, rows, self.doubled[flight.stage as usize]);
             self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms, limit_ms });
             out.push(TrainerEffect::Call { id, peer, call });
         }

@@ -209,6 +209,17 @@ impl Conductor {
         }
         self.admit_parked();
         if self.members_of(stage).next().is_none() {
+            // Whoever was about to leave is the last now, and stays as long as it can.
+            let hands_over =
+                |p: &PeerState| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage);
+            let back: Vec<PeerName> =
+                self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
+            for other in back {
+                self.place(&other, Place::Member { stage });
+                self.saving.want_now();
+            }
+        }
+        if self.members_of(stage).next().is_none() {
             out.push(ConductorEffect::Note(format!("stage {stage} has no peer left; {name} may come back")));
             self.stages[stage as usize].lost_ms = Some(now_ms);
         }
