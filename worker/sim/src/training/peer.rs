@@ -11,7 +11,7 @@ use dunlin_protocol::training::{
     Call, CallId, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId, StageId, Step,
 };
 
-use super::numbers::{Keys, Sums, Weights};
+use super::numbers::{Keys, Shape, Sums, Weights};
 use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
 
 /// A mate that does not answer is given up after this long.
@@ -101,6 +101,12 @@ impl PeerShell {
 
     pub(super) fn engine_idle(&self) -> bool {
         self.engine.is_empty()
+    }
+
+    /// Has it all that the update of a step needs?
+    pub(super) fn has_averages(&self, shape: &Shape, step: Step) -> bool {
+        let held = |shard| self.averages.get(&shard).is_some_and(|(s, a)| *s == step && a.complete);
+        shape.shards(self.stage).into_iter().all(held)
     }
 
     fn changed(&mut self) {

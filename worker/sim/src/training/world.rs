@@ -426,12 +426,13 @@ impl World {
         self.out.went_back += 1;
         let reached = self.reached;
         let holds = |stage: StageId| {
-            self.peers.values().any(|p| {
-                p.healthy()
-                    && p.node.serving()
-                    && p.node.position().0 == Some(stage)
-                    && p.node.position().1 + 1 >= reached
-            })
+            let current = |p: &PeerShell| {
+                let at = p.node.position().1;
+                at >= reached || at + 1 == reached && p.has_averages(&self.scenario.shape, at)
+            };
+            self.peers
+                .values()
+                .any(|p| p.healthy() && p.node.serving() && p.node.position().0 == Some(stage) && current(p))
         };
         let lost = (0..self.scenario.shape.stages).any(|s| !holds(s));
         let newest = self.sealed.keys().next_back().copied().unwrap_or(0);

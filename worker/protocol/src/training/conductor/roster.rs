@@ -342,6 +342,11 @@ impl Conductor {
             .collect();
         for (name, stage) in relieved {
             self.place(&name, Place::HandingOver { stage, to: None });
+            // What it waits for it must not get once its sums are on their way to a mate.
+            for microbatch in self.stages[stage as usize].ledger.refuse_waiting(&name) {
+                let refusal = ToPeer::Grant { step: self.step, microbatch, granted: false };
+                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+            }
         }
         let waiting: Vec<(PeerName, StageId)> = self
             .peers

@@ -90,11 +90,15 @@ impl Conductor {
         microbatch: Microbatch,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(stage) = self.member_stage(name).filter(|_| step == self.step) else { return };
-        let granted = match self.stages[stage as usize].ledger.claim(microbatch, name, now_ms) {
-            Claimed::Waits => return,
-            Claimed::Granted => true,
-            Claimed::Refused => false,
+        let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
+        let granted = match self.member_stage(name) {
+            // It takes nothing new; the call was on its way already.
+            None => false,
+            Some(_) => match self.stages[stage as usize].ledger.claim(microbatch, name, now_ms) {
+                Claimed::Waits => return,
+                Claimed::Granted => true,
+                Claimed::Refused => false,
+            },
         };
         out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Grant { step, microbatch, granted }));
     }
