@@ -169,6 +169,8 @@ pub struct PeerNode {
     running: Option<Running>,
     /// An update is under way.
     applying: bool,
+    /// The conductor waits to hear where this peer is, which is known when the update is done.
+    told_to_clear: bool,
     /// It will be gone soon.
     leaving: bool,
 }
@@ -198,6 +200,7 @@ impl PeerNode {
             queue: BTreeMap::new(),
             running: None,
             applying: false,
+            told_to_clear: false,
             leaving: false,
         }
     }
@@ -239,6 +242,7 @@ impl PeerNode {
         if self.leaving {
             out.push(PeerEffect::Tell(PeerReport::Leaving));
         }
+        self.told_to_clear = false;
         let held = self.stage.filter(|_| self.serving).map(|stage| Held {
             stage,
             step: self.step,
@@ -359,6 +363,9 @@ impl PeerNode {
         self.advance_to(step, out);
         let scale = self.scale.unwrap_or(1.0);
         out.push(PeerEffect::Tell(PeerReport::Applied { step, scale, hash }));
+        if std::mem::take(&mut self.told_to_clear) {
+            self.tell_ready(out);
+        }
         self.next(out);
     }
 
@@ -379,6 +386,17 @@ impl PeerNode {
             self.stage = None;
             self.refuse_all(out);
             out.push(PeerEffect::Tell(PeerReport::FetchFailed { stage, why }));
+        }
+    }
+
+    /// Claims made before this have no answer to come.
+    fn tell_ready(&mut self, out: &mut Vec<PeerEffect>) {
+        let Some(stage) = self.stage else { return };
+        out.push(PeerEffect::Tell(PeerReport::Ready { stage, step: self.step }));
+        self.rights.clear();
+        let waiting: Vec<Call> = self.queue.values().copied().collect();
+        for call in waiting {
+            self.ask(&call, out);
         }
     }
 
@@ -492,6 +510,9 @@ impl PeerNode {
                     self.averaged.remove(&shard);
                     self.rounds.insert(shard, round);
                     out.push(PeerEffect::Average { step, shard, round, group });
+                } else {
+                    let why = "the state of that step is not here".to_owned();
+                    out.push(PeerEffect::Tell(PeerReport::AverageFailed { step, shard, round, why }));
                 }
             }
             ToPeer::Apply { step, scale } => {
@@ -520,13 +541,17 @@ impl PeerNode {
                 }
             }
             ToPeer::Clear { step } => {
-                if step == self.step && self.serving && !self.applying {
-                    self.clear(out);
-                    let waiting: Vec<Call> = self.queue.values().copied().collect();
-                    for call in waiting {
-                        self.ask(&call, out);
-                    }
+                if !self.serving {
+                    return;
                 }
+                if self.applying {
+                    self.told_to_clear = true;
+                    return;
+                }
+                if step == self.step {
+                    self.clear(out);
+                }
+                self.tell_ready(out);
             }
             ToPeer::Retire => out.push(PeerEffect::Retire),
         }
@@ -542,8 +567,7 @@ impl PeerNode {
     fn clear(&mut self, out: &mut Vec<PeerEffect>) {
         self.give_up_running();
         self.done.clear();
-        // Answers to these are still to come.
-        self.rights.retain(|_, right| *right == Right::Asked);
+        self.rights.clear();
         self.averaged.clear();
         self.rounds.clear();
         self.generation += 1;
@@ -552,13 +576,13 @@ impl PeerNode {
 
     fn start_over(&mut self, stage: StageId, out: &mut Vec<PeerEffect>) {
         self.clear(out);
-        self.rights.clear();
         if self.stage != Some(stage) {
             self.refuse_all(out);
         }
         self.stage = Some(stage);
         self.serving = false;
         self.applying = false;
+        self.told_to_clear = false;
         self.scale = None;
     }
 

@@ -382,7 +382,7 @@ impl World {
         let Some(peer) = self.peers.get_mut(name) else { return };
         let weights = peer.weights;
         let asked = peer.requests.remove(&request);
-        let (mut loss, mut tensor) = (None, 0);
+        let (mut loss, mut tensor, mut added) = (None, 0, None);
         if let Some(asked) = &asked {
             match call.kind {
                 CallKind::Forward => tensor = shape.forward(asked.input, &weights),
@@ -391,12 +391,22 @@ impl World {
                     let back = shape.backward(call.stage, asked.input, asked.above, &weights);
                     (tensor, loss) = (back.input, back.loss);
                     if accumulate {
+                        let text = format!(
+                            "{name} adds {call:?} for {}: input {:x}, above {:x}, {}",
+                            asked.trainer, asked.input, asked.above, back.own
+                        );
+                        added = Some(text);
                         let keys = Keys::from([((call.step, call.microbatch, call.stage), 1)]);
                         peer.sums.add(&Sums { own: back.own, shared: back.shared, keys });
                         peer.changed();
                     }
                 }
             }
+        }
+        if let Some(text) = added {
+            self.say(|| text);
+        } else if asked.is_none() {
+            self.say(|| format!("{name} has no inputs of {call:?}"));
         }
         self.with_peer(name, |node, out| node.computed(request, Ok(loss), out));
         if let Some(asked) = asked {

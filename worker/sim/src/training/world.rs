@@ -242,7 +242,8 @@ impl World {
         }
         world.at(1, Event::Tick);
         if world.faults_left > 0 {
-            let after = 300 + world.draw(3000);
+            // Most faults hit when steps are made, some the beginning.
+            let after = 1500 + world.draw(2500);
             world.at(after, Event::Fault);
         }
         world

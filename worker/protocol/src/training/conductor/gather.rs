@@ -42,7 +42,8 @@ impl Conductor {
         let waited = now_ms >= since + self.config.gather_ms;
         if !self.gathering.restore {
             if self.peers.values().any(|p| p.held.is_some()) {
-                if waited || self.held_by_all() {
+                // How many there are nobody knows: whoever comes too late begins the step anew.
+                if waited {
                     self.go_on(now_ms, out);
                 }
                 return;
@@ -61,7 +62,19 @@ impl Conductor {
             self.phase = Phase::Running;
             self.roster_changed = true;
             self.open_step();
+            self.answer_claims(now_ms, out);
             self.plan_save();
+        }
+    }
+
+    /// What was asked before there were steps.
+    fn answer_claims(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
+            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
+        for (name, claims) in asked {
+            for (step, microbatch) in claims {
+                self.claim(now_ms, &name, step, microbatch, out);
+            }
         }
     }
 
@@ -91,15 +104,6 @@ impl Conductor {
             _ => {}
         }
         false
-    }
-
-    /// Has every stage a peer that holds it?
-    fn held_by_all(&self) -> bool {
-        let newest = self.peers.values().filter_map(|p| p.held.as_ref()).map(|h| h.step).max();
-        (0..self.config.stages).all(|stage| {
-            let holds = |h: &Held| h.stage == stage && Some(h.step) == newest;
-            self.peers.values().filter_map(|p| p.held.as_ref()).any(holds)
-        }) && self.peers.values().all(|p| p.held.is_some())
     }
 
     /// Enters what the peers hold. A commit that not all have heard of is told again: it was decided only when every peer had every average.
@@ -146,16 +150,11 @@ impl Conductor {
             if !mine {
                 // Somebody else has added some of it as well: this peer begins the step anew.
                 ledger.release(&name, now_ms);
+                self.place(&name, Place::Fetching { stage: held.stage });
                 out.push(ConductorEffect::ToPeer(name, ToPeer::Clear { step: newest }));
             }
         }
-        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
-            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
-        for (name, claims) in asked {
-            for (step, microbatch) in claims {
-                self.claim(now_ms, &name, step, microbatch, out);
-            }
-        }
+        self.answer_claims(now_ms, out);
         // What is added already, or being added, comes back only when it is lost.
         let (count, stages) = (self.config.microbatches, &self.stages);
         self.todo.retain(|m| *m >= count || stages.iter().any(|s| s.ledger.is_open(*m)));
@@ -240,6 +239,7 @@ impl Conductor {
         for name in names {
             let Some(peer) = self.peers.get_mut(&name) else { continue };
             peer.held = None;
+            peer.claims.clear();
             match peer.place {
                 Place::Member { stage } | Place::Fetching { stage } | Place::Parked { stage }
                     if !peer.leaving =>

@@ -321,7 +321,7 @@ impl Conductor {
                 }
             }
             ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
-            ConductorEvent::Sealed { step, error } => self.sealed(step, error, out),
+            ConductorEvent::Sealed { step, error } => self.sealed(now_ms, step, error, out),
             ConductorEvent::Suspend => self.suspend = true,
             ConductorEvent::Tick => self.tick(now_ms, out),
         }
@@ -375,7 +375,7 @@ impl Conductor {
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
             PeerReport::Leaving => self.leaving(name, out),
             PeerReport::Saved { step, record } => self.saved(name, step, record, out),
-            PeerReport::SaveFailed { step, why } => self.save_failed(name, step, &why, out),
+            PeerReport::SaveFailed { step, why } => self.save_failed(now_ms, name, step, &why, out),
         }
     }
 
@@ -390,7 +390,7 @@ impl Conductor {
             self.start_averages(now_ms, out);
             self.try_commit(out);
         }
-        self.try_end(out);
+        self.try_end(now_ms, out);
         self.tell_roster(out);
         if self.live() {
             self.give_work(out);

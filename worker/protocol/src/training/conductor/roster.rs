@@ -36,8 +36,10 @@ impl Conductor {
                 // It was away for a moment. Its keys went to others, its weights are right.
                 Some(held) if held.step == self.step && self.collecting(held.stage) => {
                     out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: self.step }));
-                    self.place(&name, Place::Member { stage: held.stage });
+                    self.place(&name, Place::Fetching { stage: held.stage });
                 }
+                // It heard of an update that a conductor without memory makes again: it waits.
+                Some(held) if held.step > self.step => self.place(&name, Place::Parked { stage: held.stage }),
                 // It missed the last decision, and has all that it needs to follow.
                 Some(held)
                     if held.step + 1 == self.step
@@ -109,12 +111,16 @@ impl Conductor {
             // A start, or a start over, from a checkpoint: everybody serves once every stage is there.
             if step == self.step {
                 self.place(name, Place::Member { stage });
+                if let Some(peer) = self.peers.get_mut(name) {
+                    // Those were of what it had before.
+                    peer.claims.clear();
+                }
             }
             return;
         }
         if step == self.step && self.collecting(stage) {
             self.place(name, Place::Member { stage });
-        } else if step == self.step {
+        } else if step >= self.step {
             self.place(name, Place::Parked { stage });
         } else {
             self.fetch(name, stage, out);
@@ -435,7 +441,9 @@ impl Conductor {
             self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
             match place {
-                Place::Parked { stage } => self.fetch(&name, stage, out),
+                Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
+                    self.fetch(&name, stage, out);
+                }
                 Place::HandingOver { .. } => {
                     self.place(&name, Place::Retired);
                     out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
