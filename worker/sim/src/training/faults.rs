@@ -21,7 +21,8 @@ impl World {
     pub(super) fn next_fault(&mut self) {
         self.faults_left = self.faults_left.saturating_sub(1);
         if self.faults_left > 0 {
-            let after = self.draw(1200);
+            // Some at once, for what two of them do to each other.
+            let after = if self.draw(3) == 0 { self.draw(60) } else { self.draw(1200) };
             self.at(after, Event::Fault);
         }
         if self.finished_at.is_some() || self.suspending {

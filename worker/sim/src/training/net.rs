@@ -28,7 +28,7 @@ impl World {
             checkpoint_every: self.scenario.checkpoint_every,
             validate_every: self.scenario.validate_every,
             validation_batches: shape.validation_batches,
-            gather_ms: 2200,
+            gather_ms: 3000,
             claim_ms_max: 3000,
             incarnation: self.life,
         };

@@ -470,6 +470,8 @@ impl World {
         let stages = self.scenario.shape.stages;
         let Some(mate) = average.group.get(index) else {
             let squares = self.scenario.shape.squares(average.sum);
+            let text = format!("{name} has the average of shard {shard}, round {round}: {:?}", average.keys);
+            self.say(|| text);
             if let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard)) {
                 average.complete = true;
             }

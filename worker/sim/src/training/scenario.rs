@@ -39,6 +39,8 @@ pub struct Scenario {
     pub kinds: Kinds,
     /// A forward call may take this long; a short time makes trainers call somebody else while the first still computes.
     pub forward_ms_max: u64,
+    /// Most messages take no longer.
+    pub latency_ms: u64,
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
     pub kill_at: Option<(u64, bool)>,
     /// Keep a trace.
@@ -71,6 +73,7 @@ impl Scenario {
             faults: draw(10, 0, 8) as u32,
             kinds: Kinds::All,
             forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
+            latency_ms: [12, 12, 40, 120][draw(12, 0, 3) as usize],
             kill_at: None,
             trace: false,
         }
@@ -91,6 +94,7 @@ impl Scenario {
             faults: 0,
             kinds: Kinds::All,
             forward_ms_max: 800,
+            latency_ms: 12,
             kill_at: None,
             trace: false,
         }

@@ -243,7 +243,7 @@ impl World {
         world.at(1, Event::Tick);
         if world.faults_left > 0 {
             // Most faults hit when steps are made, some the beginning.
-            let after = 1500 + world.draw(2500);
+            let after = 2500 + world.draw(2500);
             world.at(after, Event::Fault);
         }
         world
@@ -278,7 +278,8 @@ impl World {
 
     /// One way over the network.
     pub(super) fn latency(&mut self) -> u64 {
-        1 + self.draw(12) + if self.draw(20) == 0 { self.draw(80) } else { 0 }
+        let usual = self.scenario.latency_ms;
+        1 + self.draw(usual) + if self.draw(20) == 0 { self.draw(6 * usual) } else { 0 }
     }
 
     /// How long it takes somebody to learn that a stream is gone.

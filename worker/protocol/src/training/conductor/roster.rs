@@ -38,8 +38,12 @@ impl Conductor {
                     out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: self.step }));
                     self.place(&name, Place::Fetching { stage: held.stage });
                 }
-                // It heard of an update that a conductor without memory makes again: it waits.
-                Some(held) if held.step > self.step => self.place(&name, Place::Parked { stage: held.stage }),
+                // It has updates that a conductor without memory, or with an older checkpoint, makes again: it waits for that step, with
+                // empty sums.
+                Some(held) if held.step > self.step => {
+                    out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: held.step }));
+                    self.place(&name, Place::Fetching { stage: held.stage });
+                }
                 // It missed the last decision, and has all that it needs to follow.
                 Some(held)
                     if held.step + 1 == self.step
