@@ -1,16 +1,24 @@
-//! Replays seeds with a trace: `dunlin-sim [training] FIRST [COUNT]`.
+//! Replays seeds with a trace: `dunlin-sim [training | notice] FIRST [COUNT]`.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
 
-use dunlin_sim::{Scenario, run, training};
+use dunlin_sim::training::{self, Kinds};
+use dunlin_sim::{Scenario, run};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut numbers = arguments.iter().filter_map(|a| a.parse::<u64>().ok());
     let first = numbers.next().unwrap_or(0);
     let count = numbers.next().unwrap_or(1);
-    let trains = arguments.first().is_some_and(|a| a == "training");
+    let kinds = match arguments.first().map(String::as_str) {
+        Some("training") => Some(Kinds::All),
+        Some("notice") => Some(Kinds::Notice),
+        _ => None,
+    };
     for seed in first..first + count {
-        if trains { show_training(seed, count == 1) } else { show_inference(seed, count == 1) }
+        match kinds {
+            Some(kinds) => show_training(seed, kinds, count == 1),
+            None => show_inference(seed, count == 1),
+        }
     }
 }
 
@@ -27,8 +35,8 @@ fn show_inference(seed: u64, trace: bool) {
     );
 }
 
-fn show_training(seed: u64, trace: bool) {
-    let outcome = training::run(&training::Scenario { trace, ..training::Scenario::from_seed(seed) });
+fn show_training(seed: u64, kinds: Kinds, trace: bool) {
+    let outcome = training::run(&training::Scenario { kinds, trace, ..training::Scenario::from_seed(seed) });
     for line in &outcome.trace {
         println!("{line}");
     }

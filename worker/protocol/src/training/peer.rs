@@ -375,8 +375,9 @@ impl PeerNode {
             return;
         }
         self.serving = true;
-        self.advance_to(step, out);
+        // Before the claims: those that come earlier do not count.
         out.push(PeerEffect::Tell(PeerReport::Ready { stage, step }));
+        self.advance_to(step, out);
         self.next(out);
     }
 

@@ -76,6 +76,7 @@ impl World {
         let now = self.now;
         let Some(trainer) = self.trainers.get_mut(name) else { return };
         let Some((_, call)) = trainer.calls.remove(&id) else { return };
+        let text = format!("{name}: call {id} ended: {answer:?}");
         let outcome = match answer {
             Answer::Tensors(tensor, loss) => {
                 let kept = trainer.tensors.entry((call.step, call.microbatch)).or_default();
@@ -94,6 +95,7 @@ impl World {
             Answer::Broken => CallOutcome::Broken,
         };
         trainer.core.ended(id, outcome, now, &mut out);
+        self.say(|| text);
         self.trainer_effects(name, out);
     }
 
@@ -114,6 +116,7 @@ impl World {
                         self.violation(format!("{name} has no input for {call:?}"));
                         return;
                     };
+                    self.say(|| format!("{name} calls {}, call {id}: {call:?}", peer.name));
                     let asked = Asked { trainer: name.clone(), id, call, input, above };
                     let after = self.latency();
                     self.at(after, Event::Call { peer: peer.name, asked });

@@ -17,7 +17,7 @@ use super::trainer::TrainerShell;
 use crate::model::mix;
 
 /// Everything is finished this long after the last fault, or something is stuck.
-const LIVENESS_MS: u64 = 120_000;
+const LIVENESS_MS: u64 = 240_000;
 /// What is still on its way after the end has arrived by then.
 const DRAIN_MS: u64 = 5_000;
 const TICK_MS: u64 = 200;

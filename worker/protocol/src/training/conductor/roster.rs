@@ -370,7 +370,13 @@ impl Conductor {
             let mid_average = self.shards_of(stage).iter().any(|&s| {
                 self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(&name))
             });
-            if mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
+            // Sums that it is given, or has been given without a word yet, are handed over with its own.
+            let takes = self
+                .peers
+                .values()
+                .any(|p| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if *to == name))
+                || self.in_doubt.values().any(|d| d.mate == name);
+            if takes || mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
                 continue;
             }
             let contributions = self.stages[stage as usize].ledger.of(&name);
