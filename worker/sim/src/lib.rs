@@ -6,9 +6,11 @@
 //! * [`model`] the fake model and engine
 //! * [`world`] events, faults, and what must hold
 //! * [`replay`] another simulation: a training swarm on a recorded spot trace
+//! * [`training`] the same for a swarm that trains
 
 pub mod model;
 pub mod replay;
+pub mod training;
 pub mod world;
 
 pub use world::{Outcome, Scenario, run};

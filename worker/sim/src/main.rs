@@ -1,22 +1,55 @@
-//! Replays seeds with a trace: `dunlin-sim FIRST [COUNT]`.
+//! Replays seeds with a trace: `dunlin-sim [training | notice] FIRST [COUNT]`.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
 
+use dunlin_sim::training::{self, Kinds};
 use dunlin_sim::{Scenario, run};
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).filter_map(|a| a.parse::<u64>().ok());
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut numbers = arguments.iter().filter_map(|a| a.parse::<u64>().ok());
     let first = numbers.next().unwrap_or(0);
     let count = numbers.next().unwrap_or(1);
+    let kinds = match arguments.first().map(String::as_str) {
+        Some("training") => Some(Kinds::All),
+        Some("notice") => Some(Kinds::Notice),
+        _ => None,
+    };
     for seed in first..first + count {
-        let outcome = run(&Scenario { trace: count == 1, ..Scenario::from_seed(seed) });
-        for line in &outcome.trace {
-            println!("{line}");
+        match kinds {
+            Some(kinds) => show_training(seed, kinds, count == 1),
+            None => show_inference(seed, count == 1),
         }
-        println!(
-            "seed {seed}: {} ({} faults, {} recoveries)",
-            outcome.verdict(),
-            outcome.faults,
-            outcome.recoveries
-        );
     }
+}
+
+fn show_inference(seed: u64, trace: bool) {
+    let outcome = run(&Scenario { trace, ..Scenario::from_seed(seed) });
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!(
+        "seed {seed}: {} ({} faults, {} recoveries)",
+        outcome.verdict(),
+        outcome.faults,
+        outcome.recoveries
+    );
+}
+
+fn show_training(seed: u64, kinds: Kinds, trace: bool) {
+    let outcome = training::run(&training::Scenario { kinds, trace, ..training::Scenario::from_seed(seed) });
+    for line in &outcome.trace {
+        println!("{line}");
+    }
+    println!(
+        "seed {seed}: {} ({:?}, {} commits, {} redone, {} times back, {} deliveries, {} lost, {} ms, {} ms after the last fault)",
+        outcome.verdict(),
+        outcome.faults,
+        outcome.commits,
+        outcome.redone,
+        outcome.went_back,
+        outcome.deliveries,
+        outcome.lost,
+        outcome.ms,
+        outcome.settled_ms
+    );
 }

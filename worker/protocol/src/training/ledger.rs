@@ -159,6 +159,17 @@ impl Ledger {
         }
     }
 
+    /// `peer` gets no key that it waits for.
+    pub fn refuse_waiting(&mut self, peer: &PeerName) -> Vec<Microbatch> {
+        let waited = (0..).zip(&mut self.keys).filter_map(|(microbatch, key)| {
+            let Key::Claimed { waiting, .. } = key else { return None };
+            let before = waiting.len();
+            waiting.retain(|w| w != peer);
+            (waiting.len() < before).then_some(microbatch)
+        });
+        waited.collect()
+    }
+
     /// Is every key done?
     #[must_use]
     pub fn complete(&self) -> bool {
@@ -271,6 +282,17 @@ mod tests {
         let released = ledger.release(&a, 1);
         assert_eq!((released.undone, released.open), (2, vec![0, 2]));
         assert!(ledger.is_done(1) && !ledger.is_done(0));
+    }
+
+    #[test]
+    fn whoever_waits_no_longer_does_not_inherit() {
+        let (a, b) = (peer("a"), peer("b"));
+        let mut ledger = Ledger::new(2);
+        ledger.claim(0, &a, 0);
+        ledger.claim(0, &b, 0);
+        assert_eq!(ledger.refuse_waiting(&b), vec![0]);
+        assert!(ledger.refuse_waiting(&b).is_empty());
+        assert!(ledger.release(&a, 1).granted.is_empty() && ledger.is_open(0));
     }
 
     #[test]

@@ -259,7 +259,8 @@ pub enum ToPeer {
         /// The state after this many updates.
         step: Step,
     },
-    /// Empty the gradient sums of this step: their keys went to others.
+    /// Empty the gradient sums of this step: their keys went to others. Answered by [`PeerReport::Ready`], and what was said before that
+    /// counts no longer.
     Clear {
         /// Which step.
         step: Step,

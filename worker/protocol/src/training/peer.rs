@@ -169,6 +169,8 @@ pub struct PeerNode {
     running: Option<Running>,
     /// An update is under way.
     applying: bool,
+    /// The conductor waits to hear where this peer is, which is known when the update is done.
+    told_to_clear: bool,
     /// It will be gone soon.
     leaving: bool,
 }
@@ -198,6 +200,7 @@ impl PeerNode {
             queue: BTreeMap::new(),
             running: None,
             applying: false,
+            told_to_clear: false,
             leaving: false,
         }
     }
@@ -230,16 +233,16 @@ impl PeerNode {
     pub fn connected(&mut self, out: &mut Vec<PeerEffect>) -> Hello {
         let adding: Vec<Microbatch> =
             self.running.iter().filter(|r| r.counts).map(|r| r.call.microbatch).collect();
-        for (microbatch, right) in &mut self.rights {
-            // The conductor may have no memory of what it granted.
-            if !self.done.contains_key(microbatch) && !adding.contains(microbatch) {
-                *right = Right::Asked;
-                out.push(PeerEffect::Tell(PeerReport::Claim { step: self.step, microbatch: *microbatch }));
-            }
+        // The conductor may have no memory of what it granted. What nobody waits for is not asked again: it would keep the key from others.
+        self.rights.clear();
+        let waiting: Vec<Call> = self.queue.values().copied().collect();
+        for call in waiting.iter().filter(|c| !adding.contains(&c.microbatch)) {
+            self.ask(call, out);
         }
         if self.leaving {
             out.push(PeerEffect::Tell(PeerReport::Leaving));
         }
+        self.told_to_clear = false;
         let held = self.stage.filter(|_| self.serving).map(|stage| Held {
             stage,
             step: self.step,
@@ -279,7 +282,8 @@ impl PeerNode {
             (other.kind, other.step, other.microbatch) == (CallKind::Backward, call.step, call.microbatch)
         };
         let wanted = self.queue.values().any(same) || self.running.as_ref().is_some_and(|r| same(&r.call));
-        let unused = matches!(self.rights.get(&call.microbatch), Some(Right::Asked | Right::Granted));
+        // A claim without an answer stays: were it given up and made again, the first answer would be taken for the second.
+        let unused = self.rights.get(&call.microbatch) == Some(&Right::Granted);
         if call.kind == CallKind::Backward && call.step == self.step && unused && !wanted {
             let microbatch = call.microbatch;
             if !self.done.contains_key(&microbatch) {
@@ -333,7 +337,16 @@ impl PeerNode {
                 self.done.insert(microbatch, contribution.clone());
                 out.push(PeerEffect::Tell(PeerReport::Done { step, contribution }));
             }
-            Ok(_) => {}
+            Ok(_) => {
+                // Whoever has the key may be lost: the next call asks again.
+                if step == self.step && self.rights.get(&microbatch) == Some(&Right::Refused) {
+                    self.rights.remove(&microbatch);
+                    let waiting: Vec<Call> = self.queue.values().copied().collect();
+                    for call in waiting {
+                        self.ask(&call, out);
+                    }
+                }
+            }
             Err(what) => {
                 out.push(PeerEffect::Tell(PeerReport::Failed { step, microbatch, what: what.clone() }));
                 out.push(PeerEffect::Refuse(request, Refused::Failed(what)));
@@ -350,6 +363,9 @@ impl PeerNode {
         self.advance_to(step, out);
         let scale = self.scale.unwrap_or(1.0);
         out.push(PeerEffect::Tell(PeerReport::Applied { step, scale, hash }));
+        if std::mem::take(&mut self.told_to_clear) {
+            self.tell_ready(out);
+        }
         self.next(out);
     }
 
@@ -359,8 +375,9 @@ impl PeerNode {
             return;
         }
         self.serving = true;
-        self.advance_to(step, out);
+        // Before the claims: those that come earlier do not count.
         out.push(PeerEffect::Tell(PeerReport::Ready { stage, step }));
+        self.advance_to(step, out);
         self.next(out);
     }
 
@@ -370,6 +387,17 @@ impl PeerNode {
             self.stage = None;
             self.refuse_all(out);
             out.push(PeerEffect::Tell(PeerReport::FetchFailed { stage, why }));
+        }
+    }
+
+    /// Claims made before this have no answer to come.
+    fn tell_ready(&mut self, out: &mut Vec<PeerEffect>) {
+        let Some(stage) = self.stage else { return };
+        out.push(PeerEffect::Tell(PeerReport::Ready { stage, step: self.step }));
+        self.rights.clear();
+        let waiting: Vec<Call> = self.queue.values().copied().collect();
+        for call in waiting {
+            self.ask(&call, out);
         }
     }
 
@@ -452,20 +480,29 @@ impl PeerNode {
     pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
         match message {
             ToPeer::Grant { step, microbatch, granted } => {
-                if step == self.step
-                    && let Some(right) = self.rights.get_mut(&microbatch)
-                    && *right == Right::Asked
-                {
-                    *right = if granted { Right::Granted } else { Right::Refused };
-                    self.next(out);
+                if step != self.step || self.rights.get(&microbatch) != Some(&Right::Asked) {
+                    return;
                 }
+                let wants =
+                    |c: &Call| (c.kind, c.step, c.microbatch) == (CallKind::Backward, step, microbatch);
+                if !self.queue.values().any(wants) {
+                    self.rights.remove(&microbatch);
+                    if granted {
+                        out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
+                    }
+                    return;
+                }
+                self.rights.insert(microbatch, if granted { Right::Granted } else { Right::Refused });
+                self.next(out);
             }
             ToPeer::Load { stage, step, checkpoint } => {
                 self.start_over(stage, out);
                 out.push(PeerEffect::Load { stage, step, checkpoint });
             }
             ToPeer::Fetch { stage, step, mates } => {
-                let from = (self.stage == Some(stage) && self.serving).then_some(self.step);
+                // An update under way is done before anything else.
+                let here = self.step + Step::from(self.applying);
+                let from = (self.stage == Some(stage) && self.serving).then_some(here);
                 self.start_over(stage, out);
                 out.push(PeerEffect::Fetch { stage, step, from, mates });
             }
@@ -474,6 +511,9 @@ impl PeerNode {
                     self.averaged.remove(&shard);
                     self.rounds.insert(shard, round);
                     out.push(PeerEffect::Average { step, shard, round, group });
+                } else {
+                    let why = "the state of that step is not here".to_owned();
+                    out.push(PeerEffect::Tell(PeerReport::AverageFailed { step, shard, round, why }));
                 }
             }
             ToPeer::Apply { step, scale } => {
@@ -502,13 +542,17 @@ impl PeerNode {
                 }
             }
             ToPeer::Clear { step } => {
-                if step == self.step && self.serving && !self.applying {
-                    self.clear(out);
-                    let waiting: Vec<Call> = self.queue.values().copied().collect();
-                    for call in waiting {
-                        self.ask(&call, out);
-                    }
+                if !self.serving {
+                    return;
                 }
+                if self.applying {
+                    self.told_to_clear = true;
+                    return;
+                }
+                if step == self.step {
+                    self.clear(out);
+                }
+                self.tell_ready(out);
             }
             ToPeer::Retire => out.push(PeerEffect::Retire),
         }
@@ -539,6 +583,7 @@ impl PeerNode {
         self.stage = Some(stage);
         self.serving = false;
         self.applying = false;
+        self.told_to_clear = false;
         self.scale = None;
     }
 

@@ -17,6 +17,8 @@ pub type CallId = u64;
 const BAN_MS: u64 = 1000;
 /// A pause before calling again after a refusal that time mends.
 const PAUSE_MS: u64 = 20;
+/// The time that a call may take is doubled so often at most.
+const DOUBLINGS_MAX: u32 = 6;
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +73,8 @@ pub struct TrainerCore {
     forward_ms_max: u64,
     roster: Vec<Vec<Mate>>,
     wiring: Vec<Wiring>,
+    /// How often the time that a call to a stage may take was doubled.
+    doubled: Vec<u32>,
     flights: BTreeMap<(Step, Microbatch), Flight>,
     calls: BTreeMap<CallId, Started>,
     next_call: CallId,
@@ -90,6 +94,8 @@ struct Started {
     call: Call,
     peer: PeerName,
     at_ms: u64,
+    /// Given up after this long.
+    limit_ms: u64,
 }
 
 impl Started {
@@ -98,8 +104,13 @@ impl Started {
     }
 }
 
+fn limit_ms(forward_ms_max: u64, rows: f64, doubled: u32) -> u64 {
+    (forward_ms_max as f64 * rows) as u64 * (1 << doubled)
+}
+
 impl TrainerCore {
-    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that.
+    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that; twice as long
+    /// when the stage has not answered in time.
     #[must_use]
     pub fn new(seed: u64, forward_ms_max: u64) -> Self {
         Self {
@@ -107,6 +118,7 @@ impl TrainerCore {
             forward_ms_max,
             roster: Vec::new(),
             wiring: Vec::new(),
+            doubled: Vec::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
             next_call: 0,
@@ -132,6 +144,7 @@ impl TrainerCore {
         match message {
             ToTrainer::Roster { stages, closing } => {
                 self.wiring.resize_with(stages.len(), Wiring::default);
+                self.doubled.resize(stages.len(), 0);
                 for (wiring, mates) in self.wiring.iter_mut().zip(&stages) {
                     wiring.set(mates.iter().map(|m| &m.name));
                 }
@@ -174,13 +187,17 @@ impl TrainerCore {
 
     /// Time passes: calls that take too long go to somebody else (the peer is slow, not banned), calls that had to wait are made.
     pub fn tick(&mut self, now_ms: u64, out: &mut Vec<TrainerEffect>) {
-        let late = self.calls.iter().filter(|(_, c)| {
-            let limit = self.forward_ms_max as f64 * c.rows();
-            now_ms as f64 > c.at_ms as f64 + limit
-        });
+        let late = self.calls.iter().filter(|(_, c)| now_ms > c.at_ms + c.limit_ms);
         let late: Vec<CallId> = late.map(|(&id, _)| id).collect();
         for id in late {
             out.push(TrainerEffect::Abandon { id });
+            // Twice as long from now on: a stage whose peers are all slower than expected is slow, not stuck.
+            if let Some(started) = self.calls.get(&id)
+                && let Some(doubled) = self.doubled.get_mut(started.call.stage as usize)
+                && started.limit_ms >= limit_ms(self.forward_ms_max, started.rows(), *doubled)
+            {
+                *doubled = (*doubled + 1).min(DOUBLINGS_MAX);
+            }
             self.ended(id, CallOutcome::Refused, now_ms, out);
         }
         self.launch(now_ms, out);
@@ -195,6 +212,11 @@ impl TrainerCore {
         match outcome {
             CallOutcome::Answered { loss } => {
                 let stage = started.call.stage;
+                if let Some(doubled) = self.doubled.get_mut(stage as usize)
+                    && (now_ms - started.at_ms) * 8 < started.limit_ms
+                {
+                    *doubled = doubled.saturating_sub(1);
+                }
                 if let Some(wiring) = self.wiring.get_mut(stage as usize) {
                     wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
                 }
@@ -252,7 +274,8 @@ impl TrainerCore {
             let id = self.next_call;
             self.next_call += 1;
             flight.call = Some(id);
-            self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms });
+            let limit_ms = limit_ms(self.forward_ms_max, rows, self.doubled[flight.stage as usize]);
+            self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms, limit_ms });
             out.push(TrainerEffect::Call { id, peer, call });
         }
     }

@@ -42,7 +42,8 @@ impl Conductor {
         let waited = now_ms >= since + self.config.gather_ms;
         if !self.gathering.restore {
             if self.peers.values().any(|p| p.held.is_some()) {
-                if waited || self.held_by_all() {
+                // How many there are nobody knows: whoever comes too late begins the step anew.
+                if waited {
                     self.go_on(now_ms, out);
                 }
                 return;
@@ -61,7 +62,19 @@ impl Conductor {
             self.phase = Phase::Running;
             self.roster_changed = true;
             self.open_step();
+            self.answer_claims(now_ms, out);
             self.plan_save();
+        }
+    }
+
+    /// What was asked before there were steps.
+    fn answer_claims(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
+            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
+        for (name, claims) in asked {
+            for (step, microbatch) in claims {
+                self.claim(now_ms, &name, step, microbatch, out);
+            }
         }
     }
 
@@ -93,24 +106,15 @@ impl Conductor {
         false
     }
 
-    /// Has every stage a peer that holds it?
-    fn held_by_all(&self) -> bool {
-        let newest = self.peers.values().filter_map(|p| p.held.as_ref()).map(|h| h.step).max();
-        (0..self.config.stages).all(|stage| {
-            let holds = |h: &Held| h.stage == stage && Some(h.step) == newest;
-            self.peers.values().filter_map(|p| p.held.as_ref()).any(holds)
-        }) && self.peers.values().all(|p| p.held.is_some())
-    }
-
     /// Enters what the peers hold. A commit that not all have heard of is told again: it was decided only when every peer had every average.
     fn go_on(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let held: BTreeMap<PeerName, Held> =
             self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
         let Some(newest) = held.values().map(|h| h.step).max() else { return };
         let scale = held.values().filter(|h| h.step == newest).find_map(|h| h.scale);
-        let complete = |h: &Held| self.shards_of(h.stage).iter().all(|s| h.averaged.contains_key(s));
-        let can_follow =
-            |h: &Held| h.step == newest || (h.step + 1 == newest && scale.is_some() && complete(h));
+        let can_follow = |h: &Held| {
+            h.step == newest || (h.step + 1 == newest && scale.is_some() && self.holds_all_averages(h))
+        };
         let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
         let missing =
             (0..self.config.stages).find(|s| !held.values().any(|h| h.stage == *s && can_follow(h)));
@@ -125,6 +129,7 @@ impl Conductor {
         }
         let follows: Vec<(PeerName, bool)> = held.iter().map(|(n, h)| (n.clone(), can_follow(h))).collect();
         self.step = newest;
+        self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
         self.open_step();
@@ -145,18 +150,24 @@ impl Conductor {
             if !mine {
                 // Somebody else has added some of it as well: this peer begins the step anew.
                 ledger.release(&name, now_ms);
+                self.place(&name, Place::Fetching { stage: held.stage });
                 out.push(ConductorEffect::ToPeer(name, ToPeer::Clear { step: newest }));
             }
         }
-        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
-            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
-        for (name, claims) in asked {
-            for (step, microbatch) in claims {
-                self.claim(now_ms, &name, step, microbatch, out);
-            }
+        self.answer_claims(now_ms, out);
+        // What is added already, or being added, comes back only when it is lost.
+        let (count, stages) = (self.config.microbatches, &self.stages);
+        self.todo.retain(|m| *m >= count || stages.iter().any(|s| s.ledger.is_open(*m)));
+        if (0..self.config.stages).any(|s| !self.stays(s)) {
+            self.saving.want_now();
         }
         self.retry_idle(out);
         self.plan_save();
+    }
+
+    /// Has a peer every average that its update needs?
+    pub(super) fn holds_all_averages(&self, held: &Held) -> bool {
+        self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
     }
 
     /// Peers without a stage load one, evenly.
@@ -216,6 +227,10 @@ impl Conductor {
         self.step = self.saving.newest().unwrap_or(0);
         self.phase = Phase::Gathering;
         self.hashes.clear();
+        self.last_scale = None;
+        for stage in &mut self.stages {
+            stage.lost_ms = None;
+        }
         self.saving.forget();
         self.in_doubt.clear();
         self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
@@ -224,6 +239,7 @@ impl Conductor {
         for name in names {
             let Some(peer) = self.peers.get_mut(&name) else { continue };
             peer.held = None;
+            peer.claims.clear();
             match peer.place {
                 Place::Member { stage } | Place::Fetching { stage } | Place::Parked { stage }
                     if !peer.leaving =>

@@ -147,6 +147,8 @@ pub struct Conductor {
     redone: u32,
     totals: Totals,
     hashes: BTreeMap<(StageId, Step), u64>,
+    /// The update that was decided last: the step before this one.
+    last_scale: Option<f32>,
     /// Lost while handing over: whether the mate has their sums is not known yet.
     in_doubt: BTreeMap<PeerName, InDoubt>,
     /// Membership changed since trainers were told.
@@ -174,6 +176,8 @@ struct InDoubt {
 #[derive(Clone, Debug, Default)]
 struct StageState {
     ledger: Ledger,
+    /// Since when it has no peer.
+    lost_ms: Option<u64>,
 }
 
 /// One set of tensors that is averaged together.
@@ -182,6 +186,14 @@ struct ShardState {
     /// Stages that hold it.
     stages: Vec<StageId>,
     averaging: Option<Averaging>,
+    /// An average that failed is not formed again before.
+    not_before_ms: u64,
+}
+
+impl ShardState {
+    fn of(stages: Vec<StageId>) -> Self {
+        Self { stages, averaging: None, not_before_ms: 0 }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -207,6 +219,8 @@ struct PeerState {
     step: Step,
     /// What it holds, while the conductor has not begun.
     held: Option<Held>,
+    /// Since when it has brought nothing, or owes nothing.
+    quiet_since_ms: u64,
     /// What it asked for meanwhile.
     claims: Vec<(Step, Microbatch)>,
 }
@@ -233,9 +247,9 @@ impl Conductor {
     #[must_use]
     pub fn new(config: ConductorConfig, checkpoint: Option<Step>) -> Self {
         let mut shards: Vec<ShardState> =
-            (0..config.stages).map(|stage| ShardState { stages: vec![stage], averaging: None }).collect();
+            (0..config.stages).map(|stage| ShardState::of(vec![stage])).collect();
         if config.tied && config.stages > 1 {
-            shards.push(ShardState { stages: vec![0, config.stages - 1], averaging: None });
+            shards.push(ShardState::of(vec![0, config.stages - 1]));
         }
         let mut conductor = Self {
             phase: Phase::Gathering,
@@ -253,6 +267,7 @@ impl Conductor {
             redone: 0,
             totals: Totals::default(),
             hashes: BTreeMap::new(),
+            last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
             config,
@@ -315,7 +330,7 @@ impl Conductor {
                 }
             }
             ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
-            ConductorEvent::Sealed { step, error } => self.sealed(step, error, out),
+            ConductorEvent::Sealed { step, error } => self.sealed(now_ms, step, error, out),
             ConductorEvent::Suspend => self.suspend = true,
             ConductorEvent::Tick => self.tick(now_ms, out),
         }
@@ -346,6 +361,11 @@ impl Conductor {
         if self.phase == Phase::Gathering && !self.hear_gathering(name, &report) {
             return;
         }
+        if let Some(peer) = self.peers.get_mut(name)
+            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving)
+        {
+            peer.quiet_since_ms = now_ms;
+        }
         match report {
             PeerReport::Claim { step, microbatch } => self.claim(now_ms, name, step, microbatch, out),
             PeerReport::Released { step, microbatch } => self.unclaim(now_ms, name, step, microbatch, out),
@@ -364,7 +384,7 @@ impl Conductor {
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
             PeerReport::Leaving => self.leaving(name, out),
             PeerReport::Saved { step, record } => self.saved(name, step, record, out),
-            PeerReport::SaveFailed { step, why } => self.save_failed(name, step, &why, out),
+            PeerReport::SaveFailed { step, why } => self.save_failed(now_ms, name, step, &why, out),
         }
     }
 
@@ -375,10 +395,11 @@ impl Conductor {
         }
         if self.phase == Phase::Running {
             self.try_hand_over(out);
-            self.start_averages(out);
+            self.admit_parked();
+            self.start_averages(now_ms, out);
             self.try_commit(out);
         }
-        self.try_end(out);
+        self.try_end(now_ms, out);
         self.tell_roster(out);
         if self.live() {
             self.give_work(out);
@@ -387,15 +408,17 @@ impl Conductor {
 
     fn tick(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let limit = self.config.claim_ms_max;
-        let overdue: BTreeSet<PeerName> =
+        let mut overdue: BTreeSet<PeerName> =
             self.stages.iter().flat_map(|s| s.ledger.overdue(now_ms, limit)).collect();
+        overdue.extend(self.quiet(now_ms));
         for name in overdue {
             out.push(ConductorEffect::Note(format!(
-                "{name} holds microbatches others wait for: it is taken to be lost"
+                "{name} does not do what others wait for: it is taken to be lost"
             )));
             self.gone(now_ms, &name, out);
             out.push(ConductorEffect::Drop(name));
         }
+        self.give_up_lost_stages(now_ms, out);
         self.retry_idle(out);
     }
 

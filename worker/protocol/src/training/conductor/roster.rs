@@ -7,6 +7,8 @@ use crate::training::message::{Held, Mate, StageId, Step, ToPeer, ToTrainer};
 
 /// A fetch that failed is tried again after this long.
 const RETRY_MS: u64 = 500;
+/// A peer may owe something for so many times as long as it may keep a microbatch from others.
+const QUIET: u64 = 3;
 
 impl Conductor {
     pub(super) fn peer_joins(
@@ -24,6 +26,7 @@ impl Conductor {
             leaving: false,
             step: held.as_ref().map_or(0, |h| h.step),
             held: held.clone(),
+            quiet_since_ms: now_ms,
             claims: Vec::new(),
         };
         self.peers.insert(name.clone(), state);
@@ -33,6 +36,23 @@ impl Conductor {
                 // It was away for a moment. Its keys went to others, its weights are right.
                 Some(held) if held.step == self.step && self.collecting(held.stage) => {
                     out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: self.step }));
+                    self.place(&name, Place::Fetching { stage: held.stage });
+                }
+                // It has updates that a conductor without memory, or with an older checkpoint, makes again: it waits for that step, with
+                // empty sums.
+                Some(held) if held.step > self.step => {
+                    out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: held.step }));
+                    self.place(&name, Place::Fetching { stage: held.stage });
+                }
+                // It missed the last decision, and has all that it needs to follow.
+                Some(held)
+                    if held.step + 1 == self.step
+                        && self.last_scale.is_some()
+                        && self.holds_all_averages(&held)
+                        && self.collecting(held.stage) =>
+                {
+                    let apply = ToPeer::Apply { step: held.step, scale: self.last_scale.unwrap_or(1.0) };
+                    out.push(ConductorEffect::ToPeer(name.clone(), apply));
                     self.place(&name, Place::Member { stage: held.stage });
                 }
                 Some(held) if held.step <= self.step && self.members_of(held.stage).next().is_some() => {
@@ -95,12 +115,16 @@ impl Conductor {
             // A start, or a start over, from a checkpoint: everybody serves once every stage is there.
             if step == self.step {
                 self.place(name, Place::Member { stage });
+                if let Some(peer) = self.peers.get_mut(name) {
+                    // Those were of what it had before.
+                    peer.claims.clear();
+                }
             }
             return;
         }
         if step == self.step && self.collecting(stage) {
             self.place(name, Place::Member { stage });
-        } else if step == self.step {
+        } else if step >= self.step {
             self.place(name, Place::Parked { stage });
         } else {
             self.fetch(name, stage, out);
@@ -193,9 +217,85 @@ impl Conductor {
         if !safe {
             self.reopen(now_ms, stage, name, out);
         }
+        self.admit_parked();
         if self.members_of(stage).next().is_none() {
-            self.stage_lost(now_ms, stage, out);
+            // Whoever was about to leave is the last now, and stays as long as it can.
+            let hands_over =
+                |p: &PeerState| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage);
+            let back: Vec<PeerName> =
+                self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
+            for other in back {
+                self.place(&other, Place::Member { stage });
+                self.saving.want_now();
+            }
         }
+        if self.members_of(stage).next().is_none() {
+            out.push(ConductorEffect::Note(format!("stage {stage} has no peer left; {name} may come back")));
+            self.stages[stage as usize].lost_ms = Some(now_ms);
+        }
+    }
+
+    /// Stages whose last peer had time to come back, and did not.
+    pub(super) fn give_up_lost_stages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        for stage in 0..self.config.stages {
+            let since = self.stages[stage as usize].lost_ms;
+            if !self.live() || self.members_of(stage).next().is_some() {
+                self.stages[stage as usize].lost_ms = None;
+            } else if since.is_some_and(|since| now_ms >= since + self.config.gather_ms) {
+                self.stage_lost(now_ms, stage, out);
+                return;
+            }
+        }
+    }
+
+    /// Those that came too late for the averages of this step, when these are formed anew: now they may take part.
+    pub(super) fn admit_parked(&mut self) {
+        let ready: Vec<(PeerName, StageId)> = self
+            .peers
+            .iter()
+            .filter_map(|(name, p)| match p.place {
+                Place::Parked { stage } if p.step == self.step && self.collecting(stage) => {
+                    Some((name.clone(), stage))
+                }
+                _ => None,
+            })
+            .collect();
+        for (name, stage) in ready {
+            self.place(&name, Place::Member { stage });
+        }
+    }
+
+    /// Peers that owe something and have brought nothing for long, though their streams work.
+    pub(super) fn quiet(&mut self, now_ms: u64) -> Vec<PeerName> {
+        let limit = QUIET * self.config.claim_ms_max;
+        let mut quiet = Vec::new();
+        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        for name in names {
+            let owes = self.owes(&name);
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            if !owes {
+                peer.quiet_since_ms = now_ms;
+            } else if now_ms > peer.quiet_since_ms + limit {
+                quiet.push(name);
+            }
+        }
+        quiet
+    }
+
+    /// Does anybody wait for this peer: for a microbatch, an average, an update, sums of a mate, a file?
+    fn owes(&self, name: &PeerName) -> bool {
+        let Some(peer) = self.peers.get(name).filter(|_| self.live()) else { return false };
+        let (Place::Member { stage } | Place::HandingOver { stage, .. }) = peer.place else { return false };
+        let takes = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        let averages = |s: &super::ShardState| {
+            s.averaging.as_ref().is_some_and(|a| a.group.contains(name) && !a.squares.contains_key(name))
+        };
+        self.stages[stage as usize].ledger.is_busy(name)
+            || (peer.step < self.step && self.member_stage(name).is_some())
+            || self.shards.iter().any(averages)
+            || self.peers.values().any(takes)
+            || self.in_doubt.values().any(|d| d.mate == *name)
+            || self.saving.waits_for(name)
     }
 
     /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
@@ -203,6 +303,10 @@ impl Conductor {
         let live = self.live();
         let Some(peer) = self.peers.get_mut(name) else { return };
         if std::mem::replace(&mut peer.leaving, true) {
+            return;
+        }
+        if self.phase == Phase::Gathering && peer.held.is_some() {
+            // What it holds counts; it goes when the step goes on.
             return;
         }
         match peer.place {
@@ -224,7 +328,7 @@ impl Conductor {
     }
 
     /// Has a stage a peer that does not leave?
-    fn stays(&self, stage: StageId) -> bool {
+    pub(super) fn stays(&self, stage: StageId) -> bool {
         self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
     }
 
@@ -248,6 +352,11 @@ impl Conductor {
             .collect();
         for (name, stage) in relieved {
             self.place(&name, Place::HandingOver { stage, to: None });
+            // What it waits for it must not get once its sums are on their way to a mate.
+            for microbatch in self.stages[stage as usize].ledger.refuse_waiting(&name) {
+                let refusal = ToPeer::Grant { step: self.step, microbatch, granted: false };
+                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+            }
         }
         let waiting: Vec<(PeerName, StageId)> = self
             .peers
@@ -261,7 +370,13 @@ impl Conductor {
             let mid_average = self.shards_of(stage).iter().any(|&s| {
                 self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(&name))
             });
-            if mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
+            // Sums that it is given, or has been given without a word yet, are handed over with its own.
+            let takes = self
+                .peers
+                .values()
+                .any(|p| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if *to == name))
+                || self.in_doubt.values().any(|d| d.mate == name);
+            if takes || mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
                 continue;
             }
             let contributions = self.stages[stage as usize].ledger.of(&name);
@@ -336,7 +451,9 @@ impl Conductor {
             self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
             match place {
-                Place::Parked { stage } => self.fetch(&name, stage, out),
+                Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
+                    self.fetch(&name, stage, out);
+                }
                 Place::HandingOver { .. } => {
                     self.place(&name, Place::Retired);
                     out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));

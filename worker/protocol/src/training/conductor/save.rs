@@ -9,6 +9,8 @@ use crate::training::message::{StageId, Step, ToPeer, ToTrainer};
 
 /// Checkpoints that may fail in a row before the run stops.
 const FAILURES_MAX: u32 = 5;
+/// A checkpoint that failed is written again after this long.
+const AGAIN_MS: u64 = 500;
 
 /// What is being written.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +20,8 @@ pub(super) struct Saving {
     due: bool,
     under_way: Option<UnderWay>,
     failures: u32,
+    /// The next attempt is not before.
+    not_before_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -41,8 +45,14 @@ impl Saving {
         self.due |= saves;
     }
 
+    /// Nobody writes any longer. A manifest that is being written may yet become complete.
     pub(super) fn forget(&mut self) {
-        self.under_way = None;
+        self.under_way = self.under_way.take().filter(|u| u.sealing);
+    }
+
+    pub(super) fn waits_for(&self, name: &PeerName) -> bool {
+        let writes = |u: &UnderWay| u.stages.values().any(|(writer, r)| writer == name && r.is_none());
+        self.under_way.as_ref().is_some_and(writes)
     }
 }
 
@@ -62,15 +72,21 @@ impl Conductor {
 
     /// Asks one peer of every stage to write, once each has a peer at this step. Whoever is asked has not begun the next update: the
     /// order of what it is told keeps it so.
-    pub(super) fn try_save(&mut self, out: &mut Vec<ConductorEffect>) {
-        if !self.saving.due || self.saving.under_way.is_some() || !self.live() {
+    pub(super) fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        if now_ms < self.saving.not_before_ms
+            || !self.saving.due
+            || self.saving.under_way.is_some()
+            || !self.live()
+        {
             return;
         }
         let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
         let mut writers = BTreeMap::new();
         for stage in 0..self.config.stages {
-            let Some(name) = self.members_of(stage).find(current) else { return };
-            writers.insert(stage, (name.clone(), None));
+            // After a failure somebody else writes, if there is anybody.
+            let able: Vec<&PeerName> = self.members_of(stage).filter(current).collect();
+            let Some(name) = able.get(self.saving.failures as usize % able.len().max(1)) else { return };
+            writers.insert(stage, (PeerName::clone(name), None));
         }
         self.saving.due = false;
         for (name, _) in writers.values() {
@@ -100,6 +116,7 @@ impl Conductor {
 
     pub(super) fn save_failed(
         &mut self,
+        now_ms: u64,
         name: &PeerName,
         step: Step,
         why: &str,
@@ -109,11 +126,17 @@ impl Conductor {
             out.push(ConductorEffect::Note(format!(
                 "{name} could not write the checkpoint of step {step}: {why}"
             )));
-            self.save_again(out);
+            self.save_again(now_ms, out);
         }
     }
 
-    pub(super) fn sealed(&mut self, step: Step, error: Option<String>, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn sealed(
+        &mut self,
+        now_ms: u64,
+        step: Step,
+        error: Option<String>,
+        out: &mut Vec<ConductorEffect>,
+    ) {
         if self.saving.under_way.as_ref().is_none_or(|u| u.step != step) {
             return;
         }
@@ -127,12 +150,13 @@ impl Conductor {
                 out.push(ConductorEffect::Note(format!(
                     "the checkpoint of step {step} is not complete: {why}"
                 )));
-                self.save_again(out);
+                self.save_again(now_ms, out);
             }
         }
     }
 
-    fn save_again(&mut self, out: &mut Vec<ConductorEffect>) {
+    fn save_again(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        self.saving.not_before_ms = now_ms + AGAIN_MS;
         self.saving.under_way = None;
         self.saving.due = true;
         self.saving.failures += 1;
@@ -155,8 +179,8 @@ impl Conductor {
     }
 
     /// The run ends when its last state is on disk.
-    pub(super) fn try_end(&mut self, out: &mut Vec<ConductorEffect>) {
-        self.try_save(out);
+    pub(super) fn try_end(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        self.try_save(now_ms, out);
         let saved =
             (self.saving.newest == Some(self.step) && self.saving.under_way.is_none()) || !self.config.saves;
         let over = match self.phase {

@@ -10,6 +10,9 @@ use crate::training::message::{
     Contribution, Mate, Microbatch, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
 
+/// An average that failed is formed again after this long.
+const AVERAGE_AGAIN_MS: u64 = 100;
+
 impl Conductor {
     /// All keys of the step are open, all its microbatches to be done.
     pub(super) fn open_step(&mut self) {
@@ -19,6 +22,7 @@ impl Conductor {
         }
         for shard in &mut self.shards {
             shard.averaging = None;
+            shard.not_before_ms = 0;
         }
         let every = self.config.validate_every;
         let due = every > 0 && (self.step.is_multiple_of(every) || self.step >= self.config.steps);
@@ -86,11 +90,15 @@ impl Conductor {
         microbatch: Microbatch,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(stage) = self.member_stage(name).filter(|_| step == self.step) else { return };
-        let granted = match self.stages[stage as usize].ledger.claim(microbatch, name, now_ms) {
-            Claimed::Waits => return,
-            Claimed::Granted => true,
-            Claimed::Refused => false,
+        let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
+        let granted = match self.member_stage(name) {
+            // It takes nothing new; the call was on its way already.
+            None => false,
+            Some(_) => match self.stages[stage as usize].ledger.claim(microbatch, name, now_ms) {
+                Claimed::Waits => return,
+                Claimed::Granted => true,
+                Claimed::Refused => false,
+            },
         };
         out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Grant { step, microbatch, granted }));
     }
@@ -106,6 +114,8 @@ impl Conductor {
         let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
         if let Some(next) = self.stages[stage as usize].ledger.unclaim(microbatch, name, now_ms) {
             out.push(ConductorEffect::ToPeer(next, ToPeer::Grant { step, microbatch, granted: true }));
+        } else if self.stages[stage as usize].ledger.is_open(microbatch) {
+            self.bring_back(microbatch);
         }
     }
 
@@ -184,15 +194,19 @@ impl Conductor {
             out.push(ConductorEffect::ToPeer(peer, grant));
         }
         for microbatch in open {
-            // A trainer that has it will report it finished, and then it comes back.
-            if !self.trainers.values().any(|work| work.contains(&microbatch)) {
-                self.todo.insert(microbatch);
-            }
+            self.bring_back(microbatch);
+        }
+    }
+
+    /// A microbatch must be done again, unless a trainer has it: that one will report it finished, and then it comes back.
+    fn bring_back(&mut self, microbatch: Microbatch) {
+        if !self.trainers.values().any(|work| work.contains(&microbatch)) {
+            self.todo.insert(microbatch);
         }
     }
 
     /// Shards whose keys are all done are averaged as soon as they are.
-    pub(super) fn start_averages(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn start_averages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         if self.step >= self.config.steps {
             return;
         }
@@ -203,7 +217,8 @@ impl Conductor {
                     && self.members_of(s).next().is_some()
                     && !self.handing_over(s)
             });
-            if self.shards[shard].averaging.is_some() || !complete {
+            let early = now_ms < self.shards[shard].not_before_ms;
+            if self.shards[shard].averaging.is_some() || !complete || early {
                 continue;
             }
             self.round += 1;
@@ -254,7 +269,8 @@ impl Conductor {
     ) {
         let Some(state) = self.shards.get_mut(shard as usize).filter(|_| step == self.step) else { return };
         if state.averaging.as_ref().is_some_and(|a| a.round == round) {
-            // Whoever is lost will be reported as such; until then another attempt costs little.
+            // Whoever is lost will be reported as such; until then another attempt now and then costs little.
+            state.not_before_ms = now_ms + AVERAGE_AGAIN_MS;
             self.form_anew(now_ms, shard, out);
             out.push(ConductorEffect::Note(format!(
                 "{name} could not average step {step}: {why}; trying again"
@@ -314,6 +330,7 @@ impl Conductor {
             redone: self.redone,
         }));
         self.step += 1;
+        self.last_scale = Some(scale);
         self.open_step();
         self.after_commit(out);
     }

@@ -1,0 +1,253 @@
+//! Streams to the conductor, and what the conductor wants done.
+//!
+//! A stream is first in, first out. When it breaks, what is on its way is lost, and each end learns of it in its own time. A client then
+//! connects again; nothing of an old stream arrives after the hello of a new one.
+
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::{
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
+};
+
+use super::numbers::Weights;
+use super::world::{Down, Event, Up, World};
+
+impl World {
+    pub(super) fn start_conductor(&mut self) {
+        if self.conductor.is_some() {
+            return;
+        }
+        self.life += 1;
+        self.begun = false;
+        let shape = self.scenario.shape;
+        let config = ConductorConfig {
+            stages: shape.stages,
+            microbatches: shape.microbatches,
+            steps: self.scenario.steps,
+            tied: shape.tied,
+            clip: Some(shape.clip),
+            checkpoint_every: self.scenario.checkpoint_every,
+            validate_every: self.scenario.validate_every,
+            validation_batches: shape.validation_batches,
+            gather_ms: 3000,
+            claim_ms_max: 3000,
+            incarnation: self.life,
+        };
+        let checkpoint = self.sealed.keys().next_back().copied();
+        self.say(|| format!("conductor {} starts, checkpoint {checkpoint:?}", config.incarnation));
+        self.conductor = Some(Conductor::new(config, checkpoint));
+    }
+
+    pub(super) fn kill_conductor(&mut self) {
+        self.say(|| "the conductor is killed".to_owned());
+        self.conductor = None;
+        let broken: Vec<u64> = self.streams.keys().copied().collect();
+        for stream in broken {
+            self.break_stream(stream, false);
+        }
+        self.accepted.clear();
+        let after = 100 + self.draw(2500);
+        self.at(after, Event::StartConductor);
+    }
+
+    /// Both ends learn of it in their own time.
+    pub(super) fn break_stream(&mut self, stream: u64, expelled: bool) {
+        if self.streams.remove(&stream).is_none() {
+            return;
+        }
+        let clients = self
+            .peers
+            .iter()
+            .map(|(n, p)| (n, p.stream))
+            .chain(self.trainers.iter().map(|(n, t)| (n, t.stream)));
+        let client = clients.filter(|(_, s)| *s == Some(stream)).map(|(n, _)| n.clone()).next();
+        if let Some(name) = client {
+            let after = self.notice();
+            self.at(after, Event::ClientLearns { stream, name, expelled });
+        }
+        let accepted = self.accepted.iter().find(|(_, s)| **s == stream).map(|(n, _)| n.clone());
+        if let Some(name) = accepted {
+            let after = self.notice();
+            self.at(after, Event::ConductorLearns { stream, name });
+        }
+    }
+
+    pub(super) fn client_learns(&mut self, stream: u64, name: &PeerName, expelled: bool) {
+        if let Some(peer) = self.peers.get_mut(name)
+            && peer.stream == Some(stream)
+            && !peer.silent
+        {
+            peer.stream = None;
+            if peer.retired {
+                return;
+            }
+            if expelled {
+                self.say(|| format!("{name} was expelled: it begins anew"));
+                self.kill_peer(name, false);
+                let after = 100 + self.draw(500);
+                self.at(after, Event::Join);
+                return;
+            }
+        } else if let Some(trainer) = self.trainers.get_mut(name)
+            && trainer.stream == Some(stream)
+        {
+            trainer.stream = None;
+            if trainer.retired {
+                return;
+            }
+        } else {
+            return;
+        }
+        let after = 20 + self.draw(400);
+        self.at(after, Event::Connect(name.clone()));
+    }
+
+    pub(super) fn connect(&mut self, name: &PeerName) {
+        let wants = self.peers.get(name).is_some_and(|p| p.stream.is_none() && !p.silent && !p.retired)
+            || self.trainers.get(name).is_some_and(|t| t.stream.is_none() && !t.retired);
+        if !wants {
+            return;
+        }
+        if self.conductor.is_none() {
+            let after = 100 + self.draw(200);
+            self.at(after, Event::Connect(name.clone()));
+            return;
+        }
+        let stream = self.count();
+        self.streams.insert(stream, (0, 0));
+        self.connected(name, stream);
+    }
+
+    /// A client speaks.
+    pub(super) fn up(&mut self, name: &PeerName, stream: Option<u64>, message: Up) {
+        let Some(stream) = stream else { return };
+        let at = self.now + self.latency();
+        let Some((last, _)) = self.streams.get_mut(&stream) else {
+            self.out.lost += 1;
+            return;
+        };
+        *last = at.max(*last);
+        let after = *last - self.now;
+        self.at(after, Event::Up { stream, from: name.clone(), message });
+    }
+
+    fn down(&mut self, name: &PeerName, message: Down) {
+        let Some(&stream) = self.accepted.get(name) else { return };
+        let at = self.now + self.latency();
+        let Some((_, last)) = self.streams.get_mut(&stream) else {
+            self.out.lost += 1;
+            return;
+        };
+        *last = at.max(*last);
+        let after = *last - self.now;
+        self.at(after, Event::Down { stream, to: name.clone(), message });
+    }
+
+    pub(super) fn arrives_up(&mut self, stream: u64, from: &PeerName, message: Up) {
+        self.say(|| format!("{from} -> conductor: {message:?}"));
+        let event = match message {
+            Up::Hello(hello) => {
+                self.accepted.insert(from.clone(), stream);
+                ConductorEvent::Connected(hello)
+            }
+            Up::Peer(report) => ConductorEvent::Peer(from.clone(), report),
+            Up::Trainer(report) => ConductorEvent::Trainer(from.clone(), report),
+        };
+        if self.accepted.get(from) == Some(&stream) {
+            self.conduct(event);
+        }
+    }
+
+    /// The conductor hears, decides, and is obeyed.
+    pub(super) fn conduct(&mut self, event: ConductorEvent) {
+        let Some(conductor) = &mut self.conductor else { return };
+        let mut effects = Vec::new();
+        let before = conductor.phase().clone();
+        conductor.handle(self.now, event, &mut effects);
+        let after = conductor.phase().clone();
+        if before != after {
+            self.say(|| format!("conductor: {before:?}, now {after:?}"));
+        }
+        for effect in effects {
+            match effect {
+                ConductorEffect::ToPeer(name, message) => {
+                    if let ToPeer::Load { step, .. } = message {
+                        self.goes_back(step);
+                    }
+                    self.down(&name, Down::Peer(message));
+                }
+                ConductorEffect::ToTrainer(name, message) => self.down(&name, Down::Trainer(message)),
+                ConductorEffect::Seal { step, records } => {
+                    let after = 5 + self.draw(200);
+                    self.at(after, Event::Sealed { life: self.life, step, records });
+                }
+                ConductorEffect::Committed(committed) => self.committed(&committed),
+                ConductorEffect::Drop(name) => {
+                    self.say(|| format!("conductor drops {name}"));
+                    self.unforeseen = true;
+                    let told = self.draw(4) > 0;
+                    if let Some(stream) = self.accepted.remove(&name) {
+                        self.break_stream(stream, told);
+                    }
+                }
+                ConductorEffect::Note(text) => self.say(|| format!("conductor: {text}")),
+            }
+        }
+        self.watch();
+    }
+
+    /// The manifest is written, whether the conductor that wanted it lives or not.
+    pub(super) fn seal(&mut self, life: u64, step: Step, records: &[String]) {
+        if life != self.life && self.draw(2) == 0 {
+            return;
+        }
+        let weights: Vec<Option<Weights>> = (0..)
+            .zip(records)
+            .map(|(stage, record)| {
+                self.files.get(record).filter(|f| (f.0, f.1) == (step, stage)).map(|f| f.2)
+            })
+            .collect();
+        let weights: Option<Vec<Weights>> = weights.into_iter().collect();
+        match weights {
+            Some(weights) if weights == self.truth[step as usize].weights => {
+                self.sealed.insert(step, weights);
+            }
+            _ => self.violation(format!("the checkpoint of step {step} is wrong: {records:?}")),
+        }
+        self.say(|| format!("checkpoint {step} is sealed"));
+        if life == self.life && self.conductor.is_some() {
+            self.conduct(ConductorEvent::Sealed { step, error: None });
+        }
+    }
+
+    /// The run was suspended: everybody is gone, later all begin anew from the checkpoint.
+    pub(super) fn resume(&mut self) {
+        self.suspending = false;
+        self.say(|| "suspended".to_owned());
+        if self.conductor.as_ref().is_none_or(|c| *c.phase() != Phase::Suspended) {
+            return;
+        }
+        self.kill_conductor();
+        let peers: Vec<PeerName> = self.peers.keys().cloned().collect();
+        let trainers: Vec<PeerName> = self.trainers.keys().cloned().collect();
+        let (many, drivers) = (peers.len().max(self.scenario.shape.stages as usize), trainers.len().max(1));
+        for name in peers {
+            self.kill_peer(&name, false);
+        }
+        for name in trainers {
+            self.trainers.remove(&name);
+        }
+        let newest = self.sealed.keys().next_back().copied().unwrap_or(0);
+        if newest < self.reached {
+            self.violation(format!("suspended at step {} with checkpoint {newest}", self.reached));
+        }
+        for _ in 0..many {
+            let after = 500 + self.draw(2000);
+            self.at(after, Event::Join);
+        }
+        for _ in 0..drivers {
+            let after = 500 + self.draw(2000);
+            self.at(after, Event::JoinTrainer);
+        }
+        self.last_fault = self.now;
+    }
+}

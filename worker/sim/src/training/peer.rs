@@ -1,0 +1,673 @@
+//! The shell around a peer: an engine that does one job after the other, averages pulled from mates, state fetched from mates.
+//!
+//! What a real shell must keep to as well: an average begins behind the jobs that were given before it; whatever changes the sums ends it
+//! (a mate that asks for its part then gets none); a checkpoint is of the state behind the jobs given before it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::{
+    Call, CallId, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId, StageId, Step,
+};
+
+use super::numbers::{Keys, Shape, Sums, Weights};
+use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
+
+/// A mate that does not answer is given up after this long.
+const PULL_MS_MAX: u64 = 1200;
+/// A fetch fails after this long.
+const FETCH_MS_MAX: u64 = 4000;
+/// Steps whose averages are kept for those that fetch.
+const KEEP: Step = 4;
+
+enum Work {
+    Job(Job),
+    /// From here on mates may have the sums of this shard.
+    Open {
+        shard: ShardId,
+        round: u64,
+    },
+    /// Sums for the mate that takes them.
+    Hand {
+        to: PeerName,
+        take: Take,
+    },
+    Save {
+        step: Step,
+    },
+    /// A fetch that begins with what is here.
+    Begin {
+        fetch: u64,
+        from: Step,
+    },
+    Set {
+        fetch: u64,
+        stage: StageId,
+        step: Step,
+        weights: Weights,
+    },
+}
+
+struct Fetching {
+    fetch: u64,
+    stage: StageId,
+    wanted: Step,
+    mates: Vec<Mate>,
+    have: Option<(Step, Weights)>,
+    until: u64,
+}
+
+struct Average {
+    round: u64,
+    group: Vec<Mate>,
+    sum: i64,
+    keys: Keys,
+    complete: bool,
+}
+
+pub(super) struct PeerShell {
+    pub(super) node: PeerNode,
+    pub(super) stream: Option<u64>,
+    pub(super) retired: bool,
+    /// Its engine hangs.
+    pub(super) deaf: bool,
+    /// All of it hangs.
+    pub(super) silent: bool,
+    pub(super) leaving: bool,
+    /// The next checkpoint that it writes fails.
+    pub(super) broken_disk: bool,
+    slowness: u64,
+    engine: VecDeque<Work>,
+    requests: Requests,
+    stage: StageId,
+    step: Step,
+    weights: Weights,
+    sums: Sums,
+    open: BTreeMap<ShardId, u64>,
+    averages: BTreeMap<ShardId, (Step, Average)>,
+    history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
+    arrived: BTreeMap<PeerName, Sums>,
+    fetching: Option<Fetching>,
+    /// Sums that are expected.
+    taking: Vec<Take>,
+}
+
+impl PeerShell {
+    /// Alive and working.
+    pub(super) fn healthy(&self) -> bool {
+        !self.deaf && !self.silent
+    }
+
+    pub(super) fn engine_idle(&self) -> bool {
+        self.engine.is_empty()
+    }
+
+    /// Has it all that the update of a step needs?
+    pub(super) fn has_averages(&self, shape: &Shape, step: Step) -> bool {
+        let held = |shard| self.averages.get(&shard).is_some_and(|(s, a)| *s == step && a.complete);
+        shape.shards(self.stage).into_iter().all(held)
+    }
+
+    fn changed(&mut self) {
+        self.open.clear();
+    }
+}
+
+impl World {
+    pub(super) fn join(&mut self) {
+        if self.finished_at.is_some() {
+            return;
+        }
+        self.made += 1;
+        let name = PeerName(format!("p{}", self.made));
+        self.say(|| format!("{name} starts"));
+        // Some are so slow that calls to them are given up.
+        let slowness = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
+        let peer = PeerShell {
+            node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string() }),
+            stream: None,
+            retired: false,
+            deaf: false,
+            silent: false,
+            leaving: false,
+            broken_disk: false,
+            slowness,
+            engine: VecDeque::new(),
+            requests: Requests::new(),
+            stage: 0,
+            step: 0,
+            weights: Weights::default(),
+            sums: Sums::default(),
+            open: BTreeMap::new(),
+            averages: BTreeMap::new(),
+            history: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            fetching: None,
+            taking: Vec::new(),
+        };
+        self.peers.insert(name.clone(), peer);
+        self.at(1, Event::Connect(name));
+    }
+
+    pub(super) fn connected(&mut self, name: &PeerName, stream: u64) {
+        let Some(peer) = self.peers.get_mut(name) else {
+            self.trainer_connected(name, stream);
+            return;
+        };
+        let mut out = Vec::new();
+        peer.stream = Some(stream);
+        let hello = peer.node.connected(&mut out);
+        self.up(name, Some(stream), Up::Hello(hello));
+        self.peer_effects(name, out);
+    }
+
+    pub(super) fn arrives_down(&mut self, stream: u64, to: &PeerName, message: Down) {
+        let here = self.peers.get(to).filter(|p| !p.silent).and_then(|p| p.stream);
+        let there = self.trainers.get(to).and_then(|t| t.stream);
+        if here.or(there) != Some(stream) {
+            return;
+        }
+        self.say(|| format!("conductor -> {to}: {message:?}"));
+        match message {
+            Down::Peer(message) => self.with_peer(to, |node, out| node.hear(message, out)),
+            Down::Trainer(message) => self.trainer_hears(to, message),
+        }
+    }
+
+    /// The node decides, the shell obeys.
+    fn with_peer(&mut self, name: &PeerName, decide: impl FnOnce(&mut PeerNode, &mut Vec<PeerEffect>)) {
+        let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
+        let mut out = Vec::new();
+        decide(&mut peer.node, &mut out);
+        self.peer_effects(name, out);
+    }
+
+    pub(super) fn call_arrives(&mut self, name: &PeerName, asked: Asked) {
+        let request = self.count();
+        let Some(peer) = self.peers.get_mut(name).filter(|p| !p.retired) else {
+            let after = self.latency();
+            let (trainer, id) = (asked.trainer, asked.id);
+            self.at(after, Event::Answer { from: name.clone(), trainer, id, answer: Answer::Broken });
+            return;
+        };
+        if peer.silent {
+            return;
+        }
+        let call = asked.call;
+        peer.requests.insert(request, asked);
+        self.with_peer(name, |node, out| node.call(request, call, out));
+    }
+
+    pub(super) fn hang_up(&mut self, name: &PeerName, trainer: &PeerName, id: CallId) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let asked = peer.requests.iter().find(|(_, a)| a.id == id && a.trainer == *trainer);
+        let Some(request) = asked.map(|(r, _)| *r) else { return };
+        if !peer.silent {
+            // What the engine has been given is computed all the same, and needs its inputs.
+            let given = |w: &Work| matches!(w, Work::Job(Job::Compute { request: r, .. }) if *r == request);
+            if !peer.engine.iter().any(given) {
+                peer.requests.remove(&request);
+            }
+            self.with_peer(name, |node, out| node.hang_up(request, out));
+        }
+    }
+
+    fn answer(&mut self, name: &PeerName, asked: Asked, answer: Answer) {
+        let after = self.latency();
+        self.at(after, Event::Answer { from: name.clone(), trainer: asked.trainer, id: asked.id, answer });
+    }
+
+    pub(super) fn peer_effects(&mut self, name: &PeerName, effects: Vec<PeerEffect>) {
+        for effect in effects {
+            let fetch = self.count();
+            let now = self.now;
+            let Some(peer) = self.peers.get_mut(name) else { return };
+            match effect {
+                PeerEffect::Run(job) => self.give(name, Work::Job(job)),
+                PeerEffect::Refuse(request, why) => {
+                    if let Some(asked) = peer.requests.remove(&request) {
+                        let answer = if why == Refused::Stale { Answer::Stale } else { Answer::Refused };
+                        self.answer(name, asked, answer);
+                    }
+                }
+                PeerEffect::Tell(report) => {
+                    let stream = peer.stream;
+                    self.up(name, stream, Up::Peer(report));
+                }
+                PeerEffect::Load { stage, step, checkpoint } => {
+                    let until = now + FETCH_MS_MAX;
+                    peer.fetching =
+                        Some(Fetching { fetch, stage, wanted: step, mates: Vec::new(), have: None, until });
+                    let after = 50 + self.draw(250);
+                    self.at(after, Event::Loaded { peer: name.clone(), fetch, stage, step, checkpoint });
+                }
+                PeerEffect::Fetch { stage, step, from, mates } => {
+                    let until = now + FETCH_MS_MAX;
+                    peer.fetching = Some(Fetching { fetch, stage, wanted: step, mates, have: None, until });
+                    match from {
+                        Some(from) => self.give(name, Work::Begin { fetch, from }),
+                        None => self.at(1, Event::Fetch { peer: name.clone(), fetch }),
+                    }
+                }
+                PeerEffect::Average { step, shard, round, group } => {
+                    let average = Average { round, group, sum: 0, keys: Keys::new(), complete: false };
+                    peer.averages.insert(shard, (step, average));
+                    self.give(name, Work::Open { shard, round });
+                }
+                PeerEffect::Take(take) => {
+                    peer.taking.push(take.clone());
+                    let after = self.latency();
+                    self.at(after, Event::AskSums { peer: name.clone(), take });
+                }
+                PeerEffect::Save { step } => self.give(name, Work::Save { step }),
+                PeerEffect::Retire => {
+                    self.say(|| format!("{name} retires"));
+                    if let Some(peer) = self.peers.get_mut(name) {
+                        peer.retired = true;
+                        if let Some(stream) = peer.stream.take() {
+                            self.break_stream(stream, false);
+                        }
+                    }
+                    if self.finished_at.is_none() {
+                        self.end_peer(name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn give(&mut self, name: &PeerName, work: Work) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.engine.push_back(work);
+        if peer.engine.len() == 1 {
+            self.start(name);
+        }
+    }
+
+    /// Begins with the first job.
+    fn start(&mut self, name: &PeerName) {
+        let Some(peer) = self.peers.get(name) else { return };
+        let ms = match peer.engine.front() {
+            None => return,
+            Some(Work::Job(Job::Compute { call, .. })) => duration(call.kind, peer.slowness),
+            Some(Work::Job(Job::Apply { .. } | Job::Add(_)) | Work::Set { .. }) => 3 + peer.slowness / 4,
+            Some(_) => 1,
+        };
+        self.at(ms, Event::Engine { peer: name.clone() });
+    }
+
+    pub(super) fn engine_done(&mut self, name: &PeerName) {
+        let Some(peer) = self.peers.get_mut(name).filter(|p| p.healthy()) else { return };
+        let Some(work) = peer.engine.pop_front() else { return };
+        if !peer.engine.is_empty() {
+            self.start(name);
+        }
+        match work {
+            Work::Job(Job::Compute { request, call, accumulate }) => {
+                self.compute(name, request, call, accumulate)
+            }
+            Work::Job(Job::Clear) => {
+                self.say(|| format!("{name} has cleared"));
+                if let Some(peer) = self.peers.get_mut(name) {
+                    peer.sums = Sums::default();
+                    peer.changed();
+                }
+            }
+            Work::Job(Job::Add(take)) => {
+                if let Some(peer) = self.peers.get_mut(name)
+                    && let Some(sums) = peer.arrived.remove(&take.from.name)
+                {
+                    peer.sums.add(&sums);
+                    peer.changed();
+                }
+                self.with_peer(name, |node, out| node.added(take, out));
+            }
+            Work::Job(Job::Apply { step, scale }) => self.apply(name, step, scale),
+            Work::Open { shard, round } => {
+                let Some(peer) = self.peers.get_mut(name) else { return };
+                if peer.averages.get(&shard).is_some_and(|(_, a)| a.round == round) {
+                    peer.open.insert(shard, round);
+                    let until = self.now + PULL_MS_MAX;
+                    let after = self.latency();
+                    self.at(after, Event::Pull { peer: name.clone(), shard, round, index: 0, until });
+                }
+            }
+            Work::Hand { to, take } => {
+                let sums = self.peers.get(name).map(|p| p.sums.clone());
+                let after = self.latency();
+                self.at(after, Event::Sums { peer: to, take, sums });
+            }
+            Work::Save { step } => {
+                let Some(peer) = self.peers.get_mut(name) else { return };
+                let works = !std::mem::take(&mut peer.broken_disk);
+                let (stage, weights) = (peer.stage, peer.weights);
+                if peer.step != step {
+                    let at = peer.step;
+                    self.violation(format!("{name} saves step {step} and is at {at}"));
+                }
+                let after = 5 + self.draw(150);
+                self.at(after, Event::Written { peer: name.clone(), step, stage, weights, works });
+            }
+            Work::Begin { fetch, from } => {
+                let Some(peer) = self.peers.get_mut(name) else { return };
+                let (step, weights) = (peer.step, peer.weights);
+                let Some(fetching) = peer.fetching.as_mut().filter(|f| f.fetch == fetch) else { return };
+                fetching.have = Some((step, weights));
+                if step != from {
+                    self.violation(format!("{name} fetches from step {from} and is at {step}"));
+                }
+                self.at(1, Event::Fetch { peer: name.clone(), fetch });
+            }
+            Work::Set { fetch, stage, step, weights } => {
+                let Some(peer) = self.peers.get_mut(name) else { return };
+                if peer.fetching.take_if(|f| f.fetch == fetch).is_none() {
+                    return;
+                }
+                if peer.sums != Sums::default() {
+                    self.violation(format!("{name} begins stage {stage} with sums of another"));
+                    return;
+                }
+                (peer.stage, peer.step, peer.weights) = (stage, step, weights);
+                peer.history.clear();
+                peer.averages.clear();
+                self.check(name, stage, step, weights);
+                self.with_peer(name, |node, out| node.ready(stage, step, out));
+            }
+        }
+    }
+
+    fn compute(&mut self, name: &PeerName, request: u64, call: Call, accumulate: bool) {
+        let shape = self.scenario.shape;
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let weights = peer.weights;
+        let asked = peer.requests.remove(&request);
+        let (mut loss, mut tensor, mut added) = (None, 0, None);
+        if let Some(asked) = &asked {
+            match call.kind {
+                CallKind::Forward => tensor = shape.forward(asked.input, &weights),
+                CallKind::Loss => loss = Some(shape.loss(asked.input, &weights)),
+                CallKind::Backward => {
+                    let back = shape.backward(call.stage, asked.input, asked.above, &weights);
+                    (tensor, loss) = (back.input, back.loss);
+                    if accumulate {
+                        let text = format!(
+                            "{name} adds {call:?} for {}: input {:x}, above {:x}, {}",
+                            asked.trainer, asked.input, asked.above, back.own
+                        );
+                        added = Some(text);
+                        let keys = Keys::from([((call.step, call.microbatch, call.stage), 1)]);
+                        peer.sums.add(&Sums { own: back.own, shared: back.shared, keys });
+                        peer.changed();
+                    }
+                }
+            }
+        }
+        if let Some(text) = added {
+            self.say(|| text);
+        } else if asked.is_none() {
+            self.say(|| format!("{name} has no inputs of {call:?}"));
+        }
+        self.with_peer(name, |node, out| node.computed(request, Ok(loss), out));
+        if let Some(asked) = asked {
+            self.answer(name, asked, Answer::Tensors(tensor, loss));
+        }
+    }
+
+    /// The update: the averages must contain every key once.
+    fn apply(&mut self, name: &PeerName, step: Step, scale: f32) {
+        let shape = self.scenario.shape;
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let stage = peer.stage;
+        let mut averages = BTreeMap::new();
+        for shard in shape.shards(stage) {
+            let held = peer.averages.get(&shard).filter(|(s, a)| *s == step && a.complete);
+            let Some((_, average)) = held else {
+                self.violation(format!("{name} updates step {step} without the average of shard {shard}"));
+                return;
+            };
+            let stages = shape.stages_of(shard);
+            let all = stages.iter().flat_map(|s| (0..shape.microbatches).map(move |m| ((step, m, *s), 1)));
+            if average.keys != all.collect() {
+                let text =
+                    format!("{name}, step {step}, shard {shard}: not every key once: {:?}", average.keys);
+                self.violation(text);
+                return;
+            }
+            averages.insert(shard, average.sum);
+        }
+        if peer.step != step {
+            let at = peer.step;
+            self.violation(format!("{name} updates step {step} and is at {at}"));
+            return;
+        }
+        peer.weights = shape.update(stage, &peer.weights, &averages, scale);
+        peer.step += 1;
+        peer.sums = Sums::default();
+        peer.changed();
+        peer.history.insert(step, (averages, scale));
+        peer.history.retain(|s, _| s + KEEP > step);
+        let weights = peer.weights;
+        self.check(name, stage, step + 1, weights);
+        self.with_peer(name, |node, out| node.applied(step + 1, weights.hash(), out));
+    }
+
+    /// Are these the weights of the steps done one after the other?
+    fn check(&mut self, name: &PeerName, stage: StageId, step: Step, weights: Weights) {
+        let right = self.truth.get(step as usize).map(|t| t.weights[stage as usize]);
+        if right != Some(weights) {
+            self.violation(format!("{name}, stage {stage}, step {step}: {weights:?} instead of {right:?}"));
+        }
+    }
+
+    /// One part after the other, from whoever has it now.
+    pub(super) fn pull(&mut self, name: &PeerName, shard: ShardId, round: u64, index: usize, until: u64) {
+        let Some(peer) = self.peers.get(name).filter(|p| p.healthy()) else { return };
+        let Some((step, average)) = peer.averages.get(&shard).filter(|(_, a)| a.round == round) else {
+            return;
+        };
+        let step = *step;
+        let stages = self.scenario.shape.stages;
+        let Some(mate) = average.group.get(index) else {
+            let squares = self.scenario.shape.squares(average.sum);
+            let text = format!("{name} has the average of shard {shard}, round {round}: {:?}", average.keys);
+            self.say(|| text);
+            if let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard)) {
+                average.complete = true;
+            }
+            self.with_peer(name, |node, out| node.averaged(step, shard, round, squares, out));
+            return;
+        };
+        let mate = mate.name.clone();
+        let found = self.peers.get(&mate).filter(|p| !p.retired);
+        let why = match found {
+            None => Some("gone"),
+            Some(other) if other.healthy() && other.open.get(&shard) == Some(&round) => {
+                let sums = other.sums.clone();
+                let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard))
+                else {
+                    return;
+                };
+                average.sum = average.sum.wrapping_add(sums.of(shard, stages));
+                for (key, count) in sums.keys {
+                    *average.keys.entry(key).or_insert(0) += count;
+                }
+                let after = self.latency();
+                self.at(after, Event::Pull { peer: name.clone(), shard, round, index: index + 1, until });
+                return;
+            }
+            Some(other) if other.healthy() && other.open.get(&shard).is_some_and(|r| *r > round) => {
+                Some("ahead")
+            }
+            Some(_) if self.now > until => Some("silent"),
+            Some(_) => None,
+        };
+        match why {
+            None => self.at(25, Event::Pull { peer: name.clone(), shard, round, index, until }),
+            Some(why) => {
+                let why = format!("{mate} is {why}");
+                self.with_peer(name, |node, out| node.average_failed(step, shard, round, why, out));
+            }
+        }
+    }
+
+    pub(super) fn ask_sums(&mut self, name: &PeerName, take: Take) {
+        let until = PULL_MS_MAX + self.latency();
+        match self.peers.get(&take.from.name) {
+            Some(leaver) if !leaver.silent => {
+                let work = Work::Hand { to: name.clone(), take: take.clone() };
+                self.give(&take.from.name.clone(), work);
+                self.at(until, Event::Sums { peer: name.clone(), take, sums: None });
+            }
+            Some(_) => self.at(until, Event::Sums { peer: name.clone(), take, sums: None }),
+            None => self.at(1, Event::Sums { peer: name.clone(), take, sums: None }),
+        }
+    }
+
+    /// The first answer counts; what comes later than the deadline does not.
+    pub(super) fn sums_arrive(&mut self, name: &PeerName, take: Take, sums: Option<Sums>) {
+        let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
+        let before = peer.taking.len();
+        peer.taking.retain(|t| *t != take);
+        if peer.taking.len() == before {
+            return;
+        }
+        let arrived = sums.is_some();
+        if let Some(sums) = sums {
+            peer.arrived.insert(take.from.name.clone(), sums);
+        }
+        self.with_peer(name, |node, out| node.received(take, arrived, out));
+    }
+
+    pub(super) fn loaded(
+        &mut self,
+        name: &PeerName,
+        fetch: u64,
+        stage: StageId,
+        step: Step,
+        checkpoint: bool,
+    ) {
+        let weights = match (checkpoint, step) {
+            (false, 0) => Some(self.scenario.shape.initial(stage)),
+            (true, _) => self.sealed.get(&step).map(|all| all[stage as usize]),
+            _ => None,
+        };
+        match weights {
+            Some(weights) => self.give(name, Work::Set { fetch, stage, step, weights }),
+            None => self.violation(format!("{name} is to load step {step}, which is not there")),
+        }
+    }
+
+    /// A snapshot of one mate, then the averages of the steps that passed meanwhile.
+    pub(super) fn fetch(&mut self, name: &PeerName, fetch: u64) {
+        let shape = self.scenario.shape;
+        let draw = self.draw(1000) as usize;
+        let Some(peer) = self.peers.get(name).filter(|p| p.healthy()) else { return };
+        let Some(fetching) = peer.fetching.as_ref().filter(|f| f.fetch == fetch) else { return };
+        let stage = fetching.stage;
+        if let Some((step, weights)) = fetching.have
+            && step >= fetching.wanted
+        {
+            self.give(name, Work::Set { fetch, stage, step, weights });
+            return;
+        }
+        if self.now > fetching.until || fetching.mates.is_empty() {
+            if let Some(peer) = self.peers.get_mut(name) {
+                peer.fetching = None;
+            }
+            self.with_peer(name, |node, out| node.fetch_failed(stage, "no mate has it".to_owned(), out));
+            return;
+        }
+        let mate = &fetching.mates[draw % fetching.mates.len()].name;
+        let answers = |p: &&PeerShell| {
+            p.healthy()
+                && !p.retired
+                && p.node.serving()
+                && p.stage == stage
+                && p.node.position().0 == Some(stage)
+        };
+        let mut have = fetching.have;
+        let mut after = 30;
+        if let Some(mate) = self.peers.get(mate).filter(answers) {
+            have = match have {
+                None => {
+                    after = 40 + draw as u64 / 5;
+                    Some((mate.step, mate.weights))
+                }
+                Some((step, weights)) => match mate.history.get(&step) {
+                    Some((averages, scale)) => {
+                        Some((step + 1, shape.update(stage, &weights, averages, *scale)))
+                    }
+                    None if mate.step > step => None,
+                    None => have,
+                },
+            };
+        }
+        if let Some(fetching) = self.peers.get_mut(name).and_then(|p| p.fetching.as_mut()) {
+            fetching.have = have;
+        }
+        self.at(after, Event::Fetch { peer: name.clone(), fetch });
+    }
+
+    pub(super) fn written(
+        &mut self,
+        name: &PeerName,
+        step: Step,
+        stage: StageId,
+        weights: Weights,
+        works: bool,
+    ) {
+        let report = if works {
+            let record = format!("{stage}/{step}/{name}");
+            self.files.insert(record.clone(), (step, stage, weights));
+            PeerReport::Saved { step, record }
+        } else {
+            PeerReport::SaveFailed { step, why: "no space".to_owned() }
+        };
+        let Some(peer) = self.peers.get(name).filter(|p| !p.silent) else { return };
+        let stream = peer.stream;
+        self.up(name, stream, Up::Peer(report));
+    }
+
+    /// Without notice, or at the end of it.
+    pub(super) fn kill_peer(&mut self, name: &PeerName, again: bool) {
+        if !self.peers.contains_key(name) {
+            return;
+        }
+        self.say(|| format!("{name} is killed"));
+        self.unforeseen = true;
+        self.end_peer(name);
+        if again {
+            self.replace();
+        }
+    }
+
+    fn end_peer(&mut self, name: &PeerName) {
+        let Some(peer) = self.peers.remove(name) else { return };
+        if let Some(stream) = peer.stream {
+            self.streams.remove(&stream);
+            let after = self.notice();
+            self.at(after, Event::ConductorLearns { stream, name: name.clone() });
+        }
+        // Trainers learn that their calls will not be answered.
+        let calls: Vec<(PeerName, CallId)> = self
+            .trainers
+            .iter()
+            .flat_map(|(t, shell)| {
+                shell.calls.iter().filter(|(_, c)| c.0 == *name).map(|(id, _)| (t.clone(), *id))
+            })
+            .collect();
+        for (trainer, id) in calls {
+            let after = self.notice();
+            self.at(after, Event::Answer { from: name.clone(), trainer, id, answer: Answer::Broken });
+        }
+    }
+
+    pub(super) fn peer_leaves(&mut self, name: &PeerName) {
+        self.say(|| format!("{name} will leave"));
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.leaving = true;
+        }
+        self.with_peer(name, |node, out| node.leave(out));
+    }
+}

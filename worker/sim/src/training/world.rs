@@ -1,0 +1,499 @@
+//! The events, and what must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::conductor::Committed;
+use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::{
+    Call, CallId, CallKind, Conductor, ConductorEvent, PeerReport, Phase, RequestId, ShardId, StageId, Step,
+    ToPeer, ToTrainer, TrainerReport,
+};
+
+use super::numbers::{Sums, Truth, Weights, sequential};
+use super::peer::PeerShell;
+use super::scenario::{Kinds, Outcome, Scenario};
+use super::trainer::TrainerShell;
+use crate::model::mix;
+
+/// Everything is finished this long after the last fault, or something is stuck.
+const LIVENESS_MS: u64 = 240_000;
+/// What is still on its way after the end has arrived by then.
+const DRAIN_MS: u64 = 5_000;
+const TICK_MS: u64 = 200;
+/// Deliveries in a second of virtual time; a storm has more.
+const DELIVERIES_PER_SECOND: u64 = 3000;
+
+/// What travels on a stream to the conductor.
+#[derive(Clone, Debug)]
+pub(super) enum Up {
+    Hello(dunlin_protocol::training::Hello),
+    Peer(PeerReport),
+    Trainer(TrainerReport),
+}
+
+/// And from it.
+#[derive(Clone, Debug)]
+pub(super) enum Down {
+    Peer(ToPeer),
+    Trainer(ToTrainer),
+}
+
+/// A call with its tensors.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) trainer: PeerName,
+    pub(super) id: CallId,
+    pub(super) call: Call,
+    pub(super) input: u64,
+    pub(super) above: u64,
+}
+
+/// What a peer answers.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// Output or input gradient; loss.
+    Tensors(u64, Option<f64>),
+    Refused,
+    Stale,
+    Broken,
+}
+
+pub(super) enum Event {
+    Up {
+        stream: u64,
+        from: PeerName,
+        message: Up,
+    },
+    Down {
+        stream: u64,
+        to: PeerName,
+        message: Down,
+    },
+    /// The client's end of a stream learns that it is gone; perhaps that it was expelled.
+    ClientLearns {
+        stream: u64,
+        name: PeerName,
+        expelled: bool,
+    },
+    ConductorLearns {
+        stream: u64,
+        name: PeerName,
+    },
+    Connect(PeerName),
+    Call {
+        peer: PeerName,
+        asked: Asked,
+    },
+    HangUp {
+        peer: PeerName,
+        trainer: PeerName,
+        id: CallId,
+    },
+    Answer {
+        from: PeerName,
+        trainer: PeerName,
+        id: CallId,
+        answer: Answer,
+    },
+    /// The engine is done with the job at hand.
+    Engine {
+        peer: PeerName,
+    },
+    /// The next part of an average.
+    Pull {
+        peer: PeerName,
+        shard: ShardId,
+        round: u64,
+        index: usize,
+        until: u64,
+    },
+    /// A leaver is asked for its sums.
+    AskSums {
+        peer: PeerName,
+        take: Take,
+    },
+    Sums {
+        peer: PeerName,
+        take: Take,
+        sums: Option<Sums>,
+    },
+    Fetch {
+        peer: PeerName,
+        fetch: u64,
+    },
+    Loaded {
+        peer: PeerName,
+        fetch: u64,
+        stage: StageId,
+        step: Step,
+        checkpoint: bool,
+    },
+    Written {
+        peer: PeerName,
+        step: Step,
+        stage: StageId,
+        weights: Weights,
+        works: bool,
+    },
+    Sealed {
+        life: u64,
+        step: Step,
+        records: Vec<String>,
+    },
+    StartConductor,
+    Tick,
+    Fault,
+    Kill(PeerName),
+    Join,
+    JoinTrainer,
+}
+
+pub(super) struct World {
+    pub(super) scenario: Scenario,
+    pub(super) now: u64,
+    order: u64,
+    draws: u64,
+    pub(super) events: BTreeMap<(u64, u64), Event>,
+    pub(super) conductor: Option<Conductor>,
+    /// Lives of the conductor.
+    pub(super) life: u64,
+    /// This life has begun to make steps.
+    pub(super) begun: bool,
+    pub(super) peers: BTreeMap<PeerName, PeerShell>,
+    pub(super) trainers: BTreeMap<PeerName, TrainerShell>,
+    /// Streams that work, and the arrival of the last message up and down.
+    pub(super) streams: BTreeMap<u64, (u64, u64)>,
+    /// Which stream the conductor has of whom.
+    pub(super) accepted: BTreeMap<PeerName, u64>,
+    /// Streams that began since ever; requests and fetches count here too.
+    pub(super) counter: u64,
+    /// Files of checkpoints by their record.
+    pub(super) files: BTreeMap<String, (Step, StageId, Weights)>,
+    pub(super) sealed: BTreeMap<Step, Vec<Weights>>,
+    pub(super) truth: Vec<Truth>,
+    pub(super) made: u32,
+    pub(super) faults_left: u32,
+    pub(super) last_fault: u64,
+    /// Conductor's step, the largest since all went back last.
+    pub(super) reached: Step,
+    /// Somebody left with no time or no mate, or was lost: work may be done again.
+    pub(super) unforeseen: bool,
+    pub(super) suspending: bool,
+    /// Armed: the so manieth delivery kills its receiver or its sender.
+    pub(super) kill_at: Option<(u64, bool)>,
+    pub(super) finished_at: Option<u64>,
+    pub(super) out: Outcome,
+}
+
+/// Runs a scenario to its end.
+#[must_use]
+pub fn run(scenario: &Scenario) -> Outcome {
+    let mut world = World::new(scenario.clone());
+    while let Some(((at, _), event)) = world.events.pop_first() {
+        world.now = at;
+        let over = world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS);
+        if over || !world.out.violations.is_empty() || world.now > world.last_fault + LIVENESS_MS {
+            break;
+        }
+        world.handle(event);
+    }
+    world.judge();
+    world.out
+}
+
+impl World {
+    fn new(scenario: Scenario) -> Self {
+        let mut world = Self {
+            now: 0,
+            order: 0,
+            draws: 0,
+            events: BTreeMap::new(),
+            conductor: None,
+            life: 0,
+            begun: false,
+            peers: BTreeMap::new(),
+            trainers: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            counter: 0,
+            files: BTreeMap::new(),
+            sealed: BTreeMap::new(),
+            truth: sequential(&scenario.shape, scenario.steps),
+            made: 0,
+            faults_left: scenario.faults,
+            last_fault: 0,
+            reached: 0,
+            unforeseen: false,
+            suspending: false,
+            kill_at: scenario.kill_at,
+            finished_at: None,
+            out: Outcome::default(),
+            scenario,
+        };
+        world.at(0, Event::StartConductor);
+        for _ in 0..world.scenario.peers {
+            let after = world.draw(600);
+            world.at(after, Event::Join);
+        }
+        for _ in 0..world.scenario.trainers {
+            let after = world.draw(600);
+            world.at(after, Event::JoinTrainer);
+        }
+        world.at(1, Event::Tick);
+        if world.faults_left > 0 {
+            // Most faults hit when steps are made, some the beginning.
+            let after = 2500 + world.draw(2500);
+            world.at(after, Event::Fault);
+        }
+        world
+    }
+
+    pub(super) fn draw(&mut self, below: u64) -> u64 {
+        self.draws += 1;
+        mix(self.scenario.seed, self.draws.wrapping_mul(0x1234_5678_9abc_def1)) % below.max(1)
+    }
+
+    pub(super) fn count(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter
+    }
+
+    pub(super) fn say(&mut self, text: impl FnOnce() -> String) {
+        if self.scenario.trace {
+            let line = format!("{:>7} ms  {}", self.now, text());
+            self.out.trace.push(line);
+        }
+    }
+
+    pub(super) fn violation(&mut self, text: String) {
+        self.say(|| format!("VIOLATION {text}"));
+        self.out.violations.push(text);
+    }
+
+    pub(super) fn at(&mut self, after_ms: u64, event: Event) {
+        self.order += 1;
+        self.events.insert((self.now + after_ms, self.order), event);
+    }
+
+    /// One way over the network.
+    pub(super) fn latency(&mut self) -> u64 {
+        let usual = self.scenario.latency_ms;
+        1 + self.draw(usual) + if self.draw(20) == 0 { self.draw(6 * usual) } else { 0 }
+    }
+
+    /// How long it takes somebody to learn that a stream is gone.
+    pub(super) fn notice(&mut self) -> u64 {
+        if self.draw(3) == 0 { 1 + self.draw(1500) } else { 1 + self.draw(50) }
+    }
+
+    /// Counts a delivery; true when its receiver or sender is killed instead.
+    fn strikes(&mut self, from: Option<&PeerName>, to: Option<&PeerName>) -> bool {
+        self.out.deliveries += 1;
+        let Some((left, receiver)) = self.kill_at else { return false };
+        if left > 0 {
+            self.kill_at = Some((left - 1, receiver));
+            return false;
+        }
+        self.kill_at = None;
+        self.fault("at a message");
+        match if receiver { to } else { from } {
+            None => self.kill_conductor(),
+            Some(name) if self.trainers.contains_key(name) => self.kill_trainer(&name.clone()),
+            Some(name) => self.kill_peer(&name.clone(), true),
+        }
+        true
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Up { stream, from, message } => {
+                if !self.streams.contains_key(&stream) {
+                    self.out.lost += 1;
+                } else if !self.strikes(Some(&from), None) {
+                    self.arrives_up(stream, &from, message);
+                }
+            }
+            Event::Down { stream, to, message } => {
+                if !self.streams.contains_key(&stream) {
+                    self.out.lost += 1;
+                } else if !self.strikes(None, Some(&to)) {
+                    self.arrives_down(stream, &to, message);
+                }
+            }
+            Event::ClientLearns { stream, name, expelled } => self.client_learns(stream, &name, expelled),
+            Event::ConductorLearns { stream, name } => {
+                if self.accepted.get(&name) == Some(&stream) {
+                    self.accepted.remove(&name);
+                    self.conduct(ConductorEvent::Gone(name));
+                }
+            }
+            Event::Connect(name) => self.connect(&name),
+            Event::Call { peer, asked } => {
+                if !self.strikes(Some(&asked.trainer.clone()), Some(&peer)) {
+                    self.call_arrives(&peer, asked);
+                }
+            }
+            Event::HangUp { peer, trainer, id } => self.hang_up(&peer, &trainer, id),
+            Event::Answer { from, trainer, id, answer } => {
+                if !self.strikes(Some(&from), Some(&trainer)) {
+                    self.answer_arrives(&trainer, id, answer);
+                }
+            }
+            Event::Engine { peer } => self.engine_done(&peer),
+            Event::Pull { peer, shard, round, index, until } => self.pull(&peer, shard, round, index, until),
+            Event::AskSums { peer, take } => self.ask_sums(&peer, take),
+            Event::Sums { peer, take, sums } => self.sums_arrive(&peer, take, sums),
+            Event::Fetch { peer, fetch } => self.fetch(&peer, fetch),
+            Event::Loaded { peer, fetch, stage, step, checkpoint } => {
+                self.loaded(&peer, fetch, stage, step, checkpoint);
+            }
+            Event::Written { peer, step, stage, weights, works } => {
+                self.written(&peer, step, stage, weights, works);
+            }
+            Event::Sealed { life, step, records } => self.seal(life, step, &records),
+            Event::StartConductor => self.start_conductor(),
+            Event::Tick => {
+                self.at(TICK_MS, Event::Tick);
+                if self.conductor.is_some() {
+                    self.conduct(ConductorEvent::Tick);
+                }
+                let names: Vec<PeerName> = self.trainers.keys().cloned().collect();
+                for name in names {
+                    self.trainer_tick(&name);
+                }
+            }
+            Event::Fault => self.next_fault(),
+            Event::Kill(name) => self.kill_peer(&name, false),
+            Event::Join => self.join(),
+            Event::JoinTrainer => self.join_trainer(),
+        }
+    }
+
+    /// The conductor says that a step is complete.
+    pub(super) fn committed(&mut self, committed: &Committed) {
+        self.out.commits += 1;
+        self.out.redone += committed.redone;
+        self.say(|| format!("step {} is complete: {committed:?}", committed.step));
+        let Some(truth) = self.truth.get(committed.step as usize) else { return };
+        let wrong = committed.loss != truth.loss
+            || committed.norm != truth.norm
+            || committed.validation.is_some_and(|v| v != truth.validation);
+        if wrong {
+            let text = format!("step {}: {committed:?} instead of {truth:?}", committed.step);
+            self.violation(text);
+        }
+    }
+
+    /// After everything that the conductor did: its step never goes back but for a loss.
+    pub(super) fn watch(&mut self) {
+        let Some(conductor) = &self.conductor else { return };
+        if let Phase::Failed(why) = conductor.phase() {
+            let why = format!("the conductor gives up: {why}");
+            self.violation(why);
+            return;
+        }
+        let (step, phase) = (conductor.step(), conductor.phase().clone());
+        if matches!(phase, Phase::Running | Phase::Finishing) {
+            // A life that begins may not have heard of the last update, and makes it again.
+            let least = if self.begun { self.reached } else { self.reached.saturating_sub(1) };
+            if step < least {
+                self.violation(format!("the conductor goes from step {least} to {step}"));
+            }
+            self.begun = true;
+            self.reached = step;
+        }
+        match phase {
+            Phase::Finished if self.finished_at.is_none() => {
+                self.say(|| "finished".to_owned());
+                self.finished_at = Some(self.now);
+                if step != self.scenario.steps {
+                    self.violation(format!("finished at step {step}"));
+                }
+                let truth = self.truth[self.scenario.steps as usize].weights.clone();
+                if self.sealed.get(&self.scenario.steps) != Some(&truth) {
+                    self.violation("the last checkpoint is not the last state".to_owned());
+                }
+            }
+            Phase::Suspended if self.suspending => self.resume(),
+            _ => {}
+        }
+    }
+
+    /// All are told to load a checkpoint: has a stage really nobody left?
+    pub(super) fn goes_back(&mut self, to: Step) {
+        if to >= self.reached {
+            return;
+        }
+        self.out.went_back += 1;
+        let reached = self.reached;
+        let holds = |stage: StageId| {
+            let current = |p: &PeerShell| {
+                let at = p.node.position().1;
+                at >= reached || at + 1 == reached && p.has_averages(&self.scenario.shape, at)
+            };
+            self.peers
+                .values()
+                .any(|p| p.healthy() && p.node.serving() && p.node.position().0 == Some(stage) && current(p))
+        };
+        let lost = (0..self.scenario.shape.stages).any(|s| !holds(s));
+        let newest = self.sealed.keys().next_back().copied().unwrap_or(0);
+        self.say(|| format!("back from step {reached} to {to}"));
+        if !lost {
+            self.violation(format!("back from step {reached} to {to}, and every stage has a peer"));
+        }
+        if to > newest {
+            self.violation(format!("back to step {to}, which is in no checkpoint"));
+        }
+        self.reached = to;
+    }
+
+    fn judge(&mut self) {
+        self.out.ms = self.now;
+        self.out.settled_ms = self.finished_at.unwrap_or(self.now).saturating_sub(self.last_fault);
+        if !self.out.violations.is_empty() {
+            return;
+        }
+        if self.finished_at.is_none() {
+            let at = self.conductor.as_ref().map(|c| (c.step(), c.phase().clone()));
+            let members = self.conductor.as_ref().map(Conductor::members);
+            self.violation(format!("not finished at {} ms: {at:?}, {members:?}", self.now));
+            return;
+        }
+        let left: Vec<String> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.healthy() && (p.node.load() > 0 || !p.engine_idle()))
+            .map(|(n, p)| format!("{n} has {} calls left", p.node.load()))
+            .chain(
+                self.trainers
+                    .iter()
+                    .filter(|(_, t)| t.core.in_flight() > 0)
+                    .map(|(n, t)| format!("{n} has {} microbatches left", t.core.in_flight())),
+            )
+            .collect();
+        for text in left {
+            self.violation(text);
+        }
+        let settled = self.finished_at.unwrap_or(self.now);
+        if self.out.deliveries > DELIVERIES_PER_SECOND * (1 + settled / 1000) {
+            self.violation(format!("{} deliveries in {settled} ms", self.out.deliveries));
+        }
+        if self.scenario.kinds == Kinds::Notice && !self.unforeseen && self.out.redone > 0 {
+            self.violation(format!("{} contributions were computed again", self.out.redone));
+        }
+    }
+
+    /// Names of peers that work.
+    pub(super) fn healthy(&self) -> BTreeSet<PeerName> {
+        self.peers.iter().filter(|(_, p)| p.healthy()).map(|(n, _)| n.clone()).collect()
+    }
+}
+
+/// How long the engine needs.
+pub(super) fn duration(kind: CallKind, slowness: u64) -> u64 {
+    if kind == CallKind::Backward { slowness * 5 / 2 } else { slowness }
+}
+
+/// Calls by request.
+pub(super) type Requests = BTreeMap<RequestId, Asked>;
