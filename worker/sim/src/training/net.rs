@@ -25,6 +25,7 @@ impl World {
             steps: self.scenario.steps,
             tied: shape.tied,
             clip: Some(shape.clip),
+            saves: true,
             checkpoint_every: self.scenario.checkpoint_every,
             validate_every: self.scenario.validate_every,
             validation_batches: shape.validation_batches,

@@ -51,7 +51,7 @@ impl World {
         trainer.stream = Some(stream);
         trainer.core.connected(&mut out);
         let me = Mate { name: name.clone(), addr: name.to_string() };
-        self.up(name, Some(stream), Up::Hello(Hello { me, role: Role::Trainer }));
+        self.up(name, Some(stream), Up::Hello(Hello { me, role: Role::Trainer { data: String::new() } }));
         self.trainer_effects(name, out);
     }
 

@@ -159,7 +159,7 @@ impl Conductor {
         let (count, stages) = (self.config.microbatches, &self.stages);
         self.todo.retain(|m| *m >= count || stages.iter().any(|s| s.ledger.is_open(*m)));
         if (0..self.config.stages).any(|s| !self.stays(s)) {
-            self.saving.want_now();
+            self.saving.want_now(self.config.saves);
         }
         self.retry_idle(out);
         self.plan_save();

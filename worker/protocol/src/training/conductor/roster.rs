@@ -226,7 +226,7 @@ impl Conductor {
                 self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
             for other in back {
                 self.place(&other, Place::Member { stage });
-                self.saving.want_now();
+                self.saving.want_now(self.config.saves);
             }
         }
         if self.members_of(stage).next().is_none() {
