@@ -5,18 +5,18 @@
 //! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
 //! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
 //! * [`codec`] rows and averaged gradients as bytes
-//! * [`schedule`], [`clip`] learning rate of a step, scale of a gradient
+//! * [`schedule`], [`squares`] learning rate of a step, what a stage knows of the norm of its gradient
 //!
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
 
 pub mod checkpoint;
-pub mod clip;
 pub mod codec;
 pub mod config;
 pub mod data;
 pub mod optimizer;
 pub mod run;
 pub mod schedule;
+pub mod squares;
 pub mod stage;
 
 pub use config::{ConfigError, TrainingConfig};

@@ -12,11 +12,11 @@ use dunlin_model::training::{
 };
 use thiserror::Error;
 
-use crate::clip::sums_of_squares;
 use crate::codec::{Codec, CodecError};
 use crate::optimizer::{Optimizer, OptimizerError, OptimizerState, TensorRange};
 use crate::run::Run;
 use crate::schedule::learning_rate;
+use crate::squares::sums_of_squares;
 
 /// Averages that are kept for peers that join.
 const UPDATES_KEPT: usize = 4;

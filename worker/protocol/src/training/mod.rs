@@ -7,11 +7,13 @@
 //! * [`message`] what is said
 //! * [`ledger`] who adds what
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
+//! * [`clip`] the norm of the whole gradient
 //! * [`peer`] the side that computes
 //! * [`trainer`] the side that drives, over [`wiring`]
 //!
 //! docs/training.md tells the whole story.
 
+pub mod clip;
 pub mod conductor;
 pub mod ledger;
 pub mod message;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::training::{Microbatch, ShardId, StageId, Step};
+use dunlin_protocol::training::{Microbatch, ShardId, StageId, Step, clip};
 
 use crate::model::mix;
 
@@ -221,7 +221,7 @@ pub fn sequential(shape: &Shape, steps: Step) -> Vec<Truth> {
             averages.insert(shape.stages, sums[0].shared.wrapping_add(sums[last].shared));
         }
         let norm = averages.values().flat_map(|a| shape.squares(*a)).sum::<f64>().sqrt();
-        let scale = if norm > shape.clip { (shape.clip / norm) as f32 } else { 1.0 };
+        let scale = clip::scale(norm, Some(shape.clip));
         let after =
             (0..shape.stages).map(|s| shape.update(s, &weights[s as usize], &averages, scale)).collect();
         truth.push(Truth { weights: std::mem::replace(&mut weights, after), loss, validation, norm });

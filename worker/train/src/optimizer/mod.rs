@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use dunlin_kernels::Pool;
 use thiserror::Error;
 
-use crate::clip::squares;
 use crate::config::{OptimizerConfig, OptimizerKind};
+use crate::squares::squares;
 use formula::{AdamStep, sgd};
 pub(crate) use parts::{CHUNK, chunks, in_parts, split_mut};
 
@@ -162,7 +162,7 @@ impl Optimizer {
         self.state
     }
 
-    /// Updates `parameters` by `scale * gradient` (see [`crate::clip`]) at `learning_rate` (see [`crate::schedule`]).
+    /// Updates `parameters` by `scale * gradient` (of clipping) at `learning_rate` (see [`crate::schedule`]).
     ///
     /// # Errors
     /// When a vector has another length (nothing is changed then), or a parameter is no longer finite (the state is of no use then).

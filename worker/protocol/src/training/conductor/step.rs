@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_planner::PeerName;
 
 use super::{Averaging, Committed, Conductor, ConductorEffect, Phase, Place};
+use crate::training::clip;
 use crate::training::ledger::{Claimed, Ledger, Released};
 use crate::training::message::{
     Contribution, Mate, Microbatch, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
@@ -286,7 +287,7 @@ impl Conductor {
         if !averaged || !served || !validated || self.phase != Phase::Running {
             return;
         }
-        let mut squares = 0.0;
+        let mut squares = Vec::new();
         // Canonical order of tensors: the shared embedding is the first, then stage by stage.
         let (own, shared) = self.shards.split_at(self.config.stages as usize);
         for averaging in shared.iter().chain(own).filter_map(|s| s.averaging.as_ref()) {
@@ -296,20 +297,13 @@ impl Conductor {
                 self.fail(format!("peers of one stage hold different averages of step {}", self.step), out);
                 return;
             }
-            for square in first {
-                squares += square;
-            }
+            squares.extend(first);
         }
-        let norm = squares.sqrt();
-        if !norm.is_finite() {
-            self.fail(
-                format!("the gradient of step {} is not finite: lower the learning rate", self.step),
-                out,
-            );
-            return;
-        }
-        // As torch.nn.utils.clip_grad_norm_ does.
-        let scale = self.config.clip.map_or(1.0, |clip| (clip / (norm + 1e-6)).min(1.0)) as f32;
+        let norm = match clip::norm(&squares) {
+            Ok(norm) => norm,
+            Err(diverged) => return self.fail(format!("step {}: {diverged}", self.step), out),
+        };
+        let scale = clip::scale(norm, self.config.clip);
         let step = self.step;
         let members: Vec<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();

@@ -1,19 +1,10 @@
-//! Clipping by the global norm, in pieces that add up to the same bits wherever stages are cut.
+//! What a stage knows of the norm of the gradient: the sum of squares of each of its tensors.
 //!
-//! A stage sums the squares of each of its tensors; the sums of all tensors are added in the model's order of tensors; the gradient is
-//! scaled by `min(1, clip / (norm + 1e-6))`, as `torch.nn.utils.clip_grad_norm_` does.
+//! The conductor adds those of all stages in the model's order of tensors, so that the norm has the same bits wherever stages are cut.
 
 use dunlin_kernels::Pool;
-use thiserror::Error;
 
 use crate::optimizer::{CHUNK, TensorRange, chunks, in_parts};
-
-/// The gradient is not a number.
-#[derive(Clone, Copy, Debug, PartialEq, Error)]
-#[error(
-    "the sum of squares of the gradient is {0}: the loss has diverged; use a lower learning rate, a longer warm-up or an earlier checkpoint"
-)]
-pub struct Diverged(f64);
 
 /// Sum of squares of each tensor of `gradient`. In f64 and in an order that depends on the tensor's length alone.
 ///
@@ -47,23 +38,11 @@ pub(crate) fn squares(values: &[f32]) -> f64 {
     lanes.iter().sum()
 }
 
-/// Scale that makes the gradient at most `clip` long, of the sums of squares of all tensors of the model in canonical order, each once.
-///
-/// # Errors
-/// When the sum is not finite.
-pub fn scale(sums_of_squares: &[f64], clip: Option<f64>) -> Result<f32, Diverged> {
-    let total: f64 = sums_of_squares.iter().sum();
-    if !total.is_finite() {
-        return Err(Diverged(total));
-    }
-    Ok(clip.map_or(1.0, |clip| (clip / (total.sqrt() + 1e-6)).min(1.0)) as f32)
-}
-
 #[cfg(test)]
 mod tests {
     use dunlin_kernels::Pool;
 
-    use super::{scale, sums_of_squares};
+    use super::sums_of_squares;
     use crate::optimizer::TensorRange;
 
     #[test]
@@ -82,15 +61,5 @@ mod tests {
         // The same tensor at another place of another stage.
         let alone = sums_of_squares(&Pool::new(2), &gradient[3..], &[range(0..50_000)]);
         assert_eq!(alone[0].to_bits(), one[1].to_bits());
-    }
-
-    #[test]
-    fn long_gradients_are_made_shorter_and_wrong_ones_are_refused() {
-        assert_eq!(scale(&[9.0, 16.0], None).unwrap(), 1.0);
-        assert_eq!(scale(&[9.0, 16.0], Some(5.1)).unwrap(), 1.0);
-        assert_eq!(scale(&[9.0, 16.0], Some(1.0)).unwrap(), (1.0 / (5.0 + 1e-6)) as f32);
-        assert_eq!(scale(&[], Some(1.0)).unwrap(), 1.0);
-        assert!(scale(&[1.0, f64::NAN], None).unwrap_err().to_string().contains("diverged"));
-        assert!(scale(&[f64::INFINITY], Some(1.0)).is_err());
     }
 }
