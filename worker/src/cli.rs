@@ -187,7 +187,7 @@ pub struct TrainPeerArgs {
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Memory it may use, in bytes; it does not start when its stage could not fit.
+    /// Memory it may use, in bytes. Nothing holds it to that yet.
     #[arg(long, default_value_t = 0)]
     pub memory: u64,
 }

@@ -98,15 +98,6 @@ pub fn conditions(
         None if all_served => (false, "WaitingForGateway", missing.clone()),
         None => (false, "WaitingForPeers", missing.clone()),
     };
-    let stalled = match &facts.trouble {
-        Some((reason, message)) => (true, reason.as_str(), message.clone()),
-        None => (false, "NotStalled", "nothing needs mending".to_owned()),
-    };
-    let reconciling = if reconciling {
-        (true, "Progressing", missing.clone())
-    } else {
-        (false, "Observed", format!("generation {} is carried out", facts.generation))
-    };
     let degraded = if serves && !whole {
         (true, "BelowPlan", missing.clone())
     } else if serves {
@@ -119,18 +110,62 @@ pub fn conditions(
     } else {
         (false, "LayersMissing", missing)
     };
-    [
-        ("Ready", ready),
-        ("Reconciling", reconciling),
-        ("Stalled", stalled),
-        ("Degraded", degraded),
+    let reconciling = reconciling.then(|| facts.missing());
+    Common { generation: facts.generation, before, now }.conditions(
+        ready,
+        reconciling,
+        facts.trouble.as_ref(),
+        degraded,
         ("ModelLoaded", loaded),
-    ]
-    .into_iter()
-    .map(|(kind, (status, reason, message))| {
-        condition(kind, status, reason, &message, facts.generation, before, now)
-    })
-    .collect()
+    )
+}
+
+/// Status, reason and message of a condition.
+pub type Said<'a> = (bool, &'a str, String);
+
+/// What the conditions of every kind of swarm have in common.
+pub struct Common<'a> {
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// The conditions until now.
+    pub before: &'a [Condition],
+    /// The time of those that change.
+    pub now: Timestamp,
+}
+
+impl Common<'_> {
+    /// The four that all have, and the kind's own. `progress`: what a change that is being carried out waits for; `trouble`: what a user must
+    /// mend.
+    #[must_use]
+    pub fn conditions(
+        &self,
+        ready: Said<'_>,
+        progress: Option<String>,
+        trouble: Option<&(String, String)>,
+        degraded: Said<'_>,
+        (own, of_own): (&str, Said<'_>),
+    ) -> Vec<Condition> {
+        let reconciling = match progress {
+            Some(missing) => (true, "Progressing", missing),
+            None => (false, "Observed", format!("generation {} is carried out", self.generation)),
+        };
+        let stalled = match trouble {
+            Some((reason, message)) => (true, reason.as_str(), message.clone()),
+            None => (false, "NotStalled", "nothing needs mending".to_owned()),
+        };
+        [
+            ("Ready", ready),
+            ("Reconciling", reconciling),
+            ("Stalled", stalled),
+            ("Degraded", degraded),
+            (own, of_own),
+        ]
+        .into_iter()
+        .map(|(kind, (status, reason, message))| {
+            condition(kind, status, reason, &message, self.generation, self.before, self.now)
+        })
+        .collect()
+    }
 }
 
 /// Whether the condition `kind` is True.
@@ -140,8 +175,7 @@ pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
 }
 
 /// One condition; its time moves only with its status.
-#[must_use]
-pub fn condition(
+fn condition(
     kind: &str,
     status: bool,
     reason: &str,

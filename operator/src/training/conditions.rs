@@ -7,7 +7,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::status::conditions::{condition, is_true};
+use crate::status::conditions::{Common, is_true};
 
 /// What the conditions are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,15 +131,7 @@ pub fn conditions(
     let (trains, whole) = (facts.trains(), facts.is_whole());
     let settled = trains || facts.suspended || facts.finished;
     let changing = observed != Some(facts.generation) || is_true(before, "Reconciling") || !settled;
-    let reconciling = if changing && !whole && facts.trouble.is_none() {
-        (true, "Progressing", facts.missing())
-    } else {
-        (false, "Observed", format!("generation {} is carried out", facts.generation))
-    };
-    let stalled = match &facts.trouble {
-        Some((reason, message)) if !facts.finished => (true, reason.as_str(), message.clone()),
-        _ => (false, "NotStalled", "nothing needs mending".to_owned()),
-    };
+    let reconciling = changing && !whole && facts.trouble.is_none();
     let degraded = if trains && !whole {
         (true, "BelowPlan", facts.missing())
     } else if trains {
@@ -147,18 +139,13 @@ pub fn conditions(
     } else {
         (false, "NotTraining", "a run that does not train is not degraded: see Ready".to_owned())
     };
-    [
-        ("Ready", facts.ready()),
-        ("Reconciling", reconciling),
-        ("Stalled", stalled),
-        ("Degraded", degraded),
+    Common { generation: facts.generation, before, now }.conditions(
+        facts.ready(),
+        reconciling.then(|| facts.missing()),
+        facts.trouble.as_ref().filter(|_| !facts.finished),
+        degraded,
         ("Succeeded", facts.succeeded()),
-    ]
-    .into_iter()
-    .map(|(kind, (status, reason, message))| {
-        condition(kind, status, reason, &message, facts.generation, before, now)
-    })
-    .collect()
+    )
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
 }
 
 /// An address nobody listens on; port 0 means any.
-async fn free_addr(addr: SocketAddr) -> anyhow::Result<SocketAddr> {
+pub async fn free_addr(addr: SocketAddr) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
     Ok(listener.local_addr()?)
 }

@@ -1,18 +1,20 @@
 //! A whole training swarm as processes on this machine: the same conductor, peers and trainers as on Kubernetes.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use super::read_config;
 use crate::cli::LocalTrainArgs;
+use crate::local::free_addr;
 use crate::local::process::{Process, child};
 
 /// How often the conductor is asked and the lost are replaced.
@@ -90,7 +92,7 @@ struct Swarm {
 
 impl Swarm {
     async fn start(args: LocalTrainArgs) -> anyhow::Result<Self> {
-        let (grpc, http) = (free_addr().await?, free_addr().await?);
+        let (grpc, http) = (loopback().await?, loopback().await?);
         let conductor = conductor(&args, &grpc, &http)?;
         let mut swarm = Self {
             args,
@@ -114,7 +116,7 @@ impl Swarm {
         while self.peers.len() < self.args.peers {
             self.made += 1;
             let name = format!("peer-{}", self.made);
-            let addr = free_addr().await?;
+            let addr = loopback().await?;
             let mut command = child("train-peer", &name)?;
             command.args(["--listen", &addr, "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.args(["--threads", &self.args.threads.to_string(), "--config"]).arg(&self.args.config);
@@ -238,8 +240,7 @@ fn conductor(args: &LocalTrainArgs, grpc: &str, http: &str) -> anyhow::Result<Pr
     Process::start("conductor", grpc.parse()?, command)
 }
 
-/// An address nobody listens on.
-async fn free_addr() -> anyhow::Result<String> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("cannot listen on loopback")?;
-    Ok(listener.local_addr()?.to_string())
+/// A free address on loopback.
+async fn loopback() -> anyhow::Result<String> {
+    Ok(free_addr((Ipv4Addr::LOCALHOST, 0).into()).await?.to_string())
 }

@@ -3,6 +3,8 @@
 //! * [`conductor`] owns the ledger, shows a page
 //! * [`peer`] computes a stage
 //! * [`trainer`] drives microbatches
+//! * [`saved`] checkpoints
+//! * [`values`] what travels between peers
 //! * [`local`] all of them as processes on this machine
 
 pub mod conductor;
@@ -10,6 +12,7 @@ pub mod local;
 pub mod peer;
 pub mod saved;
 pub mod trainer;
+mod values;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;

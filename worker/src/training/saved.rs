@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use dunlin_kernels::Pool;
-use dunlin_model::training::ParameterLayout;
+use dunlin_model::training::{ParameterLayout, ParameterTensor};
 use dunlin_protocol::training::Step;
 use dunlin_train::checkpoint::{self, Checkpoint, Identity, StageRecord, Tensor, TensorSpec};
 use dunlin_train::data::TextTokenizer;
@@ -78,8 +78,7 @@ pub fn read_stage(
     Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
 
-/// Writes the files of a stage; the record for the manifest, as JSON. A tensor that the first stage has too is written there only.
-///
+/// Writes the files of a stage; the record for the manifest, as JSON. ///
 /// # Errors
 /// When they cannot be written.
 pub fn write_stage(
@@ -91,20 +90,20 @@ pub fn write_stage(
     slots: &[Vec<f32>],
 ) -> anyhow::Result<String> {
     let layout = run.layout(stage);
-    let shared = run.shares_embedding() && stage > 0;
     let files = checkpoint::Stage {
         stage,
         stages: run.config.stages,
         layers: run.layers(stage),
-        parameters: tensors(&layout, parameters, shared),
-        slots: slots.iter().map(|slot| tensors(&layout, slot, shared)).collect(),
+        parameters: tensors(&layout, parameters),
+        slots: slots.iter().map(|slot| tensors(&layout, slot)).collect(),
     };
     Ok(serde_json::to_string(&checkpoint::write_stage(destination, step, &files)?)?)
 }
 
-fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32], shared: bool) -> Vec<Tensor<'a>> {
-    let here = layout.tensors().iter().filter(|t| !(shared && t.name == checkpoint::EMBEDDING));
-    here.map(|t| Tensor { name: &t.name, shape: &t.shape, values: &values[t.range()] }).collect()
+fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32]) -> Vec<Tensor<'a>> {
+    let tensor =
+        |t: &'a ParameterTensor| Tensor { name: &t.name, shape: &t.shape, values: &values[t.range()] };
+    layout.tensors().iter().map(tensor).collect()
 }
 
 /// Writes the manifest that makes the files of all stages a checkpoint, and removes old ones.

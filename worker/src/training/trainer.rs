@@ -13,14 +13,15 @@ use dunlin_protocol::training::{
     TrainerEffect,
 };
 use dunlin_train::{Batch, Dataset};
-use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor, dial_stage};
-use dunlin_wire::{LinksConfig, proto};
+use dunlin_wire::proto;
+use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
+use super::values::{Clients, to_bytes};
 use super::{links, read_config};
 use crate::cli::TrainerArgs;
 use crate::health;
@@ -29,8 +30,6 @@ use crate::health;
 const FORWARD_MS_MAX: u64 = 30_000;
 /// How often late calls are looked for.
 const TICK: Duration = Duration::from_millis(20);
-
-type StageClient = proto::train_stage_client::TrainStageClient<tonic::transport::Channel>;
 
 /// Runs a trainer until it is retired or SIGTERM.
 ///
@@ -56,15 +55,18 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
     let (link_in, link_events) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
     let (done_in, done) = mpsc::channel(1024);
-    let seed = args.process.name.bytes().fold(config.seed, |seed, b| seed.wrapping_mul(31) + u64::from(b));
+    let seed = args
+        .process
+        .name
+        .bytes()
+        .fold(config.seed, |seed, b| seed.wrapping_mul(31).wrapping_add(u64::from(b)));
     let trainer = Trainer {
         name: args.process.name.as_str().into(),
         core: TrainerCore::new(seed, FORWARD_MS_MAX),
         microbatches: u32::try_from(config.microbatches())?,
         stages: config.stages,
         data,
-        links,
-        clients: BTreeMap::new(),
+        clients: Clients::new(links),
         tensors: BTreeMap::new(),
         calls: BTreeMap::new(),
         conductor: None,
@@ -91,7 +93,6 @@ struct Done {
     call: Call,
     peer: PeerName,
     result: Result<proto::ComputeReply, String>,
-    client: Option<StageClient>,
 }
 
 struct Trainer {
@@ -100,8 +101,7 @@ struct Trainer {
     microbatches: u32,
     stages: u32,
     data: Dataset,
-    links: LinksConfig,
-    clients: BTreeMap<PeerName, StageClient>,
+    clients: Clients,
     tensors: BTreeMap<(Step, Microbatch), Tensors>,
     calls: BTreeMap<CallId, AbortHandle>,
     conductor: Option<Sayer>,
@@ -159,7 +159,7 @@ impl Trainer {
                     serde_json::from_str(&json).context("the conductor says something else")?;
                 if let ToTrainer::Roster { stages, .. } = &said {
                     let known = |name: &PeerName| stages.iter().flatten().any(|m| m.name == *name);
-                    self.clients.retain(|name, _| known(name));
+                    self.clients.retain(known);
                 }
                 let now = self.now();
                 self.core.hear(said, now, out);
@@ -176,13 +176,10 @@ impl Trainer {
         if self.calls.remove(&done.id).is_none() {
             return Ok(());
         }
-        if let Some(client) = done.client {
-            self.clients.insert(done.peer.clone(), client);
-        }
         let outcome = match done.result {
             Err(why) => {
                 debug!(peer = %done.peer, why, "a call broke");
-                self.clients.remove(&done.peer);
+                self.clients.forget(&done.peer);
                 CallOutcome::Broken
             }
             Ok(reply) => match reply.refusal() {
@@ -249,11 +246,11 @@ impl Trainer {
         let flight = (call.step, call.microbatch);
         if !self.tensors.contains_key(&flight) {
             let batch = self.batch(call.step, call.microbatch)?;
-            let tokens = words(&batch.tokens);
+            let tokens = to_bytes(&batch.tokens);
             let tensors = Tensors {
                 inputs: vec![tokens.clone()],
                 tokens,
-                targets: words(&batch.targets),
+                targets: to_bytes(&batch.targets),
                 gradient: Bytes::new(),
             };
             self.tensors.insert(flight, tensors);
@@ -280,11 +277,10 @@ impl Trainer {
             input,
             output,
         };
-        let client = self.clients.get(&peer.name).cloned();
-        let (links, done) = (self.links.clone(), self.done.clone());
+        let (clients, done) = (self.clients.clone(), self.done.clone());
         let task = tokio::spawn(async move {
-            let (result, client) = compute(&links, &peer, client, request).await;
-            let ended = Done { id, flight, call, peer: peer.name, result, client };
+            let result = compute(&clients, &peer, request).await;
+            let ended = Done { id, flight, call, peer: peer.name, result };
             // The receiver is gone only when the process ends.
             let _ = done.send(ended).await;
         });
@@ -294,25 +290,10 @@ impl Trainer {
 }
 
 async fn compute(
-    links: &LinksConfig,
+    clients: &Clients,
     peer: &Mate,
-    client: Option<StageClient>,
     request: proto::ComputeRequest,
-) -> (Result<proto::ComputeReply, String>, Option<StageClient>) {
-    let (mut client, new) = match client {
-        Some(client) => (client, None),
-        None => match dial_stage(links, peer.name.as_str(), &peer.addr).await {
-            Ok(client) => (client.clone(), Some(client)),
-            Err(why) => return (Err(why), None),
-        },
-    };
-    match client.compute(request).await {
-        Ok(reply) => (Ok(reply.into_inner()), new),
-        Err(status) => (Err(status.message().to_owned()), None),
-    }
-}
-
-/// Tokens as they travel.
-fn words(tokens: &[u32]) -> Bytes {
-    tokens.iter().flat_map(|t| t.to_le_bytes()).collect()
+) -> Result<proto::ComputeReply, String> {
+    let reply = clients.of(peer).await?.compute(request).await;
+    reply.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
 }

@@ -21,23 +21,15 @@ pub fn config_json(config: &ModelConfig) -> Value {
         "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
         _ => ("LlamaForCausalLM", "llama"),
     };
-    let mut out = json!({
+    json!({
         "architectures": [class], "model_type": kind, "hidden_act": "silu",
         "hidden_size": c.hidden, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
         "vocab_size": c.vocab, "max_position_embeddings": c.context_length,
         "rms_norm_eps": shortest(c.rms_eps), "rope_theta": c.rope_base, "rope_scaling": rope_scaling(c.rope_scaling),
-        "tie_word_embeddings": c.tied, "torch_dtype": "float32", "use_cache": true,
-    });
-    match kind {
-        "mistral" => out["sliding_window"] = Value::Null,
-        "qwen2" => out["use_sliding_window"] = false.into(),
-        _ => {
-            out["attention_bias"] = false.into();
-            out["mlp_bias"] = false.into();
-        }
-    }
-    out
+        "tie_word_embeddings": c.tied, "torch_dtype": "float32",
+        "attention_bias": false, "mlp_bias": false, "sliding_window": null, "use_sliding_window": false,
+    })
 }
 
 /// 1e-5 and not 9.999999747378752e-6.
@@ -48,10 +40,10 @@ fn shortest(x: f32) -> f64 {
 fn rope_scaling(scaling: RopeScaling) -> Value {
     match scaling {
         RopeScaling::None => Value::Null,
-        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context as u64,
+            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context,
         }),
     }
 }

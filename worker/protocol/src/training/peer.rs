@@ -178,7 +178,6 @@ pub struct PeerNode {
 struct Running {
     request: RequestId,
     call: Call,
-    accumulate: bool,
     counts: bool,
 }
 
@@ -318,7 +317,7 @@ impl PeerNode {
         let accumulate = call.kind == CallKind::Backward
             && !self.done.contains_key(&call.microbatch)
             && self.rights.get(&call.microbatch) == Some(&Right::Granted);
-        self.running = Some(Running { request, call, accumulate, counts: accumulate });
+        self.running = Some(Running { request, call, counts: accumulate });
         out.push(PeerEffect::Run(Job::Compute { request, call, accumulate }));
     }
 
@@ -585,11 +584,5 @@ impl PeerNode {
         self.applying = false;
         self.told_to_clear = false;
         self.scale = None;
-    }
-
-    /// Does what is being computed count? For the shell's own checks.
-    #[must_use]
-    pub fn is_accumulating(&self) -> bool {
-        self.running.as_ref().is_some_and(|r| r.accumulate && r.counts)
     }
 }

@@ -283,10 +283,4 @@ impl TrainerCore {
     fn mate(&self, stage: StageId, name: &PeerName) -> Option<&Mate> {
         self.roster.get(stage as usize)?.iter().find(|m| m.name == *name)
     }
-
-    /// Measured microbatches per second of a peer, forward passes.
-    #[must_use]
-    pub fn rate(&self, stage: StageId, peer: &PeerName) -> Option<f64> {
-        self.wiring.get(stage as usize)?.rows_per_second(peer)
-    }
 }

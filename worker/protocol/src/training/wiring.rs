@@ -86,12 +86,6 @@ impl Wiring {
             wired.banned_until_ms = until_ms;
         }
     }
-
-    /// Measured rows per second of a peer.
-    #[must_use]
-    pub fn rows_per_second(&self, peer: &PeerName) -> Option<f64> {
-        Some(1.0 / self.peers.get(peer)?.seconds_per_row()?.max(1e-9))
-    }
 }
 
 /// A number that depends on all bits of both (the finaliser of splitmix64).

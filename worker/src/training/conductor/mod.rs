@@ -21,7 +21,7 @@ use dunlin_train::Run;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
@@ -105,7 +105,6 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         record,
         sealed: sealed_in,
         started: Instant::now(),
-        waits: Vec::new(),
     };
     shell.run(inbound, sealed).await
 }
@@ -133,8 +132,6 @@ struct Shell {
     record: Arc<Mutex<Record>>,
     sealed: mpsc::Sender<(Step, Result<Sealed, String>)>,
     started: Instant,
-    /// Who asked for a suspension.
-    waits: Vec<oneshot::Sender<String>>,
 }
 
 impl Shell {
@@ -160,7 +157,10 @@ impl Shell {
                     };
                     self.handle(ConductorEvent::Sealed { step, error });
                 }
-                _ = ticks.tick() => self.handle(ConductorEvent::Tick),
+                _ = ticks.tick() => {
+                    self.handle(ConductorEvent::Tick);
+                    lock(&self.record).look(&self.core);
+                }
             }
         }
     }
@@ -182,21 +182,13 @@ impl Shell {
             }
             ConductorInbound::Closed(id) => self.close(id),
             ConductorInbound::Observe(answer) => {
-                let _ = answer.send(lock(&self.record).observation());
+                let _ = answer.send(self.observation());
             }
             ConductorInbound::Suspend(answer) => {
                 self.handle(ConductorEvent::Suspend);
-                self.waits.push(answer);
-                self.answer_waits();
+                // Who asked may have gone.
+                let _ = answer.send(self.observation());
             }
-        }
-    }
-
-    fn answer_waits(&mut self) {
-        let json = lock(&self.record).observation();
-        for wait in self.waits.drain(..) {
-            // Who asked may have gone.
-            let _ = wait.send(json.clone());
         }
     }
 
@@ -252,7 +244,13 @@ impl Shell {
         for effect in out {
             self.perform(effect);
         }
-        lock(&self.record).look(&self.core);
+    }
+
+    /// The record as of now, which otherwise is as of the last tick.
+    fn observation(&self) -> String {
+        let mut record = lock(&self.record);
+        record.look(&self.core);
+        record.observation()
     }
 
     /// A checkpoint that peers are about to write needs its folder; without, nobody writes, and the conductor hears of it.

@@ -169,17 +169,18 @@ impl Record {
             Phase::Failed(why) => ("Failed", why.clone()),
         };
         let last = self.steps.back();
-        let sequences = last.map(|s| s.tokens_per_second).unwrap_or_default();
+        let (tokens, samples) =
+            (last.map(|s| s.tokens_per_second).unwrap_or_default(), self.samples_per_second());
         let stages: Vec<_> = (0..)
             .zip(self.peers.iter().zip(&self.layers))
             .map(|(stage, (peers, layers)): (u32, _)| {
-                json!({"stage": stage, "layers": layers, "peers": peers, "samplesPerSecond": self.samples_per_second()})
+                json!({"stage": stage, "layers": layers, "peers": peers, "samplesPerSecond": samples})
             })
             .collect();
         json!({
             "phase": phase, "message": message, "step": self.step, "steps": self.total,
             "loss": last.map(|s| s.loss), "validationLoss": self.validation_loss,
-            "tokensPerSecond": sequences, "stages": stages,
+            "tokensPerSecond": tokens, "stages": stages,
             "redone": self.totals.redone, "lost": self.totals.lost, "moves": self.totals.moves,
             "lastCheckpoint": self.checkpoint.as_ref().map(|(step, path, sha256)| {
                 json!({"step": step, "path": path, "sha256": sha256})

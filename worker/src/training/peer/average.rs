@@ -4,20 +4,18 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use dunlin_protocol::training::{Mate, ShardId, StageId, Step};
 use dunlin_train::stage::round;
-use dunlin_wire::train::{dial_stage, pull};
-use dunlin_wire::{LinksConfig, proto};
+use dunlin_wire::proto;
+use dunlin_wire::proto::pull_request::What;
+use futures::future::try_join_all;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
+use super::super::values::{Clients, PATIENCE, to_bytes};
 use super::engine::Engine;
-
-/// A mate that gives nothing for so long is lost.
-pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which average.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +78,7 @@ fn part(len: usize, index: usize, count: usize) -> Range<usize> {
 /// # Errors
 /// Which mate failed, and how.
 pub async fn form(
-    links: &LinksConfig,
+    clients: &Clients,
     engine: &Engine,
     formed: &Formed,
     which: Which,
@@ -110,66 +108,30 @@ pub async fn form(
         from: range.start as u64,
         to: range.end as u64,
     };
-    let mut clients = Vec::new();
-    for (_, mate) in &others {
-        clients.push(dial_stage(links, mate.name.as_str(), &mate.addr).await?);
-    }
     // Scatter: my part of everybody's sums.
-    let pulls = others.iter().zip(&clients).map(|((_, mate), client)| {
-        let (mut client, request) = (client.clone(), of(&mine));
-        let (name, count) = (mate.name.clone(), mine.len());
-        async move {
-            let mut theirs: Vec<i64> = Vec::with_capacity(count);
-            let request = proto::PullRequest { stage, what: Some(proto::pull_request::What::Sums(request)) };
-            let take = |piece: proto::Piece| {
-                theirs.extend(piece.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)));
-                if theirs.len() > count { Err("more sums than asked for".to_owned()) } else { Ok(()) }
-            };
-            pull(&mut client, request, PATIENCE, take).await.map_err(|why| format!("{name}: {why}"))?;
-            if theirs.len() != count {
-                return Err(format!("{name} gave {} of {count} sums", theirs.len()));
-            }
-            Ok(theirs)
-        }
+    let pulls = others.iter().map(|(_, mate)| {
+        let what = What::Sums(of(&mine));
+        clients.pull::<8, i64>(mate, stage, what, Some(mine.len()))
     });
-    for theirs in all(pulls).await? {
+    for (_, theirs) in try_join_all(pulls).await? {
         sums.iter_mut().zip(theirs).for_each(|(sum, more)| *sum += more);
     }
     let values = round(&sums);
-    formed.put(which, mine.start, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    formed.put(which, mine.start, to_bytes(&values));
     // Gather: everybody's part of the average.
-    let pulls = others.iter().zip(&clients).map(|((i, mate), client)| {
+    let pulls = others.iter().map(|(i, mate)| async {
         let range = part(len, *i, group.len());
-        let (mut client, request, name) = (client.clone(), of(&range), mate.name.clone());
-        async move {
-            let mut part: Vec<f32> = Vec::with_capacity(range.len());
-            let request =
-                proto::PullRequest { stage, what: Some(proto::pull_request::What::Average(request)) };
-            let take = |piece: proto::Piece| {
-                part.extend(piece.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-                if part.len() > range.len() { Err("more values than asked for".to_owned()) } else { Ok(()) }
-            };
-            pull(&mut client, request, PATIENCE, take).await.map_err(|why| format!("{name}: {why}"))?;
-            if part.len() != range.len() {
-                return Err(format!("{name} gave {} of {} values", part.len(), range.len()));
-            }
-            Ok((range.start, part))
-        }
+        let what = What::Average(of(&range));
+        let (_, part) = clients.pull::<4, f32>(mate, stage, what, Some(range.len())).await?;
+        Ok::<_, String>((range.start, part))
     });
     let mut average = vec![0.0; len];
-    average[mine].copy_from_slice(&values);
-    for (at, part) in all(pulls).await? {
+    average[mine.clone()].copy_from_slice(&values);
+    for (at, part) in try_join_all(pulls).await? {
         average[at..at + part.len()].copy_from_slice(&part);
     }
     Ok(average)
 }
 
-/// All at once; the first error ends it.
-async fn all<T>(
-    futures: impl Iterator<Item = impl Future<Output = Result<T, String>>>,
-) -> Result<Vec<T>, String> {
-    futures::future::try_join_all(futures).await
-}
-
-/// The average of a group of one.
+/// What was formed in the present step: of every shard the newest attempt.
 pub type Averages = BTreeMap<ShardId, (u64, Arc<Vec<f32>>)>;

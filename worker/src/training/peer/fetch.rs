@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, PeerEffect, StageId, Step};
 use dunlin_train::{Run, Stage};
+use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
-use dunlin_wire::train::{dial_stage, pull};
-use dunlin_wire::{LinksConfig, proto};
 use tracing::{info, warn};
 
 use super::super::saved;
-use super::average::PATIENCE;
+use super::super::values::Clients;
 use super::{Bench, Event, Fetching, Peer};
 
 /// Mates that give state at once.
@@ -57,10 +56,10 @@ impl Peer {
             self.installed(ticket, Ok(have), out);
             return;
         }
-        let (run, links, events, engine) =
-            (Arc::clone(&self.run), self.links.clone(), self.events.clone(), self.engine.clone());
+        let (run, clients, events, engine) =
+            (Arc::clone(&self.run), self.clients.clone(), self.events.clone(), self.engine.clone());
         let task = tokio::spawn(async move {
-            match state(&links, &run, stage, &mates).await {
+            match state(&clients, &run, stage, &mates).await {
                 Err(why) => drop(events.send(Event::Fetched(ticket, Err(why))).await),
                 Ok((step, parameters, slots)) => engine.run(move |bench| {
                     let stage = Stage::from_state(&run, stage, step, parameters, slots, &bench.pool);
@@ -112,7 +111,7 @@ impl Peer {
 
     /// The engine is at `step`: done, or the next update is needed.
     pub(super) fn installed(&mut self, ticket: u64, step: Result<Step, String>, out: &mut Vec<PeerEffect>) {
-        let (links, events) = (self.links.clone(), self.events.clone());
+        let (clients, events) = (self.clients.clone(), self.events.clone());
         let Some(fetching) = self.current(ticket) else { return };
         let stage = fetching.stage;
         match step {
@@ -125,7 +124,7 @@ impl Peer {
             Ok(step) => {
                 let mates = fetching.mates.clone();
                 let task = tokio::spawn(async move {
-                    let update = update(&links, stage, step, &mates).await;
+                    let update = update(&clients, stage, step, &mates).await;
                     let _ = events.send(Event::Update(ticket, update)).await;
                 });
                 fetching.task = Some(task.abort_handle());
@@ -196,7 +195,7 @@ impl Snapshot {
 
 /// A whole state of one step: its step, parameters, optimizer vectors.
 async fn state(
-    links: &LinksConfig,
+    clients: &Clients,
     run: &Run,
     stage: StageId,
     mates: &[Mate],
@@ -215,7 +214,7 @@ async fn state(
         }
         let parts = chosen.iter().enumerate().map(|(i, mate)| {
             let range = len * i / chosen.len()..len * (i + 1) / chosen.len();
-            part(links, stage, mate, range, width)
+            part(clients, stage, mate, range, width)
         });
         match futures::future::try_join_all(parts).await {
             Err(error) => why = error,
@@ -240,23 +239,23 @@ async fn state(
 }
 
 async fn part(
-    links: &LinksConfig,
+    clients: &Clients,
     stage: StageId,
     mate: &Mate,
     range: Range<usize>,
     width: usize,
 ) -> Result<(Step, Range<usize>, Vec<f32>), String> {
     let span = proto::Span { from: range.start as u64, to: range.end as u64 };
-    let (step, values) = floats(links, stage, mate, What::State(span), range.len() * width).await?;
+    let (step, values) = clients.pull(mate, stage, What::State(span), Some(range.len() * width)).await?;
     Ok((step, range, values))
 }
 
 /// The scaled average that led from `step` to the next, from the first mate that has it.
-async fn update(links: &LinksConfig, stage: StageId, step: Step, mates: &[Mate]) -> Result<Vec<f32>, String> {
+async fn update(clients: &Clients, stage: StageId, step: Step, mates: &[Mate]) -> Result<Vec<f32>, String> {
     let mut why = "there is nobody to get it from".to_owned();
     for _ in 0..ATTEMPTS {
         for mate in mates {
-            match floats(links, stage, mate, What::Update(step), usize::MAX).await {
+            match clients.pull(mate, stage, What::Update(step), None).await {
                 Ok((_, values)) => return Ok(values),
                 Err(error) => why = error,
             }
@@ -265,42 +264,4 @@ async fn update(links: &LinksConfig, stage: StageId, step: Step, mates: &[Mate])
         tokio::time::sleep(PAUSE).await;
     }
     Err(why)
-}
-
-async fn floats(
-    links: &LinksConfig,
-    stage: StageId,
-    mate: &Mate,
-    what: What,
-    max: usize,
-) -> Result<(Step, Vec<f32>), String> {
-    let mut client = dial_stage(links, mate.name.as_str(), &mate.addr).await?;
-    let (mut step, mut values) = (0, Vec::new());
-    let request = proto::PullRequest { stage, what: Some(what) };
-    let take = |piece: proto::Piece| {
-        step = piece.step;
-        values.extend(piece.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
-        if values.len() > max { Err("more values than asked for".to_owned()) } else { Ok(()) }
-    };
-    pull(&mut client, request, PATIENCE, take).await.map_err(|why| format!("{}: {why}", mate.name))?;
-    if max != usize::MAX && values.len() != max {
-        return Err(format!("{} gave {} of {max} values", mate.name, values.len()));
-    }
-    Ok((step, values))
-}
-
-/// All gradient sums of a mate that leaves.
-///
-/// # Errors
-/// When it does not give them.
-pub async fn sums(links: &LinksConfig, stage: StageId, step: Step, mate: &Mate) -> Result<Vec<i64>, String> {
-    let mut client = dial_stage(links, mate.name.as_str(), &mate.addr).await?;
-    let mut sums = Vec::new();
-    let request = proto::PullRequest { stage, what: Some(What::AllSums(step)) };
-    let take = |piece: proto::Piece| {
-        sums.extend(piece.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)));
-        Ok(())
-    };
-    pull(&mut client, request, PATIENCE, take).await?;
-    Ok(sums)
 }

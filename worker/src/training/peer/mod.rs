@@ -24,8 +24,9 @@ use dunlin_protocol::training::{
 use dunlin_train::stage::Computed;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
+use dunlin_wire::proto;
+use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
-use dunlin_wire::{LinksConfig, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +34,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
+use super::values::Clients;
 use super::{advertised, first, links, read_config};
 use crate::cli::TrainPeerArgs;
 use crate::health;
@@ -96,7 +98,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         me,
         destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
         run,
-        links,
+        clients: Clients::new(links),
         engine: Engine::start(args.threads)?,
         formed: Arc::default(),
         averages: Averages::new(),
@@ -139,7 +141,7 @@ struct Peer {
     me: Mate,
     node: PeerNode,
     run: Arc<Run>,
-    links: LinksConfig,
+    clients: Clients,
     engine: Engine,
     formed: Arc<Formed>,
     /// Averages of the present step.
@@ -266,10 +268,7 @@ impl Peer {
             StageInbound::Pull(request, pieces) => {
                 let (stage, _) = self.node.position();
                 // The mates of a shared embedding serve another stage.
-                let shared = matches!(
-                    request.what,
-                    Some(proto::pull_request::What::Sums(_) | proto::pull_request::What::Average(_))
-                );
+                let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));
                 if shared || stage == Some(request.stage) {
                     serve::serve(&self.engine, &self.formed, request, pieces);
                 } else {
@@ -429,10 +428,10 @@ impl Peer {
             old.abort();
         }
         let (Some(stage), _) = self.node.position() else { return };
-        let (links, engine, formed) = (self.links.clone(), self.engine.clone(), Arc::clone(&self.formed));
+        let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
         let (me, events) = (self.me.clone(), self.events.clone());
         let task = tokio::spawn(async move {
-            let result = average::form(&links, &engine, &formed, which, stage, &group, &me).await;
+            let result = average::form(&clients, &engine, &formed, which, stage, &group, &me).await;
             match result {
                 Ok(average) => engine.run(move |bench| {
                     let Some(stage) = &bench.stage else { return };
@@ -447,9 +446,10 @@ impl Peer {
 
     fn take(&mut self, take: Take) {
         let (Some(stage), _) = self.node.position() else { return };
-        let (links, events) = (self.links.clone(), self.events.clone());
+        let (clients, events) = (self.clients.clone(), self.events.clone());
         tokio::spawn(async move {
-            let sums = fetch::sums(&links, stage, take.step, &take.from).await;
+            let sums = clients.pull(&take.from, stage, What::AllSums(take.step), None).await;
+            let sums = sums.map(|(_, sums)| sums);
             let _ = events.send(Event::Received(take, sums)).await;
         });
     }

@@ -9,6 +9,7 @@ use dunlin_wire::train::{PIECE_BYTES, PieceSender};
 use tokio::sync::oneshot;
 use tonic::Status;
 
+use super::super::values::to_bytes;
 use super::average::{Formed, Which};
 use super::engine::Engine;
 
@@ -39,7 +40,7 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
                 Some(stage) if stage.step() == part.step => {
                     let range = index(part.from)..index(part.to);
                     let longs = stage.sums_of(part.shard, range);
-                    Ok((longs.iter().flat_map(|v| v.to_le_bytes()).collect(), 0))
+                    Ok((to_bytes(&longs), 0))
                 }
                 _ => Err("this peer is not at that step".to_owned()),
             };
@@ -47,9 +48,7 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
         }),
         What::AllSums(step) => engine.run(move |bench| {
             let sums = match &bench.stage {
-                Some(stage) if stage.step() == step => {
-                    Ok((stage.sums().iter().flat_map(|v| v.to_le_bytes()).collect(), 0))
-                }
+                Some(stage) if stage.step() == step => Ok((to_bytes(stage.sums()), 0)),
                 _ => Err("this peer is not at that step".to_owned()),
             };
             let _ = answer_in.send(sums);
@@ -57,13 +56,13 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
         What::State(span) => engine.run(move |bench| {
             let state = bench.stage.as_ref().map(|stage| {
                 let values = stage.state_of(index(span.from)..index(span.to));
-                (values.iter().flat_map(|v| v.to_le_bytes()).collect(), stage.step())
+                (to_bytes(&values), stage.step())
             });
             let _ = answer_in.send(state.ok_or_else(|| "this peer has no state".to_owned()));
         }),
         What::Update(step) => engine.run(move |bench| {
             let update = bench.stage.as_ref().and_then(|stage| stage.update(step));
-            let update = update.map(|u| (u.gradient.iter().flat_map(|v| v.to_le_bytes()).collect(), step));
+            let update = update.map(|u| (to_bytes(&u.gradient), step));
             let _ = answer_in.send(update.ok_or_else(|| format!("the update of step {step} is not here")));
         }),
     }

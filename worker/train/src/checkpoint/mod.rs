@@ -29,14 +29,13 @@ use std::io;
 use std::path::PathBuf;
 
 use dunlin_model::ModelError;
+// The last stage of a tied model has it, too. The first stage writes it.
+pub use dunlin_model::training::layout::EMBEDDING;
 use thiserror::Error;
 
 pub use manifest::{FileRecord, Manifest, StageRecord, folder};
 pub use read::{Checkpoint, Latest, latest};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
-
-/// The embedding, which the last stage of a tied model has, too. The first stage writes it.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// A tensor to write: values in rows.
 #[derive(Clone, Copy, Debug)]

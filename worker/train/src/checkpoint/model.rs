@@ -3,7 +3,6 @@
 //! The tokenizer of bytes is a byte-level BPE with no merges: its 256 tokens are the bytes, and a token's number is its byte. Byte 0, which
 //! ends documents, ends sequences.
 
-use dunlin_kernels::RopeScaling;
 use dunlin_model::ModelConfig;
 use serde_json::{Map, Value, json};
 
@@ -38,33 +37,13 @@ pub fn files(
     Ok(out)
 }
 
-/// Hugging Face's `config.json`, for weights of f32.
+/// Hugging Face's `config.json`, for weights of f32, with the token that ends a document.
 #[must_use]
 pub fn config_json(config: &ModelConfig, eos: Option<u32>) -> Value {
-    let (architecture, model_type) = match config.architecture.as_str() {
-        "mistral" => ("MistralForCausalLM", "mistral"),
-        "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
-        _ => ("LlamaForCausalLM", "llama"),
-    };
-    let scaling = match config.rope_scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context,
-        }),
-    };
-    // An f32 that is written as the shortest decimal that reads as the same.
-    let eps: f64 = config.rms_eps.to_string().parse().unwrap_or(f64::from(config.rms_eps));
-    json!({
-        "architectures": [architecture], "model_type": model_type, "hidden_act": "silu", "hidden_size": config.hidden,
-        "intermediate_size": config.ffn, "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "vocab_size": config.vocab,
-        "max_position_embeddings": config.context_length, "rms_norm_eps": eps,
-        "rope_theta": config.rope_base, "rope_scaling": scaling, "tie_word_embeddings": config.tied,
-        "attention_bias": false, "mlp_bias": false, "sliding_window": null, "use_sliding_window": false,
-        "torch_dtype": "float32", "eos_token_id": eos, "bos_token_id": null,
-    })
+    let mut out = dunlin_model::training::export::config_json(config);
+    out["eos_token_id"] = eos.into();
+    out["bos_token_id"] = Value::Null;
+    out
 }
 
 /// `tokenizer.json` of the tokens that are bytes.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use serde_json::{Map, Value, json};
+use dunlin_model::safetensors::f32_header;
 use sha2::{Digest, Sha256};
 
 use super::{FileRecord, Tensor};
@@ -14,23 +14,9 @@ pub(super) fn write(
     tensors: &[(String, Tensor<'_>)],
     out: &mut dyn Write,
 ) -> io::Result<FileRecord> {
-    let mut header = Map::new();
-    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
-    let mut offset = 0;
-    for (name, tensor) in tensors {
-        let end = offset + tensor.values.len() * 4;
-        let entry = json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, end]});
-        header.insert(name.clone(), entry);
-        offset = end;
-    }
-    let mut header = Value::Object(header).to_string();
-    // Keeps the values aligned.
-    while !header.len().is_multiple_of(8) {
-        header.push(' ');
-    }
+    let shapes: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape)).collect();
     let mut out = Hashing::new(out);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header.as_bytes())?;
+    out.write_all(&f32_header(&shapes))?;
     let mut bytes = Vec::new();
     for (_, tensor) in tensors {
         for part in tensor.values.chunks(1 << 16) {

@@ -189,9 +189,7 @@ impl Conductor {
             let Some(stage) = (0..count.len()).min_by_key(|&s| count[s]) else { return };
             count[stage] += 1;
             let stage = stage as StageId;
-            self.place(&name, Place::Fetching { stage });
-            let checkpoint = self.saving.newest().is_some();
-            out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
+            self.load(name, stage, out);
         }
         // More peers than stages, and still one without: somebody must move.
         while let (Some(empty), Some(full)) =
@@ -203,10 +201,15 @@ impl Conductor {
             count[full] -= 1;
             count[empty] += 1;
             let stage = empty as StageId;
-            self.place(&name, Place::Fetching { stage });
-            let checkpoint = self.saving.newest().is_some();
-            out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
+            self.load(name, stage, out);
         }
+    }
+
+    /// A peer begins with a stage, from the newest checkpoint if there is one.
+    fn load(&mut self, name: PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+        self.place(&name, Place::Fetching { stage });
+        let checkpoint = self.saving.newest().is_some();
+        out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
     }
 
     /// The last peer of a stage is gone, with the newest state of its layers.
@@ -244,12 +247,7 @@ impl Conductor {
                 Place::Member { stage } | Place::Fetching { stage } | Place::Parked { stage }
                     if !peer.leaving =>
                 {
-                    self.place(&name, Place::Fetching { stage });
-                    let checkpoint = self.saving.newest().is_some();
-                    out.push(ConductorEffect::ToPeer(
-                        name,
-                        ToPeer::Load { stage, step: self.step, checkpoint },
-                    ));
+                    self.load(name, stage, out);
                 }
                 Place::Retired | Place::Idle => {}
                 _ => {

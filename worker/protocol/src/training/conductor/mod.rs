@@ -313,12 +313,6 @@ impl Conductor {
         (0..self.config.stages).map(|stage| self.members_of(stage).cloned().collect()).collect()
     }
 
-    /// Peers in all, whatever they do.
-    #[must_use]
-    pub fn peer_count(&self) -> usize {
-        self.peers.len()
-    }
-
     /// Something happens.
     pub fn handle(&mut self, now_ms: u64, event: ConductorEvent, out: &mut Vec<ConductorEffect>) {
         match event {

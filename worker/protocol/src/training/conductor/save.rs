@@ -170,9 +170,8 @@ impl Conductor {
 
     /// A peer that was writing is gone.
     pub(super) fn forget_saver(&mut self, name: &PeerName) {
-        let writing =
-            |u: &UnderWay| !u.sealing && u.stages.values().any(|(writer, r)| writer == name && r.is_none());
-        if self.saving.under_way.as_ref().is_some_and(writing) {
+        // Who seals has every record.
+        if self.saving.waits_for(name) {
             self.saving.under_way = None;
             self.saving.due = true;
         }

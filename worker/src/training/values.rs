@@ -1,0 +1,135 @@
+//! Values that travel as bytes, little-endian, and calls to the peers that have them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::{Mate, StageId, Step};
+use dunlin_wire::proto::pull_request::What;
+use dunlin_wire::train::{dial_stage, pull};
+use dunlin_wire::{LinksConfig, proto};
+use tonic::transport::Channel;
+
+/// A mate that gives nothing for so long is lost.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Connections that are kept; with more, all are made anew.
+const OPEN_MAX: usize = 256;
+
+/// A client of a peer.
+pub type StageClient = proto::train_stage_client::TrainStageClient<Channel>;
+
+/// Something that has a fixed number of bytes on the wire.
+pub trait Word<const N: usize>: Copy {
+    /// As it travels.
+    fn to_bytes(self) -> [u8; N];
+    /// From what travelled.
+    fn from_bytes(bytes: [u8; N]) -> Self;
+}
+
+macro_rules! word {
+    ($($kind:ty: $bytes:literal),*) => {$(
+        impl Word<$bytes> for $kind {
+            fn to_bytes(self) -> [u8; $bytes] {
+                self.to_le_bytes()
+            }
+
+            fn from_bytes(bytes: [u8; $bytes]) -> Self {
+                Self::from_le_bytes(bytes)
+            }
+        }
+    )*};
+}
+
+word!(u32: 4, f32: 4, i64: 8);
+
+/// Values as they travel.
+pub fn to_bytes<const N: usize, T: Word<N>>(values: &[T]) -> Bytes {
+    let mut out = Vec::with_capacity(values.len() * N);
+    for value in values {
+        out.extend_from_slice(&value.to_bytes());
+    }
+    out.into()
+}
+
+/// Connections to peers, made when they are first needed and kept until a call on them fails.
+#[derive(Clone)]
+pub struct Clients {
+    links: LinksConfig,
+    open: Arc<Mutex<BTreeMap<PeerName, StageClient>>>,
+}
+
+impl Clients {
+    /// No connections yet.
+    pub fn new(links: LinksConfig) -> Self {
+        Self { links, open: Arc::default() }
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerName, StageClient>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client of `mate`.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn of(&self, mate: &Mate) -> Result<StageClient, String> {
+        if let Some(client) = self.open().get(&mate.name) {
+            return Ok(client.clone());
+        }
+        let client = dial_stage(&self.links, mate.name.as_str(), &mate.addr).await?;
+        let mut open = self.open();
+        if open.len() >= OPEN_MAX {
+            open.clear();
+        }
+        open.insert(mate.name.clone(), client.clone());
+        Ok(client)
+    }
+
+    /// A call failed: the next one begins with a new connection.
+    pub fn forget(&self, name: &PeerName) {
+        self.open().remove(name);
+    }
+
+    /// Only these peers are still there.
+    pub fn retain(&self, keep: impl Fn(&PeerName) -> bool) {
+        self.open().retain(|name, _| keep(name));
+    }
+
+    /// Pulls values from a mate, `count` of them if that is known. With the step that they are of.
+    ///
+    /// # Errors
+    /// Which mate failed, and how.
+    pub async fn pull<const N: usize, T: Word<N>>(
+        &self,
+        mate: &Mate,
+        stage: StageId,
+        what: What,
+        count: Option<usize>,
+    ) -> Result<(Step, Vec<T>), String> {
+        let mut client = self.of(mate).await?;
+        let (mut step, mut values) = (0, Vec::with_capacity(count.unwrap_or_default()));
+        let take = |piece: proto::Piece| {
+            step = piece.step;
+            values.extend(piece.data.as_chunks::<N>().0.iter().map(|bytes| T::from_bytes(*bytes)));
+            if count.is_some_and(|count| values.len() > count) {
+                return Err("more values than asked for".to_owned());
+            }
+            Ok(())
+        };
+        let request = proto::PullRequest { stage, what: Some(what) };
+        let pulled = pull(&mut client, request, PATIENCE, take).await.and_then(|()| match count {
+            Some(count) if values.len() != count => Err(format!("{} of {count} values came", values.len())),
+            _ => Ok(()),
+        });
+        match pulled {
+            Ok(()) => Ok((step, values)),
+            Err(why) => {
+                self.forget(&mate.name);
+                Err(format!("{}: {why}", mate.name))
+            }
+        }
+    }
+}
