@@ -59,7 +59,8 @@ fn main() -> Result<()> {
         bench.swarm.name,
         started.elapsed().as_secs_f64()
     );
-    let (mut passed, mut failed) = (0, 0);
+    let mut passed = 0;
+    let mut troubles = Vec::new();
     for scenario in &chosen {
         let started = Instant::now();
         let outcome =
@@ -71,16 +72,26 @@ fn main() -> Result<()> {
                 println!("ok    {:<60} {seconds:6.1} s", scenario.name);
             }
             Err(error) => {
-                failed += 1;
                 println!("FAIL  {:<60} {seconds:6.1} s\n      {error:#}", scenario.name);
                 evidence(&cluster);
+                troubles.push(format!("{}: {error:#}", scenario.name));
             }
         }
     }
-    println!("{passed} passed, {failed} failed");
+    if !troubles.is_empty() {
+        println!(
+            "--- containers that are not ready\n{}",
+            not_ready(&cluster).unwrap_or_else(|e| format!("{e:#}"))
+        );
+    }
+    // Last, and short: whoever sees only the end of a long log sees the reasons.
+    for trouble in &troubles {
+        println!("FAIL  {}", trouble.chars().take(200).collect::<String>());
+    }
+    println!("{passed} passed, {} failed", troubles.len());
     drop(bench);
     drop(cluster);
-    std::process::exit(i32::from(failed > 0));
+    std::process::exit(i32::from(!troubles.is_empty()));
 }
 
 fn prepare(cluster: &Cluster, attached: bool) -> Result<Swarm<'_>> {
@@ -125,4 +136,34 @@ fn evidence(cluster: &Cluster) {
             Err(error) => println!("--- kubectl {}: {error:#}", look.join(" ")),
         }
     }
+}
+
+/// Every container that is not ready with how it ended last and the end of what it said, and its pod's events.
+fn not_ready(cluster: &Cluster) -> Result<String> {
+    let pods = cluster.get(&["pods", "-A"])?;
+    let mut text = String::new();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let (name, namespace) = (
+            pod["metadata"]["name"].as_str().unwrap_or(""),
+            pod["metadata"]["namespace"].as_str().unwrap_or(""),
+        );
+        let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        if !containers.is_empty() && containers.iter().all(|c| c["ready"] == true) {
+            continue;
+        }
+        for container in &containers {
+            text += &format!("{name}: state {}; before {}\n", container["state"], container["lastState"]);
+        }
+        for look in [
+            vec!["logs", "-n", namespace, name, "--previous", "--tail=8"],
+            vec!["logs", "-n", namespace, name, "--tail=8"],
+            vec!["events", "-n", namespace, "--for", &format!("pod/{name}")],
+        ] {
+            let said = cluster.kubectl(&look).unwrap_or_else(|error| format!("{error:#}"));
+            let lines: Vec<&str> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(12)..].iter().map(|l| l.chars().take(300).collect());
+            text += &format!("kubectl {}:\n{}\n", look.join(" "), last.collect::<Vec<String>>().join("\n"));
+        }
+    }
+    Ok(text)
 }

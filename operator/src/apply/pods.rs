@@ -261,6 +261,8 @@ pub(super) fn container(container: &Container<'_>) -> Value {
         "ports": container.ports,
         "resources": container.resources,
         "volumeMounts": mounts,
+        // `kubectl describe` then shows the last lines of what ended with an error.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/healthz", 10, 6),
         "securityContext": {
