@@ -33,8 +33,14 @@ unit: model ## everything that needs no cluster
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)
 
+e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about two hours)
+	$(TARGET)/release/scenarios --long
+
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
+
+test-page: build ## the page of a training run in headless Chromium (installs it with apt)
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/page/run.sh $(abspath $(TARGET))/page
 
 preflight: ## is everything there that a local cluster needs? installs what apt has
 	e2e/cluster/cluster check
@@ -87,6 +93,9 @@ bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e test-openai preflight build images model cluster-build cluster-up \
+bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
+	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/loss.json
+
+.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode
+	bench-recovery bench-decode bench-loss

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the images of the local cluster as archives: dunlin-worker and dunlin-operator from the Dockerfiles of the repository,
-# on an empty base with the C library of this machine; a pause image; a file server with SmolLM2.
+# on an empty base with the C library of this machine; a pause image; a file server with SmolLM2 and a text to train on.
 #   e2e/images/build.sh --bin-dir target/release --out target/images
 # Needs root (buildah) and no registry.
 set -euo pipefail
@@ -70,6 +70,8 @@ image pause "$work/Dockerfile" "$work/pause"
 model=$("$repository/e2e/fetch-model.sh")
 models=$work/models/root-folder/models
 cp "$model" "$models/smollm2.gguf"
+text=$("$repository/e2e/fetch-text.sh")
+cp "$text" "$models/bible-kjv.txt"
 # For tests: a file that ends too early, and one whose header claims more than any file has.
 head -c 1000000 "$model" >"$models/truncated.gguf"
 printf 'GGUF\003\000\000\000\377\377\377\377\377\377\377\177\377\377\377\377\377\377\377\177' >"$models/hostile.gguf"

@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+/// User and group of workers in their pods.
+const WORKER_USER: u32 = 65532;
+
 /// A running local cluster. Dropping it, or the end of this process however it comes, removes the cluster unless [`Cluster::keep`] was
 /// called.
 pub struct Cluster {
@@ -77,6 +80,21 @@ impl Cluster {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A folder that all nodes see and that goes with the cluster, writable by the pods of workers: a disk of its own for a
+    /// PersistentVolume, as the nodes of a local cluster share the disk of this machine.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn shared_folder(&self, name: &str) -> Result<PathBuf> {
+        let printed = self.verb(&["env"])?;
+        let config = printed.trim().strip_prefix("export KUBECONFIG=").context("`cluster env` changed")?;
+        let state = PathBuf::from(config).parent().and_then(|pki| pki.parent()).map(PathBuf::from);
+        let folder = state.context("the kubeconfig has no folder")?.join(name);
+        std::fs::create_dir_all(&folder)?;
+        std::os::unix::fs::chown(&folder, Some(WORKER_USER), Some(WORKER_USER))?;
+        Ok(folder)
     }
 
     fn command(&self, args: &[&str]) -> Command {

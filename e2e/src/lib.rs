@@ -4,6 +4,7 @@
 //! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
 //! * [`local`] runs a swarm without Kubernetes
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
+//! * [`training`] the same of a training run
 //! * [`chat`] streams completions and keeps token ids with their arrival times
 //! * [`wait`] is the only place that waits, always with a limit and a reason
 //! * [`scenarios`] are the promises of the product, one function each
@@ -16,4 +17,5 @@ pub mod local;
 pub mod report;
 pub mod scenarios;
 pub mod swarm;
+pub mod training;
 pub mod wait;

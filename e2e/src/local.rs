@@ -1,8 +1,8 @@
-//! `dunlin-worker local`: a swarm as processes on this machine, for tests and benchmarks without Kubernetes.
+//! `dunlin-worker local` and `local-train`: swarms as processes on this machine, for tests and benchmarks without Kubernetes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +12,7 @@ use crate::wait;
 
 /// A running local swarm; dropping it ends it.
 pub struct Local {
-    supervisor: Child,
+    _supervisor: Supervisor,
     /// `http://127.0.0.1:PORT` of its gateway.
     pub url: String,
     /// What it printed when it served: name, pid, layers, shadows of each peer.
@@ -43,7 +43,7 @@ impl Local {
         let url = ready["url"].as_str().context("no url")?.to_owned();
         let peers = ready["peers"].as_array().cloned().unwrap_or_default();
         ensure!(!peers.is_empty(), "no peers: {ready}");
-        Ok(Self { supervisor, url, peers, start_s: started.elapsed().as_secs_f64() })
+        Ok(Self { _supervisor: Supervisor(supervisor), url, peers, start_s: started.elapsed().as_secs_f64() })
     }
 
     /// Resident memory of each peer in bytes.
@@ -66,21 +66,90 @@ impl Local {
     }
 }
 
-impl Drop for Local {
+/// A supervisor of processes that ends them when it is told to.
+struct Supervisor(Child);
+
+impl Drop for Supervisor {
     fn drop(&mut self) {
         // SIGTERM lets the supervisor end its children; a second swarm must not meet them.
         // SAFETY: kill(2) with the pid of a child that has not been waited for.
         #[allow(unsafe_code, reason = "std has no way to send SIGTERM")]
         unsafe {
-            libc::kill(self.supervisor.id().cast_signed(), libc::SIGTERM);
+            libc::kill(self.0.id().cast_signed(), libc::SIGTERM);
         }
-        let ended = wait::until("the local swarm ends", Duration::from_secs(40), || {
-            Ok(self.supervisor.try_wait()?)
-        });
+        let ended = wait::until("the local swarm ends", Duration::from_secs(40), || Ok(self.0.try_wait()?));
         if let Err(error) = ended {
             eprintln!("{error:#}; killing it");
-            let _ = self.supervisor.kill();
+            let _ = self.0.kill();
         }
+    }
+}
+
+/// A running `dunlin-worker local-train`; dropping it ends it.
+pub struct LocalTraining {
+    supervisor: Supervisor,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Its first line: `url` of the conductor's page, `processes` with role, name, stage, pid.
+    pub swarm: Value,
+}
+
+impl LocalTraining {
+    /// Starts the run of the configuration file `config` on `peers` peers, and waits until every stage has one.
+    ///
+    /// # Errors
+    /// When it does not start; its log has gone to the terminal.
+    pub fn start(worker: &Path, config: &Path, peers: u32) -> Result<Self> {
+        let mut supervisor = Command::new(worker)
+            .env("DUNLIN_LOG", "warn")
+            .args(["local-train", "--peers", &peers.to_string(), "--config"])
+            .arg(config)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", worker.display()))?;
+        let output = supervisor.stdout.take().context("stdout is piped")?;
+        let lines = BufReader::new(output).lines();
+        let mut training = Self { supervisor: Supervisor(supervisor), lines, swarm: Value::Null };
+        training.swarm = training.line()?.context("it ended before every stage had a peer")?;
+        Ok(training)
+    }
+
+    /// What it prints next: a step, or the checkpoint at the end; nothing when it has ended well.
+    ///
+    /// # Errors
+    /// When the run has failed, or a line is no JSON.
+    pub fn line(&mut self) -> Result<Option<Value>> {
+        match self.lines.next() {
+            Some(line) => {
+                let line = line?;
+                Ok(Some(serde_json::from_str(&line).with_context(|| format!("no JSON line: {line:?}"))?))
+            }
+            None => {
+                let status = self.supervisor.0.wait()?;
+                ensure!(status.success(), "local-train ended with {status}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Pids of the processes with `role`: `conductor`, `trainer`, `peer`.
+    #[must_use]
+    pub fn pids(&self, role: &str) -> Vec<u64> {
+        let all = self.swarm["processes"].as_array().into_iter().flatten();
+        all.filter(|p| p["role"] == role).filter_map(|p| p["pid"].as_u64()).collect()
+    }
+
+    /// Reads to the end: all steps that are left, and the line with the checkpoint.
+    ///
+    /// # Errors
+    /// When the run fails.
+    pub fn finish(mut self) -> Result<(Vec<Value>, Value)> {
+        let mut steps = Vec::new();
+        while let Some(line) = self.line()? {
+            steps.push(line);
+        }
+        let last = steps.pop().context("it printed no line at its end")?;
+        ensure!(last.get("checkpoint").is_some(), "the last line names no checkpoint: {last}");
+        Ok((steps, last))
     }
 }
 

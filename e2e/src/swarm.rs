@@ -58,9 +58,7 @@ impl Swarm<'_> {
     /// # Errors
     /// When the API server does not answer.
     pub fn pods(&self, role: &str) -> Result<Vec<Pod>> {
-        let selector = format!("dunlin.dev/swarm={},dunlin.dev/role={role}", self.name);
-        let list = self.cluster.get(&["pods", "-l", &selector])?;
-        Ok(list["items"].as_array().into_iter().flatten().map(pod).collect())
+        pods(self.cluster, &self.name, role)
     }
 
     /// The topology the operator published last.
@@ -185,16 +183,40 @@ impl Swarm<'_> {
     /// # Errors
     /// After `limit`.
     pub fn wait_condition(&self, kind: &str, status: &str, reason: &str, limit: Duration) -> Result<String> {
-        wait::until(&format!("{} {kind}={status} {reason}", self.name), limit, || {
-            let object = self.object()?;
-            let conditions = conditions(&object);
-            let Some(condition) = conditions.get(kind) else { bail!("{conditions:?}") };
-            if condition["status"] == status && condition["reason"] == reason {
-                return Ok(Some(text(&condition["message"])));
-            }
-            bail!("{condition}")
-        })
+        wait_condition(|| self.object(), kind, status, reason, limit)
+            .with_context(|| format!("inferenceswarm {}", self.name))
     }
+}
+
+/// Pods of the swarm `name` (of inference or training) with `role`.
+///
+/// # Errors
+/// When the API server does not answer.
+pub fn pods(cluster: &Cluster, name: &str, role: &str) -> Result<Vec<Pod>> {
+    let selector = format!("dunlin.dev/swarm={name},dunlin.dev/role={role}");
+    let list = cluster.get(&["pods", "-l", &selector])?;
+    Ok(list["items"].as_array().into_iter().flatten().map(pod).collect())
+}
+
+/// Waits until condition `kind` of an object has `status` and `reason`; returns its message. `look`: the object.
+///
+/// # Errors
+/// After `limit`.
+pub fn wait_condition(
+    look: impl Fn() -> Result<Value>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    limit: Duration,
+) -> Result<String> {
+    wait::until(&format!("{kind}={status} {reason}"), limit, || {
+        let conditions = conditions(&look()?);
+        let Some(condition) = conditions.get(kind) else { bail!("{conditions:?}") };
+        if condition["status"] == status && condition["reason"] == reason {
+            return Ok(Some(text(&condition["message"])));
+        }
+        bail!("{condition}")
+    })
 }
 
 /// The URL of a gateway pod.

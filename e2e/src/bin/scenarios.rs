@@ -25,6 +25,9 @@ struct Args {
     /// Nodes of the cluster.
     #[arg(long, default_value_t = 4)]
     nodes: u32,
+    /// The scenarios that take hours instead of those of every test run.
+    #[arg(long)]
+    long: bool,
     /// List the names and stop.
     #[arg(long)]
     list: bool,
@@ -32,7 +35,8 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let chosen: Vec<_> = scenarios::all()
+    let all = if args.long { scenarios::long() } else { scenarios::all() };
+    let chosen: Vec<_> = all
         .into_iter()
         .filter(|s| args.filter.is_empty() || args.filter.iter().any(|f| s.name.contains(f.as_str())))
         .collect();
@@ -108,7 +112,7 @@ fn prepare(cluster: &Cluster, attached: bool) -> Result<Swarm<'_>> {
 
 /// What one wants to see when a scenario failed.
 fn evidence(cluster: &Cluster) {
-    let looks: [&[&str]; 6] = [
+    let looks: [&[&str]; 8] = [
         &["get", "nodes,pods,isw", "-A", "-o", "wide"],
         &["get", "isw", "-A", "-o", "jsonpath={range .items[*]}{.metadata.name}: {.status}{\"\\n\"}{end}"],
         &["get", "events", "-A", "--sort-by=.lastTimestamp"],
@@ -122,6 +126,8 @@ fn evidence(cluster: &Cluster) {
         ],
         &["logs", "-l", "dunlin.dev/role=gateway", "--tail=40", "--prefix"],
         &["logs", "-l", "dunlin.dev/role=stage", "--tail=40", "--prefix"],
+        &["get", "tsw", "-A", "-o", "jsonpath={range .items[*]}{.metadata.name}: {.status}{\"\\n\"}{end}"],
+        &["logs", "-l", "dunlin.dev/kind=TrainingSwarm", "--tail=30", "--prefix", "--max-log-requests=20"],
     ];
     for look in looks {
         match cluster.kubectl(look) {

@@ -8,6 +8,7 @@ mod clients;
 mod loss;
 mod manifests;
 mod outage;
+mod training;
 
 use std::time::Duration;
 
@@ -55,7 +56,14 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
     scenarios.extend(manifests::scenarios());
+    scenarios.extend(training::scenarios());
     scenarios
+}
+
+/// Those that take hours, in targets of their own.
+#[must_use]
+pub fn long() -> Vec<Scenario> {
+    training::long()
 }
 
 impl Bench<'_> {

@@ -14,9 +14,10 @@ pub mod saved;
 pub mod trainer;
 mod values;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use dunlin_kernels::Pool;
@@ -25,9 +26,15 @@ use dunlin_train::config::ModelSource;
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage, TrainingConfig};
 use dunlin_wire::{LinksConfig, proto};
+use tokio::net::UdpSocket;
+use tokio::time::sleep;
+use tracing::warn;
 
 use crate::cli::ProcessArgs;
 use crate::stage::tls;
+
+/// First and longest pause before the conductor's name is looked up again.
+const RESOLVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Reads and checks the configuration of a run.
 ///
@@ -76,16 +83,22 @@ pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
     Ok(Stage::from_state(run, stage, 0, parameters, slots, pool)?)
 }
 
-/// The address others reach this process at: where it listens, on the interface that leads to the conductor.
+/// The address others reach this process at: where it listens, on the interface that leads to the conductor. Waits until the
+/// conductor's name is known: it may get its address later than its peers.
 ///
 /// # Errors
-/// When there is no way to the conductor.
-pub fn advertised(listening: SocketAddr, conductor: &str) -> anyhow::Result<String> {
+/// When this machine gives out no socket.
+pub async fn advertised(listening: SocketAddr, conductor: &str) -> anyhow::Result<String> {
     if !listening.ip().is_unspecified() {
         return Ok(listening.to_string());
     }
     // Nothing is sent: connecting a datagram socket chooses the interface.
-    let socket = UdpSocket::bind((listening.ip(), 0))?;
-    socket.connect(conductor).with_context(|| format!("cannot find the conductor {conductor}"))?;
+    let socket = UdpSocket::bind((listening.ip(), 0)).await?;
+    let mut pause = RESOLVE.0;
+    while let Err(error) = socket.connect(conductor).await {
+        warn!(%error, conductor, "the conductor is not found");
+        sleep(pause).await;
+        pause = (pause * 2).min(RESOLVE.1);
+    }
     Ok(SocketAddr::new(socket.local_addr()?.ip(), listening.port()).to_string())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::training::{ParameterLayout, ParameterTensor};
 use dunlin_protocol::training::Step;
-use dunlin_train::checkpoint::{self, Checkpoint, Identity, StageRecord, Tensor, TensorSpec};
+use dunlin_train::checkpoint::{self, Checkpoint, Identity, Manifest, StageRecord, Tensor, TensorSpec};
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage};
 use tracing::{info, warn};
@@ -18,6 +18,16 @@ pub struct Sealed {
     pub path: PathBuf,
     /// Digest of its manifest, which has the digests of all its files.
     pub sha256: String,
+}
+
+impl Sealed {
+    /// The checkpoint in the folder `path`, with its manifest.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written as JSON.
+    pub fn new(path: PathBuf, manifest: &Manifest) -> anyhow::Result<Self> {
+        Ok(Self { path, sha256: sha256_hex(&serde_json::to_vec(manifest)?) })
+    }
 }
 
 /// The newest complete checkpoint, with its digests checked.
@@ -78,7 +88,8 @@ pub fn read_stage(
     Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
 
-/// Writes the files of a stage; the record for the manifest, as JSON. ///
+/// Writes the files of a stage; the record for the manifest, as JSON.
+///
 /// # Errors
 /// When they cannot be written.
 pub fn write_stage(
@@ -135,8 +146,7 @@ pub fn seal(
     let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
     let removed = checkpoint::retain(destination, keep)?;
     info!(step, ?removed, "checkpoint");
-    let path = checkpoint::folder(destination, step);
-    Ok(Sealed { path, sha256: sha256_hex(&serde_json::to_vec(&manifest)?) })
+    Sealed::new(checkpoint::folder(destination, step), &manifest)
 }
 
 /// SHA-256 in hexadecimal.

@@ -58,10 +58,12 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         }
     };
     let data = newest.as_ref().map(|c| c.manifest.data_sha256.clone());
-    let newest = newest.map(|c| c.manifest.step);
-    if let Some(step) = newest {
-        info!(step, "goes on from a checkpoint");
+    let mut record = Record::new(&run);
+    if let Some(newest) = &newest {
+        info!(step = newest.manifest.step, "goes on from a checkpoint");
+        record.saved(newest.manifest.step, &Sealed::new(newest.folder.clone(), &newest.manifest)?);
     }
+    let newest = newest.map(|c| c.manifest.step);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let config = ConductorConfig {
         stages: run.config.stages,
@@ -78,7 +80,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
         incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
     };
-    let record = Arc::new(Mutex::new(Record::new(&run)));
+    let record = Arc::new(Mutex::new(record));
     let listener = TcpListener::bind(args.process.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;

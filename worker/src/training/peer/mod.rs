@@ -73,7 +73,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
     let me = Mate {
         name: args.process.name.as_str().into(),
-        addr: advertised(listener.local_addr()?, &args.conductor)?,
+        addr: advertised(listener.local_addr()?, &args.conductor).await?,
     };
     info!(addr = me.addr, "peer {} listens", me.name);
     let (stage_in, inbound) = mpsc::channel(256);

@@ -1,0 +1,248 @@
+//! A training run loses nothing: nodes killed and reclaimed, its conductor gone, suspended in between, and at the end the weights of a
+//! run that nothing happened to, served by an InferenceSwarm.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Bench, Scenario, heal, same};
+use crate::chat::{self, Question};
+use crate::cluster::{Cluster, repository};
+use crate::local::{LocalTraining, release_dir};
+use crate::swarm::{Pod, Swarm};
+use crate::training::{Training, weights};
+use crate::wait;
+
+const NAME: &str = "bible";
+/// Peers of the example.
+const PEERS: u64 = 8;
+/// How long the next updates may take, a lost node included.
+const LIMIT: Duration = Duration::from_secs(120);
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "training-through-losses-and-suspension-has-the-same-weights-and-is-served",
+        run: short,
+    }]
+}
+
+/// What takes long, and has a target of its own.
+pub(super) fn long() -> Vec<Scenario> {
+    vec![Scenario { name: "training-the-example-through-twenty-kills", run: twenty_kills }]
+}
+
+/// (what is replaced in the example, by what): a run of a minute.
+const SHORT: &[(&str, &str)] = &[
+    ("hiddenSize: 256", "hiddenSize: 64"),
+    ("heads: 8", "heads: 4"),
+    ("kvHeads: 4", "kvHeads: 2"),
+    ("ffn: 704", "ffn: 176"),
+    ("contextLength: 256", "contextLength: 128"),
+    ("sequenceLength: 256", "sequenceLength: 64"),
+    ("\n  steps: 500", "\n  steps: 400"),
+    ("everySteps: 50", "everySteps: 100"),
+];
+
+/// A run of the example on a volume of its own, with all that belongs to it.
+struct Run<'a> {
+    training: Training<'a>,
+    /// The volume.
+    folder: PathBuf,
+}
+
+impl<'a> Run<'a> {
+    fn start(cluster: &'a Cluster, changes: &[(&str, &str)]) -> Result<Self> {
+        let folder = cluster.shared_folder("checkpoints")?;
+        let volume = json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "checkpoints"},
+            "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": "checkpoints",
+                     "hostPath": {"path": folder}},
+        });
+        let mut example = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
+        for (what, by) in changes {
+            ensure!(example.contains(what), "the example no longer has `{what}`");
+            example = example.replace(what, by);
+        }
+        cluster.apply(&volume.to_string())?;
+        cluster.apply(&example)?;
+        Ok(Self { training: Training { cluster, name: NAME.to_owned() }, folder })
+    }
+
+    /// What the pods were told, but with text, checkpoints and stages as given.
+    fn configuration(&self, checkpoints: &Path, stages: u32) -> Result<Value> {
+        let map = self.training.cluster.get(&[
+            "configmap",
+            "-l",
+            &format!("dunlin.dev/swarm={NAME}"),
+            "--ignore-not-found",
+        ])?;
+        let maps = map["items"].as_array().into_iter().flatten();
+        let text = maps.filter_map(|m| m["data"]["training.json"].as_str()).next();
+        let mut config: Value = serde_json::from_str(text.context("no ConfigMap has training.json")?)?;
+        let fetched =
+            Command::new(repository().join("e2e/fetch-text.sh")).output().context("fetch-text.sh")?;
+        let file = String::from_utf8(fetched.stdout)?;
+        config["data"]["text"] = json!({"path": file.trim()});
+        config["checkpoint"]["destination"] = json!(checkpoints);
+        config["stages"] = json!(stages);
+        Ok(config)
+    }
+
+    /// The digest of the weights of a run with the same configuration on one peer to which nothing happens; of `last_checkpoint`.
+    fn undisturbed(&self) -> Result<(Value, PathBuf)> {
+        let folder = self.training.cluster.shared_folder("undisturbed")?;
+        let config = self.configuration(&folder.join(NAME), 1)?;
+        let file = folder.join("run.json");
+        std::fs::write(&file, config.to_string())?;
+        let (_, last) = LocalTraining::start(&release_dir().join("dunlin-worker"), &file, 1)?.finish()?;
+        let path = last["checkpoint"]["path"].as_str().context("no checkpoint")?.to_owned();
+        Ok((last, PathBuf::from(path)))
+    }
+
+    /// The whole run is over with the weights of an undisturbed one.
+    fn same_weights(&self) -> Result<PathBuf> {
+        let status = self.training.status()?;
+        let path = self.folder.join(status["lastCheckpoint"]["path"].as_str().context("no checkpoint")?);
+        ensure!(
+            status["lastCheckpoint"]["step"] == status["step"],
+            "the last checkpoint is not the last step: {status}"
+        );
+        let (last, expected) = self.undisturbed()?;
+        let (ours, theirs) = (weights(&path)?, weights(&expected)?);
+        ensure!(ours.len() == theirs.len(), "{} tensors, {} expected", ours.len(), theirs.len());
+        let differ: Vec<_> = ours.iter().zip(&theirs).filter(|(a, b)| a != b).map(|(a, _)| &a.0).collect();
+        ensure!(differ.is_empty(), "tensors differ from a run that nothing happened to: {differ:?}");
+        let close =
+            |a: &Value, b: &Value| (a.as_f64().unwrap_or(f64::NAN) - b.as_f64().unwrap_or(0.0)).abs() < 1e-9;
+        ensure!(
+            close(&status["validationLoss"], &last["validation_loss"]),
+            "validation loss: {status} / {last}"
+        );
+        Ok(path)
+    }
+
+    /// Everything that the run was made of; checkpoints stay until the cluster goes.
+    fn remove(self) -> Result<()> {
+        let cluster = self.training.cluster;
+        cluster.kubectl(&["delete", "trainingswarm", NAME, "--timeout=60s"])?;
+        wait::until_true("the pods of the run are gone", LIMIT, || {
+            let pods = ["conductor", "train-peer", "trainer"].map(|role| self.training.pods(role));
+            let left: usize = pods.into_iter().collect::<Result<Vec<_>>>()?.iter().map(Vec::len).sum();
+            Ok((left == 0, format!("{left} pods")))
+        })?;
+        for object in ["persistentvolumeclaim/checkpoints", "persistentvolume/checkpoints"] {
+            cluster.kubectl(&["delete", object, "--timeout=60s"])?;
+        }
+        Ok(())
+    }
+
+    /// A node of peers that has neither the conductor nor a trainer.
+    fn node_of_peers_only(&self) -> Result<String> {
+        let helpers = [self.training.pods("conductor")?, self.training.pods("trainer")?].concat();
+        let peers: Vec<Pod> = self.training.pods("train-peer")?;
+        let found = peers.iter().find(|p| p.ready && helpers.iter().all(|h| h.node != p.node));
+        Ok(found
+            .with_context(|| format!("every node of peers has a helper: {peers:?} {helpers:?}"))?
+            .node
+            .clone())
+    }
+
+    fn whole(&self) -> Result<Value> {
+        self.training.wait("has all its peers", LIMIT, |s| s["peers"]["ready"].as_u64() == Some(PEERS))
+    }
+}
+
+fn short(bench: &Bench<'_>) -> Result<()> {
+    let run = Run::start(bench.cluster, SHORT)?;
+    let training = &run.training;
+    let now = |status: &Value| status["step"].as_u64().unwrap_or(0);
+    let step = now(&training.wait_step(5, LIMIT)?);
+
+    // A node dies, with all peers on it, and comes back.
+    let node = run.node_of_peers_only()?;
+    bench.cluster.verb(&["kill", &node])?;
+    let status = training.wait_step(step + 15, LIMIT).context("after a kill")?;
+    ensure!(status["lost"].as_u64() > Some(0), "nobody was lost with node {node}: {status}");
+    bench.cluster.verb(&["start", &node])?;
+
+    // The conductor goes; another asks the peers what they hold.
+    let conductor = training.pods("conductor")?.first().context("no conductor")?.name.clone();
+    bench.cluster.kubectl(&["delete", "pod", &conductor, "--grace-period=0", "--force"])?;
+    training.wait_step(now(&status) + 10, LIMIT).context("after the conductor was deleted")?;
+
+    // A node is reclaimed with notice: nothing is computed again.
+    heal(bench.cluster)?;
+    let before = run.whole()?;
+    let node = run.node_of_peers_only()?;
+    bench.cluster.verb(&["shutdown", &node, "15"])?;
+    let after = training.wait_step(now(&before) + 10, LIMIT).context("after a reclaim")?;
+    ensure!(after["redone"] == before["redone"], "a notice of 15 s, and work was redone: {before} / {after}");
+    ensure!(after["lost"] == before["lost"], "a notice of 15 s, and peers were lost: {before} / {after}");
+    bench.cluster.verb(&["start", &node])?;
+
+    // Suspended: all is in a checkpoint, and no pod is left.
+    let suspend = |on: bool| {
+        let patch = json!({"spec": {"suspend": on}}).to_string();
+        bench.cluster.kubectl(&["patch", "trainingswarm", NAME, "--type=merge", "-p", &patch])
+    };
+    suspend(true)?;
+    training.wait_condition("Ready", "False", "Suspended", LIMIT)?;
+    let status = training.status()?;
+    ensure!(
+        status["lastCheckpoint"]["step"] == status["step"],
+        "suspended with steps in no checkpoint: {status}"
+    );
+    ensure!(training.pods("train-peer")?.is_empty(), "suspended, and peers run");
+    ensure!(now(&status) < 400, "the run was over before it was suspended: make it longer");
+    suspend(false)?;
+    training.wait_step(now(&status) + 5, LIMIT).context("after a suspension")?;
+
+    training.wait_condition("Succeeded", "True", "AllStepsDone", LIMIT)?;
+    let checkpoint = run.same_weights()?;
+    serve(bench, &run, &checkpoint)?;
+    run.remove()?;
+    ensure!(checkpoint.join("config.json").exists(), "the checkpoint went with the TrainingSwarm");
+    Ok(())
+}
+
+/// `examples/serve-trained.yaml` answers with what was trained.
+fn serve(bench: &Bench<'_>, run: &Run<'_>, checkpoint: &Path) -> Result<()> {
+    let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
+    let example = std::fs::read_to_string(repository().join("examples/serve-trained.yaml"))?;
+    bench.cluster.apply(&example.replace("path: CHECKPOINT", &format!("path: {path}")))?;
+    let swarm = Swarm { cluster: bench.cluster, name: "bible-served".into(), model: NAME.into() };
+    swarm.wait_whole(2)?;
+    let question = Question::greedy(&swarm.model, "In the beginning", 24);
+    let answer = chat::ask(&swarm.gateway(&[])?, &question)?;
+    ensure!(answer.ids.len() == 24, "{} of 24 tokens came: {:?}", answer.ids.len(), answer.text);
+    same(&answer, &chat::ask(&swarm.gateway(&[])?, &question)?)?;
+    bench.cluster.kubectl(&["delete", "inferenceswarm", "bible-served", "--timeout=60s"]).map(drop)
+}
+
+/// The example as it is, a node killed every half minute.
+fn twenty_kills(bench: &Bench<'_>) -> Result<()> {
+    let run = Run::start(bench.cluster, &[])?;
+    let training = &run.training;
+    let mut step = training.wait_step(1, LIMIT)?["step"].as_u64().unwrap_or(0);
+    for kill in 0..20 {
+        run.whole().with_context(|| format!("before kill {kill}"))?;
+        let node = run.node_of_peers_only()?;
+        bench.cluster.verb(&["kill", &node])?;
+        let status = training.wait_step(step + 2, LIMIT).with_context(|| format!("after kill {kill}"))?;
+        bench.cluster.verb(&["start", &node])?;
+        step = status["step"].as_u64().unwrap_or(0);
+        println!(
+            "      kill {:>2}: {node}, step {step}, loss {}, redone {}, lost {}",
+            kill + 1,
+            status["loss"],
+            status["redone"],
+            status["lost"]
+        );
+    }
+    training.wait_condition("Succeeded", "True", "AllStepsDone", Duration::from_secs(4 * 3600))?;
+    run.same_weights()?;
+    run.remove()
+}
