@@ -93,9 +93,12 @@ bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
+bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run
+	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/faults.json
+
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/loss.json
 
 .PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode bench-loss
+	bench-recovery bench-decode bench-faults bench-loss

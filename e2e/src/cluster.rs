@@ -82,16 +82,19 @@ impl Cluster {
         &self.name
     }
 
-    /// A folder that all nodes see and that goes with the cluster, writable by the pods of workers: a disk of its own for a
+    /// An empty folder that all nodes see and that goes with the cluster, writable by the pods of workers: a disk of its own for a
     /// PersistentVolume, as the nodes of a local cluster share the disk of this machine.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn shared_folder(&self, name: &str) -> Result<PathBuf> {
+    pub fn fresh_folder(&self, name: &str) -> Result<PathBuf> {
         let printed = self.verb(&["env"])?;
         let config = printed.trim().strip_prefix("export KUBECONFIG=").context("`cluster env` changed")?;
         let state = PathBuf::from(config).parent().and_then(|pki| pki.parent()).map(PathBuf::from);
         let folder = state.context("the kubeconfig has no folder")?.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
         std::fs::create_dir_all(&folder)?;
         std::os::unix::fs::chown(&folder, Some(WORKER_USER), Some(WORKER_USER))?;
         Ok(folder)

@@ -124,6 +124,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         unplaced: false,
         deleting: false,
         node_gone: false,
+        last_words: None,
     }
 }
 

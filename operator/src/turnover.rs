@@ -20,10 +20,19 @@ const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub struct Turnover {
     /// Since when a pod that has not served yet was seen without a node.
     unplaced: BTreeMap<String, Instant>,
-    /// How many pods in a row ended before they served, and when the last did.
-    crashed: Option<(u32, Instant)>,
+    /// Pods that ended before they served.
+    crashed: Option<Crashes>,
     /// Lost pods that were told about already.
     lost: BTreeSet<String>,
+}
+
+/// Pods in a row that ended before they served.
+#[derive(Clone, Debug)]
+struct Crashes {
+    times: u32,
+    last: Instant,
+    /// What the last of them that said something said.
+    words: Option<String>,
 }
 
 /// A pod that was lost.
@@ -76,10 +85,14 @@ impl Turnover {
             let worker = &workers[name];
             // Who was asked to go and went is not lost.
             if !worker.deleting || worker.node_gone {
-                losses.push(Loss { name: name.clone(), why: why.clone() });
+                let words = worker.last_words.clone();
+                let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
+                losses.push(Loss { name: name.clone(), why });
                 if !served(name) && !worker.node_gone {
-                    let times = self.crashed.map_or(0, |(times, _)| times);
-                    self.crashed = Some((times.saturating_add(1), now));
+                    let before = self.crashed.take();
+                    let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);
+                    let words = words.or(before.and_then(|b| b.words));
+                    self.crashed = Some(Crashes { times, last: now, words });
                 }
             }
         }
@@ -89,7 +102,15 @@ impl Turnover {
     /// New pods must wait: the last ones ended before they served.
     #[must_use]
     pub fn holds_creation(&self, now: Instant) -> bool {
-        self.crashed.is_some_and(|(times, at)| now.duration_since(at) < pause(times))
+        self.crashed.as_ref().is_some_and(|c| now.duration_since(c.last) < pause(c.times))
+    }
+
+    /// For users, while pods must wait: why. `who`: the pods, in the plural.
+    #[must_use]
+    pub fn held(&self, who: &str, now: Instant) -> Option<String> {
+        let crashes = self.crashed.as_ref().filter(|_| self.holds_creation(now))?;
+        let why = crashes.words.as_deref().unwrap_or("see their logs");
+        Some(format!("{who} end before they are ready ({why}); they are made again with growing pauses"))
     }
 }
 

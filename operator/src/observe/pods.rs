@@ -6,6 +6,9 @@ use kube::ResourceExt;
 use crate::labels::{POOL, TEMPLATE};
 use crate::spot;
 
+/// Characters of an error that are told.
+const LAST_WORDS_MAX: usize = 300;
+
 /// State of a worker pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -46,6 +49,8 @@ pub struct WorkerView {
     pub deleting: bool,
     /// Its node does not confirm deletions.
     pub node_gone: bool,
+    /// What its container said last, if it ended with an error.
+    pub last_words: Option<String>,
 }
 
 /// A node, as far as plans care.
@@ -101,7 +106,18 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         unplaced: scheduled(&status).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         node_gone: node.is_some_and(|n| !n.ready),
+        last_words: last_words(&status),
     }
+}
+
+/// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.
+fn last_words(status: &PodStatus) -> Option<String> {
+    let ended =
+        status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())?;
+    let said = ended.message.as_deref().filter(|_| ended.exit_code != 0)?;
+    let error = said.rfind("Error: ").map_or(said, |at| &said[at + "Error: ".len()..]);
+    let words = error.split_whitespace().collect::<Vec<_>>().join(" ");
+    (!words.is_empty()).then(|| words.chars().take(LAST_WORDS_MAX).collect())
 }
 
 fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
@@ -217,6 +233,23 @@ mod tests {
         );
         let expected = Phase::Pending(Some("ImagePullBackOff: no such image".into()));
         assert_eq!(worker(&pulling, None).phase, expected);
+    }
+
+    #[test]
+    fn a_container_that_ended_with_an_error_has_last_words() {
+        let ended = |code: i32, message: &str| {
+            let state = json!({"terminated": {"exitCode": code, "message": message}});
+            let status = json!({"phase": "Failed", "containerStatuses": [{
+                "name": "trainer", "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": state
+            }]});
+            worker(&pod(status, false), None).last_words
+        };
+        let log = "{\"level\":\"INFO\"}\nError: cannot use the data\n\nCaused by:\n    HTTP 404\n";
+        assert_eq!(ended(1, log).as_deref(), Some("cannot use the data Caused by: HTTP 404"));
+        assert_eq!(ended(137, "killed"), Some("killed".to_owned()));
+        assert_eq!(ended(0, log), None, "it ended well");
+        assert_eq!(ended(1, ""), None);
+        assert_eq!(ended(1, &"x".repeat(999)).map(|w| w.len()), Some(LAST_WORDS_MAX));
     }
 
     #[test]

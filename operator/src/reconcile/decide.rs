@@ -101,7 +101,8 @@ pub fn decide(
         (decision.layout, decision.summary) = (Some(layout), Some(summary));
     }
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
-    decision.facts = facts(desired, generation, view, answers, &roster, layers, hold_creation);
+    let crashing = memory.turnover.held("workers", now);
+    decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
     if decision.facts.trouble.is_none() {
         let shortage = decision.layout.as_ref().and_then(|l| l.shortage.as_ref());
         decision.facts.trouble = shortage.map(|told| ("InsufficientMemory".to_owned(), told.to_string()));
@@ -296,7 +297,7 @@ fn facts(
     answers: &BTreeMap<String, Answer>,
     roster: &Roster,
     layers: u32,
-    hold_creation: bool,
+    crashing: Option<String>,
 ) -> Facts {
     let alive = |name: &str| matches!(roster.standings.get(name), Some(Standing::Ready | Standing::Leaving));
     let holders = held(view, answers, alive);
@@ -314,9 +315,6 @@ fn facts(
     let pending = view.workers.values().find_map(|w| match &w.phase {
         Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
         _ => None,
-    });
-    let crashing = hold_creation.then(|| {
-        "workers end before they serve, see their logs; they are made again with growing pauses".to_owned()
     });
     let ready = roster.standings.values().filter(|s| **s == Standing::Ready).count();
     Facts {

@@ -153,12 +153,19 @@ fn remember(desired: &Desired, run: Option<&Observation>, memory: &mut Memory, n
         }
         _ => {}
     }
+    let run = &memory.totalled(run);
     // A conductor that starts does not know yet how far the run was.
     let known = memory.last.take().filter(|last| run.phase == RunPhase::Starting && run.step < last.step);
     memory.last = Some(match known {
-        Some(last) => {
-            Observation { phase: run.phase, message: run.message.clone(), stages: run.stages.clone(), ..last }
-        }
+        Some(last) => Observation {
+            phase: run.phase,
+            message: run.message.clone(),
+            stages: run.stages.clone(),
+            redone: run.redone,
+            lost: run.lost,
+            moves: run.moves,
+            ..last
+        },
         None => run.clone(),
     });
 }
@@ -221,7 +228,8 @@ fn deletion(worker: &WorkerView) -> Deletion {
 struct Crew {
     roster: Roster,
     happenings: Vec<Happening>,
-    held: bool,
+    /// Why new ones must wait.
+    held: Option<String>,
 }
 
 impl Crew {
@@ -277,6 +285,7 @@ impl Crews {
             let losses = turnover.losses(&roster, workers, served, known.now);
             let happenings =
                 losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why)).collect();
+            let held = turnover.held(&format!("{}s", post.noun().to_lowercase()), known.now);
             Crew { roster, happenings, held }
         };
         let conducted = |name: &str| answered(name) && !failed(name);
@@ -361,10 +370,8 @@ fn facts(
         Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
         _ => None,
     });
-    let held = [("conductors", &crews.conductor), ("peers", &crews.peers), ("trainers", &crews.trainers)];
-    let crashing = held.iter().find(|(_, crew)| crew.held).map(|(who, _)| {
-        format!("{who} end before they are ready, see their logs; they are made again with growing pauses")
-    });
+    let crashing =
+        [&crews.conductor, &crews.peers, &crews.trainers].iter().find_map(|crew| crew.held.clone());
     let message = run.map(|run| run.message.clone()).filter(|message| !message.is_empty());
     let trained = memory.trained.is_some_and(|at| known.now.duration_since(at) < CONDUCTOR_PATIENCE);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

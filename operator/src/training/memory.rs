@@ -19,6 +19,8 @@ pub struct Memory {
     pub trust: Option<Trust>,
     /// What the conductor said last; before it has said anything, what the status says.
     pub last: Option<Observation>,
+    /// What the present conductor has counted: contributions redone, peers lost, moves.
+    counted: Option<[u64; 3]>,
     /// When a conductor last said that it trains.
     pub trained: Option<Instant>,
     /// Steps of the run that has succeeded.
@@ -80,9 +82,48 @@ impl Memory {
         });
     }
 
+    /// `run` with the counts of the whole run. A conductor counts from its own start; what came before is in `last`.
+    pub fn totalled(&mut self, run: &Observation) -> Observation {
+        let now = [run.redone, run.lost, run.moves];
+        let before = self.last.as_ref().map_or([0; 3], |last| [last.redone, last.lost, last.moves]);
+        // Fewer than before: another conductor counts. A new leader cannot tell, and takes what is more.
+        let grown = |i: usize| match self.counted {
+            Some(counted) if now[i] >= counted[i] => before[i].saturating_add(now[i] - counted[i]),
+            Some(_) => before[i].saturating_add(now[i]),
+            None => before[i].max(now[i]),
+        };
+        let [redone, lost, moves] = [grown(0), grown(1), grown(2)];
+        self.counted = Some(now);
+        Observation { redone, lost, moves, ..run.clone() }
+    }
+
     /// Updates that no checkpoint has.
     #[must_use]
     pub fn has_unsaved_steps(&self) -> bool {
         self.last.as_ref().is_some_and(|l| l.step > l.last_checkpoint.as_ref().map_or(0, |c| c.step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_go_on_when_another_conductor_counts_from_nothing() {
+        let mut memory = Memory::default();
+        let mut told = |redone: u64, lost: u64| {
+            let run = memory.totalled(&Observation { redone, lost, ..Observation::default() });
+            memory.last = Some(run.clone());
+            (run.redone, run.lost)
+        };
+        assert_eq!(told(3, 1), (3, 1));
+        assert_eq!(told(5, 1), (5, 1));
+        assert_eq!(told(0, 0), (5, 1), "a new conductor");
+        assert_eq!(told(2, 1), (7, 2));
+        assert_eq!(told(2, 1), (7, 2));
+        // A new leader knows the status, and not whether the conductor is the one of before.
+        memory.counted = None;
+        let run = memory.totalled(&Observation { redone: 2, lost: 9, ..Observation::default() });
+        assert_eq!((run.redone, run.lost), (7, 9));
     }
 }
