@@ -33,7 +33,7 @@ unit: model ## everything that needs no cluster
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)
 
-e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about two hours)
+e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
 	$(TARGET)/release/scenarios --long
 
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
@@ -96,9 +96,12 @@ bench-decode: build model ## tokens/s beside llama.cpp on the same file and thre
 bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run
 	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/faults.json
 
+bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s each, by codec (root)
+	python3 e2e/bench/links.py --worker $(abspath $(TARGET))/release/dunlin-worker --out $(TARGET)/links.json
+
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/loss.json
 
 .PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode bench-faults bench-loss
+	bench-recovery bench-decode bench-faults bench-links bench-loss

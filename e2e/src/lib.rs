@@ -4,6 +4,7 @@
 //! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
 //! * [`local`] runs a swarm without Kubernetes
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
+//! * [`store`] is a server that takes checkpoints
 //! * [`training`] the same of a training run
 //! * [`chat`] streams completions and keeps token ids with their arrival times
 //! * [`wait`] is the only place that waits, always with a limit and a reason
@@ -16,6 +17,7 @@ pub mod deploy;
 pub mod local;
 pub mod report;
 pub mod scenarios;
+pub mod store;
 pub mod swarm;
 pub mod training;
 pub mod wait;

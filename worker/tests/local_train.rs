@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::LocalTraining;
+use dunlin_e2e::store::Store;
 use dunlin_e2e::training::weights;
 use serde_json::{Value, json};
 
@@ -138,6 +139,45 @@ fn a_run_that_is_stopped_goes_on_from_its_checkpoint_to_the_same_weights_on_othe
     assert_eq!(numbers(&steps), (10..24).collect::<Vec<_>>(), "it goes on where it was");
     assert_eq!(last["checkpoint"]["step"], 24);
     assert!(stopped.weights(24) == straight.weights(24), "going on from a checkpoint changes the weights");
+}
+
+#[test]
+fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
+    let straight = Run::new("local");
+    straight.start(2, 2).finish().unwrap();
+
+    let run = Run::new("put");
+    let store = Store::start(&run.folder).unwrap();
+    let destination = format!("{}/checkpoints", store.url);
+    let to_store = |steps: u64| {
+        let destination = destination.clone();
+        move |config: &mut Value| {
+            config["checkpoint"] = json!({"everySteps": 4, "keep": 2, "destination": destination});
+            config["steps"] = json!(steps);
+        }
+    };
+    let (_, last) = run.start_with(2, 2, to_store(14)).finish().unwrap();
+    assert_eq!(last["checkpoint"]["path"], format!("{destination}/step-00000014"));
+    let list = std::fs::read_to_string(run.checkpoints().join("latest.json")).unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    // One is written at a time, so of 4, 8 and 12 some may have been passed over.
+    let kept: Vec<u64> = list["steps"].as_array().unwrap().iter().map(|s| s.as_u64().unwrap()).collect();
+    assert!(kept.len() == 2 && kept[0] == 14 && [4, 8, 12].contains(&kept[1]), "the two newest: {list}");
+    for entry in std::fs::read_dir(run.checkpoints()).unwrap().map(|e| e.unwrap().path()) {
+        let step = entry.file_name().and_then(|n| n.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        if let Some(step) = step.filter(|step| !kept.contains(step)) {
+            let left: Vec<_> = std::fs::read_dir(&entry).unwrap().collect();
+            assert!(left.is_empty(), "files of the checkpoint of step {step}, which is not kept: {left:?}");
+        }
+    }
+
+    // The newest is damaged: the run goes on from the one before, on another number of stages.
+    std::fs::remove_file(run.checkpoints().join("step-00000014/model-00002-of-00002.safetensors")).unwrap();
+    let (steps, _) = run.start_with(1, 1, to_store(24)).finish().unwrap();
+    assert_eq!(numbers(&steps), (kept[1]..24).collect::<Vec<_>>());
+    assert!(run.weights(24) == straight.weights(24), "weights differ from those of a run with a folder");
+    let puts = store.requests().iter().filter(|r| r.starts_with("PUT")).count();
+    assert!(puts > 20, "{puts} files were put");
 }
 
 #[test]

@@ -278,13 +278,31 @@ pub struct CheckpointSpec {
     pub destination: CheckpointDestination,
 }
 
-/// Where checkpoints go. It cannot change.
+/// Where checkpoints go: exactly one of the fields. It cannot change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self == oldSelf").message("checkpoint.destination cannot change: the run goes on from what is there"))]
+#[x_kube(
+    validation = Rule::new("self == oldSelf").message("checkpoint.destination cannot change: the run goes on from what is there"),
+    validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one destination must be given: http or volume")
+)]
 pub struct CheckpointDestination {
     /// A folder on a PersistentVolumeClaim; it is made when it is not there. With more than one node the claim must allow
     /// `ReadWriteMany`.
-    pub volume: VolumeSource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeSource>,
+    /// A URL below which a server takes PUT and DELETE and answers GET and HEAD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpDestination>,
+}
+
+/// A place on a server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct HttpDestination {
+    /// `http://` or `https://`; of this run alone.
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
+    )]
+    pub url: String,
 }
 
 fn one() -> u32 {

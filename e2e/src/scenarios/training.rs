@@ -36,14 +36,10 @@ pub(super) fn long() -> Vec<Scenario> {
 
 /// (what is replaced in the example, by what): a run of a minute.
 const SHORT: &[(&str, &str)] = &[
-    ("hiddenSize: 256", "hiddenSize: 64"),
-    ("heads: 8", "heads: 4"),
-    ("kvHeads: 4", "kvHeads: 2"),
-    ("ffn: 704", "ffn: 176"),
-    ("contextLength: 256", "contextLength: 128"),
-    ("sequenceLength: 256", "sequenceLength: 64"),
-    ("\n  steps: 500", "\n  steps: 400"),
-    ("everySteps: 50", "everySteps: 100"),
+    ("hiddenSize: 128", "hiddenSize: 64"),
+    ("ffn: 352", "ffn: 176"),
+    ("sequenceLength: 128", "sequenceLength: 64"),
+    ("\n  steps: 1000", "\n  steps: 400"),
 ];
 
 /// A run of the example on a volume of its own, with all that belongs to it.

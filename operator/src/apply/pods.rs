@@ -194,6 +194,10 @@ impl WorkerPod<'_> {
             resources: self.resources.clone().unwrap_or_else(|| self.pool.resources()),
             mounts: json!([{"name": "cache", "mountPath": "/var/cache/dunlin"}]),
         })]);
+        // What is temporary may be large, and this disk is sized by the pool.
+        if let Some(environment) = spec["containers"][0]["env"].as_array_mut() {
+            environment.push(json!({"name": "TMPDIR", "value": "/var/cache/dunlin"}));
+        }
         spec["volumes"] = json!([
             tls_volume(&leaf(self.name)),
             {"name": "cache", "emptyDir": {"sizeLimit": self.pool.disk_bytes.to_string()}},

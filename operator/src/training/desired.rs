@@ -1,7 +1,8 @@
 //! From the manifest to what the operator works with: the run's configuration as workers read it, volumes, pods.
 
 use dunlin_crds::{
-    DataFormat, DataSource, TokenizerKind, TrainedModelSpec, TrainingSwarm, TrainingSwarmSpec,
+    CheckpointDestination, DataFormat, DataSource, TokenizerKind, TrainedModelSpec, TrainingSwarm,
+    TrainingSwarmSpec,
 };
 use serde_json::{Value, json};
 
@@ -58,7 +59,8 @@ impl Desired {
     pub fn new(swarm: &TrainingSwarm, config: &Config) -> Self {
         let spec = &swarm.spec;
         let run = run(spec);
-        let claims = [&spec.checkpoint.destination.volume.claim_name];
+        let kept = &spec.checkpoint.destination;
+        let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
@@ -104,14 +106,14 @@ fn helper(name: &str, count: u32, cpu_millis: u64, memory_bytes: u64, disk_bytes
 }
 
 fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
-    let kept = &spec.checkpoint.destination.volume.claim_name;
-    let checkpoints = Mount::claim("checkpoints", CHECKPOINTS_DIR, kept, false);
+    let kept = spec.checkpoint.destination.volume.as_ref();
+    let checkpoints = kept.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
     let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
     let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
     let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
     Mounts {
-        conductor: [Some(checkpoints.clone()), data.clone(), model.clone()].into_iter().flatten().collect(),
-        peers: [Some(checkpoints), model.clone()].into_iter().flatten().collect(),
+        conductor: [checkpoints.clone(), data.clone(), model.clone()].into_iter().flatten().collect(),
+        peers: [checkpoints, model.clone()].into_iter().flatten().collect(),
         trainers: [data, model].into_iter().flatten().collect(),
     }
 }
@@ -133,7 +135,7 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
         "checkpoint": {
             "everySteps": spec.checkpoint.every_steps,
             "keep": spec.checkpoint.keep,
-            "destination": format!("{CHECKPOINTS_DIR}/{}", spec.checkpoint.destination.volume.path),
+            "destination": destination(&spec.checkpoint.destination),
         },
     });
     if optimizer.clip == 0.0 {
@@ -144,6 +146,12 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
         run["validation"] = json!(spec.validation);
     }
     run
+}
+
+/// As workers name it: a folder where the volume is mounted, or a URL.
+fn destination(place: &CheckpointDestination) -> String {
+    let volume = place.volume.as_ref().map(|v| format!("{CHECKPOINTS_DIR}/{}", v.path));
+    volume.or(place.http.as_ref().map(|h| h.url.clone())).unwrap_or_default()
 }
 
 fn model(spec: &TrainedModelSpec) -> Value {
@@ -218,6 +226,16 @@ mod tests {
             model(&serde_json::from_value(http).unwrap()),
             json!({"checkpoint": "http://models/llama"})
         );
+    }
+
+    #[test]
+    fn checkpoints_behind_a_url_need_no_volume() {
+        let mut swarm = training_swarm(1);
+        let http = json!({"http": {"url": "https://store/run"}});
+        swarm.spec.checkpoint.destination = serde_json::from_value(http).unwrap();
+        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], "https://store/run");
+        let mounts = mounts(&swarm.spec);
+        assert!(mounts.peers.is_empty() && mounts.conductor.is_empty());
     }
 
     #[test]

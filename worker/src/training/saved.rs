@@ -1,13 +1,15 @@
 //! Checkpoints of a run, between the roles and `dunlin_train::checkpoint`: peers write and read stages, the conductor seals.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::training::{ParameterLayout, ParameterTensor};
 use dunlin_protocol::training::Step;
-use dunlin_train::checkpoint::{self, Checkpoint, Identity, Manifest, StageRecord, Tensor, TensorSpec};
+use dunlin_train::checkpoint::{
+    self, Checkpoint, Destination, Identity, Manifest, StageRecord, Tensor, TensorSpec,
+};
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage};
 use tracing::{info, warn};
@@ -34,8 +36,8 @@ impl Sealed {
 ///
 /// # Errors
 /// When the destination cannot be read, or it is of another run.
-pub fn latest(destination: &Path, run: &Run) -> anyhow::Result<Option<Checkpoint>> {
-    let latest = checkpoint::latest(destination, true)?;
+pub fn latest(destination: &Destination, run: &Run) -> anyhow::Result<Option<Checkpoint>> {
+    let latest = destination.latest()?;
     for damaged in &latest.damaged {
         warn!("a damaged checkpoint is passed over: {damaged}");
     }
@@ -43,20 +45,11 @@ pub fn latest(destination: &Path, run: &Run) -> anyhow::Result<Option<Checkpoint
         let (theirs, ours) = (&found.manifest.config, &run.config);
         if theirs.model != ours.model || theirs.seed != ours.seed || theirs.data != ours.data {
             bail!(
-                "{} has checkpoints of a run with another model, seed or data; choose another checkpoint.destination",
-                destination.display()
+                "{destination} has checkpoints of a run with another model, seed or data; choose another checkpoint.destination"
             );
         }
     }
     Ok(latest.checkpoint)
-}
-
-/// Makes room for the files of `step`.
-///
-/// # Errors
-/// When the destination cannot be written.
-pub fn begin(destination: &Path, step: Step) -> anyhow::Result<()> {
-    Ok(checkpoint::begin(destination, step)?)
 }
 
 /// Reads a stage of the checkpoint of `step`, whatever its stages were.
@@ -64,27 +57,22 @@ pub fn begin(destination: &Path, step: Step) -> anyhow::Result<()> {
 /// # Errors
 /// When there is none, or it is damaged.
 pub fn read_stage(
-    destination: &Path,
+    destination: &Destination,
     step: Step,
     run: &Arc<Run>,
     stage: u32,
     pool: &Pool,
 ) -> anyhow::Result<Stage> {
-    let latest = checkpoint::latest(destination, false)?;
-    let found = latest.checkpoint.filter(|c| c.manifest.step == step);
-    let found = found.with_context(|| {
-        format!(
-            "{} has no checkpoint of step {step}: do all peers see the same folder?",
-            destination.display()
-        )
-    })?;
     let layout = run.layout(stage);
     let specs: Vec<TensorSpec> = layout
         .tensors()
         .iter()
         .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), range: t.range() })
         .collect();
-    let (parameters, state) = found.read_stage(&specs, layout.len())?;
+    let found = destination.read_stage(step, &specs, layout.len())?;
+    let (parameters, state) = found.with_context(|| {
+        format!("{destination} has no checkpoint of step {step}: do all peers see the same folder?")
+    })?;
     Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
 
@@ -93,7 +81,7 @@ pub fn read_stage(
 /// # Errors
 /// When they cannot be written.
 pub fn write_stage(
-    destination: &Path,
+    destination: &Destination,
     step: Step,
     run: &Run,
     stage: u32,
@@ -108,7 +96,7 @@ pub fn write_stage(
         parameters: tensors(&layout, parameters),
         slots: slots.iter().map(|slot| tensors(&layout, slot)).collect(),
     };
-    Ok(serde_json::to_string(&checkpoint::write_stage(destination, step, &files)?)?)
+    Ok(serde_json::to_string(&destination.write_stage(step, &files)?)?)
 }
 
 fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32]) -> Vec<Tensor<'a>> {
@@ -122,7 +110,7 @@ fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32]) -> Vec<Tensor<'a>
 /// # Errors
 /// When something is missing or cannot be written.
 pub fn seal(
-    destination: &Path,
+    destination: &Destination,
     step: Step,
     run: &Run,
     data_sha256: &str,
@@ -142,11 +130,10 @@ pub fn seal(
         data_sha256,
         slots: run.optimizer_slots(),
     };
-    let manifest = checkpoint::write_manifest(destination, identity, stages)?;
     let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
-    let removed = checkpoint::retain(destination, keep)?;
+    let (manifest, removed) = destination.seal(identity, stages, keep)?;
     info!(step, ?removed, "checkpoint");
-    Sealed::new(checkpoint::folder(destination, step), &manifest)
+    Sealed::new(destination.checkpoint(step), &manifest)
 }
 
 /// SHA-256 in hexadecimal.

@@ -7,7 +7,6 @@ mod page;
 mod record;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +17,7 @@ use dunlin_protocol::training::{
     TrainerReport,
 };
 use dunlin_train::Run;
+use dunlin_train::checkpoint::Destination;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -127,7 +127,7 @@ struct Shell {
     /// Digest of the tokens of the run, once a trainer or a checkpoint has told it.
     data: Option<String>,
     run: Arc<Run>,
-    destination: Option<PathBuf>,
+    destination: Option<Destination>,
     streams: BTreeMap<StreamId, Stream>,
     /// The present stream of everybody.
     names: BTreeMap<PeerName, StreamId>,
@@ -262,10 +262,10 @@ impl Shell {
             _ => None,
         });
         let (Some(step), Some(destination)) = (saves, &self.destination) else { return };
-        if let Err(error) = saved::begin(destination, step) {
+        if let Err(error) = destination.begin(step) {
             out.retain(|e| !matches!(e, ConductorEffect::ToPeer(_, ToPeer::Save { .. })));
             // Later, not at once: a full disk is not emptied by asking again.
-            let (sealed, why) = (self.sealed.clone(), format!("{error:#}"));
+            let (sealed, why) = (self.sealed.clone(), format!("{:#}", anyhow::Error::new(error)));
             tokio::spawn(async move {
                 sleep(SAVE_PAUSE).await;
                 // The receiver is gone only when the process ends.

@@ -4,11 +4,11 @@
 //! meanwhile are followed one by one.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, PeerEffect, StageId, Step};
+use dunlin_train::checkpoint::Destination;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
@@ -188,7 +188,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn write(self, run: &Run, destination: &Path) -> anyhow::Result<String> {
+    pub fn write(self, run: &Run, destination: &Destination) -> anyhow::Result<String> {
         saved::write_stage(destination, self.step, run, self.stage, &self.parameters, &self.slots)
     }
 }

@@ -11,7 +11,6 @@ mod fetch;
 mod serve;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, ShardId, StageId, Step,
 };
+use dunlin_train::checkpoint::Destination;
 use dunlin_train::stage::Computed;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
@@ -152,7 +152,7 @@ struct Peer {
     calls: BTreeMap<RequestId, Waiting>,
     conductor: Option<Sayer>,
     events: mpsc::Sender<Event>,
-    destination: Option<PathBuf>,
+    destination: Option<Destination>,
     ready: Arc<AtomicBool>,
     /// It must be gone by then.
     leaving: Option<Instant>,

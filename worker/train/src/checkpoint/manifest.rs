@@ -93,11 +93,24 @@ impl Manifest {
         if length > BYTES_MAX {
             return Err(damaged(format!("it has {length} bytes, more than {BYTES_MAX}")));
         }
-        let bytes = std::fs::read(&path).map_err(wrong)?;
+        Self::parse(&std::fs::read(&path).map_err(wrong)?, &path).map(Some)
+    }
+
+    /// The manifest that `bytes` are; `path` is for messages.
+    pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.to_owned(), problem };
         let manifest: Self =
-            serde_json::from_slice(&bytes).map_err(|e| damaged(format!("it is no manifest: {e}")))?;
+            serde_json::from_slice(bytes).map_err(|e| damaged(format!("it is no manifest: {e}")))?;
         manifest.check().map_err(damaged)?;
-        Ok(Some(manifest))
+        Ok(manifest)
+    }
+
+    /// The bytes of the file.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|e| CheckpointError::Mismatch(format!("the manifest cannot be written as JSON: {e}")))?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 
     /// What has to be so whoever wrote it.

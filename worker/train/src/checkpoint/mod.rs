@@ -8,6 +8,7 @@
 //!   training.json                          the manifest: every file with its digest, step, seed, data, configuration
 //! ```
 //!
+//! * [`destination`] a folder, or a URL: [`remote`]
 //! * [`disk`] files that appear whole or not at all
 //! * [`manifest`] what is in a checkpoint
 //! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
@@ -16,10 +17,12 @@
 //!
 //! A folder without `training.json` is not a checkpoint. The position in the data is the step, so there is no other state.
 
+mod destination;
 mod disk;
 mod manifest;
 pub mod model;
 mod read;
+mod remote;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -33,6 +36,7 @@ use dunlin_model::ModelError;
 pub use dunlin_model::training::layout::EMBEDDING;
 use thiserror::Error;
 
+pub use destination::Destination;
 pub use manifest::{FileRecord, Manifest, StageRecord, folder};
 pub use read::{Checkpoint, Latest, latest};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{folder, steps};
 use super::write::slot_name;
-use super::{CheckpointError, FileRecord, Manifest, TensorSpec};
+use super::{CheckpointError, FileRecord, Manifest, StageRecord, TensorSpec};
 use crate::data::tokens::hexadecimal;
 use crate::optimizer::OptimizerState;
 
@@ -127,21 +127,7 @@ impl Checkpoint {
                 return Err(CheckpointError::Mismatch(text));
             }
         }
-        let mut files: BTreeMap<&str, &FileRecord> = BTreeMap::new();
-        let mut holders: BTreeMap<&str, (&FileRecord, &FileRecord)> = BTreeMap::new();
-        for stage in &self.manifest.stages {
-            holders
-                .extend(stage.tensors.iter().map(|name| (name.as_str(), (&stage.model, &stage.optimizer))));
-        }
-        for spec in wanted {
-            let Some((model, optimizer)) = holders.get(spec.name.as_str()) else {
-                let text =
-                    format!("the checkpoint of step {} has no tensor `{}`", self.manifest.step, spec.name);
-                return Err(CheckpointError::Mismatch(text));
-            };
-            files.insert(&model.name, model);
-            files.insert(&optimizer.name, optimizer);
-        }
+        let files = files_of(&self.manifest, wanted)?;
         let mut parameters = vec![0.0; length];
         let mut slots = vec![vec![0.0; length]; self.manifest.slots];
         let names =
@@ -150,7 +136,7 @@ impl Checkpoint {
         for slot in std::iter::once(None).chain((0..slots.len()).map(Some)) {
             missing.extend(wanted.iter().map(|spec| (names(slot, &spec.name), (slot, spec))));
         }
-        for file in files.values() {
+        for file in files {
             check_length(&self.folder, file)?;
             check_digest(&self.folder, file)?;
             let source = FileSource::open(&file.path(&self.folder))?;
@@ -177,6 +163,26 @@ impl Checkpoint {
             None => Ok((parameters, OptimizerState { step: self.manifest.step, slots })),
         }
     }
+}
+
+/// The files that have the tensors of `wanted` and their optimizer's vectors, each once.
+pub(super) fn files_of<'a>(
+    manifest: &'a Manifest,
+    wanted: &[TensorSpec],
+) -> Result<Vec<&'a FileRecord>, CheckpointError> {
+    let mut holders: BTreeMap<&str, &StageRecord> = BTreeMap::new();
+    for stage in &manifest.stages {
+        holders.extend(stage.tensors.iter().map(|name| (name.as_str(), stage)));
+    }
+    let mut files: BTreeMap<&str, &FileRecord> = BTreeMap::new();
+    for spec in wanted {
+        let Some(stage) = holders.get(spec.name.as_str()) else {
+            let text = format!("the checkpoint of step {} has no tensor `{}`", manifest.step, spec.name);
+            return Err(CheckpointError::Mismatch(text));
+        };
+        files.extend([&stage.model, &stage.optimizer].map(|file| (file.name.as_str(), file)));
+    }
+    Ok(files.into_values().collect())
 }
 
 fn copy(source: &FileSource, mut offset: u64, target: &mut [f32]) -> std::io::Result<()> {

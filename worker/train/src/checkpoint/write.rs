@@ -136,10 +136,30 @@ pub(super) fn write_manifest_on(
     stages: Vec<StageRecord>,
 ) -> Result<Manifest, CheckpointError> {
     let folder = folder(destination, identity.step);
+    let manifest = make_manifest(disk, &folder, identity, stages)?;
+    for file in manifest.all_files() {
+        super::read::check_length(&folder, file)?;
+    }
+    let known: BTreeSet<PathBuf> = manifest.all_files().map(|file| folder.join(&file.name)).collect();
+    for stray in disk::files(&folder)?.into_iter().filter(|path| !known.contains(path)) {
+        disk.remove_file(&stray)?;
+    }
+    let bytes = manifest.to_bytes()?;
+    disk.write(&folder, FILE, |out| out.write_all(&bytes))?;
+    Ok(manifest)
+}
+
+/// Writes what is beside the stages into `folder`, and makes the manifest of it all; what is in it has been checked.
+pub(super) fn make_manifest(
+    disk: &Disk,
+    folder: &Path,
+    identity: Identity<'_>,
+    stages: Vec<StageRecord>,
+) -> Result<Manifest, CheckpointError> {
     let mut files = model::files(identity.model, identity.tokenizer)?;
     files.push(("model.safetensors.index.json".to_owned(), index(&stages)?));
     let write = |(name, bytes): &(String, Vec<u8>)| {
-        disk.write(&folder, name, |out| tensors::write_bytes(name, bytes, out))
+        disk.write(folder, name, |out| tensors::write_bytes(name, bytes, out))
     };
     let manifest = Manifest {
         version: Manifest::version(),
@@ -158,17 +178,6 @@ pub(super) fn write_manifest_on(
             "the stages do not end with the last of {layers} layers"
         )));
     }
-    for file in manifest.all_files() {
-        super::read::check_length(&folder, file)?;
-    }
-    let known: BTreeSet<PathBuf> = manifest.all_files().map(|file| folder.join(&file.name)).collect();
-    for stray in disk::files(&folder)?.into_iter().filter(|path| !known.contains(path)) {
-        disk.remove_file(&stray)?;
-    }
-    let mut bytes = serde_json::to_vec_pretty(&manifest)
-        .map_err(|e| CheckpointError::Mismatch(format!("the manifest cannot be written as JSON: {e}")))?;
-    bytes.push(b'\n');
-    disk.write(&folder, FILE, |out| out.write_all(&bytes))?;
     Ok(manifest)
 }
 

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::checkpoint::Destination;
+
 pub use model::{Architecture, ModelShape, ModelSource};
 
 /// A training run.
@@ -214,8 +216,8 @@ pub struct CheckpointConfig {
     /// Complete checkpoints that are kept.
     #[serde(default = "keep")]
     pub keep: usize,
-    /// Folder that all peers see.
-    pub destination: PathBuf,
+    /// Folder that all peers see, or a URL that takes PUT.
+    pub destination: Destination,
 }
 
 /// When the loss on data that is held back is measured.

@@ -64,8 +64,11 @@ impl TrainingConfig {
         if let Some(checkpoint) = &self.checkpoint {
             within("checkpoint.everySteps", checkpoint.every_steps, 1, 1 << 40)?;
             within("checkpoint.keep", checkpoint.keep, 1, 10_000)?;
-            if checkpoint.destination.as_os_str().is_empty() {
-                return wrong("checkpoint.destination", "is empty; use a folder that all peers see");
+            if checkpoint.destination.is_empty() {
+                return wrong(
+                    "checkpoint.destination",
+                    "is empty; use a folder that all peers see, or a URL",
+                );
             }
         }
         if let Some(validation) = &self.validation {

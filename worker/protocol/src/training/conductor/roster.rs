@@ -171,7 +171,9 @@ impl Conductor {
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
         self.forget_saver(name);
-        if peer.place != Place::Retired {
+        // When all is done everybody goes.
+        let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));
+        if peer.place != Place::Retired && !over {
             self.totals.lost += 1;
         }
         if !self.live() {

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""How much of its speed a training run keeps when every peer has a slow link: `dunlin-worker local-train` in a network namespace of its own.
+
+    make bench-links        (or, as root: e2e/bench/links.py --worker target/release/dunlin-worker --out FILE.json)
+
+4 stages of one peer each, activations as F32, F16 and Q8. Every peer's traffic, in and out apart, goes through a token bucket of --mbit (HTB
+on the loopback device, by the port that the peer listens at); trainers, of which there are as many as peers, are not held back. The share is
+tokens/s with the bucket over tokens/s without, same processes, same machine: 100% is a run that computation alone bounds. Steps alternate
+between both, so that the machine's moods hit both alike.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+UNLIMITED = "100gbit"
+
+
+def configuration(text, codec, width, microbatch):
+    return {
+        "model": {"config": {"architecture": "llama", "hiddenSize": width, "layers": 8, "heads": width // 64, "kvHeads": width // 64,
+                             "ffn": width * 11 // 4, "contextLength": 256, "ropeBase": 10000.0, "rmsEps": 1e-5, "tied": True}},
+        "data": {"text": {"path": text}, "tokenizer": "Bytes", "validationFraction": 0.01},
+        "sequenceLength": 128, "globalBatch": 8 * microbatch, "microbatch": microbatch, "steps": 1_000_000, "seed": 1,
+        "optimizer": {"kind": "AdamW", "learningRate": 0.001, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weightDecay": 0.1, "momentum": 0.0,
+                      "clip": 1.0, "schedule": {"kind": "Constant", "warmupSteps": 20}},
+        "stages": 4, "wire": {"activations": codec, "gradients": "Exact"},
+    }
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+class Namespace:
+    """Everything in it ends with it."""
+
+    def __init__(self):
+        self.name = f"dunlin-links-{os.getpid()}"
+        run("ip", "netns", "add", self.name)
+        run("ip", "-n", self.name, "link", "set", "lo", "up")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pids = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split()
+        subprocess.run(["kill", "-9", *pids], check=False) if pids else None
+        subprocess.run(["ip", "netns", "del", self.name], check=False)
+
+    def inside(self, *command):
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def tc(self, *words):
+        run(*self.inside("tc", *words))
+
+    def buckets(self, ports):
+        """A class for each direction of each port; how fast it is says `limit`."""
+        self.tc("qdisc", "add", "dev", "lo", "root", "handle", "1:", "htb", "default", "1", "r2q", "1000")
+        self.tc("class", "add", "dev", "lo", "parent", "1:", "classid", "1:1", "htb", "rate", UNLIMITED)
+        self.classes = []
+        for index, (port, way) in enumerate((port, way) for port in ports for way in ("dport", "sport")):
+            name = f"1:{index + 10:x}"
+            self.tc("class", "add", "dev", "lo", "parent", "1:", "classid", name, "htb", "rate", UNLIMITED)
+            self.tc("filter", "add", "dev", "lo", "parent", "1:", "protocol", "ip", "prio", "1", "u32", "match", "ip", way, str(port), "0xffff", "flowid", name)
+            self.classes.append(name)
+
+    def limit(self, rate):
+        burst = ["burst", "64kb", "cburst", "64kb"] if rate != UNLIMITED else []
+        for name in self.classes:
+            self.tc("class", "change", "dev", "lo", "parent", "1:", "classid", name, "htb", "rate", rate, *burst)
+
+    def sent_bytes(self):
+        said = run(*self.inside("tc", "-s", "class", "show", "dev", "lo"))
+        sent = re.findall(r"class htb (1:[0-9a-f]+) .*?\n Sent (\d+) bytes", said)
+        return sum(int(count) for name, count in sent if name in self.classes)
+
+
+def listening(namespace, pid):
+    """The port that a peer is called at."""
+    lines = run(*namespace.inside("ss", "-Hltnp")).splitlines()
+    ports = [int(line.split()[3].rsplit(":", 1)[1]) for line in lines if f"pid={pid}," in line]
+    command = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    port = int(command[command.index("--listen") + 1].rsplit(":", 1)[1])
+    assert port in ports, (port, ports)
+    return port
+
+
+def measure(worker, codec, args, text):
+    with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "run.json"
+        file.write_text(json.dumps(configuration(text, codec, args.width, args.microbatch)))
+        command = namespace.inside(worker, "local-train", "--config", str(file), "--peers", "4", "--trainers", "4")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DUNLIN_LOG": "error"})
+        first = json.loads(process.stdout.readline())
+        at, came = [], threading.Condition()
+
+        def read():
+            for line in process.stdout:
+                with came:
+                    at.append(time.monotonic())
+                    came.notify_all()
+
+        threading.Thread(target=read, daemon=True).start()
+
+        def steps(count):
+            """Seconds of so many whole steps that begin from now on."""
+            with came:
+                begin = len(at) + 1
+                came.wait_for(lambda: len(at) > begin + count, timeout=600) or exit("no steps in 600 s")
+                return at[begin + count] - at[begin]
+
+        namespace.buckets([listening(namespace, p["pid"]) for p in first["processes"] if p["role"] == "peer"])
+        steps(3)
+        free, held, sent = 0.0, 0.0, namespace.sent_bytes()
+        count = 0
+        for _ in range(args.rounds):
+            namespace.limit(UNLIMITED)
+            free += steps(args.steps)
+            namespace.limit(f"{args.mbit}mbit")
+            held += steps(args.steps)
+            count += 2 * (args.steps + 2)
+        sent = (namespace.sent_bytes() - sent) / count
+        process.terminate()
+        process.wait()
+    tokens = args.rounds * args.steps * 8 * args.microbatch * 128
+    return {"codec": codec, "free_tokens_per_s": tokens / free, "held_tokens_per_s": tokens / held, "share": free / held, "mbytes_per_step": sent / 1e6}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("--out", help="file for the figures as JSON")
+    parser.add_argument("--mbit", type=int, default=200)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--microbatch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    text = run(HERE.parent / "fetch-text.sh").strip()
+    rows = [measure(args.worker, codec, args, text) for codec in ("F32", "F16", "Q8")]
+    print(f"4 stages, hidden {args.width}, {args.microbatch} x 128 rows a call, {args.mbit} Mbit/s for each peer and direction")
+    print(f"{'activations':>12} {'tokens/s free':>14} {'held':>8} {'share':>7} {'MB a step':>10}")
+    for row in rows:
+        print(f"{row['codec']:>12} {row['free_tokens_per_s']:>14.0f} {row['held_tokens_per_s']:>8.0f} {row['share']:>7.1%} {row['mbytes_per_step']:>10.1f}")
+    if args.out:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+        cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown")
+        machine = {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()}
+        pathlib.Path(args.out).write_text(json.dumps({"commit": commit, "machine": machine, "method": __doc__, "figures": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+//! A server that keeps what is PUT, for tests: GET, HEAD, PUT and DELETE of files below a folder. It says of each request what it was.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+
+/// Longest header of a request.
+const HEADER_MAX: u64 = 1 << 16;
+
+/// A running server; it ends with the process.
+pub struct Store {
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Store {
+    /// Serves `folder`.
+    ///
+    /// # Errors
+    /// When there is no free port.
+    pub fn start(folder: &Path) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let requests = Arc::default();
+        let (folder, log) = (folder.to_owned(), Arc::clone(&requests));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (folder, log) = (folder.clone(), Arc::clone(&log));
+                std::thread::spawn(move || {
+                    // A client that goes away is no error of the server.
+                    let _ = serve(&stream, &folder, &log);
+                });
+            }
+        });
+        Ok(Self { url, requests })
+    }
+
+    /// Requests so far, as `PUT /path`.
+    #[must_use]
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn serve(stream: &TcpStream, folder: &Path, log: &Mutex<Vec<String>>) -> Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut head = (&mut reader).take(HEADER_MAX);
+        let mut line = String::new();
+        if head.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().context("no method")?, words.next().context("no path")?);
+        let mut length = 0;
+        loop {
+            let mut header = String::new();
+            head.read_line(&mut header)?;
+            let Some((name, value)) = header.trim().split_once(':') else { break };
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse()?;
+            }
+            if name.eq_ignore_ascii_case("transfer-encoding") {
+                bail!("a body of unknown length is what object stores refuse");
+            }
+        }
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{method} {path}"));
+        let file: PathBuf = folder.join(path.trim_start_matches('/'));
+        let mut body = Vec::new();
+        (&mut reader).take(length).read_to_end(&mut body)?;
+        let (status, content) = match method {
+            "PUT" => {
+                std::fs::create_dir_all(file.parent().context("a path without a folder")?)?;
+                std::fs::write(&file, body)?;
+                ("201 Created", Vec::new())
+            }
+            "DELETE" if std::fs::remove_file(&file).is_ok() => ("204 No Content", Vec::new()),
+            "GET" | "HEAD" => match std::fs::read(&file) {
+                Ok(content) => ("200 OK", content),
+                Err(_) => ("404 Not Found", Vec::new()),
+            },
+            _ => ("404 Not Found", Vec::new()),
+        };
+        let mut out = stream;
+        write!(out, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", content.len())?;
+        if method == "GET" {
+            out.write_all(&content)?;
+        }
+    }
+}

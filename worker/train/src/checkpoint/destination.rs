@@ -1,0 +1,138 @@
+//! Where checkpoints go: a folder, or a URL.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::remote::Remote;
+use super::{CheckpointError, Identity, Latest, Manifest, Stage, StageRecord, TensorSpec};
+use super::{begin, folder, latest, retain, write_manifest, write_stage};
+use crate::optimizer::OptimizerState;
+
+/// A folder that all peers see, or a URL below which a server takes PUT, gives GET and HEAD, and takes DELETE.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Destination {
+    /// A folder.
+    Folder(PathBuf),
+    /// `http://` or `https://`.
+    Http(String),
+}
+
+impl From<String> for Destination {
+    fn from(text: String) -> Self {
+        let remote = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
+        if remote { Self::Http(text) } else { Self::Folder(text.into()) }
+    }
+}
+
+impl From<Destination> for String {
+    fn from(destination: Destination) -> Self {
+        destination.to_string()
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => write!(f, "{}", path.display()),
+            Self::Http(url) => f.write_str(url),
+        }
+    }
+}
+
+impl Destination {
+    /// Nowhere.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::Folder(PathBuf::new())
+    }
+
+    /// Where the checkpoint of `step` is.
+    #[must_use]
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        match self {
+            Self::Folder(path) => folder(path, step),
+            Self::Http(url) => Remote::new(url).folder(step),
+        }
+    }
+
+    /// The newest complete checkpoint. In a folder its digests are checked; from a URL who reads a file checks it.
+    ///
+    /// # Errors
+    /// When the destination cannot be read. That there is nothing is no error.
+    pub fn latest(&self) -> Result<Latest, CheckpointError> {
+        match self {
+            Self::Folder(path) => latest(path, true),
+            Self::Http(url) => Remote::new(url).latest(),
+        }
+    }
+
+    /// Makes room for the files of `step`.
+    ///
+    /// # Errors
+    /// When the destination cannot be written.
+    pub fn begin(&self, step: u64) -> Result<(), CheckpointError> {
+        match self {
+            Self::Folder(path) => begin(path, step),
+            Self::Http(url) => Remote::new(url).begin(step),
+        }
+    }
+
+    /// Writes a stage into the checkpoint of `step`; the record is for [`Destination::seal`].
+    ///
+    /// # Errors
+    /// When tensors do not fit together or a file cannot be written.
+    pub fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
+        match self {
+            Self::Folder(path) => write_stage(path, step, stage),
+            Self::Http(url) => Remote::new(url).write_stage(step, stage),
+        }
+    }
+
+    /// Makes the checkpoint complete, then removes all but the `keep` newest. Returns what is in it, and the steps that were removed.
+    ///
+    /// # Errors
+    /// When something is missing, or cannot be written or removed.
+    pub fn seal(
+        &self,
+        identity: Identity<'_>,
+        stages: Vec<StageRecord>,
+        keep: usize,
+    ) -> Result<(Manifest, Vec<u64>), CheckpointError> {
+        match self {
+            Self::Folder(path) => {
+                let manifest = write_manifest(path, identity, stages)?;
+                Ok((manifest, retain(path, keep)?))
+            }
+            Self::Http(url) => Remote::new(url).seal(identity, stages, keep),
+        }
+    }
+
+    /// Reads `wanted` of the checkpoint of `step` into flat vectors of `length` values; nothing when that is not the newest (of a folder),
+    /// or not there.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, or a file is damaged or cannot be read.
+    pub fn read_stage(
+        &self,
+        step: u64,
+        wanted: &[TensorSpec],
+        length: usize,
+    ) -> Result<Option<(Vec<f32>, OptimizerState)>, CheckpointError> {
+        match self {
+            Self::Folder(path) => {
+                let found = latest(path, false)?.checkpoint.filter(|c| c.manifest.step == step);
+                found.map(|checkpoint| checkpoint.read_stage(wanted, length)).transpose()
+            }
+            Self::Http(url) => Remote::new(url).read_stage(step, wanted, length),
+        }
+    }
+}
+
+impl From<&Path> for Destination {
+    fn from(path: &Path) -> Self {
+        Self::Folder(path.to_owned())
+    }
+}
