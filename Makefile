@@ -87,6 +87,9 @@ bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
+bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
+	e2e/bench/average/average.sh
+
 .PHONY: help quickstart quickstart-down try test unit e2e test-openai preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode
+	bench-recovery bench-decode bench-average

@@ -2,7 +2,7 @@
 //! result to all. What it gives is what it keeps, so all end with the same bits. See [`dunlin_train::average`] for what is added and kept.
 //!
 //! All goes chunk by chunk: while one is added, others are on their way, and the result of a chunk leaves before the next is added. So an
-//! average takes the memory of its result, and a few chunks a mate.
+//! average takes the memory of its result, and of what may be on its way on a stream (16 MiB a mate).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
