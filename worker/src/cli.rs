@@ -39,6 +39,9 @@ pub enum Role {
     Trainer(TrainerArgs),
     /// A whole training swarm as processes on this machine.
     LocalTrain(LocalTrainArgs),
+    /// One of several processes that form averages of numbers of their own, one for every line on stdin: see `make bench-average`.
+    #[command(hide = true)]
+    AverageMember(AverageMemberArgs),
 }
 
 /// Logging.
@@ -221,6 +224,23 @@ pub struct LocalTrainArgs {
     /// Threads of each peer that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+}
+
+/// Options of a member of averages.
+#[derive(Args, Clone)]
+pub struct AverageMemberArgs {
+    /// Where all members listen, `host:port` on loopback.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub group: Vec<String>,
+    /// Which of them this is.
+    #[arg(long)]
+    pub index: usize,
+    /// Encoding, as `wire.gradients` of a run has it.
+    #[arg(long, default_value = "Exact")]
+    pub gradients: String,
+    /// Width of the feed-forward part of the one block whose gradients they are; it makes the number of values.
+    #[arg(long, default_value_t = 6688)]
+    pub ffn: usize,
 }
 
 /// Shape of a random model.

@@ -33,6 +33,7 @@ fn main() -> anyhow::Result<()> {
         cli::Role::Conductor(role) => run(&args.log, "conductor", training::conductor::run(role)),
         cli::Role::TrainPeer(role) => run(&args.log, "train-peer", training::peer::run(role)),
         cli::Role::Trainer(role) => run(&args.log, "trainer", training::trainer::run(role)),
+        cli::Role::AverageMember(role) => run(&args.log, "average-member", training::peer::member::run(role)),
         cli::Role::LocalTrain(role) => run(&args.log, "local-train", training::local::run(role)),
     }
 }

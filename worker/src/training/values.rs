@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{Mate, StageId, Step};
 use dunlin_wire::proto::pull_request::What;
-use dunlin_wire::train::{dial_stage, pull};
+use dunlin_wire::train::{Pieces, dial_stage};
 use dunlin_wire::{LinksConfig, proto};
 use tonic::transport::Channel;
 
@@ -98,6 +98,26 @@ impl Clients {
         self.open().retain(|name, _| keep(name));
     }
 
+    /// Asks a mate for values, which come piece by piece.
+    ///
+    /// # Errors
+    /// What it says, or that it cannot be reached.
+    pub async fn ask(&self, mate: &Mate, stage: StageId, what: What) -> Result<Pieces, String> {
+        let mut client = self.of(mate).await?;
+        Pieces::ask(&mut client, proto::PullRequest { stage, what: Some(what) }, PATIENCE).await
+    }
+
+    /// The end of an attempt to get something of a mate: when it failed, the next begins with a new connection.
+    ///
+    /// # Errors
+    /// The same with the mate's name.
+    pub fn blame<T>(&self, mate: &Mate, outcome: Result<T, String>) -> Result<T, String> {
+        outcome.map_err(|why| {
+            self.forget(&mate.name);
+            format!("{}: {why}", mate.name)
+        })
+    }
+
     /// Pulls values from a mate, `count` of them if that is known. With the step that they are of.
     ///
     /// # Errors
@@ -109,27 +129,23 @@ impl Clients {
         what: What,
         count: Option<usize>,
     ) -> Result<(Step, Vec<T>), String> {
-        let mut client = self.of(mate).await?;
-        let (mut step, mut values) = (0, Vec::with_capacity(count.unwrap_or_default()));
-        let take = |piece: proto::Piece| {
-            step = piece.step;
-            values.extend(piece.data.as_chunks::<N>().0.iter().map(|bytes| T::from_bytes(*bytes)));
-            if count.is_some_and(|count| values.len() > count) {
-                return Err("more values than asked for".to_owned());
+        let pulled = async {
+            let mut pieces = self.ask(mate, stage, what).await?;
+            let (mut step, mut values) = (0, Vec::with_capacity(count.unwrap_or_default()));
+            while let Some(piece) = pieces.next().await? {
+                step = piece.step;
+                values.extend(piece.data.as_chunks::<N>().0.iter().map(|bytes| T::from_bytes(*bytes)));
+                if count.is_some_and(|count| values.len() > count) {
+                    return Err("more values than asked for".to_owned());
+                }
             }
-            Ok(())
+            match count {
+                Some(count) if values.len() != count => {
+                    Err(format!("{} of {count} values came", values.len()))
+                }
+                _ => Ok((step, values)),
+            }
         };
-        let request = proto::PullRequest { stage, what: Some(what) };
-        let pulled = pull(&mut client, request, PATIENCE, take).await.and_then(|()| match count {
-            Some(count) if values.len() != count => Err(format!("{} of {count} values came", values.len())),
-            _ => Ok(()),
-        });
-        match pulled {
-            Ok(()) => Ok((step, values)),
-            Err(why) => {
-                self.forget(&mate.name);
-                Err(format!("{}: {why}", mate.name))
-            }
-        }
+        self.blame(mate, pulled.await)
     }
 }

@@ -4,11 +4,13 @@
 //! * [`config`] what a run is, checked before anything runs
 //! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
 //! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
-//! * [`codec`] rows and averaged gradients as bytes
+//! * [`codec`] rows and gradients as bytes
+//! * [`average`] what the peers of a stage make of their gradient sums, and what is kept of the error of codecs
 //! * [`schedule`], [`squares`] learning rate of a step, what a stage knows of the norm of its gradient
 //!
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
 
+pub mod average;
 pub mod checkpoint;
 pub mod codec;
 pub mod config;

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use dunlin_kernels::{Pool, gradient_sum};
+use dunlin_kernels::Pool;
 use dunlin_model::training::{
     Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
 };
 use thiserror::Error;
 
+use crate::average::{Average, Share, has_feedback};
 use crate::codec::{Codec, CodecError};
 use crate::optimizer::{Optimizer, OptimizerError, OptimizerState, TensorRange};
 use crate::run::Run;
@@ -64,7 +65,10 @@ pub struct Stage {
     model: StageModel,
     optimizer: Optimizer,
     parameters: Vec<f32>,
-    sums: Vec<i64>,
+    /// Shared with whoever is sending them.
+    sums: Arc<Vec<i64>>,
+    /// What averages have lost and the next one gets; as long as the parameters, empty without error feedback.
+    residual: Arc<Vec<f32>>,
     updates: VecDeque<Update>,
 }
 
@@ -105,9 +109,11 @@ impl Stage {
             .collect();
         let state = OptimizerState { step, slots };
         let optimizer = Optimizer::with_state(&run.config.optimizer, tensors, parameters.len(), state)?;
-        let sums = vec![0; parameters.len()];
+        let sums = Arc::new(vec![0; parameters.len()]);
+        let kept = if has_feedback(run.config.wire.gradients) { parameters.len() } else { 0 };
+        let residual = Arc::new(vec![0.0; kept]);
         let run = Arc::clone(run);
-        Ok(Self { run, index, step, model, optimizer, parameters, sums, updates: VecDeque::new() })
+        Ok(Self { run, index, step, model, optimizer, parameters, sums, residual, updates: VecDeque::new() })
     }
 
     /// Which stage.
@@ -176,7 +182,7 @@ impl Stage {
             rows = self.decode(output)?;
             Grad::Rows(&rows)
         };
-        let sums = accumulate.then_some(self.sums.as_mut_slice());
+        let sums = accumulate.then(|| Arc::make_mut(&mut self.sums).as_mut_slice());
         let Backward { input_gradient, loss } =
             self.model.backward(pool, input.as_input(), grad, sums, self.run.gradient_limit())?;
         let data = match input_gradient {
@@ -194,17 +200,15 @@ impl Stage {
 
     /// Empties the sums.
     pub fn clear(&mut self) {
-        self.sums.fill(0);
+        zero(&mut self.sums);
     }
 
-    /// Gradient sums of `range` of a shard's values, 8 bytes each.
+    /// What this peer contributes to the average of a shard, as of now.
     #[must_use]
-    pub fn sums_of(&self, shard: u32, range: Range<usize>) -> Vec<i64> {
-        let mut out = Vec::with_capacity(range.len());
-        for piece in pieces(&self.shard(shard), range) {
-            out.extend_from_slice(&self.sums[piece]);
-        }
-        out
+    pub fn share(&self, shard: u32) -> Share {
+        let tensors = self.shard(shard).into_iter().map(|t| t.range).collect();
+        let (sums, residual) = (Arc::clone(&self.sums), Arc::clone(&self.residual));
+        Share::new(self.run.config.wire.gradients, sums, residual, tensors)
     }
 
     /// Adds the sums of another peer of this stage.
@@ -215,14 +219,8 @@ impl Stage {
         if sums.len() != self.sums.len() {
             return Err(StageError::Shape(format!("{} gradient sums, not {}", sums.len(), self.sums.len())));
         }
-        self.sums.iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+        Arc::make_mut(&mut self.sums).iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
         Ok(())
-    }
-
-    /// Values of a shard.
-    #[must_use]
-    pub fn shard_len(&self, shard: u32) -> usize {
-        self.shard(shard).iter().map(|t| t.range.len()).sum()
     }
 
     /// The tensors of a shard, as they lie in this stage.
@@ -246,7 +244,8 @@ impl Stage {
         sums_of_squares(pool, average, &tensors)
     }
 
-    /// Updates with the averages of all shards; empties the sums. The hash of the new parameters.
+    /// Updates with the averages of all shards, of which [`Stage::share`] was a part; empties the sums, and keeps what the averages have lost.
+    /// The hash of the new parameters.
     ///
     /// # Errors
     /// When a shard is missing, or a parameter is no longer finite.
@@ -254,14 +253,14 @@ impl Stage {
         &mut self,
         pool: &Pool,
         scale: f32,
-        averages: &BTreeMap<u32, Arc<Vec<f32>>>,
+        averages: &BTreeMap<u32, Arc<Average>>,
     ) -> Result<u64, StageError> {
         let mut gradient = vec![0.0; self.parameters.len()];
         let mut covered = 0;
         for (&shard, average) in averages {
             let mut at = 0;
             for tensor in self.shard(shard) {
-                let values = average.get(at..at + tensor.range.len());
+                let values = average.values.get(at..at + tensor.range.len());
                 let values =
                     values.ok_or_else(|| StageError::Shape(format!("a short average of shard {shard}")))?;
                 gradient[tensor.range.clone()].iter_mut().zip(values).for_each(|(g, v)| *g = v * scale);
@@ -273,18 +272,33 @@ impl Stage {
             let all = gradient.len();
             return Err(StageError::Shape(format!("averages of {covered} of {all} parameters")));
         }
-        self.follow(pool, Arc::new(gradient))
+        if !self.residual.is_empty() {
+            for (&shard, average) in averages {
+                let remaining = self.share(shard).remaining(pool, average)?;
+                let residual = Arc::make_mut(&mut self.residual);
+                for (range, lost) in remaining {
+                    residual[range].copy_from_slice(&lost);
+                }
+            }
+        }
+        self.update_with(pool, Arc::new(gradient))
     }
 
-    /// Updates with the scaled average of the step. The hash of the new parameters.
+    /// Updates with the scaled average of a step that was made without this peer. Whether the residual was a part of it is not known: it is
+    /// given up, because sending it twice would be an error, and not sending it is only a loss. The hash of the new parameters.
     ///
     /// # Errors
     /// When it has another length, or a parameter is no longer finite.
     pub fn follow(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
+        zero(&mut self.residual);
+        self.update_with(pool, gradient)
+    }
+
+    fn update_with(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
         let rate = learning_rate(&self.run.config.optimizer, self.step, self.run.config.steps);
         self.optimizer.step(pool, rate, 1.0, &mut self.parameters, &gradient)?;
         self.model.set_parameters(pool, &self.parameters)?;
-        self.sums.fill(0);
+        self.clear();
         self.updates.push_back(Update { step: self.step, gradient });
         if self.updates.len() > UPDATES_KEPT {
             self.updates.pop_front();
@@ -364,18 +378,12 @@ fn tokens(bytes: &[u8]) -> Result<Vec<u32>, StageError> {
     Ok(words.iter().map(|w| u32::from_le_bytes(*w)).collect())
 }
 
-/// The parts of `range`, counted through all of `tensors` in order, as they lie in the stage's vector.
-fn pieces(tensors: &[TensorRange], range: Range<usize>) -> Vec<Range<usize>> {
-    let mut out = Vec::new();
-    let mut at = 0;
-    for tensor in tensors {
-        let (from, to) = (range.start.max(at), range.end.min(at + tensor.range.len()));
-        if from < to {
-            out.push(tensor.range.start + from - at..tensor.range.start + to - at);
-        }
-        at += tensor.range.len();
+/// All zero; a copy that somebody else reads stays.
+fn zero<T: Clone + Default>(values: &mut Arc<Vec<T>>) {
+    match Arc::get_mut(values) {
+        Some(values) => values.fill(T::default()),
+        None => *values = Arc::new(vec![T::default(); values.len()]),
     }
-    out
 }
 
 /// A hash over the bits of all parameters: 8 lanes of multiply and add, so that it costs no more than reading them.
@@ -395,8 +403,5 @@ fn hash(parameters: &[f32]) -> u64 {
     lanes.iter().fold(parameters.len() as u64, |all, lane| (all ^ lane).wrapping_mul(PRIME).rotate_left(29))
 }
 
-/// The average of exact sums, rounded once.
-#[must_use]
-pub fn round(sums: &[i64]) -> Vec<f32> {
-    sums.iter().map(|&sum| gradient_sum::to_f32(sum)).collect()
-}
+#[cfg(test)]
+mod tests;

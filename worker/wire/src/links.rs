@@ -19,6 +19,9 @@ use crate::proto::stage_client::StageClient;
 use crate::tls::TlsFiles;
 use crate::{MESSAGE_BYTES_MAX, proto};
 
+/// Largest HTTP/2 frame that is taken: each takes a system call or two, so that the smallest allowed, 16 KiB, costs time.
+const FRAME_BYTES_MAX: u32 = 1 << 18;
+
 /// How links behave.
 #[derive(Clone)]
 pub struct LinksConfig {
@@ -249,7 +252,8 @@ pub async fn connect(
         .tcp_nodelay(true)
         .connect_timeout(config.connect)
         .initial_stream_window_size(16 << 20)
-        .initial_connection_window_size(32 << 20);
+        .initial_connection_window_size(32 << 20)
+        .max_frame_size(FRAME_BYTES_MAX);
     if let Some(tls) = &config.tls {
         endpoint = endpoint.tls_config(tls.client(name))?;
     }

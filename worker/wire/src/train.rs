@@ -322,21 +322,37 @@ pub async fn dial_stage(
     }
 }
 
-/// Pulls values, piece by piece. Nothing for `patience` is a failure.
-///
-/// # Errors
-/// What the peer said, or that it does not answer.
-pub async fn pull(
-    client: &mut TrainStageClient<tonic::transport::Channel>,
-    request: proto::PullRequest,
+/// An answer that comes piece by piece. Nothing for `patience` is a failure.
+pub struct Pieces {
+    stream: Streaming<proto::Piece>,
     patience: Duration,
-    mut take: impl FnMut(proto::Piece) -> Result<(), String>,
-) -> Result<(), String> {
-    let late = || "the mate does not answer".to_owned();
-    let response = timeout(patience, client.pull(request)).await.map_err(|_| late())?;
-    let mut stream = response.map_err(|status| crate::links::chain(&status))?.into_inner();
-    while let Some(piece) = timeout(patience, stream.next()).await.map_err(|_| late())? {
-        take(piece.map_err(|status| crate::links::chain(&status))?)?;
+}
+
+impl Pieces {
+    /// Asks for values.
+    ///
+    /// # Errors
+    /// What the peer said, or that it does not answer.
+    pub async fn ask(
+        client: &mut TrainStageClient<tonic::transport::Channel>,
+        request: proto::PullRequest,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let response = timeout(patience, client.pull(request)).await.map_err(|_| late())?;
+        let stream = response.map_err(|status| crate::links::chain(&status))?.into_inner();
+        Ok(Self { stream, patience })
     }
-    Ok(())
+
+    /// The next piece; none at the end. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// What the peer said, or that it says nothing more.
+    pub async fn next(&mut self) -> Result<Option<proto::Piece>, String> {
+        let piece = timeout(self.patience, self.stream.next()).await.map_err(|_| late())?;
+        piece.transpose().map_err(|status| crate::links::chain(&status))
+    }
+}
+
+fn late() -> String {
+    "the mate does not answer".to_owned()
 }

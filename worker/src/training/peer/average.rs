@@ -1,5 +1,8 @@
 //! Averages among the peers of a shard, by butterfly: part `j` of everybody's sums goes to member `j`, which adds them and gives the
-//! result to all. What it gives is what it keeps, so all end with the same bits.
+//! result to all. What it gives is what it keeps, so all end with the same bits. See [`dunlin_train::average`] for what is added and kept.
+//!
+//! All goes chunk by chunk: while one is added, others are on their way, and the result of a chunk leaves before the next is added. So an
+//! average takes the memory of its result, and of what may be on its way on a stream (16 MiB a mate).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,15 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use dunlin_protocol::training::{Mate, ShardId, StageId, Step};
-use dunlin_train::stage::round;
+use dunlin_train::average::{Average, Share, Total, chunks, part, result_codec};
+use dunlin_train::config::GradientWire;
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
+use dunlin_wire::train::{PieceSender, Pieces};
 use futures::future::try_join_all;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::super::values::{Clients, PATIENCE, to_bytes};
+use super::super::values::{Clients, PATIENCE};
 use super::engine::Engine;
+use super::serve::{index, refuse};
 
 /// Which average.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,52 +34,127 @@ pub struct Which {
     pub round: u64,
 }
 
-/// Parts that this peer has formed, for mates to pull.
+impl Which {
+    fn of(part: &proto::PartOf) -> Self {
+        Self { step: part.step, shard: part.shard, round: part.round }
+    }
+
+    fn part(self, range: &Range<usize>) -> proto::PartOf {
+        proto::PartOf {
+            step: self.step,
+            shard: self.shard,
+            round: self.round,
+            from: range.start as u64,
+            to: range.end as u64,
+        }
+    }
+}
+
+/// Parts that this peer has formed or is forming, for mates to pull.
 #[derive(Default)]
 pub struct Formed {
-    parts: Mutex<BTreeMap<Which, (usize, Bytes)>>,
+    parts: Mutex<BTreeMap<Which, Part>>,
     changed: Notify,
 }
 
+/// A part of an average.
+struct Part {
+    range: Range<usize>,
+    /// Those that are formed, encoded.
+    chunks: Vec<Bytes>,
+}
+
 impl Formed {
-    /// Offers a part; what is older than the step before is dropped.
-    fn put(&self, which: Which, from: usize, part: Bytes) {
+    /// A part is being formed; what is older than the step before is dropped.
+    fn begin(&self, which: Which, range: Range<usize>) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.retain(|other, _| {
             other.step + 1 >= which.step && (other.shard != which.shard || other.round >= which.round)
         });
-        parts.insert(which, (from, part));
-        drop(parts);
+        parts.insert(which, Part { range, chunks: Vec::new() });
+    }
+
+    /// Its next chunk, encoded.
+    fn push(&self, which: Which, chunk: Bytes) {
+        if let Some(part) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&which) {
+            part.chunks.push(chunk);
+        }
         self.changed.notify_waiters();
     }
 
-    fn get(&self, which: Which) -> Option<(usize, Bytes)> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner).get(&which).cloned()
+    fn get(&self, which: Which, range: &Range<usize>, chunk: usize) -> Option<Bytes> {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.get(&which).filter(|part| part.range == *range)?.chunks.get(chunk).cloned()
     }
 
-    /// Values `range` of a part, as soon as it is formed.
-    pub async fn wait(&self, which: Which, range: Range<usize>) -> Option<Bytes> {
+    /// A chunk of a part, as soon as it is formed.
+    async fn wait(&self, which: Which, range: &Range<usize>, chunk: usize) -> Option<Bytes> {
         let found = timeout(PATIENCE, async {
             loop {
                 let changed = self.changed.notified();
-                if let Some(part) = self.get(which) {
-                    return part;
+                if let Some(chunk) = self.get(which, range, chunk) {
+                    return chunk;
                 }
                 changed.await;
             }
         });
-        let (from, part) = found.await.ok()?;
-        let bytes = range.start.checked_sub(from)? * 4..range.end.checked_sub(from)? * 4;
-        (bytes.end <= part.len()).then(|| part.slice(bytes))
+        found.await.ok()
     }
 }
 
-/// The part of member `index` of `count`.
-fn part(len: usize, index: usize, count: usize) -> Range<usize> {
-    len * index / count..len * (index + 1) / count
+fn range_of(part: &proto::PartOf) -> Range<usize> {
+    index(part.from)..index(part.to)
 }
 
-/// Forms the average of a shard of `len` values with `group`, in which this peer is `me`.
+/// Gives a mate the part that it asks for of the sums here.
+pub async fn give_share(engine: Engine, part: proto::PartOf, pieces: PieceSender) {
+    let share = match share(&engine, Which::of(&part)).await {
+        Ok(share) => share,
+        Err(why) => return refuse(&pieces, &why),
+    };
+    let range = range_of(&part);
+    if range.start > range.end || range.end > share.len() {
+        return refuse(&pieces, "the shard has fewer values");
+    }
+    let mut scratch = Vec::new();
+    for chunk in chunks(range) {
+        let bytes = match share.encode(chunk, &mut scratch) {
+            Ok(bytes) => bytes,
+            Err(error) => return refuse(&pieces, &error.to_string()),
+        };
+        // The mate is gone when it no longer wants them.
+        if pieces.send(Ok(proto::Piece { data: bytes.into(), step: part.step })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives a mate the part that was formed here, chunk by chunk, as they are formed.
+pub async fn give_result(formed: Arc<Formed>, part: proto::PartOf, pieces: PieceSender) {
+    let (which, range) = (Which::of(&part), range_of(&part));
+    for (index, _) in chunks(range.clone()).enumerate() {
+        let Some(data) = formed.wait(which, &range, index).await else {
+            return refuse(&pieces, "this peer has not formed that part");
+        };
+        if pieces.send(Ok(proto::Piece { data, step: part.step })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What this peer contributes, as of now.
+async fn share(engine: &Engine, which: Which) -> Result<Share, String> {
+    let (share_in, share) = oneshot::channel();
+    engine.run(move |bench| {
+        let stage = bench.stage.as_ref().filter(|stage| stage.step() == which.step);
+        // The receiver is gone when the attempt was given up.
+        let _ = share_in.send(stage.map(|stage| stage.share(which.shard)));
+    });
+    let share = share.await.map_err(|_| "the engine ended")?;
+    share.ok_or_else(|| "this peer is not at that step".to_owned())
+}
+
+/// Forms the average of a shard with `group`, in which this peer is `me`.
 ///
 /// # Errors
 /// Which mate failed, and how.
@@ -81,57 +162,102 @@ pub async fn form(
     clients: &Clients,
     engine: &Engine,
     formed: &Formed,
+    wire: GradientWire,
     which: Which,
     stage: StageId,
     group: &[Mate],
     me: &Mate,
-) -> Result<Vec<f32>, String> {
+) -> Result<Average, String> {
     let index = group.iter().position(|m| m.name == me.name).ok_or("this peer is not in the group")?;
-    let (len_in, len) = oneshot::channel();
-    engine.run(move |bench| {
-        // The receiver is gone when the attempt was given up.
-        let _ = len_in.send(bench.stage.as_ref().map_or(0, |s| s.shard_len(which.shard)));
-    });
-    let len = len.await.map_err(|_| "the engine ended")?;
-    let mine = part(len, index, group.len());
-    let (sums_in, sums) = oneshot::channel();
-    let range = mine.clone();
-    engine.run(move |bench| {
-        let _ = sums_in.send(bench.stage.as_ref().map_or_else(Vec::new, |s| s.sums_of(which.shard, range)));
-    });
-    let mut sums = sums.await.map_err(|_| "the engine ended")?;
-    let others: Vec<(usize, &Mate)> = group.iter().enumerate().filter(|(i, _)| *i != index).collect();
-    let of = |range: &Range<usize>| proto::PartOf {
-        step: which.step,
-        shard: which.shard,
-        round: which.round,
-        from: range.start as u64,
-        to: range.end as u64,
-    };
-    // Scatter: my part of everybody's sums.
-    let pulls = others.iter().map(|(_, mate)| {
-        let what = What::Sums(of(&mine));
-        clients.pull::<8, i64>(mate, stage, what, Some(mine.len()))
-    });
-    for (_, theirs) in try_join_all(pulls).await? {
-        sums.iter_mut().zip(theirs).for_each(|(sum, more)| *sum += more);
+    let share = share(engine, which).await?;
+    let (len, count) = (share.len(), group.len());
+    let mut values = vec![0.0; len];
+    let (mut rest, mut own, mut pulls) = (values.as_mut_slice(), Default::default(), Vec::new());
+    for (i, mate) in group.iter().enumerate() {
+        let range = part(len, i, count);
+        let (mine, others) = rest.split_at_mut(range.len());
+        rest = others;
+        if i == index {
+            own = mine;
+        } else {
+            pulls.push(async move {
+                let gathered = gather(clients, wire, mate, stage, which.part(&range), mine).await;
+                clients.blame(mate, gathered)
+            });
+        }
     }
-    let values = round(&sums);
-    formed.put(which, mine.start, to_bytes(&values));
-    // Gather: everybody's part of the average.
-    let pulls = others.iter().map(|(i, mate)| async {
-        let range = part(len, *i, group.len());
-        let what = What::Average(of(&range));
-        let (_, part) = clients.pull::<4, f32>(mate, stage, what, Some(range.len())).await?;
-        Ok::<_, String>((range.start, part))
+    formed.begin(which, part(len, index, count));
+    let reduced = reduce(clients, formed, wire, which, stage, group, index, &share, own);
+    let (lost, _) = tokio::try_join!(reduced, try_join_all(pulls))?;
+    Ok(Average { values, index, count, lost })
+}
+
+/// Adds this peer's part of everybody's sums, to `out` and for the others to pull. What its encoding lost.
+async fn reduce(
+    clients: &Clients,
+    formed: &Formed,
+    wire: GradientWire,
+    which: Which,
+    stage: StageId,
+    group: &[Mate],
+    index: usize,
+    share: &Share,
+    out: &mut [f32],
+) -> Result<Vec<f32>, String> {
+    let range = part(share.len(), index, group.len());
+    let asks = group.iter().enumerate().map(|(i, mate)| {
+        let what = What::Sums(which.part(&range));
+        async move {
+            if i == index {
+                return Ok(None);
+            }
+            clients.blame(mate, clients.ask(mate, stage, what).await).map(Some)
+        }
     });
-    let mut average = vec![0.0; len];
-    average[mine.clone()].copy_from_slice(&values);
-    for (at, part) in try_join_all(pulls).await? {
-        average[at..at + part.len()].copy_from_slice(&part);
+    let mut theirs = try_join_all(asks).await?;
+    let (mut total, mut lost) = (Total::new(wire, group.len()), Vec::new());
+    for chunk in chunks(range.clone()) {
+        total.begin(chunk.len());
+        for (mate, pieces) in group.iter().zip(&mut theirs) {
+            match pieces {
+                None => total.add_own(share, &chunk),
+                Some(pieces) => {
+                    let added = next(pieces).await;
+                    let added = added.and_then(|bytes| total.add(&bytes).map_err(|e| e.to_string()));
+                    clients.blame(mate, added)?;
+                }
+            }
+        }
+        let place = &mut out[chunk.start - range.start..chunk.end - range.start];
+        let bytes = total.end(place, &mut lost).map_err(|e| e.to_string())?;
+        formed.push(which, bytes.into());
     }
-    Ok(average)
+    Ok(lost)
+}
+
+/// Pulls a part that a mate forms.
+async fn gather(
+    clients: &Clients,
+    wire: GradientWire,
+    mate: &Mate,
+    stage: StageId,
+    part: proto::PartOf,
+    out: &mut [f32],
+) -> Result<(), String> {
+    let codec = result_codec(wire);
+    let range = range_of(&part);
+    let mut pieces = clients.ask(mate, stage, What::Average(part)).await?;
+    for chunk in chunks(range.clone()) {
+        let bytes = next(&mut pieces).await?;
+        let place = &mut out[chunk.start - range.start..chunk.end - range.start];
+        codec.decode_to(&bytes, place).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+async fn next(pieces: &mut Pieces) -> Result<Bytes, String> {
+    Ok(pieces.next().await?.ok_or("fewer values came than were asked for")?.data)
 }
 
 /// What was formed in the present step: of every shard the newest attempt.
-pub type Averages = BTreeMap<ShardId, (u64, Arc<Vec<f32>>)>;
+pub type Averages = BTreeMap<ShardId, (u64, Arc<Average>)>;

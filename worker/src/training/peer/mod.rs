@@ -4,10 +4,14 @@
 //! * [`average`] averages among the peers of a stage
 //! * [`fetch`] the state of a stage, from mates or a checkpoint
 //! * [`serve`] what mates pull
+//! * [`memory`] what is freed is kept
+//! * [`member`] averages alone, to measure them
 
 mod average;
 mod engine;
 mod fetch;
+pub mod member;
+mod memory;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -20,13 +24,14 @@ use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, ShardId, StageId, Step,
 };
+use dunlin_train::average::Average;
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::stage::Computed;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
-use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
+use dunlin_wire::{LinksConfig, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -55,7 +60,7 @@ enum Event {
     Installed(u64, Result<Step, String>),
     /// An update that was missed.
     Update(u64, Result<Vec<f32>, String>),
-    Averaged(Which, Result<(Vec<f32>, Vec<f64>), String>),
+    Averaged(Which, Result<(Average, Vec<f64>), String>),
     Received(Take, Result<Vec<i64>, String>),
     Saved(Step, Result<String, String>),
 }
@@ -65,6 +70,7 @@ enum Event {
 /// # Errors
 /// When the configuration or certificates cannot be used, an address cannot be bound, or an update fails.
 pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
+    memory::keep_freed();
     let config = read_config(&args.config)?;
     let links = links(&args.process)?;
     let run = Arc::new(super::run_of(config)?);
@@ -78,13 +84,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     info!(addr = me.addr, "peer {} listens", me.name);
     let (stage_in, inbound) = mpsc::channel(256);
     let (questions_in, questions) = mpsc::channel(64);
-    let mut server = tonic::transport::Server::builder()
-        .initial_stream_window_size(16 << 20)
-        .initial_connection_window_size(32 << 20);
-    if let Some(tls) = &links.tls {
-        server = server.tls_config(tls.server())?;
-    }
-    let router = server
+    let router = server(&links)?
         .add_service(TrainStageService::service(stage_in))
         .add_service(ControlService::service(questions_in));
     tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
@@ -112,6 +112,17 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         leaving: None,
     };
     peer.run(inbound, link, events, questions).await
+}
+
+/// The server of a peer, without services yet.
+fn server(links: &LinksConfig) -> anyhow::Result<tonic::transport::Server> {
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(16 << 20)
+        .initial_connection_window_size(32 << 20);
+    Ok(match &links.tls {
+        Some(tls) => server.tls_config(tls.server())?,
+        None => server,
+    })
 }
 
 /// A trainer's call that waits.
@@ -430,12 +441,13 @@ impl Peer {
         let (Some(stage), _) = self.node.position() else { return };
         let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
         let (me, events) = (self.me.clone(), self.events.clone());
+        let wire = self.run.config.wire.gradients;
         let task = tokio::spawn(async move {
-            let result = average::form(&clients, &engine, &formed, which, stage, &group, &me).await;
+            let result = average::form(&clients, &engine, &formed, wire, which, stage, &group, &me).await;
             match result {
                 Ok(average) => engine.run(move |bench| {
                     let Some(stage) = &bench.stage else { return };
-                    let squares = stage.squares(&bench.pool, which.shard, &average);
+                    let squares = stage.squares(&bench.pool, which.shard, &average.values);
                     let _ = events.blocking_send(Event::Averaged(which, Ok((average, squares))));
                 }),
                 Err(why) => drop(events.send(Event::Averaged(which, Err(why))).await),

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::super::values::to_bytes;
-use super::average::{Formed, Which};
+use super::average::{self, Formed};
 use super::engine::Engine;
 
 /// An answer without values.
@@ -25,27 +25,13 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
     let (answer_in, answer) = oneshot::channel::<Result<(Bytes, u64), String>>();
     match what {
         What::Average(part) => {
-            let formed = Arc::clone(formed);
-            tokio::spawn(async move {
-                let which = Which { step: part.step, shard: part.shard, round: part.round };
-                match formed.wait(which, index(part.from)..index(part.to)).await {
-                    Some(values) => send(values, 0, &pieces).await,
-                    None => refuse(&pieces, "this peer has not formed that part"),
-                }
-            });
+            tokio::spawn(average::give_result(Arc::clone(formed), part, pieces));
             return;
         }
-        What::Sums(part) => engine.run(move |bench| {
-            let sums = match &bench.stage {
-                Some(stage) if stage.step() == part.step => {
-                    let range = index(part.from)..index(part.to);
-                    let longs = stage.sums_of(part.shard, range);
-                    Ok((to_bytes(&longs), 0))
-                }
-                _ => Err("this peer is not at that step".to_owned()),
-            };
-            let _ = answer_in.send(sums);
-        }),
+        What::Sums(part) => {
+            tokio::spawn(average::give_share(engine.clone(), part, pieces));
+            return;
+        }
         What::AllSums(step) => engine.run(move |bench| {
             let sums = match &bench.stage {
                 Some(stage) if stage.step() == step => Ok((to_bytes(stage.sums()), 0)),
@@ -76,7 +62,7 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
 }
 
 /// A peer's counts fit: they are bounded by what is in memory.
-fn index(value: u64) -> usize {
+pub fn index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 

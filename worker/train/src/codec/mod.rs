@@ -4,20 +4,18 @@
 //! |---|---|---|---|
 //! | F32 | 4 | none | what is not finite |
 //! | F16 | 2 | 2.1e-4 | also beyond 65,504 |
+//! | F16Scaled | 2.001 | 2.1e-4 | also from 2^127 on |
 //! | Q8 | 1.0625 | 5.9e-3 | also beyond 1e38 |
 //!
-//! Q8 has one f32, the largest magnitude, for each [`q8::BLOCK`] values: see [`q8`]. Bytes come from peers, so decoding checks them all.
+//! Rows of activations travel as F32, F16 or Q8, gradients of parameters as F32, F16Scaled (see [`f16`]) or Q8 (see [`q8`]). Bytes come from
+//! peers, so decoding checks them all.
 
-mod feedback;
+mod f16;
 mod q8;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use thiserror::Error;
 
 use crate::config::{ActivationWire, GradientWire};
-pub use feedback::ErrorFeedback;
-pub use q8::BLOCK;
 
 /// How values become bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +24,8 @@ pub enum Codec {
     F32,
     /// Rounded to half precision.
     F16,
+    /// The same after scaling each block by a power of two.
+    F16Scaled,
     /// One byte a value, and a scale a block.
     Q8,
 }
@@ -40,7 +40,7 @@ pub enum CodecError {
     Range {
         /// The codec.
         codec: Codec,
-        /// Which value; the first of its block for Q8.
+        /// Which value; the first of its block for F16Scaled and Q8.
         index: usize,
     },
     /// Not as many bytes as the values take.
@@ -53,6 +53,16 @@ pub enum CodecError {
         /// Bytes there should be.
         expected: usize,
         /// Values asked for.
+        values: usize,
+    },
+    /// Not as many bytes as exact sums take.
+    #[error("{found} bytes are not the {expected} of {values} gradient sums")]
+    Sums {
+        /// Bytes there are.
+        found: usize,
+        /// Bytes there should be.
+        expected: usize,
+        /// Sums asked for.
         values: usize,
     },
     /// Bytes that no encoder makes.
@@ -71,13 +81,13 @@ impl From<ActivationWire> for Codec {
 }
 
 impl GradientWire {
-    /// The codec of averaged gradients; none when exact sums are averaged, whose result travels as it is.
+    /// The codec of gradient sums and of their averages; none when exact sums travel, and averages as f32.
     #[must_use]
     pub fn codec(self) -> Option<Codec> {
         match self {
             Self::Exact => None,
             Self::F32 => Some(Codec::F32),
-            Self::F16 => Some(Codec::F16),
+            Self::F16 => Some(Codec::F16Scaled),
             Self::Q8 => Some(Codec::Q8),
         }
     }
@@ -90,7 +100,8 @@ impl Codec {
         match self {
             Self::F32 => 4 * values,
             Self::F16 => 2 * values,
-            Self::Q8 => values + 4 * values.div_ceil(BLOCK),
+            Self::F16Scaled => 2 * values + values.div_ceil(f16::BLOCK),
+            Self::Q8 => values + 4 * values.div_ceil(q8::BLOCK),
         }
     }
 
@@ -102,20 +113,19 @@ impl Codec {
         out.reserve(self.bytes(values.len()));
         match self {
             Self::F32 => {
-                self.check(values, |v| v.is_finite())?;
-                out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-            }
-            Self::F16 => {
-                let mut halves = [f16::ZERO; 1024];
-                for (chunk, part) in values.chunks(halves.len()).enumerate() {
-                    let halves = &mut halves[..part.len()];
-                    halves.convert_from_f32_slice(part);
-                    if let Some(at) = halves.iter().position(|h| !h.is_finite()) {
-                        return Err(CodecError::Range { codec: self, index: chunk * 1024 + at });
-                    }
-                    out.extend(halves.iter().flat_map(|h| h.to_le_bytes()));
+                if largest_bits(values) >= INFINITE {
+                    let index = values.iter().position(|v| !v.is_finite()).unwrap_or_default();
+                    return Err(CodecError::Range { codec: self, index });
+                }
+                let mut words = [[0; 4]; 1024];
+                for part in values.chunks(words.len()) {
+                    let words = &mut words[..part.len()];
+                    words.iter_mut().zip(part).for_each(|(word, value)| *word = value.to_le_bytes());
+                    out.extend_from_slice(words.as_flattened());
                 }
             }
+            Self::F16 => f16::encode(values, out)?,
+            Self::F16Scaled => f16::encode_scaled(values, out)?,
             Self::Q8 => q8::encode(values, out)?,
         }
         Ok(())
@@ -124,47 +134,59 @@ impl Codec {
     /// Appends the `values` values that `bytes` encode to `out`.
     ///
     /// # Errors
-    /// When the length is not that of the values, or a value is not finite; `out` may have a part of the values then.
+    /// When the length is not that of the values, or a value is not finite; `out` may be longer then.
     pub fn decode(self, bytes: &[u8], values: usize, out: &mut Vec<f32>) -> Result<(), CodecError> {
-        let (found, expected) = (bytes.len(), self.bytes_checked(values));
-        if expected != Some(found) {
-            let expected = expected.unwrap_or(usize::MAX);
-            return Err(CodecError::Length { codec: self, found, expected, values });
-        }
-        out.reserve(values);
+        self.check_length(bytes, values)?;
         let start = out.len();
+        out.resize(start + values, 0.0);
+        self.decode_to(bytes, &mut out[start..])
+    }
+
+    /// Fills `out` with the values that `bytes` encode.
+    ///
+    /// # Errors
+    /// When the length is not that of the values, or a value is not finite; `out` may have some of the values then.
+    pub fn decode_to(self, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
+        self.check_length(bytes, out.len())?;
         match self {
-            Self::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-            Self::F16 => {
-                let mut halves = [f16::ZERO; 1024];
-                let mut floats = [0.0; 1024];
-                for part in bytes.as_chunks::<2>().0.chunks(halves.len()) {
-                    for (half, bytes) in halves.iter_mut().zip(part) {
-                        *half = f16::from_le_bytes(*bytes);
-                    }
-                    halves[..part.len()].convert_to_f32_slice(&mut floats[..part.len()]);
-                    out.extend_from_slice(&floats[..part.len()]);
-                }
+            Self::F32 => {
+                let words = bytes.as_chunks::<4>().0;
+                out.iter_mut().zip(words).for_each(|(value, word)| *value = f32::from_le_bytes(*word));
             }
-            Self::Q8 => return q8::decode(bytes, values, out),
+            Self::F16 => f16::decode(bytes, out),
+            Self::F16Scaled => f16::decode_scaled(bytes, out)?,
+            Self::Q8 => return q8::decode(bytes, out),
         }
-        match out[start..].iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(CodecError::Malformed(self.bytes(at))),
-            None => Ok(()),
+        if largest_bits(out) < INFINITE {
+            return Ok(());
         }
+        let at = out.iter().position(|v| !v.is_finite()).unwrap_or_default();
+        Err(CodecError::Malformed(self.bytes(at)))
+    }
+
+    fn check_length(self, bytes: &[u8], values: usize) -> Result<(), CodecError> {
+        let (found, expected) = (bytes.len(), self.bytes_checked(values));
+        if expected == Some(found) {
+            return Ok(());
+        }
+        let expected = expected.unwrap_or(usize::MAX);
+        Err(CodecError::Length { codec: self, found, expected, values })
     }
 
     fn bytes_checked(self, values: usize) -> Option<usize> {
         // Four bytes a value is the most.
         values.checked_mul(4).map(|_| self.bytes(values))
     }
+}
 
-    fn check(self, values: &[f32], sound: impl Fn(&f32) -> bool) -> Result<(), CodecError> {
-        match values.iter().position(|v| !sound(v)) {
-            Some(index) => Err(CodecError::Range { codec: self, index }),
-            None => Ok(()),
-        }
-    }
+/// The bits of infinity; those of what is not a number are larger.
+const INFINITE: u32 = 0x7f80_0000;
+
+/// The bits of the largest magnitude: they are ordered as magnitudes are. Without a branch per value, so that it is quick.
+fn largest_bits(values: &[f32]) -> u32 {
+    // Signed, because all machines compare those quickly.
+    let most = values.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff).cast_signed()));
+    most.cast_unsigned()
 }
 
 #[cfg(test)]

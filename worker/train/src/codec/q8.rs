@@ -22,9 +22,7 @@ const HUGE: f32 = 1e38;
 
 pub(super) fn encode(values: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError> {
     for (index, block) in values.chunks(BLOCK).enumerate() {
-        // Magnitudes are ordered as their bits are; what is not finite is larger than all others.
-        let most = block.iter().fold(0, |most, v| most.max(v.to_bits() & 0x7fff_ffff));
-        let mut most = f32::from_bits(most);
+        let mut most = f32::from_bits(super::largest_bits(block));
         if most.is_nan() || most > HUGE {
             return Err(CodecError::Range { codec: Codec::Q8, index: index * BLOCK });
         }
@@ -42,20 +40,20 @@ pub(super) fn encode(values: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError
     Ok(())
 }
 
-/// `bytes` has the length of `values` values.
-pub(super) fn decode(bytes: &[u8], values: usize, out: &mut Vec<f32>) -> Result<(), CodecError> {
-    let mut left = values;
-    for (index, block) in bytes.chunks(4 + BLOCK).enumerate() {
+/// `bytes` has the length of `out`.
+pub(super) fn decode(bytes: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
+    for (index, (block, out)) in bytes.chunks(4 + BLOCK).zip(out.chunks_mut(BLOCK)).enumerate() {
         let malformed = CodecError::Malformed(index * (4 + BLOCK));
         let Some((most, codes)) = block.split_first_chunk::<4>() else { return Err(malformed) };
         let most = f32::from_le_bytes(*most);
         let sound = most == 0.0 || (TINY..=HUGE).contains(&most);
-        if !sound || most.is_sign_negative() || codes.contains(&0x80) || codes.len() != left.min(BLOCK) {
+        // Without a branch per code, so that it is quick.
+        let unknown = codes.iter().fold(false, |any, code| any | (*code == 0x80));
+        if !sound || most.is_sign_negative() || unknown {
             return Err(malformed);
         }
-        left -= codes.len();
         let by = most / 127.0;
-        out.extend(codes.iter().map(|code| f32::from(*code as i8) * by));
+        out.iter_mut().zip(codes).for_each(|(value, code)| *value = f32::from(*code as i8) * by);
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 
-use super::{BLOCK, Codec, CodecError, ErrorFeedback};
+use super::f16::BLOCK as HALVES;
+use super::q8::BLOCK;
+use super::{Codec, CodecError};
 
-const ALL: [Codec; 3] = [Codec::F32, Codec::F16, Codec::Q8];
+const ALL: [Codec; 4] = [Codec::F32, Codec::F16, Codec::F16Scaled, Codec::Q8];
 
 /// Roughly normal: sums of twelve uniform numbers.
 fn normal(count: usize) -> Vec<f32> {
@@ -35,10 +37,30 @@ fn errors_are_as_documented() {
     let values = normal(1 << 18);
     assert_eq!(through(Codec::F32, &values), values);
     let half = error(&values, &through(Codec::F16, &values));
+    let scaled = error(&values, &through(Codec::F16Scaled, &values));
     let eight = error(&values, &through(Codec::Q8, &values));
     println!("relative RMS error: F16 {half:.3e}, Q8 {eight:.3e}");
     assert!((1.5e-4..2.2e-4).contains(&half), "{half}");
+    assert!((1.5e-4..2.2e-4).contains(&scaled), "{scaled}");
     assert!((5.0e-3..6.5e-3).contains(&eight), "{eight}");
+}
+
+#[test]
+fn scaled_halves_have_the_same_error_however_small_or_large_values_are() {
+    let values = normal(1 << 12);
+    for scale in [1e-30, 1e-9, 1.0, 1e30] {
+        let values: Vec<f32> = values.iter().map(|v| v * scale).collect();
+        let lost = error(&values, &through(Codec::F16Scaled, &values));
+        assert!((1.5e-4..2.2e-4).contains(&lost), "{scale} {lost}");
+    }
+    // A block has its own scale, and what is too small to be scaled is zero.
+    let most = 2f32.powi(127).next_down();
+    let mut values = vec![most; HALVES];
+    values.extend([1e-20, -0.0]);
+    let back = through(Codec::F16Scaled, &values);
+    assert!((back[0] / most - 1.0).abs() < 1e-3 && (back[HALVES] / 1e-20 - 1.0).abs() < 1e-3);
+    assert!(Codec::F16Scaled.encode(&[1.0, most.next_up()], &mut Vec::new()).is_err());
+    assert_eq!(through(Codec::F16Scaled, &[1e-38, -1e-40, 0.0]), [0.0; 3]);
 }
 
 #[test]
@@ -62,7 +84,11 @@ fn what_is_not_finite_is_refused_on_both_sides() {
             let mut values = vec![1.0; 2000];
             values[1500] = wrong;
             let error = codec.encode(&values, &mut Vec::new()).unwrap_err();
-            let expected = if codec == Codec::Q8 { 1500 / BLOCK * BLOCK } else { 1500 };
+            let expected = match codec {
+                Codec::F16Scaled => 1500 / HALVES * HALVES,
+                Codec::Q8 => 1500 / BLOCK * BLOCK,
+                _ => 1500,
+            };
             assert_eq!(error, CodecError::Range { codec, index: expected });
         }
     }
@@ -72,13 +98,17 @@ fn what_is_not_finite_is_refused_on_both_sides() {
         |codec: Codec, bytes: &[u8], values| codec.decode(bytes, values, &mut Vec::new()).unwrap_err();
     assert_eq!(refused(Codec::F32, &f32::NAN.to_le_bytes(), 1), CodecError::Malformed(0));
     assert_eq!(refused(Codec::F16, &[0, 0, 0, 0x7c], 2), CodecError::Malformed(2));
+    // Exponents that no block has, and a half that is infinite.
+    for bytes in [[255, 0, 0], [3, 0, 0], [200, 0, 0x7c], [254, 0, 0]] {
+        assert_eq!(refused(Codec::F16Scaled, &bytes, 1), CodecError::Malformed(0), "{bytes:?}");
+    }
     for scale in [f32::NAN, f32::INFINITY, f32::MAX, -1.0, -0.0, 1e-40] {
         let bytes = [&scale.to_le_bytes()[..], &[1]].concat();
         assert_eq!(refused(Codec::Q8, &bytes, 1), CodecError::Malformed(0), "{scale}");
     }
     assert_eq!(refused(Codec::Q8, &[0, 0, 0x80, 0x3f, 0x80], 1), CodecError::Malformed(0));
     for codec in ALL {
-        assert!(matches!(refused(codec, &[0; 5], 2), CodecError::Length { found: 5, .. }));
+        assert!(matches!(refused(codec, &[0; 7], 2), CodecError::Length { found: 7, .. }));
         assert!(matches!(refused(codec, &[0; 8], usize::MAX), CodecError::Length { .. }));
     }
 }
@@ -105,32 +135,4 @@ proptest! {
             }
         }
     }
-}
-
-#[test]
-fn with_feedback_the_error_does_not_add_up() {
-    // A gradient that hardly changes: its error is the same each time, and so adds up.
-    let gradient = normal(1000);
-    let steps = 50;
-    let mut feedback = ErrorFeedback::new(Codec::Q8, 1010);
-    let (mut with, mut without) = (vec![0.0; 1000], vec![0.0; 1000]);
-    for _ in 0..steps {
-        let (mut sent, mut bytes) = (gradient.clone(), Vec::new());
-        feedback.encode(10, &mut sent, &mut bytes).unwrap();
-        let mut received = Vec::new();
-        Codec::Q8.decode(&bytes, 1000, &mut received).unwrap();
-        assert_eq!(sent, received);
-        with.iter_mut().zip(&sent).for_each(|(sum, v)| *sum += v);
-        without.iter_mut().zip(through(Codec::Q8, &gradient)).for_each(|(sum, v)| *sum += v);
-    }
-    let wanted: Vec<f32> = gradient.iter().map(|v| v * steps as f32).collect();
-    let (with, without) = (error(&wanted, &with), error(&wanted, &without));
-    assert!(with * 20.0 < without, "{with} {without}");
-    assert_eq!(feedback.residual()[..10], [0.0; 10]);
-
-    let before = feedback.residual().to_vec();
-    let mut bytes = vec![1];
-    assert!(feedback.encode(0, &mut [1.0, f32::NAN], &mut bytes).is_err());
-    assert!(feedback.encode(1009, &mut [1.0, 1.0], &mut bytes).is_err());
-    assert_eq!((feedback.residual(), bytes), (&before[..], vec![1]));
 }

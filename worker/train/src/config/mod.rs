@@ -176,7 +176,7 @@ pub struct WireConfig {
     /// Between stages: rows, and gradients of rows.
     #[serde(default)]
     pub activations: ActivationWire,
-    /// Between the peers of a stage: averaged gradients.
+    /// Between the peers of a stage: gradient sums and their averages; see [`crate::average`].
     #[serde(default)]
     pub gradients: GradientWire,
 }
@@ -196,14 +196,14 @@ pub enum ActivationWire {
 /// Encodings of averaged gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GradientWire {
-    /// Exact sums, so that the result does not depend on who computed what.
+    /// Exact sums, 8 bytes a value, and averages of 4: the result does not depend on who computed what.
     #[default]
     Exact,
-    /// Sums that are rounded once by every peer.
+    /// 4 bytes a value both ways: sums are rounded once by every peer.
     F32,
-    /// Half of these bytes, with error feedback.
+    /// 2 bytes, with error feedback.
     F16,
-    /// A quarter, with error feedback.
+    /// 1 byte and a sixteenth, with error feedback.
     Q8,
 }
 
