@@ -81,7 +81,31 @@ impl Run {
     /// Values of the rows of a microbatch.
     #[must_use]
     pub fn values_per_microbatch(&self) -> usize {
-        self.config.microbatch * self.config.sequence_length * self.model.hidden
+        self.rows_per_microbatch() * self.model.hidden
+    }
+
+    /// Rows of a microbatch: one for every token.
+    #[must_use]
+    pub fn rows_per_microbatch(&self) -> usize {
+        self.config.microbatch * self.config.sequence_length
+    }
+
+    /// Work of a row at every stage, 1 on average: multiplications with its matrices, and with the rows before it in attention.
+    #[must_use]
+    pub fn costs(&self) -> Vec<f64> {
+        let stages = 0..self.config.stages;
+        let work: Vec<f64> = stages
+            .map(|stage| {
+                let layout = self.layout(stage);
+                // The embedding is a table for the first stage, and a matrix for the last.
+                let looked_up = |name: &str| name == EMBEDDING && stage + 1 < self.config.stages;
+                let matrices = layout.tensors().iter().filter(|t| t.decay && !looked_up(&t.name));
+                let attention = self.layers(stage).len() * self.config.sequence_length * self.model.q_width();
+                (matrices.map(|t| t.len()).sum::<usize>() + attention) as f64
+            })
+            .collect();
+        let mean = work.iter().sum::<f64>() / work.len().max(1) as f64;
+        work.iter().map(|w| w / mean.max(1.0)).collect()
     }
 
     /// How rows travel.

@@ -214,7 +214,7 @@ impl Planner<'_> {
         let lost = (now - meanwhile) * fetch_ms as f64 / 1000.0;
         let won = (fast - slow) * life_ms.unwrap_or(0).saturating_sub(fetch_ms) as f64 / 1000.0;
         let joining = |p: &Peer| p.stage.is_none() && (p.fetching.is_some() || self.is_told(p));
-        if lost > 0.0 && self.view.peers.iter().any(joining) {
+        if lost > 0.0 && !urgent && self.view.peers.iter().any(joining) {
             self.plan.held.push("moves that cost throughput wait for the peers that are joining".to_owned());
             return;
         }

@@ -96,6 +96,8 @@ pub enum PeerReport {
         step: Step,
         /// Which, and its loss.
         contribution: Contribution,
+        /// Time that the backward pass took by itself, in microseconds.
+        took_us: u64,
     },
     /// It cannot be computed: a value is not finite, or too large.
     Failed {

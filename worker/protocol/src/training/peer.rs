@@ -321,11 +321,13 @@ impl PeerNode {
         out.push(PeerEffect::Run(Job::Compute { request, call, accumulate }));
     }
 
-    /// The engine has computed a call; the shell answers it. At the last stage there is a loss.
+    /// The engine has computed a call, in `took_us` microseconds without what came before; the shell answers it. At the last stage there
+    /// is a loss.
     pub fn computed(
         &mut self,
         request: RequestId,
         outcome: Result<Option<f64>, String>,
+        took_us: u64,
         out: &mut Vec<PeerEffect>,
     ) {
         let Some(running) = self.running.take_if(|r| r.request == request) else { return };
@@ -334,7 +336,7 @@ impl PeerNode {
             Ok(loss) if running.counts => {
                 let contribution = Contribution { microbatch, loss };
                 self.done.insert(microbatch, contribution.clone());
-                out.push(PeerEffect::Tell(PeerReport::Done { step, contribution }));
+                out.push(PeerEffect::Tell(PeerReport::Done { step, contribution, took_us }));
             }
             Ok(_) => {
                 // Whoever has the key may be lost: the next call asks again.

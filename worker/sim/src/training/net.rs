@@ -4,6 +4,7 @@
 //! connects again; nothing of an old stream arrives after the hello of a new one.
 
 use dunlin_planner::PeerName;
+use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
 };
@@ -22,6 +23,8 @@ impl World {
         let config = ConductorConfig {
             stages: shape.stages,
             microbatches: shape.microbatches,
+            rows: 1,
+            costs: vec![1.0; shape.stages as usize],
             steps: self.scenario.steps,
             tied: shape.tied,
             clip: Some(shape.clip),
@@ -31,6 +34,8 @@ impl World {
             validation_batches: shape.validation_batches,
             gather_ms: 3000,
             claim_ms_max: 3000,
+            policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
+            fetch_ms: 200,
             incarnation: self.life,
         };
         let checkpoint = self.sealed.keys().next_back().copied();
@@ -182,6 +187,7 @@ impl World {
                     self.at(after, Event::Sealed { life: self.life, step, records });
                 }
                 ConductorEffect::Committed(committed) => self.committed(&committed),
+                ConductorEffect::Moved(moved) => self.moved(moved),
                 ConductorEffect::Drop(name) => {
                     self.say(|| format!("conductor drops {name}"));
                     self.unforeseen = true;

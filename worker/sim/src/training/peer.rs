@@ -109,6 +109,11 @@ impl PeerShell {
         shape.shards(self.stage).into_iter().all(held)
     }
 
+    /// Has it added anything to its sums in this step?
+    pub(super) fn has_sums_of(&self, step: Step) -> bool {
+        self.sums.keys.keys().any(|(s, ..)| *s == step)
+    }
+
     fn changed(&mut self) {
         self.open.clear();
     }
@@ -119,11 +124,12 @@ impl World {
         if self.finished_at.is_some() {
             return;
         }
-        self.made += 1;
-        let name = PeerName(format!("p{}", self.made));
+        self.born += 1;
+        let name = PeerName(format!("p{}", self.born));
         self.say(|| format!("{name} starts"));
         // Some are so slow that calls to them are given up.
-        let slowness = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
+        let given = self.scenario.slowness.get(self.born as usize - 1).copied();
+        let drawn = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
         let peer = PeerShell {
             node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string() }),
             stream: None,
@@ -132,7 +138,7 @@ impl World {
             silent: false,
             leaving: false,
             broken_disk: false,
-            slowness,
+            slowness: given.unwrap_or(drawn),
             engine: VecDeque::new(),
             requests: Requests::new(),
             stage: 0,
@@ -381,6 +387,7 @@ impl World {
         let shape = self.scenario.shape;
         let Some(peer) = self.peers.get_mut(name) else { return };
         let weights = peer.weights;
+        let took_us = 1000 * duration(call.kind, peer.slowness);
         let asked = peer.requests.remove(&request);
         let (mut loss, mut tensor, mut added) = (None, 0, None);
         if let Some(asked) = &asked {
@@ -404,11 +411,12 @@ impl World {
             }
         }
         if let Some(text) = added {
+            *self.out.added.entry(name.clone()).or_insert(0) += 1;
             self.say(|| text);
         } else if asked.is_none() {
             self.say(|| format!("{name} has no inputs of {call:?}"));
         }
-        self.with_peer(name, |node, out| node.computed(request, Ok(loss), out));
+        self.with_peer(name, |node, out| node.computed(request, Ok(loss), took_us, out));
         if let Some(asked) = asked {
             self.answer(name, asked, Answer::Tensors(tensor, loss));
         }

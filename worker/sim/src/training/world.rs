@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::conductor::Committed;
+use dunlin_protocol::training::conductor::{Committed, Moved};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, Conductor, ConductorEvent, PeerReport, Phase, RequestId, ShardId, StageId, Step,
@@ -12,7 +12,7 @@ use dunlin_protocol::training::{
 
 use super::numbers::{Sums, Truth, Weights, sequential};
 use super::peer::PeerShell;
-use super::scenario::{Kinds, Outcome, Scenario};
+use super::scenario::{Kinds, Loss, Outcome, Scenario};
 use super::trainer::TrainerShell;
 use crate::model::mix;
 
@@ -144,6 +144,7 @@ pub(super) enum Event {
     StartConductor,
     Tick,
     Fault,
+    Loss(Loss),
     Kill(PeerName),
     Join,
     JoinTrainer,
@@ -172,6 +173,8 @@ pub(super) struct World {
     pub(super) files: BTreeMap<String, (Step, StageId, Weights)>,
     pub(super) sealed: BTreeMap<Step, Vec<Weights>>,
     pub(super) truth: Vec<Truth>,
+    /// Peers that have started, and trainers.
+    pub(super) born: u32,
     pub(super) made: u32,
     pub(super) faults_left: u32,
     pub(super) last_fault: u64,
@@ -220,6 +223,7 @@ impl World {
             files: BTreeMap::new(),
             sealed: BTreeMap::new(),
             truth: sequential(&scenario.shape, scenario.steps),
+            born: 0,
             made: 0,
             faults_left: scenario.faults,
             last_fault: 0,
@@ -241,6 +245,9 @@ impl World {
             world.at(after, Event::JoinTrainer);
         }
         world.at(1, Event::Tick);
+        for loss in world.scenario.losses.clone() {
+            world.at(loss.at_ms, Event::Loss(loss));
+        }
         if world.faults_left > 0 {
             // Most faults hit when steps are made, some the beginning.
             let after = 2500 + world.draw(2500);
@@ -364,6 +371,7 @@ impl World {
                 }
             }
             Event::Fault => self.next_fault(),
+            Event::Loss(loss) => self.lose(loss),
             Event::Kill(name) => self.kill_peer(&name, false),
             Event::Join => self.join(),
             Event::JoinTrainer => self.join_trainer(),
@@ -373,6 +381,9 @@ impl World {
     /// The conductor says that a step is complete.
     pub(super) fn committed(&mut self, committed: &Committed) {
         self.out.commits += 1;
+        if let Some(conductor) = &self.conductor {
+            self.out.members = conductor.members();
+        }
         self.out.redone += committed.redone;
         self.say(|| format!("step {} is complete: {committed:?}", committed.step));
         let Some(truth) = self.truth.get(committed.step as usize) else { return };
@@ -383,6 +394,19 @@ impl World {
             let text = format!("step {}: {committed:?} instead of {truth:?}", committed.step);
             self.violation(text);
         }
+    }
+
+    /// A peer is sent to another stage.
+    pub(super) fn moved(&mut self, moved: Moved) {
+        self.say(|| format!("moves: {moved:?}"));
+        self.out.moves += 1;
+        if let Some(conductor) = self.conductor.as_ref().filter(|c| *c.phase() == Phase::Running)
+            && conductor.members()[moved.from as usize].is_empty()
+        {
+            self.violation(format!("nobody is left where it was: {moved:?}"));
+        }
+        let brings = self.peers.get(&moved.peer).is_some_and(|p| p.has_sums_of(moved.step));
+        self.out.handed_over += u32::from(brings);
     }
 
     /// After everything that the conductor did: its step never goes back but for a loss.
