@@ -127,3 +127,29 @@ impl Run {
         (batches * self.config.microbatch * self.config.sequence_length) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Run;
+    use crate::config::{ModelSource, TrainingConfig};
+
+    #[test]
+    fn the_output_matrix_is_work_of_the_last_stage_and_the_embedding_of_nobody() {
+        for tied in [true, false] {
+            let json = serde_json::json!({
+                "model": {"config": {"hiddenSize": 16, "layers": 4, "heads": 2, "ffn": 24, "contextLength": 32, "tied": tied}},
+                "data": {"text": {"path": "a"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 1, "seed": 9,
+                "stages": 2, "optimizer": {"kind": "AdamW", "learningRate": 0.1},
+            });
+            let config = TrainingConfig::from_json(&json.to_string()).unwrap();
+            let ModelSource::Config(shape) = &config.model else { unreachable!() };
+            let model = shape.model_config(256).unwrap();
+            let costs = Run::new(config, model).unwrap().costs();
+            // Two blocks each: four matrices of attention, three of the feed-forward part, eight rows before.
+            let blocks = f64::from(2 * (4 * 16 * 16 + 3 * 16 * 24 + 8 * 16));
+            let head = f64::from(256 * 16);
+            let mean = blocks + head / 2.0;
+            assert_eq!(costs, [blocks / mean, (blocks + head) / mean]);
+        }
+    }
+}

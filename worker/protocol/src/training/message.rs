@@ -167,8 +167,11 @@ pub enum PeerReport {
         /// Whose.
         from: PeerName,
     },
-    /// I will be gone soon.
-    Leaving,
+    /// I will be gone.
+    Leaving {
+        /// In so many milliseconds at the latest.
+        within_ms: u64,
+    },
     /// The stage's files of a checkpoint are written.
     Saved {
         /// Of which step.

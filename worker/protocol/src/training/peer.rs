@@ -239,7 +239,8 @@ impl PeerNode {
             self.ask(call, out);
         }
         if self.leaving {
-            out.push(PeerEffect::Tell(PeerReport::Leaving));
+            // How much of the time is left the conductor knew.
+            out.push(PeerEffect::Tell(PeerReport::Leaving { within_ms: 0 }));
         }
         self.told_to_clear = false;
         let held = self.stage.filter(|_| self.serving).map(|stage| Held {
@@ -253,10 +254,10 @@ impl PeerNode {
         Hello { me: self.me.clone(), role: Role::Peer { held } }
     }
 
-    /// This peer will be gone soon.
-    pub fn leave(&mut self, out: &mut Vec<PeerEffect>) {
+    /// This peer will be gone in so many milliseconds.
+    pub fn leave(&mut self, within_ms: u64, out: &mut Vec<PeerEffect>) {
         self.leaving = true;
-        out.push(PeerEffect::Tell(PeerReport::Leaving));
+        out.push(PeerEffect::Tell(PeerReport::Leaving { within_ms }));
     }
 
     /// A trainer calls.

@@ -24,3 +24,20 @@ impl Speed {
         (measured > 0).then(|| self.biased / (1.0 - (1.0 - ALPHA).powi(measured)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Speed;
+
+    #[test]
+    fn the_first_measurement_counts_fully_and_later_ones_move_the_average() {
+        let mut speed = Speed::default();
+        assert_eq!(speed.seconds_per_row(), None);
+        speed.measure(2.0);
+        assert!((speed.seconds_per_row().unwrap() - 2.0).abs() < 1e-12);
+        for _ in 0..60 {
+            speed.measure(1.0);
+        }
+        assert!((speed.seconds_per_row().unwrap() - 1.0).abs() < 0.01);
+    }
+}

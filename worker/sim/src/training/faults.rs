@@ -109,9 +109,9 @@ impl World {
                 if stage.is_some_and(|s| !stays(s)) {
                     self.unforeseen = true;
                 }
-                self.peer_leaves(&one);
                 let after =
                     if self.scenario.kinds == Kinds::Notice { NOTICE_MS } else { 300 + self.draw(8000) };
+                self.peer_leaves(&one, after);
                 self.at(after, Event::Kill(one));
                 self.replace();
             }
@@ -149,9 +149,9 @@ impl World {
             .map(|(n, _)| n.clone())
             .collect();
         for name in gone {
-            if loss.notice {
-                self.peer_leaves(&name);
-                self.at(NOTICE_MS, Event::Kill(name));
+            if loss.notice_ms > 0 {
+                self.peer_leaves(&name, loss.notice_ms);
+                self.at(loss.notice_ms, Event::Kill(name));
             } else {
                 self.kill_peer(&name, false);
             }

@@ -12,6 +12,11 @@ use dunlin_protocol::training::{
 use super::numbers::Weights;
 use super::world::{Down, Event, Up, World};
 
+/// Peers that are told in time serve until so long before their end.
+const HAND_OVER_MS: u64 = 5_000;
+/// In a script, where calls take long.
+const CLAIM_LONG_MS: u64 = 120_000;
+
 impl World {
     pub(super) fn start_conductor(&mut self) {
         if self.conductor.is_some() {
@@ -19,7 +24,7 @@ impl World {
         }
         self.life += 1;
         self.begun = false;
-        let shape = self.scenario.shape;
+        let (shape, script) = (self.scenario.shape, self.scenario.script.as_ref());
         let config = ConductorConfig {
             stages: shape.stages,
             microbatches: shape.microbatches,
@@ -33,9 +38,10 @@ impl World {
             validate_every: self.scenario.validate_every,
             validation_batches: shape.validation_batches,
             gather_ms: 3000,
-            claim_ms_max: 3000,
+            claim_ms_max: if script.is_some() { CLAIM_LONG_MS } else { 3000 },
+            hand_over_ms: HAND_OVER_MS,
             policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
-            fetch_ms: 200,
+            fetch_ms: script.map_or(200, |s| s.fetch_ms),
             incarnation: self.life,
         };
         let checkpoint = self.sealed.keys().next_back().copied();
@@ -89,8 +95,10 @@ impl World {
             if expelled {
                 self.say(|| format!("{name} was expelled: it begins anew"));
                 self.kill_peer(name, false);
-                let after = 100 + self.draw(500);
-                self.at(after, Event::Join);
+                if self.scenario.script.is_none() {
+                    let after = 100 + self.draw(500);
+                    self.at(after, Event::Join);
+                }
                 return;
             }
         } else if let Some(trainer) = self.trainers.get_mut(name)

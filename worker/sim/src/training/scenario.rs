@@ -26,8 +26,23 @@ pub struct Loss {
     pub stage: StageId,
     /// How many.
     pub peers: usize,
-    /// They are told before.
-    pub notice: bool,
+    /// They are told then, and are gone so much later; 0: gone at once.
+    pub notice_ms: u64,
+}
+
+/// Peers that come and go at given times, until the time is up; there is nothing random about them, and no faults are needed.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// When each is there, and when it is gone. Those that are there at 0 begin.
+    pub lives: Vec<(u64, Option<u64>)>,
+    /// How long before their end they are told; 0: never.
+    pub notice_ms: u64,
+    /// Time in which the state of a stage is fetched.
+    pub fetch_ms: u64,
+    /// Time that a forward pass takes.
+    pub forward_ms: u64,
+    /// The end.
+    pub end_ms: u64,
 }
 
 /// A run.
@@ -53,6 +68,8 @@ pub struct Scenario {
     pub kinds: Kinds,
     /// What happens besides.
     pub losses: Vec<Loss>,
+    /// Who comes and goes, if that is given.
+    pub script: Option<Script>,
     /// Milliseconds that the peers need for a forward pass, in the order of their names; random for those behind.
     pub slowness: Vec<u64>,
     /// A forward call may take this long; a short time makes trainers call somebody else while the first still computes.
@@ -93,6 +110,7 @@ impl Scenario {
             faults: draw(10, 0, 8) as u32,
             kinds: Kinds::All,
             losses: Vec::new(),
+            script: None,
             slowness: Vec::new(),
             forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
             cooldown_ms: [0, 500, 3000][draw(13, 0, 2) as usize],
@@ -117,6 +135,7 @@ impl Scenario {
             faults: 0,
             kinds: Kinds::All,
             losses: Vec::new(),
+            script: None,
             slowness: Vec::new(),
             forward_ms_max: 800,
             cooldown_ms: 500,
@@ -152,6 +171,12 @@ pub struct Outcome {
     pub deliveries: u64,
     /// Messages lost with a stream.
     pub lost: u64,
+    /// When each step was decided.
+    pub decided_ms: Vec<u64>,
+    /// Updates that count at the end.
+    pub steps: Step,
+    /// Time with a stage that nobody served.
+    pub downtime_ms: u64,
     /// Virtual time at the end.
     pub ms: u64,
     /// Virtual time after the last fault.

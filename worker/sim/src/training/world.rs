@@ -146,6 +146,8 @@ pub(super) enum Event {
     Fault,
     Loss(Loss),
     Kill(PeerName),
+    /// A peer learns that it will be gone.
+    Notice(PeerName),
     Join,
     JoinTrainer,
 }
@@ -195,8 +197,14 @@ pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario.clone());
     while let Some(((at, _), event)) = world.events.pop_first() {
         world.now = at;
-        let over = world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS);
-        if over || !world.out.violations.is_empty() || world.now > world.last_fault + LIVENESS_MS {
+        let over = match &world.scenario.script {
+            Some(script) => world.now > script.end_ms,
+            None => {
+                world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS)
+                    || world.now > world.last_fault + LIVENESS_MS
+            }
+        };
+        if over || !world.out.violations.is_empty() {
             break;
         }
         world.handle(event);
@@ -236,6 +244,9 @@ impl World {
             scenario,
         };
         world.at(0, Event::StartConductor);
+        for life in world.scenario.script.iter().flat_map(|s| s.lives.clone()).collect::<Vec<_>>() {
+            world.at(life.0, Event::Join);
+        }
         for _ in 0..world.scenario.peers {
             let after = world.draw(600);
             world.at(after, Event::Join);
@@ -362,6 +373,7 @@ impl World {
             Event::StartConductor => self.start_conductor(),
             Event::Tick => {
                 self.at(TICK_MS, Event::Tick);
+                self.look_for_empty_stages();
                 if self.conductor.is_some() {
                     self.conduct(ConductorEvent::Tick);
                 }
@@ -372,6 +384,10 @@ impl World {
             }
             Event::Fault => self.next_fault(),
             Event::Loss(loss) => self.lose(loss),
+            Event::Notice(name) => {
+                let notice_ms = self.scenario.script.as_ref().map_or(0, |s| s.notice_ms);
+                self.peer_leaves(&name, notice_ms);
+            }
             Event::Kill(name) => self.kill_peer(&name, false),
             Event::Join => self.join(),
             Event::JoinTrainer => self.join_trainer(),
@@ -381,6 +397,7 @@ impl World {
     /// The conductor says that a step is complete.
     pub(super) fn committed(&mut self, committed: &Committed) {
         self.out.commits += 1;
+        self.out.decided_ms.push(self.now);
         if let Some(conductor) = &self.conductor {
             self.out.members = conductor.members();
         }
@@ -393,6 +410,13 @@ impl World {
         if wrong {
             let text = format!("step {}: {committed:?} instead of {truth:?}", committed.step);
             self.violation(text);
+        }
+    }
+
+    fn look_for_empty_stages(&mut self) {
+        let empty = self.conductor.as_ref().is_some_and(|c| c.members().iter().any(Vec::is_empty));
+        if empty && self.out.commits > 0 {
+            self.out.downtime_ms += TICK_MS;
         }
     }
 
@@ -474,8 +498,9 @@ impl World {
 
     fn judge(&mut self) {
         self.out.ms = self.now;
+        self.out.steps = self.reached;
         self.out.settled_ms = self.finished_at.unwrap_or(self.now).saturating_sub(self.last_fault);
-        if !self.out.violations.is_empty() {
+        if !self.out.violations.is_empty() || self.scenario.script.is_some() {
             return;
         }
         if self.finished_at.is_none() {

@@ -36,6 +36,8 @@ use record::Record;
 const GATHER_MS: u64 = 2000;
 /// A peer that keeps a microbatch from others for so long is taken to be lost.
 const CLAIM_MS_MAX: u64 = 120_000;
+/// A peer that will be gone serves on until so long before: as long as one that is terminated has.
+const HAND_OVER_MS: u64 = 25_000;
 /// A stage's state is expected to be fetched in this time, until the first was.
 const FETCH_MS: u64 = 10_000;
 /// Pause after a checkpoint that could not be begun.
@@ -80,6 +82,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         validation_batches: run.config.validation.as_ref().map_or(0, |v| v.batches as u32),
         gather_ms: GATHER_MS,
         claim_ms_max: CLAIM_MS_MAX,
+        hand_over_ms: HAND_OVER_MS,
         policy: Policy::default(),
         fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.

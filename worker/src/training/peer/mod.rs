@@ -206,7 +206,7 @@ impl Peer {
         if self.leaving.is_none() {
             info!("notice: handing over");
             self.leaving = Some(Instant::now() + by);
-            self.node.leave(out);
+            self.node.leave(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), out);
         }
     }
 

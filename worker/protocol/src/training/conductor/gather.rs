@@ -98,7 +98,7 @@ impl Conductor {
                 peer.held = Some(Held { stage: *stage, step: *step, ..Held::default() });
                 peer.step = *step;
             }
-            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving, _) => {
+            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving { .. }, _) => {
                 return true;
             }
             _ => {}

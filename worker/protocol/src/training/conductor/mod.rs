@@ -54,6 +54,8 @@ pub struct ConductorConfig {
     pub gather_ms: u64,
     /// A peer that keeps a key from others for longer is taken to be lost.
     pub claim_ms_max: u64,
+    /// A peer that will be gone serves on until so long before.
+    pub hand_over_ms: u64,
     /// How eagerly peers change their stage. Its step is measured, and its shadows are not kept.
     pub policy: Policy,
     /// Time in which the state of a stage is fetched, as long as that was not measured.
@@ -243,7 +245,9 @@ impl Averaging {
 struct PeerState {
     mate: Mate,
     place: Place,
-    /// It was told that it will be gone.
+    /// When it will be gone, once it said so.
+    doomed_ms: Option<u64>,
+    /// That is soon: it hands over, or has to be relieved.
     leaving: bool,
     /// Where it goes once a mate has its sums.
     moving: Option<Moving>,
@@ -405,7 +409,7 @@ impl Conductor {
             return;
         }
         if let Some(peer) = self.peers.get_mut(name)
-            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving)
+            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving { .. })
         {
             peer.quiet_since_ms = now_ms;
         }
@@ -427,7 +431,7 @@ impl Conductor {
             PeerReport::FetchFailed { stage, why } => self.fetch_failed(now_ms, name, stage, &why, out),
             PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
-            PeerReport::Leaving => self.leaving(now_ms, name, out),
+            PeerReport::Leaving { within_ms } => self.doomed(now_ms, name, within_ms, out),
             PeerReport::Saved { step, record } => self.saved(name, step, record, out),
             PeerReport::SaveFailed { step, why } => self.save_failed(now_ms, name, step, &why, out),
         }
@@ -463,6 +467,7 @@ impl Conductor {
             self.gone(now_ms, &name, out);
             out.push(ConductorEffect::Drop(name));
         }
+        self.leave_in_time(now_ms, out);
         self.give_up_lost_stages(now_ms, out);
         self.settle(now_ms, out);
     }

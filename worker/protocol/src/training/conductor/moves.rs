@@ -70,7 +70,9 @@ impl Conductor {
     /// Has a stage only peers that will be gone, and is nobody on the way to it?
     fn needs_somebody(&self, stage: StageId) -> bool {
         let comes = |p: &PeerState| match p.place {
-            Place::Fetching { stage: to } | Place::Parked { stage: to } => to == stage && !p.leaving,
+            Place::Fetching { stage: to } | Place::Parked { stage: to } => {
+                to == stage && p.doomed_ms.is_none()
+            }
             Place::HandingOver { .. } => p.moving.as_ref().is_some_and(|m| m.to == stage),
             _ => false,
         };
@@ -126,8 +128,7 @@ impl Conductor {
             fetching,
             room: 0,
             moved_ms: peer.moved_ms,
-            // When, it did not say: it is not counted on.
-            doomed_ms: peer.leaving.then_some(now_ms),
+            doomed_ms: peer.doomed_ms.map(|at| at.saturating_sub(self.config.hand_over_ms).max(now_ms)),
             expected_life_ms: self.expected_life_ms(now_ms),
             ..Peer::default()
         })
@@ -178,13 +179,14 @@ impl Conductor {
         out: &mut Vec<ConductorEffect>,
     ) {
         let Some(from) = self.member_stage(name) else { return };
-        let stays = |other: &PeerName| other != name && self.peers.get(other).is_some_and(|p| !p.leaving);
+        let stays =
+            |other: &PeerName| other != name && self.peers.get(other).is_some_and(|p| p.doomed_ms.is_none());
         let relieved = self.members_of(from).any(stays);
         if from == to
             || !relieved
             || self.members_of(to).next().is_none()
             || self.saving.waits_for(name)
-            || self.peers.get(name).is_none_or(|p| p.leaving)
+            || self.peers.get(name).is_none_or(|p| p.doomed_ms.is_some())
         {
             return;
         }
@@ -226,7 +228,7 @@ impl Conductor {
     ) -> BTreeMap<PeerName, StageId> {
         let stages = 0..self.config.stages as usize;
         let mut peers: Vec<Peer> = Vec::new();
-        for (name, peer) in self.peers.iter().filter(|(_, p)| !p.leaving) {
+        for (name, peer) in self.peers.iter().filter(|(_, p)| p.doomed_ms.is_none()) {
             let Some(mut seen) = self.seen(now_ms, name, peer) else { continue };
             seen.stage = seen.stage.or(seen.fetching.take().map(|f| f.stage));
             seen.moved_ms = None;
@@ -299,5 +301,22 @@ fn even_out(peers: &mut [Peer]) {
         if peer.rows_per_s == 0.0 || (1.0 / ALIKE..=ALIKE).contains(&factor) {
             peer.rows_per_s = usual;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Peer, even_out};
+
+    #[test]
+    fn speeds_that_are_alike_or_unknown_are_the_usual_one() {
+        let of = |rates: &[f64]| {
+            let mut peers: Vec<Peer> =
+                rates.iter().map(|&rows_per_s| Peer { rows_per_s, ..Peer::default() }).collect();
+            even_out(&mut peers);
+            peers.iter().map(|p| p.rows_per_s).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[0.0, 0.0]), [1.0, 1.0]);
+        assert_eq!(of(&[9.0, 10.0, 0.0, 12.0, 3.3]), [10.0, 10.0, 10.0, 10.0, 3.3]);
     }
 }

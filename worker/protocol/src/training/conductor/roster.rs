@@ -24,6 +24,7 @@ impl Conductor {
         let state = PeerState {
             mate,
             place: Place::Idle,
+            doomed_ms: None,
             leaving: false,
             moving: None,
             moved_ms: None,
@@ -282,8 +283,71 @@ impl Conductor {
             || self.saving.waits_for(name)
     }
 
+    /// A peer will be gone: those without work go at once, others serve on as long as there is time.
+    pub(super) fn doomed(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        within_ms: u64,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let (live, hand_over_ms) = (self.live(), self.config.hand_over_ms);
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let doomed_ms = now_ms + within_ms;
+        peer.doomed_ms = Some(peer.doomed_ms.map_or(doomed_ms, |before| before.min(doomed_ms)));
+        match peer.place {
+            Place::Member { stage } if live && within_ms > hand_over_ms => {
+                self.last_will_leave(now_ms, name, stage, out)
+            }
+            _ => self.leaving(now_ms, name, out),
+        }
+    }
+
+    /// Those whose time is nearly up.
+    pub(super) fn leave_in_time(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let due = |p: &PeerState| {
+            !p.leaving && p.doomed_ms.is_some_and(|at| now_ms + self.config.hand_over_ms >= at)
+        };
+        let due: Vec<PeerName> =
+            self.peers.iter().filter(|(_, p)| due(p)).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.leaving(now_ms, &name, out);
+        }
+    }
+
+    /// A peer will be gone. When it is the last of its stage that was to stay, what it knows must be on disk before it goes, and somebody
+    /// else must come.
+    fn last_will_leave(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        stage: StageId,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.stays(stage) {
+            return;
+        }
+        // Whoever was about to go to another stage, and has not begun to hand over, stays instead.
+        let back: Vec<PeerName> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.place == Place::HandingOver { stage, to: None } && p.doomed_ms.is_none())
+            .map(|(n, _)| n.clone())
+            .collect();
+        if back.is_empty() {
+            self.saving.want_now(self.config.saves);
+            out.push(ConductorEffect::Note(format!(
+                "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
+            )));
+            self.settle(now_ms, out);
+        }
+        for other in back {
+            self.stays_after_all(&other, stage);
+        }
+    }
+
     /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
-    pub(super) fn leaving(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    fn leaving(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
         let live = self.live();
         let Some(peer) = self.peers.get_mut(name) else { return };
         if std::mem::replace(&mut peer.leaving, true) {
@@ -294,30 +358,7 @@ impl Conductor {
             return;
         }
         match peer.place {
-            Place::Member { stage } if live => {
-                // Whoever was about to go to another stage, and has not begun to hand over, stays instead.
-                let back: Vec<PeerName> = self
-                    .peers
-                    .iter()
-                    .filter(|(_, p)| {
-                        p.place == Place::HandingOver { stage, to: None } && p.moving.is_some() && !p.leaving
-                    })
-                    .map(|(n, _)| n.clone())
-                    .collect();
-                if !self.stays(stage) {
-                    for other in back {
-                        self.stays_after_all(&other, stage);
-                    }
-                }
-                if !self.stays(stage) {
-                    // Nobody else has this stage: what it knows must be on disk before it goes.
-                    self.saving.want_now(self.config.saves);
-                    out.push(ConductorEffect::Note(format!(
-                        "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
-                    )));
-                    self.settle(now_ms, out);
-                }
-            }
+            Place::Member { stage } if live => self.last_will_leave(now_ms, name, stage, out),
             Place::Member { .. } | Place::HandingOver { .. } => {}
             Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
                 self.place(name, Place::Retired);
@@ -326,8 +367,13 @@ impl Conductor {
         }
     }
 
-    /// Has a stage a peer that does not leave?
+    /// Has a stage a peer that will not be gone, as far as is known?
     pub(super) fn stays(&self, stage: StageId) -> bool {
+        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| p.doomed_ms.is_none()))
+    }
+
+    /// Has a stage a peer that does not leave yet?
+    fn is_relieved(&self, stage: StageId) -> bool {
         self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
     }
 
@@ -339,13 +385,16 @@ impl Conductor {
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
     /// stays until the step is decided.
     pub(super) fn try_hand_over(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        // The last of a stage may go once somebody else has come.
+        // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
+        // the same peers.
         let relieved: Vec<(PeerName, StageId)> = self
             .peers
             .iter()
             .filter(|(_, p)| p.leaving)
             .filter_map(|(name, p)| match p.place {
-                Place::Member { stage } if self.stays(stage) => Some((name.clone(), stage)),
+                Place::Member { stage } if self.is_relieved(stage) && self.collecting(stage) => {
+                    Some((name.clone(), stage))
+                }
                 _ => None,
             })
             .collect();
@@ -375,7 +424,10 @@ impl Conductor {
                     .values()
                     .any(|p| matches!(&p.place, Place::HandingOver { to: Some(t), .. } if t == mate))
             };
-            let mate = self.members_of(stage).find(|mate| !busy(mate)).cloned();
+            // Rather one that stays.
+            let stays = |mate: &&PeerName| self.peers.get(*mate).is_some_and(|p| p.doomed_ms.is_none());
+            let free: Vec<&PeerName> = self.members_of(stage).filter(|mate| !busy(mate)).collect();
+            let mate = free.iter().copied().find(stays).or(free.first().copied()).cloned();
             let from = self.peers.get(&name).map(|p| p.mate.clone());
             if let (Some(mate), Some(from)) = (mate, from) {
                 self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
