@@ -185,18 +185,9 @@ impl Planner<'_> {
         before.improve(self.policy, &|p, stage| self.can_have(&self.view.peers[p], stage));
         let mut after = before.clone();
         let urgent = before.below_minimum() > 0;
-        // Whoever fetches a stage gets it from those that serve it now: the last of them has to wait for its relief.
-        let mut staying = vec![0_usize; stages];
-        for peer in self.view.peers.iter().filter(|p| p.doomed_ms.is_none()) {
-            if let Some(stage) = peer.stage.filter(|s| *s < stages) {
-                staying[stage] += 1;
-            }
-        }
         after.improve(self.policy, &|p, stage| {
             let peer = &self.view.peers[p];
-            let may = peer.stage.is_some_and(|own| own < stages && staying[own] > 1)
-                && peer.fetching.is_none()
-                && peer.room == 0;
+            let may = peer.stage.is_some() && peer.fetching.is_none() && peer.room == 0;
             may && peer.doomed_ms.is_none()
                 && (urgent || !self.cooling(peer))
                 && self.outlives_fetch(peer, stage)
@@ -223,22 +214,13 @@ impl Planner<'_> {
         let lost = (now - meanwhile) * fetch_ms as f64 / 1000.0;
         let won = (fast - slow) * life_ms.unwrap_or(0).saturating_sub(fetch_ms) as f64 / 1000.0;
         let joining = |p: &Peer| p.stage.is_none() && (p.fetching.is_some() || self.is_told(p));
-        if lost > 0.0 && !urgent && self.view.peers.iter().any(joining) {
+        if lost > 0.0 && self.view.peers.iter().any(joining) {
             self.plan.held.push("moves that cost throughput wait for the peers that are joining".to_owned());
             return;
         }
         let brings = format!("{won:.0} rows won, {lost:.0} lost while fetching");
         for (peer, to) in movers {
-            let left = self.view.peers[peer].stage.map_or(0, |own| {
-                staying[own] -= 1;
-                staying[own]
-            });
-            if left == 0 {
-                let name = &self.view.peers[peer].name;
-                self.plan
-                    .held
-                    .push(format!("{name} does not go to stage {to}: nobody would be left where it is"));
-            } else if won > lost {
+            if won > lost {
                 let why = format!("the pipeline will do {fast:.2} rows/s, else {slow:.2}: {brings}");
                 self.push(peer, to, Kind::Cold, why);
             } else {

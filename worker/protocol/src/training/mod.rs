@@ -10,7 +10,6 @@
 //! * [`clip`] the norm of the whole gradient
 //! * [`peer`] the side that computes
 //! * [`trainer`] the side that drives, over [`wiring`]
-//! * [`speed`] how fast somebody is
 //!
 //! docs/training.md tells the whole story.
 
@@ -19,7 +18,6 @@ pub mod conductor;
 pub mod ledger;
 pub mod message;
 pub mod peer;
-pub mod speed;
 pub mod trainer;
 pub mod wiring;
 

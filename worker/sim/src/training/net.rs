@@ -4,18 +4,12 @@
 //! connects again; nothing of an old stream arrives after the hello of a new one.
 
 use dunlin_planner::PeerName;
-use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
 };
 
 use super::numbers::Weights;
 use super::world::{Down, Event, Up, World};
-
-/// Peers that are told in time serve until so long before their end.
-const HAND_OVER_MS: u64 = 5_000;
-/// In a script, where calls take long.
-const CLAIM_LONG_MS: u64 = 120_000;
 
 impl World {
     pub(super) fn start_conductor(&mut self) {
@@ -24,12 +18,10 @@ impl World {
         }
         self.life += 1;
         self.begun = false;
-        let (shape, script) = (self.scenario.shape, self.scenario.script.as_ref());
+        let shape = self.scenario.shape;
         let config = ConductorConfig {
             stages: shape.stages,
             microbatches: shape.microbatches,
-            rows: 1,
-            costs: vec![1.0; shape.stages as usize],
             steps: self.scenario.steps,
             tied: shape.tied,
             clip: Some(shape.clip),
@@ -38,10 +30,7 @@ impl World {
             validate_every: self.scenario.validate_every,
             validation_batches: shape.validation_batches,
             gather_ms: 3000,
-            claim_ms_max: if script.is_some() { CLAIM_LONG_MS } else { 3000 },
-            hand_over_ms: HAND_OVER_MS,
-            policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
-            fetch_ms: script.map_or(200, |s| s.fetch_ms),
+            claim_ms_max: 3000,
             incarnation: self.life,
         };
         let checkpoint = self.sealed.keys().next_back().copied();
@@ -95,10 +84,8 @@ impl World {
             if expelled {
                 self.say(|| format!("{name} was expelled: it begins anew"));
                 self.kill_peer(name, false);
-                if self.scenario.script.is_none() {
-                    let after = 100 + self.draw(500);
-                    self.at(after, Event::Join);
-                }
+                let after = 100 + self.draw(500);
+                self.at(after, Event::Join);
                 return;
             }
         } else if let Some(trainer) = self.trainers.get_mut(name)
@@ -195,7 +182,6 @@ impl World {
                     self.at(after, Event::Sealed { life: self.life, step, records });
                 }
                 ConductorEffect::Committed(committed) => self.committed(&committed),
-                ConductorEffect::Moved(moved) => self.moved(moved),
                 ConductorEffect::Drop(name) => {
                     self.say(|| format!("conductor drops {name}"));
                     self.unforeseen = true;

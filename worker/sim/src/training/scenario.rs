@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
-use dunlin_protocol::training::{StageId, Step};
+use dunlin_protocol::training::Step;
 
 use super::numbers::Shape;
 use crate::model::mix;
@@ -15,34 +14,6 @@ pub enum Kinds {
     All,
     /// Peers leave with notice, and join.
     Notice,
-}
-
-/// Peers of one stage that go, and are not replaced.
-#[derive(Clone, Copy, Debug)]
-pub struct Loss {
-    /// When.
-    pub at_ms: u64,
-    /// Of which stage.
-    pub stage: StageId,
-    /// How many.
-    pub peers: usize,
-    /// They are told then, and are gone so much later; 0: gone at once.
-    pub notice_ms: u64,
-}
-
-/// Peers that come and go at given times, until the time is up; there is nothing random about them, and no faults are needed.
-#[derive(Clone, Debug)]
-pub struct Script {
-    /// When each is there, and when it is gone. Those that are there at 0 begin.
-    pub lives: Vec<(u64, Option<u64>)>,
-    /// How long before their end they are told; 0: never.
-    pub notice_ms: u64,
-    /// Time in which the state of a stage is fetched.
-    pub fetch_ms: u64,
-    /// Time that a forward pass takes.
-    pub forward_ms: u64,
-    /// The end.
-    pub end_ms: u64,
 }
 
 /// A run.
@@ -66,16 +37,8 @@ pub struct Scenario {
     pub faults: u32,
     /// Of which kinds.
     pub kinds: Kinds,
-    /// What happens besides.
-    pub losses: Vec<Loss>,
-    /// Who comes and goes, if that is given.
-    pub script: Option<Script>,
-    /// Milliseconds that the peers need for a forward pass, in the order of their names; random for those behind.
-    pub slowness: Vec<u64>,
     /// A forward call may take this long; a short time makes trainers call somebody else while the first still computes.
     pub forward_ms_max: u64,
-    /// A peer that went to another stage stays there for so long.
-    pub cooldown_ms: u64,
     /// Most messages take no longer.
     pub latency_ms: u64,
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
@@ -109,11 +72,7 @@ impl Scenario {
             validate_every: draw(9, 0, 3),
             faults: draw(10, 0, 8) as u32,
             kinds: Kinds::All,
-            losses: Vec::new(),
-            script: None,
-            slowness: Vec::new(),
             forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
-            cooldown_ms: [0, 500, 3000][draw(13, 0, 2) as usize],
             latency_ms: [12, 12, 40, 120][draw(12, 0, 3) as usize],
             kill_at: None,
             trace: false,
@@ -134,11 +93,7 @@ impl Scenario {
             validate_every: 2,
             faults: 0,
             kinds: Kinds::All,
-            losses: Vec::new(),
-            script: None,
-            slowness: Vec::new(),
             forward_ms_max: 800,
-            cooldown_ms: 500,
             latency_ms: 12,
             kill_at: None,
             trace: false,
@@ -157,26 +112,12 @@ pub struct Outcome {
     pub commits: u32,
     /// Contributions computed again.
     pub redone: u32,
-    /// Peers that went to another stage.
-    pub moves: u32,
-    /// Of those, peers whose sums of the step a mate took over.
-    pub handed_over: u32,
-    /// Peers that served each stage at the end.
-    pub members: Vec<Vec<PeerName>>,
-    /// Gradients that every peer added to its sums.
-    pub added: BTreeMap<PeerName, u32>,
     /// Times all went back to a checkpoint.
     pub went_back: u32,
     /// Messages and calls delivered.
     pub deliveries: u64,
     /// Messages lost with a stream.
     pub lost: u64,
-    /// When each step was decided.
-    pub decided_ms: Vec<u64>,
-    /// Updates that count at the end.
-    pub steps: Step,
-    /// Time with a stage that nobody served.
-    pub downtime_ms: u64,
     /// Virtual time at the end.
     pub ms: u64,
     /// Virtual time after the last fault.
