@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes worker/train/src/optimizer/torch.json: parameters after updates by PyTorch's AdamW and SGD, for the tests of ours.
 
-    ~/.cache/dunlin/venv/torch-2.5.1/bin/python e2e/torch/optimizers.py
+    $(e2e/torch/setup.sh) e2e/torch/optimizers.py
 
 Parameters and gradients are f32 numbers computed here and in the test by the same rule, so that the file has results only.
 """

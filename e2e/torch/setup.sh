@@ -2,7 +2,8 @@
 # Prints the Python that has PyTorch, for the comparisons of this folder; makes it once in the cache (6 GB: PyPI has no PyTorch for x86 without
 # CUDA's libraries; about three minutes).
 set -euo pipefail
-venv=${DUNLIN_CACHE:-$HOME/.cache/dunlin}/venv/torch-2.5.1
+cd "$(dirname "$0")"
+venv=${DUNLIN_CACHE:-$HOME/.cache/dunlin}/venv/torch-$(sha256sum requirements.txt | cut -c1-12)
 if [ ! -d "$venv" ]; then
     {
         command -v python3 >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv"; exit 1; }
@@ -10,7 +11,7 @@ if [ ! -d "$venv" ]; then
         fresh=$(mktemp -d "$(dirname "$venv")/new.XXXXXX")
         trap 'rm -rf "$fresh"' EXIT
         python3 -m venv "$fresh" || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
-        "$fresh/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.5.1 numpy==2.1.3 safetensors==0.4.5
+        "$fresh/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
         # Only whole ones get the name. Nothing but `python` is run from it, and that knows no path of its own.
         mv -T "$fresh" "$venv" 2>/dev/null || [ -d "$venv" ]
         trap - EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains what a training configuration says in one process of PyTorch: the curve that a TrainingSwarm must follow.
 
-    ~/.cache/dunlin/venv/torch-2.5.1/bin/python e2e/torch/train.py --config FILE --init FOLDER [--steps N] [--save FILE]
+    $(e2e/torch/setup.sh) e2e/torch/train.py --config FILE --init FOLDER [--steps N] [--save FILE]
     ... train.py --check-order worker/train/src/data/order.json --check-data worker/train/src/data/batches.json
 
 The same configuration file (JSON), the same sequences in the same order, the same first weights, the same updates. Prints a JSON object a line:
