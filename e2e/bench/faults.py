@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import random
 import signal
 import statistics
@@ -22,6 +21,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+
+import report
 
 HERE = pathlib.Path(__file__).resolve().parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -158,12 +159,9 @@ def main():
     for name, value in rows:
         print(f"  {name:<46} {value}")
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-        cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown")
         figures = {"usual_step_s": usual, "conductor_share": ledger, "stalls_s": stalls, "redone_by_kills": redone, "lost_by_kills": lost,
                    "pauses_s": pauses, "redone_by_notices": redone_after_notice, "lost_by_notices": lost_with_notice, "steps": len(steps)}
-        machine = {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()}
-        pathlib.Path(args.out).write_text(json.dumps({"commit": commit, "machine": machine, "method": __doc__, "figures": figures}, indent=1) + "\n")
+        report.write(args.out, __doc__, figures)
     if not once or redone_after_notice or lost_with_notice:
         raise SystemExit("a step came twice or is missing, or a notice cost work")
 

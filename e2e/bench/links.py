@@ -13,12 +13,13 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import tempfile
 import threading
 import time
+
+import report
 
 HERE = pathlib.Path(__file__).resolve().parent
 UNLIMITED = "100gbit"
@@ -152,10 +153,7 @@ def main():
     for row in rows:
         print(f"{row['codec']:>12} {row['free_tokens_per_s']:>14.0f} {row['held_tokens_per_s']:>8.0f} {row['share']:>7.1%} {row['mbytes_per_step']:>10.1f}")
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-        cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown")
-        machine = {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()}
-        pathlib.Path(args.out).write_text(json.dumps({"commit": commit, "machine": machine, "method": __doc__, "figures": rows}, indent=1) + "\n")
+        report.write(args.out, __doc__, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import random
 import signal
 import subprocess
@@ -22,6 +21,9 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "bench"))
+
+import report  # beside the other benchmarks
 
 
 def configuration(text, steps):
@@ -85,11 +87,6 @@ def pytorch(config, folder):
     return [json.loads(line) for line in printed.splitlines()]
 
 
-def machine():
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown")
-    return {"cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release()}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", required=True)
@@ -128,11 +125,10 @@ def main():
     print(f"{'valid.':>6} {last['validation_loss']:>10.6f} {validation:>10.6f} {difference:>+11.2e}")
     print(f"{swarm.kills} kills in {seconds:.0f} s, {last['lost']} peers lost, {last['redone']} contributions redone; largest difference of a step {max(differences):.2e}")
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
         figures = {"steps": args.steps, "peers": args.peers, "kills": swarm.kills, "lost": last["lost"], "redone": last["redone"], "seconds": seconds,
                    "validation": {"dunlin": last["validation_loss"], "pytorch": validation, "difference": difference},
                    "largest_difference_of_a_step": max(differences), "dunlin": ours, "pytorch": theirs}
-        pathlib.Path(args.out).write_text(json.dumps({"commit": commit, "machine": machine(), "method": __doc__, "figures": figures}, indent=1) + "\n")
+        report.write(args.out, __doc__, figures)
     if not abs(difference) < 0.01:
         raise SystemExit("the final validation losses differ by 1% or more")
 
