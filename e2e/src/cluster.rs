@@ -88,16 +88,33 @@ impl Cluster {
     /// # Errors
     /// When it cannot be made.
     pub fn fresh_folder(&self, name: &str) -> Result<PathBuf> {
-        let printed = self.verb(&["env"])?;
-        let config = printed.trim().strip_prefix("export KUBECONFIG=").context("`cluster env` changed")?;
-        let state = PathBuf::from(config).parent().and_then(|pki| pki.parent()).map(PathBuf::from);
-        let folder = state.context("the kubeconfig has no folder")?.join(name);
+        let folder = self.state()?.join(name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
         std::fs::create_dir_all(&folder)?;
         std::os::unix::fs::chown(&folder, Some(WORKER_USER), Some(WORKER_USER))?;
         Ok(folder)
+    }
+
+    /// Where the cluster keeps what it has.
+    fn state(&self) -> Result<PathBuf> {
+        let printed = self.verb(&["env"])?;
+        let config = printed.trim().strip_prefix("export KUBECONFIG=").context("`cluster env` changed")?;
+        let state = PathBuf::from(config).parent().and_then(|pki| pki.parent()).map(PathBuf::from);
+        state.context("the kubeconfig has no folder")
+    }
+
+    /// The last `count` lines that `component` (`kubelet`, `containerd`, ...) of `node` has logged about `what`.
+    ///
+    /// # Errors
+    /// When there is no such log.
+    pub fn node_log(&self, node: &str, component: &str, what: &str, count: usize) -> Result<Vec<String>> {
+        let path = self.state()?.join(node).join("log").join(component);
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(what)).collect();
+        Ok(lines[lines.len().saturating_sub(count)..].iter().map(|line| (*line).to_owned()).collect())
     }
 
     fn command(&self, args: &[&str]) -> Command {

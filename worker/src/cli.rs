@@ -187,6 +187,9 @@ pub struct TrainPeerArgs {
     /// The conductor, `host:port`.
     #[arg(long)]
     pub conductor: String,
+    /// The machine it runs on: peers of one stage go to different ones.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub host: String,
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,

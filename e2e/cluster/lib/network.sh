@@ -10,22 +10,24 @@ network_up() {
     for setting in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
         [ -f "$STATE/sysctl-${setting//\//-}" ] || cat "/proc/sys/$setting" >"$STATE/sysctl-${setting//\//-}"
     done
-    cable cp 10
+    cable cp
     local i
     for i in $(seq "$NODES"); do
-        cable "n$i" $((10 + i))
+        cable "n$i"
         ip route replace "$PODNET.$i.0/24" via "$NODENET.$((10 + i))"
     done
 }
 
-# cable MACHINE HOST-PART
+# cable MACHINE: a network of its own for a machine, unless it has one.
 cable() {
-    local name=$TAG-$1 j
+    local name=$TAG-$1 part=10 j
+    [ "$1" = cp ] || part=$((10 + ${1#n}))
     ip netns pids "$name" >/dev/null 2>&1 && return
     ip netns add "$name"
-    ip link add "$name" type veth peer name eth0 netns "$name"
+    # The same address in every life: neighbours remember it.
+    ip link add "$name" type veth peer name eth0 address "$(printf '02:00:00:00:00:%02x' "$part")" netns "$name"
     ip link set "$name" master "$TAG" up
-    ip -n "$name" addr add "$NODENET.$2/24" dev eth0
+    ip -n "$name" addr add "$NODENET.$part/24" dev eth0
     ip -n "$name" link set lo up
     ip -n "$name" link set eth0 up
     ip -n "$name" route add default via "$NODENET.1"
@@ -36,14 +38,20 @@ cable() {
     done
 }
 
+# A dead machine's network, with whatever its last life left in it: links and routes of pods, rules, connections. The kernel takes its time to
+# remove those by itself, and until then they are in the way of new pods with the same addresses.
+uncable() {
+    # Nothing may outlive its network.
+    ip netns pids "$TAG-$1" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
+    ip link del "$TAG-$1" 2>/dev/null || true
+    ip netns del "$TAG-$1" 2>/dev/null || true
+}
+
 network_down() {
     local machine setting
     for machine in cp $(seq -f n%g "$NODES"); do
         unsilence "$machine"
-        # Nothing may outlive its network.
-        ip netns pids "$TAG-$machine" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
-        ip link del "$TAG-$machine" 2>/dev/null || true
-        ip netns del "$TAG-$machine" 2>/dev/null || true
+        uncable "$machine"
     done
     ip link del "$TAG" 2>/dev/null || true
     # The last cluster to go restores what the machine had.

@@ -8,11 +8,6 @@ GROUP=$TAG-$node
 export PATH=$BIN:$PATH
 . "$here/lib/supervise.sh"
 hostname "$node"
-# A machine boots without pods. The kernel takes its time to remove the links of those that the last life had, and until then their
-# routes stand in the way: the plugin takes a route that is there for its own, and the new pod of that address is cut off for good.
-for link in $(ip -o link show type veth | awk -F '[ :@]+' '$2 != "eth0" {print $2}'); do
-    ip link del "$link" 2>/dev/null || true
-done
 mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
 mount --make-rshared /run

@@ -92,6 +92,9 @@ fn main() -> Result<()> {
     for trouble in &troubles {
         println!("FAIL  {}", trouble.chars().take(200).collect::<String>());
     }
+    if !troubles.is_empty() {
+        kubelets(&cluster).unwrap_or_else(|e| println!("{e:#}"));
+    }
     println!("{passed} passed, {} failed", troubles.len());
     drop(bench);
     drop(cluster);
@@ -142,6 +145,24 @@ fn evidence(cluster: &Cluster) {
             Err(error) => println!("--- kubectl {}: {error:#}", look.join(" ")),
         }
     }
+}
+
+/// What the kubelets say last of pods that are not ready, as an event may say nothing of what they wait for.
+fn kubelets(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.get(&["pods", "-A"])?;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let (Some(name), Some(node)) = (pod["metadata"]["name"].as_str(), pod["spec"]["nodeName"].as_str())
+        else {
+            continue;
+        };
+        if containers.is_empty() || containers.iter().any(|c| c["ready"] != true) {
+            for line in cluster.node_log(node, "kubelet", name, 3)? {
+                println!("{node} kubelet: {}", line.chars().take(400).collect::<String>());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every container that is not ready with how it ended last and the end of what it said, and its pod's events.

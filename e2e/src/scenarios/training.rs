@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{Bench, Scenario, heal, same};
@@ -135,15 +135,26 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// A node of peers that has neither the conductor nor a trainer.
+    /// A node of peers that has neither the conductor nor a trainer, and no stage for itself: what is lost with it others have, too.
     fn node_of_peers_only(&self) -> Result<String> {
         let helpers = [self.training.pods("conductor")?, self.training.pods("trainer")?].concat();
-        let peers: Vec<Pod> = self.training.pods("train-peer")?;
-        let found = peers.iter().find(|p| p.ready && helpers.iter().all(|h| h.node != p.node));
-        Ok(found
-            .with_context(|| format!("every node of peers has a helper: {peers:?} {helpers:?}"))?
-            .node
-            .clone())
+        wait::until("a node of peers only whose stages others serve, too", LIMIT, || {
+            let peers: Vec<Pod> = self.training.pods("train-peer")?;
+            let status = self.training.conductor("/status")?;
+            let stages = status["members"].as_array().context("no members in /status")?;
+            let node_of = |member: &Value| peers.iter().find(|p| member == p.name.as_str()).map(|p| &p.node);
+            let safe = |node: &String| {
+                stages.iter().all(|members| {
+                    let mut nodes = members.as_array().into_iter().flatten().filter_map(node_of);
+                    nodes.any(|other| other != node)
+                })
+            };
+            let found = peers.iter().filter(|p| p.ready && helpers.iter().all(|h| h.node != p.node));
+            match found.map(|p| &p.node).find(|node| safe(node)) {
+                Some(node) => Ok(Some(node.clone())),
+                None => bail!("members {}, pods {peers:?}, helpers {helpers:?}", status["members"]),
+            }
+        })
     }
 
     fn whole(&self) -> Result<Value> {

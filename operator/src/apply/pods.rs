@@ -260,6 +260,7 @@ pub(super) fn container(container: &Container<'_>) -> Value {
         "args": container.args,
         "env": [
             {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}},
             {"name": "DUNLIN_LOG_JSON", "value": "true"},
         ],
         "ports": container.ports,

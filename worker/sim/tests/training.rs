@@ -38,7 +38,7 @@ fn four_thousand_seeds_give_the_weights_of_an_undisturbed_run() {
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let (redone, lost, back) =
         (sum(|o| u64::from(o.redone)), sum(|o| o.lost), sum(|o| u64::from(o.went_back)));
-    assert!(redone > 1500 && lost > 20_000 && back > 200, "{redone} redone, {lost} lost, {back} times back");
+    assert!(redone > 1000 && lost > 20_000 && back > 200, "{redone} redone, {lost} lost, {back} times back");
 }
 
 /// For every delivery of a run: the same run, where it kills whom it would reach, or whom it comes from.

@@ -143,7 +143,7 @@ impl Trainer {
     fn heard(&mut self, event: ConductorLinkEvent, out: &mut Vec<TrainerEffect>) -> anyhow::Result<()> {
         match event {
             ConductorLinkEvent::Up(sayer) => {
-                let me = Mate { name: self.name.clone(), addr: String::new() };
+                let me = Mate { name: self.name.clone(), addr: String::new(), host: String::new() };
                 let hello = serde_json::to_string(&Hello {
                     me,
                     role: Role::Trainer { data: self.data.sha256().to_owned() },

@@ -21,6 +21,9 @@ pub struct Mate {
     pub name: PeerName,
     /// Where it listens.
     pub addr: String,
+    /// The machine it runs on, which takes all that it runs with it; empty when nobody said.
+    #[serde(default)]
+    pub host: String,
 }
 
 /// The first words of every stream to the conductor.

@@ -18,6 +18,8 @@ use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
 const PULL_MS_MAX: u64 = 1200;
 /// A fetch fails after this long.
 const FETCH_MS_MAX: u64 = 4000;
+/// Machines that peers run on.
+const HOSTS: u64 = 3;
 /// Steps whose averages are kept for those that fetch.
 const KEEP: Step = 4;
 
@@ -124,8 +126,9 @@ impl World {
         self.say(|| format!("{name} starts"));
         // Some are so slow that calls to them are given up.
         let slowness = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
+        let host = format!("h{}", self.draw(HOSTS));
         let peer = PeerShell {
-            node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string() }),
+            node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string(), host }),
             stream: None,
             retired: false,
             deaf: false,

@@ -50,7 +50,7 @@ impl World {
         let Some(trainer) = self.trainers.get_mut(name) else { return };
         trainer.stream = Some(stream);
         trainer.core.connected(&mut out);
-        let me = Mate { name: name.clone(), addr: name.to_string() };
+        let me = Mate { name: name.clone(), addr: name.to_string(), host: String::new() };
         self.up(name, Some(stream), Up::Hello(Hello { me, role: Role::Trainer { data: String::new() } }));
         self.trainer_effects(name, out);
     }

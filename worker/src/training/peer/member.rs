@@ -62,7 +62,11 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
 
     let group: Vec<Mate> = (0..)
         .zip(&args.group)
-        .map(|(i, addr): (usize, _)| Mate { name: i.to_string().as_str().into(), addr: addr.clone() })
+        .map(|(i, addr): (usize, _)| Mate {
+            name: i.to_string().as_str().into(),
+            addr: addr.clone(),
+            host: String::new(),
+        })
         .collect();
     let (me, clients) = (&group[args.index], Clients::new(links));
     println!("{}", json!({"values": values}));

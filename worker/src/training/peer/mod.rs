@@ -80,6 +80,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     let me = Mate {
         name: args.process.name.as_str().into(),
         addr: advertised(listener.local_addr()?, &args.conductor).await?,
+        host: args.host,
     };
     info!(addr = me.addr, "peer {} listens", me.name);
     let (stage_in, inbound) = mpsc::channel(256);

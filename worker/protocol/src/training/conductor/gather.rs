@@ -170,8 +170,19 @@ impl Conductor {
         self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
     }
 
-    /// Peers without a stage load one, evenly.
+    /// Peers without a stage load one, evenly. Those of one machine come one after another, so that they get different stages.
     fn load_all(&mut self, out: &mut Vec<ConductorEffect>) {
+        let mut idle: Vec<(String, PeerName)> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.place == Place::Idle && !p.leaving)
+            .map(|(n, p)| (p.mate.host.clone(), n.clone()))
+            .collect();
+        idle.sort();
+        for (_, name) in idle {
+            let Some(stage) = (0..self.config.stages).min_by_key(|&s| self.company(s, &name)) else { return };
+            self.load(name, stage, out);
+        }
         let place = |peer: &super::PeerState| match peer.place {
             Place::Member { stage } | Place::Fetching { stage } => Some(stage),
             _ => None,
@@ -179,18 +190,6 @@ impl Conductor {
         let mut count: Vec<usize> = (0..self.config.stages)
             .map(|stage| self.peers.values().filter(|p| place(p) == Some(stage)).count())
             .collect();
-        let idle: Vec<PeerName> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.place == Place::Idle && !p.leaving)
-            .map(|(n, _)| n.clone())
-            .collect();
-        for name in idle {
-            let Some(stage) = (0..count.len()).min_by_key(|&s| count[s]) else { return };
-            count[stage] += 1;
-            let stage = stage as StageId;
-            self.load(name, stage, out);
-        }
         // More peers than stages, and still one without: somebody must move.
         while let (Some(empty), Some(full)) =
             (count.iter().position(|&c| c == 0), (0..count.len()).max_by_key(|&s| count[s]))

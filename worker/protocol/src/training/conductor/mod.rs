@@ -11,6 +11,8 @@ mod gather;
 mod roster;
 mod save;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -77,20 +77,26 @@ impl Conductor {
         }
     }
 
-    /// A newcomer goes where the fewest serve or are about to.
+    /// A newcomer goes where the fewest serve or are about to, of those where the fewest are of its machine.
     pub(super) fn find_place(&mut self, name: &PeerName, out: &mut Vec<ConductorEffect>) {
-        let count = |stage: StageId| {
-            let here = |peer: &PeerState| match peer.place {
-                Place::Member { stage: s }
-                | Place::Fetching { stage: s, .. }
-                | Place::Parked { stage: s } => s == stage && !peer.leaving,
-                _ => false,
-            };
-            self.peers.values().filter(|p| here(p)).count()
-        };
         let served = |stage: &StageId| self.members_of(*stage).next().is_some();
-        let Some(stage) = (0..self.config.stages).filter(served).min_by_key(|&s| count(s)) else { return };
+        let weakness = |stage: &StageId| self.company(*stage, name);
+        let Some(stage) = (0..self.config.stages).filter(served).min_by_key(weakness) else { return };
         self.fetch(name, stage, out);
+    }
+
+    /// Others that serve a stage or are about to, and stay: how many there are, and how many of them would be lost together with `name`.
+    pub(super) fn company(&self, stage: StageId, name: &PeerName) -> (usize, usize) {
+        let here = |peer: &PeerState| match peer.place {
+            Place::Member { stage: s } | Place::Fetching { stage: s } | Place::Parked { stage: s } => {
+                s == stage && !peer.leaving
+            }
+            _ => false,
+        };
+        let host = self.peers.get(name).map_or("", |p| p.mate.host.as_str());
+        let others = self.peers.iter().filter(|(n, p)| *n != name && here(p));
+        let hosts: Vec<&str> = others.map(|(_, p)| p.mate.host.as_str()).collect();
+        (hosts.len(), hosts.iter().filter(|h| **h == host).count())
     }
 
     pub(super) fn fetch(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
@@ -240,10 +246,12 @@ impl Conductor {
     /// Stages whose last peer had time to come back, and did not.
     pub(super) fn give_up_lost_stages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         for stage in 0..self.config.stages {
-            let since = self.stages[stage as usize].lost_ms;
             if !self.live() || self.members_of(stage).next().is_some() {
                 self.stages[stage as usize].lost_ms = None;
-            } else if since.is_some_and(|since| now_ms >= since + self.config.gather_ms) {
+                continue;
+            }
+            let since = *self.stages[stage as usize].lost_ms.get_or_insert(now_ms);
+            if now_ms >= since + self.config.gather_ms {
                 self.stage_lost(now_ms, stage, out);
                 return;
             }
@@ -342,13 +350,16 @@ impl Conductor {
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
     /// stays until the step is decided.
     pub(super) fn try_hand_over(&mut self, out: &mut Vec<ConductorEffect>) {
-        // The last of a stage may go once somebody else has come.
+        // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
+        // the same peers.
         let relieved: Vec<(PeerName, StageId)> = self
             .peers
             .iter()
             .filter(|(_, p)| p.leaving)
             .filter_map(|(name, p)| match p.place {
-                Place::Member { stage } if self.stays(stage) => Some((name.clone(), stage)),
+                Place::Member { stage } if self.stays(stage) && self.collecting(stage) => {
+                    Some((name.clone(), stage))
+                }
                 _ => None,
             })
             .collect();
