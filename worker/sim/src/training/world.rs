@@ -364,7 +364,12 @@ impl World {
                 }
             }
             Event::Fault => self.next_fault(),
-            Event::Kill(name) => self.kill_peer(&name, false),
+            Event::Kill(name) => {
+                if self.scenario.kinds == Kinds::Notice && !self.unforeseen && self.peers.contains_key(&name) {
+                    self.violation(format!("{name} had notice, and was still there at its end"));
+                }
+                self.kill_peer(&name, false);
+            }
             Event::Join => self.join(),
             Event::JoinTrainer => self.join_trainer(),
         }
