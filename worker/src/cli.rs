@@ -309,14 +309,17 @@ pub struct ReplayArgs {
     /// Seconds of a step: peers change their stage at its edges.
     #[arg(long, default_value_t = 20)]
     pub step_s: u64,
-    /// Stages' states that a peer has memory for beside its own.
-    #[arg(long, default_value_t = 1)]
+    /// Peers are a fluid that the planner alone moves; otherwise they run the training protocol, microbatch by microbatch.
+    #[arg(long)]
+    pub fluid: bool,
+    /// Stages' states that a peer has memory for beside its own. Peers that run the protocol have none.
+    #[arg(long, default_value_t = 1, requires = "fluid")]
     pub room: usize,
-    /// Runs, over which the result is a mean.
-    #[arg(long, default_value_t = 30)]
+    /// Runs, over which the result is a mean. With the protocol one of a trace of a day takes about half a minute.
+    #[arg(long, default_value_t = 3)]
     pub seeds: u64,
     /// Who decides which peer serves what.
-    #[arg(long, value_enum, default_value = "dunlin")]
+    #[arg(long, value_enum, default_value = "dunlin", requires = "fluid")]
     pub policy: ReplayPolicy,
     /// One line of JSON instead of a table.
     #[arg(long)]

@@ -19,6 +19,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         step_ms: args.step_s.saturating_mul(1000),
         room: args.room,
         seeds: args.seeds,
+        fluid: args.fluid,
         policy: match args.policy {
             ReplayPolicy::Dunlin => Policy::Dunlin,
             ReplayPolicy::None => Policy::None,
@@ -31,6 +32,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     }
     println!("SHARE OF OPTIMAL  {:.2} %", 100.0 * report.share_of_optimal);
     println!("WORST SEED        {:.2} %", 100.0 * report.share_of_optimal_min);
+    println!("OF UNDISTURBED    {:.2} %", 100.0 * report.share_of_undisturbed);
     println!("WITHIN REACH      {:.2} %", 100.0 * report.share_reachable);
     println!("REDONE            {:.0} peer-seconds", report.redone);
     println!("DOWNTIME          {:.1} s", report.downtime_s);

@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use dunlin_planner::rebalance::{Peer, Policy, Stage, View, rebalance};
+use dunlin_planner::rebalance::{Fetching, Peer, Policy, Stage, View, rebalance};
 
 /// A swarm whose story is written down.
 struct Story {
@@ -164,6 +164,12 @@ fn memory_for_one_state_makes_moves_cost() {
     early.peer("b1").doomed_ms = Some(200_000);
     early.plan(10, "one will be gone, but not so soon");
     short.text.push_str(&early.text);
+    let mut last = Story::new(&[1, 1, 2], 0);
+    last.peer("b1").doomed_ms = Some(1_000);
+    last.come("x", 1.0);
+    last.peer("x").fetching = Some(Fetching { stage: 0, ready_ms: 60_000 });
+    last.plan(0, "a stage's only peer will be gone, while somebody joins another");
+    short.text.push_str(&last.text);
     story.text.push_str(&short.text);
     story.check("rebalance-cold");
 }

@@ -41,11 +41,13 @@ fn show_training(seed: u64, kinds: Kinds, trace: bool) {
         println!("{line}");
     }
     println!(
-        "seed {seed}: {} ({:?}, {} commits, {} redone, {} times back, {} deliveries, {} lost, {} ms, {} ms after the last fault)",
+        "seed {seed}: {} ({:?}, {} commits, {} redone, {} moves ({} with sums), {} times back, {} deliveries, {} lost, {} ms, {} ms after the last fault)",
         outcome.verdict(),
         outcome.faults,
         outcome.commits,
         outcome.redone,
+        outcome.moves,
+        outcome.handed_over,
         outcome.went_back,
         outcome.deliveries,
         outcome.lost,

@@ -1,4 +1,4 @@
-//! The capacity replay: the same model as the published baselines, what the planner reaches on the recorded trace, and traces it was not made for.
+//! Replays. The fluid: the same model as the published baselines, what the planner reaches on the recorded trace, and traces it was not made for.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -105,4 +105,26 @@ fn what_cannot_be_replayed_is_refused() {
     assert_eq!(run(&zero, P3), Err(ReplayError::Zero("stages")));
     let error = run(&Options::default(), "0,add,a\n7,add,a\n").unwrap_err();
     assert!(matches!(error, ReplayError::Trace(_)), "{error}");
+}
+
+#[test]
+fn the_protocol_itself_reaches_on_the_trace_what_is_asked_of_a_swarm() {
+    let report = replay(P3, 8, 60, |o| (o.fluid, o.seeds) = (false, 1));
+    assert!(report.share_of_optimal >= 0.975 && report.share_of_undisturbed > 0.95, "{report:?}");
+    assert!(report.switches > 10.0, "{report:?}");
+    assert_eq!((report.redone, report.states_lost), (0.0, 0.0));
+}
+
+#[test]
+fn the_protocol_on_a_trace_by_hand() {
+    // Two stages with three peers each. Two of one stage go, and nobody comes: one of the other stage has to.
+    let mut csv: String = (0..6).map(|i| format!("0,add,n{i}\n")).collect();
+    csv.push_str("300000,remove,n0\n500000,remove,n2\n600000,remove,n4\n1200000,remove,n1\n");
+    let told = replay(&csv, 2, 20, |o| (o.fluid, o.seeds) = (false, 2));
+    let untold = replay(&csv, 2, 20, |o| (o.fluid, o.seeds, o.notice_ms) = (false, 2, 0));
+    assert!(told.share_of_optimal > 0.95 && told.share_of_undisturbed > 0.8, "{told:?}");
+    assert!(told.share_of_undisturbed < 1.0 && told.switches >= 1.0, "{told:?}");
+    assert_eq!(told.redone, 0.0);
+    assert!(untold.redone > 0.0 && untold.share_of_undisturbed < told.share_of_undisturbed, "{untold:?}");
+    assert_eq!(told, replay(&csv, 2, 20, |o| (o.fluid, o.seeds) = (false, 2)));
 }

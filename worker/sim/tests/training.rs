@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_sim::training::{Kinds, Outcome, Scenario, run};
+use dunlin_planner::PeerName;
+use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, run};
 
 fn check(scenarios: impl Iterator<Item = (String, Scenario)>) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
@@ -39,6 +40,8 @@ fn four_thousand_seeds_give_the_weights_of_an_undisturbed_run() {
     let (redone, lost, back) =
         (sum(|o| u64::from(o.redone)), sum(|o| o.lost), sum(|o| u64::from(o.went_back)));
     assert!(redone > 1000 && lost > 20_000 && back > 200, "{redone} redone, {lost} lost, {back} times back");
+    let (moves, handed_over) = (sum(|o| u64::from(o.moves)), sum(|o| u64::from(o.handed_over)));
+    assert!(moves > 4000 && handed_over > 60, "{moves} moves, {handed_over} with sums");
 }
 
 /// For every delivery of a run: the same run, where it kills whom it would reach, or whom it comes from.
@@ -55,6 +58,109 @@ fn a_kill_at_any_message_changes_no_weight() {
     }
 }
 
+/// Two stages; three of the four peers of one are lost while the run goes on.
+fn lopsided(seed: u64) -> Scenario {
+    let mut scenario = Scenario::small(seed);
+    scenario.shape.microbatches = 12;
+    scenario.losses = vec![Loss { at_ms: 4500, stage: (seed % 2) as u32, peers: 3, notice_ms: 0 }];
+    Scenario { peers: 8, steps: 12, slowness: vec![20; 8], ..scenario }
+}
+
+#[test]
+fn a_lopsided_swarm_becomes_balanced_and_stays_so() {
+    let outcomes = check((0..40).map(|seed| (format!("seed {seed}"), lopsided(seed))));
+    for (seed, outcome) in outcomes.iter().enumerate() {
+        let sizes: Vec<usize> = outcome.members.iter().map(Vec::len).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 5, "{seed}: {sizes:?}");
+        assert!(sizes.iter().all(|n| *n >= 2), "{seed}: {sizes:?}");
+        // One peer has to go, and one goes.
+        assert_eq!((outcome.moves, outcome.went_back), (1, 0), "{seed}");
+    }
+}
+
+#[test]
+fn equal_peers_that_are_balanced_stay_where_they_are() {
+    let scenarios = (0..40).map(|seed| {
+        let mut scenario = lopsided(seed);
+        scenario.losses.clear();
+        scenario.cooldown_ms = 0;
+        scenario.peers = 4 + (seed % 5) as u32;
+        (format!("seed {seed}"), scenario)
+    });
+    assert!(check(scenarios).iter().all(|o| o.moves == 0 && o.redone == 0));
+}
+
+/// Four peers of two stages, the `slow` ones at a third of the speed of the others.
+fn with_slow_peers(slow: [bool; 4]) -> Vec<Outcome> {
+    let scenarios = (0..20).map(|seed| {
+        let mut scenario = Scenario::small(seed);
+        scenario.shape.microbatches = 48;
+        let slowness = slow.map(|slow| if slow { 60 } else { 20 }).to_vec();
+        // The time on the way is part of what a call takes; here it is short.
+        (format!("seed {seed}"), Scenario { steps: 12, cooldown_ms: 0, latency_ms: 2, slowness, ..scenario })
+    });
+    let outcomes = check(scenarios);
+    let is_slow = |name: &PeerName| name.0.trim_start_matches('p').parse().is_ok_and(|n: usize| slow[n - 1]);
+    for outcome in &outcomes {
+        // Both in one stage would hold up the other.
+        let slows: Vec<usize> =
+            outcome.members.iter().map(|m| m.iter().filter(|n| is_slow(n)).count()).collect();
+        assert_eq!(slows, [1, 1], "{:?}", outcome.members);
+    }
+    outcomes
+}
+
+#[test]
+fn slow_peers_are_spread_over_the_stages() {
+    // In the order of their names they begin in turns, so that one stage has both.
+    let outcomes = with_slow_peers([false, true, false, true]);
+    assert!(outcomes.iter().all(|o| o.moves >= 2), "{:?}", outcomes[0].members);
+}
+
+#[test]
+fn a_peer_at_a_third_of_the_speed_does_a_third_of_the_work() {
+    for outcome in with_slow_peers([false, false, true, true]) {
+        assert_eq!(outcome.moves, 0);
+        for members in &outcome.members {
+            let mut added: Vec<u32> = members.iter().filter_map(|n| outcome.added.get(n)).copied().collect();
+            added.sort_unstable();
+            let ratio = f64::from(added[1]) / f64::from(added[0]);
+            assert!((2.4..3.6).contains(&ratio), "{:?}", outcome.added);
+        }
+    }
+}
+
+/// All peers of a stage learn in the middle of a step that they will be gone, and nobody new comes.
+fn drained(seed: u64) -> Scenario {
+    let mut scenario = Scenario::small(seed);
+    scenario.shape.microbatches = 6;
+    let at_ms = 3800 + 40 * (seed % 8);
+    scenario.losses = vec![Loss { at_ms, stage: (seed % 2) as u32, peers: 3, notice_ms: 7000 }];
+    Scenario { peers: 6, steps: 16, slowness: vec![20; 6], ..scenario }
+}
+
+#[test]
+fn who_moves_in_the_middle_of_a_step_hands_its_sums_over() {
+    let outcomes = check((0..200).map(|seed| (format!("seed {seed}"), drained(seed))));
+    assert!(outcomes.iter().all(|o| o.redone == 0 && o.went_back == 0));
+    assert!(outcomes.iter().all(|o| o.members.iter().all(|m| !m.is_empty())));
+    let handed_over: u32 = outcomes.iter().map(|o| o.handed_over).sum();
+    assert!(handed_over > 60, "{handed_over}");
+}
+
+/// For every delivery of a run in which somebody moves, at the edge of a step and within one: the same run with a kill there.
+#[test]
+fn a_kill_at_any_message_of_a_move_changes_no_weight() {
+    for (scenario, brings) in [(Scenario { steps: 6, ..lopsided(1) }, 0), (drained(4), 1)] {
+        let undisturbed = run(&scenario);
+        assert_eq!((undisturbed.moves, undisturbed.handed_over), (1, brings), "{:?}", undisturbed.members);
+        let scenarios = (0..undisturbed.deliveries)
+            .flat_map(|at| [(at, true), (at, false)])
+            .map(|kill_at| (format!("{kill_at:?}"), Scenario { kill_at: Some(kill_at), ..scenario.clone() }));
+        check(scenarios);
+    }
+}
+
 #[test]
 fn with_notice_nothing_is_computed_again() {
     let scenarios = (0..600).map(|seed| {
@@ -64,6 +170,9 @@ fn with_notice_nothing_is_computed_again() {
     let outcomes = check(scenarios);
     let notices: u32 = outcomes.iter().filter_map(|o| o.faults.get("notice")).sum();
     assert!(notices > 600, "{notices}");
+    let (moves, handed_over): (u32, u32) =
+        (outcomes.iter().map(|o| o.moves).sum(), outcomes.iter().map(|o| o.handed_over).sum());
+    assert!(moves > 800 && handed_over > 5, "{moves} moves, {handed_over} with sums");
 }
 
 #[test]

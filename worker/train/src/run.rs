@@ -81,7 +81,31 @@ impl Run {
     /// Values of the rows of a microbatch.
     #[must_use]
     pub fn values_per_microbatch(&self) -> usize {
-        self.config.microbatch * self.config.sequence_length * self.model.hidden
+        self.rows_per_microbatch() * self.model.hidden
+    }
+
+    /// Rows of a microbatch: one for every token.
+    #[must_use]
+    pub fn rows_per_microbatch(&self) -> usize {
+        self.config.microbatch * self.config.sequence_length
+    }
+
+    /// Work of a row at every stage, 1 on average: multiplications with its matrices, and with the rows before it in attention.
+    #[must_use]
+    pub fn costs(&self) -> Vec<f64> {
+        let stages = 0..self.config.stages;
+        let work: Vec<f64> = stages
+            .map(|stage| {
+                let layout = self.layout(stage);
+                // The embedding is a table for the first stage, and a matrix for the last.
+                let looked_up = |name: &str| name == EMBEDDING && stage + 1 < self.config.stages;
+                let matrices = layout.tensors().iter().filter(|t| t.decay && !looked_up(&t.name));
+                let attention = self.layers(stage).len() * self.config.sequence_length * self.model.q_width();
+                (matrices.map(|t| t.len()).sum::<usize>() + attention) as f64
+            })
+            .collect();
+        let mean = work.iter().sum::<f64>() / work.len().max(1) as f64;
+        work.iter().map(|w| w / mean.max(1.0)).collect()
     }
 
     /// How rows travel.
@@ -101,5 +125,31 @@ impl Run {
     pub fn validation_tokens(&self) -> u64 {
         let batches = self.config.validation.as_ref().map_or(0, |v| v.batches);
         (batches * self.config.microbatch * self.config.sequence_length) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Run;
+    use crate::config::{ModelSource, TrainingConfig};
+
+    #[test]
+    fn the_output_matrix_is_work_of_the_last_stage_and_the_embedding_of_nobody() {
+        for tied in [true, false] {
+            let json = serde_json::json!({
+                "model": {"config": {"hiddenSize": 16, "layers": 4, "heads": 2, "ffn": 24, "contextLength": 32, "tied": tied}},
+                "data": {"text": {"path": "a"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 1, "seed": 9,
+                "stages": 2, "optimizer": {"kind": "AdamW", "learningRate": 0.1},
+            });
+            let config = TrainingConfig::from_json(&json.to_string()).unwrap();
+            let ModelSource::Config(shape) = &config.model else { unreachable!() };
+            let model = shape.model_config(256).unwrap();
+            let costs = Run::new(config, model).unwrap().costs();
+            // Two blocks each: four matrices of attention, three of the feed-forward part, eight rows before.
+            let blocks = f64::from(2 * (4 * 16 * 16 + 3 * 16 * 24 + 8 * 16));
+            let head = f64::from(256 * 16);
+            let mean = blocks + head / 2.0;
+            assert_eq!(costs, [blocks / mean, (blocks + head) / mean]);
+        }
     }
 }

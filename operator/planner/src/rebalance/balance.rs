@@ -73,6 +73,32 @@ impl<'a> Assignment<'a> {
             .unwrap_or(0)
     }
 
+    /// Where a free peer is needed most: at a stage that lacks peers, there rather beside those of other machines, and else at the weakest.
+    pub fn place_for(&self, peer: usize) -> usize {
+        let (rates, counts) = (self.rates(), self.counts());
+        let host = &self.view.peers[peer].host;
+        let mut mates = vec![0; rates.len()];
+        let mut queues = vec![0.0; rates.len()];
+        for (other, at) in self.view.peers.iter().zip(&self.at) {
+            if let Some(stage) = *at {
+                mates[stage] += usize::from(other.host == *host);
+                queues[stage] += other.queue_rows;
+            }
+        }
+        let lacks = |stage: usize| {
+            let enough = self.view.stages[stage].peers_wanted;
+            if counts[stage] < enough { (counts[stage], mates[stage]) } else { (enough, 0) }
+        };
+        (0..rates.len())
+            .min_by(|&a, &b| {
+                (lacks(a).cmp(&lacks(b)))
+                    .then(rates[a].total_cmp(&rates[b]))
+                    .then(queues[b].total_cmp(&queues[a]))
+                    .then(mates[a].cmp(&mates[b]))
+            })
+            .unwrap_or(0)
+    }
+
     /// Peers that stages lack to their minimum.
     pub fn below_minimum(&self) -> usize {
         self.counts().iter().zip(&self.view.stages).map(|(n, s)| s.peers_min.saturating_sub(*n)).sum()

@@ -30,13 +30,15 @@ pub struct Stage {
     pub cost: f64,
     /// Peers that a move must leave here.
     pub peers_min: usize,
+    /// Peers that joiners bring it to, before any stage gets more.
+    pub peers_wanted: usize,
     /// Time in which one peer fetches this stage's state (parameters and optimizer).
     pub fetch_ms: u64,
 }
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { cost: 1.0, peers_min: 1, fetch_ms: 60_000 }
+        Self { cost: 1.0, peers_min: 1, peers_wanted: 1, fetch_ms: 60_000 }
     }
 }
 
@@ -54,6 +56,8 @@ pub struct Fetching {
 pub struct Peer {
     /// Its name.
     pub name: PeerName,
+    /// The machine it runs on, which takes all that it runs with it; empty when nobody said.
+    pub host: String,
     /// Rows it does in a second of a stage of cost 1.
     pub rows_per_s: f64,
     /// Rows that wait for it.
@@ -78,6 +82,7 @@ impl Default for Peer {
     fn default() -> Self {
         Self {
             name: PeerName::default(),
+            host: String::new(),
             rows_per_s: 1.0,
             queue_rows: 0.0,
             stage: None,

@@ -69,17 +69,20 @@ impl Planner<'_> {
         peer.moved_ms.is_some_and(|at| at + self.policy.cooldown_ms > self.view.now_ms)
     }
 
-    /// Free peers go where the pipeline is weakest once all that is known has happened, the fastest first.
+    /// Free peers go where they are needed most once all that is known has happened, the fastest first. Those of one machine come one after
+    /// another, so that they serve different stages.
     fn joins(&mut self) {
         let peers = &self.view.peers;
         let mut free: Vec<usize> =
             (0..peers.len()).filter(|&p| peers[p].stage.is_none() && peers[p].fetching.is_none()).collect();
         free.sort_by(|&a, &b| {
-            peers[b].rows_per_s.total_cmp(&peers[a].rows_per_s).then(peers[a].name.cmp(&peers[b].name))
+            (peers[b].rows_per_s.total_cmp(&peers[a].rows_per_s))
+                .then(peers[a].host.cmp(&peers[b].host))
+                .then(peers[a].name.cmp(&peers[b].name))
         });
         for peer in free {
             let later = self.later();
-            let (to, rates) = (later.weakest(), later.rates());
+            let (to, rates) = (later.place_for(peer), later.rates());
             let of = &peers[peer];
             if !self.outlives_fetch(of, to) {
                 self.plan.held.push(format!("{} would be gone before it had stage {to}", of.name));
@@ -185,9 +188,18 @@ impl Planner<'_> {
         before.improve(self.policy, &|p, stage| self.can_have(&self.view.peers[p], stage));
         let mut after = before.clone();
         let urgent = before.below_minimum() > 0;
+        // Whoever fetches a stage gets it from those that serve it now: the last of them has to wait for its relief.
+        let mut staying = vec![0_usize; stages];
+        for peer in self.view.peers.iter().filter(|p| p.doomed_ms.is_none()) {
+            if let Some(stage) = peer.stage.filter(|s| *s < stages) {
+                staying[stage] += 1;
+            }
+        }
         after.improve(self.policy, &|p, stage| {
             let peer = &self.view.peers[p];
-            let may = peer.stage.is_some() && peer.fetching.is_none() && peer.room == 0;
+            let may = peer.stage.is_some_and(|own| own < stages && staying[own] > 1)
+                && peer.fetching.is_none()
+                && peer.room == 0;
             may && peer.doomed_ms.is_none()
                 && (urgent || !self.cooling(peer))
                 && self.outlives_fetch(peer, stage)
@@ -214,13 +226,22 @@ impl Planner<'_> {
         let lost = (now - meanwhile) * fetch_ms as f64 / 1000.0;
         let won = (fast - slow) * life_ms.unwrap_or(0).saturating_sub(fetch_ms) as f64 / 1000.0;
         let joining = |p: &Peer| p.stage.is_none() && (p.fetching.is_some() || self.is_told(p));
-        if lost > 0.0 && self.view.peers.iter().any(joining) {
+        if lost > 0.0 && !urgent && self.view.peers.iter().any(joining) {
             self.plan.held.push("moves that cost throughput wait for the peers that are joining".to_owned());
             return;
         }
         let brings = format!("{won:.0} rows won, {lost:.0} lost while fetching");
         for (peer, to) in movers {
-            if won > lost {
+            let left = self.view.peers[peer].stage.map_or(0, |own| {
+                staying[own] -= 1;
+                staying[own]
+            });
+            if left == 0 {
+                let name = &self.view.peers[peer].name;
+                self.plan
+                    .held
+                    .push(format!("{name} does not go to stage {to}: nobody would be left where it is"));
+            } else if won > lost {
                 let why = format!("the pipeline will do {fast:.2} rows/s, else {slow:.2}: {brings}");
                 self.push(peer, to, Kind::Cold, why);
             } else {

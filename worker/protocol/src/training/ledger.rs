@@ -10,6 +10,8 @@ use super::message::{Contribution, Microbatch};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
     keys: Vec<Key>,
+    /// Keys that are done.
+    done: usize,
 }
 
 /// A key is open, claimed by one peer, or done by one peer.
@@ -55,7 +57,7 @@ impl Ledger {
     /// `microbatches` open keys.
     #[must_use]
     pub fn new(microbatches: u32) -> Self {
-        Self { keys: vec![Key::Open; microbatches as usize] }
+        Self { keys: vec![Key::Open; microbatches as usize], done: 0 }
     }
 
     /// The first claimer gets the key; asking again changes nothing.
@@ -105,6 +107,7 @@ impl Ledger {
             Key::Claimed { by, waiting, .. } if by == peer => {
                 let waiting = std::mem::take(waiting);
                 *key = Key::Done { by: peer.clone(), loss: contribution.loss };
+                self.done += 1;
                 Some(waiting)
             }
             _ => None,
@@ -118,6 +121,7 @@ impl Ledger {
             return false;
         }
         *key = Key::Done { by: peer.clone(), loss: contribution.loss };
+        self.done += 1;
         true
     }
 
@@ -128,6 +132,7 @@ impl Ledger {
             match key {
                 Key::Done { by, .. } if by == peer => {
                     out.undone += 1;
+                    self.done -= 1;
                     out.open.push(microbatch);
                     *key = Key::Open;
                 }
@@ -173,7 +178,7 @@ impl Ledger {
     /// Is every key done?
     #[must_use]
     pub fn complete(&self) -> bool {
-        self.keys.iter().all(|key| matches!(key, Key::Done { .. }))
+        self.done == self.keys.len()
     }
 
     /// Is this key done?

@@ -99,6 +99,8 @@ pub enum PeerReport {
         step: Step,
         /// Which, and its loss.
         contribution: Contribution,
+        /// Time that the backward pass took by itself, in microseconds.
+        took_us: u64,
     },
     /// It cannot be computed: a value is not finite, or too large.
     Failed {
@@ -168,8 +170,11 @@ pub enum PeerReport {
         /// Whose.
         from: PeerName,
     },
-    /// I will be gone soon.
-    Leaving,
+    /// I will be gone.
+    Leaving {
+        /// In so many milliseconds at the latest.
+        within_ms: u64,
+    },
     /// The stage's files of a checkpoint are written.
     Saved {
         /// Of which step.

@@ -10,6 +10,7 @@
 //! * [`clip`] the norm of the whole gradient
 //! * [`peer`] the side that computes
 //! * [`trainer`] the side that drives, over [`wiring`]
+//! * [`speed`] how fast somebody is
 //!
 //! docs/training.md tells the whole story.
 
@@ -18,6 +19,7 @@ pub mod conductor;
 pub mod ledger;
 pub mod message;
 pub mod peer;
+pub mod speed;
 pub mod trainer;
 pub mod wiring;
 

@@ -239,7 +239,8 @@ impl PeerNode {
             self.ask(call, out);
         }
         if self.leaving {
-            out.push(PeerEffect::Tell(PeerReport::Leaving));
+            // How much of the time is left the conductor knew.
+            out.push(PeerEffect::Tell(PeerReport::Leaving { within_ms: 0 }));
         }
         self.told_to_clear = false;
         let held = self.stage.filter(|_| self.serving).map(|stage| Held {
@@ -253,10 +254,10 @@ impl PeerNode {
         Hello { me: self.me.clone(), role: Role::Peer { held } }
     }
 
-    /// This peer will be gone soon.
-    pub fn leave(&mut self, out: &mut Vec<PeerEffect>) {
+    /// This peer will be gone in so many milliseconds.
+    pub fn leave(&mut self, within_ms: u64, out: &mut Vec<PeerEffect>) {
         self.leaving = true;
-        out.push(PeerEffect::Tell(PeerReport::Leaving));
+        out.push(PeerEffect::Tell(PeerReport::Leaving { within_ms }));
     }
 
     /// A trainer calls.
@@ -321,11 +322,13 @@ impl PeerNode {
         out.push(PeerEffect::Run(Job::Compute { request, call, accumulate }));
     }
 
-    /// The engine has computed a call; the shell answers it. At the last stage there is a loss.
+    /// The engine has computed a call, in `took_us` microseconds without what came before; the shell answers it. At the last stage there
+    /// is a loss.
     pub fn computed(
         &mut self,
         request: RequestId,
         outcome: Result<Option<f64>, String>,
+        took_us: u64,
         out: &mut Vec<PeerEffect>,
     ) {
         let Some(running) = self.running.take_if(|r| r.request == request) else { return };
@@ -334,7 +337,7 @@ impl PeerNode {
             Ok(loss) if running.counts => {
                 let contribution = Contribution { microbatch, loss };
                 self.done.insert(microbatch, contribution.clone());
-                out.push(PeerEffect::Tell(PeerReport::Done { step, contribution }));
+                out.push(PeerEffect::Tell(PeerReport::Done { step, contribution, took_us }));
             }
             Ok(_) => {
                 // Whoever has the key may be lost: the next call asks again.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
 
-/// Weight of the newest measurement.
-const ALPHA: f64 = 0.1;
+use super::speed::Speed;
+
 /// Seconds per row as long as no peer was measured; afterwards a new one is expected to be like the others.
 const UNMEASURED: f64 = 1.0;
 /// A backward pass takes this many times as long as a forward pass: it computes the forward pass again.
@@ -24,18 +24,9 @@ pub struct Wiring {
 #[derive(Clone, Debug, Default)]
 struct Wired {
     priority: f64,
-    /// Biased average of seconds per row, and the number of measurements.
-    average: f64,
-    measured: u32,
+    speed: Speed,
     last_done_ms: u64,
     banned_until_ms: u64,
-}
-
-impl Wired {
-    fn seconds_per_row(&self) -> Option<f64> {
-        let measured = i32::try_from(self.measured).unwrap_or(i32::MAX);
-        (measured > 0).then(|| self.average / (1.0 - (1.0 - ALPHA).powi(measured)))
-    }
 }
 
 impl Wiring {
@@ -60,11 +51,11 @@ impl Wiring {
             a.priority.total_cmp(&b.priority).then_with(|| tie(i).cmp(&tie(j)))
         })?;
         let name = best.1.0.clone();
-        let known: Vec<f64> = self.peers.values().filter_map(Wired::seconds_per_row).collect();
+        let known: Vec<f64> = self.peers.values().filter_map(|p| p.speed.seconds_per_row()).collect();
         let usual =
             if known.is_empty() { UNMEASURED } else { known.iter().sum::<f64>() / known.len() as f64 };
         if let Some(wired) = self.peers.get_mut(&name) {
-            wired.priority += rows * wired.seconds_per_row().unwrap_or(usual);
+            wired.priority += rows * wired.speed.seconds_per_row().unwrap_or(usual);
         }
         Some(name)
     }
@@ -75,8 +66,7 @@ impl Wiring {
         let Some(wired) = self.peers.get_mut(peer) else { return };
         let from = started_ms.max(wired.last_done_ms);
         let seconds = (now_ms.saturating_sub(from)) as f64 / 1000.0 / rows.max(1e-9);
-        wired.average = ALPHA * seconds + (1.0 - ALPHA) * wired.average;
-        wired.measured = wired.measured.saturating_add(1);
+        wired.speed.measure(seconds);
         wired.last_done_ms = now_ms;
     }
 

@@ -75,6 +75,7 @@ pub(super) fn run(options: &Options, lives: &[Life], seed: u64) -> Report {
     let share = |ms: u64| if optimal_ms == 0 { 0.0 } else { ms as f64 / optimal_ms as f64 };
     Report {
         share_of_optimal: share(swarm.done_ms.saturating_sub(swarm.held_up_ms)),
+        share_of_undisturbed: share(swarm.done_ms.saturating_sub(swarm.held_up_ms)),
         share_reachable: share(reachable_ms),
         redone: swarm.redone_ms as f64 / 1000.0,
         ..swarm.report

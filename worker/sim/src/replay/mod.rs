@@ -1,12 +1,16 @@
 //! A training swarm on a recorded spot trace, in virtual time: which share of what the machines could have done is done.
 //!
-//! The decisions are those of [`dunlin_planner::rebalance`]; the swarm around them is a fluid: peers are equal, each does one unit of work per
-//! second for the stage it serves, and samples flow at the rate of the stage with fewest peers. Optimal is what `floor(n / stages)` complete
-//! pipelines would do at every moment, joiners counted from their first millisecond. Not simulated: single
-//! microbatches, queues, averaging, the filling and draining of a synchronous pipeline. The conductor of `dunlin_protocol::training` does not run here, nor does its ledger:
-//! this measures decisions, not their execution.
+//! Optimal is what `floor(n / stages)` complete pipelines would do at every moment, joiners counted from their first millisecond. There are
+//! two models:
 //!
-//! What a peer can do here, and what the system does for it:
+//! * `protocol`: the conductor, peers, trainers and ledger of `dunlin_protocol::training`, microbatch by microbatch, in the world of
+//!   [`crate::training`], which checks that every key counts once and all weights are right. What pipelines do is measured with undisturbed
+//!   swarms of the same model, so filling and draining them is in both. A peer has one state; moves are cold. Fetched states are followed
+//!   for longer than processes keep updates. A return to a checkpoint costs what it costs.
+//! * `capacity`: a fluid, for what the planner can do beyond that. Peers are equal, each does one unit of work per second for the stage it serves,
+//!   and samples flow at the rate of the stage with fewest peers. Not simulated: microbatches, queues, averaging, filling and draining.
+//!
+//! What a peer can do in the fluid, and what the system does for it:
 //!
 //! * A joiner is of no use until it has fetched a stage's state, which takes [`Options::download_ms`]. Those that are there from the start have
 //!   theirs. [`Report::share_reachable`] is what nobody can exceed under these two: every peer useful from its fetch to its end, always in the right stage.
@@ -21,6 +25,7 @@
 //!   in truth costs a return to the last checkpoint; the fluid does not charge for that.
 
 mod capacity;
+mod protocol;
 pub mod trace;
 
 use serde::Serialize;
@@ -58,6 +63,8 @@ pub struct Options {
     pub seeds: u64,
     /// Who decides.
     pub policy: Policy,
+    /// Peers are a fluid; otherwise they run the protocol.
+    pub fluid: bool,
 }
 
 impl Default for Options {
@@ -70,6 +77,7 @@ impl Default for Options {
             room: 1,
             seeds: 30,
             policy: Policy::Dunlin,
+            fluid: true,
         }
     }
 }
@@ -87,7 +95,9 @@ pub struct Report {
     pub share_of_optimal: f64,
     /// The same of the seed with the smallest.
     pub share_of_optimal_min: f64,
-    /// Share within reach of any policy if joiners have to fetch: see the module.
+    /// Samples done, of those that a swarm of all nodes would have done that nobody joins or leaves. For a fluid there is no difference.
+    pub share_of_undisturbed: f64,
+    /// Of that, the share within reach of any policy if joiners have to fetch: see the module.
     pub share_reachable: f64,
     /// Samples redone, in seconds of one peer.
     pub redone: f64,
@@ -109,6 +119,14 @@ pub enum ReplayError {
     /// The trace is none.
     #[error("the trace cannot be read")]
     Trace(#[from] TraceError),
+    /// The protocol is wrong.
+    #[error("seed {seed}: {what}")]
+    Broken {
+        /// Of the run.
+        seed: u64,
+        /// What does not hold.
+        what: String,
+    },
     /// Options that mean nothing.
     #[error("{0} has to be at least 1")]
     Zero(&'static str),
@@ -127,10 +145,15 @@ pub fn run(options: &Options, csv: &str) -> Result<Report, ReplayError> {
     }
     let lives = trace::lives(&parse(csv)?);
     let mut mean = Report { share_of_optimal_min: f64::INFINITY, ..Report::default() };
+    let protocol = (!options.fluid).then(|| protocol::Replay::new(options, &lives));
     for seed in 0..options.seeds {
-        let one = capacity::run(options, &lives, seed);
+        let one = match &protocol {
+            None => capacity::run(options, &lives, seed),
+            Some(replay) => replay.run(seed).map_err(|what| ReplayError::Broken { seed, what })?,
+        };
         mean.share_of_optimal += one.share_of_optimal;
         mean.share_of_optimal_min = mean.share_of_optimal_min.min(one.share_of_optimal);
+        mean.share_of_undisturbed += one.share_of_undisturbed;
         mean.share_reachable += one.share_reachable;
         mean.redone += one.redone;
         mean.downtime_s += one.downtime_s;
@@ -142,6 +165,7 @@ pub fn run(options: &Options, csv: &str) -> Result<Report, ReplayError> {
     let n = options.seeds as f64;
     for sum in [
         &mut mean.share_of_optimal,
+        &mut mean.share_of_undisturbed,
         &mut mean.share_reachable,
         &mut mean.redone,
         &mut mean.downtime_s,

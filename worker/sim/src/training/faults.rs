@@ -3,11 +3,14 @@
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{ConductorEvent, Phase, StageId};
 
-use super::scenario::Kinds;
+use super::peer::PeerShell;
+use super::scenario::{Kinds, Loss};
 use super::world::{Event, World};
 
 /// Whoever hangs is killed after this long, by whoever watches processes.
 const PROBE_MS: u64 = 15_000;
+/// From a notice to the end, where it is long enough to go in peace.
+const NOTICE_MS: u64 = 20_000;
 /// The conductor's shell takes a stream for broken after this long without a sign of life.
 const SILENCE_MS: u64 = 2_000;
 
@@ -106,8 +109,9 @@ impl World {
                 if stage.is_some_and(|s| !stays(s)) {
                     self.unforeseen = true;
                 }
-                self.peer_leaves(&one);
-                let after = if self.scenario.kinds == Kinds::Notice { 20_000 } else { 300 + self.draw(8000) };
+                let after =
+                    if self.scenario.kinds == Kinds::Notice { NOTICE_MS } else { 300 + self.draw(8000) };
+                self.peer_leaves(&one, after);
                 self.at(after, Event::Kill(one));
                 self.replace();
             }
@@ -132,6 +136,27 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Peers of one stage go, or learn that they will.
+    pub(super) fn lose(&mut self, loss: Loss) {
+        let serves = |p: &PeerShell| p.node.serving() && p.node.position().0 == Some(loss.stage);
+        let gone: Vec<PeerName> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.healthy() && !p.leaving && serves(p))
+            .take(loss.peers)
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in gone {
+            if loss.notice_ms > 0 {
+                self.peer_leaves(&name, loss.notice_ms);
+                self.at(loss.notice_ms, Event::Kill(name));
+            } else {
+                self.kill_peer(&name, false);
+            }
+        }
+        self.last_fault = self.now;
     }
 
     /// Somebody new comes, mostly; always when there are too few.

@@ -21,5 +21,5 @@ pub mod scenario;
 mod trainer;
 pub mod world;
 
-pub use scenario::{Kinds, Outcome, Scenario};
+pub use scenario::{Kinds, Loss, Outcome, Scenario, Script};
 pub use world::run;

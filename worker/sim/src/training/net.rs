@@ -4,6 +4,7 @@
 //! connects again; nothing of an old stream arrives after the hello of a new one.
 
 use dunlin_planner::PeerName;
+use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
 };
@@ -11,17 +12,25 @@ use dunlin_protocol::training::{
 use super::numbers::Weights;
 use super::world::{Down, Event, Up, World};
 
+/// Peers that are told in time serve until so long before their end.
+const HAND_OVER_MS: u64 = 5_000;
+/// In a script, where calls take long.
+const CLAIM_LONG_MS: u64 = 120_000;
+
 impl World {
     pub(super) fn start_conductor(&mut self) {
-        if self.conductor.is_some() {
+        // Who is left when all is done is an operator's business.
+        if self.conductor.is_some() || self.finished_at.is_some() {
             return;
         }
         self.life += 1;
         self.begun = false;
-        let shape = self.scenario.shape;
+        let (shape, script) = (self.scenario.shape, self.scenario.script.as_ref());
         let config = ConductorConfig {
             stages: shape.stages,
             microbatches: shape.microbatches,
+            rows: 1,
+            costs: vec![1.0; shape.stages as usize],
             steps: self.scenario.steps,
             tied: shape.tied,
             clip: Some(shape.clip),
@@ -30,7 +39,10 @@ impl World {
             validate_every: self.scenario.validate_every,
             validation_batches: shape.validation_batches,
             gather_ms: 3000,
-            claim_ms_max: 3000,
+            claim_ms_max: if script.is_some() { CLAIM_LONG_MS } else { 3000 },
+            hand_over_ms: HAND_OVER_MS,
+            policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
+            fetch_ms: script.map_or(200, |s| s.fetch_ms),
             incarnation: self.life,
         };
         let checkpoint = self.sealed.keys().next_back().copied();
@@ -84,8 +96,10 @@ impl World {
             if expelled {
                 self.say(|| format!("{name} was expelled: it begins anew"));
                 self.kill_peer(name, false);
-                let after = 100 + self.draw(500);
-                self.at(after, Event::Join);
+                if self.scenario.script.is_none() {
+                    let after = 100 + self.draw(500);
+                    self.at(after, Event::Join);
+                }
                 return;
             }
         } else if let Some(trainer) = self.trainers.get_mut(name)
@@ -182,6 +196,7 @@ impl World {
                     self.at(after, Event::Sealed { life: self.life, step, records });
                 }
                 ConductorEffect::Committed(committed) => self.committed(&committed),
+                ConductorEffect::Moved(moved) => self.moved(moved),
                 ConductorEffect::Drop(name) => {
                     self.say(|| format!("conductor drops {name}"));
                     self.unforeseen = true;

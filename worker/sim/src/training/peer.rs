@@ -18,10 +18,10 @@ use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
 const PULL_MS_MAX: u64 = 1200;
 /// A fetch fails after this long.
 const FETCH_MS_MAX: u64 = 4000;
-/// Machines that peers run on.
-const HOSTS: u64 = 3;
 /// Steps whose averages are kept for those that fetch.
 const KEEP: Step = 4;
+/// The same in a script, where fetches take long.
+const KEEP_LONG: Step = 64;
 
 enum Work {
     Job(Job),
@@ -111,6 +111,11 @@ impl PeerShell {
         shape.shards(self.stage).into_iter().all(held)
     }
 
+    /// Has it added anything to its sums in this step?
+    pub(super) fn has_sums_of(&self, step: Step) -> bool {
+        self.sums.keys.keys().any(|(s, ..)| *s == step)
+    }
+
     fn changed(&mut self) {
         self.open.clear();
     }
@@ -121,12 +126,17 @@ impl World {
         if self.finished_at.is_some() {
             return;
         }
-        self.made += 1;
-        let name = PeerName(format!("p{}", self.made));
+        self.born += 1;
+        let name = PeerName(format!("p{}", self.born));
         self.say(|| format!("{name} starts"));
         // Some are so slow that calls to them are given up.
-        let slowness = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
-        let host = format!("h{}", self.draw(HOSTS));
+        let script = self.scenario.script.clone();
+        let given = self.scenario.slowness.get(self.born as usize - 1).copied();
+        let drawn = if self.draw(8) == 0 { 60 + self.draw(200) } else { 4 + self.draw(30) };
+        let host = match self.scenario.hosts {
+            0 => String::new(),
+            hosts => format!("h{}", self.draw(hosts)),
+        };
         let peer = PeerShell {
             node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string(), host }),
             stream: None,
@@ -135,7 +145,7 @@ impl World {
             silent: false,
             leaving: false,
             broken_disk: false,
-            slowness,
+            slowness: script.as_ref().map(|s| s.forward_ms).or(given).unwrap_or(drawn),
             engine: VecDeque::new(),
             requests: Requests::new(),
             stage: 0,
@@ -150,6 +160,15 @@ impl World {
             taking: Vec::new(),
         };
         self.peers.insert(name.clone(), peer);
+        if let Some(script) = script
+            && let Some((_, Some(until))) = script.lives.get(self.born as usize - 1)
+        {
+            let left = until.saturating_sub(self.now);
+            if script.notice_ms > 0 {
+                self.at(left.saturating_sub(script.notice_ms), Event::Notice(name.clone()));
+            }
+            self.at(left, Event::Kill(name.clone()));
+        }
         self.at(1, Event::Connect(name));
     }
 
@@ -246,7 +265,8 @@ impl World {
                     self.at(after, Event::Loaded { peer: name.clone(), fetch, stage, step, checkpoint });
                 }
                 PeerEffect::Fetch { stage, step, from, mates } => {
-                    let until = now + FETCH_MS_MAX;
+                    let long = self.scenario.script.as_ref().map_or(0, |s| 2 * s.fetch_ms);
+                    let until = now + FETCH_MS_MAX + long;
                     peer.fetching = Some(Fetching { fetch, stage, wanted: step, mates, have: None, until });
                     match from {
                         Some(from) => self.give(name, Work::Begin { fetch, from }),
@@ -384,6 +404,7 @@ impl World {
         let shape = self.scenario.shape;
         let Some(peer) = self.peers.get_mut(name) else { return };
         let weights = peer.weights;
+        let took_us = 1000 * duration(call.kind, peer.slowness);
         let asked = peer.requests.remove(&request);
         let (mut loss, mut tensor, mut added) = (None, 0, None);
         if let Some(asked) = &asked {
@@ -407,11 +428,12 @@ impl World {
             }
         }
         if let Some(text) = added {
+            *self.out.added.entry(name.clone()).or_insert(0) += 1;
             self.say(|| text);
         } else if asked.is_none() {
             self.say(|| format!("{name} has no inputs of {call:?}"));
         }
-        self.with_peer(name, |node, out| node.computed(request, Ok(loss), out));
+        self.with_peer(name, |node, out| node.computed(request, Ok(loss), took_us, out));
         if let Some(asked) = asked {
             self.answer(name, asked, Answer::Tensors(tensor, loss));
         }
@@ -420,6 +442,8 @@ impl World {
     /// The update: the averages must contain every key once.
     fn apply(&mut self, name: &PeerName, step: Step, scale: f32) {
         let shape = self.scenario.shape;
+        // Whoever fetches for long has to be followed for long.
+        let keep = if self.scenario.script.is_some() { KEEP_LONG } else { KEEP };
         let Some(peer) = self.peers.get_mut(name) else { return };
         let stage = peer.stage;
         let mut averages = BTreeMap::new();
@@ -449,7 +473,7 @@ impl World {
         peer.sums = Sums::default();
         peer.changed();
         peer.history.insert(step, (averages, scale));
-        peer.history.retain(|s, _| s + KEEP > step);
+        peer.history.retain(|s, _| s + keep > step);
         let weights = peer.weights;
         self.check(name, stage, step + 1, weights);
         self.with_peer(name, |node, out| node.applied(step + 1, weights.hash(), out));
@@ -565,6 +589,7 @@ impl World {
     pub(super) fn fetch(&mut self, name: &PeerName, fetch: u64) {
         let shape = self.scenario.shape;
         let draw = self.draw(1000) as usize;
+        let whole_ms = self.scenario.script.as_ref().map(|s| s.fetch_ms);
         let Some(peer) = self.peers.get(name).filter(|p| p.healthy()) else { return };
         let Some(fetching) = peer.fetching.as_ref().filter(|f| f.fetch == fetch) else { return };
         let stage = fetching.stage;
@@ -594,7 +619,7 @@ impl World {
         if let Some(mate) = self.peers.get(mate).filter(answers) {
             have = match have {
                 None => {
-                    after = 40 + draw as u64 / 5;
+                    after = whole_ms.unwrap_or(40 + draw as u64 / 5);
                     Some((mate.step, mate.weights))
                 }
                 Some((step, weights)) => match mate.history.get(&step) {
@@ -666,11 +691,11 @@ impl World {
         }
     }
 
-    pub(super) fn peer_leaves(&mut self, name: &PeerName) {
+    pub(super) fn peer_leaves(&mut self, name: &PeerName, within_ms: u64) {
         self.say(|| format!("{name} will leave"));
         if let Some(peer) = self.peers.get_mut(name) {
             peer.leaving = true;
         }
-        self.with_peer(name, |node, out| node.leave(out));
+        self.with_peer(name, |node, out| node.leave(within_ms, out));
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::training::Step;
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::{StageId, Step};
 
 use super::numbers::Shape;
 use crate::model::mix;
@@ -16,6 +17,34 @@ pub enum Kinds {
     Notice,
 }
 
+/// Peers of one stage that go, and are not replaced.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// When.
+    pub at_ms: u64,
+    /// Of which stage.
+    pub stage: StageId,
+    /// How many.
+    pub peers: usize,
+    /// They are told then, and are gone so much later; 0: gone at once.
+    pub notice_ms: u64,
+}
+
+/// Peers that come and go at given times, until the time is up; there is nothing random about them, and no faults are needed.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// When each is there, and when it is gone. Those that are there at 0 begin.
+    pub lives: Vec<(u64, Option<u64>)>,
+    /// How long before their end they are told; 0: never.
+    pub notice_ms: u64,
+    /// Time in which the state of a stage is fetched.
+    pub fetch_ms: u64,
+    /// Time that a forward pass takes.
+    pub forward_ms: u64,
+    /// The end.
+    pub end_ms: u64,
+}
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -25,6 +54,8 @@ pub struct Scenario {
     pub shape: Shape,
     /// Peers at the start.
     pub peers: u32,
+    /// Machines that peers run on; 0 when nobody knows which.
+    pub hosts: u64,
     /// Trainers.
     pub trainers: u32,
     /// Updates.
@@ -37,8 +68,16 @@ pub struct Scenario {
     pub faults: u32,
     /// Of which kinds.
     pub kinds: Kinds,
+    /// What happens besides.
+    pub losses: Vec<Loss>,
+    /// Who comes and goes, if that is given.
+    pub script: Option<Script>,
+    /// Milliseconds that the peers need for a forward pass, in the order of their names; random for those behind.
+    pub slowness: Vec<u64>,
     /// A forward call may take this long; a short time makes trainers call somebody else while the first still computes.
     pub forward_ms_max: u64,
+    /// A peer that went to another stage stays there for so long.
+    pub cooldown_ms: u64,
     /// Most messages take no longer.
     pub latency_ms: u64,
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
@@ -66,13 +105,18 @@ impl Scenario {
                 seed,
             },
             peers: peers as u32,
+            hosts: draw(13, 0, 4),
             trainers: draw(3, 1, 3) as u32,
             steps: draw(7, 4, 12),
             checkpoint_every: draw(8, 0, 4),
             validate_every: draw(9, 0, 3),
             faults: draw(10, 0, 8) as u32,
             kinds: Kinds::All,
+            losses: Vec::new(),
+            script: None,
+            slowness: Vec::new(),
             forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
+            cooldown_ms: [0, 500, 3000][draw(13, 0, 2) as usize],
             latency_ms: [12, 12, 40, 120][draw(12, 0, 3) as usize],
             kill_at: None,
             trace: false,
@@ -87,13 +131,18 @@ impl Scenario {
             seed,
             shape,
             peers: 4,
+            hosts: 0,
             trainers: 2,
             steps: 3,
             checkpoint_every: 2,
             validate_every: 2,
             faults: 0,
             kinds: Kinds::All,
+            losses: Vec::new(),
+            script: None,
+            slowness: Vec::new(),
             forward_ms_max: 800,
+            cooldown_ms: 500,
             latency_ms: 12,
             kill_at: None,
             trace: false,
@@ -112,12 +161,26 @@ pub struct Outcome {
     pub commits: u32,
     /// Contributions computed again.
     pub redone: u32,
+    /// Peers that went to another stage.
+    pub moves: u32,
+    /// Of those, peers whose sums of the step a mate took over.
+    pub handed_over: u32,
+    /// Peers that served each stage at the end.
+    pub members: Vec<Vec<PeerName>>,
+    /// Gradients that every peer added to its sums.
+    pub added: BTreeMap<PeerName, u32>,
     /// Times all went back to a checkpoint.
     pub went_back: u32,
     /// Messages and calls delivered.
     pub deliveries: u64,
     /// Messages lost with a stream.
     pub lost: u64,
+    /// When each step was decided.
+    pub decided_ms: Vec<u64>,
+    /// Updates that count at the end.
+    pub steps: Step,
+    /// Time with a stage that nobody served.
+    pub downtime_ms: u64,
     /// Virtual time at the end.
     pub ms: u64,
     /// Virtual time after the last fault.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::conductor::Committed;
+use dunlin_protocol::training::conductor::{Committed, Moved};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, Conductor, ConductorEvent, PeerReport, Phase, RequestId, ShardId, StageId, Step,
@@ -12,7 +12,7 @@ use dunlin_protocol::training::{
 
 use super::numbers::{Sums, Truth, Weights, sequential};
 use super::peer::PeerShell;
-use super::scenario::{Kinds, Outcome, Scenario};
+use super::scenario::{Kinds, Loss, Outcome, Scenario};
 use super::trainer::TrainerShell;
 use crate::model::mix;
 
@@ -144,7 +144,10 @@ pub(super) enum Event {
     StartConductor,
     Tick,
     Fault,
+    Loss(Loss),
     Kill(PeerName),
+    /// A peer learns that it will be gone.
+    Notice(PeerName),
     Join,
     JoinTrainer,
 }
@@ -172,6 +175,8 @@ pub(super) struct World {
     pub(super) files: BTreeMap<String, (Step, StageId, Weights)>,
     pub(super) sealed: BTreeMap<Step, Vec<Weights>>,
     pub(super) truth: Vec<Truth>,
+    /// Peers that have started, and trainers.
+    pub(super) born: u32,
     pub(super) made: u32,
     pub(super) faults_left: u32,
     pub(super) last_fault: u64,
@@ -192,8 +197,14 @@ pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario.clone());
     while let Some(((at, _), event)) = world.events.pop_first() {
         world.now = at;
-        let over = world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS);
-        if over || !world.out.violations.is_empty() || world.now > world.last_fault + LIVENESS_MS {
+        let over = match &world.scenario.script {
+            Some(script) => world.now > script.end_ms,
+            None => {
+                world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS)
+                    || world.now > world.last_fault + LIVENESS_MS
+            }
+        };
+        if over || !world.out.violations.is_empty() {
             break;
         }
         world.handle(event);
@@ -220,6 +231,7 @@ impl World {
             files: BTreeMap::new(),
             sealed: BTreeMap::new(),
             truth: sequential(&scenario.shape, scenario.steps),
+            born: 0,
             made: 0,
             faults_left: scenario.faults,
             last_fault: 0,
@@ -232,6 +244,9 @@ impl World {
             scenario,
         };
         world.at(0, Event::StartConductor);
+        for life in world.scenario.script.iter().flat_map(|s| s.lives.clone()).collect::<Vec<_>>() {
+            world.at(life.0, Event::Join);
+        }
         for _ in 0..world.scenario.peers {
             let after = world.draw(600);
             world.at(after, Event::Join);
@@ -241,6 +256,9 @@ impl World {
             world.at(after, Event::JoinTrainer);
         }
         world.at(1, Event::Tick);
+        for loss in world.scenario.losses.clone() {
+            world.at(loss.at_ms, Event::Loss(loss));
+        }
         if world.faults_left > 0 {
             // Most faults hit when steps are made, some the beginning.
             let after = 2500 + world.draw(2500);
@@ -355,6 +373,7 @@ impl World {
             Event::StartConductor => self.start_conductor(),
             Event::Tick => {
                 self.at(TICK_MS, Event::Tick);
+                self.look_for_empty_stages();
                 if self.conductor.is_some() {
                     self.conduct(ConductorEvent::Tick);
                 }
@@ -364,8 +383,14 @@ impl World {
                 }
             }
             Event::Fault => self.next_fault(),
+            Event::Loss(loss) => self.lose(loss),
+            Event::Notice(name) => {
+                let notice_ms = self.scenario.script.as_ref().map_or(0, |s| s.notice_ms);
+                self.peer_leaves(&name, notice_ms);
+            }
             Event::Kill(name) => {
-                if self.scenario.kinds == Kinds::Notice && !self.unforeseen && self.peers.contains_key(&name) {
+                let works = self.peers.get(&name).is_some_and(|p| !p.retired);
+                if self.scenario.kinds == Kinds::Notice && !self.unforeseen && works {
                     self.violation(format!("{name} had notice, and was still there at its end"));
                 }
                 self.kill_peer(&name, false);
@@ -378,6 +403,10 @@ impl World {
     /// The conductor says that a step is complete.
     pub(super) fn committed(&mut self, committed: &Committed) {
         self.out.commits += 1;
+        self.out.decided_ms.push(self.now);
+        if let Some(conductor) = &self.conductor {
+            self.out.members = conductor.members();
+        }
         self.out.redone += committed.redone;
         self.say(|| format!("step {} is complete: {committed:?}", committed.step));
         let Some(truth) = self.truth.get(committed.step as usize) else { return };
@@ -388,6 +417,26 @@ impl World {
             let text = format!("step {}: {committed:?} instead of {truth:?}", committed.step);
             self.violation(text);
         }
+    }
+
+    fn look_for_empty_stages(&mut self) {
+        let empty = self.conductor.as_ref().is_some_and(|c| c.members().iter().any(Vec::is_empty));
+        if empty && self.out.commits > 0 {
+            self.out.downtime_ms += TICK_MS;
+        }
+    }
+
+    /// A peer is sent to another stage.
+    pub(super) fn moved(&mut self, moved: Moved) {
+        self.say(|| format!("moves: {moved:?}"));
+        self.out.moves += 1;
+        if let Some(conductor) = self.conductor.as_ref().filter(|c| *c.phase() == Phase::Running)
+            && conductor.members()[moved.from as usize].is_empty()
+        {
+            self.violation(format!("nobody is left where it was: {moved:?}"));
+        }
+        let brings = self.peers.get(&moved.peer).is_some_and(|p| p.has_sums_of(moved.step));
+        self.out.handed_over += u32::from(brings);
     }
 
     /// After everything that the conductor did: its step never goes back but for a loss.
@@ -455,8 +504,9 @@ impl World {
 
     fn judge(&mut self) {
         self.out.ms = self.now;
+        self.out.steps = self.reached;
         self.out.settled_ms = self.finished_at.unwrap_or(self.now).saturating_sub(self.last_fault);
-        if !self.out.violations.is_empty() {
+        if !self.out.violations.is_empty() || self.scenario.script.is_some() {
             return;
         }
         if self.finished_at.is_none() {

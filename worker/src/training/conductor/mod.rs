@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use dunlin_planner::PeerName;
+use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, ToPeer,
     TrainerReport,
@@ -35,6 +36,10 @@ use record::Record;
 const GATHER_MS: u64 = 2000;
 /// A peer that keeps a microbatch from others for so long is taken to be lost.
 const CLAIM_MS_MAX: u64 = 120_000;
+/// A peer that will be gone serves on until so long before: as long as one that is terminated has.
+const HAND_OVER_MS: u64 = 25_000;
+/// A stage's state is expected to be fetched in this time, until the first was.
+const FETCH_MS: u64 = 10_000;
 /// Pause after a checkpoint that could not be begun.
 const SAVE_PAUSE: Duration = Duration::from_secs(2);
 /// How often time passes.
@@ -68,6 +73,8 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let config = ConductorConfig {
         stages: run.config.stages,
         microbatches: u32::try_from(run.config.microbatches())?,
+        rows: u32::try_from(run.rows_per_microbatch())?,
+        costs: run.costs(),
         steps: run.config.steps,
         tied: run.model.tied,
         clip: run.config.optimizer.clip,
@@ -77,6 +84,9 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         validation_batches: run.config.validation.as_ref().map_or(0, |v| v.batches as u32),
         gather_ms: GATHER_MS,
         claim_ms_max: CLAIM_MS_MAX,
+        hand_over_ms: HAND_OVER_MS,
+        policy: Policy::default(),
+        fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
         incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
     };
@@ -286,6 +296,10 @@ impl Shell {
             ConductorEffect::Note(text) => {
                 warn!("{text}");
                 lock(&self.record).note(text);
+            }
+            ConductorEffect::Moved(moved) => {
+                info!(peer = %moved.peer, from = moved.from, to = moved.to, "moves: {}", moved.reason);
+                lock(&self.record).moved(moved);
             }
             ConductorEffect::Committed(committed) => {
                 let tokens = self.run.config.tokens_per_step();

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::conductor::{Committed, Totals};
+use dunlin_protocol::training::conductor::{Committed, Moved, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
 use dunlin_train::Run;
 use serde::Serialize;
@@ -16,6 +16,8 @@ use super::super::saved::Sealed;
 const STEPS_KEPT: usize = 20_000;
 /// Notes that are kept.
 const NOTES_KEPT: usize = 200;
+/// Moves that are kept.
+const MOVES_KEPT: usize = 100;
 /// Steps over which speed is averaged.
 const SPEED_STEPS: usize = 10;
 
@@ -45,6 +47,7 @@ pub struct StepRecord {
 pub struct Record {
     steps: VecDeque<StepRecord>,
     notes: VecDeque<String>,
+    moves: VecDeque<Moved>,
     layers: Vec<String>,
     total: Step,
     phase: Phase,
@@ -65,6 +68,7 @@ impl Record {
         Self {
             steps: VecDeque::new(),
             notes: VecDeque::new(),
+            moves: VecDeque::new(),
             layers: stages
                 .map(|s| {
                     let l = run.layers(s);
@@ -138,6 +142,14 @@ impl Record {
         }
     }
 
+    /// A peer goes to another stage.
+    pub fn moved(&mut self, moved: Moved) {
+        self.moves.push_back(moved);
+        if self.moves.len() > MOVES_KEPT {
+            self.moves.pop_front();
+        }
+    }
+
     /// Steps from `from` on, at most `max`.
     pub fn steps(&self, from: Step, max: usize) -> Vec<StepRecord> {
         let first = self.steps.partition_point(|s| s.step < from);
@@ -185,6 +197,9 @@ impl Record {
             "lastCheckpoint": self.checkpoint.as_ref().map(|(step, path, sha256)| {
                 json!({"step": step, "path": path, "sha256": sha256})
             }),
+            "lastMoves": self.moves.iter().map(|m| {
+                json!({"step": m.step, "peer": m.peer, "from": m.from, "to": m.to, "reason": m.reason})
+            }).collect::<Vec<_>>(),
             "members": self.members, "notes": self.notes,
         })
         .to_string()

@@ -51,7 +51,8 @@ const DRAIN: Duration = Duration::from_secs(25);
 
 /// What happens to a peer.
 enum Event {
-    Computed(RequestId, Result<Computed, String>),
+    /// With the microseconds that it took.
+    Computed(RequestId, u64, Result<Computed, String>),
     Applied(Step, Result<u64, String>),
     Added(Take, Result<(), String>),
     /// The state of a stage is here.
@@ -217,7 +218,7 @@ impl Peer {
         if self.leaving.is_none() {
             info!("notice: handing over");
             self.leaving = Some(Instant::now() + by);
-            self.node.leave(out);
+            self.node.leave(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), out);
         }
     }
 
@@ -292,19 +293,19 @@ impl Peer {
 
     fn happened(&mut self, event: Event, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
         match event {
-            Event::Computed(id, Ok(computed)) => {
+            Event::Computed(id, took_us, Ok(computed)) => {
                 let loss = computed.loss;
                 if let Some(waiting) = self.calls.remove(&id) {
                     let reply =
                         proto::ComputeReply { data: computed.data.into(), loss, ..Default::default() };
                     // The conductor hears of it first: see `perform`.
-                    self.node.computed(id, Ok(loss), out);
+                    self.node.computed(id, Ok(loss), took_us, out);
                     let _ = waiting.reply.send(reply);
                 } else {
-                    self.node.computed(id, Ok(loss), out);
+                    self.node.computed(id, Ok(loss), took_us, out);
                 }
             }
-            Event::Computed(id, Err(what)) => self.node.computed(id, Err(what), out),
+            Event::Computed(id, took_us, Err(what)) => self.node.computed(id, Err(what), took_us, out),
             Event::Applied(step, Ok(hash)) => {
                 self.averages.clear();
                 self.node.applied(step + 1, hash, out);
@@ -403,12 +404,14 @@ impl Peer {
                 let input = std::mem::take(&mut waiting.request.input);
                 let output = std::mem::take(&mut waiting.request.output);
                 self.with_stage(move |stage, pool| {
+                    let started = Instant::now();
                     let computed = match call.kind {
                         CallKind::Forward => stage.forward(pool, &input),
                         CallKind::Loss => stage.loss(pool, &input, &output),
                         CallKind::Backward => stage.backward(pool, &input, &output, accumulate),
                     };
-                    Event::Computed(request, computed.map_err(|e| e.to_string()))
+                    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    Event::Computed(request, took_us, computed.map_err(|e| e.to_string()))
                 });
             }
             Job::Clear => self.engine.run(|bench| {

@@ -57,7 +57,7 @@ impl Conductor {
             }
             self.gathering.restore = true;
         }
-        self.load_all(out);
+        self.load_all(now_ms, out);
         if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
             self.phase = Phase::Running;
             self.roster_changed = true;
@@ -86,7 +86,7 @@ impl Conductor {
             (PeerReport::Released { step, microbatch }, _) => {
                 peer.claims.retain(|claim| claim != &(*step, *microbatch));
             }
-            (PeerReport::Done { step, contribution }, Some(held)) if *step == held.step => {
+            (PeerReport::Done { step, contribution, .. }, Some(held)) if *step == held.step => {
                 held.adding.retain(|m| *m != contribution.microbatch);
                 held.done.push(contribution.clone());
             }
@@ -98,7 +98,7 @@ impl Conductor {
                 peer.held = Some(Held { stage: *stage, step: *step, ..Held::default() });
                 peer.step = *step;
             }
-            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving, _) => {
+            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving { .. }, _) => {
                 return true;
             }
             _ => {}
@@ -161,7 +161,7 @@ impl Conductor {
         if (0..self.config.stages).any(|s| !self.stays(s)) {
             self.saving.want_now(self.config.saves);
         }
-        self.retry_idle(out);
+        self.settle(now_ms, out);
         self.plan_save();
     }
 
@@ -170,37 +170,13 @@ impl Conductor {
         self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
     }
 
-    /// Peers without a stage load one, evenly. Those of one machine come one after another, so that they get different stages.
-    fn load_all(&mut self, out: &mut Vec<ConductorEffect>) {
-        let mut idle: Vec<(String, PeerName)> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.place == Place::Idle && !p.leaving)
-            .map(|(n, p)| (p.mate.host.clone(), n.clone()))
-            .collect();
-        idle.sort();
-        for (_, name) in idle {
-            let Some(stage) = (0..self.config.stages).min_by_key(|&s| self.company(s, &name)) else { return };
-            self.load(name, stage, out);
-        }
-        let place = |peer: &super::PeerState| match peer.place {
-            Place::Member { stage } | Place::Fetching { stage } => Some(stage),
-            _ => None,
-        };
-        let mut count: Vec<usize> = (0..self.config.stages)
-            .map(|stage| self.peers.values().filter(|p| place(p) == Some(stage)).count())
-            .collect();
-        // More peers than stages, and still one without: somebody must move.
-        while let (Some(empty), Some(full)) =
-            (count.iter().position(|&c| c == 0), (0..count.len()).max_by_key(|&s| count[s]))
-        {
-            let name =
-                self.peers.iter().find(|(_, p)| place(p) == Some(full as StageId)).map(|(n, _)| n.clone());
-            let Some(name) = name.filter(|_| count[full] > 1) else { return };
-            count[full] -= 1;
-            count[empty] += 1;
-            let stage = empty as StageId;
-            self.load(name, stage, out);
+    /// Peers without a stage load one. When a stage has nobody then, and another more than it needs, somebody moves.
+    fn load_all(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        for (name, stage) in self.places(now_ms, false, out) {
+            let has = [Place::Member { stage }, Place::Fetching { stage }];
+            if self.peers.get(&name).is_some_and(|p| !has.contains(&p.place)) {
+                self.load(name, stage, out);
+            }
         }
     }
 
@@ -237,19 +213,17 @@ impl Conductor {
         self.in_doubt.clear();
         self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
         self.open_step();
+        let places = self.places(now_ms, true, out);
         let names: Vec<PeerName> = self.peers.keys().cloned().collect();
         for name in names {
             let Some(peer) = self.peers.get_mut(&name) else { continue };
             peer.held = None;
             peer.claims.clear();
-            match peer.place {
-                Place::Member { stage } | Place::Fetching { stage } | Place::Parked { stage }
-                    if !peer.leaving =>
-                {
-                    self.load(name, stage, out);
-                }
-                Place::Retired | Place::Idle => {}
-                _ => {
+            peer.moving = None;
+            match (places.get(&name), &peer.place) {
+                (Some(stage), _) => self.load(name, *stage, out),
+                (None, Place::Retired | Place::Idle) => {}
+                (None, _) => {
                     self.place(&name, Place::Retired);
                     out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
                 }

@@ -2,12 +2,14 @@
 //!
 //! It carries no tensors and keeps nothing on disk: after a restart it asks the peers what they hold ([`gather`]). One file per concern:
 //!
-//! * [`roster`] who is there and what stage each serves; joining, moving, leaving
+//! * [`roster`] who is there and what stage each serves; joining, leaving
+//! * [`moves`] which stage a peer should serve
 //! * [`step`] keys, averages, the commit
 //! * [`gather`] beginning, and beginning again from what peers or a checkpoint have
 //! * [`save`] checkpoints
 
 mod gather;
+mod moves;
 mod roster;
 mod save;
 mod step;
@@ -17,11 +19,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
+use dunlin_planner::rebalance::Policy;
 
 use super::ledger::Ledger;
 use super::message::{
     Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
+use super::speed::Speed;
 
 /// Bounds and shape of a run.
 #[derive(Clone, Debug)]
@@ -30,6 +34,10 @@ pub struct ConductorConfig {
     pub stages: u32,
     /// Microbatches of a step.
     pub microbatches: u32,
+    /// Rows of a microbatch.
+    pub rows: u32,
+    /// Work of a row at each stage, in one unit.
+    pub costs: Vec<f64>,
     /// Updates in all.
     pub steps: Step,
     /// The first and the last stage share the embedding.
@@ -48,6 +56,12 @@ pub struct ConductorConfig {
     pub gather_ms: u64,
     /// A peer that keeps a key from others for longer is taken to be lost.
     pub claim_ms_max: u64,
+    /// A peer that will be gone serves on until so long before.
+    pub hand_over_ms: u64,
+    /// How eagerly peers change their stage. Its step is measured, and its shadows are not kept.
+    pub policy: Policy,
+    /// Time in which the state of a stage is fetched, as long as that was not measured.
+    pub fetch_ms: u64,
     /// Distinguishes this life of the conductor from others: larger than those before.
     pub incarnation: u64,
 }
@@ -92,6 +106,8 @@ pub enum ConductorEffect {
     },
     /// A step is complete.
     Committed(Committed),
+    /// A peer goes to another stage.
+    Moved(Moved),
     /// End a stream: its other side must begin anew.
     Drop(PeerName),
     /// For people.
@@ -111,6 +127,21 @@ pub struct Committed {
     pub norm: f64,
     /// Contributions that were computed again because a peer was lost.
     pub redone: u32,
+}
+
+/// One peer that went to another stage, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The step under way.
+    pub step: Step,
+    /// Who.
+    pub peer: PeerName,
+    /// From where.
+    pub from: StageId,
+    /// Where to.
+    pub to: StageId,
+    /// For people.
+    pub reason: String,
 }
 
 /// Where a run is.
@@ -148,6 +179,7 @@ pub struct Conductor {
     suspend: bool,
     redone: u32,
     totals: Totals,
+    measured: moves::Measured,
     hashes: BTreeMap<(StageId, Step), u64>,
     /// The update that was decided last: the step before this one.
     last_scale: Option<f32>,
@@ -215,8 +247,20 @@ impl Averaging {
 struct PeerState {
     mate: Mate,
     place: Place,
-    /// It was told that it will be gone.
+    /// When it will be gone, once it said so.
+    doomed_ms: Option<u64>,
+    /// That is soon: it hands over, or has to be relieved.
     leaving: bool,
+    /// Where it goes once a mate has its sums.
+    moving: Option<Moving>,
+    /// When it last went to another stage.
+    moved_ms: Option<u64>,
+    /// Since when it is there.
+    since_ms: u64,
+    /// Since when it fetches the whole state of its stage.
+    fetch_since_ms: Option<u64>,
+    /// At stages of cost 1.
+    speed: Speed,
     /// Updates it has applied, as far as is known.
     step: Step,
     /// What it holds, while the conductor has not begun.
@@ -225,6 +269,14 @@ struct PeerState {
     quiet_since_ms: u64,
     /// What it asked for meanwhile.
     claims: Vec<(Step, Microbatch)>,
+}
+
+/// A peer on its way out of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Moving {
+    from: StageId,
+    to: StageId,
+    reason: String,
 }
 
 /// What a peer does.
@@ -268,6 +320,7 @@ impl Conductor {
             suspend: false,
             redone: 0,
             totals: Totals::default(),
+            measured: moves::Measured::new(config.stages, config.fetch_ms),
             hashes: BTreeMap::new(),
             last_scale: None,
             in_doubt: BTreeMap::new(),
@@ -358,14 +411,16 @@ impl Conductor {
             return;
         }
         if let Some(peer) = self.peers.get_mut(name)
-            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving)
+            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving { .. })
         {
             peer.quiet_since_ms = now_ms;
         }
         match report {
             PeerReport::Claim { step, microbatch } => self.claim(now_ms, name, step, microbatch, out),
             PeerReport::Released { step, microbatch } => self.unclaim(now_ms, name, step, microbatch, out),
-            PeerReport::Done { step, contribution } => self.done(name, step, &contribution, out),
+            PeerReport::Done { step, contribution, took_us } => {
+                self.done(name, step, &contribution, took_us, out);
+            }
             PeerReport::Failed { step, microbatch, what } => self.failed(step, microbatch, &what, out),
             PeerReport::Averaged { step, shard, round, squares } => {
                 self.averaged(name, step, shard, round, squares);
@@ -374,11 +429,11 @@ impl Conductor {
                 self.average_failed(now_ms, name, step, shard, round, &why, out);
             }
             PeerReport::Applied { step, hash, .. } => self.applied(name, step, hash, out),
-            PeerReport::Ready { stage, step } => self.ready(name, stage, step, out),
+            PeerReport::Ready { stage, step } => self.ready(now_ms, name, stage, step, out),
             PeerReport::FetchFailed { stage, why } => self.fetch_failed(now_ms, name, stage, &why, out),
-            PeerReport::Taken { step, from } => self.taken(name, step, &from, out),
+            PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
-            PeerReport::Leaving => self.leaving(name, out),
+            PeerReport::Leaving { within_ms } => self.doomed(now_ms, name, within_ms, out),
             PeerReport::Saved { step, record } => self.saved(name, step, record, out),
             PeerReport::SaveFailed { step, why } => self.save_failed(now_ms, name, step, &why, out),
         }
@@ -390,10 +445,10 @@ impl Conductor {
             self.try_begin(now_ms, out);
         }
         if self.phase == Phase::Running {
-            self.try_hand_over(out);
+            self.try_hand_over(now_ms, out);
             self.admit_parked();
             self.start_averages(now_ms, out);
-            self.try_commit(out);
+            self.try_commit(now_ms, out);
         }
         self.try_end(now_ms, out);
         self.tell_roster(out);
@@ -414,8 +469,9 @@ impl Conductor {
             self.gone(now_ms, &name, out);
             out.push(ConductorEffect::Drop(name));
         }
+        self.leave_in_time(now_ms, out);
         self.give_up_lost_stages(now_ms, out);
-        self.retry_idle(out);
+        self.settle(now_ms, out);
     }
 
     /// Is there something that the loss of a stage would set back?

@@ -4,6 +4,7 @@ use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
 use crate::training::message::{Held, Mate, StageId, Step, ToPeer, ToTrainer};
+use crate::training::speed::Speed;
 
 /// A fetch that failed is tried again after this long.
 const RETRY_MS: u64 = 500;
@@ -23,7 +24,13 @@ impl Conductor {
         let state = PeerState {
             mate,
             place: Place::Idle,
+            doomed_ms: None,
             leaving: false,
+            moving: None,
+            moved_ms: None,
+            since_ms: now_ms,
+            fetch_since_ms: None,
+            speed: Speed::default(),
             step: held.as_ref().map_or(0, |h| h.step),
             held: held.clone(),
             quiet_since_ms: now_ms,
@@ -58,7 +65,7 @@ impl Conductor {
                 Some(held) if held.step <= self.step && self.members_of(held.stage).next().is_some() => {
                     self.fetch(&name, held.stage, out);
                 }
-                _ => self.find_place(&name, out),
+                _ => self.settle(now_ms, out),
             },
             Phase::Finished | Phase::Suspended => out.push(ConductorEffect::ToPeer(name, ToPeer::Retire)),
             Phase::Failed(_) => {}
@@ -77,28 +84,6 @@ impl Conductor {
         }
     }
 
-    /// A newcomer goes where the fewest serve or are about to, of those where the fewest are of its machine.
-    pub(super) fn find_place(&mut self, name: &PeerName, out: &mut Vec<ConductorEffect>) {
-        let served = |stage: &StageId| self.members_of(*stage).next().is_some();
-        let weakness = |stage: &StageId| self.company(*stage, name);
-        let Some(stage) = (0..self.config.stages).filter(served).min_by_key(weakness) else { return };
-        self.fetch(name, stage, out);
-    }
-
-    /// Others that serve a stage or are about to, and stay: how many there are, and how many of them would be lost together with `name`.
-    pub(super) fn company(&self, stage: StageId, name: &PeerName) -> (usize, usize) {
-        let here = |peer: &PeerState| match peer.place {
-            Place::Member { stage: s } | Place::Fetching { stage: s } | Place::Parked { stage: s } => {
-                s == stage && !peer.leaving
-            }
-            _ => false,
-        };
-        let host = self.peers.get(name).map_or("", |p| p.mate.host.as_str());
-        let others = self.peers.iter().filter(|(n, p)| *n != name && here(p));
-        let hosts: Vec<&str> = others.map(|(_, p)| p.mate.host.as_str()).collect();
-        (hosts.len(), hosts.iter().filter(|h| **h == host).count())
-    }
-
     pub(super) fn fetch(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
         let mates: Vec<Mate> =
             self.members_of(stage).filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
@@ -108,6 +93,7 @@ impl Conductor {
 
     pub(super) fn ready(
         &mut self,
+        now_ms: u64,
         name: &PeerName,
         stage: StageId,
         step: Step,
@@ -127,6 +113,9 @@ impl Conductor {
                 }
             }
             return;
+        }
+        if step >= self.step {
+            self.fetched(now_ms, name, stage);
         }
         if step == self.step && self.collecting(stage) {
             self.place(name, Place::Member { stage });
@@ -150,22 +139,11 @@ impl Conductor {
             && matches!(peer.place, Place::Fetching { .. })
         {
             peer.place = Place::Idle;
+            peer.fetch_since_ms = None;
             peer.held = None;
             if self.phase == Phase::Gathering {
                 self.gathering.again(now_ms + RETRY_MS);
             }
-        }
-    }
-
-    /// Peers without a place get one.
-    pub(super) fn retry_idle(&mut self, out: &mut Vec<ConductorEffect>) {
-        if !self.live() {
-            return;
-        }
-        let idle: Vec<PeerName> =
-            self.peers.iter().filter(|(_, p)| p.place == Place::Idle).map(|(n, _)| n.clone()).collect();
-        for name in idle {
-            self.find_place(&name, out);
         }
     }
 
@@ -177,6 +155,7 @@ impl Conductor {
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
         self.forget_saver(name);
+        self.measured.peer_gone(now_ms.saturating_sub(peer.since_ms));
         // When all is done everybody goes.
         let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));
         if peer.place != Place::Retired && !over {
@@ -233,7 +212,7 @@ impl Conductor {
             let back: Vec<PeerName> =
                 self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
             for other in back {
-                self.place(&other, Place::Member { stage });
+                self.stays_after_all(&other, stage);
                 self.saving.want_now(self.config.saves);
             }
         }
@@ -308,8 +287,71 @@ impl Conductor {
             || self.saving.waits_for(name)
     }
 
+    /// A peer will be gone: those without work go at once, others serve on as long as there is time.
+    pub(super) fn doomed(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        within_ms: u64,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let (live, hand_over_ms) = (self.live(), self.config.hand_over_ms);
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let doomed_ms = now_ms + within_ms;
+        peer.doomed_ms = Some(peer.doomed_ms.map_or(doomed_ms, |before| before.min(doomed_ms)));
+        match peer.place {
+            Place::Member { stage } if live && within_ms > hand_over_ms => {
+                self.last_will_leave(now_ms, name, stage, out)
+            }
+            _ => self.leaving(now_ms, name, out),
+        }
+    }
+
+    /// Those whose time is nearly up.
+    pub(super) fn leave_in_time(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let due = |p: &PeerState| {
+            !p.leaving && p.doomed_ms.is_some_and(|at| now_ms + self.config.hand_over_ms >= at)
+        };
+        let due: Vec<PeerName> =
+            self.peers.iter().filter(|(_, p)| due(p)).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.leaving(now_ms, &name, out);
+        }
+    }
+
+    /// A peer will be gone. When it is the last of its stage that was to stay, what it knows must be on disk before it goes, and somebody
+    /// else must come.
+    fn last_will_leave(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        stage: StageId,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.stays(stage) {
+            return;
+        }
+        // Whoever was about to go to another stage, and has not begun to hand over, stays instead.
+        let back: Vec<PeerName> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.place == Place::HandingOver { stage, to: None } && p.doomed_ms.is_none())
+            .map(|(n, _)| n.clone())
+            .collect();
+        if back.is_empty() {
+            self.saving.want_now(self.config.saves);
+            out.push(ConductorEffect::Note(format!(
+                "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
+            )));
+            self.settle(now_ms, out);
+        }
+        for other in back {
+            self.stays_after_all(&other, stage);
+        }
+    }
+
     /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
-    pub(super) fn leaving(&mut self, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    fn leaving(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
         let live = self.live();
         let Some(peer) = self.peers.get_mut(name) else { return };
         if std::mem::replace(&mut peer.leaving, true) {
@@ -320,15 +362,7 @@ impl Conductor {
             return;
         }
         match peer.place {
-            Place::Member { stage } if live => {
-                if !self.stays(stage) {
-                    // Nobody else has this stage: what it knows must be on disk before it goes.
-                    self.saving.want_now(self.config.saves);
-                    out.push(ConductorEffect::Note(format!(
-                        "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
-                    )));
-                }
-            }
+            Place::Member { stage } if live => self.last_will_leave(now_ms, name, stage, out),
             Place::Member { .. } | Place::HandingOver { .. } => {}
             Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
                 self.place(name, Place::Retired);
@@ -337,8 +371,13 @@ impl Conductor {
         }
     }
 
-    /// Has a stage a peer that does not leave?
+    /// Has a stage a peer that will not be gone, as far as is known?
     pub(super) fn stays(&self, stage: StageId) -> bool {
+        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| p.doomed_ms.is_none()))
+    }
+
+    /// Has a stage a peer that does not leave yet?
+    fn is_relieved(&self, stage: StageId) -> bool {
         self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
     }
 
@@ -349,7 +388,7 @@ impl Conductor {
 
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
     /// stays until the step is decided.
-    pub(super) fn try_hand_over(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn try_hand_over(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
         // the same peers.
         let relieved: Vec<(PeerName, StageId)> = self
@@ -357,19 +396,14 @@ impl Conductor {
             .iter()
             .filter(|(_, p)| p.leaving)
             .filter_map(|(name, p)| match p.place {
-                Place::Member { stage } if self.stays(stage) && self.collecting(stage) => {
+                Place::Member { stage } if self.is_relieved(stage) && self.collecting(stage) => {
                     Some((name.clone(), stage))
                 }
                 _ => None,
             })
             .collect();
         for (name, stage) in relieved {
-            self.place(&name, Place::HandingOver { stage, to: None });
-            // What it waits for it must not get once its sums are on their way to a mate.
-            for microbatch in self.stages[stage as usize].ledger.refuse_waiting(&name) {
-                let refusal = ToPeer::Grant { step: self.step, microbatch, granted: false };
-                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
-            }
+            self.relieve(&name, stage, out);
         }
         let waiting: Vec<(PeerName, StageId)> = self
             .peers
@@ -380,22 +414,12 @@ impl Conductor {
             })
             .collect();
         for (name, stage) in waiting {
-            let mid_average = self.shards_of(stage).iter().any(|&s| {
-                self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(&name))
-            });
-            // Sums that it is given, or has been given without a word yet, are handed over with its own.
-            let takes = self
-                .peers
-                .values()
-                .any(|p| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if *to == name))
-                || self.in_doubt.values().any(|d| d.mate == name);
-            if takes || mid_average || self.stages[stage as usize].ledger.is_busy(&name) {
+            if self.occupied(&name, stage) {
                 continue;
             }
             let contributions = self.stages[stage as usize].ledger.of(&name);
             if contributions.is_empty() {
-                self.place(&name, Place::Retired);
-                out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+                self.released(now_ms, &name, out);
                 continue;
             }
             // One mate at a time takes from one leaver, and it must not be leaving itself.
@@ -404,7 +428,10 @@ impl Conductor {
                     .values()
                     .any(|p| matches!(&p.place, Place::HandingOver { to: Some(t), .. } if t == mate))
             };
-            let mate = self.members_of(stage).find(|mate| !busy(mate)).cloned();
+            // Rather one that stays.
+            let stays = |mate: &&PeerName| self.peers.get(*mate).is_some_and(|p| p.doomed_ms.is_none());
+            let free: Vec<&PeerName> = self.members_of(stage).filter(|mate| !busy(mate)).collect();
+            let mate = free.iter().copied().find(stays).or(free.first().copied()).cloned();
             let from = self.peers.get(&name).map(|p| p.mate.clone());
             if let (Some(mate), Some(from)) = (mate, from) {
                 self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
@@ -416,8 +443,46 @@ impl Conductor {
         }
     }
 
+    /// A peer takes nothing new from now on.
+    pub(super) fn relieve(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+        self.place(name, Place::HandingOver { stage, to: None });
+        // What it waits for it must not get once its sums are on their way to a mate.
+        for microbatch in self.stages[stage as usize].ledger.refuse_waiting(name) {
+            let refusal = ToPeer::Grant { step: self.step, microbatch, granted: false };
+            out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+        }
+    }
+
+    /// A peer on its way out serves on.
+    fn stays_after_all(&mut self, name: &PeerName, stage: StageId) {
+        self.place(name, Place::Member { stage });
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.moving = None;
+        }
+    }
+
+    /// Is there something that a peer does before it can hand over?
+    fn occupied(&self, name: &PeerName, stage: StageId) -> bool {
+        let averages = self
+            .shards_of(stage)
+            .iter()
+            .any(|&s| self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(name)));
+        // Sums that it is given, or has been given without a word yet, are handed over with its own.
+        let gives = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        averages
+            || self.peers.values().any(gives)
+            || self.in_doubt.values().any(|d| d.mate == *name)
+            || self.stages[stage as usize].ledger.is_busy(name)
+    }
+
+    /// Can a peer of a stage go without a word?
+    pub(super) fn has_nothing(&self, name: &PeerName, stage: StageId) -> bool {
+        !self.occupied(name, stage) && self.stages[stage as usize].ledger.of(name).is_empty()
+    }
+
     pub(super) fn taken(
         &mut self,
+        now_ms: u64,
         mate: &PeerName,
         step: Step,
         from: &PeerName,
@@ -435,8 +500,7 @@ impl Conductor {
         };
         if step == self.step && to.as_ref() == Some(mate) {
             self.stages[stage as usize].ledger.transfer(from, mate);
-            self.place(from, Place::Retired);
-            out.push(ConductorEffect::ToPeer(from.clone(), ToPeer::Retire));
+            self.released(now_ms, from, out);
         }
     }
 
@@ -459,7 +523,7 @@ impl Conductor {
     }
 
     /// The edge of a step: those that waited for it get the update they miss, leavers are free.
-    pub(super) fn after_commit(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn after_commit(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let all: Vec<(PeerName, Place)> =
             self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
@@ -467,15 +531,12 @@ impl Conductor {
                 Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
                     self.fetch(&name, stage, out);
                 }
-                Place::HandingOver { .. } => {
-                    self.place(&name, Place::Retired);
-                    out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
-                }
+                Place::HandingOver { .. } => self.released(now_ms, &name, out),
                 _ => {}
             }
         }
-        self.retry_idle(out);
         self.plan_save();
+        self.rebalance(now_ms, out);
     }
 
     pub(super) fn roster(&self) -> ToTrainer {

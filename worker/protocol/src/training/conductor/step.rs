@@ -125,10 +125,12 @@ impl Conductor {
         name: &PeerName,
         step: Step,
         contribution: &Contribution,
+        took_us: u64,
         out: &mut Vec<ConductorEffect>,
     ) {
         let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
         let microbatch = contribution.microbatch;
+        self.timed(name, stage, took_us);
         let waited = self.stages[stage as usize].ledger.done(contribution, name);
         for peer in waited.into_iter().flatten() {
             out.push(ConductorEffect::ToPeer(peer, ToPeer::Grant { step, microbatch, granted: false }));
@@ -280,7 +282,7 @@ impl Conductor {
     }
 
     /// Everything is averaged everywhere: the step is decided.
-    pub(super) fn try_commit(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn try_commit(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let averaged = self.shards.iter().all(|s| s.averaging.as_ref().is_some_and(Averaging::complete));
         let served = (0..self.config.stages).all(|s| self.members_of(s).next().is_some());
         let validated = self.validation.values().all(Option::is_some);
@@ -326,7 +328,7 @@ impl Conductor {
         self.step += 1;
         self.last_scale = Some(scale);
         self.open_step();
-        self.after_commit(out);
+        self.after_commit(now_ms, out);
     }
 
     pub(super) fn applied(&mut self, name: &PeerName, step: Step, hash: u64, out: &mut Vec<ConductorEffect>) {

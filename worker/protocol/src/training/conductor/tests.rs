@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use dunlin_planner::rebalance::Policy;
+
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, ToPeer};
 
@@ -9,6 +11,8 @@ fn conductor(stages: StageId) -> Conductor {
     let config = ConductorConfig {
         stages,
         microbatches: 4,
+        rows: 8,
+        costs: Vec::new(),
         steps: 10,
         tied: false,
         clip: None,
@@ -18,6 +22,9 @@ fn conductor(stages: StageId) -> Conductor {
         validation_batches: 0,
         gather_ms: GATHER_MS,
         claim_ms_max: 1000,
+        hand_over_ms: 1000,
+        policy: Policy::default(),
+        fetch_ms: 100,
         incarnation: 1,
     };
     Conductor::new(config, None)

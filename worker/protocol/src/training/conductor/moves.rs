@@ -1,0 +1,327 @@
+//! Who serves which stage: [`dunlin_planner::rebalance`] is asked, and obeyed.
+//!
+//! Newcomers are placed as they come. A peer that serves changes its stage at the edge of a step, when its sums are empty; in the middle of
+//! one only for a stage that nobody else will serve, and then a mate takes its sums as from one that leaves. Either way it then gets
+//! the state of its new stage from mates, as a newcomer does, while the others go on.
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::PeerName;
+use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
+
+use super::{Conductor, ConductorEffect, Moved, Moving, PeerState, Phase, Place};
+use crate::training::message::{StageId, ToPeer};
+use crate::training::wiring::BACKWARD_ROWS;
+
+/// Peers whose speed differs from the usual by no more than this factor count as equal: measurements vary by that much on machines that
+/// do something else as well.
+const ALIKE: f64 = 1.25;
+/// Peers that every stage should have: the loss of one of a pair costs nothing.
+const PAIR: usize = 2;
+
+/// What was measured for the planner.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    /// Time in which the state of each stage was fetched.
+    fetch_ms: Vec<u64>,
+    /// The last edge of a step, and the time from the one before.
+    edge_ms: Option<u64>,
+    step_ms: Option<u64>,
+    /// Time that peers that are gone were there, and how many they are.
+    lived_ms: u64,
+    gone: u64,
+}
+
+impl Measured {
+    pub(super) fn new(stages: u32, fetch_ms: u64) -> Self {
+        Self { fetch_ms: vec![fetch_ms; stages as usize], edge_ms: None, step_ms: None, lived_ms: 0, gone: 0 }
+    }
+
+    pub(super) fn peer_gone(&mut self, lived_ms: u64) {
+        self.lived_ms += lived_ms;
+        self.gone += 1;
+    }
+}
+
+impl Conductor {
+    /// Peers without a stage get one. A stage without anybody who stays gets somebody, if others can spare one.
+    pub(super) fn settle(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        if !self.live() {
+            return;
+        }
+        let needy: Vec<StageId> = (0..self.config.stages).filter(|s| self.needs_somebody(*s)).collect();
+        if needy.is_empty() && self.peers.values().all(|p| p.place != Place::Idle) {
+            return;
+        }
+        // But for those stages nobody moves in the middle of a step.
+        let plan = self.plan(now_ms, needy.is_empty() || self.averaging());
+        self.obey(now_ms, plan, |to| needy.contains(&to), out);
+    }
+
+    /// The edge of a step: whoever is of more use elsewhere goes.
+    pub(super) fn rebalance(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        if let Some(before) = self.measured.edge_ms.replace(now_ms) {
+            self.measured.step_ms = Some(now_ms - before);
+        }
+        if self.live() {
+            let plan = self.plan(now_ms, self.phase != Phase::Running || self.suspend);
+            self.obey(now_ms, plan, |_| true, out);
+        }
+    }
+
+    /// Has a stage only peers that will be gone, and is nobody on the way to it?
+    fn needs_somebody(&self, stage: StageId) -> bool {
+        let comes = |p: &PeerState| match p.place {
+            Place::Fetching { stage: to } | Place::Parked { stage: to } => {
+                to == stage && p.doomed_ms.is_none()
+            }
+            Place::HandingOver { .. } => p.moving.as_ref().is_some_and(|m| m.to == stage),
+            _ => false,
+        };
+        self.phase == Phase::Running
+            && self.members_of(stage).next().is_some()
+            && !self.stays(stage)
+            && !self.peers.values().any(comes)
+    }
+
+    fn averaging(&self) -> bool {
+        self.shards.iter().any(|s| s.averaging.is_some())
+    }
+
+    fn policy(&self) -> Policy {
+        let policy = &self.config.policy;
+        // Peers hold one state at a time.
+        Policy { step_ms: self.measured.step_ms.unwrap_or(policy.step_ms), shadows: false, ..policy.clone() }
+    }
+
+    /// What the planner makes of the swarm as it is now.
+    fn plan(&self, now_ms: u64, averaging: bool) -> Plan {
+        let peers = self.peers.iter().filter_map(|(name, p)| self.seen(now_ms, name, p)).collect();
+        rebalance::rebalance(&self.view(now_ms, peers, averaging), &self.policy())
+    }
+
+    fn view(&self, now_ms: u64, mut peers: Vec<Peer>, averaging: bool) -> View {
+        even_out(&mut peers);
+        let cost = |stage: usize| self.config.costs.get(stage).copied().unwrap_or(1.0);
+        let stay = peers.iter().filter(|p| p.doomed_ms.is_none()).count();
+        // A pair for every stage, if there are so many.
+        let peers_wanted = if stay >= PAIR * self.config.stages as usize { PAIR } else { 1 };
+        let stage = |(stage, &fetch_ms)| Stage { cost: cost(stage), fetch_ms, peers_wanted, peers_min: 1 };
+        let stages = self.measured.fetch_ms.iter().enumerate().map(stage).collect();
+        View { now_ms, stages, peers, averaging }
+    }
+
+    /// A peer as the planner sees it; `None` for one that is about to end.
+    fn seen(&self, now_ms: u64, name: &PeerName, peer: &PeerState) -> Option<Peer> {
+        let fetching = |stage: StageId| {
+            let stage = stage as usize;
+            let begun_ms = peer.fetch_since_ms.unwrap_or(now_ms);
+            Some(Fetching { stage, ready_ms: (begun_ms + self.measured.fetch_ms[stage]).max(now_ms) })
+        };
+        let (stage, fetching) = match &peer.place {
+            Place::Idle => (None, None),
+            Place::Fetching { stage } | Place::Parked { stage } => (None, fetching(*stage)),
+            Place::Member { stage } => (Some(*stage as usize), None),
+            Place::HandingOver { .. } => (None, fetching(peer.moving.as_ref()?.to)),
+            Place::Retired => return None,
+        };
+        Some(Peer {
+            name: name.clone(),
+            host: peer.mate.host.clone(),
+            rows_per_s: rows_per_s(peer),
+            stage,
+            fetching,
+            room: 0,
+            moved_ms: peer.moved_ms,
+            doomed_ms: peer.doomed_ms.map(|at| at.saturating_sub(self.config.hand_over_ms).max(now_ms)),
+            expected_life_ms: self.expected_life_ms(now_ms),
+            ..Peer::default()
+        })
+    }
+
+    /// How long a peer lives, from those that were lost so far and those that are there; before that, as long as the planner thinks.
+    fn expected_life_ms(&self, now_ms: u64) -> u64 {
+        let present: u64 = self.peers.values().map(|p| now_ms.saturating_sub(p.since_ms)).sum();
+        (Peer::default().expected_life_ms + self.measured.lived_ms + present) / (1 + self.measured.gone)
+    }
+
+    fn obey(
+        &mut self,
+        now_ms: u64,
+        plan: Plan,
+        may_leave_for: impl Fn(StageId) -> bool,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        for step in plan.moves {
+            let to = step.to as StageId;
+            match step.kind {
+                Kind::Join => self.join(now_ms, &step.peer, to, out),
+                Kind::Cold if may_leave_for(to) => self.leave_for(now_ms, &step.peer, to, step.reason, out),
+                // Those need a second state.
+                _ => {}
+            }
+        }
+    }
+
+    /// A peer without a stage gets one. When nobody has its state, it waits: its peers come back, or all begin again from a checkpoint.
+    fn join(&mut self, now_ms: u64, name: &PeerName, to: StageId, out: &mut Vec<ConductorEffect>) {
+        if self.members_of(to).next().is_none() {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.fetch_since_ms = Some(now_ms);
+        }
+        self.fetch(name, to, out);
+    }
+
+    /// A peer stops serving, to go to another stage. Others of its stage must be there, and somebody who has the state of the other.
+    fn leave_for(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        to: StageId,
+        reason: String,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let Some(from) = self.member_stage(name) else { return };
+        let stays =
+            |other: &PeerName| other != name && self.peers.get(other).is_some_and(|p| p.doomed_ms.is_none());
+        let relieved = self.members_of(from).any(stays);
+        if from == to
+            || !relieved
+            || self.members_of(to).next().is_none()
+            || self.saving.waits_for(name)
+            || self.peers.get(name).is_none_or(|p| p.doomed_ms.is_some())
+        {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.moving = Some(Moving { from, to, reason });
+        }
+        self.relieve(name, from, out);
+        if self.has_nothing(name, from) {
+            self.released(now_ms, name, out);
+        }
+    }
+
+    /// A peer whose sums are of no more use where it is: it goes to its new stage, or for good.
+    pub(super) fn released(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(Moving { from, to, reason }) = peer.moving.take().filter(|_| !peer.leaving) else {
+            self.place(name, Place::Retired);
+            out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Retire));
+            return;
+        };
+        peer.moved_ms = Some(now_ms);
+        self.place(name, Place::Idle);
+        self.join(now_ms, name, to, out);
+        self.moved(Moved { step: self.step, peer: name.clone(), from, to, reason }, out);
+    }
+
+    fn moved(&mut self, moved: Moved, out: &mut Vec<ConductorEffect>) {
+        self.totals.moves += 1;
+        out.push(ConductorEffect::Moved(moved));
+    }
+
+    /// Everybody's stage for a beginning from a checkpoint, which has the state of all. Peers that have none get one; others change theirs
+    /// if a stage would have none, or if all begin again anyway.
+    pub(super) fn places(
+        &mut self,
+        now_ms: u64,
+        all_begin: bool,
+        out: &mut Vec<ConductorEffect>,
+    ) -> BTreeMap<PeerName, StageId> {
+        let stages = 0..self.config.stages as usize;
+        let mut peers: Vec<Peer> = Vec::new();
+        for (name, peer) in self.peers.iter().filter(|(_, p)| p.doomed_ms.is_none()) {
+            let Some(mut seen) = self.seen(now_ms, name, peer) else { continue };
+            seen.stage = seen.stage.or(seen.fetching.take().map(|f| f.stage));
+            seen.moved_ms = None;
+            peers.push(seen);
+        }
+        let mut view = self.view(now_ms, peers, false);
+        for stage in &mut view.stages {
+            stage.fetch_ms = 0;
+        }
+        let plan = |view: &View| rebalance::rebalance(view, &self.policy()).moves;
+        for join in plan(&view).into_iter().filter(|m| m.kind == Kind::Join) {
+            go_to(&mut view.peers, &join);
+        }
+        let served = |stage: usize| view.peers.iter().any(|p| p.stage == Some(stage));
+        let mut moves = Vec::new();
+        if all_begin || !stages.clone().all(served) {
+            for peer in &mut view.peers {
+                peer.shadows = stages.clone().filter(|s| peer.stage != Some(*s)).collect();
+            }
+            moves = plan(&view).into_iter().filter(|m| m.kind == Kind::Switch).collect();
+        }
+        for Move { peer, from, to, reason, .. } in moves.iter().cloned() {
+            if let Some(from) = from {
+                let (from, to) = (from as StageId, to as StageId);
+                self.moved(Moved { step: self.step, peer, from, to, reason }, out);
+            }
+        }
+        for step in &moves {
+            go_to(&mut view.peers, step);
+        }
+        view.peers.into_iter().filter_map(|p| Some((p.name, p.stage? as StageId))).collect()
+    }
+
+    /// A peer has the state that it was sent for: that is how long it takes.
+    pub(super) fn fetched(&mut self, now_ms: u64, name: &PeerName, stage: StageId) {
+        let began = self.peers.get_mut(name).and_then(|p| p.fetch_since_ms.take());
+        if let (Some(began), Some(usual)) = (began, self.measured.fetch_ms.get_mut(stage as usize)) {
+            *usual = (*usual + now_ms.saturating_sub(began)) / 2;
+        }
+    }
+
+    /// A backward pass took so long.
+    pub(super) fn timed(&mut self, name: &PeerName, stage: StageId, took_us: u64) {
+        let cost = self.config.costs.get(stage as usize).copied().unwrap_or(1.0);
+        let rows = f64::from(self.config.rows.max(1)) * cost * BACKWARD_ROWS;
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.speed.measure(took_us as f64 / 1e6 / rows);
+        }
+    }
+}
+
+fn go_to(peers: &mut [Peer], step: &Move) {
+    if let Some(peer) = peers.iter_mut().find(|p| p.name == step.peer) {
+        peer.stage = Some(step.to);
+    }
+}
+
+/// Rows of a stage of cost 1 that a peer takes forward and back in a second; 0 as long as that is not known.
+fn rows_per_s(peer: &PeerState) -> f64 {
+    peer.speed.seconds_per_row().map_or(0.0, |forward| 1.0 / (forward * (1.0 + BACKWARD_ROWS)).max(1e-9))
+}
+
+/// Those that were not measured are as fast as is usual, and so are those that nearly are.
+fn even_out(peers: &mut [Peer]) {
+    let mut known: Vec<f64> = peers.iter().map(|p| p.rows_per_s).filter(|rate| *rate > 0.0).collect();
+    known.sort_by(f64::total_cmp);
+    let usual = known.get(known.len() / 2).copied().unwrap_or(1.0);
+    for peer in peers {
+        let factor = peer.rows_per_s / usual;
+        if peer.rows_per_s == 0.0 || (1.0 / ALIKE..=ALIKE).contains(&factor) {
+            peer.rows_per_s = usual;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Peer, even_out};
+
+    #[test]
+    fn speeds_that_are_alike_or_unknown_are_the_usual_one() {
+        let of = |rates: &[f64]| {
+            let mut peers: Vec<Peer> =
+                rates.iter().map(|&rows_per_s| Peer { rows_per_s, ..Peer::default() }).collect();
+            even_out(&mut peers);
+            peers.iter().map(|p| p.rows_per_s).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[0.0, 0.0]), [1.0, 1.0]);
+        assert_eq!(of(&[9.0, 10.0, 0.0, 12.0, 3.3]), [10.0, 10.0, 10.0, 10.0, 3.3]);
+    }
+}
