@@ -365,7 +365,8 @@ impl World {
             }
             Event::Fault => self.next_fault(),
             Event::Kill(name) => {
-                if self.scenario.kinds == Kinds::Notice && !self.unforeseen && self.peers.contains_key(&name) {
+                let works = self.peers.get(&name).is_some_and(|p| !p.retired);
+                if self.scenario.kinds == Kinds::Notice && !self.unforeseen && works {
                     self.violation(format!("{name} had notice, and was still there at its end"));
                 }
                 self.kill_peer(&name, false);
