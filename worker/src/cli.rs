@@ -196,6 +196,9 @@ pub struct TrainPeerArgs {
     /// Memory it may use, in bytes. Nothing holds it to that yet.
     #[arg(long, default_value_t = 0)]
     pub memory: u64,
+    /// Disk that it may use for what is temporary, in bytes.
+    #[arg(long, default_value_t = 4 << 30)]
+    pub disk: u64,
 }
 
 /// Options of a trainer.

@@ -122,6 +122,7 @@ fn pod<'a>(
         Post::Peer => {
             let mut args = told(ROLE_PEER, &[("--listen", listen), ("--conductor", conductor)]);
             args.extend(pool.args());
+            args.extend(["--disk".to_owned(), pool.disk_bytes.to_string()]);
             (ROLE_PEER, Nodes::Own { marked }, args, &FRONT[..1], &desired.mounts.peers)
         }
         Post::Trainer => {
@@ -199,8 +200,9 @@ mod tests {
         assert_eq!(
             args(&peer),
             format!(
-                "train-peer {common} --listen 0.0.0.0:7070 --conductor tiny-conductor:7070 --threads 1 --memory {}",
-                (256_u64 << 20) / 8 * 7
+                "train-peer {common} --listen 0.0.0.0:7070 --conductor tiny-conductor:7070 --threads 1 --memory {} --disk {}",
+                (256_u64 << 20) / 8 * 7,
+                10_u64 << 30
             )
         );
         assert_eq!(args(&trainer), format!("trainer {common} --conductor tiny-conductor:7070"));

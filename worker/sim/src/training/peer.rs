@@ -20,7 +20,7 @@ const PULL_MS_MAX: u64 = 1200;
 const FETCH_MS_MAX: u64 = 4000;
 /// Steps whose averages are kept for those that fetch.
 const KEEP: Step = 4;
-/// The same in a script, where fetches take long.
+/// The same in a script, where fetches take long: processes collect what is made meanwhile.
 const KEEP_LONG: Step = 64;
 
 enum Work {

@@ -1,7 +1,7 @@
 //! The state of a stage: from several mates at once while they go on training, or from a checkpoint.
 //!
 //! Each mate gives a part of it as of the step it is at; when they are not all at the same one, it is asked for again. Updates that are made
-//! meanwhile are followed one by one.
+//! meanwhile are collected, and followed one by one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::super::saved;
 use super::super::values::Clients;
-use super::{Bench, Event, Fetching, Peer};
+use super::{Bench, Collected, Event, Fetching, Peer};
 
 /// Mates that give state at once.
 const MATES_MAX: usize = 4;
@@ -58,6 +58,8 @@ impl Peer {
         }
         let (run, clients, events, engine) =
             (Arc::clone(&self.run), self.clients.clone(), self.events.clone(), self.engine.clone());
+        let collected = Collected::start(clients.clone(), stage, step, mates.clone(), self.updates_bytes_max)
+            .inspect_err(|error| warn!(%error, "updates cannot be kept while a state is fetched"));
         let task = tokio::spawn(async move {
             match state(&clients, &run, stage, &mates).await {
                 Err(why) => drop(events.send(Event::Fetched(ticket, Err(why))).await),
@@ -70,6 +72,7 @@ impl Peer {
         });
         if let Some(fetching) = &mut self.fetching {
             fetching.task = Some(task.abort_handle());
+            fetching.collected = collected.ok().map(Arc::new);
         }
     }
 
@@ -79,7 +82,7 @@ impl Peer {
         for (_, task) in std::mem::take(&mut self.averaging) {
             task.abort();
         }
-        self.fetching = Some(Fetching { ticket: self.tickets, stage, wanted, mates, task: None });
+        self.fetching = Some(Fetching { ticket: self.tickets, stage, wanted, mates, collected: None, task: None });
         self.tickets
     }
 
@@ -122,9 +125,16 @@ impl Peer {
                 self.node.ready(stage, step, out);
             }
             Ok(step) => {
-                let mates = fetching.mates.clone();
+                let (mates, collected) = (fetching.mates.clone(), fetching.collected.clone());
                 let task = tokio::spawn(async move {
-                    let update = update(&clients, stage, step, &mates).await;
+                    let here = match &collected {
+                        Some(collected) => collected.take(step).await,
+                        None => None,
+                    };
+                    let update = match here {
+                        Some(gradient) => Ok(gradient),
+                        None => update(&clients, stage, step, &mates).await,
+                    };
                     let _ = events.send(Event::Update(ticket, update)).await;
                 });
                 fetching.task = Some(task.abort_handle());

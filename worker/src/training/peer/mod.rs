@@ -3,11 +3,13 @@
 //! * [`engine`] the thread that owns the stage
 //! * [`average`] averages among the peers of a stage
 //! * [`fetch`] the state of a stage, from mates or a checkpoint
+//! * [`collect`] the updates that are made meanwhile
 //! * [`serve`] what mates pull
 //! * [`memory`] what is freed is kept
 //! * [`member`] averages alone, to measure them
 
 mod average;
+mod collect;
 mod engine;
 mod fetch;
 pub mod member;
@@ -44,6 +46,7 @@ use super::{advertised, first, links, read_config};
 use crate::cli::TrainPeerArgs;
 use crate::health;
 use average::{Averages, Formed, Which};
+use collect::Collected;
 use engine::{Bench, Engine};
 
 /// Longest time between notice and end.
@@ -106,6 +109,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         averages: Averages::new(),
         averaging: BTreeMap::new(),
         fetching: None,
+        updates_bytes_max: args.disk / 2,
         tickets: 0,
         calls: BTreeMap::new(),
         conductor: None,
@@ -139,6 +143,7 @@ struct Fetching {
     stage: StageId,
     wanted: Step,
     mates: Vec<Mate>,
+    collected: Option<Arc<Collected>>,
     task: Option<AbortHandle>,
 }
 
@@ -161,6 +166,8 @@ struct Peer {
     averages: Averages,
     averaging: BTreeMap<ShardId, AbortHandle>,
     fetching: Option<Fetching>,
+    /// Disk for updates that are made while a state is fetched.
+    updates_bytes_max: u64,
     tickets: u64,
     calls: BTreeMap<RequestId, Waiting>,
     conductor: Option<Sayer>,

@@ -6,10 +6,10 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use ureq::http::Response;
 use ureq::{Agent, AsSendBody, Body};
 
@@ -45,24 +45,9 @@ pub(super) struct Remote {
 }
 
 /// A folder of this machine that goes with its handle.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self, CheckpointError> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name =
-            format!("dunlin-checkpoint-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        Disk::default().make(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed is in the folder for what is temporary.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn scratch() -> Result<TempDir, CheckpointError> {
+    let made = tempfile::Builder::new().prefix("dunlin-checkpoint-").tempdir();
+    made.map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
 }
 
 impl Remote {
@@ -195,9 +180,9 @@ impl Remote {
     }
 
     pub(super) fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
-        let scratch = Scratch::new()?;
-        let record = write_stage(&scratch.0, step, stage)?;
-        let made = folder(&scratch.0, step);
+        let scratch = scratch()?;
+        let record = write_stage(scratch.path(), step, stage)?;
+        let made = folder(scratch.path(), step);
         for file in [&record.model, &record.optimizer] {
             self.put_file(step, &made, &file.name)?;
         }
@@ -211,10 +196,10 @@ impl Remote {
         stages: Vec<StageRecord>,
         keep: usize,
     ) -> Result<(Manifest, Vec<u64>), CheckpointError> {
-        let (scratch, step) = (Scratch::new()?, identity.step);
-        let manifest = make_manifest(&Disk::default(), &scratch.0, identity, stages)?;
+        let (scratch, step) = (scratch()?, identity.step);
+        let manifest = make_manifest(&Disk::default(), scratch.path(), identity, stages)?;
         for file in &manifest.files {
-            self.put_file(step, &scratch.0, &file.name)?;
+            self.put_file(step, scratch.path(), &file.name)?;
         }
         manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
         self.put(&self.url(step, FILE), manifest.to_bytes()?.as_slice())?;
@@ -242,7 +227,7 @@ impl Remote {
         length: usize,
     ) -> Result<Option<(Vec<f32>, OptimizerState)>, CheckpointError> {
         let Some(manifest) = self.manifest(step)? else { return Ok(None) };
-        let scratch = Scratch::new()?;
+        let scratch = scratch()?;
         for file in files_of(&manifest, wanted)? {
             let url = self.url(step, &file.name);
             let missing = || CheckpointError::Damaged {
@@ -251,9 +236,9 @@ impl Remote {
             };
             let mut answer = self.get(&url)?.ok_or_else(missing)?;
             let mut body = answer.body_mut().as_reader();
-            Disk::default().write(&scratch.0, &file.name, |out| io::copy(&mut body, out))?;
+            Disk::default().write(scratch.path(), &file.name, |out| io::copy(&mut body, out))?;
         }
-        Checkpoint { folder: scratch.0.clone(), manifest }.read_stage(wanted, length).map(Some)
+        Checkpoint { folder: scratch.path().to_owned(), manifest }.read_stage(wanted, length).map(Some)
     }
 }
 
