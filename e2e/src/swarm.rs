@@ -188,14 +188,21 @@ impl Swarm<'_> {
     }
 }
 
-/// Pods of the swarm `name` (of inference or training) with `role`.
+/// Pods of the swarm `name` (of inference or training) with `role`, without those that are over: the pods of a node that was shut down stay
+/// in the list as `Succeeded` or `Failed` for as long as nobody removes them, and count for no Deployment.
 ///
 /// # Errors
 /// When the API server does not answer.
 pub fn pods(cluster: &Cluster, name: &str, role: &str) -> Result<Vec<Pod>> {
     let selector = format!("dunlin.dev/swarm={name},dunlin.dev/role={role}");
     let list = cluster.get(&["pods", "-l", &selector])?;
-    Ok(list["items"].as_array().into_iter().flatten().map(pod).collect())
+    Ok(list["items"].as_array().into_iter().flatten().filter(|item| !is_over(item)).map(pod).collect())
+}
+
+/// Have all containers of the pod `item` ended for good?
+#[must_use]
+pub fn is_over(item: &Value) -> bool {
+    item["status"]["phase"] == "Succeeded" || item["status"]["phase"] == "Failed"
 }
 
 /// Waits until condition `kind` of an object has `status` and `reason`; returns its message. `look`: the object.

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{Bench, Scenario};
 use crate::chat::{self, Stream};
 use crate::deploy::OPERATOR_NAMESPACE;
-use crate::swarm::gateway_url;
+use crate::swarm::{gateway_url, is_over};
 use crate::wait;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -19,8 +19,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 fn operator_down(bench: &Bench<'_>) -> Result<()> {
-    scale_operator(bench, 0)?;
     let result = (|| {
+        scale_operator(bench, 0)?;
         let victim = bench.swarm.middle_peer()?;
         let stream = bench.stream_until_loss(&[&victim.node])?;
         bench.cluster.verb(&["kill", &victim.node])?;
@@ -44,7 +44,8 @@ fn scale_operator(bench: &Bench<'_>, replicas: u64) -> Result<()> {
             "-l",
             "app.kubernetes.io/component=operator",
         ])?;
-        let there = pods["items"].as_array().map_or(0, Vec::len) as u64;
+        let pods = pods["items"].as_array().into_iter().flatten();
+        let there = pods.filter(|pod| !is_over(pod)).count() as u64;
         Ok((if replicas == 0 { there == 0 } else { there >= replicas }, format!("{there} operator pods")))
     })
 }
