@@ -135,8 +135,12 @@ fn compressed_training_ends_where_exact_training_does_even_if_a_peer_is_killed()
     training.kill(1);
     let (killed, last) = training.finish(steps);
     assert!(last["lost"].as_u64().unwrap() >= 1, "{last}");
-    let alone = killed.iter().position(|s| s["peers"] == json!([2, 1])).expect("a stage had one peer");
-    assert!(killed[alone..].iter().any(|s| s["peers"] == json!([2, 2])), "a newcomer took its place");
+    // Which stage has one peer for a while is the planner's choice: another may have gone where one was lost.
+    let peers =
+        |s: &Value| s["peers"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect::<Vec<_>>();
+    let seen: Vec<Vec<u64>> = killed.iter().map(peers).collect();
+    let alone = seen.iter().position(|p| p.contains(&1)).expect("a stage had one peer");
+    assert!(seen[alone..].contains(&vec![2, 2]), "a newcomer took its place: {seen:?}");
 
     let (exact_loss, first) = (final_loss(&exact), exact[0]["loss"].as_f64().unwrap());
     for (name, steps) in [("Q8", &compressed), ("Q8, a peer killed", &killed)] {

@@ -102,7 +102,12 @@ async fn collect(
         };
         let bytes = size_of_val(gradient.as_slice()) as u64;
         if files.bytes.load(Ordering::Relaxed) + bytes > bytes_max {
-            warn!(stage, step, bytes_max, "no more updates are kept while the state of the stage is fetched: give the pool more disk");
+            warn!(
+                stage,
+                step,
+                bytes_max,
+                "no more updates are kept while the state of the stage is fetched: give the pool more disk"
+            );
             return;
         }
         if let Err(error) = files.write(step, &gradient).await {

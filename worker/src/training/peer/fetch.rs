@@ -82,7 +82,8 @@ impl Peer {
         for (_, task) in std::mem::take(&mut self.averaging) {
             task.abort();
         }
-        self.fetching = Some(Fetching { ticket: self.tickets, stage, wanted, mates, collected: None, task: None });
+        self.fetching =
+            Some(Fetching { ticket: self.tickets, stage, wanted, mates, collected: None, task: None });
         self.tickets
     }
 
