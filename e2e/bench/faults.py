@@ -3,8 +3,8 @@
 
     make bench-faults       (or: e2e/bench/faults.py --worker target/release/dunlin-worker --out FILE.json)
 
-A small Llama on 4 stages x 2 peers. First nothing goes wrong: the processor time of the conductor, which keeps the ledger, as a share of
-everybody's. Then peers of a random stage get SIGKILL, one after the other, each when all stages have two peers again: time from the kill
+Small Llamas on 4 stages x 2 peers. First, with the shape of examples/train-bible.yaml, nothing goes wrong: the processor time of the conductor,
+which keeps the ledger, as a share of everybody's. Then, with a quarter of that shape, peers of a random stage get SIGKILL, one after the other, each when all stages have two peers again: time from the kill
 until the update that was on its way is complete, less a usual step. Then the same with SIGTERM, which is a notice. Fails when a step
 comes twice or is missing, or when anything is computed again after a notice.
 """
@@ -28,12 +28,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def configuration(text):
+def configuration(text, hidden, sequence):
     return {
-        "model": {"config": {"architecture": "llama", "hiddenSize": 64, "layers": 8, "heads": 4, "kvHeads": 2, "ffn": 176, "contextLength": 128,
+        "model": {"config": {"architecture": "llama", "hiddenSize": hidden, "layers": 8, "heads": 4, "kvHeads": 2, "ffn": hidden * 11 // 4,
+                             "contextLength": 128,
                              "ropeBase": 10000.0, "rmsEps": 1e-5, "tied": True}},
         "data": {"text": {"path": text}, "tokenizer": "Bytes", "validationFraction": 0.01},
-        "sequenceLength": 64, "globalBatch": 32, "microbatch": 4, "steps": 1_000_000, "seed": 1,
+        "sequenceLength": sequence, "globalBatch": 32, "microbatch": 4, "steps": 1_000_000, "seed": 1,
         "optimizer": {"kind": "AdamW", "learningRate": 0.001, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weightDecay": 0.1, "momentum": 0.0,
                       "clip": 1.0, "schedule": {"kind": "Constant", "warmupSteps": 20}},
         "stages": 4,
@@ -41,9 +42,9 @@ def configuration(text):
 
 
 class Run:
-    def __init__(self, worker, text, folder):
+    def __init__(self, worker, config, folder):
         file = pathlib.Path(folder) / "run.json"
-        file.write_text(json.dumps(configuration(text)))
+        file.write_text(json.dumps(config))
         self.process = subprocess.Popen([worker, "local-train", "--config", str(file), "--peers", "8"], stdout=subprocess.PIPE, text=True,
                                         env=os.environ | {"DUNLIN_LOG": "error"})
         first = json.loads(self.process.stdout.readline())
@@ -119,6 +120,18 @@ def lose(run, how, times, draw):
     return seconds, after["redone"] - before["redone"], after["lost"] - before["lost"]
 
 
+def undisturbed(run, steps):
+    """Seconds of a step, processor seconds of the conductor a step, and its share of all processes'. The conductor is not asked meanwhile: steps are
+    counted as they are printed."""
+    run.until_step(20)
+    pids, began, at = run.children(), time.monotonic(), len(run.steps)
+    used = {pid: processor_s(pid) for pid in pids}
+    while len(run.steps) < at + steps:
+        time.sleep(0.1)
+    used, made = {pid: processor_s(pid) - used[pid] for pid in pids}, len(run.steps) - at
+    return (time.monotonic() - began) / made, used[run.conductor] / made, used[run.conductor] / sum(used.values())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", required=True)
@@ -128,15 +141,14 @@ def main():
     text = subprocess.run([HERE.parent / "fetch-text.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(args.worker, text, folder)
+        run = Run(args.worker, configuration(text, 128, 128), folder)
         try:
-            run.until_step(20)
-            pids, began, at = run.children(), time.monotonic(), run.status()["step"]
-            used = {pid: processor_s(pid) for pid in pids}
-            run.until_step(at + 100)
-            used = {pid: processor_s(pid) - used[pid] for pid in pids}
-            usual = (time.monotonic() - began) / 100
-            ledger = used[run.conductor] / sum(used.values())
+            quiet_step, quiet_ledger, quiet_share = undisturbed(run, 60)
+        finally:
+            run.end()
+        run = Run(args.worker, configuration(text, 64, 64), folder)
+        try:
+            usual, ledger, share = undisturbed(run, 100)
             kills, redone, lost = lose(run, signal.SIGKILL, args.times, draw)
             notices, redone_after_notice, lost_with_notice = lose(run, signal.SIGTERM, args.times, draw)
             steps = list(run.steps)
@@ -146,8 +158,10 @@ def main():
     pauses = [max(0.0, s - 2 * usual) for s in notices]
     once = steps == list(range(len(steps)))
     rows = [
-        ("usual step", f"{usual * 1e3:.0f} ms"),
-        ("conductor's share of processor time", f"{ledger:.2%}"),
+        ("the example's shape: usual step", f"{quiet_step * 1e3:.0f} ms"),
+        ("  conductor: processor time of a step, share", f"{quiet_ledger * 1e3:.1f} ms, {quiet_share:.2%}"),
+        ("a quarter of it: usual step", f"{usual * 1e3:.0f} ms"),
+        ("  conductor: processor time of a step, share", f"{ledger * 1e3:.1f} ms, {share:.2%}"),
         (f"stall, SIGKILL, {len(stalls)} times: p50 / p99", f"{quantile(stalls, .5) * 1e3:.0f} / {quantile(stalls, .99) * 1e3:.0f} ms"),
         ("  contributions redone a kill", f"{redone / args.times:.1f} of {8 * 4} a step"),
         ("  peers lost", f"{lost}"),
@@ -159,7 +173,8 @@ def main():
     for name, value in rows:
         print(f"  {name:<46} {value}")
     if args.out:
-        figures = {"usual_step_s": usual, "conductor_share": ledger, "stalls_s": stalls, "redone_by_kills": redone, "lost_by_kills": lost,
+        figures = {"example": {"usual_step_s": quiet_step, "conductor_s": quiet_ledger, "conductor_share": quiet_share},
+                   "usual_step_s": usual, "conductor_s": ledger, "conductor_share": share, "stalls_s": stalls, "redone_by_kills": redone, "lost_by_kills": lost,
                    "pauses_s": pauses, "redone_by_notices": redone_after_notice, "lost_by_notices": lost_with_notice, "steps": len(steps)}
         report.write(args.out, __doc__, figures)
     if not once or redone_after_notice or lost_with_notice:

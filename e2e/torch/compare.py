@@ -99,6 +99,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         first = configuration(text, 1)
+        first["optimizer"] |= {"schedule": {"kind": "Constant"}}
         first["checkpoint"] = {"everySteps": 1, "keep": 1, "destination": str(folder / "first")}
         _, last = Swarm(args.worker, first, folder, 4, None, 0).run()
         config = configuration(text, args.steps)
