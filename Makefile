@@ -102,9 +102,13 @@ bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s eac
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/loss.json
 
+bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
+	cargo build --locked --release -p dunlin-model --example train_speed
+	$$(e2e/torch/setup.sh) e2e/torch/beside.py --example $(TARGET)/release/examples/train_speed --out $(TARGET)/train.json
+
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
 .PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode bench-average bench-faults bench-links bench-loss
+	bench-recovery bench-decode bench-average bench-faults bench-links bench-loss bench-train
