@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::testing::training_swarm;
 
-    /// The file that `dunlin-train` must be able to read; its own tests may read it, too.
+    /// The file that `dunlin-train` must be able to read; its own tests read it, too.
     #[test]
     fn the_run_is_written_as_workers_read_it() {
         let run = run(&training_swarm(1).spec);

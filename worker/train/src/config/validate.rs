@@ -196,6 +196,15 @@ mod tests {
         })
     }
 
+    /// What the operator writes for a TrainingSwarm; its tests compare it with the same file.
+    #[test]
+    fn what_the_operator_writes_is_a_sound_configuration() {
+        let written = include_str!("../../../../operator/src/training/training.json");
+        let config = TrainingConfig::from_json(written).unwrap();
+        assert_eq!((config.stages, config.microbatches()), (2, 4));
+        assert!(config.checkpoint.is_some() && config.validation.is_some());
+    }
+
     #[test]
     fn json_and_yaml_say_the_same_and_defaults_are_filled_in() {
         let config = TrainingConfig::from_json(&sound().to_string()).unwrap();
