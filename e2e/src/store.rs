@@ -18,21 +18,21 @@ pub struct Store {
 }
 
 impl Store {
-    /// Serves `folder`.
+    /// Serves `folder` to requests whose `Authorization` is `password`.
     ///
     /// # Errors
     /// When there is no free port.
-    pub fn start(folder: &Path) -> Result<Self> {
+    pub fn start(folder: &Path, password: &str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let url = format!("http://{}", listener.local_addr()?);
         let requests = Arc::default();
-        let (folder, log) = (folder.to_owned(), Arc::clone(&requests));
+        let (folder, password, log) = (folder.to_owned(), password.to_owned(), Arc::clone(&requests));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (folder, log) = (folder.clone(), Arc::clone(&log));
+                let (folder, password, log) = (folder.clone(), password.clone(), Arc::clone(&log));
                 std::thread::spawn(move || {
                     // A client that goes away is no error of the server.
-                    let _ = serve(&stream, &folder, &log);
+                    let _ = serve(&stream, &folder, &password, &log);
                 });
             }
         });
@@ -46,7 +46,7 @@ impl Store {
     }
 }
 
-fn serve(stream: &TcpStream, folder: &Path, log: &Mutex<Vec<String>>) -> Result<()> {
+fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<String>>) -> Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut head = (&mut reader).take(HEADER_MAX);
@@ -56,7 +56,7 @@ fn serve(stream: &TcpStream, folder: &Path, log: &Mutex<Vec<String>>) -> Result<
         }
         let mut words = line.split_whitespace();
         let (method, path) = (words.next().context("no method")?, words.next().context("no path")?);
-        let mut length = 0;
+        let (mut length, mut welcome) = (0, false);
         loop {
             let mut header = String::new();
             head.read_line(&mut header)?;
@@ -64,6 +64,7 @@ fn serve(stream: &TcpStream, folder: &Path, log: &Mutex<Vec<String>>) -> Result<
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse()?;
             }
+            welcome |= name.eq_ignore_ascii_case("authorization") && value.trim() == password;
             if name.eq_ignore_ascii_case("transfer-encoding") {
                 bail!("a body of unknown length is what object stores refuse");
             }
@@ -73,6 +74,7 @@ fn serve(stream: &TcpStream, folder: &Path, log: &Mutex<Vec<String>>) -> Result<
         let mut body = Vec::new();
         (&mut reader).take(length).read_to_end(&mut body)?;
         let (status, content) = match method {
+            _ if !welcome => ("401 Unauthorized", Vec::new()),
             "PUT" => {
                 std::fs::create_dir_all(file.parent().context("a path without a folder")?)?;
                 std::fs::write(&file, body)?;

@@ -147,10 +147,13 @@ fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
     straight.start(2, 2).finish().unwrap();
 
     let run = Run::new("put");
-    let store = Store::start(&run.folder).unwrap();
+    let store = Store::start(&run.folder, "Bearer of the run").unwrap();
     let destination = format!("{}/checkpoints", store.url);
+    let headers = run.folder.join("headers");
+    std::fs::create_dir(&headers).unwrap();
+    std::fs::write(headers.join("Authorization"), "Bearer of the run\n").unwrap();
     let to_store = |steps: u64| {
-        let destination = destination.clone();
+        let destination = json!({"url": destination, "headers": headers});
         move |config: &mut Value| {
             config["checkpoint"] = json!({"everySteps": 4, "keep": 2, "destination": destination});
             config["steps"] = json!(steps);

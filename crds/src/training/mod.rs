@@ -296,6 +296,7 @@ pub struct CheckpointDestination {
 
 /// A place on a server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct HttpDestination {
     /// `http://` or `https://`; of this run alone.
     #[schemars(length(max = 2048))]
@@ -303,6 +304,11 @@ pub struct HttpDestination {
         validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
     )]
     pub url: String,
+    /// Name of a Secret in the namespace of the swarm whose keys are names of headers, and go with every request: `Authorization`, say. It may
+    /// change while the run goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub headers_secret: Option<String>,
 }
 
 fn one() -> u32 {

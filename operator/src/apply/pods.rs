@@ -104,6 +104,12 @@ impl Mount {
         Self { name, path, source, read_only }
     }
 
+    /// A Secret, a file for each key.
+    #[must_use]
+    pub fn secret(name: &'static str, path: &'static str, secret: &str) -> Self {
+        Self { name, path, source: json!({"secret": {"secretName": secret}}), read_only: true }
+    }
+
     /// Gives it to `spec` and its first container.
     pub fn add(&self, spec: &mut Value) {
         let mut volume = self.source.clone();

@@ -12,6 +12,8 @@ use crate::convert::{PoolDesired, fingerprint, image, pools};
 
 /// Where the volume with checkpoints is mounted.
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
+/// Where pods see the headers of requests to where checkpoints are.
+const HEADERS_DIR: &str = "/etc/dunlin/headers";
 /// Where a volume with data is mounted.
 const DATA_DIR: &str = "/data";
 
@@ -61,10 +63,11 @@ impl Desired {
         let run = run(spec);
         let kept = &spec.checkpoint.destination;
         let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
+        let headers = kept.http.as_ref().and_then(|h| h.headers_secret.as_ref());
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
-            template: fingerprint(&json!([run, claims, spec.data.source.volume, spec.model.source])),
+            template: fingerprint(&json!([run, claims, headers, spec.data.source.volume, spec.model.source])),
             config: run,
             image: image(config),
             conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes)],
@@ -106,8 +109,11 @@ fn helper(name: &str, count: u32, cpu_millis: u64, memory_bytes: u64, disk_bytes
 }
 
 fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
-    let kept = spec.checkpoint.destination.volume.as_ref();
-    let checkpoints = kept.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
+    let kept = &spec.checkpoint.destination;
+    let volume = kept.volume.as_ref();
+    let volume = volume.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
+    let headers = kept.http.as_ref().and_then(|h| h.headers_secret.as_ref());
+    let checkpoints = volume.or(headers.map(|secret| Mount::secret("headers", HEADERS_DIR, secret)));
     let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
     let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
     let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
@@ -148,10 +154,16 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
     run
 }
 
-/// As workers name it: a folder where the volume is mounted, or a URL.
-fn destination(place: &CheckpointDestination) -> String {
-    let volume = place.volume.as_ref().map(|v| format!("{CHECKPOINTS_DIR}/{}", v.path));
-    volume.or(place.http.as_ref().map(|h| h.url.clone())).unwrap_or_default()
+/// As workers name it: a folder where the volume is mounted, or a URL, with the folder of its headers if it has some.
+fn destination(place: &CheckpointDestination) -> Value {
+    match (&place.volume, &place.http) {
+        (Some(volume), _) => json!(format!("{CHECKPOINTS_DIR}/{}", volume.path)),
+        (None, Some(http)) if http.headers_secret.is_some() => {
+            json!({"url": http.url, "headers": HEADERS_DIR})
+        }
+        (None, Some(http)) => json!(http.url),
+        (None, None) => json!(""),
+    }
 }
 
 fn model(spec: &TrainedModelSpec) -> Value {
@@ -236,6 +248,16 @@ mod tests {
         assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], "https://store/run");
         let mounts = mounts(&swarm.spec);
         assert!(mounts.peers.is_empty() && mounts.conductor.is_empty());
+
+        let secret = json!({"http": {"url": "https://store/run", "headersSecret": "store"}});
+        swarm.spec.checkpoint.destination = serde_json::from_value(secret).unwrap();
+        let expected = json!({"url": "https://store/run", "headers": "/etc/dunlin/headers"});
+        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], expected);
+        let mounts = self::mounts(&swarm.spec);
+        for mounted in [&mounts.peers[0], &mounts.conductor[0]] {
+            assert_eq!(mounted.source, json!({"secret": {"secretName": "store"}}));
+        }
+        assert!(mounts.trainers.is_empty());
     }
 
     #[test]

@@ -10,26 +10,59 @@ use super::{CheckpointError, Identity, Latest, Manifest, Stage, StageRecord, Ten
 use super::{begin, folder, latest, retain, write_manifest, write_stage};
 use crate::optimizer::OptimizerState;
 
-/// A folder that all peers see, or a URL below which a server takes PUT, gives GET and HEAD, and takes DELETE.
+/// A folder that all peers see, or a URL below which a server takes PUT, gives GET and HEAD, and takes DELETE. In a configuration it is a path, a URL, or
+/// an object with `url` and `headers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
+#[serde(from = "Written", into = "Written")]
 pub enum Destination {
     /// A folder.
     Folder(PathBuf),
+    /// A place on a server.
+    Http(HttpPlace),
+}
+
+/// A place on a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpPlace {
     /// `http://` or `https://`.
-    Http(String),
+    pub url: String,
+    /// A folder with headers that every request has, such as `Authorization`: a file each with its name and value. They are read for each
+    /// request, so that they can change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers: Option<PathBuf>,
+}
+
+/// A destination in a configuration.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Place(HttpPlace),
+}
+
+impl From<Written> for Destination {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Text(text) => text.into(),
+            Written::Place(place) => Self::Http(place),
+        }
+    }
+}
+
+impl From<Destination> for Written {
+    fn from(destination: Destination) -> Self {
+        match destination {
+            Destination::Http(place) if place.headers.is_some() => Self::Place(place),
+            other => Self::Text(other.to_string()),
+        }
+    }
 }
 
 impl From<String> for Destination {
     fn from(text: String) -> Self {
         let remote = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
-        if remote { Self::Http(text) } else { Self::Folder(text.into()) }
-    }
-}
-
-impl From<Destination> for String {
-    fn from(destination: Destination) -> Self {
-        destination.to_string()
+        if remote { Self::Http(HttpPlace { url: text, headers: None }) } else { Self::Folder(text.into()) }
     }
 }
 
@@ -37,7 +70,7 @@ impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
-            Self::Http(url) => f.write_str(url),
+            Self::Http(place) => f.write_str(&place.url),
         }
     }
 }
@@ -54,7 +87,7 @@ impl Destination {
     pub fn checkpoint(&self, step: u64) -> PathBuf {
         match self {
             Self::Folder(path) => folder(path, step),
-            Self::Http(url) => Remote::new(url).folder(step),
+            Self::Http(place) => Remote::new(place).folder(step),
         }
     }
 
@@ -65,7 +98,7 @@ impl Destination {
     pub fn latest(&self) -> Result<Latest, CheckpointError> {
         match self {
             Self::Folder(path) => latest(path, true),
-            Self::Http(url) => Remote::new(url).latest(),
+            Self::Http(place) => Remote::new(place).latest(),
         }
     }
 
@@ -76,7 +109,7 @@ impl Destination {
     pub fn begin(&self, step: u64) -> Result<(), CheckpointError> {
         match self {
             Self::Folder(path) => begin(path, step),
-            Self::Http(url) => Remote::new(url).begin(step),
+            Self::Http(place) => Remote::new(place).begin(step),
         }
     }
 
@@ -87,7 +120,7 @@ impl Destination {
     pub fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
         match self {
             Self::Folder(path) => write_stage(path, step, stage),
-            Self::Http(url) => Remote::new(url).write_stage(step, stage),
+            Self::Http(place) => Remote::new(place).write_stage(step, stage),
         }
     }
 
@@ -106,7 +139,7 @@ impl Destination {
                 let manifest = write_manifest(path, identity, stages)?;
                 Ok((manifest, retain(path, keep)?))
             }
-            Self::Http(url) => Remote::new(url).seal(identity, stages, keep),
+            Self::Http(place) => Remote::new(place).seal(identity, stages, keep),
         }
     }
 
@@ -126,7 +159,7 @@ impl Destination {
                 let found = latest(path, false)?.checkpoint.filter(|c| c.manifest.step == step);
                 found.map(|checkpoint| checkpoint.read_stage(wanted, length)).transpose()
             }
-            Self::Http(url) => Remote::new(url).read_stage(step, wanted, length),
+            Self::Http(place) => Remote::new(place).read_stage(step, wanted, length),
         }
     }
 }

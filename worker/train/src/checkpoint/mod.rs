@@ -36,7 +36,7 @@ use dunlin_model::ModelError;
 pub use dunlin_model::training::layout::EMBEDDING;
 use thiserror::Error;
 
-pub use destination::Destination;
+pub use destination::{Destination, HttpPlace};
 pub use manifest::{FileRecord, Manifest, StageRecord, folder};
 pub use read::{Checkpoint, Latest, latest};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};

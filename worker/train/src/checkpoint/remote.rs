@@ -11,8 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use ureq::http::Response;
-use ureq::{Agent, AsSendBody, Body};
+use ureq::{Agent, AsSendBody, Body, RequestBuilder};
 
+use super::destination::HttpPlace;
 use super::disk::Disk;
 use super::manifest::{FILE, folder};
 use super::read::{Latest, files_of};
@@ -41,6 +42,7 @@ struct List {
 /// A URL below which checkpoints are.
 pub(super) struct Remote {
     base: String,
+    headers: Option<PathBuf>,
     agent: Agent,
 }
 
@@ -51,7 +53,7 @@ fn scratch() -> Result<TempDir, CheckpointError> {
 }
 
 impl Remote {
-    pub(super) fn new(url: &str) -> Self {
+    pub(super) fn new(place: &HttpPlace) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT))
@@ -60,7 +62,27 @@ impl Remote {
             .timeout_recv_body(Some(TRANSFER))
             .build()
             .into();
-        Self { base: url.trim_end_matches('/').to_owned(), agent }
+        Self { base: place.url.trim_end_matches('/').to_owned(), headers: place.headers.clone(), agent }
+    }
+
+    /// A request with the headers of the destination.
+    fn with_headers<B>(&self, mut request: RequestBuilder<B>) -> Result<RequestBuilder<B>, CheckpointError> {
+        let Some(folder) = &self.headers else { return Ok(request) };
+        let unread = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CheckpointError::Read { path, source }
+        };
+        for entry in std::fs::read_dir(folder).map_err(unread(folder))? {
+            let path = entry.map_err(unread(folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // A mounted Secret keeps its versions behind such names.
+            if name.starts_with("..") {
+                continue;
+            }
+            let value = std::fs::read_to_string(&path).map_err(unread(&path))?;
+            request = request.header(name, value.trim_end());
+        }
+        Ok(request)
     }
 
     /// The folder of a step, as others name it.
@@ -73,7 +95,8 @@ impl Remote {
     }
 
     fn get(&self, url: &str) -> Result<Option<Response<Body>>, CheckpointError> {
-        let answer = self.agent.get(url).call().map_err(|e| unread(url, io::Error::other(e)))?;
+        let answer =
+            self.with_headers(self.agent.get(url))?.call().map_err(|e| unread(url, io::Error::other(e)))?;
         match answer.status().as_u16() {
             200 => Ok(Some(answer)),
             404 => Ok(None),
@@ -90,7 +113,10 @@ impl Remote {
     }
 
     fn put(&self, url: &str, body: impl AsSendBody) -> Result<(), CheckpointError> {
-        let answer = self.agent.put(url).send(body).map_err(|e| unwritten(url, io::Error::other(e)))?;
+        let answer = self
+            .with_headers(self.agent.put(url))?
+            .send(body)
+            .map_err(|e| unwritten(url, io::Error::other(e)))?;
         accepted(url, answer.status().as_u16())
     }
 
@@ -103,7 +129,10 @@ impl Remote {
 
     /// It is no error when it is not there.
     fn delete(&self, url: &str) -> Result<(), CheckpointError> {
-        let answer = self.agent.delete(url).call().map_err(|e| unwritten(url, io::Error::other(e)))?;
+        let answer = self
+            .with_headers(self.agent.delete(url))?
+            .call()
+            .map_err(|e| unwritten(url, io::Error::other(e)))?;
         match answer.status().as_u16() {
             404 => Ok(()),
             status => accepted(url, status),
@@ -113,7 +142,10 @@ impl Remote {
     /// Checks that a file is there with its length.
     fn check_length(&self, step: u64, file: &FileRecord) -> Result<(), CheckpointError> {
         let url = self.url(step, &file.name);
-        let answer = self.agent.head(&url).call().map_err(|e| unread(&url, io::Error::other(e)))?;
+        let answer = self
+            .with_headers(self.agent.head(&url))?
+            .call()
+            .map_err(|e| unread(&url, io::Error::other(e)))?;
         let damaged = |problem| Err(CheckpointError::Damaged { path: PathBuf::from(&url), problem });
         if answer.status().as_u16() != 200 {
             return damaged(format!("the server answers HTTP {}", answer.status().as_u16()));
