@@ -8,6 +8,7 @@
 //! * [`replay`] another simulation: a training swarm on a recorded spot trace
 //! * [`training`] the same for a swarm that trains
 
+pub mod latency;
 pub mod model;
 pub mod replay;
 pub mod training;

@@ -1,11 +1,16 @@
-//! Replays seeds with a trace: `dunlin-sim [training | notice] FIRST [COUNT]`.
+//! Replays seeds with a trace: `dunlin-sim [training | notice] FIRST [COUNT]`. `dunlin-sim latency`: what round trips cost training.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
 
+use dunlin_sim::latency::Pipeline;
 use dunlin_sim::training::{self, Kinds};
 use dunlin_sim::{Scenario, run};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|a| a == "latency") {
+        show_latency();
+        return;
+    }
     let mut numbers = arguments.iter().filter_map(|a| a.parse::<u64>().ok());
     let first = numbers.next().unwrap_or(0);
     let count = numbers.next().unwrap_or(1);
@@ -19,6 +24,17 @@ fn main() {
             Some(kinds) => show_training(seed, kinds, count == 1),
             None => show_inference(seed, count == 1),
         }
+    }
+}
+
+/// Rows: microbatches of a step for each peer of a stage. A forward pass takes 400 ms, as that of four layers of GPT-3's width may.
+fn show_latency() {
+    let round_trips = [0, 10, 50, 100, 200];
+    println!("microbatches  {}", round_trips.map(|ms| format!("{ms:>4} ms")).join("  "));
+    for microbatches in [4, 8, 16, 32, 64] {
+        let pipeline = Pipeline { stages: 4, peers: 1, microbatches, forward_ms: 400 };
+        let shares = round_trips.map(|ms| pipeline.busy(ms).map_or(f64::NAN, |share| 100.0 * share));
+        println!("{microbatches:>12}  {}", shares.map(|share| format!("{share:>5.1} %")).join("  "));
     }
 }
 

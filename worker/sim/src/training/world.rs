@@ -296,6 +296,9 @@ impl World {
 
     /// One way over the network.
     pub(super) fn latency(&mut self) -> u64 {
+        if let Some(exactly) = self.scenario.script.as_ref().and_then(|s| s.one_way_ms) {
+            return exactly;
+        }
         let usual = self.scenario.latency_ms;
         1 + self.draw(usual) + if self.draw(20) == 0 { self.draw(6 * usual) } else { 0 }
     }
