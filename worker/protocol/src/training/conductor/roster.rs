@@ -216,6 +216,9 @@ impl Conductor {
                 self.saving.want_now(self.config.saves);
             }
         }
+        if self.members_of(stage).count() == 1 {
+            self.save_for_one_left();
+        }
         if self.members_of(stage).next().is_none() {
             out.push(ConductorEffect::Note(format!("stage {stage} has no peer left; {name} may come back")));
             self.stages[stage as usize].lost_ms = Some(now_ms);

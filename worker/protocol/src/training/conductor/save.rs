@@ -9,6 +9,8 @@ use crate::training::message::{StageId, Step, ToPeer, ToTrainer};
 
 /// Checkpoints that may fail in a row before the run stops.
 const FAILURES_MAX: u32 = 5;
+/// A checkpoint is of late for this part of the steps from one to the next.
+const LATE: Step = 4;
 /// A checkpoint that failed is written again after this long.
 const AGAIN_MS: u64 = 500;
 
@@ -67,6 +69,15 @@ impl Conductor {
         }
         if last && self.phase == Phase::Running {
             self.phase = Phase::Finishing;
+        }
+    }
+
+    /// The loss of one more peer would take everybody back to the newest checkpoint. A new one is written at once, unless the newest is of late:
+    /// many losses do not make many checkpoints.
+    pub(super) fn save_for_one_left(&mut self) {
+        let late = (self.config.checkpoint_every / LATE).max(1);
+        if self.saving.newest.unwrap_or(0) + late <= self.step {
+            self.saving.want_now(self.config.saves);
         }
     }
 
