@@ -94,17 +94,17 @@ bench-decode: build model ## tokens/s beside llama.cpp on the same file and thre
 	e2e/bench/decode.sh
 
 bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run
-	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/faults.json
+	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/faults.json
 
 bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s each, by codec (root)
-	python3 e2e/bench/links.py --worker $(abspath $(TARGET))/release/dunlin-worker --out $(TARGET)/links.json
+	python3 e2e/bench/links.py --worker $(abspath $(TARGET))/release/dunlin-worker --out $(TARGET)/bench/links.json
 
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
-	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/loss.json
+	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/loss.json
 
 bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	cargo build --locked --release -p dunlin-model --example train_speed
-	$$(e2e/torch/setup.sh) e2e/torch/beside.py --example $(TARGET)/release/examples/train_speed --out $(TARGET)/train.json
+	$$(e2e/torch/setup.sh) e2e/torch/beside.py --example $(TARGET)/release/examples/train_speed --out $(TARGET)/bench/train.json
 
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh

@@ -18,4 +18,6 @@ def machine():
 def write(path, method, figures):
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
     report = {"commit": commit, "machine": machine(), "method": method, "figures": figures}
-    pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")

@@ -3,13 +3,15 @@ every encoding, beside Gloo's all-reduce and hivemind's averager, in turn in the
 import argparse
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import report  # beside the other benchmarks
 
 HERE = Path(__file__).parent
 
@@ -105,11 +107,7 @@ def main():
         print(f"{row['encoding']:9} {median(ms):6.0f} {min(ms):5.0f}-{max(ms):<6.0f} {1000 * median(row['gloo_seconds']):9.0f} "
               f"{row['ratio_to_gloo']:6.2f} {faster:>9} {row['relative_error']:8.1e}  yes")
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
-        result = {"benchmark": "average", "commit": commit, "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-                  "date": time.strftime("%Y-%m-%d"), "members": members, "rows": rows}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        report.write(args.out, __doc__, {"members": members, "rows": rows})
         print(args.out)
 
 
