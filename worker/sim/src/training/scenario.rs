@@ -107,7 +107,7 @@ impl Scenario {
                 seed,
             },
             peers: peers as u32,
-            hosts: draw(13, 0, 4),
+            hosts: draw(14, 0, 1) * draw(15, 1, 4),
             trainers: draw(3, 1, 3) as u32,
             steps: draw(7, 4, 12),
             checkpoint_every: draw(8, 0, 4),

@@ -4,7 +4,7 @@
 //! one only for a stage that nobody else will serve, and then a mate takes its sums as from one that leaves. Either way it then gets
 //! the state of its new stage from mates, as a newcomer does, while the others go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
@@ -189,6 +189,7 @@ impl Conductor {
         let relieved = self.members_of(from).any(stays);
         if from == to
             || !relieved
+            || (!self.needs_somebody(to) && self.leaves_to_one_machine(name, from))
             || self.members_of(to).next().is_none()
             || self.saving.waits_for(name)
             || self.peers.get(name).is_none_or(|p| p.doomed_ms.is_some())
@@ -202,6 +203,16 @@ impl Conductor {
         if self.has_nothing(name, from) {
             self.released(now_ms, name, out);
         }
+    }
+
+    /// Would a stage whose peers are on several machines be on one without this peer? Speed is not worth that.
+    fn leaves_to_one_machine(&self, name: &PeerName, from: StageId) -> bool {
+        let machine =
+            |n: &PeerName| self.peers.get(n).map(|p| p.mate.host.as_str()).filter(|h| !h.is_empty());
+        let with: BTreeSet<&str> = self.members_of(from).filter_map(machine).collect();
+        let without: BTreeSet<&str> =
+            self.members_of(from).filter(|n| *n != name).filter_map(machine).collect();
+        with.len() > 1 && without.len() < 2
     }
 
     /// A peer whose sums are of no more use where it is: it goes to its new stage, or for good.
