@@ -11,6 +11,7 @@ use clap::Parser;
 use dunlin_e2e::cluster::Cluster;
 use dunlin_e2e::swarm::Swarm;
 use dunlin_e2e::{deploy, scenarios};
+use serde_json::Value;
 
 #[derive(Parser)]
 struct Args {
@@ -149,36 +150,38 @@ fn evidence(cluster: &Cluster) {
 
 /// What the kubelets say last of pods that are not ready, as an event may say nothing of what they wait for.
 fn kubelets(cluster: &Cluster) -> Result<()> {
-    let pods = cluster.get(&["pods", "-A"])?;
-    for pod in pods["items"].as_array().into_iter().flatten() {
-        let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+    for pod in pods_not_ready(cluster)? {
         let (Some(name), Some(node)) = (pod["metadata"]["name"].as_str(), pod["spec"]["nodeName"].as_str())
         else {
             continue;
         };
-        if containers.is_empty() || containers.iter().any(|c| c["ready"] != true) {
-            for line in cluster.node_log(node, "kubelet", name, 3)? {
-                println!("{node} kubelet: {}", line.chars().take(400).collect::<String>());
-            }
+        for line in cluster.node_log(node, "kubelet", name, 3)? {
+            println!("{node} kubelet: {}", line.chars().take(400).collect::<String>());
         }
     }
     Ok(())
 }
 
+fn containers(pod: &Value) -> &[Value] {
+    pod["status"]["containerStatuses"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Pods without containers yet, or with one that is not ready.
+fn pods_not_ready(cluster: &Cluster) -> Result<Vec<Value>> {
+    let mut pods = cluster.get(&["pods", "-A"])?["items"].as_array().cloned().unwrap_or_default();
+    pods.retain(|pod| containers(pod).is_empty() || containers(pod).iter().any(|c| c["ready"] != true));
+    Ok(pods)
+}
+
 /// Every container that is not ready with how it ended last and the end of what it said, and its pod's events.
 fn not_ready(cluster: &Cluster) -> Result<String> {
-    let pods = cluster.get(&["pods", "-A"])?;
     let mut text = String::new();
-    for pod in pods["items"].as_array().into_iter().flatten() {
+    for pod in pods_not_ready(cluster)? {
         let (name, namespace) = (
             pod["metadata"]["name"].as_str().unwrap_or(""),
             pod["metadata"]["namespace"].as_str().unwrap_or(""),
         );
-        let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-        if !containers.is_empty() && containers.iter().all(|c| c["ready"] == true) {
-            continue;
-        }
-        for container in &containers {
+        for container in containers(&pod) {
             text += &format!("{name}: state {}; before {}\n", container["state"], container["lastState"]);
         }
         for look in [

@@ -63,7 +63,7 @@ impl Desired {
         let run = run(spec);
         let kept = &spec.checkpoint.destination;
         let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
-        let headers = kept.http.as_ref().and_then(|h| h.headers_secret.as_ref());
+        let headers = headers_secret(kept);
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
@@ -112,8 +112,8 @@ fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
     let kept = &spec.checkpoint.destination;
     let volume = kept.volume.as_ref();
     let volume = volume.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
-    let headers = kept.http.as_ref().and_then(|h| h.headers_secret.as_ref());
-    let checkpoints = volume.or(headers.map(|secret| Mount::secret("headers", HEADERS_DIR, secret)));
+    let checkpoints =
+        volume.or(headers_secret(kept).map(|secret| Mount::secret("headers", HEADERS_DIR, secret)));
     let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
     let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
     let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
@@ -154,11 +154,16 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
     run
 }
 
+/// The Secret with headers for the server that checkpoints go to.
+fn headers_secret(place: &CheckpointDestination) -> Option<&String> {
+    place.http.as_ref()?.headers_secret.as_ref()
+}
+
 /// As workers name it: a folder where the volume is mounted, or a URL, with the folder of its headers if it has some.
 fn destination(place: &CheckpointDestination) -> Value {
     match (&place.volume, &place.http) {
         (Some(volume), _) => json!(format!("{CHECKPOINTS_DIR}/{}", volume.path)),
-        (None, Some(http)) if http.headers_secret.is_some() => {
+        (None, Some(http)) if headers_secret(place).is_some() => {
             json!({"url": http.url, "headers": HEADERS_DIR})
         }
         (None, Some(http)) => json!(http.url),

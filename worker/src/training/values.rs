@@ -54,6 +54,11 @@ pub fn to_bytes<const N: usize, T: Word<N>>(values: &[T]) -> Bytes {
     out.into()
 }
 
+/// Values that travelled, whole ones only.
+pub fn from_bytes<const N: usize, T: Word<N>>(bytes: &[u8]) -> impl Iterator<Item = T> {
+    bytes.as_chunks::<N>().0.iter().map(|word| T::from_bytes(*word))
+}
+
 /// Connections to peers, made when they are first needed and kept until a call on them fails.
 #[derive(Clone)]
 pub struct Clients {
@@ -134,7 +139,7 @@ impl Clients {
             let (mut step, mut values) = (0, Vec::with_capacity(count.unwrap_or_default()));
             while let Some(piece) = pieces.next().await? {
                 step = piece.step;
-                values.extend(piece.data.as_chunks::<N>().0.iter().map(|bytes| T::from_bytes(*bytes)));
+                values.extend(from_bytes::<N, T>(&piece.data));
                 if count.is_some_and(|count| values.len() > count) {
                     return Err("more values than asked for".to_owned());
                 }

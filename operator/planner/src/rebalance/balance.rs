@@ -54,6 +54,17 @@ impl<'a> Assignment<'a> {
         counts
     }
 
+    /// Rows that wait, by stage.
+    fn queues(&self) -> Vec<f64> {
+        let mut queues = vec![0.0; self.view.stages.len()];
+        for (peer, at) in self.view.peers.iter().zip(&self.at) {
+            if let Some(stage) = *at {
+                queues[stage] += peer.queue_rows;
+            }
+        }
+        queues
+    }
+
     /// Rows per second of the pipeline.
     pub fn pipeline(&self) -> f64 {
         self.rates().into_iter().fold(f64::INFINITY, f64::min)
@@ -61,13 +72,7 @@ impl<'a> Assignment<'a> {
 
     /// The stage that holds up all others; of equally weak ones that with most rows waiting, then the first.
     pub fn weakest(&self) -> usize {
-        let rates = self.rates();
-        let mut queues = vec![0.0; rates.len()];
-        for (peer, at) in self.view.peers.iter().zip(&self.at) {
-            if let Some(stage) = *at {
-                queues[stage] += peer.queue_rows;
-            }
-        }
+        let (rates, queues) = (self.rates(), self.queues());
         (0..rates.len())
             .min_by(|&a, &b| rates[a].total_cmp(&rates[b]).then(queues[b].total_cmp(&queues[a])))
             .unwrap_or(0)
@@ -75,14 +80,12 @@ impl<'a> Assignment<'a> {
 
     /// Where a free peer is needed most: at a stage that lacks peers, there rather beside those of other machines, and else at the weakest.
     pub fn place_for(&self, peer: usize) -> usize {
-        let (rates, counts) = (self.rates(), self.counts());
+        let (rates, counts, queues) = (self.rates(), self.counts(), self.queues());
         let host = &self.view.peers[peer].host;
         let mut mates = vec![0; rates.len()];
-        let mut queues = vec![0.0; rates.len()];
         for (other, at) in self.view.peers.iter().zip(&self.at) {
             if let Some(stage) = *at {
                 mates[stage] += usize::from(other.host == *host);
-                queues[stage] += other.queue_rows;
             }
         }
         let lacks = |stage: usize| {

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, StageId, Step};
-use dunlin_wire::proto::pull_request::What;
 use tempfile::TempDir;
 use tokio::fs;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
-use super::super::values::{Clients, to_bytes};
+use super::super::values::{Clients, from_bytes, to_bytes};
+use super::fetch::made_update;
 
 /// How often mates are asked whether they have made the next update.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ impl Collected {
         // It goes with the others at the latest.
         let _ = fs::remove_file(&path).await;
         self.files.bytes.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-        Some(bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+        Some(from_bytes(&bytes).collect())
     }
 }
 
@@ -89,14 +89,7 @@ async fn collect(
 ) {
     let mut step = from;
     loop {
-        let mut found = None;
-        for mate in &mates {
-            if let Ok((_, gradient)) = clients.pull::<4, f32>(mate, stage, What::Update(step), None).await {
-                found = Some(gradient);
-                break;
-            }
-        }
-        let Some(gradient) = found else {
+        let Ok(gradient) = made_update(&clients, stage, step, &mates).await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };

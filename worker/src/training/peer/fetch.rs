@@ -128,14 +128,7 @@ impl Peer {
             Ok(step) => {
                 let (mates, collected) = (fetching.mates.clone(), fetching.collected.clone());
                 let task = tokio::spawn(async move {
-                    let here = match &collected {
-                        Some(collected) => collected.take(step).await,
-                        None => None,
-                    };
-                    let update = match here {
-                        Some(gradient) => Ok(gradient),
-                        None => update(&clients, stage, step, &mates).await,
-                    };
+                    let update = update(&clients, stage, step, &mates, collected.as_deref()).await;
                     let _ = events.send(Event::Update(ticket, update)).await;
                 });
                 fetching.task = Some(task.abort_handle());
@@ -261,18 +254,43 @@ async fn part(
     Ok((step, range, values))
 }
 
-/// The scaled average that led from `step` to the next, from the first mate that has it.
-async fn update(clients: &Clients, stage: StageId, step: Step, mates: &[Mate]) -> Result<Vec<f32>, String> {
-    let mut why = "there is nobody to get it from".to_owned();
+/// The scaled average that led from `step` to the next: one that was collected, or else of a mate, which may be making it now.
+async fn update(
+    clients: &Clients,
+    stage: StageId,
+    step: Step,
+    mates: &[Mate],
+    collected: Option<&Collected>,
+) -> Result<Vec<f32>, String> {
+    if let Some(collected) = collected
+        && let Some(gradient) = collected.take(step).await
+    {
+        return Ok(gradient);
+    }
+    let mut why = String::new();
     for _ in 0..ATTEMPTS {
-        for mate in mates {
-            match clients.pull(mate, stage, What::Update(step), None).await {
-                Ok((_, values)) => return Ok(values),
-                Err(error) => why = error,
-            }
+        match made_update(clients, stage, step, mates).await {
+            Ok(gradient) => return Ok(gradient),
+            Err(error) => why = error,
         }
-        // The mates may be making that very update.
         tokio::time::sleep(PAUSE).await;
+    }
+    Err(why)
+}
+
+/// The same from the first mate that has it.
+pub(super) async fn made_update(
+    clients: &Clients,
+    stage: StageId,
+    step: Step,
+    mates: &[Mate],
+) -> Result<Vec<f32>, String> {
+    let mut why = "there is nobody to get it from".to_owned();
+    for mate in mates {
+        match clients.pull(mate, stage, What::Update(step), None).await {
+            Ok((_, values)) => return Ok(values),
+            Err(error) => why = error,
+        }
     }
     Err(why)
 }

@@ -68,18 +68,14 @@ impl Remote {
     /// A request with the headers of the destination.
     fn with_headers<B>(&self, mut request: RequestBuilder<B>) -> Result<RequestBuilder<B>, CheckpointError> {
         let Some(folder) = &self.headers else { return Ok(request) };
-        let unread = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CheckpointError::Read { path, source }
-        };
-        for entry in std::fs::read_dir(folder).map_err(unread(folder))? {
-            let path = entry.map_err(unread(folder))?.path();
+        for entry in std::fs::read_dir(folder).map_err(|e| unread(folder, e))? {
+            let path = entry.map_err(|e| unread(folder, e))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             // A mounted Secret keeps its versions behind such names.
             if name.starts_with("..") {
                 continue;
             }
-            let value = std::fs::read_to_string(&path).map_err(unread(&path))?;
+            let value = std::fs::read_to_string(&path).map_err(|e| unread(&path, e))?;
             request = request.header(name, value.trim_end());
         }
         Ok(request)
@@ -274,8 +270,8 @@ impl Remote {
     }
 }
 
-fn unread(url: &str, source: io::Error) -> CheckpointError {
-    CheckpointError::Read { path: PathBuf::from(url), source }
+fn unread(place: impl Into<PathBuf>, source: io::Error) -> CheckpointError {
+    CheckpointError::Read { path: place.into(), source }
 }
 
 fn unwritten(url: &str, source: io::Error) -> CheckpointError {
