@@ -37,7 +37,7 @@ pub use causal::{CausalForward, CausalScratch, CausalShape, causal_attention, ca
 pub use embedding::embedding_gradient;
 pub use gradient_sum::OutOfRange;
 pub use isa::Isa;
-pub use linear::{Scratch, linear, linear_add, linear_many};
+pub use linear::{Scratch, TransposedScratch, linear, linear_add, linear_many, linear_transposed};
 pub use loss::{IGNORED, cross_entropy};
 pub use matrix::{Format, Matrix, PackError};
 pub use norm::{rms_norm, rms_norm_backward};

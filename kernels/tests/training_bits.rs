@@ -6,12 +6,13 @@ mod support;
 
 use dunlin_kernels::causal::CausalForward;
 use dunlin_kernels::{
-    AttentionRow, Begin, CausalScratch, CausalShape, GradientScratch, IGNORED, Isa, Matrix, PAGE, Pool,
-    RopeLayout, RopeScaling, RopeTable, Scratch, attention, bias_gradient, causal_attention,
-    causal_attention_backward, cross_entropy, embedding_gradient, linear, linear_add, page_len, rms_norm,
-    rms_norm_backward, rope_rows, swiglu, swiglu_backward, weight_gradient, write_kv,
+    AttentionRow, Begin, CausalScratch, CausalShape, Format, GradientScratch, IGNORED, Isa, Matrix, PAGE,
+    Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch, attention, bias_gradient,
+    causal_attention, causal_attention_backward, cross_entropy, embedding_gradient, linear, linear_add,
+    linear_transposed, page_len, rms_norm, rms_norm_backward, rope_rows, swiglu, swiglu_backward,
+    weight_gradient, write_kv,
 };
-use support::{Random, bits, hash};
+use support::{Random, bits, file_bytes, hash};
 
 fn all_pools() -> impl Iterator<Item = Pool> {
     Isa::all().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| Pool::with_isa(threads, isa)))
@@ -101,6 +102,38 @@ fn linear_maps_set_in_place() {
             linear_add(&pool, &set, &x, 5, &mut added, &mut Scratch::default());
             let sums: Vec<f32> = before.iter().zip(y(&want)).map(|(a, b)| a + b).collect();
             assert_eq!(bits(&added), bits(&sums));
+        }
+    }
+}
+
+#[test]
+fn a_map_held_in_one_direction_has_the_bits_of_its_transpose() {
+    let mut random = Random(17);
+    for (format, n, k) in [
+        (Format::F32, 600, 40),
+        (Format::F32, 33, 17),
+        (Format::F16, 256, 64),
+        (Format::Q8_0, 300, 64),
+        (Format::Q4_0, 40, 32),
+    ] {
+        let w = Matrix::from_ggml(format, n, k, &file_bytes(&mut random, format, n, k)).unwrap();
+        let mut wide = vec![0.0; n * k];
+        wide.chunks_exact_mut(k).enumerate().for_each(|(i, row)| w.row(i, row));
+        let (dy, before) = (random.floats(5 * n), random.floats(5 * k));
+        let mut turned = Matrix::zeroed_f32(k, n);
+        turned.set_transposed(&Pool::new(1), &wide);
+        for pool in all_pools() {
+            let mut scratch = TransposedScratch::default();
+            for add in [false, true] {
+                let (mut want, mut got) = (before.clone(), before.clone());
+                if add {
+                    linear_add(&pool, &turned, &dy, 5, &mut want, &mut Scratch::default());
+                } else {
+                    linear(&pool, &turned, &dy, 5, &mut want, &mut Scratch::default());
+                }
+                linear_transposed(&pool, &w, &dy, 5, &mut got, add, &mut scratch);
+                assert_eq!(bits(&got), bits(&want), "{format:?} {n}x{k}");
+            }
         }
     }
 }

@@ -9,10 +9,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+mod transposed;
 
 use std::ops::Range;
 
 use activations::Quantised;
+pub use transposed::{TransposedScratch, linear_transposed};
 
 use crate::isa::Isa;
 use crate::matrix::{Matrix, PANEL, Packing};

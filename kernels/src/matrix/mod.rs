@@ -137,6 +137,15 @@ impl Matrix {
         Self { packing: Packing::F32, data, format: Format::F32, n, k }
     }
 
+    /// Makes it one of f32 with `n` rows of `k` values, which may be anything until they are set; memory is kept when it is enough.
+    pub(crate) fn resize_f32(&mut self, n: usize, k: usize) {
+        let bytes = n.div_ceil(PANEL) * PANEL * k * size_of::<f32>();
+        if self.packing != Packing::F32 || self.data.len() != bytes {
+            *self = Self::zeroed_f32(n, k);
+        }
+        (self.n, self.k) = (n, k);
+    }
+
     /// Replaces the values by `n` rows of `k`, in place.
     ///
     /// # Panics

@@ -1,6 +1,9 @@
 //! Inputs of tests.
 #![allow(dead_code, reason = "each test uses a part")]
 
+use dunlin_kernels::Format;
+use half::f16;
+
 /// A small counter-based generator, for inputs only.
 pub struct Random(pub u64);
 
@@ -32,4 +35,29 @@ pub fn hash(x: &[f32]) -> u64 {
     x.iter()
         .flat_map(|v| v.to_bits().to_le_bytes())
         .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Random but valid file bytes of `n` rows of `k` values.
+pub fn file_bytes(random: &mut Random, format: Format, n: usize, k: usize) -> Vec<u8> {
+    let (values, bytes) = format.block();
+    let mut out: Vec<u8> = match format {
+        Format::F32 => return random.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Format::F16 => {
+            return random.floats(n * k).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        }
+        _ => (0..n * k / values * bytes).map(|_| (random.next() >> 32) as u8).collect(),
+    };
+    for block in out.chunks_exact_mut(bytes) {
+        let d = f16::from_f32(0.01 + 0.002 * random.float()).to_le_bytes();
+        let m = f16::from_f32(0.02 * random.float()).to_le_bytes();
+        match format {
+            Format::Q6_K => block[208..210].copy_from_slice(&d),
+            Format::Q4_1 | Format::Q4_K => {
+                block[..2].copy_from_slice(&d);
+                block[2..4].copy_from_slice(&m);
+            }
+            _ => block[..2].copy_from_slice(&d),
+        }
+    }
+    out
 }

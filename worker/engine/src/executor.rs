@@ -310,7 +310,7 @@ impl Executor {
             match &part.input {
                 Input::Rows(data) => x.extend_from_slice(data.as_slice()),
                 Input::Tokens(tokens) => {
-                    let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens));
+                    let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens, None));
                     x.extend(
                         embedded.expect("`prepare` saw the embedding and every token in the vocabulary"),
                     );
@@ -324,7 +324,7 @@ impl Executor {
         for (slot, layer) in layers.iter().enumerate() {
             let mut kv: Vec<&mut KvPages> = taken.iter_mut().map(|s| &mut s.kv[slot]).collect();
             let weights = &self.layers[&layer];
-            if let Err(error) = self.block.forward(&self.pool, layer, weights, &mut x, &rows, &mut kv) {
+            if let Err(error) = self.block.forward(&self.pool, layer, weights, &[], &mut x, &rows, &mut kv) {
                 result = Err((rows[error.row].sequence, layer));
                 break;
             }
@@ -381,7 +381,7 @@ impl Executor {
             let mut x = vec![0.01; self.model.hidden];
             let started = Instant::now();
             let row = [RowOf { sequence: 0, position }];
-            if self.block.forward(&self.pool, layer, &weights, &mut x, &row, &mut [&mut kv]).is_ok() {
+            if self.block.forward(&self.pool, layer, &weights, &[], &mut x, &row, &mut [&mut kv]).is_ok() {
                 best = best.min(started.elapsed());
             }
         }

@@ -6,6 +6,8 @@ use dunlin_kernels::{
 };
 use thiserror::Error;
 
+use crate::adapter::Projection;
+use crate::adapter::low_rank::{self, AdaptedRows};
 use crate::config::ModelConfig;
 use crate::weights::LayerWeights;
 
@@ -73,6 +75,8 @@ pub(crate) struct Parts {
     pub(crate) scratch: Scratch,
     normed: Vec<f32>,
     product: Vec<f32>,
+    /// Between both matrices of an adapter.
+    inner: Vec<f32>,
 }
 
 fn fit(buffer: &mut Vec<f32>, len: usize) {
@@ -89,6 +93,7 @@ impl Parts {
             scratch: Scratch::default(),
             normed: Vec::new(),
             product: Vec::new(),
+            inner: Vec::new(),
         }
     }
 
@@ -97,6 +102,7 @@ impl Parts {
         &mut self,
         pool: &Pool,
         w: &LayerWeights,
+        adapted: &[AdaptedRows<'_>],
         x: &[f32],
         positions: &[u32],
         out: &mut Projected,
@@ -110,6 +116,11 @@ impl Parts {
         rms_norm(pool, x, &w.attention_norm, c.rms_eps, m, &mut self.normed);
         let outs = &mut [out.q.as_mut_slice(), &mut out.k, &mut out.v];
         linear_many(pool, &[&w.q, &w.k, &w.v], &self.normed, m, outs, &mut self.scratch);
+        for (which, out) in
+            [Projection::Query, Projection::Key, Projection::Value].into_iter().zip(&mut *outs)
+        {
+            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
+        }
         if let Some(bias) = &w.bias {
             for (out, bias) in outs.iter_mut().zip(bias) {
                 add_bias(pool, out, bias);
@@ -130,11 +141,13 @@ impl Parts {
         &mut self,
         pool: &Pool,
         w: &LayerWeights,
+        adapted: &[AdaptedRows<'_>],
         attended: &[f32],
         x: &mut [f32],
     ) {
         let m = x.len() / self.config.hidden;
         linear_add(pool, &w.o, attended, m, x, &mut self.scratch);
+        low_rank::add(pool, adapted, Projection::Output, attended, x, &mut self.inner, &mut self.scratch);
     }
 
     /// Adds the feed-forward part to the rows.
@@ -142,6 +155,7 @@ impl Parts {
         &mut self,
         pool: &Pool,
         w: &LayerWeights,
+        adapted: &[AdaptedRows<'_>],
         x: &mut [f32],
         inner: &mut Inner,
     ) -> Result<(), Flaw> {
@@ -154,8 +168,12 @@ impl Parts {
         rms_norm(pool, x, &w.ffn_norm, c.rms_eps, m, &mut self.normed);
         let outs = &mut [inner.gate.as_mut_slice(), &mut inner.up];
         linear_many(pool, &[&w.gate, &w.up], &self.normed, m, outs, &mut self.scratch);
+        for (which, out) in [Projection::Gate, Projection::Up].into_iter().zip(&mut *outs) {
+            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
+        }
         swiglu(pool, &inner.gate, &inner.up, &mut self.product);
         linear_add(pool, &w.down, &self.product, m, x, &mut self.scratch);
+        low_rank::add(pool, adapted, Projection::Down, &self.product, x, &mut self.inner, &mut self.scratch);
         Flaw::find("feed-forward", x, c.hidden)
     }
 }
@@ -194,7 +212,7 @@ impl Block {
     }
 
     /// Runs block `layer` over the rows `x` (`rows.len() * hidden`, changed in place); keys and values go into the pages of their
-    /// sequences, `kv[sequence]`, which must reach up to the row's position.
+    /// sequences, `kv[sequence]`, which must reach up to the row's position. Adapters of this block are for the rows `adapted`.
     ///
     /// # Errors
     /// When a result is not finite.
@@ -206,6 +224,7 @@ impl Block {
         pool: &Pool,
         layer: u32,
         w: &LayerWeights,
+        adapted: &[AdaptedRows<'_>],
         x: &mut [f32],
         rows: &[RowOf],
         kv: &mut [&mut KvPages],
@@ -215,10 +234,10 @@ impl Block {
         let found = |flaw: Flaw| NonFinite { layer, row: flaw.row };
         self.positions.clear();
         self.positions.extend(rows.iter().map(|row| row.position));
-        self.parts.project(pool, w, x, &self.positions, &mut self.projected).map_err(found)?;
+        self.parts.project(pool, w, adapted, x, &self.positions, &mut self.projected).map_err(found)?;
         self.attend(pool, rows, kv);
-        self.parts.attention_output(pool, w, &self.attended, x);
-        self.parts.feed_forward(pool, w, x, &mut self.inner).map_err(found)
+        self.parts.attention_output(pool, w, adapted, &self.attended, x);
+        self.parts.feed_forward(pool, w, adapted, x, &mut self.inner).map_err(found)
     }
 
     fn attend(&mut self, pool: &Pool, rows: &[RowOf], kv: &mut [&mut KvPages]) {

@@ -60,6 +60,14 @@ pub enum ModelError {
         "{0}; the weights are damaged or not made for this configuration, use an intact copy of the model"
     )]
     NonFinite(#[from] NonFinite),
+    /// An adapter is not sound, or not for this model.
+    #[error("the adapter in {folder} cannot be used with this model: {what}")]
+    Adapter {
+        /// Where it is.
+        folder: String,
+        /// The first thing that is wrong.
+        what: String,
+    },
     /// The tokenizer cannot be used.
     #[error("the tokenizer cannot be used: {0}")]
     Tokenizer(String),

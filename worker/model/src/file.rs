@@ -25,7 +25,7 @@ const INDEX_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stored {
+pub(crate) enum Stored {
     Ggml(Format),
     Plain(Dtype),
 }
@@ -321,7 +321,7 @@ fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
 }
 
 /// Plain floats of a file as f32.
-fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
+pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
     let halves = bytes.as_chunks::<2>().0;
     match stored {
         Stored::Ggml(Format::F32) | Stored::Plain(Dtype::F32) => {
@@ -352,7 +352,7 @@ fn side_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
     Ok(bytes)
 }
 
-fn side_json(path: &Path) -> Result<Value, ModelError> {
+pub(crate) fn side_json(path: &Path) -> Result<Value, ModelError> {
     serde_json::from_slice(&side_file(path, CONFIG_MAX)?).map_err(|error| ModelError::Malformed {
         file: path.display().to_string(),
         format: "JSON",

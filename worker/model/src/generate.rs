@@ -3,6 +3,7 @@
 use dunlin_kernels::{PAGE, Pool};
 use dunlin_protocol::SamplingParams;
 
+use crate::adapter::Adapter;
 use crate::block::{Block, KvPages, RowOf};
 use crate::error::ModelError;
 use crate::file::ModelFile;
@@ -16,6 +17,7 @@ pub struct Whole {
     embedding: Embedding,
     layers: Vec<LayerWeights>,
     head: Head,
+    adapter: Option<Adapter>,
     hidden: usize,
     kv: Vec<KvPages>,
     len: usize,
@@ -34,7 +36,7 @@ impl Whole {
             (0..config.layers).map(|i| LayerWeights::load(file, i)).collect::<Result<Vec<_>, _>>()?;
         let block = Block::new(config, positions_max);
         let kv = layers.iter().map(|_| KvPages::default()).collect();
-        Ok(Self { pool, block, embedding, layers, head, hidden: config.hidden, kv, len: 0 })
+        Ok(Self { pool, block, embedding, layers, head, adapter: None, hidden: config.hidden, kv, len: 0 })
     }
 
     /// The same model with every matrix widened to f32.
@@ -43,6 +45,12 @@ impl Whole {
         self.layers = self.layers.iter().map(LayerWeights::dequantised).collect();
         self.head = self.head.dequantised();
         self
+    }
+
+    /// The same model with an adapter.
+    #[must_use]
+    pub fn with(self, adapter: Adapter) -> Self {
+        Self { adapter: Some(adapter), ..self }
     }
 
     /// Forgets the sequence.
@@ -57,7 +65,7 @@ impl Whole {
     /// When a token is not in the vocabulary or a value is not finite.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
         let outside = || ModelError::Tokenizer("a token is not in the vocabulary".to_owned());
-        let mut x = self.embedding.rows(tokens).ok_or_else(outside)?;
+        let mut x = self.embedding.rows(tokens, self.adapter.as_ref()).ok_or_else(outside)?;
         let rows: Vec<RowOf> =
             (0..tokens.len()).map(|i| RowOf { sequence: 0, position: (self.len + i) as u32 }).collect();
         self.len += tokens.len();
@@ -65,7 +73,8 @@ impl Whole {
             while kv.pages.len() * PAGE < self.len {
                 kv.pages.push(vec![0.0; self.block.page_len()].into_boxed_slice());
             }
-            self.block.forward(&self.pool, i as u32, layer, &mut x, &rows, &mut [kv])?;
+            let adapted = self.adapter.as_ref().and_then(|a| a.for_rows(i as u32, 0..rows.len()));
+            self.block.forward(&self.pool, i as u32, layer, adapted.as_slice(), &mut x, &rows, &mut [kv])?;
         }
         Ok(x)
     }

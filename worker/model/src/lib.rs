@@ -5,11 +5,13 @@
 //! * [`file`] one view on either: configuration, tensors, tokenizer
 //! * [`weights`] the layers of a stage, packed for the kernels
 //! * [`block`] one decoder block over rows of many sequences
+//! * [`adapter`] LoRA and trained prompts beside the weights
 //! * [`tokenizer`] text to tokens and back, also piece by piece
 //! * [`sampler`] the next token, seeded by position
 //! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 
+pub mod adapter;
 pub mod block;
 pub mod config;
 pub mod file;
@@ -25,6 +27,7 @@ pub mod weights;
 
 mod error;
 
+pub use adapter::Adapter;
 pub use block::{Block, KvPages, NonFinite, RowOf};
 pub use config::ModelConfig;
 pub use error::ModelError;

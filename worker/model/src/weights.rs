@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
 
+use crate::adapter::{Adapter, Projection};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::ModelFile;
@@ -73,10 +74,34 @@ impl LayerWeights {
         }
     }
 
+    pub(crate) fn matrix(&self, which: Projection) -> &Matrix {
+        match which {
+            Projection::Query => &self.q,
+            Projection::Key => &self.k,
+            Projection::Value => &self.v,
+            Projection::Output => &self.o,
+            Projection::Gate => &self.gate,
+            Projection::Up => &self.up,
+            Projection::Down => &self.down,
+        }
+    }
+
+    pub(crate) fn matrix_mut(&mut self, which: Projection) -> &mut Matrix {
+        match which {
+            Projection::Query => &mut self.q,
+            Projection::Key => &mut self.k,
+            Projection::Value => &mut self.v,
+            Projection::Output => &mut self.o,
+            Projection::Gate => &mut self.gate,
+            Projection::Up => &mut self.up,
+            Projection::Down => &mut self.down,
+        }
+    }
+
     /// Memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let matrices = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        let matrices = Projection::ALL.map(|which| self.matrix(which));
         let bias = self.bias.iter().flatten().map(Vec::len).sum::<usize>();
         let vectors = self.attention_norm.len() + self.ffn_norm.len() + bias;
         matrices.iter().map(|m| m.bytes()).sum::<usize>() + vectors * size_of::<f32>()
@@ -122,16 +147,23 @@ impl Embedding {
         Ok(Self(Arc::new(file.matrix(file.name("embed"), c.vocab, c.hidden)?)))
     }
 
-    /// The rows of `tokens`, or `None` when one is not in the vocabulary.
+    /// Tokens of the vocabulary.
     #[must_use]
-    pub fn rows(&self, tokens: &[u32]) -> Option<Vec<f32>> {
-        let width = self.0.k();
+    pub fn tokens(&self) -> usize {
+        self.0.n()
+    }
+
+    /// The rows of `tokens`, or `None` when one is not in the vocabulary. Tokens right behind the vocabulary are the rows of the adapter's
+    /// prompt.
+    #[must_use]
+    pub fn rows(&self, tokens: &[u32], adapter: Option<&Adapter>) -> Option<Vec<f32>> {
+        let (vocab, width) = (self.0.n(), self.0.k());
         let mut out = vec![0.0; tokens.len() * width];
         for (token, row) in tokens.iter().zip(out.chunks_exact_mut(width)) {
-            if *token as usize >= self.0.n() {
-                return None;
+            match (*token as usize).checked_sub(vocab) {
+                None => self.0.row(*token as usize, row),
+                Some(beyond) => row.copy_from_slice(adapter?.prompt_row(beyond)?),
             }
-            self.0.row(*token as usize, row);
         }
         Some(out)
     }
@@ -145,9 +177,9 @@ impl Embedding {
 
 /// Final norm and output matrix, for the last stage.
 pub struct Head {
-    norm: Vec<f32>,
-    eps: f32,
-    output: Arc<Matrix>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) eps: f32,
+    pub(crate) output: Arc<Matrix>,
 }
 
 impl Head {
@@ -163,6 +195,12 @@ impl Head {
             (false, _) => Arc::new(file.matrix(file.name("head"), c.vocab, c.hidden)?),
         };
         Ok(Self { norm: file.vector(file.name("norm"), c.hidden)?, eps: c.rms_eps, output })
+    }
+
+    /// All zero, to be set by training.
+    pub(crate) fn zeroed(c: &ModelConfig) -> Self {
+        let output = Arc::new(Matrix::zeroed_f32(c.vocab, c.hidden));
+        Self { norm: vec![0.0; c.hidden], eps: c.rms_eps, output }
     }
 
     /// Logits of `m` rows: `m * vocab` values.

@@ -1,16 +1,19 @@
 //! The last norm, the output matrix and the loss.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use dunlin_kernels::{
-    Begin, Matrix, Pool, cross_entropy, linear, rms_norm, rms_norm_backward, weight_gradient,
+    Begin, Matrix, Pool, cross_entropy, linear, linear_transposed, rms_norm, rms_norm_backward,
+    weight_gradient,
 };
 
 use super::TrainingError;
-use super::layer::{Work, fit};
+use super::layer::{Through, Work, fit};
 use super::layout::{NORM, ParameterLayout};
 use crate::block::Flaw;
 use crate::config::ModelConfig;
+use crate::weights::Head;
 
 /// Rows whose logits are held at once: a chunk of the sums over tokens, so that sums are the same as over all rows at once.
 const ROWS: usize = 256;
@@ -19,16 +22,20 @@ const ROWS: usize = 256;
 pub(super) struct TrainedHead {
     /// Its number in errors: that of a layer behind the last.
     number: u32,
-    eps: f32,
-    norm_at: Range<usize>,
-    output_at: Range<usize>,
-    norm: Vec<f32>,
-    output: Matrix,
-    output_t: Matrix,
+    head: Head,
+    /// None when the head stays as it is.
+    trained: Option<Trained>,
     normed: Vec<f32>,
     dnormed: Vec<f32>,
     logits: Vec<f32>,
     losses: Vec<f64>,
+}
+
+/// Where both tensors are in the stage's vector, and the output matrix transposed.
+struct Trained {
+    norm_at: Range<usize>,
+    output_at: Range<usize>,
+    output_t: Matrix,
 }
 
 /// Targets, and what the gradients are multiplied by.
@@ -39,16 +46,22 @@ pub(super) struct Goal<'a> {
 }
 
 impl TrainedHead {
+    /// All zero, to be trained.
     pub(super) fn new(config: &ModelConfig, layout: &ParameterLayout) -> Self {
-        let c = config;
-        Self {
-            number: c.layers,
-            eps: c.rms_eps,
+        let trained = Trained {
             norm_at: layout.range(NORM),
-            output_at: layout.range(ParameterLayout::head_name(c)),
-            norm: vec![0.0; c.hidden],
-            output: Matrix::zeroed_f32(c.vocab, c.hidden),
-            output_t: Matrix::zeroed_f32(c.hidden, c.vocab),
+            output_at: layout.range(ParameterLayout::head_name(config)),
+            output_t: Matrix::zeroed_f32(config.hidden, config.vocab),
+        };
+        Self { trained: Some(trained), ..Self::over(config, Head::zeroed(config)) }
+    }
+
+    /// A head that stays as it is.
+    pub(super) fn over(config: &ModelConfig, head: Head) -> Self {
+        Self {
+            number: config.layers,
+            head,
+            trained: None,
             normed: Vec::new(),
             dnormed: Vec::new(),
             logits: Vec::new(),
@@ -56,10 +69,29 @@ impl TrainedHead {
         }
     }
 
+    /// Packs its part of the stage's parameters.
     pub(super) fn set(&mut self, pool: &Pool, parameters: &[f32]) {
-        self.norm.copy_from_slice(&parameters[self.norm_at.clone()]);
-        self.output.set(pool, &parameters[self.output_at.clone()]);
-        self.output_t.set_transposed(pool, &parameters[self.output_at.clone()]);
+        let Some(trained) = &mut self.trained else { return };
+        self.head.norm.copy_from_slice(&parameters[trained.norm_at.clone()]);
+        let values = &parameters[trained.output_at.clone()];
+        let output =
+            Arc::get_mut(&mut self.head.output).expect("an output matrix that is trained is nobody else's");
+        output.set(pool, values);
+        trained.output_t.set_transposed(pool, values);
+    }
+
+    /// The product of the gradients of some rows of logits with the output matrix.
+    fn through(&mut self, pool: &Pool, rows: Range<usize>, work: &mut Through) {
+        let hidden = self.head.norm.len();
+        let m = rows.len();
+        let dnormed = &mut self.dnormed[rows.start * hidden..rows.end * hidden];
+        match &self.trained {
+            Some(trained) => linear(pool, &trained.output_t, &self.logits, m, dnormed, &mut work.linear),
+            None => {
+                let output = &self.head.output;
+                linear_transposed(pool, output, &self.logits, m, dnormed, false, &mut work.transposed);
+            }
+        }
     }
 
     /// The sum of the losses of the rows `x` in nats.
@@ -87,13 +119,13 @@ impl TrainedHead {
         rows: Range<usize>,
         work: &mut Work,
     ) -> Result<f64, TrainingError> {
-        let (hidden, vocab, m) = (self.norm.len(), self.output.n(), rows.len());
+        let (hidden, vocab, m) = (self.head.norm.len(), self.head.output.n(), rows.len());
         fit(&mut self.normed, m * hidden);
         fit(&mut self.logits, m * vocab);
         self.losses.resize(m, 0.0);
         let x = &x[rows.start * hidden..rows.end * hidden];
-        rms_norm(pool, x, &self.norm, self.eps, m, &mut self.normed);
-        linear(pool, &self.output, &self.normed, m, &mut self.logits, &mut work.linear);
+        rms_norm(pool, x, &self.head.norm, self.head.eps, m, &mut self.normed);
+        linear(pool, &self.head.output, &self.normed, m, &mut self.logits, &mut work.through.linear);
         Flaw::find("logits", &self.logits, vocab).map_err(|flaw| {
             TrainingError::at(self.number)(Flaw { op: flaw.op, row: rows.start + flaw.row })
         })?;
@@ -112,7 +144,7 @@ impl TrainedHead {
         gradient: Option<(&mut [f32], usize)>,
         work: &mut Work,
     ) -> Result<f64, TrainingError> {
-        let (hidden, m) = (self.norm.len(), goal.targets.len());
+        let (hidden, m) = (self.head.norm.len(), goal.targets.len());
         let mut gradient = gradient;
         let mut sum = 0.0;
         fit(&mut self.dnormed, m * hidden);
@@ -120,10 +152,9 @@ impl TrainedHead {
             let rows = start..m.min(start + ROWS);
             let count = rows.len();
             sum += self.some_rows(pool, x, goal, rows.clone(), work)?;
-            let dnormed = &mut self.dnormed[rows.start * hidden..rows.end * hidden];
-            linear(pool, &self.output_t, &self.logits, count, dnormed, &mut work.linear);
-            if let Some((values, skip)) = &mut gradient {
-                let dw = &mut values[self.output_at.start - *skip..self.output_at.end - *skip];
+            self.through(pool, rows, &mut work.through);
+            if let (Some((values, skip)), Some(trained)) = (&mut gradient, &self.trained) {
+                let dw = &mut values[trained.output_at.start - *skip..trained.output_at.end - *skip];
                 let begin = if start == 0 { Begin::Here } else { Begin::Before };
                 weight_gradient(
                     pool,
@@ -136,9 +167,10 @@ impl TrainedHead {
                 );
             }
         }
-        let dw =
-            gradient.map(|(values, skip)| &mut values[self.norm_at.start - skip..self.norm_at.end - skip]);
-        rms_norm_backward(pool, x, &self.norm, self.eps, &self.dnormed, dx, dw);
+        let dw = gradient.zip(self.trained.as_ref()).map(|((values, skip), trained)| {
+            &mut values[trained.norm_at.start - skip..trained.norm_at.end - skip]
+        });
+        rms_norm_backward(pool, x, &self.head.norm, self.head.eps, &self.dnormed, dx, dw);
         Flaw::find("the backward pass", dx, hidden).map_err(TrainingError::at(self.number))?;
         Ok(sum)
     }

@@ -3,9 +3,11 @@
 use dunlin_kernels::math::{ln_f64, sin_cos};
 
 use super::layout::{ParameterLayout, ParameterTensor};
+use crate::adapter::peft::PROMPT;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::ModelFile;
+use crate::weights::Embedding;
 
 /// Standard deviation of random matrices (Radford et al. 2019).
 const DEVIATION: f64 = 0.02;
@@ -25,6 +27,42 @@ pub fn initialise(layout: &ParameterLayout, config: &ModelConfig, seed: u64, out
         match deviation(tensor, config) {
             Some(deviation) => normal(stream(seed, &tensor.name), deviation, values),
             None => values.fill(if tensor.name.ends_with(".bias") { 0.0 } else { 1.0 }),
+        }
+    }
+}
+
+/// First values of an adapter: `A` uniform up to `1 / sqrt(inputs)`, `B` 0, so that it changes nothing at first (Hu et al. 2021, with the
+/// deviation that PEFT takes); the rows of a prompt those of random tokens of `embedding` (Lester et al. 2021).
+///
+/// As with [`initialise`], a value depends on the seed, the name of its tensor and its index there.
+///
+/// # Panics
+/// When `out` is not as long as the layout, or a prompt has no embedding.
+pub fn initialise_adapter(
+    layout: &ParameterLayout,
+    embedding: Option<&Embedding>,
+    seed: u64,
+    out: &mut [f32],
+) {
+    assert_eq!(out.len(), layout.len(), "as many values as parameters");
+    for tensor in layout.tensors() {
+        let values = &mut out[tensor.range()];
+        let stream = stream(seed, &tensor.name);
+        if tensor.name == PROMPT {
+            let embedding = embedding.expect("the stage with the prompt has the embedding");
+            let vocab = embedding.tokens() as u64;
+            let tokens: Vec<u32> = (0..tensor.shape[0] as u64)
+                .map(|i| (mix(stream.wrapping_add(mix(i))) % vocab) as u32)
+                .collect();
+            values
+                .copy_from_slice(&embedding.rows(&tokens, None).expect("these tokens are in the vocabulary"));
+        } else if tensor.name.ends_with("lora_A.weight") {
+            let bound = 1.0 / (tensor.shape[1] as f64).sqrt();
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = ((2.0 * unit(mix(stream.wrapping_add(mix(i as u64)))) - 1.0) * bound) as f32;
+            }
+        } else {
+            values.fill(0.0);
         }
     }
 }
@@ -49,12 +87,13 @@ fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Of 32 random bits, a number in (0, 1).
+fn unit(bits: u64) -> f64 {
+    ((bits & 0xffff_ffff) as f64 + 0.5) / 4_294_967_296.0
+}
+
 /// Normal values by pairs (Box and Muller 1958).
 fn normal(stream: u64, deviation: f64, out: &mut [f32]) {
-    /// Of 32 random bits, a number in (0, 1).
-    fn unit(bits: u64) -> f64 {
-        ((bits & 0xffff_ffff) as f64 + 0.5) / 4_294_967_296.0
-    }
     for (pair, out) in out.chunks_mut(2).enumerate() {
         let bits = mix(stream.wrapping_add(mix(pair as u64)));
         let radius = (-2.0 * ln_f64(unit(bits))).sqrt() * deviation;

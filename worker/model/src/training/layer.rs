@@ -1,15 +1,18 @@
-//! One block in training: its weights twice, as they are and transposed, and the way back through it.
+//! One block in training, and the way back through it: all of it, with its weights twice, as they are and transposed; or an adapter beside
+//! weights that stay as they are.
 
 use std::ops::Range;
 
 use dunlin_kernels::{
-    Begin, CausalForward, CausalScratch, CausalShape, GradientScratch, Matrix, Pool, Scratch, bias_gradient,
-    causal_attention, causal_attention_backward, linear, linear_add, rms_norm, rms_norm_backward, rope_rows,
-    swiglu_backward, weight_gradient,
+    Begin, CausalForward, CausalScratch, CausalShape, GradientScratch, Matrix, Pool, Scratch,
+    TransposedScratch, bias_gradient, causal_attention, causal_attention_backward, linear, linear_add,
+    linear_transposed, rms_norm, rms_norm_backward, rope_rows, swiglu_backward, weight_gradient,
 };
 
 use super::TrainingError;
+use super::adapter::{AdapterWork, TrainedAdapter};
 use super::layout::ParameterLayout;
+use crate::adapter::{AdaptedRows, AdapterShape, Projection};
 use crate::block::{Flaw, Inner, Parts, Projected};
 use crate::config::ModelConfig;
 use crate::weights::LayerWeights;
@@ -17,28 +20,26 @@ use crate::weights::LayerWeights;
 /// Where the tensors of a block are in the stage's vector.
 struct Places {
     attention_norm: Range<usize>,
-    /// Of q, k and v.
-    qkv: [Range<usize>; 3],
-    bias: [Range<usize>; 3],
-    o: Range<usize>,
     ffn_norm: Range<usize>,
-    gate: Range<usize>,
-    up: Range<usize>,
-    down: Range<usize>,
+    /// Of q, k and v.
+    bias: [Range<usize>; 3],
+    /// By [`Projection`].
+    matrices: [Range<usize>; 7],
 }
 
 /// One block.
 pub(super) struct Layer {
     number: u32,
-    places: Places,
     weights: LayerWeights,
-    q_t: Matrix,
-    k_t: Matrix,
-    v_t: Matrix,
-    o_t: Matrix,
-    gate_t: Matrix,
-    up_t: Matrix,
-    down_t: Matrix,
+    trained: Trained,
+}
+
+/// What of a block is trained, and how gradients get through its matrices.
+enum Trained {
+    /// All of it; the matrices transposed, by [`Projection`].
+    Whole { places: Box<Places>, transposed: Box<[Matrix; 7]> },
+    /// What an adapter adds. The matrices are held in one direction only, in the format of their file.
+    Adapter(Box<TrainedAdapter>),
 }
 
 /// What the forward pass of one block leaves for the backward pass. Norms and the product of the feed-forward part are not kept: to compute
@@ -58,7 +59,7 @@ pub(super) struct Saved {
 /// Buffers of the backward pass.
 #[derive(Default)]
 pub(super) struct Work {
-    pub(super) linear: Scratch,
+    pub(super) through: Through,
     pub(super) gradient: GradientScratch,
     pub(super) causal: CausalScratch,
     normed: Vec<f32>,
@@ -66,6 +67,16 @@ pub(super) struct Work {
     product: Vec<f32>,
     dattended: Vec<f32>,
     dqkv: Projected,
+    adapter: AdapterWork,
+}
+
+/// Buffers on the way through matrices.
+#[derive(Default)]
+pub(super) struct Through {
+    pub(super) linear: Scratch,
+    pub(super) transposed: TransposedScratch,
+    /// Gradients between both matrices of adapters, by [`Projection`].
+    pub(super) dinner: [Vec<f32>; 7],
 }
 
 /// Room for exactly `len` values; what is there may be anything.
@@ -74,53 +85,140 @@ pub(super) fn fit(buffer: &mut Vec<f32>, len: usize) {
 }
 
 impl Layer {
+    /// A block of zeroes whose weights are all trained.
     pub(super) fn new(config: &ModelConfig, layout: &ParameterLayout, number: u32) -> Self {
-        let c = config;
         let place = |role: &str| layout.range(&ParameterLayout::layer_name(number, role));
-        let three = |kind: &str| ["q", "k", "v"].map(|head| place(&format!("self_attn.{head}_proj.{kind}")));
+        let transposed = Projection::ALL.map(|which| {
+            let (n, k) = which.shape(config);
+            Matrix::zeroed_f32(k, n)
+        });
+        let places = Places {
+            attention_norm: place("input_layernorm.weight"),
+            ffn_norm: place("post_attention_layernorm.weight"),
+            bias: ["q", "k", "v"].map(|head| place(&format!("self_attn.{head}_proj.bias"))),
+            matrices: Projection::ALL.map(|which| place(&format!("{}.weight", which.module()))),
+        };
         Self {
             number,
-            places: Places {
-                attention_norm: place("input_layernorm.weight"),
-                qkv: three("weight"),
-                bias: three("bias"),
-                o: place("self_attn.o_proj.weight"),
-                ffn_norm: place("post_attention_layernorm.weight"),
-                gate: place("mlp.gate_proj.weight"),
-                up: place("mlp.up_proj.weight"),
-                down: place("mlp.down_proj.weight"),
-            },
-            weights: LayerWeights::zeroed(c),
-            q_t: Matrix::zeroed_f32(c.hidden, c.q_width()),
-            k_t: Matrix::zeroed_f32(c.hidden, c.kv_width()),
-            v_t: Matrix::zeroed_f32(c.hidden, c.kv_width()),
-            o_t: Matrix::zeroed_f32(c.q_width(), c.hidden),
-            gate_t: Matrix::zeroed_f32(c.hidden, c.ffn),
-            up_t: Matrix::zeroed_f32(c.hidden, c.ffn),
-            down_t: Matrix::zeroed_f32(c.ffn, c.hidden),
+            weights: LayerWeights::zeroed(config),
+            trained: Trained::Whole { places: Box::new(places), transposed: Box::new(transposed) },
         }
+    }
+
+    /// A block whose weights stay as they are, with an adapter of zeroes that is trained.
+    pub(super) fn over(
+        weights: LayerWeights,
+        config: &ModelConfig,
+        shape: &AdapterShape,
+        layout: &ParameterLayout,
+        number: u32,
+    ) -> Self {
+        let adapter = TrainedAdapter::new(config, shape, layout, number);
+        Self { number, weights, trained: Trained::Adapter(Box::new(adapter)) }
     }
 
     /// Packs the block's part of the stage's parameters.
     pub(super) fn set(&mut self, pool: &Pool, parameters: &[f32]) {
-        let (w, at) = (&mut self.weights, &self.places);
-        let [q, k, v] = &at.qkv;
-        for (matrix, transposed, place) in [
-            (&mut w.q, &mut self.q_t, q),
-            (&mut w.k, &mut self.k_t, k),
-            (&mut w.v, &mut self.v_t, v),
-            (&mut w.o, &mut self.o_t, &at.o),
-            (&mut w.gate, &mut self.gate_t, &at.gate),
-            (&mut w.up, &mut self.up_t, &at.up),
-            (&mut w.down, &mut self.down_t, &at.down),
-        ] {
-            matrix.set(pool, &parameters[place.clone()]);
-            transposed.set_transposed(pool, &parameters[place.clone()]);
+        let w = &mut self.weights;
+        match &mut self.trained {
+            Trained::Adapter(adapter) => adapter.set(pool, parameters),
+            Trained::Whole { places, transposed } => {
+                for (which, transposed) in Projection::ALL.into_iter().zip(&mut **transposed) {
+                    let values = &parameters[places.matrices[which as usize].clone()];
+                    w.matrix_mut(which).set(pool, values);
+                    transposed.set_transposed(pool, values);
+                }
+                w.attention_norm.copy_from_slice(&parameters[places.attention_norm.clone()]);
+                w.ffn_norm.copy_from_slice(&parameters[places.ffn_norm.clone()]);
+                for (bias, place) in w.bias.iter_mut().flatten().zip(&places.bias) {
+                    bias.copy_from_slice(&parameters[place.clone()]);
+                }
+            }
         }
-        w.attention_norm.copy_from_slice(&parameters[at.attention_norm.clone()]);
-        w.ffn_norm.copy_from_slice(&parameters[at.ffn_norm.clone()]);
-        for (bias, place) in w.bias.iter_mut().flatten().zip(&at.bias) {
-            bias.copy_from_slice(&parameters[place.clone()]);
+    }
+
+    /// The adapter, for all of `rows` rows.
+    fn adapted(&self, rows: usize) -> Option<AdaptedRows<'_>> {
+        match &self.trained {
+            Trained::Whole { .. } => None,
+            Trained::Adapter(adapter) => Some(AdaptedRows { rows: 0..rows, adapter: adapter.layer() }),
+        }
+    }
+
+    /// The gradient of the inputs of a matrix, from that of its `m` rows of outputs; added to what is in `dx` when `add`.
+    fn through(
+        &self,
+        pool: &Pool,
+        which: Projection,
+        dy: &[f32],
+        m: usize,
+        dx: &mut [f32],
+        add: bool,
+        work: &mut Through,
+    ) {
+        match &self.trained {
+            Trained::Whole { transposed, .. } => {
+                let product = if add { linear_add } else { linear };
+                product(pool, &transposed[which as usize], dy, m, dx, &mut work.linear);
+            }
+            Trained::Adapter(adapter) => {
+                let w = self.weights.matrix(which);
+                linear_transposed(pool, w, dy, m, dx, add, &mut work.transposed);
+                adapter.through(pool, which, dy, m, dx, work);
+            }
+        }
+    }
+
+    /// Gradients of what is trained of some matrices with the inputs `x`, whose outputs have the gradients `dys`.
+    fn gradients<const N: usize>(
+        &self,
+        pool: &Pool,
+        x: &[f32],
+        m: usize,
+        (which, dys): ([Projection; N], [&[f32]; N]),
+        gradient: &mut Option<(&mut [f32], usize)>,
+        (through, adapter_work, scratch): (&mut Through, &mut AdapterWork, &mut GradientScratch),
+    ) {
+        match &self.trained {
+            Trained::Whole { places, .. } => {
+                let places = which.map(|which| &places.matrices[which as usize]);
+                if let Some(mut dws) = slices(gradient, places) {
+                    weight_gradient(
+                        pool,
+                        x,
+                        m,
+                        &dys,
+                        &mut dws.each_mut().map(|dw| &mut **dw),
+                        Begin::Here,
+                        scratch,
+                    );
+                }
+            }
+            Trained::Adapter(adapter) => {
+                for (which, dy) in which.into_iter().zip(dys) {
+                    adapter.gradient(pool, which, (x, dy, m), gradient, (through, adapter_work, scratch));
+                }
+            }
+        }
+    }
+
+    /// Is anything of these matrices trained?
+    fn trains(&self, which: &[Projection]) -> bool {
+        match &self.trained {
+            Trained::Whole { .. } => true,
+            Trained::Adapter(adapter) => which.iter().any(|which| adapter.layer().pair(*which).is_some()),
+        }
+    }
+
+    /// Gradients of tensors that only whole blocks train.
+    fn own<'a, const N: usize>(
+        &self,
+        gradient: &'a mut Option<(&mut [f32], usize)>,
+        of: impl Fn(&Places) -> [&Range<usize>; N],
+    ) -> Option<[&'a mut [f32]; N]> {
+        match &self.trained {
+            Trained::Whole { places, .. } => slices(gradient, of(places)),
+            Trained::Adapter(_) => None,
         }
     }
 
@@ -136,8 +234,10 @@ impl Layer {
         causal: &mut CausalScratch,
     ) -> Result<(), TrainingError> {
         let s = saved;
+        let adapted = self.adapted(positions.len());
+        let adapted = adapted.as_slice();
         parts
-            .project(pool, &self.weights, &s.x, positions, &mut s.projected)
+            .project(pool, &self.weights, adapted, &s.x, positions, &mut s.projected)
             .map_err(TrainingError::at(self.number))?;
         let Projected { q, k, v } = &s.projected;
         fit(&mut s.attended, q.len());
@@ -145,10 +245,12 @@ impl Layer {
         causal_attention(pool, shape, q, k, v, &mut s.attended, &mut s.statistics, causal);
         s.middle.clear();
         s.middle.extend_from_slice(&s.x);
-        parts.attention_output(pool, &self.weights, &s.attended, &mut s.middle);
+        parts.attention_output(pool, &self.weights, adapted, &s.attended, &mut s.middle);
         out.clear();
         out.extend_from_slice(&s.middle);
-        parts.feed_forward(pool, &self.weights, out, &mut s.inner).map_err(TrainingError::at(self.number))
+        parts
+            .feed_forward(pool, &self.weights, adapted, out, &mut s.inner)
+            .map_err(TrainingError::at(self.number))
     }
 
     /// `dx`, the gradient of the rows behind the block, becomes that of the rows before it. Gradients of the parameters replace what is in
@@ -179,24 +281,23 @@ impl Layer {
         gradient: &mut Option<(&mut [f32], usize)>,
         work: &mut Work,
     ) {
+        use Projection::{Down, Gate, Up};
         let (w, m) = (&self.weights, dx.len() / c.hidden);
         let Saved { middle, inner: Inner { gate, up }, .. } = saved;
-        let Work { normed, dnormed, product, linear: scratch, .. } = work;
+        let Work { normed, dnormed, product, through, adapter, gradient: scratch, .. } = work;
         fit(product, gate.len());
-        linear(pool, &self.down_t, dx, m, product, scratch);
+        self.through(pool, Down, dx, m, product, false, through);
         swiglu_backward(pool, gate, up, product);
         fit(dnormed, dx.len());
-        linear(pool, &self.gate_t, gate, m, dnormed, scratch);
-        linear_add(pool, &self.up_t, up, m, dnormed, scratch);
-        if gradient.is_some() {
+        self.through(pool, Gate, gate, m, dnormed, false, through);
+        self.through(pool, Up, up, m, dnormed, true, through);
+        if gradient.is_some() && self.trains(&[Down, Gate, Up]) {
             fit(normed, dx.len());
             rms_norm(pool, middle, &w.ffn_norm, c.rms_eps, m, normed);
-            let down = slices(gradient, [&self.places.down]);
-            weights_gradient(pool, product, m, &[dx], down, &mut work.gradient);
-            let both = slices(gradient, [&self.places.gate, &self.places.up]);
-            weights_gradient(pool, normed, m, &[gate, up], both, &mut work.gradient);
+            self.gradients(pool, product, m, ([Down], [dx]), gradient, (through, adapter, scratch));
+            self.gradients(pool, normed, m, ([Gate, Up], [gate, up]), gradient, (through, adapter, scratch));
         }
-        let dw = slices(gradient, [&self.places.ffn_norm]).map(|[dw]| dw);
+        let dw = self.own(gradient, |places| [&places.ffn_norm]).map(|[dw]| dw);
         rms_norm_backward(pool, middle, &w.ffn_norm, c.rms_eps, dnormed, dx, dw);
     }
 
@@ -211,41 +312,42 @@ impl Layer {
         gradient: &mut Option<(&mut [f32], usize)>,
         work: &mut Work,
     ) {
+        use Projection::{Key, Output, Query, Value};
         let (w, c, m) = (&self.weights, &parts.config, positions.len());
         let Saved { x, projected: Projected { q, k, v }, attended, statistics, .. } = saved;
-        let Work { normed, dnormed, dattended, dqkv, linear: scratch, .. } = work;
+        let Work { normed, dnormed, dattended, dqkv, through, adapter, gradient: scratch, .. } = work;
         let Projected { q: dq, k: dk, v: dv } = dqkv;
         fit(dattended, q.len());
         fit(dq, q.len());
         fit(dk, k.len());
         fit(dv, v.len());
-        linear(pool, &self.o_t, dx, m, dattended, scratch);
+        self.through(pool, Output, dx, m, dattended, false, through);
         let forward = CausalForward { q, k, v, out: attended, statistics };
         causal_attention_backward(pool, shape, &forward, dattended, dq, dk, dv, &mut work.causal);
         rope_rows(pool, &parts.rope, c.rope_layout, dq, positions, true);
         rope_rows(pool, &parts.rope, c.rope_layout, dk, positions, true);
         fit(dnormed, dx.len());
-        linear(pool, &self.q_t, dq, m, dnormed, scratch);
-        linear_add(pool, &self.k_t, dk, m, dnormed, scratch);
-        linear_add(pool, &self.v_t, dv, m, dnormed, scratch);
-        if gradient.is_some() {
+        self.through(pool, Query, dq, m, dnormed, false, through);
+        self.through(pool, Key, dk, m, dnormed, true, through);
+        self.through(pool, Value, dv, m, dnormed, true, through);
+        if gradient.is_some() && self.trains(&[Output, Query, Key, Value]) {
             fit(normed, dx.len());
             rms_norm(pool, x, &w.attention_norm, c.rms_eps, m, normed);
-            let o = slices(gradient, [&self.places.o]);
-            weights_gradient(pool, attended, m, &[dx], o, &mut work.gradient);
-            let qkv = slices(gradient, self.places.qkv.each_ref());
-            weights_gradient(pool, normed, m, &[dq, dk, dv], qkv, &mut work.gradient);
-            if let (Some(_), Some(bias)) = (&w.bias, slices(gradient, self.places.bias.each_ref())) {
-                bias.into_iter().zip([dq, dk, dv]).for_each(|(db, dy)| bias_gradient(pool, dy, db));
+            self.gradients(pool, attended, m, ([Output], [dx]), gradient, (through, adapter, scratch));
+            let qkv = ([Query, Key, Value], [dq.as_slice(), dk, dv]);
+            self.gradients(pool, normed, m, qkv, gradient, (through, adapter, scratch));
+            let bias = self.own(gradient, |places| places.bias.each_ref()).filter(|_| w.bias.is_some());
+            for (db, dy) in bias.into_iter().flatten().zip([dq, dk, dv]) {
+                bias_gradient(pool, dy, db);
             }
         }
-        let dw = slices(gradient, [&self.places.attention_norm]).map(|[dw]| dw);
+        let dw = self.own(gradient, |places| [&places.attention_norm]).map(|[dw]| dw);
         rms_norm_backward(pool, x, &w.attention_norm, c.rms_eps, dnormed, dx, dw);
     }
 }
 
 /// Some tensors of the gradient at once, when it is wanted.
-fn slices<'a, const N: usize>(
+pub(super) fn slices<'a, const N: usize>(
     gradient: &'a mut Option<(&mut [f32], usize)>,
     places: [&Range<usize>; N],
 ) -> Option<[&'a mut [f32]; N]> {
@@ -253,17 +355,4 @@ fn slices<'a, const N: usize>(
     let places = places.map(|place| place.start.saturating_sub(*skip)..place.end.saturating_sub(*skip));
     // Tensors of a layout do not overlap, so this is never `None` for tensors that the stage has.
     values.get_disjoint_mut(places).ok()
-}
-
-fn weights_gradient<const N: usize>(
-    pool: &Pool,
-    x: &[f32],
-    m: usize,
-    dys: &[&[f32]; N],
-    dws: Option<[&mut [f32]; N]>,
-    scratch: &mut GradientScratch,
-) {
-    if let Some(mut dws) = dws {
-        weight_gradient(pool, x, m, dys, &mut dws, Begin::Here, scratch);
-    }
 }

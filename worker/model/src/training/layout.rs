@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::adapter::peft::{PROMPT, lora_name};
+use crate::adapter::{AdapterShape, Projection};
 use crate::config::ModelConfig;
 
 /// The name of the token embedding, which is also that of the output matrix when both are tied.
@@ -70,6 +72,28 @@ impl ParameterLayout {
             layout.push(NORM.to_owned(), &[c.hidden]);
             if !(c.tied && first) {
                 layout.push(Self::head_name(c).to_owned(), &[c.vocab, c.hidden]);
+            }
+        }
+        layout
+    }
+
+    /// Of an adapter of blocks `layers`, by PEFT's names; with the rows of a prompt when `first`. A stage may have none.
+    #[must_use]
+    pub fn of_adapter(config: &ModelConfig, shape: &AdapterShape, layers: Range<u32>, first: bool) -> Self {
+        let mut layout = Self { tensors: Vec::new(), len: 0 };
+        match shape {
+            AdapterShape::Prompt(prompt) if first => {
+                layout.push(PROMPT.to_owned(), &[prompt.tokens, config.hidden]);
+            }
+            AdapterShape::Prompt(_) => {}
+            AdapterShape::Lora(lora) => {
+                for layer in layers {
+                    for which in Projection::ALL.into_iter().filter(|which| lora.targets.contains(which)) {
+                        let (n, k) = which.shape(config);
+                        layout.push(lora_name(layer, which, "lora_A"), &[lora.rank, k]);
+                        layout.push(lora_name(layer, which, "lora_B"), &[n, lora.rank]);
+                    }
+                }
             }
         }
         layout

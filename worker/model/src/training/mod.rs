@@ -7,20 +7,24 @@
 //! * [`initialise`](mod@initialise) first values, random or from a checkpoint
 //! * [`stage`] the model of a stage: [`StageModel`]
 //! * [`export`] an ordinary Hugging Face folder of it
-//! * `layer`, `head` one block, and the last norm with output matrix and loss, in the backward direction
+//! * [`base`] the weights that an adapter is trained over
+//! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction
 
+pub mod base;
 pub mod export;
 pub mod initialise;
 pub mod layout;
 pub mod stage;
 
+mod adapter;
 mod head;
 mod layer;
 
 use thiserror::Error;
 
+pub use base::Base;
 pub use dunlin_kernels::IGNORED;
-pub use initialise::{initialise, load};
+pub use initialise::{initialise, initialise_adapter, load};
 pub use layout::{ParameterLayout, ParameterTensor};
 pub use stage::{Backward, Grad, StageInput, StageModel};
 

@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 
-use dunlin_kernels::gradient_sum::{accumulate, check};
-use dunlin_kernels::{CausalShape, IGNORED, OutOfRange, Pool, embedding_gradient};
+use dunlin_kernels::gradient_sum;
+use dunlin_kernels::{CausalShape, IGNORED, OutOfRange, Pool, bias_gradient, embedding_gradient};
 
 use super::TrainingError;
+use super::base::Base;
 use super::head::{Goal, TrainedHead};
+use super::initialise::{initialise, initialise_adapter};
 use super::layer::{Layer, Saved, Work};
 use super::layout::{EMBEDDING, ParameterLayout};
+use crate::adapter::AdapterShape;
+use crate::adapter::peft::PROMPT;
 use crate::block::{Flaw, Parts};
 use crate::config::ModelConfig;
+use crate::weights::Embedding;
 
 /// What goes into a stage: whole sequences, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -44,15 +49,29 @@ pub struct Backward {
     pub loss: Option<f64>,
 }
 
-/// A stage that can be trained. It holds every matrix packed twice, for both directions; parameters, sums and optimizer state are the
-/// caller's. Activations of a microbatch and its gradient (one f32 per parameter, less an embedding of its own) are buffers in here: the
+/// Where the first rows come from.
+enum FirstRows {
+    /// The embedding, row-major, which is trained.
+    Embedding(Vec<f32>),
+    /// An embedding that stays as it is, behind the rows of a prompt that is trained.
+    Frozen { embedding: Embedding, prompt: Vec<f32> },
+}
+
+/// A stage that can be trained: all of it, every matrix packed twice, for both directions; or an adapter over a [`Base`]. Parameters, sums and
+/// optimizer state are the caller's. Activations of a microbatch and its gradient (one f32 per parameter, less an embedding of its own) are buffers in here: the
 /// gradient is added to the sums only when all of it is known to be sound.
+///
+/// A prompt stands before each sequence: its rows go through all stages with the others, and predict nothing.
 pub struct StageModel {
     layout: ParameterLayout,
+    /// Tokens of a sequence, and rows before them.
     sequence_length: usize,
+    prompt_rows: usize,
+    /// Only an adapter is trained.
+    adapts: bool,
     parts: Parts,
-    /// Row-major, for the first stage.
-    embedding: Option<Vec<f32>>,
+    /// For the first stage.
+    first: Option<FirstRows>,
     layers: Vec<Layer>,
     head: Option<TrainedHead>,
     saved: Vec<Saved>,
@@ -64,6 +83,8 @@ pub struct StageModel {
     /// Tokens of a microbatch and the gradients of their embeddings.
     ids: Vec<u32>,
     id_rows: Vec<f32>,
+    /// One for each row.
+    targets: Vec<u32>,
 }
 
 impl StageModel {
@@ -79,22 +100,57 @@ impl StageModel {
         last: bool,
         sequence_length: usize,
     ) -> Result<Self, TrainingError> {
-        if layers.start > layers.end || layers.end > config.layers {
-            return Err(TrainingError::Input(format!("blocks {layers:?} of a model of {}", config.layers)));
-        }
-        if sequence_length == 0 || sequence_length > config.context_length as usize {
-            let longest = config.context_length;
-            return Err(TrainingError::Input(format!(
-                "sequences of {sequence_length} tokens for a model with a context of {longest}"
-            )));
-        }
+        check(config, &layers, sequence_length, 0)?;
         let layout = ParameterLayout::new(config, layers.clone(), first, last);
-        Ok(Self {
+        let own = layers.clone().map(|layer| Layer::new(config, &layout, layer)).collect();
+        let embedding = first.then(|| FirstRows::Embedding(vec![0.0; config.vocab * config.hidden]));
+        let head = last.then(|| TrainedHead::new(config, &layout));
+        let ends = (embedding, head);
+        Ok(Self::of_parts(config, layout, own, ends, (sequence_length, 0), false))
+    }
+
+    /// An adapter for blocks `layers` of a model that stays as it is, `base`, which has the embedding at the first stage and the head at the
+    /// last. All parameters are 0 until they are set.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn over(
+        config: &ModelConfig,
+        base: Base,
+        shape: &AdapterShape,
+        layers: Range<u32>,
+        sequence_length: usize,
+    ) -> Result<Self, TrainingError> {
+        check(config, &layers, sequence_length, shape.prompt_rows())?;
+        let layout = ParameterLayout::of_adapter(config, shape, layers.clone(), base.embedding.is_some());
+        let own = layers
+            .clone()
+            .zip(base.layers)
+            .map(|(layer, weights)| Layer::over(weights, config, shape, &layout, layer))
+            .collect();
+        let prompt = vec![0.0; shape.prompt_rows() * config.hidden];
+        let first = base.embedding.map(|embedding| FirstRows::Frozen { embedding, prompt });
+        let head = base.head.map(|head| TrainedHead::over(config, head));
+        let lengths = (sequence_length, shape.prompt_rows());
+        Ok(Self::of_parts(config, layout, own, (first, head), lengths, true))
+    }
+
+    fn of_parts(
+        config: &ModelConfig,
+        layout: ParameterLayout,
+        layers: Vec<Layer>,
+        (first, head): (Option<FirstRows>, Option<TrainedHead>),
+        (sequence_length, prompt_rows): (usize, usize),
+        adapts: bool,
+    ) -> Self {
+        Self {
             sequence_length,
-            parts: Parts::new(config, sequence_length),
-            embedding: first.then(|| vec![0.0; config.vocab * config.hidden]),
-            layers: layers.map(|layer| Layer::new(config, &layout, layer)).collect(),
-            head: last.then(|| TrainedHead::new(config, &layout)),
+            prompt_rows,
+            adapts,
+            parts: Parts::new(config, prompt_rows + sequence_length),
+            first,
+            layers,
+            head,
             saved: Vec::new(),
             out: Vec::new(),
             dx: Vec::new(),
@@ -103,8 +159,25 @@ impl StageModel {
             gradient: Vec::new(),
             ids: Vec::new(),
             id_rows: Vec::new(),
+            targets: Vec::new(),
             layout,
-        })
+        }
+    }
+
+    /// First values of the parameters: random ones that depend on `seed`, and for a prompt on the embedding.
+    #[must_use]
+    pub fn initial(&self, seed: u64) -> Vec<f32> {
+        let mut out = vec![0.0; self.layout.len()];
+        if self.adapts {
+            let embedding = match &self.first {
+                Some(FirstRows::Frozen { embedding, .. }) => Some(embedding),
+                _ => None,
+            };
+            initialise_adapter(&self.layout, embedding, seed, &mut out);
+        } else {
+            initialise(&self.layout, &self.parts.config, seed, &mut out);
+        }
+        out
     }
 
     /// The parameters of this stage.
@@ -122,8 +195,14 @@ impl StageModel {
         if found != expected {
             return Err(TrainingError::Input(format!("{found} parameters for a stage of {expected}")));
         }
-        if let Some(embedding) = &mut self.embedding {
-            embedding.copy_from_slice(&parameters[self.layout.range(EMBEDDING)]);
+        match &mut self.first {
+            Some(FirstRows::Embedding(values)) => {
+                values.copy_from_slice(&parameters[self.layout.range(EMBEDDING)]);
+            }
+            Some(FirstRows::Frozen { prompt, .. }) => {
+                prompt.copy_from_slice(&parameters[self.layout.range(PROMPT)]);
+            }
+            None => {}
         }
         self.layers.iter_mut().for_each(|layer| layer.set(pool, parameters));
         if let Some(head) = &mut self.head {
@@ -143,8 +222,8 @@ impl StageModel {
         sequences: usize,
     ) -> Result<Vec<f32>, TrainingError> {
         let rows = self.rows(input)?;
-        if rows != sequences * self.sequence_length {
-            let length = self.sequence_length;
+        if rows != sequences * self.row_length() {
+            let length = self.row_length();
             return Err(TrainingError::Input(format!("{rows} rows for {sequences} sequences of {length}")));
         }
         self.forward_blocks(pool, input, rows, false)?;
@@ -164,8 +243,9 @@ impl StageModel {
         let rows = self.rows(input)?;
         self.check_targets(targets, rows)?;
         self.forward_blocks(pool, input, rows, false)?;
+        self.spread(targets);
         match &mut self.head {
-            Some(head) => head.loss(pool, &self.out, targets, &mut self.work),
+            Some(head) => head.loss(pool, &self.out, &self.targets, &mut self.work),
             None => Err(Self::no_head()),
         }
     }
@@ -193,6 +273,9 @@ impl StageModel {
             return Err(TrainingError::Input(format!("{found} sums for a stage of {expected} parameters")));
         }
         self.forward_blocks(pool, input, rows, true)?;
+        if let Grad::Targets { targets, .. } = grad {
+            self.spread(targets);
+        }
         let (shape, skip) = (self.shape(rows), self.gradient_skip());
         if sums.is_some() {
             self.gradient.resize(self.layout.len() - skip, 0.0);
@@ -204,11 +287,11 @@ impl StageModel {
                 self.dx.extend_from_slice(rows);
                 None
             }
-            (Grad::Targets { targets, scale }, Some(head)) => {
+            (Grad::Targets { scale, .. }, Some(head)) => {
                 self.dx.clear();
                 self.dx.resize(self.out.len(), 0.0);
                 let gradient = gradient.as_mut().map(|(values, skip)| (&mut **values, *skip));
-                let goal = Goal { targets, scale };
+                let goal = Goal { targets: &self.targets, scale };
                 Some(head.backward(pool, &self.out, goal, &mut self.dx, gradient, &mut self.work)?)
             }
             (Grad::Targets { .. }, None) => return Err(Self::no_head()),
@@ -228,8 +311,26 @@ impl StageModel {
     /// Parameters at the start of the vector without a place in `self.gradient`: an embedding that is no output matrix, whose gradient is held
     /// as a few rows.
     fn gradient_skip(&self) -> usize {
-        let tied_here = self.head.is_some() && self.parts.config.tied;
-        self.embedding.as_ref().filter(|_| !tied_here).map_or(0, Vec::len)
+        match &self.first {
+            Some(FirstRows::Embedding(values)) if self.head.is_none() || !self.parts.config.tied => {
+                values.len()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Rows of a sequence.
+    fn row_length(&self) -> usize {
+        self.prompt_rows + self.sequence_length
+    }
+
+    /// One target for each row: those of a prompt predict nothing.
+    fn spread(&mut self, targets: &[u32]) {
+        self.targets.clear();
+        for sequence in targets.chunks_exact(self.sequence_length) {
+            self.targets.extend(std::iter::repeat_n(IGNORED, self.prompt_rows));
+            self.targets.extend_from_slice(sequence);
+        }
     }
 
     /// Adds the gradient of the microbatch, once all of it is sound. A tied embedding in a stage that is first and last gets both parts one
@@ -243,19 +344,29 @@ impl StageModel {
     ) -> Result<(), TrainingError> {
         let hidden = self.parts.config.hidden;
         let skip = self.gradient_skip();
-        if let StageInput::Tokens(tokens) = input {
+        let tokens = match (input, &self.first) {
+            (StageInput::Tokens(tokens), Some(FirstRows::Embedding(_))) => Some(tokens),
+            _ => None,
+        };
+        if let Some(tokens) = tokens {
             embedding_gradient(pool, tokens, &self.dx, hidden, &mut self.ids, &mut self.id_rows);
-            check(pool, &self.id_rows, limit).map_err(|wrong| {
+            gradient_sum::check(pool, &self.id_rows, limit).map_err(|wrong| {
                 let token = self.ids[wrong.index / hidden] as usize;
                 self.out_of_range(OutOfRange { index: token * hidden + wrong.index % hidden, ..wrong })
             })?;
+        } else if self.first.is_some() && self.prompt_rows > 0 {
+            // The same rows stand before every sequence.
+            let (prompt, sequence) = (self.prompt_rows * hidden, self.row_length() * hidden);
+            self.id_rows.clear();
+            self.dx.chunks_exact(sequence).for_each(|rows| self.id_rows.extend_from_slice(&rows[..prompt]));
+            bias_gradient(pool, &self.id_rows, &mut self.gradient[self.layout.range(PROMPT)]);
         }
-        accumulate(pool, &mut sums[skip..], &self.gradient, limit)
+        gradient_sum::accumulate(pool, &mut sums[skip..], &self.gradient, limit)
             .map_err(|wrong| self.out_of_range(OutOfRange { index: skip + wrong.index, ..wrong }))?;
-        if let StageInput::Tokens(_) = input {
+        if tokens.is_some() {
             for (id, row) in self.ids.iter().zip(self.id_rows.chunks_exact(hidden)) {
                 let sums = &mut sums[*id as usize * hidden..][..hidden];
-                accumulate(pool, sums, row, limit).map_err(|wrong| self.out_of_range(wrong))?;
+                gradient_sum::accumulate(pool, sums, row, limit).map_err(|wrong| self.out_of_range(wrong))?;
             }
         }
         Ok(())
@@ -278,7 +389,8 @@ impl StageModel {
     ) -> Result<(), TrainingError> {
         let shape = self.shape(rows);
         self.positions.clear();
-        self.positions.extend((0..rows).map(|row| (row % self.sequence_length) as u32));
+        let length = self.row_length();
+        self.positions.extend((0..rows).map(|row| (row % length) as u32));
         self.read_input(input);
         let kept = if keep { self.layers.len() } else { 1 };
         self.saved.resize_with(self.saved.len().max(kept), Saved::default);
@@ -294,11 +406,19 @@ impl StageModel {
     /// The rows that go into the first block, into `self.out`.
     fn read_input(&mut self, input: StageInput<'_>) {
         self.out.clear();
-        match (input, &self.embedding) {
-            (StageInput::Tokens(tokens), Some(embedding)) => {
-                let hidden = self.parts.config.hidden;
+        let hidden = self.parts.config.hidden;
+        match (input, &self.first) {
+            (StageInput::Tokens(tokens), Some(FirstRows::Embedding(values))) => {
                 for token in tokens {
-                    self.out.extend_from_slice(&embedding[*token as usize * hidden..][..hidden]);
+                    self.out.extend_from_slice(&values[*token as usize * hidden..][..hidden]);
+                }
+            }
+            (StageInput::Tokens(tokens), Some(FirstRows::Frozen { embedding, prompt })) => {
+                for sequence in tokens.chunks_exact(self.sequence_length) {
+                    self.out.extend_from_slice(prompt);
+                    self.out.extend(
+                        embedding.rows(sequence, None).expect("`rows` saw every token in the vocabulary"),
+                    );
                 }
             }
             (StageInput::Rows(rows), _) => self.out.extend_from_slice(rows),
@@ -308,7 +428,7 @@ impl StageModel {
 
     fn shape(&self, rows: usize) -> CausalShape {
         let c = &self.parts.config;
-        let (sequences, length) = (rows / self.sequence_length, self.sequence_length);
+        let (sequences, length) = (rows / self.row_length(), self.row_length());
         CausalShape { sequences, length, heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
     }
 
@@ -316,19 +436,19 @@ impl StageModel {
     fn rows(&self, input: StageInput<'_>) -> Result<usize, TrainingError> {
         let c = &self.parts.config;
         let wrong = |what: String| Err(TrainingError::Input(what));
-        let rows = match (input, &self.embedding) {
+        let (rows, length) = match (input, &self.first) {
             (StageInput::Tokens(tokens), Some(_)) => {
                 if let Some(token) = tokens.iter().find(|token| **token as usize >= c.vocab) {
                     return wrong(format!("token {token} of a vocabulary of {}", c.vocab));
                 }
-                tokens.len()
+                (tokens.len(), self.sequence_length)
             }
             (StageInput::Rows(rows), None) if rows.len().is_multiple_of(c.hidden) => {
                 // Checked here, since a sender's fault must not look like one of a layer.
                 if let Err(flaw) = Flaw::find("input", rows, c.hidden) {
                     return wrong(format!("a value of input row {} is not finite", flaw.row));
                 }
-                rows.len() / c.hidden
+                (rows.len() / c.hidden, self.row_length())
             }
             (StageInput::Rows(rows), None) => {
                 return wrong(format!("{} values are no rows of {}", rows.len(), c.hidden));
@@ -338,16 +458,17 @@ impl StageModel {
             }
             (StageInput::Rows(_), Some(_)) => return wrong("rows for the first stage".to_owned()),
         };
-        if rows == 0 || !rows.is_multiple_of(self.sequence_length) {
-            return wrong(format!("{rows} rows are no sequences of {}", self.sequence_length));
+        if rows == 0 || !rows.is_multiple_of(length) {
+            return wrong(format!("{rows} rows are no sequences of {length}"));
         }
-        Ok(rows)
+        Ok(rows / length * self.row_length())
     }
 
     fn check_targets(&self, targets: &[u32], rows: usize) -> Result<(), TrainingError> {
         let vocab = self.parts.config.vocab;
-        if targets.len() != rows {
-            return Err(TrainingError::Input(format!("{} targets for {rows} rows", targets.len())));
+        let wanted = rows / self.row_length() * self.sequence_length;
+        if targets.len() != wanted {
+            return Err(TrainingError::Input(format!("{} targets for {wanted} tokens", targets.len())));
         }
         match targets.iter().find(|target| **target as usize >= vocab && **target != IGNORED) {
             Some(target) => Err(TrainingError::Input(format!("target {target} of a vocabulary of {vocab}"))),
@@ -375,4 +496,23 @@ impl StageModel {
     fn no_head() -> TrainingError {
         TrainingError::Input("targets for a stage that is not the last".to_owned())
     }
+}
+
+/// Are there such blocks, and was the model made for sequences of this length?
+fn check(
+    config: &ModelConfig,
+    span: &Range<u32>,
+    sequence_length: usize,
+    prompt_rows: usize,
+) -> Result<(), TrainingError> {
+    if span.start > span.end || span.end > config.layers {
+        return Err(TrainingError::Input(format!("blocks {span:?} of a model of {}", config.layers)));
+    }
+    let (rows, longest) = (prompt_rows + sequence_length, config.context_length);
+    if sequence_length == 0 || rows > longest as usize {
+        return Err(TrainingError::Input(format!(
+            "sequences of {rows} tokens for a model with a context of {longest}"
+        )));
+    }
+    Ok(())
 }

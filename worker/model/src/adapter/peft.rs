@@ -1,0 +1,235 @@
+//! Folders in the form of Hugging Face's PEFT library: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
+use super::{AdapterShape, Projection};
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::file::{Stored, side_json, widen};
+use crate::safetensors::{self, Tensor};
+use crate::source::{ByteSource, FileSource};
+
+/// The file with the configuration.
+pub const CONFIG: &str = "adapter_config.json";
+/// The file with the weights.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// The name of the rows of a prompt.
+pub const PROMPT: &str = "prompt_embeddings";
+/// Widest that is read.
+const RANK_MAX: usize = 4096;
+/// Most rows of a prompt.
+const PROMPT_MAX: usize = 1 << 14;
+
+/// The name of one of both thin matrices, `lora_A` or `lora_B`.
+#[must_use]
+pub fn lora_name(layer: u32, which: Projection, part: &str) -> String {
+    format!("base_model.model.model.layers.{layer}.{}.{part}.weight", which.module())
+}
+
+/// What PEFT needs to know of an adapter of the model at `base`.
+#[must_use]
+pub fn config_json(shape: &AdapterShape, config: &ModelConfig, base: &str) -> Value {
+    let mut out = json!({"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": true, "revision": null});
+    let own = match shape {
+        AdapterShape::Lora(lora) => {
+            let modules: Vec<&str> = lora.targets.iter().map(|t| t.module()).collect();
+            let modules: Vec<&str> = modules.iter().filter_map(|m| m.rsplit('.').next()).collect();
+            json!({
+                "peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules,
+                "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
+                "modules_to_save": null, "layers_to_transform": null, "use_dora": false, "use_rslora": false,
+            })
+        }
+        AdapterShape::Prompt(prompt) => json!({
+            "peft_type": "PROMPT_TUNING", "num_virtual_tokens": prompt.tokens, "token_dim": config.hidden,
+            "num_transformer_submodules": 1, "num_attention_heads": config.heads, "num_layers": config.layers,
+            "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null, "tokenizer_name_or_path": null,
+        }),
+    };
+    if let (Value::Object(out), Value::Object(own)) = (&mut out, own) {
+        out.extend(own);
+    }
+    out
+}
+
+/// An adapter, ready to be used with its model.
+pub struct Adapter {
+    /// Rows before every sequence: `prompt_rows * hidden` values.
+    prompt: Vec<f32>,
+    hidden: usize,
+    layers: Vec<LayerAdapter>,
+}
+
+impl Adapter {
+    /// Reads the adapter in `folder` for the model of `config`. Every tensor of it must have a place: what is not known here is refused, not
+    /// passed over.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not sound, is of a kind that is not known here, or was made for another model.
+    pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        let json = side_json(&folder.join(CONFIG))?;
+        let mut file = Weights::open(folder)?;
+        let mut adapter = Self {
+            prompt: Vec::new(),
+            hidden: config.hidden,
+            layers: (0..config.layers).map(|_| LayerAdapter::default()).collect(),
+        };
+        match json["peft_type"].as_str() {
+            Some("LORA") => {
+                let scale = Scale::read(&json).map_err(|what| file.wrong(what))?;
+                for (layer, own) in adapter.layers.iter_mut().enumerate() {
+                    for which in Projection::ALL {
+                        own.pairs[which as usize] = file.pair(config, layer as u32, which, &scale)?;
+                    }
+                }
+            }
+            Some("PROMPT_TUNING") => {
+                let rows = file.rows(PROMPT, config.hidden, PROMPT_MAX)?;
+                adapter.prompt = rows.ok_or_else(|| file.wrong(format!("it has no tensor `{PROMPT}`")))?.1;
+            }
+            other => {
+                let kind = other.unwrap_or("none");
+                return Err(file.wrong(format!("its peft_type is {kind}, not LORA or PROMPT_TUNING")));
+            }
+        }
+        if let Some(name) = file.tensors.keys().next() {
+            let what = format!(
+                "tensor `{name}` has no place: adapters of embeddings, norms and the output matrix are not known here"
+            );
+            return Err(file.wrong(what));
+        }
+        Ok(adapter)
+    }
+
+    /// Rows before every sequence.
+    #[must_use]
+    pub fn prompt_rows(&self) -> usize {
+        self.prompt.len() / self.hidden
+    }
+
+    /// The tokens that stand for them, behind the vocabulary.
+    #[must_use]
+    pub fn prompt_tokens(&self, config: &ModelConfig) -> Range<u32> {
+        let first = config.vocab as u32;
+        first..first + self.prompt_rows() as u32
+    }
+
+    /// Row `i` of them.
+    #[must_use]
+    pub fn prompt_row(&self, i: usize) -> Option<&[f32]> {
+        self.prompt.chunks_exact(self.hidden).nth(i)
+    }
+
+    /// What it adds in block `layer` to some rows.
+    #[must_use]
+    pub fn for_rows(&self, layer: u32, rows: Range<usize>) -> Option<AdaptedRows<'_>> {
+        Some(AdaptedRows { rows, adapter: self.layers.get(layer as usize)? })
+    }
+}
+
+/// By what products count.
+struct Scale {
+    alpha: f32,
+    root: bool,
+}
+
+impl Scale {
+    fn read(json: &Value) -> Result<Self, String> {
+        let set = |key: &str| match &json[key] {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            Value::String(text) => text != "none",
+            _ => true,
+        };
+        let unknown =
+            ["use_dora", "modules_to_save", "fan_in_fan_out", "bias", "alpha_pattern", "layer_replication"];
+        if let Some(key) = unknown.into_iter().find(|key| set(key)) {
+            return Err(format!("it has `{key}`, which is not known here"));
+        }
+        let alpha =
+            json["lora_alpha"].as_f64().filter(|v| v.is_finite()).ok_or("it has no usable `lora_alpha`")?;
+        Ok(Self { alpha: alpha as f32, root: json["use_rslora"].as_bool().unwrap_or(false) })
+    }
+
+    fn of(&self, rank: usize) -> f32 {
+        self.alpha / if self.root { (rank as f32).sqrt() } else { rank as f32 }
+    }
+}
+
+/// The tensors that nobody has asked for yet.
+struct Weights {
+    folder: String,
+    source: FileSource,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Weights {
+    fn open(folder: &Path) -> Result<Self, ModelError> {
+        let source = FileSource::open(&folder.join(WEIGHTS))?;
+        let tensors = safetensors::read_header(&source)?;
+        Ok(Self { folder: folder.display().to_string(), source, tensors })
+    }
+
+    fn wrong(&self, what: String) -> ModelError {
+        ModelError::Adapter { folder: self.folder.clone(), what }
+    }
+
+    /// A matrix with rows of `width` values, up to `rows_max` of them; none if it is not there.
+    fn rows(
+        &mut self,
+        name: &str,
+        width: usize,
+        rows_max: usize,
+    ) -> Result<Option<(usize, Vec<f32>)>, ModelError> {
+        let Some(tensor) = self.tensors.remove(name) else { return Ok(None) };
+        let &[rows, columns] = tensor.shape.as_slice() else {
+            return Err(self.wrong(format!("tensor `{name}` is {:?}, not a matrix", tensor.shape)));
+        };
+        if columns != width || rows == 0 || rows > rows_max {
+            return Err(self.wrong(format!(
+                "tensor `{name}` is {rows} x {columns}, the model needs up to {rows_max} rows of {width}"
+            )));
+        }
+        let mut bytes = vec![0; tensor.bytes];
+        self.source
+            .read_at(tensor.offset, &mut bytes)
+            .map_err(|source| ModelError::Read { what: format!("`{name}` of {}", self.folder), source })?;
+        let mut values = vec![0.0; rows * width];
+        widen(name, Stored::Plain(tensor.dtype), &bytes, &mut values)?;
+        if !dunlin_kernels::all_finite(&values) {
+            return Err(self.wrong(format!("tensor `{name}` has values that are not finite")));
+        }
+        Ok(Some((rows, values)))
+    }
+
+    /// Both thin matrices beside one of the model.
+    fn pair(
+        &mut self,
+        config: &ModelConfig,
+        layer: u32,
+        which: Projection,
+        scale: &Scale,
+    ) -> Result<Option<LowRank>, ModelError> {
+        let (n, k) = which.shape(config);
+        let (name_a, name_b) = (lora_name(layer, which, "lora_A"), lora_name(layer, which, "lora_B"));
+        let Some((rank, a)) = self.rows(&name_a, k, RANK_MAX)? else {
+            // A lonely B is found at the end, as a tensor without a place.
+            return Ok(None);
+        };
+        let Some((rows, b)) = self.rows(&name_b, rank, n)? else {
+            return Err(self.wrong(format!("it has no tensor `{name_b}`")));
+        };
+        if rows != n {
+            return Err(self.wrong(format!("tensor `{name_b}` has {rows} rows, the model needs {n}")));
+        }
+        let mut ordered = Vec::new();
+        in_file_order(config, which, &b, rank, &mut ordered);
+        Ok(Some(LowRank::new((n, k, rank), &a, &ordered, scale.of(rank))))
+    }
+}
