@@ -13,7 +13,7 @@ use dunlin_model::ModelConfig;
 use dunlin_model::training::{
     Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
 };
-use support::training::{LENGTH, config, loss_f64, microbatch, parameters};
+use support::training::{LENGTH, config, loss_f64, microbatch, parameters, wide};
 
 const LIMIT: f32 = 1024.0;
 
@@ -50,14 +50,14 @@ fn gradients_are_those_of_finite_differences() {
         let parameters = parameters(&config, &layout);
         let (loss, sums) = gradients(&config, &Pool::new(2), &parameters, 3);
         let (tokens, targets) = microbatch(&config, 2, 3);
-        let mut wide: Vec<f64> = parameters.iter().map(|v| f64::from(*v)).collect();
-        let want = loss_f64(&config, &layout, &wide, &tokens, &targets);
+        let mut wide = wide(&parameters);
+        let want = loss_f64(&config, &layout, &wide, &[], &tokens, &targets);
         assert!((loss - want).abs() < 1e-6 * want, "{loss} not {want}");
         let mut differences = |i: usize| {
             let value = wide[i];
             let mut at = |by: f64| {
                 wide[i] = value + by;
-                let loss = loss_f64(&config, &layout, &wide, &tokens, &targets);
+                let loss = loss_f64(&config, &layout, &wide, &[], &tokens, &targets);
                 wide[i] = value;
                 loss
             };

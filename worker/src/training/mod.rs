@@ -63,18 +63,25 @@ pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
         ModelSource::Config(shape) => {
             shape.model_config(TextTokenizer::open(&config.data.tokenizer)?.vocab())?
         }
-        ModelSource::Checkpoint(folder) => ModelFile::open_path(Path::new(folder))?.config().clone(),
+        ModelSource::Checkpoint(path) => {
+            let file = ModelFile::open_path(Path::new(path))?;
+            if config.adapter.is_some() {
+                return Ok(Run::over(config, file)?);
+            }
+            file.config().clone()
+        }
     };
     Ok(Run::new(config, model)?)
 }
 
-/// A stage with its first values: random ones, or those of the model that training starts from.
+/// A stage with its first values: random ones, also those of an adapter, or those of the model that training starts from.
 ///
 /// # Errors
 /// When that model cannot be read.
 pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
-    let ModelSource::Checkpoint(folder) = &run.config.model else {
-        return Ok(Stage::initial(run, stage, pool)?);
+    let folder = match &run.config.model {
+        ModelSource::Checkpoint(folder) if run.config.adapter.is_none() => folder,
+        _ => return Ok(Stage::initial(run, stage, pool)?),
     };
     let layout = run.layout(stage);
     let mut parameters = vec![0.0; layout.len()];

@@ -43,9 +43,13 @@ pub fn latest(destination: &Destination, run: &Run) -> anyhow::Result<Option<Che
     }
     if let Some(found) = &latest.checkpoint {
         let (theirs, ours) = (&found.manifest.config, &run.config);
-        if theirs.model != ours.model || theirs.seed != ours.seed || theirs.data != ours.data {
+        let same = theirs.model == ours.model
+            && theirs.adapter == ours.adapter
+            && theirs.seed == ours.seed
+            && theirs.data == ours.data;
+        if !same {
             bail!(
-                "{destination} has checkpoints of a run with another model, seed or data; choose another checkpoint.destination"
+                "{destination} has checkpoints of a run with another model, adapter, seed or data; choose another checkpoint.destination"
             );
         }
     }
@@ -90,6 +94,7 @@ pub fn write_stage(
 ) -> anyhow::Result<String> {
     let layout = run.layout(stage);
     let files = checkpoint::Stage {
+        adapter: run.config.adapter.is_some(),
         stage,
         stages: run.config.stages,
         layers: run.layers(stage),

@@ -1,29 +1,32 @@
 //! What every process of a run derives from its configuration.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use dunlin_model::ModelConfig;
 use dunlin_model::training::ParameterLayout;
 use dunlin_model::training::layout::EMBEDDING;
+use dunlin_model::{ModelConfig, ModelFile};
 
 use crate::codec::Codec;
 use crate::config::{ConfigError, TrainingConfig};
 use crate::optimizer::{Optimizer, TensorRange};
 
 /// A run: its configuration and the model it trains.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Run {
     /// As the user wrote it.
     pub config: TrainingConfig,
     /// The model.
     pub model: ModelConfig,
+    /// The file of the model that an adapter is trained over.
+    pub base: Option<Arc<ModelFile>>,
 }
 
 impl Run {
-    /// A run that trains `model`.
+    /// A run that trains `model`, or an adapter over it; that needs [`Run::over`] to compute.
     ///
     /// # Errors
-    /// When there are more stages than blocks.
+    /// When there are more stages than blocks, or sequences are longer than the model can take.
     pub fn new(config: TrainingConfig, model: ModelConfig) -> Result<Self, ConfigError> {
         if config.stages > model.layers {
             return Err(ConfigError::Field {
@@ -31,7 +34,23 @@ impl Run {
                 problem: format!("is {}, but the model has {} layers only", config.stages, model.layers),
             });
         }
-        Ok(Self { config, model })
+        let (rows, longest) = (config.rows_per_sequence(), model.context_length);
+        if rows > longest as usize {
+            return Err(ConfigError::Field {
+                field: "sequenceLength".to_owned(),
+                problem: format!("makes sequences of {rows} rows, but the model takes {longest} at most"),
+            });
+        }
+        Ok(Self { config, model, base: None })
+    }
+
+    /// A run that trains over the model in `file`.
+    ///
+    /// # Errors
+    /// As [`Run::new`].
+    pub fn over(config: TrainingConfig, file: ModelFile) -> Result<Self, ConfigError> {
+        let run = Self::new(config, file.config().clone())?;
+        Ok(Self { base: Some(Arc::new(file)), ..run })
     }
 
     /// Blocks of a stage: as even as possible.
@@ -47,13 +66,21 @@ impl Run {
     /// Tensors of a stage.
     #[must_use]
     pub fn layout(&self, stage: u32) -> ParameterLayout {
+        match &self.config.adapter {
+            Some(shape) => ParameterLayout::of_adapter(&self.model, shape, self.layers(stage), stage == 0),
+            None => self.model_layout(stage),
+        }
+    }
+
+    /// All tensors of the model in a stage, trained or not.
+    fn model_layout(&self, stage: u32) -> ParameterLayout {
         ParameterLayout::new(&self.model, self.layers(stage), stage == 0, stage + 1 == self.config.stages)
     }
 
     /// Do the first and the last stage share the embedding?
     #[must_use]
     pub fn shares_embedding(&self) -> bool {
-        self.model.tied && self.config.stages > 1
+        self.model.tied && self.config.stages > 1 && self.config.adapter.is_none()
     }
 
     /// The tensors of a shard in a stage: all but the shared embedding, or that alone.
@@ -84,10 +111,10 @@ impl Run {
         self.rows_per_microbatch() * self.model.hidden
     }
 
-    /// Rows of a microbatch: one for every token.
+    /// Rows of a microbatch: one for every token, and those of a prompt.
     #[must_use]
     pub fn rows_per_microbatch(&self) -> usize {
-        self.config.microbatch * self.config.sequence_length
+        self.config.microbatch * self.config.rows_per_sequence()
     }
 
     /// Work of a row at every stage, 1 on average: multiplications with its matrices, and with the rows before it in attention.
@@ -96,7 +123,7 @@ impl Run {
         let stages = 0..self.config.stages;
         let work: Vec<f64> = stages
             .map(|stage| {
-                let layout = self.layout(stage);
+                let layout = self.model_layout(stage);
                 // The embedding is a table for the first stage, and a matrix for the last.
                 let looked_up = |name: &str| name == EMBEDDING && stage + 1 < self.config.stages;
                 let matrices = layout.tensors().iter().filter(|t| t.decay && !looked_up(&t.name));

@@ -7,9 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dunlin_kernels::Pool;
-use dunlin_model::training::{
-    Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
-};
+use dunlin_model::ModelError;
+use dunlin_model::training::{Backward, Base, Grad, ParameterLayout, StageInput, StageModel, TrainingError};
 use thiserror::Error;
 
 use crate::average::{Average, Share, has_feedback};
@@ -31,6 +30,9 @@ pub enum StageError {
     /// The update cannot be made.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
+    /// The model that an adapter is trained over cannot be read.
+    #[error("the model under the adapter cannot be used")]
+    Base(#[from] ModelError),
     /// Values that arrived cannot be read.
     #[error(transparent)]
     Codec(#[from] CodecError),
@@ -78,11 +80,10 @@ impl Stage {
     /// # Errors
     /// When the configuration makes no stage.
     pub fn initial(run: &Arc<Run>, index: u32, pool: &Pool) -> Result<Self, StageError> {
-        let layout = run.layout(index);
-        let mut parameters = vec![0.0; layout.len()];
-        initialise(&layout, &run.model, run.config.seed, &mut parameters);
-        let slots = vec![vec![0.0; layout.len()]; Optimizer::slots(&run.config.optimizer)];
-        Self::from_state(run, index, 0, parameters, slots, pool)
+        let model = Self::model(run, index)?;
+        let parameters = model.initial(run.config.seed);
+        let slots = vec![vec![0.0; parameters.len()]; Optimizer::slots(&run.config.optimizer)];
+        Self::of_model(run, index, 0, model, (parameters, slots), pool)
     }
 
     /// Stage `index` after `step` updates.
@@ -97,9 +98,31 @@ impl Stage {
         slots: Vec<Vec<f32>>,
         pool: &Pool,
     ) -> Result<Self, StageError> {
+        Self::of_model(run, index, step, Self::model(run, index)?, (parameters, slots), pool)
+    }
+
+    /// What computes stage `index`; an adapter's weights are read.
+    fn model(run: &Run, index: u32) -> Result<StageModel, StageError> {
         let (first, last) = (index == 0, index + 1 == run.config.stages);
-        let length = run.config.sequence_length;
-        let mut model = StageModel::new(&run.model, run.layers(index), first, last, length)?;
+        let (layers, length) = (run.layers(index), run.config.sequence_length);
+        let Some(shape) = &run.config.adapter else {
+            return Ok(StageModel::new(&run.model, layers, first, last, length)?);
+        };
+        let file = run.base.as_ref().ok_or_else(|| {
+            StageError::Shape("an adapter is trained over a model, and none is open".to_owned())
+        })?;
+        let base = Base::load(file, layers.clone(), first, last)?;
+        Ok(StageModel::over(&run.model, base, shape, layers, length)?)
+    }
+
+    fn of_model(
+        run: &Arc<Run>,
+        index: u32,
+        step: u64,
+        mut model: StageModel,
+        (parameters, slots): (Vec<f32>, Vec<Vec<f32>>),
+        pool: &Pool,
+    ) -> Result<Self, StageError> {
         model.set_parameters(pool, &parameters)?;
         let tensors: Vec<TensorRange> = model
             .layout()

@@ -51,11 +51,16 @@ pub fn microbatch(config: &ModelConfig, sequences: usize, seed: u64) -> (Vec<u32
     ((0..count).map(token).collect(), (1..=count).map(token).collect())
 }
 
-/// The sum of the losses, in f64 throughout.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// The sum of the losses, in f64 throughout. The rows `prompt` stand before every sequence.
 pub fn loss_f64(
     config: &ModelConfig,
     layout: &ParameterLayout,
     parameters: &[f64],
+    prompt: &[f64],
     tokens: &[u32],
     targets: &[u32],
 ) -> f64 {
@@ -65,14 +70,14 @@ pub fn loss_f64(
     let head = if c.tied { embedding } else { get("lm_head.weight").unwrap() };
     let mut loss = 0.0;
     for (tokens, targets) in tokens.chunks(LENGTH).zip(targets.chunks(LENGTH)) {
-        let mut x: Vec<Vec<f64>> =
-            tokens.iter().map(|t| embedding[*t as usize * c.hidden..][..c.hidden].to_vec()).collect();
+        let embedded = tokens.iter().map(|t| &embedding[*t as usize * c.hidden..][..c.hidden]);
+        let mut x: Vec<Vec<f64>> = prompt.chunks(c.hidden).chain(embedded).map(<[f64]>::to_vec).collect();
         for layer in 0..c.layers {
             let w = |role: &str| get(&format!("model.layers.{layer}.{role}"));
             block_f64(c, &w, &mut x);
         }
         let norm_weight = get("model.norm.weight").unwrap();
-        for (x, target) in x.iter().zip(targets) {
+        for (x, target) in x.iter().skip(prompt.len() / c.hidden).zip(targets) {
             if *target == IGNORED {
                 continue;
             }

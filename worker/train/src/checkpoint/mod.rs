@@ -14,9 +14,14 @@
 //! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
 //! * [`read`] the newest complete one, and tensors out of it for any cut in stages
 //! * [`model`] config.json and the tokenizer of bytes
+//! * `adapter` what makes an adapter of the tensors of all stages
+//!
+//! Of a run that trains an adapter, stages write `adapter-00001-of-00002.safetensors`, and beside them are `adapter_config.json` and
+//! `adapter_model.safetensors`, which has the tensors of all of them: PEFT reads one file only.
 //!
 //! A folder without `training.json` is not a checkpoint. The position in the data is the step, so there is no other state.
 
+mod adapter;
 mod destination;
 mod disk;
 mod manifest;

@@ -123,6 +123,17 @@ impl Remote {
         self.put(&url, &file)
     }
 
+    /// Fetches a file into `folder`.
+    fn fetch(&self, step: u64, file: &FileRecord, folder: &Path) -> Result<PathBuf, CheckpointError> {
+        let url = self.url(step, &file.name);
+        let missing =
+            || CheckpointError::Damaged { path: PathBuf::from(&url), problem: "it is not there".to_owned() };
+        let mut answer = self.get(&url)?.ok_or_else(missing)?;
+        let mut body = answer.body_mut().as_reader();
+        Disk::default().write(folder, &file.name, |out| io::copy(&mut body, out))?;
+        Ok(file.path(folder))
+    }
+
     /// It is no error when it is not there.
     fn delete(&self, url: &str) -> Result<(), CheckpointError> {
         let answer = self
@@ -225,7 +236,8 @@ impl Remote {
         keep: usize,
     ) -> Result<(Manifest, Vec<u64>), CheckpointError> {
         let (scratch, step) = (scratch()?, identity.step);
-        let manifest = make_manifest(&Disk::default(), scratch.path(), identity, stages)?;
+        let local = |file: &FileRecord| self.fetch(step, file, scratch.path());
+        let manifest = make_manifest(&Disk::default(), scratch.path(), identity, stages, &local)?;
         for file in &manifest.files {
             self.put_file(step, scratch.path(), &file.name)?;
         }
@@ -257,14 +269,7 @@ impl Remote {
         let Some(manifest) = self.manifest(step)? else { return Ok(None) };
         let scratch = scratch()?;
         for file in files_of(&manifest, wanted)? {
-            let url = self.url(step, &file.name);
-            let missing = || CheckpointError::Damaged {
-                path: PathBuf::from(&url),
-                problem: "it is not there".to_owned(),
-            };
-            let mut answer = self.get(&url)?.ok_or_else(missing)?;
-            let mut body = answer.body_mut().as_reader();
-            Disk::default().write(scratch.path(), &file.name, |out| io::copy(&mut body, out))?;
+            self.fetch(step, file, scratch.path())?;
         }
         Checkpoint { folder: scratch.path().to_owned(), manifest }.read_stage(wanted, length).map(Some)
     }

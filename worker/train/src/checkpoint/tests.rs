@@ -96,7 +96,7 @@ fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Mani
         let all: Vec<Vec<f32>> = (0..3).map(|slot| values(&specs, slot, step)).collect();
         let parameters = tensors(&specs, &all[0]);
         let slots = vec![tensors(&specs, &all[1]), tensors(&specs, &all[2])];
-        let stage = Stage { stage: stage as u32, stages, layers, parameters, slots };
+        let stage = Stage { adapter: false, stage: stage as u32, stages, layers, parameters, slots };
         records.push(write_stage_on(disk, destination, step, &stage)?);
     }
     let config = config();
@@ -297,7 +297,14 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
     let folder = Folder::new();
     let (specs, _) = layout(0..1);
     let all = values(&specs, 0, 1);
-    let stage = |slots| Stage { stage: 0, stages: 1, layers: 0..1, parameters: tensors(&specs, &all), slots };
+    let stage = |slots| Stage {
+        adapter: false,
+        stage: 0,
+        stages: 1,
+        layers: 0..1,
+        parameters: tensors(&specs, &all),
+        slots,
+    };
     let disk = Disk::default();
     let error = write_stage_on(&disk, folder.path(), 1, &stage(vec![vec![]])).unwrap_err();
     assert!(error.to_string().contains("vector 0 of the optimizer"), "{error}");

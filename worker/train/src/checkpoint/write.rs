@@ -9,13 +9,15 @@ use serde_json::json;
 
 use super::disk::{self, Disk};
 use super::manifest::{FILE, folder, steps};
-use super::{CheckpointError, EMBEDDING, Manifest, StageRecord, Tensor, model, tensors};
+use super::{CheckpointError, EMBEDDING, FileRecord, Manifest, StageRecord, Tensor, adapter, model, tensors};
 use crate::config::TrainingConfig;
 use crate::data::TextTokenizer;
 
 /// A stage at one step.
 #[derive(Clone, Debug)]
 pub struct Stage<'a> {
+    /// Its tensors are of an adapter, not of a model.
+    pub adapter: bool,
     /// From 0.
     pub stage: u32,
     /// Of how many.
@@ -105,7 +107,7 @@ pub(super) fn write_stage_on(
     Ok(StageRecord {
         stage: stage.stage,
         layers: [stage.layers.start, stage.layers.end],
-        model: write(file("model"), &parameters)?,
+        model: write(file(if stage.adapter { "adapter" } else { "model" }), &parameters)?,
         optimizer: write(file("optimizer"), &vectors)?,
         tensors: parameters.into_iter().map(|(name, _)| name).collect(),
     })
@@ -136,7 +138,7 @@ pub(super) fn write_manifest_on(
     stages: Vec<StageRecord>,
 ) -> Result<Manifest, CheckpointError> {
     let folder = folder(destination, identity.step);
-    let manifest = make_manifest(disk, &folder, identity, stages)?;
+    let manifest = make_manifest(disk, &folder, identity, stages, &|file| Ok(file.path(&folder)))?;
     for file in manifest.all_files() {
         super::read::check_length(&folder, file)?;
     }
@@ -149,18 +151,30 @@ pub(super) fn write_manifest_on(
     Ok(manifest)
 }
 
-/// Writes what is beside the stages into `folder`, and makes the manifest of it all; what is in it has been checked.
+/// Writes what is beside the stages into `folder`, and makes the manifest of it all; what is in it has been checked. `local` gives the path
+/// of a file that a stage wrote.
 pub(super) fn make_manifest(
     disk: &Disk,
     folder: &Path,
     identity: Identity<'_>,
     stages: Vec<StageRecord>,
+    local: &dyn Fn(&FileRecord) -> Result<PathBuf, CheckpointError>,
 ) -> Result<Manifest, CheckpointError> {
-    let mut files = model::files(identity.model, identity.tokenizer)?;
-    files.push(("model.safetensors.index.json".to_owned(), index(&stages)?));
+    let texts = match &identity.config.adapter {
+        Some(shape) => adapter::texts(shape, identity)?,
+        None => {
+            let mut files = model::files(identity.model, identity.tokenizer)?;
+            files.push(("model.safetensors.index.json".to_owned(), index(&stages)?));
+            files
+        }
+    };
     let write = |(name, bytes): &(String, Vec<u8>)| {
         disk.write(folder, name, |out| tensors::write_bytes(name, bytes, out))
     };
+    let mut files: Vec<FileRecord> = texts.iter().map(write).collect::<Result<_, _>>()?;
+    if identity.config.adapter.is_some() {
+        files.push(adapter::write_whole(disk, folder, &stages, local)?);
+    }
     let manifest = Manifest {
         version: Manifest::version(),
         step: identity.step,
@@ -168,7 +182,7 @@ pub(super) fn make_manifest(
         data_sha256: identity.data_sha256.to_owned(),
         config: identity.config.clone(),
         slots: identity.slots,
-        files: files.iter().map(write).collect::<Result<_, _>>()?,
+        files,
         stages,
     };
     manifest.check().map_err(CheckpointError::Mismatch)?;

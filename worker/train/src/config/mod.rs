@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::checkpoint::Destination;
 
+pub use dunlin_model::adapter::{AdapterShape, LoraShape, PromptShape};
 pub use model::{Architecture, ModelShape, ModelSource};
 
 /// A training run.
@@ -18,6 +19,9 @@ pub use model::{Architecture, ModelShape, ModelSource};
 pub struct TrainingConfig {
     /// What is trained.
     pub model: ModelSource,
+    /// What is trained beside the model, which stays as it is then; all of the model, if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterShape>,
     /// On what.
     pub data: DataConfig,
     /// Tokens that a sequence predicts. A sequence takes one more from the data.
@@ -272,6 +276,12 @@ impl TrainingConfig {
     #[must_use]
     pub fn microbatches(&self) -> usize {
         self.global_batch / self.microbatch
+    }
+
+    /// Rows of a sequence: its tokens, and those of a prompt before them.
+    #[must_use]
+    pub fn rows_per_sequence(&self) -> usize {
+        self.sequence_length + self.adapter.as_ref().map_or(0, AdapterShape::prompt_rows)
     }
 
     /// Tokens that a step predicts.

@@ -3,14 +3,16 @@
 use std::fmt::Display;
 
 use super::{
-    ConfigError, DataConfig, HttpLocation, Location, ModelSource, OptimizerConfig, TokenizerConfig,
-    TrainingConfig,
+    AdapterShape, ConfigError, DataConfig, HttpLocation, Location, ModelSource, OptimizerConfig,
+    TokenizerConfig, TrainingConfig,
 };
 
 /// Microbatches of a step: more would leave the fixed-point sums of gradients too little room for each.
 const MICROBATCHES_MAX: usize = 1 << 12;
 /// Tokens of a microbatch.
 const MICROBATCH_TOKENS_MAX: usize = 1 << 22;
+/// Width of adapters, and rows of a prompt.
+const ADAPTER_MAX: usize = 1024;
 const BYTE_TOKENS: usize = 256;
 
 fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T, ConfigError> {
@@ -52,7 +54,7 @@ impl TrainingConfig {
             );
             return wrong("microbatch", problem);
         }
-        if self.microbatch * self.sequence_length > MICROBATCH_TOKENS_MAX {
+        if self.microbatch * self.rows_per_sequence() > MICROBATCH_TOKENS_MAX {
             let problem =
                 format!("times sequenceLength is more than {MICROBATCH_TOKENS_MAX} tokens: use smaller ones");
             return wrong("microbatch", problem);
@@ -60,6 +62,7 @@ impl TrainingConfig {
         within("steps", self.steps, 1, 1 << 40)?;
         self.data.validate()?;
         self.validate_model()?;
+        self.validate_adapter()?;
         self.optimizer.validate(self.steps)?;
         if let Some(checkpoint) = &self.checkpoint {
             within("checkpoint.everySteps", checkpoint.every_steps, 1, 1 << 40)?;
@@ -116,6 +119,32 @@ impl TrainingConfig {
                 wrong("model.checkpoint", "is empty; use the folder or URL of a model")
             }
             ModelSource::Checkpoint(_) => Ok(()),
+        }
+    }
+}
+
+impl TrainingConfig {
+    fn validate_adapter(&self) -> Result<(), ConfigError> {
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        if matches!(self.model, ModelSource::Config(_)) {
+            return wrong(
+                "adapter",
+                "is for a model that stays as it is; say model.checkpoint, not model.config",
+            );
+        }
+        match adapter {
+            AdapterShape::Lora(lora) => {
+                within("adapter.lora.rank", lora.rank, 1, ADAPTER_MAX)?;
+                within("adapter.lora.alpha", lora.alpha, 1e-6, 1e6)?;
+                let mut targets = lora.targets.clone();
+                targets.sort_unstable();
+                targets.dedup();
+                if targets.is_empty() || targets.len() != lora.targets.len() {
+                    return wrong("adapter.lora.targets", "is empty or names a matrix twice; name each once");
+                }
+                Ok(())
+            }
+            AdapterShape::Prompt(prompt) => within("adapter.prompt.tokens", prompt.tokens, 1, ADAPTER_MAX),
         }
     }
 }
@@ -181,8 +210,12 @@ impl OptimizerConfig {
 mod tests {
     use serde_json::{Value, json};
 
+    use dunlin_model::adapter::Projection;
+
     use super::TrainingConfig;
-    use crate::config::{GradientWire, Location, OptimizerKind, ScheduleKind, TokenizerConfig};
+    use crate::config::{
+        AdapterShape, GradientWire, Location, LoraShape, OptimizerKind, ScheduleKind, TokenizerConfig,
+    };
 
     fn sound() -> Value {
         json!({
@@ -238,6 +271,33 @@ wire: {activations: Q8, gradients: F16}
     }
 
     #[test]
+    fn an_adapter_is_for_a_model_that_is_there() {
+        let with = |adapter: Value| {
+            let mut config = sound();
+            config["model"] = json!({"checkpoint": "/models/a"});
+            config["adapter"] = adapter;
+            TrainingConfig::from_json(&config.to_string()).map_err(|e| e.to_string())
+        };
+        let lora = with(json!({"lora": {}})).unwrap().adapter.unwrap();
+        let expected =
+            LoraShape { rank: 8, alpha: 16.0, targets: vec![Projection::Query, Projection::Value] };
+        assert_eq!(lora, AdapterShape::Lora(expected));
+        assert_eq!(with(json!({"prompt": {"tokens": 5}})).unwrap().rows_per_sequence(), 69);
+        for (adapter, message) in [
+            (json!({"lora": {"rank": 0}}), "adapter.lora.rank is 0"),
+            (json!({"lora": {"alpha": 0.0}}), "adapter.lora.alpha is 0"),
+            (json!({"lora": {"targets": []}}), "adapter.lora.targets is empty"),
+            (json!({"lora": {"targets": ["Key", "Key"]}}), "adapter.lora.targets is empty or names"),
+            (json!({"lora": {"targets": ["Norm"]}}), "unknown variant `Norm`"),
+            (json!({"prompt": {"tokens": 1025}}), "adapter.prompt.tokens is 1025"),
+            (json!({"lora": {}, "prompt": {}}), "cannot be read"),
+        ] {
+            let error = with(adapter).unwrap_err();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
     fn a_wrong_field_is_named() {
         let cases: &[(&str, Value, &str)] = &[
             ("/sequenceLength", json!(0), "sequenceLength is 0"),
@@ -284,6 +344,7 @@ wire: {activations: Q8, gradients: F16}
             ("/data", "validationFraction", json!(0.0), "data.validationFraction is 0"),
             ("/data", "validationFraction", json!(0.9), "data.validationFraction is 0.9"),
             ("", "extra", json!(1), "unknown field `extra`"),
+            ("", "adapter", json!({"lora": {}}), "adapter is for a model that stays as it is"),
         ];
         for (pointer, key, value, message) in added {
             let mut config = sound();

@@ -1,0 +1,35 @@
+//! What makes a checkpoint an adapter in PEFT's form.
+
+use std::path::{Path, PathBuf};
+
+use dunlin_model::FileSource;
+use dunlin_model::adapter::{AdapterShape, peft};
+
+use super::disk::Disk;
+use super::write::Identity;
+use super::{CheckpointError, FileRecord, StageRecord, tensors};
+use crate::config::ModelSource;
+
+/// Names and bytes of the files beside the weights.
+pub(super) fn texts(
+    shape: &AdapterShape,
+    identity: Identity<'_>,
+) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
+    let ModelSource::Checkpoint(base) = &identity.config.model else {
+        return Err(CheckpointError::Mismatch("an adapter of a model that is no file".to_owned()));
+    };
+    let json = peft::config_json(shape, identity.model, base);
+    Ok(vec![(peft::CONFIG.to_owned(), format!("{json:#}\n").into_bytes())])
+}
+
+/// One file with what all stages wrote.
+pub(super) fn write_whole(
+    disk: &Disk,
+    folder: &Path,
+    stages: &[StageRecord],
+    local: &dyn Fn(&FileRecord) -> Result<PathBuf, CheckpointError>,
+) -> Result<FileRecord, CheckpointError> {
+    let open = |stage: &StageRecord| Ok(FileSource::open(&local(&stage.model)?)?);
+    let parts = stages.iter().map(open).collect::<Result<Vec<_>, CheckpointError>>()?;
+    disk.write(folder, peft::WEIGHTS, |out| tensors::write_merged(peft::WEIGHTS, &parts, out))
+}
