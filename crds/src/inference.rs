@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{ModelSource, PeersStatus, PoolSpec};
+use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
 
 /// A model and the pools of preemptible pods that serve it together.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -48,10 +48,14 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec};
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     selectable = ".spec.model.name",
-    selectable = ".spec.suspend"
+    selectable = ".spec.suspend",
+    validation = Rule::new("!has(self.spec.adapters) || self.spec.adapters.all(a, a.name != (has(self.spec.model.name) ? self.spec.model.name : self.metadata.name))")
+        .message("the name of an adapter must not be that of the model")
 )]
 #[x_kube(
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
+    validation = Rule::new("!has(self.adapters) || self.adapters.all(a, self.adapters.exists_one(b, b.name == a.name))")
+        .message("adapter names must be unique"),
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
         .message("redundancy.shadows must be less than the number of peers in all pools together"),
     validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
@@ -61,6 +65,11 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec};
 pub struct InferenceSwarmSpec {
     /// What is served.
     pub model: ModelSpec,
+    /// Adapters over the model: clients ask for one by its name instead of the model's. A changed list replaces pods as a changed
+    /// `model.source` does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub adapters: Vec<AdapterSpec>,
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
     pub pools: Vec<PoolSpec>,
@@ -97,6 +106,24 @@ pub struct ModelSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 16_777_216))]
     pub max_sequence_length: Option<u32>,
+}
+
+/// An adapter over the model: LoRA or prompt tuning.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AdapterSpec {
+    /// The name clients ask for; not the model's.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"))]
+    pub name: String,
+    /// Where it is.
+    pub source: AdapterSource,
+}
+
+/// Where an adapter is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AdapterSource {
+    /// A folder with adapter_config.json and adapter_model.safetensors in PEFT's form, such as a checkpoint of a TrainingSwarm with
+    /// `adapter`, on a PersistentVolumeClaim that every pod can mount for reading.
+    pub volume: VolumeSource,
 }
 
 /// How losses are prepared for.

@@ -43,13 +43,14 @@ struct Rule {
 pub fn markdown(crd: &Value) -> String {
     let spec = &crd["spec"];
     let version = &spec["versions"][0];
-    let schema = &version["schema"]["openAPIV3Schema"]["properties"];
+    let root = &version["schema"]["openAPIV3Schema"];
+    let schema = &root["properties"];
     let (names, text) = (&spec["names"], |value: &Value| value.as_str().unwrap_or_default().to_owned());
     let list = |value: &Value| {
         let items = value.as_array().into_iter().flatten().map(text);
         items.map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ")
     };
-    let mut rules = Vec::new();
+    let mut rules = rules_of(&text(&names["kind"]), root);
     let mut wanted = Vec::new();
     fields("spec", &schema["spec"], &mut wanted, &mut rules);
     let mut found = Vec::new();
@@ -92,12 +93,18 @@ pub fn markdown(crd: &Value) -> String {
     out
 }
 
+/// The rules of `node` itself.
+fn rules_of(path: &str, node: &Value) -> Vec<Rule> {
+    let rule = |rule: &Value| {
+        let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
+        Rule { path: path.to_owned(), rule: text("rule"), message: text("message") }
+    };
+    node["x-kubernetes-validations"].as_array().into_iter().flatten().map(rule).collect()
+}
+
 /// `node` and everything below, in the order of the schema.
 fn fields(path: &str, node: &Value, out: &mut Vec<Field>, rules: &mut Vec<Rule>) {
-    for rule in node["x-kubernetes-validations"].as_array().into_iter().flatten() {
-        let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
-        rules.push(Rule { path: path.to_owned(), rule: text("rule"), message: text("message") });
-    }
+    rules.extend(rules_of(path, node));
     let required: Vec<&str> =
         node["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (name, field) in node["properties"].as_object().into_iter().flatten() {
@@ -221,7 +228,7 @@ mod tests {
             "names": {"kind": "Thing"},
             "versions": [{
                 "additionalPrinterColumns": [{"name": "A", "jsonPath": ".spec.a", "priority": 1}],
-                "schema": {"openAPIV3Schema": {"properties": {"spec": {
+                "schema": {"openAPIV3Schema": {"x-kubernetes-validations": rule, "properties": {"spec": {
                     "properties": {
                         "a": {"type": "integer", "minimum": 1.0, "maximum": 64.0, "default": 2},
                         "list": {
@@ -245,6 +252,7 @@ mod tests {
             "| `spec.list` | list of object |  | at most 8 items |  |",
             r"| `spec.list[].s` | string | required | `^(x\|y)$` |  |",
             "| `spec.map` | map of string |  | each at most 63 characters |  |",
+            "- a or b (`Thing`: `self.a || self.b`)",
             "- a or b (`spec.list[]`: `self.a || self.b`)",
             "| A | `spec.a` | yes |",
         ] {

@@ -1,10 +1,12 @@
 //! From the manifest to what the operator works with: defaults applied, quantities in numbers.
 
-use dunlin_crds::{CapacityType, InferenceSwarm, PoolSpec};
+use std::collections::BTreeMap;
+
+use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PoolSpec};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::apply::pods::{Image, MODELS_DIR, PoolTemplate};
+use crate::apply::pods::{ADAPTERS_DIR, Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
 use crate::quantity::{bytes, millis};
 use crate::roster::Wanted;
@@ -32,10 +34,10 @@ pub struct Desired {
     pub model: String,
     /// Fingerprint of the model's source: peers of different ones never work together.
     pub digest: String,
-    /// Arguments about the model, for stages and gateways.
+    /// Arguments about the model and its adapters, for stages and gateways.
     pub model_args: Vec<String>,
-    /// The PersistentVolumeClaim that has it, if one does.
-    pub model_claim: Option<String>,
+    /// Volumes that have them.
+    pub mounts: Vec<Mount>,
     /// Fingerprint of everything a worker is started with.
     pub template: String,
     /// Image of workers.
@@ -74,14 +76,21 @@ impl Desired {
         if let Some(positions) = spec.model.max_sequence_length {
             model_args.extend(["--max-seq-len".to_owned(), positions.to_string()]);
         }
+        let (adapter_args, mounts) = adapters(spec);
+        model_args.extend(adapter_args);
         let digest = fingerprint(&json!(spec.model.source));
-        let template = fingerprint(&json!([spec.model]));
+        let mut made_from = vec![json!(spec.model)];
+        // Without adapters it is what it was before there were any: a newer operator replaces no pods.
+        if !spec.adapters.is_empty() {
+            made_from.push(json!(spec.adapters));
+        }
+        let template = fingerprint(&json!(made_from));
         let pools = pools(&spec.pools, spec.replicas, suspended);
         Self {
             model: name,
             digest,
             model_args,
-            model_claim: spec.model.source.volume.as_ref().map(|v| v.claim_name.clone()),
+            mounts,
             template,
             image: image(config),
             shadows: spec.redundancy.shadows,
@@ -104,6 +113,27 @@ impl Desired {
     pub fn peers(&self) -> u32 {
         self.pools.iter().map(|p| p.peers).sum()
     }
+}
+
+/// `--adapter` for each adapter, and the volumes with the model and adapters: each claim once.
+fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
+    let (mut args, mut mounts, mut folders) = (Vec::new(), Vec::new(), BTreeMap::new());
+    if let Some(volume) = &spec.model.source.volume {
+        mounts.push(Mount::claim("models", MODELS_DIR, &volume.claim_name, true));
+        folders.insert(&volume.claim_name, MODELS_DIR.to_owned());
+    }
+    for adapter in &spec.adapters {
+        let volume = &adapter.source.volume;
+        let folder = folders.entry(&volume.claim_name).or_insert_with(|| {
+            let folder = format!("{ADAPTERS_DIR}/{}", volume.claim_name);
+            // The name of a claim may be longer than that of a volume, and have dots.
+            let name = format!("adapters-{}", mounts.len());
+            mounts.push(Mount::claim(&name, &folder, &volume.claim_name, true));
+            folder
+        });
+        args.extend(["--adapter".to_owned(), format!("{}={folder}/{}", adapter.name, volume.path)]);
+    }
+    (args, mounts)
 }
 
 /// Pools with the number of peers that each should have. `replicas`: of the first one.
@@ -146,4 +176,134 @@ pub fn fingerprint(value: &Value) -> String {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(value.to_string().as_bytes());
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+    use crate::apply::pods::{Nodes, WorkerPod, stage_args};
+    use crate::testing::{assert_restricted, assert_typed, config, owner};
+
+    const ON_A_VOLUME: (&str, &str) = ("models", "llama");
+
+    /// What is wanted of a swarm with a model on a volume, or behind a URL, and adapters: (name, claim, path).
+    fn desired(model: Option<(&str, &str)>, adapters: &[(&str, &str, &str)]) -> Desired {
+        let volume = |claim: &str, path: &str| json!({"volume": {"claimName": claim, "path": path}});
+        let source = model.map_or(json!({"http": {"url": "http://models/m.gguf"}}), |(c, p)| volume(c, p));
+        let adapter =
+            |(name, claim, path): &(&str, &str, &str)| json!({"name": name, "source": volume(claim, path)});
+        let swarm = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m"},
+            "spec": {
+                "model": {"source": source},
+                "adapters": adapters.iter().map(adapter).collect::<Vec<_>>(),
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 1, "max": 1},
+                    "device": {"cpu": {"cores": 1}},
+                    "memory": {"host": "512Mi"},
+                }],
+            },
+        });
+        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+    }
+
+    /// `claim at folder` for each volume with models or adapters of a stage.
+    fn volumes(desired: &Desired) -> Vec<String> {
+        let pool = &desired.pools[0].template;
+        let pod = WorkerPod {
+            owner: &owner(),
+            name: "m-spot-x7x7x",
+            role: crate::labels::ROLE_STAGE,
+            image: &desired.image,
+            pool,
+            nodes: Nodes::Own { marked: true },
+            args: stage_args(pool, &desired.model_args),
+            ports: &[],
+            resources: None,
+            mounts: desired.mounts.clone(),
+            template: &desired.template,
+            epoch: None,
+        }
+        .manifest();
+        assert_typed::<Pod>(&pod);
+        assert_restricted(&pod["spec"]);
+        let list = |path: &str| pod.pointer(path).unwrap().as_array().unwrap().clone();
+        let mounts = list("/spec/containers/0/volumeMounts");
+        let claims = list("/spec/volumes").into_iter().filter(|v| v["persistentVolumeClaim"].is_object());
+        let described = claims.map(|volume| {
+            let mount = mounts.iter().filter(|m| m["name"] == volume["name"]).collect::<Vec<_>>();
+            assert!(mount.len() == 1 && mount[0]["readOnly"] == true, "{volume} {mount:?}");
+            let claim = volume["persistentVolumeClaim"]["claimName"].as_str().unwrap();
+            format!("{claim} at {}", mount[0]["mountPath"].as_str().unwrap())
+        });
+        described.collect()
+    }
+
+    fn adapter_args(desired: &Desired) -> Vec<&str> {
+        let pairs = desired.model_args.chunks(2).filter(|pair| pair[0] == "--adapter");
+        pairs.map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn an_adapter_beside_the_model_is_read_from_its_volume() {
+        let desired = desired(Some(ON_A_VOLUME), &[("french", "models", "adapters/french")]);
+        assert_eq!(desired.model_args[..2], ["--model", "/models/llama"]);
+        assert_eq!(adapter_args(&desired), ["french=/models/adapters/french"]);
+        assert_eq!(volumes(&desired), ["models at /models"]);
+    }
+
+    #[test]
+    fn each_claim_is_mounted_once_and_adapters_keep_their_order() {
+        let claim = "checkpoints.of-a.run";
+        let adapters = [
+            ("org/b:1", claim, "run/step-20"),
+            ("tone", "tones", "polite"),
+            ("beside", "models", "beside"),
+            ("a", claim, "run/step-10"),
+        ];
+        let expected = [
+            "org/b:1=/adapters/checkpoints.of-a.run/run/step-20",
+            "tone=/adapters/tones/polite",
+            "beside=/models/beside",
+            "a=/adapters/checkpoints.of-a.run/run/step-10",
+        ];
+        let beside = desired(Some(ON_A_VOLUME), &adapters);
+        assert_eq!(adapter_args(&beside), expected);
+        let others = ["checkpoints.of-a.run at /adapters/checkpoints.of-a.run", "tones at /adapters/tones"];
+        assert_eq!(volumes(&beside), [&["models at /models"], &others[..]].concat());
+        for mount in &beside.mounts {
+            let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            assert!(mount.name.len() < 64 && mount.name.chars().all(label), "{}", mount.name);
+        }
+        // Of a model behind a URL there is no volume.
+        let alone = desired(None, &[adapters[0], adapters[1], adapters[3]]);
+        assert_eq!(adapter_args(&alone), [expected[0], expected[1], expected[3]]);
+        assert_eq!(volumes(&alone), others);
+    }
+
+    #[test]
+    fn changed_adapters_change_the_template_and_not_the_model() {
+        let adapter = ("a", "adapters", "a");
+        let none = desired(Some(ON_A_VOLUME), &[]);
+        let mut templates = vec![none.template];
+        for changed in [
+            &[adapter][..],
+            &[("b", "adapters", "a")],
+            &[("a", "adapters", "b")],
+            &[adapter, ("b", "adapters", "a")],
+        ] {
+            let desired = desired(Some(ON_A_VOLUME), changed);
+            assert!(!templates.contains(&desired.template), "{changed:?}");
+            assert_eq!(desired.digest, none.digest);
+            templates.push(desired.template);
+        }
+        // Pods of swarms from before there were adapters stay.
+        let model = json!({"source": {"volume": {"claimName": "models", "path": "llama"}}});
+        assert_eq!(templates[0], fingerprint(&json!([model])));
+    }
 }

@@ -97,7 +97,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         model: "m".into(),
         digest: "d".into(),
         model_args: vec![],
-        model_claim: None,
+        mounts: vec![],
         template: "t".into(),
         image: image(),
         pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers, peers_max: peers }],

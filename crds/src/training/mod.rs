@@ -1,10 +1,11 @@
 //! `TrainingSwarm`: schema, defaults and rules. As with `InferenceSwarm` there is no webhook, so whatever must be refused is refused here.
 //!
-//! * [`model`] what is trained · [`optimizer`] how · [`status`] what the operator found
+//! * [`model`] what is trained · [`adapter`] what is trained over it · [`optimizer`] how · [`status`] what the operator found
 
 // Columns repeat keys such as `type_`; the lint takes them for one attribute.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod adapter;
 pub mod model;
 pub mod optimizer;
 pub mod status;
@@ -14,6 +15,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use adapter::{LoraSpec, LoraTarget, PromptSpec, TrainedAdapterSpec};
 pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, TrainedModelSpec};
 pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
@@ -64,6 +66,10 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
 )]
 #[x_kube(
     validation = Rule::new("self.model == oldSelf.model").message("model cannot change: another model is another TrainingSwarm"),
+    validation = Rule::new("has(self.adapter) == has(oldSelf.adapter) && (!has(self.adapter) || self.adapter == oldSelf.adapter)")
+        .message("adapter cannot change: another adapter is another TrainingSwarm"),
+    validation = Rule::new("!has(self.adapter) || has(self.model.source)")
+        .message("adapter needs model.source: it is trained over a model that stays as it is"),
     validation = Rule::new("self.data == oldSelf.data").message("data cannot change: steps that are done would belong to other data"),
     validation = Rule::new("self.stages == oldSelf.stages").message("stages cannot change"),
     validation = Rule::new("self.seed == oldSelf.seed").message("seed cannot change: the order of the data follows from it"),
@@ -90,6 +96,10 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
 pub struct TrainingSwarmSpec {
     /// What is trained: a new model, or one to go on from. It cannot change.
     pub model: TrainedModelSpec,
+    /// Train this over the model of `model.source`, which stays as it is. Checkpoints are then folders in PEFT's form, for `adapters` of an
+    /// InferenceSwarm. It cannot change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<TrainedAdapterSpec>,
     /// What it is trained on. It cannot change.
     pub data: DataSpec,
     /// Tokens of a sequence.
@@ -183,7 +193,7 @@ pub enum TokenizerKind {
     /// Each byte is a token; byte 0 ends a document.
     #[default]
     Bytes,
-    /// The tokenizer beside the model in `model.source.volume`.
+    /// The tokenizer beside the model in `model.source.volume`, or inside of it when it is a GGUF file.
     Model,
 }
 

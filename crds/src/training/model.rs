@@ -26,7 +26,7 @@ pub struct TrainedModelSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<FolderSource>,
     /// A folder with config.json and safetensors, such as a checkpoint of another TrainingSwarm, on a PersistentVolumeClaim that every pod
-    /// can mount for reading.
+    /// can mount for reading; with `adapter`, a GGUF file as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeSource>,
 }

@@ -30,13 +30,35 @@ const BAD: &[(&str, &str, &str)] = &[
     ("shadows: 1", "shadows: 7", "shadows"),
     ("capacityType: Spot", "capacityType: Cheap", "capacityType"),
     ("  pools:\n", "  replicas: 7\n  pools:\n", "replicas must be at most"),
+    (
+        "  pools:\n",
+        "  adapters:\n    - {name: a, source: {volume: {claimName: c, path: a}}}\n    - {name: a, source: {volume: {claimName: c, path: b}}}\n  pools:\n",
+        "adapter names must be unique",
+    ),
+    (
+        "  pools:\n",
+        "  adapters:\n    - {name: smollm2-135m, source: {volume: {claimName: c, path: a}}}\n  pools:\n",
+        "the name of an adapter must not be that of the model",
+    ),
     ("    source:\n", "    source:\n      volume: {claimName: models, path: x.gguf}\n", "exactly one source"),
     ("  gateway:\n", "  quantisation: Q4\n  gateway:\n", "quantisation"),
 ];
 
+/// The same of a training run.
+const BAD_RUNS: &[(&str, &str, &str)] = &[
+    ("  data:\n", "  adapter: {lora: {}}\n  data:\n", "adapter needs model.source"),
+    ("  data:\n", "  adapter: {lora: {}, prompt: {}}\n  data:\n", "exactly one adapter"),
+    ("  data:\n", "  adapter: {lora: {alpha: 0}}\n  data:\n", "alpha must be more than 0"),
+    ("  data:\n", "  adapter: {lora: {targets: [Query, Query]}}\n  data:\n", "targets must be unique"),
+    ("  data:\n", "  adapter: {lora: {targets: [Norm]}}\n  data:\n", "Norm"),
+];
+
 fn refused(bench: &Bench<'_>) -> Result<()> {
     let good = example()?.replace("name: smollm2\n", "name: refused\n");
-    for (what, by, must_say) in BAD {
+    let text = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
+    let run = text.split("\n---\n").last().unwrap_or_default().replace("name: bible\n", "name: refused\n");
+    let all = BAD.iter().map(|bad| (&good, bad)).chain(BAD_RUNS.iter().map(|bad| (&run, bad)));
+    for (good, (what, by, must_say)) in all {
         ensure!(good.contains(what), "the example no longer has `{what}`");
         let bad = good.replacen(what, by, 1);
         match bench.cluster.apply(&bad) {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
-use crate::apply::pods::{Container, Image, MODELS_DIR, Mount, apart, container, pod_spec, tls_volume};
+use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
 use crate::labels::{Owner, ROLE_GATEWAY, TEMPLATE, leaf};
 use crate::spot;
 
@@ -25,11 +25,11 @@ pub struct Gateway<'a> {
     pub model: &'a str,
     /// Size limit of what it downloads, in bytes.
     pub cache_bytes: u64,
-    /// `--model-url` and the like.
+    /// `--model-url`, `--adapter` and the like.
     pub model_args: &'a [String],
-    /// The PersistentVolumeClaim with the model, if it is on one.
-    pub model_claim: Option<&'a str>,
-    /// Fingerprint of the model source; another one rolls the Deployment.
+    /// Volumes with the model and its adapters.
+    pub mounts: &'a [Mount],
+    /// Fingerprint of the model source and the adapters; another one rolls the Deployment.
     pub template: &'a str,
 }
 
@@ -97,8 +97,8 @@ impl Gateway<'_> {
             {"name": "cache", "emptyDir": {"sizeLimit": self.cache_bytes.to_string()}},
             {"name": "tmp", "emptyDir": {"sizeLimit": (64_u64 << 20).to_string()}},
         ]);
-        if let Some(claim) = self.model_claim {
-            Mount::claim("models", MODELS_DIR, claim, true).add(&mut spec);
+        for mount in self.mounts {
+            mount.add(&mut spec);
         }
         json!({
             "apiVersion": "apps/v1",
@@ -161,7 +161,7 @@ mod tests {
             model: "m",
             cache_bytes: 1 << 30,
             model_args: &[],
-            model_claim: None,
+            mounts: &[Mount::claim("adapters-0", "/adapters/b", "b", true)],
             template: "abc",
         };
         let all = gateway.manifests();

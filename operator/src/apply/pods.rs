@@ -10,6 +10,8 @@ use crate::spot;
 
 /// Where a volume with models is mounted.
 pub const MODELS_DIR: &str = "/models";
+/// Below which each other volume with adapters is mounted, in a folder with the name of its claim.
+pub const ADAPTERS_DIR: &str = "/adapters";
 /// User of every container: distroless `nonroot`.
 const USER: i64 = 65532;
 /// Hand-over must fit into the shortest notice of a cloud (GCE: 30 s in all).
@@ -87,9 +89,9 @@ pub enum Nodes<'a> {
 #[derive(Clone, Debug)]
 pub struct Mount {
     /// Name of the volume.
-    pub name: &'static str,
+    pub name: String,
     /// Where.
-    pub path: &'static str,
+    pub path: String,
     /// What it is, as Kubernetes writes it.
     pub source: Value,
     /// For reading.
@@ -99,15 +101,16 @@ pub struct Mount {
 impl Mount {
     /// A PersistentVolumeClaim.
     #[must_use]
-    pub fn claim(name: &'static str, path: &'static str, claim: &str, read_only: bool) -> Self {
+    pub fn claim(name: &str, path: &str, claim: &str, read_only: bool) -> Self {
         let source = json!({"persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}});
-        Self { name, path, source, read_only }
+        Self { name: name.to_owned(), path: path.to_owned(), source, read_only }
     }
 
     /// A Secret, a file for each key.
     #[must_use]
-    pub fn secret(name: &'static str, path: &'static str, secret: &str) -> Self {
-        Self { name, path, source: json!({"secret": {"secretName": secret}}), read_only: true }
+    pub fn secret(name: &str, path: &str, secret: &str) -> Self {
+        let source = json!({"secret": {"secretName": secret}});
+        Self { name: name.to_owned(), path: path.to_owned(), source, read_only: true }
     }
 
     /// Gives it to `spec` and its first container.

@@ -249,6 +249,24 @@ async fn the_first_pass_makes_trust_then_policies_pods_and_gateways_and_reports_
 }
 
 #[tokio::test(start_paused = true)]
+async fn stages_and_gateways_are_told_of_adapters_and_see_them() {
+    let world = world("");
+    let mut swarm = swarm(1, false).as_ref().clone();
+    let adapter = json!({"name": "a", "source": {"volume": {"claimName": "adapters", "path": "a"}}});
+    swarm.spec.adapters = vec![serde_json::from_value(adapter).unwrap()];
+    world.reconcile(&Arc::new(swarm)).await.unwrap();
+    let deployment = &world.seen.bodies("PATCH deployments/")[0]["spec"]["template"]["spec"];
+    for spec in [&world.seen.bodies("PATCH pods/")[0]["spec"], deployment] {
+        let args = spec["containers"][0]["args"].as_array().unwrap();
+        assert_eq!(args[args.len() - 2..], ["--adapter", "a=/adapters/adapters/a"]);
+        let volumes = spec["volumes"].as_array().unwrap().iter();
+        assert_eq!(volumes.filter(|v| v["persistentVolumeClaim"]["claimName"] == "adapters").count(), 1);
+        let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap().iter();
+        assert_eq!(mounts.filter(|m| m["mountPath"] == "/adapters/adapters").count(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pass_in_which_nothing_changed_writes_nothing() {
     let mut world = world("");
     let manifest = swarm(1, false);

@@ -6,7 +6,7 @@ use super::{Decision, Memory, Published};
 use crate::apply::certificates::{gateway_names, worker_names};
 use crate::apply::gateway::Gateway;
 use crate::apply::network::GRPC_PORT;
-use crate::apply::pods::{MODELS_DIR, Mount, Nodes, WorkerPod, stage_args};
+use crate::apply::pods::{Nodes, WorkerPod, stage_args};
 use crate::apply::{network, topology};
 use crate::context::Context;
 use crate::convert::Desired;
@@ -46,11 +46,7 @@ pub(super) async fn all(
             args: stage_args(&creation.pool, &desired.model_args),
             ports: &[("grpc", GRPC_PORT)],
             resources: None,
-            mounts: desired
-                .model_claim
-                .iter()
-                .map(|claim| Mount::claim("models", MODELS_DIR, claim, true))
-                .collect(),
+            mounts: desired.mounts.clone(),
             template: &desired.template,
             epoch: Some(epoch),
         }
@@ -114,7 +110,7 @@ async fn gateways(
         cache_bytes: desired.gateway_cache_bytes,
         resources: &desired.gateway_resources,
         model_args: &desired.model_args,
-        model_claim: desired.model_claim.as_deref(),
+        mounts: &desired.mounts,
         template: &desired.template,
     };
     for manifest in gateway.manifests() {

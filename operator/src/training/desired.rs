@@ -144,6 +144,9 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
             "destination": destination(&spec.checkpoint.destination),
         },
     });
+    if let Some(adapter) = &spec.adapter {
+        run["adapter"] = json!(adapter);
+    }
     if optimizer.clip == 0.0 {
         run["optimizer"]["clip"] = Value::Null;
     }
@@ -228,7 +231,7 @@ mod tests {
         let expected = json!({"jsonLines": {"path": "/data/a.jsonl"}, "tokenizer": {"path": "/models/llama"}, "validationFraction": 0.0});
         assert_eq!(run["data"], expected);
         assert_eq!((&run["optimizer"]["clip"], run.get("validation")), (&Value::Null, None));
-        let names = |mounts: &[Mount]| mounts.iter().map(|m| m.name).collect::<Vec<_>>();
+        let names = |mounts: &[Mount]| mounts.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
         let mounts = mounts(&swarm.spec);
         assert_eq!(names(&mounts.conductor), ["checkpoints", "data", "models"]);
         assert_eq!(names(&mounts.peers), ["checkpoints", "models"]);
@@ -243,6 +246,32 @@ mod tests {
             model(&serde_json::from_value(http).unwrap()),
             json!({"checkpoint": "http://models/llama"})
         );
+    }
+
+    #[test]
+    fn an_adapter_is_written_with_its_defaults_and_changes_the_template() {
+        let mut swarm = training_swarm(1);
+        let source = json!({"source": {"volume": {"claimName": "models", "path": "llama.gguf"}}});
+        swarm.spec.model = serde_json::from_value(source).unwrap();
+        swarm.spec.data.tokenizer = TokenizerKind::Model;
+        let mut templates = vec![Desired::new(&swarm, &crate::testing::config()).template];
+        assert_eq!(run(&swarm.spec).get("adapter"), None);
+        let full = json!({"lora": {"rank": 4, "alpha": 0.5, "targets": ["Gate", "Query"]}});
+        for (asked, written) in [
+            (json!({"lora": {}}), json!({"lora": {"rank": 8, "alpha": 16.0, "targets": ["Query", "Value"]}})),
+            (full.clone(), full),
+            (json!({"prompt": {}}), json!({"prompt": {"tokens": 16}})),
+            (json!({"prompt": {"tokens": 20}}), json!({"prompt": {"tokens": 20}})),
+        ] {
+            swarm.spec.adapter = Some(serde_json::from_value(asked).unwrap());
+            let run = run(&swarm.spec);
+            assert_eq!(run["adapter"], written);
+            assert_eq!(run["model"], json!({"checkpoint": "/models/llama.gguf"}));
+            assert_eq!(run["data"]["tokenizer"], json!({"path": "/models/llama.gguf"}));
+            let template = Desired::new(&swarm, &crate::testing::config()).template;
+            assert!(!templates.contains(&template), "{written}");
+            templates.push(template);
+        }
     }
 
     #[test]

@@ -131,8 +131,8 @@ fn pod<'a>(
         }
     };
     let config = Mount {
-        name: "training",
-        path: CONFIG_DIR,
+        name: "training".to_owned(),
+        path: CONFIG_DIR.to_owned(),
         source: json!({"configMap": {"name": owner.training()}}),
         read_only: true,
     };
