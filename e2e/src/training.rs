@@ -109,7 +109,8 @@ pub fn weights(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.starts_with("model") || !name.ends_with(".safetensors") {
+        let whole = name.starts_with("model") || name == "adapter_model.safetensors";
+        if !whole || !name.ends_with(".safetensors") {
             continue;
         }
         let bytes = std::fs::read(&path)?;

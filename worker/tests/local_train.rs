@@ -7,6 +7,7 @@ use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::store::Store;
 use dunlin_e2e::training::weights;
+use dunlin_model::{Adapter, ModelFile};
 use serde_json::{Value, json};
 
 /// A folder of its own, removed at the end.
@@ -181,6 +182,50 @@ fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
     assert!(run.weights(24) == straight.weights(24), "weights differ from those of a run with a folder");
     let puts = store.requests().iter().filter(|r| r.starts_with("PUT")).count();
     assert!(puts > 20, "{puts} files were put");
+}
+
+/// An adapter is trained over the last checkpoint of another run, through kills, and is served on top of it.
+#[test]
+fn an_adapter_is_trained_through_kills_to_the_same_bits() {
+    let base = Run::new("base");
+    base.start(2, 2).finish().unwrap();
+    let base = base.checkpoints().join("step-00000024");
+    let adapters = [
+        ("lora", json!({"lora": {"rank": 4, "alpha": 8.0, "targets": ["Query", "Value", "Down"]}})),
+        // No stage but the first has anything to train.
+        ("prompt", json!({"prompt": {"tokens": 6}})),
+    ];
+    for (name, adapter) in adapters {
+        let change = |config: &mut Value| {
+            config["model"] = json!({"checkpoint": base});
+            config["adapter"] = adapter.clone();
+            config["optimizer"]["learningRate"] = json!(0.02);
+        };
+        let straight = Run::new(&format!("{name}-straight"));
+        let (steps, last) = straight.start_with(1, 1, change).finish().unwrap();
+        let loss = |step: &Value| step["loss"].as_f64().unwrap();
+        assert!(loss(&steps[23]) < loss(&steps[0]), "{name} learns: {} -> {}", steps[0], steps[23]);
+        assert_eq!(last["checkpoint"]["step"], 24, "{last}");
+        let run = Run::new(&format!("{name}-killed"));
+        let mut training = run.start_with(2, 4, change);
+        let peers = training.pids("peer");
+        while let Some(line) = training.line().unwrap() {
+            match line["step"].as_u64() {
+                Some(3) => kill(peers[0]),
+                Some(9) => kill(peers[3]),
+                _ => {}
+            }
+        }
+        assert!(
+            run.weights(24) == straight.weights(24),
+            "{name}: values differ from those of an undisturbed run"
+        );
+        let folder = run.checkpoints().join("step-00000024");
+        let model = ModelFile::open_path(&base).unwrap();
+        let opened = Adapter::open(&folder, model.config()).unwrap();
+        assert_eq!(opened.prompt_rows(), if name == "prompt" { 6 } else { 0 });
+        assert!(!folder.join("config.json").exists(), "nobody should take it for a model");
+    }
 }
 
 #[test]

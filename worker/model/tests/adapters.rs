@@ -17,6 +17,7 @@ use dunlin_model::training::export::{write_config, write_safetensors};
 use dunlin_model::training::{Base, Grad, ParameterLayout, ParameterTensor, StageInput, StageModel};
 use dunlin_model::{Adapter, ModelConfig, ModelFile};
 use serde_json::{Value, json};
+use support::gguf::{Gguf, Tensor, tiny};
 use support::training::{LENGTH, config, loss_f64, microbatch, parameters, wide};
 
 const LIMIT: f32 = 1024.0;
@@ -233,6 +234,110 @@ fn what_was_trained_is_served_with_the_same_bits() {
         std::fs::remove_dir_all(&path).unwrap();
         std::fs::remove_dir_all(&adapter).unwrap();
     }
+}
+
+/// The model as a GGUF file of f32, which has both halves of each head of queries and keys interleaved.
+fn gguf(config: &ModelConfig, layout: &ParameterLayout, values: &[f32]) -> Vec<u8> {
+    let c = config;
+    let mut file = Gguf {
+        magic: *b"GGUF",
+        version: 3,
+        tensor_count: None,
+        key_count: None,
+        values: Vec::new(),
+        tensors: Vec::new(),
+    };
+    file.set_text("general.architecture", "llama")
+        .set_u32("llama.block_count", c.layers)
+        .set_u32("llama.embedding_length", c.hidden as u32)
+        .set_u32("llama.feed_forward_length", c.ffn as u32)
+        .set_u32("llama.attention.head_count", c.heads as u32)
+        .set_u32("llama.attention.head_count_kv", c.kv_heads as u32)
+        .set_u32("llama.attention.key_length", c.head_dim as u32)
+        .set_u32("llama.context_length", c.context_length)
+        .set_f32("llama.attention.layer_norm_rms_epsilon", c.rms_eps)
+        .set_f32("llama.rope.freq_base", 10_000.0);
+    for tensor in layout.tensors() {
+        let mut name = tensor.name.replace("model.layers.", "blk.");
+        for (from, to) in [
+            ("model.embed_tokens", "token_embd"),
+            ("model.norm", "output_norm"),
+            ("lm_head", "output"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("self_attn.q_proj", "attn_q"),
+            ("self_attn.k_proj", "attn_k"),
+            ("self_attn.v_proj", "attn_v"),
+            ("self_attn.o_proj", "attn_output"),
+            ("mlp.gate_proj", "ffn_gate"),
+            ("mlp.up_proj", "ffn_up"),
+            ("mlp.down_proj", "ffn_down"),
+        ] {
+            name = name.replace(from, to);
+        }
+        let values = &values[tensor.range()];
+        let width = *tensor.shape.last().unwrap();
+        let rows = values.len() / width;
+        let row = |i: usize| {
+            let (head, at, half) = (i / c.head_dim, i % c.head_dim, c.head_dim / 2);
+            let turned = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
+            let from = if turned { head * c.head_dim + at % 2 * half + at / 2 } else { i };
+            &values[from * width..][..width]
+        };
+        let data = (0..rows).flat_map(row).flat_map(|v| v.to_le_bytes()).collect();
+        let dimensions = tensor.shape.iter().rev().map(|d| *d as u64).collect();
+        file.tensors.push(Tensor { name: name.into_bytes(), dimensions, kind: 0, offset: None, data });
+    }
+    file.bytes()
+}
+
+#[test]
+fn values_are_in_the_order_of_peft_whatever_that_of_the_model_is() {
+    let config = config("llama", false);
+    let (path, layout, values) = base("order", &config);
+    let file = path.join("model.gguf");
+    std::fs::write(&file, gguf(&config, &layout, &values)).unwrap();
+    let pool = Pool::new(2);
+    let (loss, sums) = gradients(&path, &config, &lora(), &pool);
+    let turned = ModelFile::open_path(&file).unwrap().config().clone();
+    assert_ne!(turned.rope_layout, config.rope_layout);
+    let (other, others) = gradients(&file, &turned, &lora(), &pool);
+    assert!((loss - other).abs() < 1e-6 * loss, "{loss} {other}");
+    let size = sums.iter().fold(0f32, |max, sum| max.max(to_f32(*sum).abs()));
+    for (i, (a, b)) in sums.iter().zip(&others).enumerate() {
+        assert!((to_f32(*a) - to_f32(*b)).abs() < 1e-5 * size, "{i}: {a} {b}");
+    }
+
+    let (adapter, _) = written("order-adapter", &config, &lora());
+    let (tokens, _) = microbatch(&config, 1, 20);
+    let logits = |path: &Path, config: &ModelConfig| {
+        let file = ModelFile::open_path(path).unwrap();
+        let opened = Adapter::open(&adapter, config).unwrap();
+        let mut whole = Whole::load(&file, Pool::new(1), 64).unwrap().with(opened);
+        let rows = whole.forward(&tokens).unwrap();
+        whole.logits(&rows)
+    };
+    let (ours, theirs) = (logits(&path, &config), logits(&file, &turned));
+    let size = ours.iter().fold(0f32, |max, v| max.max(v.abs()));
+    assert!(ours.iter().zip(&theirs).all(|(a, b)| (a - b).abs() < 1e-5 * size));
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::remove_dir_all(&adapter).unwrap();
+}
+
+/// Quantised weights stay so: gradients are those of the same weights widened, through the rounding of activations.
+#[test]
+fn a_quantised_model_is_trained_over_as_it_is() {
+    let path = folder("quantised");
+    let file = path.join("model.gguf");
+    std::fs::write(&file, tiny().bytes()).unwrap();
+    let config = ModelFile::open_path(&file).unwrap().config().clone();
+    for shape in [lora(), prompt()] {
+        let (loss, sums) = gradients(&file, &config, &shape, &Pool::with_isa(1, Isa::Scalar));
+        assert!(loss.is_finite() && sums.iter().filter(|sum| **sum != 0).count() > sums.len() / 2);
+        let (other, others) = gradients(&file, &config, &shape, &Pool::new(3));
+        assert_eq!((loss.to_bits(), sums), (other.to_bits(), others));
+    }
+    std::fs::remove_dir_all(&path).unwrap();
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use dunlin_kernels::{Pool, RopeScaling};
-use dunlin_model::ModelFile;
 use dunlin_model::generate::Whole;
+use dunlin_model::{Adapter, ModelFile};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -67,6 +67,29 @@ fn check(name: &str) -> ModelFile {
     let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&prefill), bits(&decode), "{name}: one by one gives the same bits as all at once");
     file
+}
+
+/// Adapters as PEFT saves them, with PEFT's logits; the fixtures are written by parity/adapters.py.
+#[test]
+fn adapters_of_peft() {
+    for (name, base) in [("llama-lora", "llama"), ("mistral-rslora", "mistral"), ("qwen2-prompt", "qwen2")] {
+        let file = ModelFile::open_path(&folder(base)).unwrap();
+        let Expected { tokens, logits } = expected(name);
+        let adapter = Adapter::open(&folder(name), file.config()).unwrap();
+        let tokens: Vec<u32> = adapter.prompt_tokens(file.config()).chain(tokens).collect();
+        let mut whole = Whole::load(&file, Pool::new(2), 64).unwrap();
+        let plain = whole.forward(&tokens[tokens.len() - 37..]).unwrap();
+        let plain = difference(&whole.logits(&plain), &logits);
+        let mut whole = Whole::load(&file, Pool::new(2), 64).unwrap().with(adapter);
+        let rows = whole.forward(&tokens).unwrap();
+        let found = whole.logits(&rows[rows.len() - 37 * file.config().hidden..]);
+        let differs = difference(&found, &logits);
+        println!(
+            "{name}: largest difference of a logit {differs:.1e} of the largest logit; {plain:.1e} without"
+        );
+        assert!(differs < TOLERANCE, "{name}: {differs:e}");
+        assert!(plain > 0.01, "{name}: the adapter changes nothing");
+    }
 }
 
 /// Opens the model of `name` with a changed configuration.

@@ -99,7 +99,7 @@ pub enum TokenizerConfig {
     /// A token is a byte: 256 tokens. Byte 0 ends a document.
     #[default]
     Bytes,
-    /// A `tokenizer.json`, or the folder that has one beside `config.json` and `tokenizer_config.json`.
+    /// A `tokenizer.json`, or the folder that has one beside `config.json` and `tokenizer_config.json`; or a model's GGUF file.
     #[serde(rename = "path")]
     Path(PathBuf),
 }

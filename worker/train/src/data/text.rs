@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dunlin_model::Tokenizer;
+use dunlin_model::{ModelFile, Tokenizer};
 use serde_json::Value;
 
 use super::source::Source;
@@ -23,11 +23,11 @@ const FILE_MAX: u64 = 64 << 20;
 pub enum TextTokenizer {
     /// A token is a byte.
     Bytes,
-    /// As a model's tokenizer.json says.
+    /// As a model's tokenizer.json, or its GGUF file, says.
     Model {
         /// Text to tokens.
         tokenizer: Box<Tokenizer>,
-        /// The files it is made of, which belong in a checkpoint.
+        /// The files it is made of, which belong in a checkpoint; none when it is a part of the model's.
         files: Vec<PathBuf>,
     },
 }
@@ -39,6 +39,10 @@ impl TextTokenizer {
     /// When its files cannot be read or make no tokenizer.
     pub fn open(config: &TokenizerConfig) -> Result<Self, DataError> {
         let TokenizerConfig::Path(path) = config else { return Ok(Self::Bytes) };
+        if path.extension().is_some_and(|e| e == "gguf") {
+            let tokenizer = Box::new(ModelFile::open_path(path)?.tokenizer()?);
+            return Ok(Self::Model { tokenizer, files: Vec::new() });
+        }
         let file = if path.is_dir() { path.join("tokenizer.json") } else { path.clone() };
         let beside = |name: &str| file.with_file_name(name);
         let json = read(&file)?;
