@@ -147,8 +147,16 @@ impl Scale {
             Value::String(text) => text != "none",
             _ => true,
         };
-        let unknown =
-            ["use_dora", "modules_to_save", "fan_in_fan_out", "bias", "alpha_pattern", "layer_replication"];
+        let unknown = [
+            "use_dora",
+            "modules_to_save",
+            "fan_in_fan_out",
+            "bias",
+            "alpha_pattern",
+            "layer_replication",
+            "alora_invocation_tokens",
+            "arrow_config",
+        ];
         if let Some(key) = unknown.into_iter().find(|key| set(key)) {
             return Err(format!("it has `{key}`, which is not known here"));
         }

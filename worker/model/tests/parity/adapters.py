@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the fixtures of adapters in ../parity.rs: adapters of the models beside, as PEFT saves them, with the logits of PEFT.
 
-    python3 -m venv /tmp/parity && /tmp/parity/bin/pip install torch transformers safetensors peft
+    python3 -m venv /tmp/parity && /tmp/parity/bin/pip install torch transformers==4.57.* safetensors peft==0.18.*
     /tmp/parity/bin/python worker/model/tests/parity/adapters.py
 
 Per adapter a folder with adapter_config.json and adapter_model.safetensors, and <name>.safetensors with `tokens` [length] (i64) and
@@ -16,7 +16,7 @@ import shutil
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 HERE = pathlib.Path(__file__).resolve().parent
 VOCAB, LENGTH = 97, 37
@@ -34,7 +34,11 @@ ADAPTERS = {
 def write(name, base, config, generator):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(HERE / base, attn_implementation="eager", dtype=torch.float32), config)
+    shape = AutoConfig.from_pretrained(HERE / base)
+    # The models were written by a transformers that keeps it elsewhere.
+    shape.rope_theta = json.loads((HERE / base / "config.json").read_text())["rope_parameters"]["rope_theta"]
+    model = AutoModelForCausalLM.from_pretrained(HERE / base, config=shape, attn_implementation="eager", dtype=torch.float32)
+    model = get_peft_model(model, config)
     for parameter_name, p in sorted(model.named_parameters()):
         if p.requires_grad:
             noise = torch.randn(p.shape, generator=generator)
