@@ -27,11 +27,29 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
+        Self::start_with(worker, model, peers, threads, &[])
+    }
+
+    /// The same with adapters: their names, and where they are.
+    ///
+    /// # Errors
+    /// As [`Local::start`].
+    pub fn start_with(
+        worker: &Path,
+        model: &Path,
+        peers: u32,
+        threads: u32,
+        adapters: &[(&str, &Path)],
+    ) -> Result<Self> {
+        let adapters = adapters
+            .iter()
+            .flat_map(|(name, path)| ["--adapter".to_owned(), format!("{name}={}", path.display())]);
         let started = Instant::now();
         let mut supervisor = Command::new(worker)
             .args(["local", "--listen", "127.0.0.1:0", "--model"])
             .arg(model)
             .args(["--peers", &peers.to_string(), "--threads", &threads.to_string()])
+            .args(adapters)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

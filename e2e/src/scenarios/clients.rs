@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::training::fetched;
 use super::{Bench, PEERS, Scenario, same};
 use crate::chat::{self, Question};
 use crate::cluster::repository;
@@ -26,24 +27,27 @@ fn openai(bench: &Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The same model from a PersistentVolumeClaim: the nodes of the local cluster share the disk of this machine.
-fn volume(bench: &Bench<'_>) -> Result<()> {
-    let output = Command::new(repository().join("e2e/fetch-model.sh")).output().context("fetch-model.sh")?;
-    let file = String::from_utf8(output.stdout)?;
-    let file = std::path::Path::new(file.trim());
+/// A volume with the model; the name of its file.
+pub(super) fn models_volume(bench: &Bench<'_>) -> Result<String> {
+    let file = fetched("fetch-model.sh")?;
     let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
         anyhow::bail!("fetch-model.sh printed no path: {}", file.display())
     };
-    let example = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
-    let example = example.replace("PATH", &name.to_string_lossy());
     let volume = format!(
         "{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: models}}, spec: {{capacity: {{storage: 1Gi}}, accessModes: \
          [ReadOnlyMany], storageClassName: models, hostPath: {{path: \"{}\"}}}}}}",
         folder.display()
     );
-    let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
     bench.cluster.apply(&volume)?;
-    bench.cluster.apply(&example)?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// The same model from a PersistentVolumeClaim: the nodes of the local cluster share the disk of this machine.
+fn volume(bench: &Bench<'_>) -> Result<()> {
+    let name = models_volume(bench)?;
+    let example = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
+    let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
+    bench.cluster.apply(&example.replace("PATH", &name))?;
     swarm.wait_whole(PEERS)?;
     let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
     same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)?;

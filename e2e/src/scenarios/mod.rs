@@ -3,6 +3,7 @@
 //! Every scenario starts from a whole swarm (the runner heals the cluster in between) and compares exact token
 //! sequences with an undisturbed run. Nothing waits a fixed time.
 
+mod adapters;
 mod capacity;
 mod clients;
 mod loss;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(capacity::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(training::scenarios());
+    scenarios.extend(adapters::scenarios());
     scenarios
 }
 

@@ -16,11 +16,10 @@ use crate::swarm::{Pod, Swarm};
 use crate::training::{Training, weights};
 use crate::wait;
 
-const NAME: &str = "bible";
-/// Peers of the example.
-const PEERS: u64 = 8;
+/// The example with its peers.
+const BIBLE: Example = Example { file: "train-bible.yaml", name: "bible", peers: 8 };
 /// How long the next updates may take, a lost node included.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(super) const LIMIT: Duration = Duration::from_secs(120);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![Scenario {
@@ -42,46 +41,61 @@ const SHORT: &[(&str, &str)] = &[
     ("\n  steps: 1000", "\n  steps: 400"),
 ];
 
-/// A run of the example on a volume of its own, with all that belongs to it.
-struct Run<'a> {
-    training: Training<'a>,
+/// A TrainingSwarm of `examples/`.
+#[derive(Clone, Copy)]
+pub(super) struct Example {
+    /// The file.
+    pub(super) file: &'static str,
+    /// The swarm's name.
+    pub(super) name: &'static str,
+    /// Its peers.
+    pub(super) peers: u64,
+}
+
+/// A run of an example on a volume of its own, with all that belongs to it.
+pub(super) struct Run<'a> {
+    pub(super) training: Training<'a>,
     /// The volume.
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
+    example: Example,
 }
 
 impl<'a> Run<'a> {
-    fn start(cluster: &'a Cluster, changes: &[(&str, &str)]) -> Result<Self> {
+    /// Applies the example with some texts replaced.
+    pub(super) fn start(cluster: &'a Cluster, example: Example, changes: &[(&str, &str)]) -> Result<Self> {
         let folder = cluster.fresh_folder("checkpoints")?;
         let volume = json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "checkpoints"},
             "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": "checkpoints",
                      "hostPath": {"path": folder}},
         });
-        let mut example = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
+        let mut manifest = std::fs::read_to_string(repository().join("examples").join(example.file))?;
         for (what, by) in changes {
-            ensure!(example.contains(what), "the example no longer has `{what}`");
-            example = example.replace(what, by);
+            ensure!(manifest.contains(what), "{} no longer has `{what}`", example.file);
+            manifest = manifest.replace(what, by);
         }
         cluster.apply(&volume.to_string())?;
-        cluster.apply(&example)?;
-        Ok(Self { training: Training { cluster, name: NAME.to_owned() }, folder })
+        cluster.apply(&manifest)?;
+        Ok(Self { training: Training { cluster, name: example.name.to_owned() }, folder, example })
     }
 
-    /// What the pods were told, but with text, checkpoints and stages as given.
+    /// What the pods were told, but with text, model, checkpoints and stages as given.
     fn configuration(&self, checkpoints: &Path, stages: u32) -> Result<Value> {
         let map = self.training.cluster.get(&[
             "configmap",
             "-l",
-            &format!("dunlin.dev/swarm={NAME}"),
+            &format!("dunlin.dev/swarm={}", self.example.name),
             "--ignore-not-found",
         ])?;
         let maps = map["items"].as_array().into_iter().flatten();
         let text = maps.filter_map(|m| m["data"]["training.json"].as_str()).next();
         let mut config: Value = serde_json::from_str(text.context("no ConfigMap has training.json")?)?;
-        let fetched =
-            Command::new(repository().join("e2e/fetch-text.sh")).output().context("fetch-text.sh")?;
-        let file = String::from_utf8(fetched.stdout)?;
-        config["data"]["text"] = json!({"path": file.trim()});
+        config["data"]["text"] = json!({"path": fetched("fetch-text.sh")?});
+        if config["model"].get("checkpoint").is_some() {
+            let model = fetched("fetch-model.sh")?;
+            config["model"] = json!({"checkpoint": model});
+            config["data"]["tokenizer"] = json!({"path": model});
+        }
         config["checkpoint"]["destination"] = json!(checkpoints);
         config["stages"] = json!(stages);
         Ok(config)
@@ -90,7 +104,7 @@ impl<'a> Run<'a> {
     /// The digest of the weights of a run with the same configuration on one peer to which nothing happens; of `last_checkpoint`.
     fn undisturbed(&self) -> Result<(Value, PathBuf)> {
         let folder = self.training.cluster.fresh_folder("undisturbed")?;
-        let config = self.configuration(&folder.join(NAME), 1)?;
+        let config = self.configuration(&folder.join(self.example.name), 1)?;
         let file = folder.join("run.json");
         std::fs::write(&file, config.to_string())?;
         let (_, last) = LocalTraining::start(&release_dir().join("dunlin-worker"), &file, 1)?.finish()?;
@@ -99,7 +113,7 @@ impl<'a> Run<'a> {
     }
 
     /// The whole run is over with the weights of an undisturbed one.
-    fn same_weights(&self) -> Result<PathBuf> {
+    pub(super) fn same_weights(&self) -> Result<PathBuf> {
         let status = self.training.status()?;
         let path = self.folder.join(status["lastCheckpoint"]["path"].as_str().context("no checkpoint")?);
         ensure!(
@@ -121,9 +135,9 @@ impl<'a> Run<'a> {
     }
 
     /// Everything that the run was made of; checkpoints stay until the cluster goes.
-    fn remove(self) -> Result<()> {
+    pub(super) fn remove(self) -> Result<()> {
         let cluster = self.training.cluster;
-        cluster.kubectl(&["delete", "trainingswarm", NAME, "--timeout=60s"])?;
+        cluster.kubectl(&["delete", "trainingswarm", self.example.name, "--timeout=60s"])?;
         wait::until_true("the pods of the run are gone", LIMIT, || {
             let pods = ["conductor", "train-peer", "trainer"].map(|role| self.training.pods(role));
             let left: usize = pods.into_iter().collect::<Result<Vec<_>>>()?.iter().map(Vec::len).sum();
@@ -136,7 +150,7 @@ impl<'a> Run<'a> {
     }
 
     /// A node of peers that has neither the conductor nor a trainer, and no stage for itself: what is lost with it others have, too.
-    fn node_of_peers_only(&self) -> Result<String> {
+    pub(super) fn node_of_peers_only(&self) -> Result<String> {
         let helpers = [self.training.pods("conductor")?, self.training.pods("trainer")?].concat();
         wait::until("a node of peers only whose stages others serve, too", LIMIT, || {
             let peers: Vec<Pod> = self.training.pods("train-peer")?;
@@ -157,13 +171,20 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn whole(&self) -> Result<Value> {
-        self.training.wait("has all its peers", LIMIT, |s| s["peers"]["ready"].as_u64() == Some(PEERS))
+    pub(super) fn whole(&self) -> Result<Value> {
+        let peers = Some(self.example.peers);
+        self.training.wait("has all its peers", LIMIT, |s| s["peers"]["ready"].as_u64() == peers)
     }
 }
 
+/// The path that a script of `e2e/` prints.
+pub(super) fn fetched(script: &str) -> Result<PathBuf> {
+    let output = Command::new(repository().join("e2e").join(script)).output().context(script.to_owned())?;
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
 fn short(bench: &Bench<'_>) -> Result<()> {
-    let run = Run::start(bench.cluster, SHORT)?;
+    let run = Run::start(bench.cluster, BIBLE, SHORT)?;
     let training = &run.training;
     let now = |status: &Value| status["step"].as_u64().unwrap_or(0);
     let step = now(&training.wait_step(5, LIMIT)?);
@@ -221,7 +242,7 @@ fn serve(bench: &Bench<'_>, run: &Run<'_>, checkpoint: &Path) -> Result<()> {
     let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
     let example = std::fs::read_to_string(repository().join("examples/serve-trained.yaml"))?;
     bench.cluster.apply(&example.replace("path: CHECKPOINT", &format!("path: {path}")))?;
-    let swarm = Swarm { cluster: bench.cluster, name: "bible-served".into(), model: NAME.into() };
+    let swarm = Swarm { cluster: bench.cluster, name: "bible-served".into(), model: BIBLE.name.into() };
     swarm.wait_whole(2)?;
     let question = Question::greedy(&swarm.model, "In the beginning", 24);
     let answer = chat::ask(&swarm.gateway(&[])?, &question)?;
@@ -232,7 +253,7 @@ fn serve(bench: &Bench<'_>, run: &Run<'_>, checkpoint: &Path) -> Result<()> {
 
 /// The example as it is, a node killed every half minute.
 fn twenty_kills(bench: &Bench<'_>) -> Result<()> {
-    let run = Run::start(bench.cluster, &[])?;
+    let run = Run::start(bench.cluster, BIBLE, &[])?;
     let training = &run.training;
     let mut step = training.wait_step(1, LIMIT)?["step"].as_u64().unwrap_or(0);
     for kill in 0..20 {

@@ -227,7 +227,8 @@ async fn state(
                 if parts.iter().all(|(s, ..)| *s == step) {
                     let mut vectors = vec![vec![0.0; len]; width];
                     for (_, range, values) in parts {
-                        for (vector, part) in vectors.iter_mut().zip(values.chunks_exact(range.len().max(1))) {
+                        for (vector, part) in vectors.iter_mut().zip(values.chunks_exact(range.len().max(1)))
+                        {
                             vector[range.clone()].copy_from_slice(part);
                         }
                     }

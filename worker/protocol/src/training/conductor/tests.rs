@@ -85,6 +85,36 @@ fn peers_of_unknown_machines_are_spread_evenly() {
     assert_eq!(at.values().filter(|s| **s == 0).count(), 3, "{at:?}");
 }
 
+/// The same, when all of them serve.
+fn serving(stages_count: StageId, peers: &[(&str, &str)]) -> Conductor {
+    let (mut conductor, mut out) = gathered(stages_count, peers);
+    for (name, stage) in stages(&out) {
+        let ready = PeerReport::Ready { stage, step: 0 };
+        conductor.handle(GATHER_MS, ConductorEvent::Peer(name.as_str().into(), ready), &mut out);
+    }
+    conductor
+}
+
+#[test]
+fn speed_is_no_reason_to_leave_a_stage_to_one_machine() {
+    for (machines, goes) in [
+        (["n1", "n2", "n1", "n2"].as_slice(), false),
+        (["n1", "n2", "n3", "n1", "n2", "n3"].as_slice(), true),
+        // Machines that are not known, and a stage that is on one already.
+        (["", "", "", ""].as_slice(), true),
+        (["n1", "n1", "n1", "n1"].as_slice(), true),
+    ] {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let peers: Vec<_> = names.into_iter().zip(machines.iter().copied()).collect();
+        let mut conductor = serving(2, &peers);
+        assert!(conductor.members().iter().all(|members| members.len() == peers.len() / 2));
+        let name = "a".into();
+        let from = conductor.member_stage(&name).unwrap();
+        conductor.leave_for(GATHER_MS, &name, 1 - from, "it is faster there".to_owned(), &mut Vec::new());
+        assert_eq!(conductor.member_stage(&name).is_none(), goes, "{machines:?}");
+    }
+}
+
 #[test]
 fn a_newcomer_goes_to_the_stage_that_its_machine_does_not_have() {
     for machine in ["n1", "n2"] {

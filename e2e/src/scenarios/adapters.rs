@@ -1,0 +1,83 @@
+//! An adapter of a real, quantised model: trained through the loss of a node, and served beside the model.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::clients::models_volume;
+use super::training::{Example, LIMIT, Run};
+use super::{Bench, Scenario, heal, same};
+use crate::chat::{self, Answer, Question};
+use crate::cluster::repository;
+use crate::local::{Local, release_dir};
+use crate::swarm::Swarm;
+
+const BIBLICAL: Example = Example { file: "train-adapter.yaml", name: "biblical", peers: 4 };
+
+/// (what is replaced in the example, by what): a run of a minute.
+const SHORT: &[(&str, &str)] = &[
+    ("sequenceLength: 128", "sequenceLength: 32"),
+    ("globalBatch: 16", "globalBatch: 4"),
+    ("microbatch: 2", "microbatch: 1"),
+    ("steps: 200", "steps: 16"),
+    ("batches: 4", "batches: 2"),
+    ("warmupSteps: 10", "warmupSteps: 2"),
+    ("learningRate: 0.0005", "learningRate: 0.005"),
+];
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![Scenario {
+        name: "an-adapter-is-trained-over-a-quantised-model-through-a-kill-and-served-beside-it",
+        run: train_and_serve,
+    }]
+}
+
+fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
+    let model = models_volume(bench)?;
+    // The claim is the user's; the one of the example for volumes is as good as any.
+    let claim = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
+    let claim = claim.split("---").next().context("volume.yaml begins with a claim")?;
+    let checkpoints = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
+    let checkpoints = checkpoints.split("---").next().context("train-bible.yaml begins with a claim")?;
+    bench.cluster.apply(claim)?;
+    bench.cluster.apply(checkpoints)?;
+    let changes = [SHORT, &[("path: PATH", format!("path: {model}").as_str())]].concat();
+    let run = Run::start(bench.cluster, BIBLICAL, &changes)?;
+
+    let step = run.training.wait_step(3, LIMIT)?["step"].as_u64().unwrap_or(0);
+    run.whole()?;
+    let node = run.node_of_peers_only()?;
+    bench.cluster.verb(&["kill", &node])?;
+    let status = run.training.wait_step(step + 2, LIMIT).context("after a kill")?;
+    ensure!(status["lost"].as_u64() > Some(0), "nobody was lost with node {node}: {status}");
+    bench.cluster.verb(&["start", &node])?;
+    run.training.wait_condition("Succeeded", "True", "AllStepsDone", Duration::from_secs(300))?;
+    let checkpoint = run.same_weights()?;
+    heal(bench.cluster)?;
+
+    let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
+    let example = std::fs::read_to_string(repository().join("examples/serve-adapter.yaml"))?;
+    let example = example.replace("path: CHECKPOINT", &format!("path: {path}"));
+    bench.cluster.apply(&example.replace("path: PATH", &format!("path: {model}")))?;
+    let swarm = Swarm { cluster: bench.cluster, name: "adapted".into(), model: "smollm2-135m".into() };
+    swarm.wait_whole(2)?;
+    let ask = |model: &str| -> Result<Answer> {
+        chat::ask(&swarm.gateway(&[])?, &Question::greedy(model, super::PROMPT, super::TOKENS))
+    };
+    same(&bench.reference, &ask("smollm2-135m")?).context("the model beside an adapter")?;
+    let adapted = ask("biblical")?;
+    ensure!(adapted.ids != bench.reference.ids, "the adapter changes nothing: {:?}", adapted.text);
+    let file = super::training::fetched("fetch-model.sh")?;
+    let worker = release_dir().join("dunlin-worker");
+    let local = Local::start_with(&worker, &file, 1, 2, &[("biblical", checkpoint.as_path())])?;
+    let alone = chat::ask(&local.url, &Question::greedy("biblical", super::PROMPT, super::TOKENS))?;
+    same(&alone, &adapted).context("the adapter in a swarm of one process")?;
+    drop(local);
+
+    bench.cluster.kubectl(&["delete", "inferenceswarm", "adapted", "--timeout=60s"])?;
+    run.remove()?;
+    for object in ["persistentvolumeclaim/models", "persistentvolume/models"] {
+        bench.cluster.kubectl(&["delete", object, "--ignore-not-found", "--timeout=60s"])?;
+    }
+    Ok(())
+}
