@@ -39,6 +39,10 @@ e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
 
+test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
+	tools/install.sh nextest
+	e2e/s3/run.sh
+
 test-page: build ## the page of a training run in headless Chromium (installs it with apt)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/page/run.sh $(abspath $(TARGET))/page
 
@@ -109,6 +113,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-decode bench-average bench-faults bench-links bench-loss bench-train

@@ -228,6 +228,34 @@ fn an_adapter_is_trained_through_kills_to_the_same_bits() {
     }
 }
 
+/// The environment has a server that checks signatures and keeps the bucket `checkpoints` as a folder, and its keys.
+#[test]
+#[ignore = "needs a server of S3's API: make test-s3"]
+fn s3_checkpoints_go_to_a_bucket_and_the_run_goes_on_from_there() {
+    let straight = Run::new("without-bucket");
+    straight.start(2, 2).finish().unwrap();
+
+    let run = Run::new("bucket");
+    let url = std::env::var("DUNLIN_S3_URL").unwrap();
+    let folder = PathBuf::from(std::env::var("DUNLIN_S3_FOLDER").unwrap()).join("checkpoints/runs/local");
+    let to_bucket = |steps: u64| {
+        let s3 = json!({"endpoint": url, "bucket": "checkpoints", "prefix": "runs/local"});
+        move |config: &mut Value| {
+            config["checkpoint"] = json!({"everySteps": 4, "keep": 2, "destination": {"s3": s3}});
+            config["steps"] = json!(steps);
+        }
+    };
+    let (_, last) = run.start_with(2, 2, to_bucket(14)).finish().unwrap();
+    assert_eq!(last["checkpoint"]["path"], "s3://checkpoints/runs/local/step-00000014");
+    let (steps, _) = run.start_with(1, 1, to_bucket(24)).finish().unwrap();
+    assert_eq!(numbers(&steps), (14..24).collect::<Vec<_>>());
+    let trained = weights(&folder.join("step-00000024")).unwrap();
+    assert!(trained == straight.weights(24), "weights differ from those of a run with a folder");
+    let kept = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path());
+    let kept = kept.filter(|path| path.join("training.json").exists()).count();
+    assert_eq!(kept, 2, "older checkpoints are deleted");
+}
+
 #[test]
 fn nothing_outlives_the_supervisor() {
     let run = Run::new("outlives");

@@ -292,7 +292,7 @@ pub struct CheckpointSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self == oldSelf").message("checkpoint.destination cannot change: the run goes on from what is there"),
-    validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one destination must be given: http or volume")
+    validation = Rule::new("[has(self.http), has(self.s3), has(self.volume)].filter(given, given).size() == 1").message("exactly one destination must be given: http, s3 or volume")
 )]
 pub struct CheckpointDestination {
     /// A folder on a PersistentVolumeClaim; it is made when it is not there. With more than one node the claim must allow
@@ -302,6 +302,9 @@ pub struct CheckpointDestination {
     /// A URL below which a server takes PUT and DELETE and answers GET and HEAD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpDestination>,
+    /// A bucket of object storage that speaks S3's API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Destination>,
 }
 
 /// A place on a server.
@@ -319,6 +322,45 @@ pub struct HttpDestination {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub headers_secret: Option<String>,
+}
+
+/// A place in a bucket.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct S3Destination {
+    /// `http://` or `https://`, without the bucket; AWS's for the region when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("endpoint must start with http:// or https://")
+    )]
+    pub endpoint: Option<String>,
+    /// Region that requests are signed for.
+    #[serde(default = "us_east_1")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9-]+$"))]
+    pub region: String,
+    /// Name of the bucket; it must be there.
+    #[schemars(length(min = 3, max = 222), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    pub bucket: String,
+    /// What the names of all objects begin with, without the `/` that follows: `runs/bible`, say; of this run alone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 512), regex(pattern = r"^([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$"))]
+    #[x_kube(
+        validation = Rule::new("!self.split('/').exists(part, part == '.' || part == '..')").message("prefix must have no part '.' or '..'")
+    )]
+    pub prefix: String,
+    /// Whether the bucket is in the path of URLs or in the name of their host. When absent: in the path if `endpoint` is given or the name of
+    /// the bucket has a dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_style: Option<bool>,
+    /// Name of a Secret in the namespace of the swarm with the keys `accessKeyId`, `secretAccessKey` and, for credentials that end,
+    /// `sessionToken`. They may change while the run goes on.
+    #[schemars(length(min = 1, max = 253))]
+    pub credentials_secret: String,
+}
+
+fn us_east_1() -> String {
+    "us-east-1".to_owned()
 }
 
 fn one() -> u32 {

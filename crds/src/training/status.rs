@@ -87,7 +87,8 @@ pub struct CheckpointStatus {
     /// Updates in it.
     #[serde(default)]
     pub step: u64,
-    /// Its folder, inside of the volume: the `path` of an InferenceSwarm that serves it.
+    /// Its folder, inside of the volume: the `path` of an InferenceSwarm that serves it. On a server its URL; in a bucket
+    /// `s3://BUCKET/PREFIX/step-…`.
     #[serde(default)]
     #[schemars(length(max = 2048))]
     pub path: String,

@@ -41,7 +41,8 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     let checkpoints = checkpoints.split("---").next().context("train-bible.yaml begins with a claim")?;
     bench.cluster.apply(claim)?;
     bench.cluster.apply(checkpoints)?;
-    let changes = [SHORT, &[("path: PATH", format!("path: {model}").as_str())]].concat();
+    let base = format!("path: {model}");
+    let changes = [SHORT, &[("path: PATH", base.as_str())]].concat();
     let run = Run::start(bench.cluster, BIBLICAL, &changes)?;
 
     let step = run.training.wait_step(3, LIMIT)?["step"].as_u64().unwrap_or(0);

@@ -215,7 +215,7 @@ fn short(bench: &Bench<'_>) -> Result<()> {
     // Suspended: all is in a checkpoint, and no pod is left.
     let suspend = |on: bool| {
         let patch = json!({"spec": {"suspend": on}}).to_string();
-        bench.cluster.kubectl(&["patch", "trainingswarm", NAME, "--type=merge", "-p", &patch])
+        bench.cluster.kubectl(&["patch", "trainingswarm", BIBLE.name, "--type=merge", "-p", &patch])
     };
     suspend(true)?;
     training.wait_condition("Ready", "False", "Suspended", LIMIT)?;

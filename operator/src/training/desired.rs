@@ -14,6 +14,8 @@ use crate::convert::{PoolDesired, fingerprint, image, pools};
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
 /// Where pods see the headers of requests to where checkpoints are.
 const HEADERS_DIR: &str = "/etc/dunlin/headers";
+/// Where they see what requests to a bucket are signed with.
+const S3_DIR: &str = "/etc/dunlin/s3";
 /// Where a volume with data is mounted.
 const DATA_DIR: &str = "/data";
 
@@ -63,11 +65,11 @@ impl Desired {
         let run = run(spec);
         let kept = &spec.checkpoint.destination;
         let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
-        let headers = headers_secret(kept);
+        let secret = secret(kept).map(|(_, _, secret)| secret);
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
-            template: fingerprint(&json!([run, claims, headers, spec.data.source.volume, spec.model.source])),
+            template: fingerprint(&json!([run, claims, secret, spec.data.source.volume, spec.model.source])),
             config: run,
             image: image(config),
             conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes)],
@@ -112,8 +114,8 @@ fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
     let kept = &spec.checkpoint.destination;
     let volume = kept.volume.as_ref();
     let volume = volume.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
-    let checkpoints =
-        volume.or(headers_secret(kept).map(|secret| Mount::secret("headers", HEADERS_DIR, secret)));
+    let secret = secret(kept).map(|(volume, folder, secret)| Mount::secret(volume, folder, secret));
+    let checkpoints = volume.or(secret);
     let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
     let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
     let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
@@ -157,20 +159,36 @@ fn run(spec: &TrainingSwarmSpec) -> Value {
     run
 }
 
-/// The Secret with headers for the server that checkpoints go to.
-fn headers_secret(place: &CheckpointDestination) -> Option<&String> {
-    place.http.as_ref()?.headers_secret.as_ref()
+/// The Secret that requests to where checkpoints are need: the volume with it, where that is mounted, its name.
+fn secret(place: &CheckpointDestination) -> Option<(&'static str, &'static str, &String)> {
+    match place {
+        CheckpointDestination { http: Some(http), .. } => {
+            Some(("headers", HEADERS_DIR, http.headers_secret.as_ref()?))
+        }
+        CheckpointDestination { s3: Some(s3), .. } => Some(("s3", S3_DIR, &s3.credentials_secret)),
+        _ => None,
+    }
 }
 
-/// As workers name it: a folder where the volume is mounted, or a URL, with the folder of its headers if it has some.
+/// As workers name it: a folder where the volume is mounted, a URL, or a bucket; with the folder of what a Secret has.
 fn destination(place: &CheckpointDestination) -> Value {
-    match (&place.volume, &place.http) {
-        (Some(volume), _) => json!(format!("{CHECKPOINTS_DIR}/{}", volume.path)),
-        (None, Some(http)) if headers_secret(place).is_some() => {
+    match place {
+        CheckpointDestination { volume: Some(volume), .. } => {
+            json!(format!("{CHECKPOINTS_DIR}/{}", volume.path))
+        }
+        CheckpointDestination { http: Some(http), .. } if http.headers_secret.is_some() => {
             json!({"url": http.url, "headers": HEADERS_DIR})
         }
-        (None, Some(http)) => json!(http.url),
-        (None, None) => json!(""),
+        CheckpointDestination { http: Some(http), .. } => json!(http.url),
+        CheckpointDestination { s3: Some(s3), .. } => {
+            let mut bucket = json!(s3);
+            // Workers see what is in it, not its name.
+            if let Some(fields) = bucket.as_object_mut() {
+                fields.remove("credentialsSecret");
+            }
+            json!({"s3": bucket, "credentials": S3_DIR})
+        }
+        _ => json!(""),
     }
 }
 
@@ -290,6 +308,23 @@ mod tests {
         let mounts = self::mounts(&swarm.spec);
         for mounted in [&mounts.peers[0], &mounts.conductor[0]] {
             assert_eq!(mounted.source, json!({"secret": {"secretName": "store"}}));
+        }
+        assert!(mounts.trainers.is_empty());
+    }
+
+    /// `dunlin-train` reads the same: see its tests.
+    #[test]
+    fn checkpoints_in_a_bucket_come_with_the_secret_that_requests_are_signed_with() {
+        let mut swarm = training_swarm(1);
+        let s3 = json!({"s3": {"endpoint": "https://store", "bucket": "models", "prefix": "runs/tiny", "pathStyle": false, "credentialsSecret": "keys"}});
+        swarm.spec.checkpoint.destination = serde_json::from_value(s3).unwrap();
+        let bucket = json!({"endpoint": "https://store", "region": "us-east-1", "bucket": "models", "prefix": "runs/tiny", "pathStyle": false});
+        let expected = json!({"s3": bucket, "credentials": "/etc/dunlin/s3"});
+        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], expected);
+        let mounts = mounts(&swarm.spec);
+        for mounted in [&mounts.peers[0], &mounts.conductor[0]] {
+            assert_eq!(mounted.source, json!({"secret": {"secretName": "keys"}}));
+            assert!(mounted.read_only);
         }
         assert!(mounts.trainers.is_empty());
     }

@@ -67,3 +67,21 @@ impl ByteSource for HttpSource {
         self.url.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn https_has_certificates_to_trust_and_a_server_that_hangs_up_is_an_error() {
+        // Another test of this process may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/model.gguf", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        assert!(HttpSource::open(&url).is_err());
+        server.join().unwrap();
+    }
+}

@@ -1,4 +1,4 @@
-//! Where checkpoints go: a folder, or a URL.
+//! Where checkpoints go: a folder, a URL, or a bucket.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,32 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::remote::Remote;
+use super::s3::S3Place;
 use super::{CheckpointError, Identity, Latest, Manifest, Stage, StageRecord, TensorSpec};
 use super::{begin, folder, latest, retain, write_manifest, write_stage};
 use crate::optimizer::OptimizerState;
 
-/// A folder that all peers see, or a URL below which a server takes PUT, gives GET and HEAD, and takes DELETE. In a configuration it is a path, a URL, or
-/// an object with `url` and `headers`.
+/// A folder that all peers see, or a place on a server. In a configuration it is a path, a URL, an object with `url` and `headers`, or one
+/// with `s3` and `credentials`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum Destination {
     /// A folder.
     Folder(PathBuf),
     /// A place on a server.
-    Http(HttpPlace),
+    Server(Place),
 }
 
 /// A place on a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A URL.
+    Http(HttpPlace),
+    /// A bucket of object storage.
+    S3(S3Place),
+}
+
+/// A URL below which a server takes PUT, gives GET and HEAD, and takes DELETE.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpPlace {
@@ -35,17 +45,22 @@ pub struct HttpPlace {
 
 /// A destination in a configuration.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "checkpoint.destination is neither a path, a URL, {url, headers} nor {s3: {bucket, ...}, credentials}"
+)]
 enum Written {
     Text(String),
-    Place(HttpPlace),
+    Http(HttpPlace),
+    S3(S3Place),
 }
 
 impl From<Written> for Destination {
     fn from(written: Written) -> Self {
         match written {
             Written::Text(text) => text.into(),
-            Written::Place(place) => Self::Http(place),
+            Written::Http(place) => Self::Server(Place::Http(place)),
+            Written::S3(place) => Self::Server(Place::S3(place)),
         }
     }
 }
@@ -53,7 +68,8 @@ impl From<Written> for Destination {
 impl From<Destination> for Written {
     fn from(destination: Destination) -> Self {
         match destination {
-            Destination::Http(place) if place.headers.is_some() => Self::Place(place),
+            Destination::Server(Place::Http(place)) if place.headers.is_some() => Self::Http(place),
+            Destination::Server(Place::S3(place)) => Self::S3(place),
             other => Self::Text(other.to_string()),
         }
     }
@@ -62,7 +78,10 @@ impl From<Destination> for Written {
 impl From<String> for Destination {
     fn from(text: String) -> Self {
         let remote = ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme));
-        if remote { Self::Http(HttpPlace { url: text, headers: None }) } else { Self::Folder(text.into()) }
+        if !remote {
+            return Self::Folder(text.into());
+        }
+        Self::Server(Place::Http(HttpPlace { url: text, headers: None }))
     }
 }
 
@@ -70,16 +89,34 @@ impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path) => write!(f, "{}", path.display()),
-            Self::Http(place) => f.write_str(&place.url),
+            Self::Server(place) => place.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(place) => f.write_str(place.url.trim_end_matches('/')),
+            Self::S3(place) => place.s3.fmt(f),
         }
     }
 }
 
 impl Destination {
-    /// Nowhere.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::Folder(PathBuf::new())
+    /// Checks all that can be wrong before it is used.
+    ///
+    /// # Errors
+    /// What is wrong, in the words after `checkpoint.destination`.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Folder(path) if path.as_os_str().is_empty() => {
+                Err("is empty; use a folder that all peers see, a URL, or a bucket".to_owned())
+            }
+            Self::Folder(_) => Ok(()),
+            Self::Server(Place::Http(_)) => Ok(()),
+            Self::Server(Place::S3(place)) => place.check(),
+        }
     }
 
     /// Where the checkpoint of `step` is.
@@ -87,18 +124,18 @@ impl Destination {
     pub fn checkpoint(&self, step: u64) -> PathBuf {
         match self {
             Self::Folder(path) => folder(path, step),
-            Self::Http(place) => Remote::new(place).folder(step),
+            Self::Server(place) => folder(Path::new(&place.to_string()), step),
         }
     }
 
-    /// The newest complete checkpoint. In a folder its digests are checked; from a URL who reads a file checks it.
+    /// The newest complete checkpoint. In a folder its digests are checked; from a server who reads a file checks it.
     ///
     /// # Errors
     /// When the destination cannot be read. That there is nothing is no error.
     pub fn latest(&self) -> Result<Latest, CheckpointError> {
         match self {
             Self::Folder(path) => latest(path, true),
-            Self::Http(place) => Remote::new(place).latest(),
+            Self::Server(place) => Remote::new(place)?.latest(),
         }
     }
 
@@ -109,7 +146,7 @@ impl Destination {
     pub fn begin(&self, step: u64) -> Result<(), CheckpointError> {
         match self {
             Self::Folder(path) => begin(path, step),
-            Self::Http(place) => Remote::new(place).begin(step),
+            Self::Server(place) => Remote::new(place)?.begin(step),
         }
     }
 
@@ -120,7 +157,7 @@ impl Destination {
     pub fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
         match self {
             Self::Folder(path) => write_stage(path, step, stage),
-            Self::Http(place) => Remote::new(place).write_stage(step, stage),
+            Self::Server(place) => Remote::new(place)?.write_stage(step, stage),
         }
     }
 
@@ -139,7 +176,7 @@ impl Destination {
                 let manifest = write_manifest(path, identity, stages)?;
                 Ok((manifest, retain(path, keep)?))
             }
-            Self::Http(place) => Remote::new(place).seal(identity, stages, keep),
+            Self::Server(place) => Remote::new(place)?.seal(identity, stages, keep),
         }
     }
 
@@ -159,7 +196,7 @@ impl Destination {
                 let found = latest(path, false)?.checkpoint.filter(|c| c.manifest.step == step);
                 found.map(|checkpoint| checkpoint.read_stage(wanted, length)).transpose()
             }
-            Self::Http(place) => Remote::new(place).read_stage(step, wanted, length),
+            Self::Server(place) => Remote::new(place)?.read_stage(step, wanted, length),
         }
     }
 }

@@ -8,7 +8,8 @@
 //!   training.json                          the manifest: every file with its digest, step, seed, data, configuration
 //! ```
 //!
-//! * [`destination`] a folder, or a URL: [`remote`]
+//! * [`destination`] a folder, or a place on a [`server`]: [`remote`]
+//! * [`s3`] object storage: signed requests
 //! * [`disk`] files that appear whole or not at all
 //! * [`manifest`] what is in a checkpoint
 //! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
@@ -28,6 +29,8 @@ mod manifest;
 pub mod model;
 mod read;
 mod remote;
+mod s3;
+mod server;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -41,9 +44,10 @@ use dunlin_model::ModelError;
 pub use dunlin_model::training::layout::EMBEDDING;
 use thiserror::Error;
 
-pub use destination::{Destination, HttpPlace};
+pub use destination::{Destination, HttpPlace, Place};
 pub use manifest::{FileRecord, Manifest, StageRecord, folder};
 pub use read::{Checkpoint, Latest, latest};
+pub use s3::{S3Bucket, S3Place};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
 
 /// A tensor to write: values in rows.

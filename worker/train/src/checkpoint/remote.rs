@@ -1,4 +1,4 @@
-//! Checkpoints behind HTTP: the files of a folder, put one by one below a URL by anything that takes PUT (WebDAV, a bucket behind a proxy).
+//! Checkpoints on a server: the files of a folder, put one by one below a URL by anything that takes PUT (WebDAV, say), or into a bucket.
 //!
 //! A file is first made in a folder of this machine and then sent. A server lists nothing, so `latest.json` says which steps are complete;
 //! it is written after a manifest, and before what is old is deleted. At each moment it names only complete checkpoints.
@@ -6,17 +6,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use ureq::http::Response;
-use ureq::{Agent, AsSendBody, Body, RequestBuilder};
 
-use super::destination::HttpPlace;
+use super::destination::Place;
 use super::disk::Disk;
 use super::manifest::{FILE, folder};
 use super::read::{Latest, files_of};
+use super::server::Server;
 use super::write::{make_manifest, write_stage};
 use super::{Checkpoint, CheckpointError, FileRecord, Identity, Manifest, Stage, StageRecord, TensorSpec};
 use crate::optimizer::OptimizerState;
@@ -25,12 +23,6 @@ use crate::optimizer::OptimizerState;
 const LATEST: &str = "latest.json";
 /// Longest list or manifest.
 const TEXT_MAX: u64 = 64 << 20;
-/// Time for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Time until an answer begins, once the request is sent.
-const RESPONSE: Duration = Duration::from_secs(60);
-/// Time for one file, either way.
-const TRANSFER: Duration = Duration::from_secs(3600);
 
 /// What `latest.json` has.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -39,11 +31,11 @@ struct List {
     steps: Vec<u64>,
 }
 
-/// A URL below which checkpoints are.
+/// A place on a server below which checkpoints are.
 pub(super) struct Remote {
-    base: String,
-    headers: Option<PathBuf>,
-    agent: Agent,
+    /// As people name it.
+    place: PathBuf,
+    server: Server,
 }
 
 /// A folder of this machine that goes with its handle.
@@ -52,138 +44,90 @@ fn scratch() -> Result<TempDir, CheckpointError> {
     made.map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
 }
 
+/// The name of a file of a step, below the place.
+fn name(step: u64, file: &str) -> String {
+    folder(Path::new(""), step).join(file).display().to_string()
+}
+
 impl Remote {
-    pub(super) fn new(place: &HttpPlace) -> Self {
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(RESPONSE))
-            .timeout_send_body(Some(TRANSFER))
-            .timeout_recv_body(Some(TRANSFER))
-            .build()
-            .into();
-        Self { base: place.url.trim_end_matches('/').to_owned(), headers: place.headers.clone(), agent }
+    pub(super) fn new(place: &Place) -> Result<Self, CheckpointError> {
+        let wrong = |problem| CheckpointError::Mismatch(format!("checkpoint.destination {problem}"));
+        Ok(Self { place: place.to_string().into(), server: Server::new(place).map_err(wrong)? })
     }
 
-    /// A request with the headers of the destination.
-    fn with_headers<B>(&self, mut request: RequestBuilder<B>) -> Result<RequestBuilder<B>, CheckpointError> {
-        let Some(folder) = &self.headers else { return Ok(request) };
-        for entry in std::fs::read_dir(folder).map_err(|e| unread(folder, e))? {
-            let path = entry.map_err(|e| unread(folder, e))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            // A mounted Secret keeps its versions behind such names.
-            if name.starts_with("..") {
-                continue;
-            }
-            let value = std::fs::read_to_string(&path).map_err(|e| unread(&path, e))?;
-            request = request.header(name, value.trim_end());
-        }
-        Ok(request)
+    fn unread(&self, name: &str, source: io::Error) -> CheckpointError {
+        CheckpointError::Read { path: self.place.join(name), source }
     }
 
-    /// The folder of a step, as others name it.
-    pub(super) fn folder(&self, step: u64) -> PathBuf {
-        folder(Path::new(&self.base), step)
+    fn unwritten(&self, name: &str, source: io::Error) -> CheckpointError {
+        CheckpointError::Write { path: self.place.join(name), source }
     }
 
-    fn url(&self, step: u64, name: &str) -> String {
-        format!("{}/{name}", self.folder(step).display())
+    fn damaged(&self, name: &str, problem: impl Into<String>) -> CheckpointError {
+        CheckpointError::Damaged { path: self.place.join(name), problem: problem.into() }
     }
 
-    fn get(&self, url: &str) -> Result<Option<Response<Body>>, CheckpointError> {
-        let answer =
-            self.with_headers(self.agent.get(url))?.call().map_err(|e| unread(url, io::Error::other(e)))?;
-        match answer.status().as_u16() {
-            200 => Ok(Some(answer)),
-            404 => Ok(None),
-            status => Err(unread(url, io::Error::other(format!("the server answers HTTP {status}")))),
-        }
-    }
-
-    fn text(&self, url: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
-        let Some(mut answer) = self.get(url)? else { return Ok(None) };
+    fn text(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+        let Some(mut answer) = self.server.get(name).map_err(|e| self.unread(name, e))? else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
         let read = answer.body_mut().as_reader().take(TEXT_MAX).read_to_end(&mut bytes);
-        read.map_err(|source| unread(url, source))?;
+        read.map_err(|e| self.unread(name, e))?;
         Ok(Some(bytes))
     }
 
-    fn put(&self, url: &str, body: impl AsSendBody) -> Result<(), CheckpointError> {
-        let answer = self
-            .with_headers(self.agent.put(url))?
-            .send(body)
-            .map_err(|e| unwritten(url, io::Error::other(e)))?;
-        accepted(url, answer.status().as_u16())
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.server.put(name, bytes).map_err(|e| self.unwritten(name, e))
     }
 
-    fn put_file(&self, step: u64, folder: &Path, name: &str) -> Result<(), CheckpointError> {
-        let url = self.url(step, name);
-        let path = folder.join(name);
+    fn put_file(&self, step: u64, folder: &Path, file: &str) -> Result<(), CheckpointError> {
+        let (name, path) = (name(step, file), folder.join(file));
         let file = File::open(&path).map_err(|source| CheckpointError::Read { path, source })?;
-        self.put(&url, &file)
+        self.server.put_file(&name, &file).map_err(|e| self.unwritten(&name, e))
     }
 
     /// Fetches a file into `folder`.
     fn fetch(&self, step: u64, file: &FileRecord, folder: &Path) -> Result<PathBuf, CheckpointError> {
-        let url = self.url(step, &file.name);
-        let missing =
-            || CheckpointError::Damaged { path: PathBuf::from(&url), problem: "it is not there".to_owned() };
-        let mut answer = self.get(&url)?.ok_or_else(missing)?;
+        let name = name(step, &file.name);
+        let found = self.server.get(&name).map_err(|e| self.unread(&name, e))?;
+        let mut answer = found.ok_or_else(|| self.damaged(&name, "it is not there"))?;
         let mut body = answer.body_mut().as_reader();
         Disk::default().write(folder, &file.name, |out| io::copy(&mut body, out))?;
         Ok(file.path(folder))
     }
 
-    /// It is no error when it is not there.
-    fn delete(&self, url: &str) -> Result<(), CheckpointError> {
-        let answer = self
-            .with_headers(self.agent.delete(url))?
-            .call()
-            .map_err(|e| unwritten(url, io::Error::other(e)))?;
-        match answer.status().as_u16() {
-            404 => Ok(()),
-            status => accepted(url, status),
-        }
+    fn delete(&self, name: &str) -> Result<(), CheckpointError> {
+        self.server.delete(name).map_err(|e| self.unwritten(name, e))
     }
 
     /// Checks that a file is there with its length.
     fn check_length(&self, step: u64, file: &FileRecord) -> Result<(), CheckpointError> {
-        let url = self.url(step, &file.name);
-        let answer = self
-            .with_headers(self.agent.head(&url))?
-            .call()
-            .map_err(|e| unread(&url, io::Error::other(e)))?;
-        let damaged = |problem| Err(CheckpointError::Damaged { path: PathBuf::from(&url), problem });
-        if answer.status().as_u16() != 200 {
-            return damaged(format!("the server answers HTTP {}", answer.status().as_u16()));
-        }
-        let length =
-            answer.headers().get("content-length").and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
-        match length {
-            Some(found) if found != file.bytes => {
-                damaged(format!("it has {found} bytes, the manifest says {}", file.bytes))
+        let name = name(step, &file.name);
+        match self.server.length(&name).map_err(|e| self.unread(&name, e))? {
+            None => Err(self.damaged(&name, "it is not there")),
+            Some(Some(found)) if found != file.bytes => {
+                let problem = format!("it has {found} bytes, the manifest says {}", file.bytes);
+                Err(self.damaged(&name, problem))
             }
-            _ => Ok(()),
+            Some(_) => Ok(()),
         }
     }
 
     fn list(&self) -> Result<List, CheckpointError> {
-        let url = format!("{}/{LATEST}", self.base);
-        let Some(bytes) = self.text(&url)? else { return Ok(List::default()) };
-        serde_json::from_slice(&bytes).map_err(|e| CheckpointError::Damaged {
-            path: PathBuf::from(url),
-            problem: format!("it is no list of steps: {e}"),
-        })
+        let Some(bytes) = self.text(LATEST)? else { return Ok(List::default()) };
+        serde_json::from_slice(&bytes)
+            .map_err(|e| self.damaged(LATEST, format!("it is no list of steps: {e}")))
     }
 
     fn put_list(&self, list: &List) -> Result<(), CheckpointError> {
         let text = serde_json::to_string(list).map_err(|e| CheckpointError::Mismatch(e.to_string()))?;
-        self.put(&format!("{}/{LATEST}", self.base), text.as_bytes())
+        self.put(LATEST, text.as_bytes())
     }
 
     fn manifest(&self, step: u64) -> Result<Option<Manifest>, CheckpointError> {
-        let url = self.url(step, FILE);
-        self.text(&url)?.map(|bytes| Manifest::parse(&bytes, Path::new(&url))).transpose()
+        let name = name(step, FILE);
+        self.text(&name)?.map(|bytes| Manifest::parse(&bytes, &self.place.join(&name))).transpose()
     }
 
     /// As for folders, but digests are checked by who reads a file: here only lengths are.
@@ -191,12 +135,10 @@ impl Remote {
         let mut damaged = Vec::new();
         for step in self.list()?.steps {
             let opened = self.manifest(step).and_then(|manifest| {
-                let url = || PathBuf::from(self.url(step, FILE));
-                let missing =
-                    || CheckpointError::Damaged { path: url(), problem: "it is not there".to_owned() };
+                let missing = || self.damaged(&name(step, FILE), "it is not there");
                 let manifest = manifest.ok_or_else(missing)?;
                 manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
-                Ok(Checkpoint { folder: self.folder(step), manifest })
+                Ok(Checkpoint { folder: folder(&self.place, step), manifest })
             });
             match opened {
                 Ok(checkpoint) => return Ok(Latest { checkpoint: Some(checkpoint), damaged }),
@@ -208,14 +150,15 @@ impl Remote {
         Ok(Latest { checkpoint: None, damaged })
     }
 
-    /// What an earlier attempt left is overwritten; its manifest goes at once.
-    pub(super) fn begin(&self, step: u64) -> Result<(), CheckpointError> {
+    /// What an earlier attempt left is overwritten; its manifest goes at once. The conductor waits for this, and comes back when it fails.
+    pub(super) fn begin(mut self, step: u64) -> Result<(), CheckpointError> {
+        self.server = self.server.without_retries();
         let mut list = self.list()?;
         if list.steps.contains(&step) {
             list.steps.retain(|s| *s != step);
             self.put_list(&list)?;
         }
-        self.delete(&self.url(step, FILE))
+        self.delete(&name(step, FILE))
     }
 
     pub(super) fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
@@ -242,7 +185,7 @@ impl Remote {
             self.put_file(step, scratch.path(), &file.name)?;
         }
         manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
-        self.put(&self.url(step, FILE), manifest.to_bytes()?.as_slice())?;
+        self.put(&name(step, FILE), manifest.to_bytes()?.as_slice())?;
         let mut steps = self.list()?.steps;
         steps.retain(|s| *s != step);
         steps.push(step);
@@ -251,9 +194,9 @@ impl Remote {
         self.put_list(&List { steps })?;
         for old in &removed {
             let manifest = self.manifest(*old)?;
-            self.delete(&self.url(*old, FILE))?;
+            self.delete(&name(*old, FILE))?;
             for file in manifest.iter().flat_map(Manifest::all_files) {
-                self.delete(&self.url(*old, &file.name))?;
+                self.delete(&name(*old, &file.name))?;
             }
         }
         Ok((manifest, removed))
@@ -273,19 +216,4 @@ impl Remote {
         }
         Checkpoint { folder: scratch.path().to_owned(), manifest }.read_stage(wanted, length).map(Some)
     }
-}
-
-fn unread(place: impl Into<PathBuf>, source: io::Error) -> CheckpointError {
-    CheckpointError::Read { path: place.into(), source }
-}
-
-fn unwritten(url: &str, source: io::Error) -> CheckpointError {
-    CheckpointError::Write { path: PathBuf::from(url), source }
-}
-
-fn accepted(url: &str, status: u16) -> Result<(), CheckpointError> {
-    if (200..300).contains(&status) {
-        return Ok(());
-    }
-    Err(unwritten(url, io::Error::other(format!("the server answers HTTP {status}"))))
 }

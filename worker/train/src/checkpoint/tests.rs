@@ -6,8 +6,8 @@ use dunlin_model::{ModelConfig, ModelFile};
 use super::disk::Disk;
 use super::write::{begin_on, retain_on, write_manifest_on, write_stage_on};
 use super::{
-    Checkpoint, CheckpointError, EMBEDDING, Identity, Manifest, Stage, Tensor, TensorSpec, latest, model,
-    retain,
+    Checkpoint, CheckpointError, Destination, EMBEDDING, Identity, Manifest, Stage, StageRecord, Tensor,
+    TensorSpec, latest, model, retain,
 };
 use crate::config::{ModelSource, TrainingConfig};
 use crate::data::TextTokenizer;
@@ -88,27 +88,39 @@ fn cuts(stages: u32) -> Vec<std::ops::Range<u32>> {
     (0..stages).map(|s| LAYERS * s / stages..LAYERS * (s + 1) / stages).collect()
 }
 
-fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Manifest, CheckpointError> {
-    begin_on(disk, destination, step)?;
-    let mut records = Vec::new();
-    for (stage, layers) in cuts(stages).into_iter().enumerate() {
+/// What `put` says of each of `stages` stages at `step`.
+fn each_stage(
+    step: u64,
+    stages: u32,
+    put: impl Fn(&Stage<'_>) -> Result<StageRecord, CheckpointError>,
+) -> Result<Vec<StageRecord>, CheckpointError> {
+    let put_one = |(stage, layers): (usize, std::ops::Range<u32>)| {
         let (specs, _) = layout(layers.clone());
         let all: Vec<Vec<f32>> = (0..3).map(|slot| values(&specs, slot, step)).collect();
         let parameters = tensors(&specs, &all[0]);
         let slots = vec![tensors(&specs, &all[1]), tensors(&specs, &all[2])];
-        let stage = Stage { adapter: false, stage: stage as u32, stages, layers, parameters, slots };
-        records.push(write_stage_on(disk, destination, step, &stage)?);
-    }
+        put(&Stage { adapter: false, stage: stage as u32, stages, layers, parameters, slots })
+    };
+    cuts(stages).into_iter().enumerate().map(put_one).collect()
+}
+
+/// Calls `seal` with what a checkpoint of `step` is of.
+fn identified<T>(step: u64, seal: impl FnOnce(Identity<'_>) -> T) -> T {
     let config = config();
-    let identity = Identity {
+    seal(Identity {
         step,
         config: &config,
         model: &model(&config),
         tokenizer: &TextTokenizer::Bytes,
         data_sha256: "abc",
         slots: 2,
-    };
-    write_manifest_on(disk, destination, identity, records)
+    })
+}
+
+fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Manifest, CheckpointError> {
+    begin_on(disk, destination, step)?;
+    let records = each_stage(step, stages, |stage| write_stage_on(disk, destination, step, stage))?;
+    identified(step, |identity| write_manifest_on(disk, destination, identity, records))
 }
 
 fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
@@ -327,4 +339,58 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
         assert!(error.to_string().contains(message), "{error}");
     }
     assert!(latest(folder.path(), false).unwrap().checkpoint.is_none());
+}
+
+/// The environment has a server that checks signatures, with a bucket `checkpoints`, and its keys.
+#[test]
+#[ignore = "needs a server of S3's API: make test-s3"]
+fn s3_keeps_checkpoints_as_a_folder_does() {
+    let url = std::env::var("DUNLIN_S3_URL").unwrap();
+    let place = |bucket: &str, prefix: &str, credentials: Option<&Path>| -> Destination {
+        let s3 = serde_json::json!({"endpoint": url, "bucket": bucket, "prefix": prefix});
+        serde_json::from_value(serde_json::json!({"s3": s3, "credentials": credentials})).unwrap()
+    };
+    let bucket = place("checkpoints", "runs/tiny", None);
+    let save = |step: u64, stages: u32, keep: usize| {
+        bucket.begin(step).unwrap();
+        let records = each_stage(step, stages, |stage| bucket.write_stage(step, stage)).unwrap();
+        identified(step, |identity| bucket.seal(identity, records, keep)).unwrap().1
+    };
+    let newest = || bucket.latest().unwrap().checkpoint.map(|c| c.manifest.step);
+    let read = |step: u64, stages: u32| {
+        cuts(stages).into_iter().all(|layers| {
+            let (specs, length) = layout(layers);
+            let Some((parameters, state)) = bucket.read_stage(step, &specs, length).unwrap() else {
+                return false;
+            };
+            assert_eq!(parameters, values(&specs, 0, step));
+            assert_eq!(state.slots, [values(&specs, 1, step), values(&specs, 2, step)]);
+            true
+        })
+    };
+    assert_eq!(newest(), None);
+    assert!(save(10, 2, 2).is_empty());
+    assert!(save(20, 3, 2).is_empty());
+    assert!(newest() == Some(20) && read(20, 1) && read(10, 2));
+    assert_eq!(save(30, 1, 2), [10]);
+    assert!(newest() == Some(30) && read(30, 3) && read(20, 2) && !read(10, 1));
+    // Written again, it counts only once it is sealed again.
+    bucket.begin(30).unwrap();
+    assert_eq!(newest(), Some(20));
+
+    let keys = Folder::new();
+    keys.file("accessKeyId", std::env::var("AWS_ACCESS_KEY_ID").unwrap().as_bytes());
+    keys.file("secretAccessKey", b"wrong");
+    let error = |destination: Destination| {
+        let read = destination.latest().unwrap_err();
+        let said = |error: CheckpointError| std::error::Error::source(&error).unwrap().to_string();
+        (said(read), said(destination.begin(40).unwrap_err()))
+    };
+    let (read, begun) = error(place("checkpoints", "runs/tiny", Some(keys.path())));
+    assert!(
+        read.contains("(SignatureDoesNotMatch: ") && read.contains("`secretAccessKey` in ") && begun == read,
+        "{read}, {begun}"
+    );
+    let (read, begun) = error(place("elsewhere", "runs/tiny", None));
+    assert!(read.contains("make the bucket `elsewhere`") && begun == read, "{read}, {begun}");
 }

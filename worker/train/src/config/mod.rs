@@ -220,7 +220,7 @@ pub struct CheckpointConfig {
     /// Complete checkpoints that are kept.
     #[serde(default = "keep")]
     pub keep: usize,
-    /// Folder that all peers see, or a URL that takes PUT.
+    /// Folder that all peers see, a URL that takes PUT, or a bucket.
     pub destination: Destination,
 }
 

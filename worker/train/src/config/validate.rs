@@ -67,12 +67,7 @@ impl TrainingConfig {
         if let Some(checkpoint) = &self.checkpoint {
             within("checkpoint.everySteps", checkpoint.every_steps, 1, 1 << 40)?;
             within("checkpoint.keep", checkpoint.keep, 1, 10_000)?;
-            if checkpoint.destination.is_empty() {
-                return wrong(
-                    "checkpoint.destination",
-                    "is empty; use a folder that all peers see, or a URL",
-                );
-            }
+            checkpoint.destination.check().or_else(|problem| wrong("checkpoint.destination", problem))?;
         }
         if let Some(validation) = &self.validation {
             within("validation.everySteps", validation.every_steps, 1, 1 << 40)?;
@@ -319,6 +314,12 @@ wire: {activations: Q8, gradients: F16}
             ),
             ("/checkpoint/everySteps", json!(0), "checkpoint.everySteps is 0"),
             ("/checkpoint/destination", json!(""), "checkpoint.destination is empty"),
+            (
+                "/checkpoint/destination",
+                json!({"s3": {"bucket": "b", "endpoint": "b"}}),
+                "checkpoint.destination has s3.endpoint `b`",
+            ),
+            ("/checkpoint/destination", json!({"s3": {}}), "neither a path, a URL"),
             ("/validation/batches", json!(0), "validation.batches is 0"),
             ("/model/config/heads", json!(3), "model.config.heads is 3, which does not divide hiddenSize"),
             ("/model/config/kvHeads", json!(3), "model.config makes no model: 4 heads"),

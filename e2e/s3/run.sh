@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Checkpoints in a bucket of a real server that checks signatures: Versity's S3 gateway, built from its Go modules into the cache (once, about
+# 2 minutes on 2 cores). Runs the tests that need one: run.sh [arguments of cargo nextest run]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
+command -v go >/dev/null || { echo "go is missing: install Go 1.26 or newer" >&2; exit 1; }
+hash=$({ cat "$here"/main.go "$here"/go.mod "$here"/go.sum; go env GOVERSION; } | sha256sum | cut -c1-16)
+server=$cache/s3/$hash
+if [ ! -x "$server" ]; then
+    echo "building an S3 server from Go modules (once; about 2 minutes on 2 cores)" >&2
+    mkdir -p "$cache/s3"
+    (cd "$here" && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -mod=readonly" \
+        go build -trimpath -ldflags "-s -w" -o "$server.$$" .)
+    mv "$server.$$" "$server" # only whole ones get the name
+fi
+
+work=$(mktemp -d)
+pid=
+stop() {
+    status=$?
+    if [ -n "$pid" ]; then
+        kill "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    fi
+    [ "$status" -eq 0 ] || { echo "--- last lines of the server's log"; tail -n 40 "$work/log"; } >&2
+    rm -rf "$work"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+mkdir -p "$work/buckets/checkpoints" "$work/about" # a folder is a bucket
+export AWS_ACCESS_KEY_ID=tests AWS_SECRET_ACCESS_KEY=$(head -c 20 /dev/urandom | base64)
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+"$server" "127.0.0.1:$port" "$work/buckets" "$work/about" >"$work/log" 2>&1 &
+pid=$!
+for _ in $(seq 100); do
+    if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
+    kill -0 "$pid" 2>/dev/null || { echo "the server ended" >&2; exit 1; }
+    sleep 0.1
+done
+cd "$here/../.."
+DUNLIN_S3_URL=http://127.0.0.1:$port DUNLIN_S3_FOLDER=$work/buckets \
+    cargo nextest run --locked -p dunlin-train -p dunlin-worker --run-ignored only -E 'test(/(^|::)s3_/)' "$@"
