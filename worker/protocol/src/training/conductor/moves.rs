@@ -175,7 +175,7 @@ impl Conductor {
     }
 
     /// A peer stops serving, to go to another stage. Others of its stage must be there, and somebody who has the state of the other.
-    fn leave_for(
+    pub(super) fn leave_for(
         &mut self,
         now_ms: u64,
         name: &PeerName,
