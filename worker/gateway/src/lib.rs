@@ -15,4 +15,4 @@ pub mod template;
 pub mod text;
 
 pub use driver::{Driver, Event, Handle, Snapshot};
-pub use run::{GatewayOptions, ModelText, serve};
+pub use run::{GatewayOptions, ModelText, ServedAdapter, serve};

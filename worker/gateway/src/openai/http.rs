@@ -210,6 +210,9 @@ struct Envelope {
     id: String,
     created: u64,
     model: Arc<ModelText>,
+    /// What was asked for: the model or an adapter.
+    name: String,
+    /// Without the rows of an adapter.
     prompt_tokens: usize,
 }
 
@@ -220,7 +223,7 @@ impl Envelope {
             (Endpoint::Chat, false) => "chat.completion",
             (Endpoint::Completions, _) => "text_completion",
         };
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model.name})
+        json!({"id": self.id, "object": kind, "created": self.created, "model": self.name})
     }
 
     fn usage(&self, generated: u32) -> Value {
@@ -245,8 +248,10 @@ async fn answer(
     mut params: Params,
     prompts: Vec<Vec<u32>>,
 ) -> Result<Response, ApiError> {
-    if let Some(name) = params.model.as_ref().filter(|name| **name != model.name) {
-        return Err(ApiError::no_model(name, &model.name));
+    let name = params.model.take().unwrap_or_else(|| model.name.clone());
+    let adapter = model.adapter(&name);
+    if adapter.is_none() && name != model.name {
+        return Err(ApiError::no_model(&name, model.names()));
     }
     if !params.seeded {
         // Without a seed answers may differ; the request's number is as good as any.
@@ -255,9 +260,17 @@ async fn answer(
     let mut choices = Vec::new();
     for prompt in &prompts {
         for index in 0..params.n {
-            let choice =
-                Choice::start(&app.handle, model, &app.metrics, prompt, &params, index, REQUEST_LIMIT)
-                    .await?;
+            let choice = Choice::start(
+                &app.handle,
+                model,
+                &app.metrics,
+                adapter,
+                prompt,
+                &params,
+                index,
+                REQUEST_LIMIT,
+            )
+            .await?;
             choices.push(choice);
         }
     }
@@ -266,6 +279,7 @@ async fn answer(
         id: app.id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" }),
         created: now_s(),
         model: Arc::clone(model),
+        name,
         prompt_tokens: prompts.iter().map(Vec::len).sum(),
     };
     if params.stream {
@@ -403,18 +417,26 @@ fn chunk(envelope: &Envelope, params: &Params, choice: Value) -> String {
 }
 
 async fn models(State(app): State<App>) -> Result<axum::Json<Value>, ApiError> {
-    Ok(axum::Json(json!({"object": "list", "data": [card(&*app.model()?)]})))
+    let model = app.model()?;
+    let data: Vec<Value> = model.names().map(|name| card(&model, name)).collect();
+    Ok(axum::Json(json!({"object": "list", "data": data})))
 }
 
 async fn one_model(State(app): State<App>, Path(id): Path<String>) -> Result<axum::Json<Value>, ApiError> {
     let model = app.model()?;
-    if id == model.name { Ok(axum::Json(card(&model))) } else { Err(ApiError::no_model(&id, &model.name)) }
+    if model.names().all(|name| name != id) {
+        return Err(ApiError::no_model(&id, model.names()));
+    }
+    Ok(axum::Json(card(&model, &id)))
 }
 
-fn card(model: &ModelText) -> Value {
+/// The model or one of its adapters.
+fn card(model: &ModelText, name: &str) -> Value {
+    let adapter = model.adapter(name);
+    let rows = adapter.map_or(0, |a| a.prompt.len());
     json!({
-        "id": model.name, "object": "model", "created": model.since_s, "owned_by": "dunlin",
-        "max_model_len": model.max_len,
+        "id": name, "object": "model", "created": model.since_s, "owned_by": "dunlin", "root": model.name,
+        "parent": adapter.map(|_| &model.name), "max_model_len": (model.max_len as usize).saturating_sub(rows),
     })
 }
 
