@@ -12,6 +12,8 @@ pub mod metrics;
 pub mod openai;
 pub mod run;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod text;
 
 pub use driver::{Driver, Event, Handle, Snapshot};

@@ -123,8 +123,9 @@ fn run(
     info!(layers = config.layers, hidden = config.hidden, "the model is open");
     set(progress, |p| *p = Progress { facts: Some(facts), problem: None });
     let mut wanted: Vec<Layers> = Vec::new();
+    let mut pause = RETRY.0;
     loop {
-        match inbox.recv_timeout(Duration::from_millis(500)) {
+        match inbox.recv_timeout(pause) {
             Ok(layers) => wanted = layers,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -136,11 +137,17 @@ fn run(
         let outcome = open_adapters(&file, &engine, &mut adapters)
             .and_then(|()| load(&file, &engine, &wanted, inbox).map_err(|error| problem(&error)));
         match outcome {
-            Ok(Some(newer)) => wanted = newer,
-            Ok(None) => set(progress, |p| p.problem = None),
+            Ok(newer) => {
+                pause = RETRY.0;
+                match newer {
+                    Some(newer) => wanted = newer,
+                    None => set(progress, |p| p.problem = None),
+                }
+            }
             Err(problem) => {
                 warn!(reason = problem.reason, message = problem.message, "weights cannot be loaded");
                 set(progress, |p| p.problem = Some(problem));
+                pause = (pause * 2).min(RETRY.1);
             }
         }
     }

@@ -145,3 +145,42 @@ impl Choice {
         reason
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::super::params::{Endpoint, Params};
+    use super::generation;
+    use crate::driver::Generation;
+    use crate::testing::{VOCAB, model};
+
+    fn started(name: &str, prompt: &[u32], max_tokens: u32) -> Result<Generation, String> {
+        let body = json!({"max_tokens": max_tokens});
+        let params = Params::parse(Endpoint::Completions, body.as_object().unwrap()).unwrap();
+        let model = model();
+        let limit = Duration::from_secs(1);
+        generation(&model, model.adapter(name), prompt, &params, 0, limit).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn the_rows_of_a_prompt_stand_before_everything_and_count_in_the_length() {
+        let base = started("base", &[298, 5, 6], 17).unwrap();
+        assert_eq!((base.tokens, base.max_len, base.adapter), (vec![298, 5, 6], 20, None));
+        let lora = started("lora", &[298, 5, 6], 17).unwrap();
+        assert_eq!((lora.tokens, lora.max_len, lora.adapter.as_deref()), (vec![298, 5, 6], 20, Some("lora")));
+        let prompt = started("prompt", &[298, 5, 6], 14).unwrap();
+        assert_eq!(prompt.tokens, [VOCAB, VOCAB + 1, VOCAB + 2, 298, 5, 6]);
+        assert_eq!((prompt.max_len, prompt.adapter.as_deref()), (20, Some("prompt")));
+        assert!(started("prompt", &[298, 5, 6], 15).unwrap_err().contains("may have 17"));
+    }
+
+    #[test]
+    fn no_client_names_rows_of_an_adapter() {
+        for name in ["base", "lora", "prompt"] {
+            assert!(started(name, &[1, VOCAB], 4).unwrap_err().contains("not in the model's vocabulary"));
+        }
+    }
+}
