@@ -27,29 +27,26 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
-        Self::start_with(worker, model, peers, threads, &[])
+        Self::start_with(worker, model, &[], peers, threads)
     }
 
-    /// The same with adapters: their names, and where they are.
+    /// The same with adapters, `NAME=PATH` each.
     ///
     /// # Errors
-    /// As [`Local::start`].
+    /// When it does not serve; its log has gone to the terminal.
     pub fn start_with(
         worker: &Path,
         model: &Path,
+        adapters: &[String],
         peers: u32,
         threads: u32,
-        adapters: &[(&str, &Path)],
     ) -> Result<Self> {
-        let adapters = adapters
-            .iter()
-            .flat_map(|(name, path)| ["--adapter".to_owned(), format!("{name}={}", path.display())]);
         let started = Instant::now();
         let mut supervisor = Command::new(worker)
             .args(["local", "--listen", "127.0.0.1:0", "--model"])
             .arg(model)
             .args(["--peers", &peers.to_string(), "--threads", &threads.to_string()])
-            .args(adapters)
+            .args(adapters.iter().flat_map(|adapter| ["--adapter", adapter]))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -72,7 +69,7 @@ impl Local {
         self.peers.iter().map(|p| resident(p["pid"].as_u64().context("no pid")?)).collect()
     }
 
-    /// The only model it serves.
+    /// The model it serves, without adapters.
     ///
     /// # Errors
     /// When the gateway does not answer.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use dunlin_model::random_model::RandomModelSpec;
 
+use crate::model::NamedAdapter;
+
 /// Serves large language models over preemptible machines.
 #[derive(Parser)]
 #[command(version)]
@@ -72,6 +74,14 @@ pub struct ModelArgs {
     pub cache: PathBuf,
 }
 
+/// What is served beside the model.
+#[derive(Args, Clone)]
+pub struct AdapterArgs {
+    /// An adapter in PEFT's form (LoRA or a prompt), served under its name; may be given more than once.
+    #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = NamedAdapter::parse)]
+    pub adapters: Vec<NamedAdapter>,
+}
+
 /// Options of every process of a swarm.
 #[derive(Args, Clone)]
 pub struct ProcessArgs {
@@ -98,6 +108,9 @@ pub struct StageArgs {
     /// Model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
@@ -118,6 +131,9 @@ pub struct GatewayArgs {
     /// Model, for its tokenizer and chat template.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// The HTTP API.
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub http: SocketAddr,
@@ -144,6 +160,9 @@ pub struct LocalArgs {
     /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors.
     #[arg(long)]
     pub model: PathBuf,
+    /// Adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// Stages.
     #[arg(long, default_value_t = 3)]
     pub peers: usize,

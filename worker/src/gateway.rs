@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use dunlin_gateway::template::ChatTemplate;
-use dunlin_gateway::{GatewayOptions, ModelText, serve};
+use dunlin_gateway::{GatewayOptions, ModelText, ServedAdapter, serve};
 use dunlin_model::ModelFile;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::cli::GatewayArgs;
 use crate::health;
-use crate::model::{Location, Problem, problem};
+use crate::model::{Location, NamedAdapter, Problem, adapters, problem};
 use crate::stage::tls;
 
 /// First and longest pause before the model is tried again.
@@ -27,13 +27,15 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let tls = tls(&args.process)?;
     let location = Location::new(&args.model)?;
     let name = args.model_name.clone().unwrap_or_else(|| location.stem());
+    let adapters = args.adapters.adapters;
+    adapters::check(&adapters, Some(&name))?;
     let (model_in, model) = watch::channel(None);
     let (trouble_in, trouble) = watch::channel(None);
     let max_seq_len = args.max_seq_len;
     std::thread::Builder::new().name("model".to_owned()).spawn(move || {
         let mut pause = RETRY.0;
         loop {
-            match location.open().and_then(|file| text(&file, &name, max_seq_len)) {
+            match location.open().and_then(|file| text(&file, &name, &adapters, max_seq_len)) {
                 Ok(text) => {
                     // The receivers live as long as the process.
                     let _ = model_in.send(Some(Arc::new(text)));
@@ -77,15 +79,27 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     .await
 }
 
-fn text(file: &ModelFile, name: &str, max_seq_len: u32) -> Result<ModelText, Problem> {
+fn text(
+    file: &ModelFile,
+    name: &str,
+    adapters: &[NamedAdapter],
+    max_seq_len: u32,
+) -> Result<ModelText, Problem> {
     let tokenizer = file.tokenizer().map_err(|error| problem(&error))?;
     let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
     let template = ChatTemplate::new(file.chat_template().as_deref(), bos, eos).map_err(|error| Problem {
         reason: "ModelInvalid",
         message: format!("its chat template cannot be parsed: {error:#}"),
     })?;
-    let context = file.config().context_length;
+    let config = file.config();
+    let vocab = config.vocab as u32;
+    let served = |adapter: &NamedAdapter| {
+        let rows = adapter.prompt_rows(config)? as u32;
+        Ok(ServedAdapter { name: Arc::clone(&adapter.name), prompt: vocab..vocab + rows })
+    };
+    let adapters = adapters.iter().map(served).collect::<Result<_, _>>()?;
+    let context = config.context_length;
     let max_len = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
     let since_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    Ok(ModelText { name: name.to_owned(), tokenizer, template, max_len, since_s })
+    Ok(ModelText { name: name.to_owned(), adapters, tokenizer, template, vocab, max_len, since_s })
 }

@@ -70,7 +70,8 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     ensure!(adapted.ids != bench.reference.ids, "the adapter changes nothing: {:?}", adapted.text);
     let file = super::training::fetched("fetch-model.sh")?;
     let worker = release_dir().join("dunlin-worker");
-    let local = Local::start_with(&worker, &file, 1, 2, &[("biblical", checkpoint.as_path())])?;
+    let adapter = format!("biblical={}", checkpoint.display());
+    let local = Local::start_with(&worker, &file, &[adapter], 1, 2)?;
     let alone = chat::ask(&local.url, &Question::greedy("biblical", super::PROMPT, super::TOKENS))?;
     same(&alone, &adapted).context("the adapter in a swarm of one process")?;
     drop(local);

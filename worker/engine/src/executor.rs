@@ -1,12 +1,16 @@
 //! The thread that owns weights and KV cache.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dunlin_kernels::Pool;
-use dunlin_model::{Block, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample};
+use dunlin_model::adapter::AdaptedRows;
+use dunlin_model::{
+    Adapter, Block, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample,
+};
 use dunlin_planner::topology::ranges;
 use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
@@ -60,6 +64,8 @@ pub enum Command {
     InstallEmbedding(Embedding),
     /// Take over what the last stage needs.
     InstallHead(Arc<Head>),
+    /// Take over an adapter of this name.
+    InstallAdapter(Arc<str>, Arc<Adapter>),
     /// Drop layers (and embedding or head with the first or last) that are not in these ranges.
     Retain(Vec<Layers>),
 }
@@ -69,6 +75,8 @@ pub enum Command {
 pub struct EngineStatus {
     /// Layers it can execute; the first only with the embedding, the last only with the head.
     pub held: Vec<Layers>,
+    /// Adapters it can execute them with.
+    pub adapters: BTreeSet<Arc<str>>,
     /// Rows that wait.
     pub queue_rows: u32,
     /// Pages nobody has.
@@ -132,6 +140,7 @@ struct Executor {
     layers: BTreeMap<u32, Arc<LayerWeights>>,
     embedding: Option<Embedding>,
     head: Option<Arc<Head>>,
+    adapters: BTreeMap<Arc<str>, Arc<Adapter>>,
     scheduler: Scheduler,
     pages: PageTable,
     segments: BTreeMap<SegmentKey, Segment>,
@@ -152,6 +161,7 @@ impl Executor {
             layers: BTreeMap::new(),
             embedding: None,
             head: None,
+            adapters: BTreeMap::new(),
             scheduler: Scheduler::default(),
             pages,
             segments: BTreeMap::new(),
@@ -210,6 +220,10 @@ impl Executor {
                 self.head = Some(head);
                 self.publish(true);
             }
+            Command::InstallAdapter(name, adapter) => {
+                self.adapters.insert(name, adapter);
+                self.publish(true);
+            }
             Command::Retain(keep) => {
                 let kept = |layer: u32| keep.iter().any(|r| r.contains(layer));
                 self.layers.retain(|&layer, _| kept(layer));
@@ -242,6 +256,8 @@ impl Executor {
     fn batch(&mut self, done: &dyn Fn(Computed)) {
         let mut parts = self.scheduler.next(BUDGET, self.model.hidden);
         let layers = layers_of(&parts);
+        // Rows of one adapter side by side are one product.
+        parts.sort_by(|a, b| a.adapter.cmp(&b.adapter));
         parts.retain(|part| match self.prepare(part) {
             Ok(()) => true,
             Err(reason) => {
@@ -275,8 +291,15 @@ impl Executor {
         if !complete {
             return Err(Refusal::NotHolding { layers });
         }
+        let prompt = match &part.adapter {
+            None => 0..0,
+            Some(name) => {
+                let missing = || Refusal::NoAdapter { name: name.to_string() };
+                self.adapters.get(name).ok_or_else(missing)?.prompt_tokens(&self.model)
+            }
+        };
         if let Input::Tokens(tokens) = &part.input
-            && tokens.iter().any(|t| *t as usize >= self.model.vocab)
+            && tokens.iter().any(|t| *t as usize >= self.model.vocab && !prompt.contains(t))
         {
             return Err(Refusal::BadRequest { message: "a token is not in the vocabulary".to_owned() });
         }
@@ -306,17 +329,23 @@ impl Executor {
     fn forward(&mut self, layers: Layers, parts: &[Part]) -> Result<Vec<f32>, (usize, u32)> {
         let mut x = Vec::new();
         let mut rows = Vec::new();
+        let mut adapted: Vec<(Range<usize>, &Adapter)> = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
+            let adapter = part.adapter.as_ref().and_then(|name| self.adapters.get(name)).map(Arc::as_ref);
             match &part.input {
                 Input::Rows(data) => x.extend_from_slice(data.as_slice()),
                 Input::Tokens(tokens) => {
-                    let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens, None));
-                    x.extend(
-                        embedded.expect("`prepare` saw the embedding and every token in the vocabulary"),
-                    );
+                    let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens, adapter));
+                    x.extend(embedded.expect("`prepare` saw the embedding and looked at every token"));
                 }
             }
+            let first = rows.len();
             rows.extend((part.start..part.start + part.count).map(|position| RowOf { sequence, position }));
+            match (adapted.last_mut(), adapter) {
+                (_, None) => {}
+                (Some((range, before)), Some(own)) if std::ptr::eq(*before, own) => range.end = rows.len(),
+                (_, Some(own)) => adapted.push((first..rows.len(), own)),
+            }
         }
         let mut taken: Vec<Segment> =
             parts.iter().map(|part| self.segments.remove(&part.key).unwrap_or_default()).collect();
@@ -324,7 +353,11 @@ impl Executor {
         for (slot, layer) in layers.iter().enumerate() {
             let mut kv: Vec<&mut KvPages> = taken.iter_mut().map(|s| &mut s.kv[slot]).collect();
             let weights = &self.layers[&layer];
-            if let Err(error) = self.block.forward(&self.pool, layer, weights, &[], &mut x, &rows, &mut kv) {
+            let adapted: Vec<AdaptedRows<'_>> =
+                adapted.iter().filter_map(|(range, own)| own.for_rows(layer, range.clone())).collect();
+            if let Err(error) =
+                self.block.forward(&self.pool, layer, weights, &adapted, &mut x, &rows, &mut kv)
+            {
                 result = Err((rows[error.row].sequence, layer));
                 break;
             }
@@ -415,7 +448,9 @@ impl Executor {
             let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
             let head = self.head.as_ref().map_or(0, |h| h.bytes());
             let shared = if self.model.tied { embedding.min(head) } else { 0 };
-            status.weight_bytes = (layers + embedding + head - shared) as u64;
+            status.adapters = self.adapters.keys().cloned().collect();
+            let adapters = self.adapters.values().map(|a| a.bytes()).sum::<usize>();
+            status.weight_bytes = (layers + embedding + head - shared + adapters) as u64;
         }
     }
 }
@@ -424,3 +459,6 @@ fn computed(part: &Part, output: Output) -> Computed {
     let (session, layers) = part.key;
     Computed { session, attempt: part.attempt, layers, start: part.start, count: part.count, output }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! first, then a part of one prompt, so that a long prompt delays tokens of others by one part at most.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Input, Job};
@@ -20,6 +21,8 @@ pub struct Part {
     pub key: SegmentKey,
     /// Which try they belong to.
     pub attempt: u32,
+    /// With which adapter, if any.
+    pub adapter: Option<Arc<str>>,
     /// Position of the first row.
     pub start: Position,
     /// Number of rows.
@@ -110,6 +113,7 @@ impl Scheduler {
         let (_, job) = queue.front_mut()?;
         let count = job.count.min(limit);
         let (attempt, start, last) = (job.attempt, job.start, job.last);
+        let adapter = job.adapter.clone();
         let whole = count == job.count;
         let (input, sample) = if whole {
             let (_, job) = queue.pop_front()?;
@@ -124,7 +128,7 @@ impl Scheduler {
             self.queues.remove(&key);
         }
         self.rows -= count;
-        Some(Part { key, attempt, start, count, input, last, sample })
+        Some(Part { key, attempt, adapter, start, count, input, last, sample })
     }
 }
 
@@ -164,6 +168,7 @@ mod tests {
             session: SessionId(session),
             attempt: 1,
             layers: Layers::new(0, 2),
+            adapter: None,
             start,
             count,
             input: Input::Tokens((start..start + count).collect()),

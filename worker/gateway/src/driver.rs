@@ -49,6 +49,8 @@ pub struct Generation {
     pub sampling: SamplingParams,
     /// Tokens that end it.
     pub eos: Vec<u32>,
+    /// The adapter it is computed with; none for the model itself.
+    pub adapter: Option<Arc<str>>,
     /// How long it may take.
     pub limit: Duration,
 }
@@ -236,6 +238,7 @@ impl Driver {
                     max_len: generation.max_len,
                     sampling: generation.sampling,
                     eos: generation.eos,
+                    adapter: generation.adapter,
                     deadline_ms: now_ms.saturating_add(limit_ms),
                 };
                 let outcome = self.core.submit(submission, now_ms, out).map(|()| {

@@ -12,7 +12,9 @@ pub mod metrics;
 pub mod openai;
 pub mod run;
 pub mod template;
+#[cfg(test)]
+mod testing;
 pub mod text;
 
 pub use driver::{Driver, Event, Handle, Snapshot};
-pub use run::{GatewayOptions, ModelText, serve};
+pub use run::{GatewayOptions, ModelText, ServedAdapter, serve};

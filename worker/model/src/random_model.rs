@@ -139,7 +139,7 @@ fn write_weights(path: &Path, spec: &RandomModelSpec) -> io::Result<()> {
 }
 
 /// Roughly normal: the sum of twelve 16-bit uniform numbers.
-fn normal(counter: u64) -> f32 {
+pub(crate) fn normal(counter: u64) -> f32 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

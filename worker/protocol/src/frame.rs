@@ -7,6 +7,9 @@ use dunlin_planner::{Epoch, Layers, Load, PeerName, Position};
 
 use crate::sampling::{FinishReason, SamplingParams};
 
+/// Longest name of an adapter, in bytes.
+pub const ADAPTER_NAME_MAX: usize = 253;
+
 /// Number of a try to go on with a session; only its gateway counts it up.
 pub type Attempt = u32;
 
@@ -120,6 +123,8 @@ pub struct Open {
     pub sampling: Arc<SamplingParams>,
     /// Tokens that end the sequence; empty to ignore them.
     pub eos: Arc<Vec<u32>>,
+    /// The adapter that every row is computed with; none for the model itself. Always the same in a session.
+    pub adapter: Option<Arc<str>>,
 }
 
 /// Why a stage does not go on with a session.
@@ -138,6 +143,11 @@ pub enum Refusal {
     NotHolding {
         /// The layers.
         layers: Layers,
+    },
+    /// It does not have this adapter (yet).
+    NoAdapter {
+        /// Its name.
+        name: String,
     },
     /// It cannot reach the next hop.
     LinkDown {

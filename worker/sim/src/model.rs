@@ -31,10 +31,15 @@ fn from_row(row: &[f32]) -> u64 {
 /// The KV cache of one layer: a running hash over the inputs of all positions.
 type Cache = Vec<u64>;
 
-fn layer(cache: &mut Cache, layer: u32, input: u64) -> u64 {
-    let seen = mix(cache.last().copied().unwrap_or(7), input);
+/// `weights` stands for the model's and the adapter's.
+fn layer(cache: &mut Cache, layer: u32, weights: u64, input: u64) -> u64 {
+    let seen = mix(cache.last().copied().unwrap_or(7), mix(weights, input));
     cache.push(seen);
     mix(mix(seen, u64::from(layer)), input)
+}
+
+fn weights(adapter: Option<&str>) -> u64 {
+    adapter.into_iter().flat_map(str::bytes).fold(0, |hash, byte| mix(hash, u64::from(byte)))
 }
 
 /// The token after a row.
@@ -44,7 +49,8 @@ fn token(row: u64, seed: u64) -> u32 {
 
 /// What a session must say: the tokens after `prompt` up to length `max_len`.
 #[must_use]
-pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64) -> Vec<u32> {
+pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64, adapter: Option<&str>) -> Vec<u32> {
+    let weights = weights(adapter);
     let mut caches = vec![Cache::new(); layers as usize];
     let mut tokens = prompt.to_vec();
     let mut at = 0;
@@ -53,7 +59,7 @@ pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64) -> Vec<u
         while at < tokens.len() {
             row = mix(11, u64::from(tokens[at]));
             for (i, cache) in caches.iter_mut().enumerate() {
-                row = layer(cache, i as u32, row);
+                row = layer(cache, i as u32, weights, row);
             }
             at += 1;
         }
@@ -137,11 +143,12 @@ impl Engine {
             Input::Tokens(tokens) => tokens.iter().map(|t| mix(11, u64::from(*t))).collect(),
             Input::Rows(rows) => rows.as_slice().chunks(HIDDEN).map(from_row).collect(),
         };
+        let weights = weights(job.adapter.as_deref());
         let mut rows = Vec::new();
         let mut last = 0;
         for mut row in inputs {
             for (cache, l) in segment.caches.iter_mut().zip(job.layers.iter()) {
-                row = layer(cache, l, row);
+                row = layer(cache, l, weights, row);
             }
             rows.extend(to_row(row));
             last = row;

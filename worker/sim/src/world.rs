@@ -1,12 +1,13 @@
 //! Events in virtual time, faults, and what must hold in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dunlin_planner::{Layers, Load, ModelId, PeerName, PeerState, Topology, TopologyPeer};
 use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
-    Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
-    StageConfig, StageEffect, StageNode,
+    Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Open, SamplingParams,
+    SessionId, StageConfig, StageEffect, StageNode,
 };
 
 use crate::model::{Engine, HIDDEN, expected, mix};
@@ -15,6 +16,8 @@ const LAYERS: u32 = 6;
 const PING_MS: u64 = 200;
 const SILENCE_MS: u64 = 650;
 const LEASE_MS: u64 = 10_000;
+/// Adapters of the model.
+const ADAPTERS: [&str; 2] = ["a", "b"];
 /// Everything is finished this long after the last fault, or something is stuck.
 const LIVENESS_MS: u64 = 60_000;
 
@@ -31,6 +34,8 @@ pub struct Scenario {
     pub faults: u32,
     /// Pages of one layer that each peer has.
     pub pages: usize,
+    /// A fault that no swarm may have: peers pass sessions on without their adapter.
+    pub loses_adapters: bool,
     /// Keep a trace.
     pub trace: bool,
 }
@@ -45,6 +50,7 @@ impl Scenario {
             sessions: 1 + (mix(seed, 2) % 6) as u32,
             faults: (mix(seed, 3) % 6) as u32,
             pages: if mix(seed, 4).is_multiple_of(4) { 60 } else { 1000 },
+            loses_adapters: false,
             trace: false,
         }
     }
@@ -108,6 +114,8 @@ enum Event {
     /// A replacement for a lost peer joins, or silence ends.
     Join(Layers, Vec<Layers>),
     Unsilence(PeerName),
+    /// A peer has loaded its adapters.
+    Adapt(PeerName),
     /// A topology reaches the gateways.
     Publish,
 }
@@ -119,6 +127,8 @@ struct Peer {
     silent: bool,
     /// Broken without knowing it: it answers pings and loses every row.
     deaf: bool,
+    /// It never gets the adapters.
+    bare: bool,
     /// The engine does one job at a time.
     busy_until: u64,
 }
@@ -140,6 +150,7 @@ struct Gateway {
 struct Asked {
     prompt: Vec<u32>,
     max_len: u32,
+    adapter: Option<Arc<str>>,
     gateway: u64,
     got: Vec<u32>,
     done: bool,
@@ -268,20 +279,27 @@ impl World {
         let all: BTreeSet<u32> = held.iter().flat_map(|l| l.iter()).collect();
         node.set_held(dunlin_planner::topology::ranges(&all));
         let engine = Engine::new(self.scenario.pages);
+        // Some have their adapters a while after they serve; the first of some swarms never.
+        let is_slow = mix(self.scenario.seed, 1000 + u64::from(self.made)).is_multiple_of(4);
+        let bare = is_slow && self.made == 1;
         self.peers.insert(
             name.clone(),
-            Peer { node, engine, alive: true, silent: false, deaf: false, busy_until: 0 },
+            Peer { node, engine, alive: true, silent: false, deaf: false, bare, busy_until: 0 },
         );
         self.topology.peers.push(TopologyPeer {
             addr: format!("{name}:1"),
             node: name.0.clone(),
-            name,
+            name: name.clone(),
             span,
             shadows,
             state: PeerState::Ready,
             ..TopologyPeer::default()
         });
         self.topology.epoch += 1;
+        if !bare {
+            let after = if is_slow { mix(self.scenario.seed, u64::from(self.made)) % 3000 } else { 0 };
+            self.at(after, Event::Adapt(name));
+        }
     }
 
     fn can_talk(&self, a: &Who, b: &Who) -> bool {
@@ -299,6 +317,12 @@ impl World {
     }
 
     fn send(&mut self, from: Who, to: Who, frame: Frame) {
+        let frame = match frame {
+            Frame::Open(open) if self.scenario.loses_adapters && matches!(from, Who::Peer(_)) => {
+                Frame::Open(Open { adapter: None, ..open })
+            }
+            frame => frame,
+        };
         if !self.exists(&to) {
             let after = 1 + self.draw(5);
             self.at(after, Event::Broken { at: from, other: to });
@@ -368,6 +392,11 @@ impl World {
             Event::Unsilence(name) => {
                 if let Some(peer) = self.peers.get_mut(&name) {
                     peer.silent = false;
+                }
+            }
+            Event::Adapt(name) => {
+                if let Some(peer) = self.peers.get_mut(&name) {
+                    peer.node.set_adapters(ADAPTERS.map(Arc::from).into());
                 }
             }
             Event::Publish => {
@@ -581,12 +610,15 @@ impl World {
         let len = 1 + self.draw(40);
         let prompt: Vec<u32> = (0..len).map(|p| (mix(u64::from(i), p) % 1000) as u32).collect();
         let max_len = len as u32 + 20 + self.draw(60) as u32;
+        // Every third session is of the model itself.
+        let adapter: Option<Arc<str>> = ADAPTERS.get(i as usize % 3).map(|&name| name.into());
         let submission = Submission {
             session,
             tokens: prompt.clone(),
             max_len,
             sampling: SamplingParams { seed: u64::from(i), ..SamplingParams::default() },
             eos: Vec::new(),
+            adapter: adapter.clone(),
             deadline_ms: u64::MAX,
         };
         let mut outcome = Ok(());
@@ -594,7 +626,8 @@ impl World {
         match outcome {
             Ok(()) => {
                 self.say(|| format!("session {session} starts on gateway {gateway}"));
-                self.asked.insert(session, Asked { prompt, max_len, gateway, got: Vec::new(), done: false });
+                let asked = Asked { prompt, max_len, adapter, gateway, got: Vec::new(), done: false };
+                self.asked.insert(session, asked);
             }
             // As a client would: again, after a while.
             Err(Rejected::Busy { .. } | Rejected::NoCapacity { .. }) => self.at(300, Event::Submit(i)),
@@ -628,8 +661,8 @@ impl World {
                 }
                 self.at(after, Event::Unsilence(victim));
             }
-            // One at a time: with all holders of a layer deaf, nothing but patience would help.
-            4 if self.peers.values().all(|p| !p.alive || !p.deaf) => {
+            // One at a time: with all holders of a layer deaf, or without adapters, nothing but patience would help.
+            4 if self.peers.values().all(|p| !p.alive || !(p.deaf || p.bare)) => {
                 self.say(|| format!("{victim} goes deaf"));
                 if let Some(peer) = self.peers.get_mut(&victim) {
                     peer.deaf = true;
@@ -693,7 +726,13 @@ impl World {
 
     fn judge(&mut self) {
         for (session, asked) in &self.asked {
-            let want = expected(&asked.prompt, LAYERS, asked.max_len as usize, session.0 - 1);
+            let want = expected(
+                &asked.prompt,
+                LAYERS,
+                asked.max_len as usize,
+                session.0 - 1,
+                asked.adapter.as_deref(),
+            );
             let orphan = !self.gateways[&asked.gateway].alive;
             if asked.got != want[..asked.got.len().min(want.len())] {
                 self.out.violations.push(format!("session {session} got other tokens"));

@@ -30,6 +30,15 @@ fn three_thousand_seeds_lose_no_token_and_leave_nothing_behind() {
 }
 
 #[test]
+fn a_session_that_is_passed_on_without_its_adapter_is_found() {
+    let wrong = (0..100).filter(|&seed| {
+        let outcome = run(&Scenario { loses_adapters: true, ..Scenario::from_seed(seed) });
+        outcome.violations.iter().any(|what| what.ends_with("got other tokens"))
+    });
+    assert!(wrong.count() > 50);
+}
+
+#[test]
 fn a_seed_gives_the_same_run_again() {
     for seed in [3, 17, 99] {
         let trace = || run(&Scenario { trace: true, ..Scenario::from_seed(seed) }).trace;

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::cli::LocalArgs;
+use crate::model::{Location, adapters};
 use layout::Member;
 use process::Process;
 
@@ -42,6 +43,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     if args.peers == 0 || !args.model.exists() {
         bail!("{}: no such model, or no peers asked for", args.model.display());
     }
+    adapters::check(&args.adapters.adapters, Some(&Location::Path(args.model.clone()).stem()))?;
     let http = free_addr(args.listen).await?;
     let control = free_addr("127.0.0.1:0".parse()?).await?;
     let gateway = Process::gateway(&args, http, control)?;

@@ -9,6 +9,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::cli::LocalArgs;
+use crate::model::NamedAdapter;
 
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -99,6 +100,9 @@ fn served(
     command
         .args(["--listen", &addr.to_string(), "--health", &health.to_string(), "--model"])
         .arg(&args.model);
+    for NamedAdapter { name, path } in &args.adapters.adapters {
+        command.args(["--adapter", &format!("{name}={}", path.display())]);
+    }
     Ok(command)
 }
 

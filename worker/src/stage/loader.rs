@@ -1,4 +1,4 @@
-//! The thread that opens the model and reads layers, beside the engine that serves those it has.
+//! The thread that opens the model and its adapters and reads layers, beside the engine that serves those it has.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,7 +11,7 @@ use dunlin_planner::Layers;
 use dunlin_planner::topology::layer_set;
 use tracing::{info, warn};
 
-use crate::model::{Location, Problem};
+use crate::model::{Location, NamedAdapter, Problem, problem};
 
 /// First and longest pause before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -54,13 +54,17 @@ impl Loader {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(location: Location, start: StartEngine) -> std::io::Result<Self> {
+    pub fn start(
+        location: Location,
+        adapters: Vec<NamedAdapter>,
+        start: StartEngine,
+    ) -> std::io::Result<Self> {
         let (wanted, inbox) = channel();
         let progress = Arc::new(Mutex::new(Progress::default()));
         let shared = Arc::clone(&progress);
         std::thread::Builder::new()
             .name("loader".to_owned())
-            .spawn(move || run(&location, start, &inbox, &shared))?;
+            .spawn(move || run(&location, adapters, start, &inbox, &shared))?;
         Ok(Self { wanted, progress })
     }
 
@@ -81,7 +85,13 @@ fn set(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
     change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-fn run(location: &Location, start: StartEngine, inbox: &Receiver<Vec<Layers>>, progress: &Mutex<Progress>) {
+fn run(
+    location: &Location,
+    mut adapters: Vec<NamedAdapter>,
+    start: StartEngine,
+    inbox: &Receiver<Vec<Layers>>,
+    progress: &Mutex<Progress>,
+) {
     let mut pause = RETRY.0;
     let file = loop {
         match location.open() {
@@ -113,8 +123,9 @@ fn run(location: &Location, start: StartEngine, inbox: &Receiver<Vec<Layers>>, p
     info!(layers = config.layers, hidden = config.hidden, "the model is open");
     set(progress, |p| *p = Progress { facts: Some(facts), problem: None });
     let mut wanted: Vec<Layers> = Vec::new();
+    let mut pause = RETRY.0;
     loop {
-        match inbox.recv_timeout(Duration::from_millis(500)) {
+        match inbox.recv_timeout(pause) {
             Ok(layers) => wanted = layers,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -122,16 +133,35 @@ fn run(location: &Location, start: StartEngine, inbox: &Receiver<Vec<Layers>>, p
         while let Ok(newer) = inbox.try_recv() {
             wanted = newer;
         }
-        match load(&file, &engine, &wanted, inbox) {
-            Ok(Some(newer)) => wanted = newer,
-            Ok(None) => set(progress, |p| p.problem = None),
-            Err(error) => {
-                let problem = crate::model::problem(&error);
-                warn!(reason = problem.reason, message = problem.message, "a layer cannot be loaded");
+        // Who has layers has every adapter: nothing is loaded before.
+        let outcome = open_adapters(&file, &engine, &mut adapters)
+            .and_then(|()| load(&file, &engine, &wanted, inbox).map_err(|error| problem(&error)));
+        match outcome {
+            Ok(newer) => {
+                pause = RETRY.0;
+                match newer {
+                    Some(newer) => wanted = newer,
+                    None => set(progress, |p| p.problem = None),
+                }
+            }
+            Err(problem) => {
+                warn!(reason = problem.reason, message = problem.message, "weights cannot be loaded");
                 set(progress, |p| p.problem = Some(problem));
+                pause = (pause * 2).min(RETRY.1);
             }
         }
     }
+}
+
+/// Gives the engine the adapters that are left in the list.
+fn open_adapters(file: &ModelFile, engine: &Engine, adapters: &mut Vec<NamedAdapter>) -> Result<(), Problem> {
+    while let Some(adapter) = adapters.last() {
+        let opened = adapter.open(file.config())?;
+        info!(name = %adapter.name, bytes = opened.bytes(), "an adapter is loaded");
+        let _ = engine.send(Command::InstallAdapter(Arc::clone(&adapter.name), Arc::new(opened)));
+        adapters.pop();
+    }
+    Ok(())
 }
 
 /// Loads what is wanted and not held; stops early when something else is wanted.

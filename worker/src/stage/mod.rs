@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::cli::{ProcessArgs, StageArgs};
 use crate::health;
-use crate::model::Location;
+use crate::model::{Location, adapters};
 use loader::Loader;
 
 /// Sessions at once.
@@ -46,12 +46,15 @@ const EVENTS_MAX: usize = 4096;
 pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let tls = tls(&args.process)?;
     let location = Location::new(&args.model)?;
+    let adapters = args.adapters.adapters;
+    adapters::check(&adapters, None)?;
     let (results_in, results) = mpsc::channel(EVENTS_MAX);
     let engine_slot: EngineSlot = Arc::default();
     let slot = Arc::clone(&engine_slot);
     let (threads, memory, max_seq_len) = (args.threads, args.memory, args.max_seq_len);
     let loader = Loader::start(
         location,
+        adapters,
         Box::new(move |file| {
             let model = file.config().clone();
             let hidden = model.hidden;
@@ -270,6 +273,7 @@ impl Stage {
             }
             self.metrics.update(&status, self.node.session_count(), self.node.journal_bytes());
             self.node.set_held(status.held);
+            self.node.set_adapters(status.adapters);
         }
         self.ready.store(self.state() == proto::State::Ready, Ordering::Relaxed);
     }

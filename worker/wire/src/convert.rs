@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dunlin_planner::{Layers, Load};
+use dunlin_protocol::frame::ADAPTER_NAME_MAX;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
 use dunlin_protocol::{
     FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
@@ -190,6 +191,7 @@ fn open_to_wire(open: &Open) -> proto::Open {
             logprobs: s.logprobs.map(u32::from),
         }),
         eos: open.eos.to_vec(),
+        adapter: open.adapter.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -197,6 +199,7 @@ fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
     check((1..=HOPS_MAX).contains(&open.route.len()), "a route without hops, or with too many")?;
     check((1..=TOKENS_MAX).contains(&open.tokens.len()), "no tokens, or too many")?;
     check(open.eos.len() <= LOGIT_BIAS_MAX, "too many tokens that end a sequence")?;
+    check(open.adapter.len() <= ADAPTER_NAME_MAX, "a name of an adapter that is too long")?;
     let s = open.sampling.ok_or(Senseless("no sampling"))?;
     check(s.logit_bias.len() <= LOGIT_BIAS_MAX, "too many biases")?;
     let numbers =
@@ -229,6 +232,7 @@ fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
             logprobs: s.logprobs.map(|n| u8::try_from(n).unwrap_or(LOGPROBS_MAX).min(LOGPROBS_MAX)),
         }),
         eos: Arc::new(open.eos),
+        adapter: (!open.adapter.is_empty()).then(|| open.adapter.into()),
     })
 }
 
@@ -238,6 +242,7 @@ fn refusal_to_wire(refusal: &Refusal) -> Reason {
         Refusal::NeedReplay { have } => Reason::NeedReplay(*have),
         Refusal::NoJournal => Reason::NoJournal(true),
         Refusal::NotHolding { layers } => Reason::NotHolding(layers_to_wire(*layers)),
+        Refusal::NoAdapter { name } => Reason::NoAdapter(name.clone()),
         Refusal::LinkDown { to } => Reason::LinkDown(to.0.clone()),
         Refusal::NonFinite { layer } => Reason::NonFinite(*layer),
         Refusal::TooManySessions => Reason::TooManySessions(true),
@@ -251,6 +256,7 @@ fn refusal_from_wire(reason: Reason) -> Result<Refusal, Senseless> {
         Reason::NeedReplay(have) => Refusal::NeedReplay { have },
         Reason::NoJournal(_) => Refusal::NoJournal,
         Reason::NotHolding(layers) => Refusal::NotHolding { layers: layers_from_wire(Some(layers))? },
+        Reason::NoAdapter(name) => Refusal::NoAdapter { name },
         Reason::LinkDown(to) => Refusal::LinkDown { to: to.into() },
         Reason::NonFinite(layer) => Refusal::NonFinite { layer },
         Reason::TooManySessions(_) => Refusal::TooManySessions,
@@ -331,6 +337,7 @@ mod tests {
                 ..SamplingParams::default()
             }),
             eos: Arc::new(vec![2]),
+            adapter: Some("formal".into()),
         }
     }
 
@@ -351,6 +358,7 @@ mod tests {
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
         let frames = [
             Frame::Open(open()),
+            Frame::Open(Open { adapter: None, ..open() }),
             Frame::Rows { session, attempt: 1, index: 2, start: 3, count: 2, data },
             Frame::Token {
                 session,
@@ -366,6 +374,7 @@ mod tests {
             refused(Refusal::NeedReplay { have: 4 }),
             refused(Refusal::NoJournal),
             refused(Refusal::NotHolding { layers: Layers::new(3, 4) }),
+            refused(Refusal::NoAdapter { name: "formal".into() }),
             refused(Refusal::LinkDown { to: "x".into() }),
             refused(Refusal::NonFinite { layer: 30 }),
             refused(Refusal::TooManySessions),

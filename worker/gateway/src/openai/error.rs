@@ -44,7 +44,7 @@ impl ApiError {
 
     /// 400: prompt and answer do not fit.
     #[must_use]
-    pub fn too_long(prompt: usize, limit: u32) -> Self {
+    pub fn too_long(prompt: usize, limit: usize) -> Self {
         let message = format!(
             "the prompt has {prompt} tokens, and prompt and answer together may have {limit}; shorten it"
         );
@@ -53,8 +53,9 @@ impl ApiError {
 
     /// 404: no such model.
     #[must_use]
-    pub fn no_model(name: &str, have: &str) -> Self {
-        let message = format!("the model `{name}` does not exist; this swarm serves `{have}`");
+    pub fn no_model<'a>(name: &str, have: impl Iterator<Item = &'a str>) -> Self {
+        let have = have.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let message = format!("the model `{name}` does not exist; this swarm serves {have}");
         let mut error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
         error.code = Some("model_not_found");
         error.param = Some("model".to_owned());

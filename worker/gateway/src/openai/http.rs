@@ -210,6 +210,9 @@ struct Envelope {
     id: String,
     created: u64,
     model: Arc<ModelText>,
+    /// What was asked for: the model or an adapter.
+    name: String,
+    /// Without the rows of an adapter.
     prompt_tokens: usize,
 }
 
@@ -220,7 +223,7 @@ impl Envelope {
             (Endpoint::Chat, false) => "chat.completion",
             (Endpoint::Completions, _) => "text_completion",
         };
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model.name})
+        json!({"id": self.id, "object": kind, "created": self.created, "model": self.name})
     }
 
     fn usage(&self, generated: u32) -> Value {
@@ -245,8 +248,10 @@ async fn answer(
     mut params: Params,
     prompts: Vec<Vec<u32>>,
 ) -> Result<Response, ApiError> {
-    if let Some(name) = params.model.as_ref().filter(|name| **name != model.name) {
-        return Err(ApiError::no_model(name, &model.name));
+    let name = params.model.take().unwrap_or_else(|| model.name.clone());
+    let adapter = model.adapter(&name);
+    if adapter.is_none() && name != model.name {
+        return Err(ApiError::no_model(&name, model.names()));
     }
     if !params.seeded {
         // Without a seed answers may differ; the request's number is as good as any.
@@ -255,9 +260,17 @@ async fn answer(
     let mut choices = Vec::new();
     for prompt in &prompts {
         for index in 0..params.n {
-            let choice =
-                Choice::start(&app.handle, model, &app.metrics, prompt, &params, index, REQUEST_LIMIT)
-                    .await?;
+            let choice = Choice::start(
+                &app.handle,
+                model,
+                &app.metrics,
+                adapter,
+                prompt,
+                &params,
+                index,
+                REQUEST_LIMIT,
+            )
+            .await?;
             choices.push(choice);
         }
     }
@@ -266,6 +279,7 @@ async fn answer(
         id: app.id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" }),
         created: now_s(),
         model: Arc::clone(model),
+        name,
         prompt_tokens: prompts.iter().map(Vec::len).sum(),
     };
     if params.stream {
@@ -403,18 +417,26 @@ fn chunk(envelope: &Envelope, params: &Params, choice: Value) -> String {
 }
 
 async fn models(State(app): State<App>) -> Result<axum::Json<Value>, ApiError> {
-    Ok(axum::Json(json!({"object": "list", "data": [card(&*app.model()?)]})))
+    let model = app.model()?;
+    let data: Vec<Value> = model.names().map(|name| card(&model, name)).collect();
+    Ok(axum::Json(json!({"object": "list", "data": data})))
 }
 
 async fn one_model(State(app): State<App>, Path(id): Path<String>) -> Result<axum::Json<Value>, ApiError> {
     let model = app.model()?;
-    if id == model.name { Ok(axum::Json(card(&model))) } else { Err(ApiError::no_model(&id, &model.name)) }
+    if model.names().all(|name| name != id) {
+        return Err(ApiError::no_model(&id, model.names()));
+    }
+    Ok(axum::Json(card(&model, &id)))
 }
 
-fn card(model: &ModelText) -> Value {
+/// The model or one of its adapters.
+fn card(model: &ModelText, name: &str) -> Value {
+    let adapter = model.adapter(name);
+    let rows = adapter.map_or(0, |a| a.prompt.len());
     json!({
-        "id": model.name, "object": "model", "created": model.since_s, "owned_by": "dunlin",
-        "max_model_len": model.max_len,
+        "id": name, "object": "model", "created": model.since_s, "owned_by": "dunlin", "root": model.name,
+        "parent": adapter.map(|_| &model.name), "max_model_len": (model.max_len as usize).saturating_sub(rows),
     })
 }
 
@@ -487,4 +509,83 @@ async fn swarm(State(app): State<App>) -> axum::Json<Value> {
         "model": topology.model.name, "epoch": topology.epoch, "layers": topology.layers, "peers": peers,
         "sessions": sessions, "not_ready": snapshot.not_ready,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use axum::body::{Body, to_bytes};
+    use axum::http::{Request, StatusCode};
+    use dunlin_protocol::{GatewayConfig, GatewayId};
+    use dunlin_wire::{LinksConfig, proto};
+    use serde_json::{Value, json};
+    use tokio::sync::watch;
+    use tower::Service;
+
+    use super::{App, router};
+    use crate::driver::Driver;
+    use crate::testing::{VOCAB, model};
+
+    /// The answer of a gateway without stages.
+    async fn ask(path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let id = GatewayId { name: "g".to_owned(), incarnation: 1 };
+        let config = GatewayConfig { id, running_max: 1, queue_max: 1, stall_ms: 1000, retry_after_s: 1 };
+        let links = LinksConfig::new(proto::Hello::default(), None);
+        let (driver, handle) = Driver::new(config, links, Arc::default());
+        tokio::spawn(driver.run());
+        let (_model, receiver) = watch::channel(Some(Arc::new(model())));
+        let (_trouble, trouble) = watch::channel(None);
+        let requests = Arc::new(AtomicU64::new(0));
+        let app = App { handle, model: receiver, trouble, metrics: Arc::default(), requests };
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let body = body.map_or_else(Body::empty, |body| body.to_string().into());
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let response = router(app).call(request.body(body).unwrap()).await.unwrap();
+        let status = response.status();
+        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn adapters_are_listed_behind_their_model() {
+        let card = |id: &str, parent: Value, len: u32| {
+            json!({"id": id, "object": "model", "created": 7, "owned_by": "dunlin", "root": "base",
+                   "parent": parent, "max_model_len": len})
+        };
+        let data = [
+            card("base", Value::Null, 20),
+            card("lora", "base".into(), 20),
+            card("prompt", "base".into(), 17),
+        ];
+        assert_eq!(ask("/v1/models", None).await, (StatusCode::OK, json!({"object": "list", "data": data})));
+        assert_eq!(ask("/v1/models/prompt", None).await, (StatusCode::OK, data[2].clone()));
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_another_model_hears_what_there_is() {
+        let body = json!({"model": "other", "prompt": "a"});
+        for (path, body) in [("/v1/models/other", None), ("/v1/completions", Some(body))] {
+            let (status, answer) = ask(path, body).await;
+            assert_eq!(
+                (status, &answer["error"]["code"]),
+                (StatusCode::NOT_FOUND, &json!("model_not_found"))
+            );
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.ends_with("this swarm serves `base`, `lora`, `prompt`"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn tokens_behind_the_vocabulary_are_refused_with_and_without_an_adapter() {
+        for model in ["base", "prompt"] {
+            let body = json!({"model": model, "prompt": [1, VOCAB]});
+            let (status, answer) = ask("/v1/completions", Some(body)).await;
+            assert_eq!((status, &answer["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("prompt")));
+        }
+        // One that makes sense gets as far as a swarm without stages lets it.
+        let body = json!({"model": "prompt", "prompt": [1, 2], "max_tokens": 2});
+        assert_eq!(ask("/v1/completions", Some(body)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    }
 }

@@ -42,6 +42,11 @@ pub struct LayerAdapter {
 }
 
 impl LayerAdapter {
+    /// Memory it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.pairs.iter().flatten().map(|pair| pair.a.bytes() + pair.b.bytes()).sum()
+    }
+
     pub(crate) fn pair(&self, which: Projection) -> Option<&LowRank> {
         self.pairs[which as usize].as_ref()
     }

@@ -72,15 +72,14 @@ impl Adapter {
     /// # Errors
     /// When it cannot be read, is not sound, is of a kind that is not known here, or was made for another model.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let json = side_json(&folder.join(CONFIG))?;
-        let mut file = Weights::open(folder)?;
+        let (json, mut file) = (side_json(&folder.join(CONFIG))?, Weights::open(folder)?);
         let mut adapter = Self {
             prompt: Vec::new(),
             hidden: config.hidden,
             layers: (0..config.layers).map(|_| LayerAdapter::default()).collect(),
         };
-        match json["peft_type"].as_str() {
-            Some("LORA") => {
+        match file.kind(&json)? {
+            Kind::Lora => {
                 let scale = Scale::read(&json).map_err(|what| file.wrong(what))?;
                 for (layer, own) in adapter.layers.iter_mut().enumerate() {
                     for which in Projection::ALL {
@@ -88,14 +87,7 @@ impl Adapter {
                     }
                 }
             }
-            Some("PROMPT_TUNING") => {
-                let rows = file.rows(PROMPT, config.hidden, PROMPT_MAX)?;
-                adapter.prompt = rows.ok_or_else(|| file.wrong(format!("it has no tensor `{PROMPT}`")))?.1;
-            }
-            other => {
-                let kind = other.unwrap_or("none");
-                return Err(file.wrong(format!("its peft_type is {kind}, not LORA or PROMPT_TUNING")));
-            }
+            Kind::Prompt => adapter.prompt = file.prompt(config)?,
         }
         if let Some(name) = file.tensors.keys().next() {
             let what = format!(
@@ -104,6 +96,18 @@ impl Adapter {
             return Err(file.wrong(what));
         }
         Ok(adapter)
+    }
+
+    /// Rows before every sequence that the adapter in `folder` has. No other weights are read: this is for those who do not compute.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`], as far as it looks.
+    pub fn prompt_rows_in(folder: &Path, config: &ModelConfig) -> Result<usize, ModelError> {
+        let (json, mut file) = (side_json(&folder.join(CONFIG))?, Weights::open(folder)?);
+        match file.kind(&json)? {
+            Kind::Lora => Ok(0),
+            Kind::Prompt => Ok(file.prompt(config)?.len() / config.hidden),
+        }
     }
 
     /// Rows before every sequence.
@@ -125,11 +129,23 @@ impl Adapter {
         self.prompt.chunks_exact(self.hidden).nth(i)
     }
 
+    /// Memory it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.prompt.len() * size_of::<f32>() + self.layers.iter().map(LayerAdapter::bytes).sum::<usize>()
+    }
+
     /// What it adds in block `layer` to some rows.
     #[must_use]
     pub fn for_rows(&self, layer: u32, rows: Range<usize>) -> Option<AdaptedRows<'_>> {
         Some(AdaptedRows { rows, adapter: self.layers.get(layer as usize)? })
     }
+}
+
+/// What PEFT calls its type.
+enum Kind {
+    Lora,
+    Prompt,
 }
 
 /// By what products count.
@@ -186,6 +202,23 @@ impl Weights {
 
     fn wrong(&self, what: String) -> ModelError {
         ModelError::Adapter { folder: self.folder.clone(), what }
+    }
+
+    fn kind(&self, json: &Value) -> Result<Kind, ModelError> {
+        match json["peft_type"].as_str() {
+            Some("LORA") => Ok(Kind::Lora),
+            Some("PROMPT_TUNING") => Ok(Kind::Prompt),
+            other => {
+                let kind = other.unwrap_or("none");
+                Err(self.wrong(format!("its peft_type is {kind}, not LORA or PROMPT_TUNING")))
+            }
+        }
+    }
+
+    /// The rows of a prompt.
+    fn prompt(&mut self, config: &ModelConfig) -> Result<Vec<f32>, ModelError> {
+        let rows = self.rows(PROMPT, config.hidden, PROMPT_MAX)?;
+        Ok(rows.ok_or_else(|| self.wrong(format!("it has no tensor `{PROMPT}`")))?.1)
     }
 
     /// A matrix with rows of `width` values, up to `rows_max` of them; none if it is not there.

@@ -14,7 +14,7 @@ use crate::sampling::FinishReason;
 const BACKOFF_MS: u64 = 50;
 /// And grows to this.
 const BACKOFF_MS_MAX: u64 = 2000;
-/// A peer that a neighbour could not reach, or that gets nowhere, is avoided by that session for this long.
+/// A peer that a neighbour could not reach, that lacks the session's adapter, or that gets nowhere, is avoided by that session for this long.
 const AVOID_MS: u64 = 5000;
 /// After this many tries without a token nothing is taken to be where it should be.
 const FRUITLESS_BEFORE_RESTART: u32 = 2;
@@ -211,6 +211,7 @@ impl GatewayCore {
         }
         s.progress_ms = now_ms;
         s.fruitless = 0;
+        s.silent = 0;
         if let Some((since_ms, reason, replayed_rows)) = s.disturbed.take() {
             let recovery = Recovery { reason, stall_ms: now_ms.saturating_sub(since_ms), replayed_rows };
             out.push(GatewayEffect::Recovered { session: id, recovery });
@@ -248,6 +249,14 @@ impl GatewayCore {
             Refusal::NotHolding { .. } => {
                 s.forget(index);
                 self.wait(id, "a stage to load its layers", "Moved", now_ms);
+            }
+            // Others may have it already; this one is asked again when they cannot do without it.
+            Refusal::NoAdapter { name } => {
+                if let Some(hop) = s.route.get(index) {
+                    s.avoid.insert(hop.peer.clone(), now_ms + AVOID_MS);
+                }
+                s.forget(index);
+                self.wait(id, &format!("a stage to load adapter {name}"), "NoAdapter", now_ms);
             }
             Refusal::NoPages | Refusal::TooManySessions => {
                 self.close(id, out);
@@ -312,13 +321,15 @@ impl GatewayCore {
         }
         let stall_ms = self.config.stall_ms;
         let still = |s: &Session| {
-            s.phase == Phase::Running
-                && now_ms.saturating_sub(s.progress_ms) >= stall_ms << s.fruitless.min(4)
+            s.phase == Phase::Running && now_ms.saturating_sub(s.progress_ms) >= stall_ms << s.silent.min(4)
         };
         let due = |s: &Session| matches!(s.phase, Phase::Waiting { until_ms, .. } if now_ms >= until_ms);
-        let again: Vec<SessionId> =
-            self.sessions.iter().filter(|(_, s)| still(s) || due(s)).map(|(&id, _)| id).collect();
-        for id in again {
+        let again: Vec<(SessionId, bool)> =
+            self.sessions.iter().filter(|(_, s)| still(s) || due(s)).map(|(&id, s)| (id, still(s))).collect();
+        for (id, is_still) in again {
+            if let Some(s) = self.sessions.get_mut(&id).filter(|_| is_still) {
+                s.silent += 1;
+            }
             self.resume(id, "Stalled", now_ms, out);
         }
         self.start_queued(now_ms, out);
@@ -422,7 +433,7 @@ impl GatewayCore {
         s.phase = Phase::Waiting { until_ms: now_ms + backoff_ms, reason: what.to_owned() };
     }
 
-    /// The best route now; for a session, one that keeps what it can and avoids whom its hops could not reach.
+    /// The best route now; for a session, one that keeps what it can and avoids whom its hops could not reach and who lacks its adapter.
     fn find_route(&self, id: Option<SessionId>, now_ms: u64) -> Result<Vec<RouteHop>, NoRoute> {
         let Some(topology) = &self.topology else { return Err(NoRoute { missing: Vec::new() }) };
         let down = topology.peers.iter().map(|p| &p.name).filter(|name| !self.up.contains(name));

@@ -3,6 +3,8 @@
 mod core;
 mod session;
 
+use std::sync::Arc;
+
 use dunlin_planner::PeerName;
 
 use crate::frame::{Frame, GatewayId, SessionId};
@@ -39,6 +41,8 @@ pub struct Submission {
     pub sampling: SamplingParams,
     /// Tokens that end it.
     pub eos: Vec<u32>,
+    /// The adapter it is computed with; none for the model itself.
+    pub adapter: Option<Arc<str>>,
     /// It fails when not finished by then.
     pub deadline_ms: u64,
 }
@@ -88,7 +92,7 @@ pub enum Failure {
 /// A session that went on after it was disturbed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
-    /// What disturbed it: `PeerLost`, `Draining`, `Stalled`, `LinkDown`, `NoPages`, `NeedReplay`.
+    /// What disturbed it: `PeerLost`, `Draining`, `Stalled`, `LinkDown`, `NoPages`, `NoAdapter`, `NeedReplay`.
     pub reason: &'static str,
     /// From the disturbance to the next token.
     pub stall_ms: u64,

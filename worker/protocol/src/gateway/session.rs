@@ -46,6 +46,7 @@ pub(super) struct Session {
     pub max_len: u32,
     pub sampling: Arc<SamplingParams>,
     pub eos: Arc<Vec<u32>>,
+    pub adapter: Option<Arc<str>>,
     pub deadline_ms: u64,
     pub phase: Phase,
     pub attempt: Attempt,
@@ -59,7 +60,9 @@ pub(super) struct Session {
     pub progress_ms: u64,
     /// Resumed this many times without a token in between.
     pub fruitless: u32,
-    /// Peers that a hop could not reach, until when they are avoided.
+    /// So many of them because nothing came at all: refusals are answers, and make nobody more patient with silence.
+    pub silent: u32,
+    /// Peers that a hop could not reach, or that lack the adapter, until when they are avoided.
     pub avoid: BTreeMap<PeerName, u64>,
     /// Since when and why it stands still, and rows computed again since.
     pub disturbed: Option<(u64, &'static str, u64)>,
@@ -73,6 +76,7 @@ impl Session {
             max_len: submission.max_len,
             sampling: Arc::new(submission.sampling),
             eos: Arc::new(submission.eos),
+            adapter: submission.adapter,
             deadline_ms: submission.deadline_ms,
             phase: Phase::Queued,
             attempt: 0,
@@ -82,6 +86,7 @@ impl Session {
             progress: BTreeMap::new(),
             progress_ms: now_ms,
             fruitless: 0,
+            silent: 0,
             avoid: BTreeMap::new(),
             disturbed: None,
         }
@@ -150,6 +155,7 @@ impl Session {
             max_len: self.max_len,
             sampling: Arc::clone(&self.sampling),
             eos: Arc::clone(&self.eos),
+            adapter: self.adapter.clone(),
         }
     }
 

@@ -74,6 +74,8 @@ pub struct Job {
     pub attempt: Attempt,
     /// Which layers.
     pub layers: Layers,
+    /// With which adapter, if any.
+    pub adapter: Option<Arc<str>>,
     /// Position of the first row.
     pub start: Position,
     /// Number of rows.

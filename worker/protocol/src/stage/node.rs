@@ -1,6 +1,6 @@
 //! The rules of a stage. See docs/protocol.md for the whole; each handler states its own.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dunlin_planner::{Layers, PeerName, Position};
@@ -13,6 +13,7 @@ use crate::sampling::{FinishReason, SamplingParams};
 pub struct StageNode {
     config: StageConfig,
     held: Vec<Layers>,
+    adapters: BTreeSet<Arc<str>>,
     sessions: BTreeMap<SessionId, Session>,
     /// When each gateway with sessions here was last heard of.
     heard_ms: BTreeMap<GatewayId, u64>,
@@ -31,6 +32,7 @@ struct Session {
     max_len: u32,
     sampling: Arc<SamplingParams>,
     eos: Arc<Vec<u32>>,
+    adapter: Option<Arc<str>>,
     segments: BTreeMap<Layers, Segment>,
     /// A refusal was sent in this attempt: the gateway decides what is next.
     refused: bool,
@@ -57,6 +59,7 @@ impl StageNode {
         Self {
             config,
             held: Vec::new(),
+            adapters: BTreeSet::new(),
             sessions: BTreeMap::new(),
             heard_ms: BTreeMap::new(),
             uses: 0,
@@ -67,6 +70,11 @@ impl StageNode {
     /// The layers it can execute from now on.
     pub fn set_held(&mut self, held: Vec<Layers>) {
         self.held = held;
+    }
+
+    /// The adapters it can execute them with from now on.
+    pub fn set_adapters(&mut self, adapters: BTreeSet<Arc<str>>) {
+        self.adapters = adapters;
     }
 
     /// Values in a row; known once the model is.
@@ -262,8 +270,14 @@ impl StageNode {
         if self.sessions.get(&open.session).is_some_and(|s| s.gateway != open.gateway) {
             return bad("the session is another gateway's");
         }
+        if self.sessions.get(&open.session).is_some_and(|s| s.adapter != open.adapter) {
+            return bad("the session has another adapter");
+        }
         if !self.held.iter().any(|held| held.covers(hop.layers)) {
             return Err(Refusal::NotHolding { layers: hop.layers });
+        }
+        if let Some(name) = open.adapter.as_ref().filter(|name| !self.adapters.contains(*name)) {
+            return Err(Refusal::NoAdapter { name: name.to_string() });
         }
         if !self.sessions.contains_key(&open.session) && self.sessions.len() >= self.config.sessions_max {
             return Err(Refusal::TooManySessions);
@@ -304,6 +318,7 @@ impl StageNode {
             session,
             attempt,
             layers,
+            adapter: s.adapter.clone(),
             start: first,
             count: end - first,
             input: Input::Rows(fresh),
@@ -432,6 +447,7 @@ impl Session {
             max_len: open.max_len,
             sampling: Arc::clone(&open.sampling),
             eos: Arc::clone(&open.eos),
+            adapter: open.adapter.clone(),
             segments: BTreeMap::new(),
             refused: false,
             used: 0,
@@ -468,7 +484,18 @@ impl Session {
         segment.queued = known;
         let input = Input::Tokens(self.tokens[start as usize..].to_vec());
         let (attempt, count) = (self.attempt, known - start);
-        out.push(StageEffect::Compute(Job { session, attempt, layers, start, count, input, last, sample }));
+        let adapter = self.adapter.clone();
+        out.push(StageEffect::Compute(Job {
+            session,
+            attempt,
+            layers,
+            adapter,
+            start,
+            count,
+            input,
+            last,
+            sample,
+        }));
     }
 
     fn finish(&self, token: u32) -> Option<FinishReason> {

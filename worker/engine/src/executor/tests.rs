@@ -1,0 +1,164 @@
+//! Jobs with adapters, one batch after the other on a random model.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
+use dunlin_model::random_model::{self, RandomModelSpec};
+use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelFile};
+use dunlin_planner::Layers;
+use dunlin_protocol::stage::{Computed, Input, Job, Output};
+use dunlin_protocol::{Refusal, SessionId};
+
+use super::{Command, EngineConfig, Executor};
+
+const VOCAB: u32 = 300;
+const PROMPT: u32 = 3;
+
+/// A whole model of three layers with adapters `a`, `b` (LoRA) and `p` (a prompt).
+fn executor() -> Executor {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = RandomModelSpec {
+        layers: 3,
+        hidden: 64,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 96,
+        vocab: VOCAB as usize,
+        seed: 5,
+    };
+    random_model::write(folder.path(), &spec).unwrap();
+    let file = ModelFile::open_path(folder.path()).unwrap();
+    let config =
+        EngineConfig { model: file.config().clone(), threads: 2, positions_max: 128, kv_bytes: 1 << 22 };
+    let mut executor = Executor::new(config, Arc::new(Mutex::default()));
+    let embedding = Embedding::load(&file).unwrap();
+    executor.command(Command::InstallHead(Arc::new(Head::load(&file, Some(&embedding)).unwrap())));
+    executor.command(Command::InstallEmbedding(embedding));
+    for layer in 0..3 {
+        executor.command(Command::Install(layer, Arc::new(LayerWeights::load(&file, layer).unwrap())));
+    }
+    let lora = |rank, targets: &[Projection]| {
+        AdapterShape::Lora(LoraShape { rank, alpha: 16.0, targets: targets.to_vec() })
+    };
+    for (name, shape, seed) in [
+        ("a", lora(4, &Projection::ALL), 1),
+        ("b", lora(7, &[Projection::Query, Projection::Down]), 2),
+        ("p", AdapterShape::Prompt(PromptShape { tokens: PROMPT as usize }), 3),
+    ] {
+        let path = folder.path().join(name);
+        random::write(&path, file.config(), &shape, seed).unwrap();
+        let adapter = Adapter::open(&path, file.config()).unwrap();
+        executor.command(Command::InstallAdapter(name.into(), Arc::new(adapter)));
+    }
+    executor
+}
+
+fn job(session: u64, adapter: Option<&str>, start: u32, tokens: &[u32]) -> Job {
+    Job {
+        session: SessionId(session),
+        attempt: 1,
+        // Rows are looked at, so the last layer is another stage's.
+        layers: Layers::new(0, 2),
+        adapter: adapter.map(Arc::from),
+        start,
+        count: tokens.len() as u32,
+        input: Input::Tokens(tokens.to_vec()),
+        last: false,
+        sample: None,
+    }
+}
+
+/// Runs everything that waits; how many batches it took, and the outputs of each session.
+fn run(executor: &mut Executor) -> (usize, BTreeMap<u64, Vec<Output>>) {
+    let outputs: RefCell<BTreeMap<u64, Vec<Output>>> = RefCell::default();
+    let done = |done: Computed| outputs.borrow_mut().entry(done.session.0).or_default().push(done.output);
+    let mut batches = 0;
+    while !executor.scheduler.is_empty() {
+        executor.batch(&done);
+        batches += 1;
+    }
+    (batches, outputs.into_inner())
+}
+
+/// (adapter, first tokens): a prompt's rows come first.
+fn sequences() -> Vec<(Option<&'static str>, Vec<u32>)> {
+    let text = vec![17, 99, 250, 3];
+    let behind = |rows: std::ops::Range<u32>, text: &[u32]| rows.chain(text.iter().copied()).collect();
+    vec![
+        (None, text.clone()),
+        (Some("a"), text.clone()),
+        (Some("b"), text.clone()),
+        (Some("p"), behind(VOCAB..VOCAB + PROMPT, &text[..1])),
+        (Some("a"), text.clone()),
+        (None, vec![8, 1]),
+        // Longer than one batch takes beside others.
+        (Some("p"), behind(VOCAB..VOCAB + PROMPT, &(0..140).map(|i| i * 2).collect::<Vec<_>>()[..100])),
+    ]
+}
+
+const MORE: [u32; 5] = [42, 7, 200, 42, 299];
+
+fn push(executor: &mut Executor, session: usize) {
+    let (adapter, first) = &sequences()[session];
+    executor.command(Command::Job(job(session as u64, *adapter, 0, first)));
+    for (i, token) in MORE.iter().enumerate() {
+        let start = first.len() as u32 + i as u32;
+        executor.command(Command::Job(job(session as u64, *adapter, start, &[*token])));
+    }
+}
+
+fn bits(outputs: &[Output]) -> Vec<u32> {
+    let rows = outputs.iter().flat_map(|output| match output {
+        Output::Rows(rows) => rows.as_slice().to_vec(),
+        other => panic!("{other:?} is not rows"),
+    });
+    rows.map(f32::to_bits).collect()
+}
+
+#[test]
+fn the_bits_of_a_row_do_not_depend_on_the_adapters_of_others_in_the_batch() {
+    let mut executor = executor();
+    let all = 0..sequences().len();
+    all.clone().for_each(|session| push(&mut executor, session));
+    let (batches, mixed) = run(&mut executor);
+    assert_eq!(batches, 1 + MORE.len(), "everybody is in every batch");
+    let mixed: Vec<Vec<u32>> = mixed.values().map(|outputs| bits(outputs)).collect();
+    for session in all {
+        let key = SessionId(session as u64);
+        executor.command(Command::Free { session: key, layers: Layers::new(0, 2) });
+        push(&mut executor, session);
+        let (_, alone) = run(&mut executor);
+        assert_eq!(bits(&alone[&(session as u64)]), mixed[session], "session {session}");
+    }
+    assert_eq!(mixed[1], mixed[4], "the same adapter, the same tokens");
+    let last = |session: usize| &mixed[session][mixed[session].len() - 64..];
+    for (one, other) in [(0, 1), (0, 2), (1, 2), (0, 3)] {
+        assert_ne!(last(one), last(other), "{one} and {other} have different adapters");
+    }
+}
+
+#[test]
+fn a_job_may_have_the_tokens_of_its_own_prompt_and_no_others_beyond_the_vocabulary() {
+    let mut executor = executor();
+    let mut outcome = |adapter: Option<&str>, token: u32| {
+        executor.command(Command::Job(job(1, adapter, 0, &[token])));
+        let (_, mut outputs) = run(&mut executor);
+        executor.command(Command::Free { session: SessionId(1), layers: Layers::new(0, 2) });
+        match outputs.remove(&1).unwrap().remove(0) {
+            Output::Failed(refusal) => Some(refusal),
+            _ => None,
+        }
+    };
+    assert_eq!(outcome(Some("p"), VOCAB), None);
+    assert_eq!(outcome(Some("p"), VOCAB + PROMPT - 1), None);
+    for (adapter, token) in
+        [(None, VOCAB), (Some("a"), VOCAB), (Some("p"), VOCAB + PROMPT), (Some("p"), u32::MAX)]
+    {
+        let refusal = outcome(adapter, token);
+        assert!(matches!(refusal, Some(Refusal::BadRequest { .. })), "{adapter:?} {token}: {refusal:?}");
+    }
+    assert_eq!(outcome(Some("c"), 1), Some(Refusal::NoAdapter { name: "c".into() }));
+}
