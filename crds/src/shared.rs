@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSource {
-    /// A GGUF file behind a URL whose server answers range requests.
+    /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors, behind a URL whose server answers range requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpSource>,
     /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors, on a PersistentVolumeClaim that every pod can mount for reading.
@@ -28,7 +28,7 @@ pub struct HttpSource {
         validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
     )]
     pub url: String,
-    /// SHA-256 of the file in lowercase hex. Without it, whatever the URL serves is trusted.
+    /// SHA-256 of the file, not of a folder, in lowercase hex. Without it, whatever the URL serves is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,

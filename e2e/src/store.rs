@@ -18,21 +18,21 @@ pub struct Store {
 }
 
 impl Store {
-    /// Serves `folder` to requests whose `Authorization` is `password`.
+    /// Serves `folder` to requests whose `Authorization` is `password`, or to all.
     ///
     /// # Errors
     /// When there is no free port.
-    pub fn start(folder: &Path, password: &str) -> Result<Self> {
+    pub fn start(folder: &Path, password: Option<&str>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let url = format!("http://{}", listener.local_addr()?);
         let requests = Arc::default();
-        let (folder, password, log) = (folder.to_owned(), password.to_owned(), Arc::clone(&requests));
+        let (folder, password, log) = (folder.to_owned(), password.map(str::to_owned), Arc::clone(&requests));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (folder, password, log) = (folder.clone(), password.clone(), Arc::clone(&log));
                 std::thread::spawn(move || {
                     // A client that goes away is no error of the server.
-                    let _ = serve(&stream, &folder, &password, &log);
+                    let _ = serve(&stream, &folder, password.as_deref(), &log);
                 });
             }
         });
@@ -46,7 +46,7 @@ impl Store {
     }
 }
 
-fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<String>>) -> Result<()> {
+fn serve(stream: &TcpStream, folder: &Path, password: Option<&str>, log: &Mutex<Vec<String>>) -> Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut head = (&mut reader).take(HEADER_MAX);
@@ -56,7 +56,7 @@ fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<Stri
         }
         let mut words = line.split_whitespace();
         let (method, path) = (words.next().context("no method")?, words.next().context("no path")?);
-        let (mut length, mut welcome) = (0, false);
+        let (mut length, mut welcome, mut range) = (0, password.is_none(), None);
         loop {
             let mut header = String::new();
             head.read_line(&mut header)?;
@@ -64,7 +64,10 @@ fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<Stri
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse()?;
             }
-            welcome |= name.eq_ignore_ascii_case("authorization") && value.trim() == password;
+            welcome |= name.eq_ignore_ascii_case("authorization") && Some(value.trim()) == password;
+            if name.eq_ignore_ascii_case("range") {
+                range = Some(bounds(value.trim())?);
+            }
             if name.eq_ignore_ascii_case("transfer-encoding") {
                 bail!("a body of unknown length is what object stores refuse");
             }
@@ -73,6 +76,7 @@ fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<Stri
         let file: PathBuf = folder.join(path.trim_start_matches('/'));
         let mut body = Vec::new();
         (&mut reader).take(length).read_to_end(&mut body)?;
+        let (mut total, mut end_of) = (None, 0);
         let (status, content) = match method {
             _ if !welcome => ("401 Unauthorized", Vec::new()),
             "PUT" => {
@@ -82,15 +86,30 @@ fn serve(stream: &TcpStream, folder: &Path, password: &str, log: &Mutex<Vec<Stri
             }
             "DELETE" if std::fs::remove_file(&file).is_ok() => ("204 No Content", Vec::new()),
             "GET" | "HEAD" => match std::fs::read(&file) {
-                Ok(content) => ("200 OK", content),
+                Ok(content) if range.is_none() => ("200 OK", content),
+                Ok(content) => {
+                    let (start, end) = range.unwrap_or_default();
+                    (total, end_of) = (Some(content.len()), end.min(content.len().saturating_sub(1)));
+                    ("206 Partial Content", content.get(start..=end_of).unwrap_or_default().to_vec())
+                }
                 Err(_) => ("404 Not Found", Vec::new()),
             },
             _ => ("404 Not Found", Vec::new()),
         };
         let mut out = stream;
-        write!(out, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", content.len())?;
+        write!(out, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n", content.len())?;
+        if let (Some(total), Some((start, _))) = (total, range) {
+            write!(out, "Content-Range: bytes {start}-{end_of}/{total}\r\n")?;
+        }
+        write!(out, "\r\n")?;
         if method == "GET" {
             out.write_all(&content)?;
         }
     }
+}
+
+/// First and last byte of `bytes=0-99`.
+fn bounds(range: &str) -> Result<(usize, usize)> {
+    let (start, end) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).context("a range")?;
+    Ok((start.parse()?, end.parse()?))
 }

@@ -63,7 +63,7 @@ pub struct ModelArgs {
     /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors.
     #[arg(long, conflicts_with = "model_url")]
     pub model: Option<PathBuf>,
-    /// A GGUF file on an HTTP server that knows Range requests.
+    /// A GGUF file, or the URL of a folder as above, on an HTTP server that knows Range requests.
     #[arg(long)]
     pub model_url: Option<String>,
     /// Its sha256; nothing is served from a file with another one.

@@ -22,7 +22,7 @@ pub struct TrainedModelSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
 pub struct TrainedModelSource {
-    /// The URL of a folder with config.json and safetensors.
+    /// The URL of a folder with config.json and safetensors; with `adapter`, of a GGUF file as well. Its server answers range requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<FolderSource>,
     /// A folder with config.json and safetensors, such as a checkpoint of another TrainingSwarm, on a PersistentVolumeClaim that every pod

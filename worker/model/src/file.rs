@@ -1,7 +1,7 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use dunlin_kernels::{Format, Matrix, RopeLayout, RopeScaling};
@@ -13,14 +13,16 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::gguf;
 use crate::safetensors::{self, Dtype};
-use crate::source::{ByteSource, FileSource};
+use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::Tokenizer;
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
 /// As above, config.json and tokenizer_config.json, which take many times their length in memory.
 const CONFIG_MAX: u64 = 4 << 20;
-/// As above, model.safetensors.index.json.
+/// Which file has which tensor.
+const INDEX: &str = "model.safetensors.index.json";
+/// As above, of that.
 const INDEX_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
 
@@ -40,7 +42,7 @@ struct Place {
 
 enum Text {
     Gguf(BTreeMap<String, gguf::Value>),
-    Folder { path: PathBuf, config: Value },
+    Folder { folder: Arc<dyn Folder>, config: Value },
 }
 
 /// An opened model: headers are read, weights are not.
@@ -58,7 +60,10 @@ impl ModelFile {
     /// # Errors
     /// When it cannot be read or is not sound.
     pub fn open_path(path: &Path) -> Result<Self, ModelError> {
-        if path.is_dir() { Self::open_folder(path) } else { Self::open(Arc::new(FileSource::open(path)?)) }
+        if path.is_dir() {
+            return Self::open_folder(Arc::new(LocalFolder(path.to_owned())));
+        }
+        Self::open(Arc::new(FileSource::open(path)?))
     }
 
     /// Opens a GGUF file, wherever it is; reads its header only.
@@ -85,18 +90,22 @@ impl ModelFile {
         Ok(Self { config, sources: vec![source], tensors, text: Text::Gguf(header.values), gguf_names: true })
     }
 
-    fn open_folder(path: &Path) -> Result<Self, ModelError> {
-        let json = side_json(&path.join("config.json"))?;
-        let mut config = safetensors::config(&path.join("config.json").display().to_string(), &json)?;
-        let names = weight_files(path)?;
+    /// Opens a folder with config.json and safetensors, wherever it is; reads headers only.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not sound.
+    pub fn open_folder(folder: Arc<dyn Folder>) -> Result<Self, ModelError> {
+        let json = side_json(&*folder, "config.json")?;
+        let mut config = safetensors::config(&format!("{}/config.json", folder.describe()), &json)?;
+        let names = weight_files(&*folder)?;
         if names.is_empty() || names.len() > SHARDS_MAX {
-            let what = format!("{} has {} safetensors files", path.display(), names.len());
+            let what = format!("{} has {} safetensors files", folder.describe(), names.len());
             return Err(ModelError::Unsupported(what));
         }
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
         let mut tensors = BTreeMap::new();
         for name in names {
-            let file: Arc<dyn ByteSource> = Arc::new(FileSource::open(&name)?);
+            let file = open(&*folder, &name)?;
             for (name, t) in safetensors::read_header(file.as_ref())? {
                 let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
                 let place = Place { shape: t.shape, stored, source, offset: t.offset, bytes: t.bytes };
@@ -109,7 +118,7 @@ impl ModelFile {
             sources.push(file);
         }
         config.tied |= !tensors.contains_key("lm_head.weight");
-        let text = Text::Folder { path: path.to_owned(), config: json };
+        let text = Text::Folder { folder, config: json };
         Ok(Self { config, sources, tensors, text, gguf_names: false })
     }
 
@@ -126,10 +135,9 @@ impl ModelFile {
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let tokenizer = match &self.text {
             Text::Gguf(values) => Tokenizer::from_gguf(values)?,
-            Text::Folder { path, config } => {
-                let file = path.join("tokenizer.json");
-                let json = side_file(&file, TOKENIZER_MAX)?;
-                let extra = side_json(&path.join("tokenizer_config.json")).unwrap_or(Value::Null);
+            Text::Folder { folder, config } => {
+                let json = side_file(&**folder, "tokenizer.json", TOKENIZER_MAX)?;
+                let extra = side_json(&**folder, "tokenizer_config.json").unwrap_or(Value::Null);
                 Tokenizer::from_json(&json, config, &extra)?
             }
         };
@@ -145,8 +153,8 @@ impl ModelFile {
     pub fn chat_template(&self) -> Option<String> {
         match &self.text {
             Text::Gguf(values) => values.get("tokenizer.chat_template")?.as_text().map(str::to_owned),
-            Text::Folder { path, .. } => {
-                let config = side_json(&path.join("tokenizer_config.json")).ok()?;
+            Text::Folder { folder, .. } => {
+                let config = side_json(&**folder, "tokenizer_config.json").ok()?;
                 config["chat_template"].as_str().map(str::to_owned)
             }
         }
@@ -273,35 +281,33 @@ impl ModelFile {
 
 /// The files with weights: those that `model.safetensors.index.json` names; else `model.safetensors`, beside which some models have the same
 /// weights in another form; else all that there are.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index = folder.join("model.safetensors.index.json");
-    if index.exists() {
-        return indexed_files(folder, &index);
+fn weight_files(folder: &dyn Folder) -> Result<Vec<String>, ModelError> {
+    const WHOLE: &str = "model.safetensors";
+    if folder.open(INDEX)?.is_some() {
+        return indexed_files(folder);
     }
-    let whole = folder.join("model.safetensors");
-    if whole.exists() {
-        return Ok(vec![whole]);
+    if folder.open(WHOLE)?.is_some() {
+        return Ok(vec![WHOLE.to_owned()]);
     }
-    let mut names: Vec<PathBuf> = std::fs::read_dir(folder)
-        .map_err(|source| ModelError::Read { what: folder.display().to_string(), source })?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|file| file.extension().is_some_and(|e| e == "safetensors"))
-        .take(SHARDS_MAX + 1)
-        .collect();
+    let mut names = folder.names()?.unwrap_or_default();
+    names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "safetensors"));
     names.sort();
     Ok(names)
 }
 
-fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let wrong =
-        |what: String| ModelError::Malformed { file: index.display().to_string(), format: "JSON", what };
-    let json = side_file(index, INDEX_MAX)?;
+fn indexed_files(folder: &dyn Folder) -> Result<Vec<String>, ModelError> {
+    let wrong = |what: String| ModelError::Malformed {
+        file: format!("{}/{INDEX}", folder.describe()),
+        format: "JSON",
+        what,
+    };
+    let json = side_file(folder, INDEX, INDEX_MAX)?;
     let json: Index = serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
     let names: BTreeSet<String> = json.weight_map.into_values().collect();
     // A name with a path could point anywhere.
     match names.iter().find(|name| Path::new(name).file_name().is_none_or(|own| own != name.as_str())) {
         Some(name) => Err(wrong(format!("it names `{name}`, which is not a file of the folder"))),
-        None => Ok(names.iter().map(|name| folder.join(name)).collect()),
+        None => Ok(names.into_iter().collect()),
     }
 }
 
@@ -340,21 +346,29 @@ pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -
     Ok(())
 }
 
-fn side_file(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
-    let file = FileSource::open(path)?;
+/// A file that must be there.
+fn open(folder: &dyn Folder, name: &str) -> Result<Arc<dyn ByteSource>, ModelError> {
+    folder.open(name)?.ok_or_else(|| ModelError::Read {
+        what: format!("{}/{name}", folder.describe()),
+        source: std::io::ErrorKind::NotFound.into(),
+    })
+}
+
+fn side_file(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
+    let file = open(folder, name)?;
     if file.len() > bytes_max {
         let what = format!("it has {} bytes, more than {bytes_max}", file.len());
         return Err(ModelError::Malformed { file: file.describe(), format: "JSON", what });
     }
     let mut bytes = vec![0; file.len() as usize];
     let read = file.read_at(0, &mut bytes);
-    read.map_err(|source| ModelError::Read { what: path.display().to_string(), source })?;
+    read.map_err(|source| ModelError::Read { what: file.describe(), source })?;
     Ok(bytes)
 }
 
-pub(crate) fn side_json(path: &Path) -> Result<Value, ModelError> {
-    serde_json::from_slice(&side_file(path, CONFIG_MAX)?).map_err(|error| ModelError::Malformed {
-        file: path.display().to_string(),
+pub(crate) fn side_json(folder: &dyn Folder, name: &str) -> Result<Value, ModelError> {
+    serde_json::from_slice(&side_file(folder, name, CONFIG_MAX)?).map_err(|error| ModelError::Malformed {
+        file: format!("{}/{name}", folder.describe()),
         format: "JSON",
         what: error.to_string(),
     })

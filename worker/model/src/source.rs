@@ -1,9 +1,10 @@
-//! Bytes of a model file, by range.
+//! Bytes of a model file, by range; files of a folder, by name.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::ModelError;
 
@@ -22,6 +23,45 @@ pub trait ByteSource: Send + Sync {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Where it is, for messages.
     fn describe(&self) -> String;
+}
+
+/// The files of a folder somewhere.
+pub trait Folder: Send + Sync {
+    /// Opens a file; none when there is no such file.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    fn open(&self, name: &str) -> Result<Option<Arc<dyn ByteSource>>, ModelError>;
+    /// Names of all files; none when the folder cannot be listed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn names(&self) -> Result<Option<Vec<String>>, ModelError>;
+    /// Where it is, for messages.
+    fn describe(&self) -> String;
+}
+
+/// A local folder.
+pub struct LocalFolder(pub PathBuf);
+
+impl Folder for LocalFolder {
+    fn open(&self, name: &str) -> Result<Option<Arc<dyn ByteSource>>, ModelError> {
+        match FileSource::open(&self.0.join(name)) {
+            Ok(file) => Ok(Some(Arc::new(file))),
+            Err(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn names(&self) -> Result<Option<Vec<String>>, ModelError> {
+        let entries = std::fs::read_dir(&self.0)
+            .map_err(|source| ModelError::Read { what: self.describe(), source })?;
+        Ok(Some(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()))
+    }
+
+    fn describe(&self) -> String {
+        self.0.display().to_string()
+    }
 }
 
 /// A local file.

@@ -1,9 +1,11 @@
-//! A file on an HTTP server, read by range.
+//! Files on an HTTP server, read by range.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::ByteSource;
+use dunlin_model::source::Folder;
+use dunlin_model::{ByteSource, ModelError};
 
 /// Time for one connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,16 +35,56 @@ impl HttpSource {
     /// # Errors
     /// When the server does not answer, or not with a file that can be read by range.
     pub fn open(url: &str) -> io::Result<Self> {
+        Self::if_there(url)?.ok_or_else(|| io::Error::other("the server answers HTTP 404"))
+    }
+
+    /// The same; none when the server has no such file.
+    ///
+    /// # Errors
+    /// As [`HttpSource::open`].
+    fn if_there(url: &str) -> io::Result<Option<Self>> {
         let agent = agent();
         let response = agent.get(url).header("range", "bytes=0-0").call().map_err(io::Error::other)?;
         let status = response.status().as_u16();
         let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
         let len = range.and_then(|v| v.rsplit('/').next()).and_then(|v| v.parse().ok());
         match (status, len) {
-            (206, Some(len)) => Ok(Self { agent, url: url.to_owned(), len }),
+            (206, Some(len)) => Ok(Some(Self { agent, url: url.to_owned(), len })),
+            (404, _) => Ok(None),
             (200, _) => Err(io::Error::other("the server ignores Range requests; use one that knows them")),
             _ => Err(io::Error::other(format!("the server answers HTTP {status}"))),
         }
+    }
+}
+
+/// The files below a URL. A server lists nothing: which files there are follows from their names.
+pub struct HttpFolder {
+    url: String,
+}
+
+impl HttpFolder {
+    /// The folder at `url`, if there is a model in Hugging Face's form.
+    #[must_use]
+    pub fn find(url: &str) -> Option<Self> {
+        let folder = Self { url: url.trim_end_matches('/').to_owned() };
+        // Whatever is wrong with it is said when the file of this name is opened.
+        folder.open("config.json").ok().flatten().map(|_| folder)
+    }
+}
+
+impl Folder for HttpFolder {
+    fn open(&self, name: &str) -> Result<Option<Arc<dyn ByteSource>>, ModelError> {
+        let url = format!("{}/{name}", self.url);
+        let found = HttpSource::if_there(&url).map_err(|source| ModelError::Read { what: url, source })?;
+        Ok(found.map(|file| Arc::new(file) as Arc<dyn ByteSource>))
+    }
+
+    fn names(&self) -> Result<Option<Vec<String>>, ModelError> {
+        Ok(None)
+    }
+
+    fn describe(&self) -> String {
+        self.url.clone()
     }
 }
 

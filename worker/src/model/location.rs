@@ -9,7 +9,7 @@ use anyhow::bail;
 use dunlin_model::{ModelError, ModelFile};
 use sha2::{Digest, Sha256};
 
-use super::http::{HttpSource, agent};
+use super::http::{HttpFolder, HttpSource, agent};
 use crate::cli::ModelArgs;
 
 /// Something a user must mend.
@@ -67,6 +67,15 @@ impl Location {
         path.file_stem().map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned())
     }
 
+    /// Where a run says that its model is: a path or a URL.
+    #[must_use]
+    pub fn of_run(place: &str) -> Self {
+        if place.starts_with("http://") || place.starts_with("https://") {
+            return Self::Url { url: place.to_owned(), sha256: None, cache: PathBuf::new() };
+        }
+        Self::Path(place.into())
+    }
+
     /// Opens it. With a digest the whole file is read once, checked, and kept in the cache; without, only ranges are ever read.
     ///
     /// # Errors
@@ -75,6 +84,9 @@ impl Location {
         match self {
             Self::Path(path) => ModelFile::open_path(path).map_err(|error| problem(&error)),
             Self::Url { url, sha256: None, .. } => {
+                if let Some(folder) = HttpFolder::find(url) {
+                    return ModelFile::open_folder(Arc::new(folder)).map_err(|error| problem(&error));
+                }
                 let source = HttpSource::open(url).map_err(|error| unreachable(url, &error))?;
                 ModelFile::open(Arc::new(source)).map_err(|error| problem(&error))
             }

@@ -31,6 +31,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::cli::ProcessArgs;
+use crate::model::Location;
 use crate::stage::tls;
 
 /// First and longest pause before the conductor's name is looked up again.
@@ -64,7 +65,7 @@ pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
             shape.model_config(TextTokenizer::open(&config.data.tokenizer)?.vocab())?
         }
         ModelSource::Checkpoint(path) => {
-            let file = ModelFile::open_path(Path::new(path))?;
+            let file = open_model(path)?;
             if config.adapter.is_some() {
                 return Ok(Run::over(config, file)?);
             }
@@ -72,6 +73,13 @@ pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
         }
     };
     Ok(Run::new(config, model)?)
+}
+
+/// The model that training goes on from, or that an adapter is trained over.
+fn open_model(place: &str) -> anyhow::Result<ModelFile> {
+    Location::of_run(place)
+        .open()
+        .map_err(|problem| anyhow::anyhow!("{}: {}", problem.reason, problem.message))
 }
 
 /// A stage with its first values: random ones, also those of an adapter, or those of the model that training starts from.
@@ -85,7 +93,7 @@ pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
     };
     let layout = run.layout(stage);
     let mut parameters = vec![0.0; layout.len()];
-    dunlin_model::training::load(&layout, &ModelFile::open_path(Path::new(folder))?, &mut parameters)?;
+    dunlin_model::training::load(&layout, &open_model(folder)?, &mut parameters)?;
     let slots = vec![vec![0.0; layout.len()]; run.optimizer_slots()];
     Ok(Stage::from_state(run, stage, 0, parameters, slots, pool)?)
 }

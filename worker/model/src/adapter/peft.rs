@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::{Stored, side_json, widen};
 use crate::safetensors::{self, Tensor};
-use crate::source::{ByteSource, FileSource};
+use crate::source::{ByteSource, FileSource, LocalFolder};
 
 /// The file with the configuration.
 pub const CONFIG: &str = "adapter_config.json";
@@ -72,7 +72,7 @@ impl Adapter {
     /// # Errors
     /// When it cannot be read, is not sound, is of a kind that is not known here, or was made for another model.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let (json, mut file) = (side_json(&folder.join(CONFIG))?, Weights::open(folder)?);
+        let (json, mut file) = (side_json(&LocalFolder(folder.to_owned()), CONFIG)?, Weights::open(folder)?);
         let mut adapter = Self {
             prompt: Vec::new(),
             hidden: config.hidden,
@@ -103,7 +103,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::open`], as far as it looks.
     pub fn prompt_rows_in(folder: &Path, config: &ModelConfig) -> Result<usize, ModelError> {
-        let (json, mut file) = (side_json(&folder.join(CONFIG))?, Weights::open(folder)?);
+        let (json, mut file) = (side_json(&LocalFolder(folder.to_owned()), CONFIG)?, Weights::open(folder)?);
         match file.kind(&json)? {
             Kind::Lora => Ok(0),
             Kind::Prompt => Ok(file.prompt(config)?.len() / config.hidden),

@@ -12,7 +12,8 @@ use super::ConfigError;
 pub enum ModelSource {
     /// A shape; weights are random.
     Config(ModelShape),
-    /// A folder with `config.json` and safetensors; its weights are where training begins. Under an adapter, a GGUF file as well.
+    /// A folder with `config.json` and safetensors, or the URL of one; its weights are where training begins. Under an adapter, a GGUF file as
+    /// well.
     Checkpoint(String),
 }
 
