@@ -158,7 +158,7 @@ impl Signer {
         };
         let read = |name: &str| {
             let missing = |e| io::Error::other(format!("{e}; it needs {}", self.keys()));
-            Ok::<_, io::Error>(read_trimmed(&folder.join(name)).map_err(missing)?)
+            read_trimmed(&folder.join(name)).map_err(missing)
         };
         let (id, secret) = (read("accessKeyId")?, read("secretAccessKey")?);
         Ok(match folder.join("sessionToken") {

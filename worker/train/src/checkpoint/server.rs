@@ -296,13 +296,16 @@ mod tests {
     use crate::checkpoint::Destination;
     use crate::testing::Folder;
 
-    /// A server that gives these answers, one a connection, and returns what it was asked for: method, path and body.
-    fn scripted(answers: &[(u16, &'static str)]) -> (String, JoinHandle<Vec<(String, Vec<u8>)>>) {
+    /// Requests in their order: method with path, and body.
+    type Asked = Vec<(String, Vec<u8>)>;
+
+    /// A server that gives these answers, one a connection, and returns what it was asked for.
+    fn scripted(answers: &[(u16, &'static str)]) -> (String, JoinHandle<Asked>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let answers = answers.to_vec();
         let served = std::thread::spawn(move || {
-            let mut asked = Vec::new();
+            let mut asked = Asked::new();
             for (status, body) in answers {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
