@@ -46,6 +46,9 @@ test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built 
 test-page: build ## the page of a training run in headless Chromium (installs it with apt)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/page/run.sh $(abspath $(TARGET))/page
 
+test-peft: build ## adapters trained here, in Hugging Face's PEFT: same tokens (installs PyTorch and PEFT from PyPI into the cache)
+	$$(e2e/torch/setup.sh) e2e/torch/adapters.py --worker $(TARGET)/release/dunlin-worker --text $$(e2e/fetch-text.sh)
+
 preflight: ## is everything there that a local cluster needs? installs what apt has
 	e2e/cluster/cluster check
 
@@ -113,6 +116,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-s3 test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-decode bench-average bench-faults bench-links bench-loss bench-train
