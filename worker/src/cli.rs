@@ -212,7 +212,7 @@ pub struct TrainPeerArgs {
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Memory it may use, in bytes. Nothing holds it to that yet.
+    /// Memory it may use, in bytes: with less than a stage of the run needs it does not start. 0: not known.
     #[arg(long, default_value_t = 0)]
     pub memory: u64,
     /// Disk that it may use for what is temporary, in bytes.

@@ -188,8 +188,9 @@ fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
 #[test]
 fn an_adapter_is_trained_through_kills_to_the_same_bits() {
     let base = Run::new("base");
-    base.start(2, 2).finish().unwrap();
-    let base = base.checkpoints().join("step-00000024");
+    // A model that knows next to nothing, so that there is much to learn.
+    base.start_with(2, 2, |config| config["steps"] = json!(1)).finish().unwrap();
+    let base = base.checkpoints().join("step-00000001");
     let server = Store::start(&base, None).unwrap();
     let adapters = [
         ("lora", json!({"lora": {"rank": 4, "alpha": 8.0, "targets": ["Query", "Value", "Up", "Down"]}})),
@@ -206,8 +207,9 @@ fn an_adapter_is_trained_through_kills_to_the_same_bits() {
         };
         let straight = Run::new(&format!("{name}-straight"));
         let (steps, last) = straight.start_with(1, 1, change).finish().unwrap();
-        let (first, best) = (&steps[0]["validation_loss"], &last["validation_loss"]);
-        assert!(best.as_f64() < first.as_f64(), "{name} learns: {first} -> {best}");
+        let loss = |line: &Value| line["validation_loss"].as_f64().unwrap();
+        let (before, after) = (loss(&steps[0]), loss(&last));
+        assert!(after < before - 0.2, "{name} learns: {before} -> {after}");
         assert_eq!(last["checkpoint"]["step"], 24, "{last}");
         let run = Run::new(&format!("{name}-killed"));
         let mut training = run.start_with(2, 4, change);

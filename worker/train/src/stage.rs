@@ -19,7 +19,7 @@ use crate::schedule::learning_rate;
 use crate::squares::sums_of_squares;
 
 /// Averages that are kept for peers that join.
-const UPDATES_KEPT: usize = 4;
+pub(crate) const UPDATES_KEPT: usize = 4;
 
 /// Why a stage cannot go on.
 #[derive(Debug, Error)]

@@ -78,6 +78,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     let config = read_config(&args.config)?;
     let links = links(&args.process)?;
     let run = Arc::new(super::run_of(config)?);
+    memory::suffices(&run, args.memory)?;
     let listener = TcpListener::bind(args.process.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
