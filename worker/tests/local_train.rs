@@ -189,8 +189,8 @@ fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
 fn an_adapter_is_trained_through_kills_to_the_same_bits() {
     let base = Run::new("base");
     // A model that knows next to nothing, so that there is much to learn.
-    base.start_with(2, 2, |config| config["steps"] = json!(1)).finish().unwrap();
-    let base = base.checkpoints().join("step-00000001");
+    base.start_with(2, 2, |config| config["steps"] = json!(4)).finish().unwrap();
+    let base = base.checkpoints().join("step-00000004");
     let server = Store::start(&base, None).unwrap();
     let adapters = [
         ("lora", json!({"lora": {"rank": 4, "alpha": 8.0, "targets": ["Query", "Value", "Up", "Down"]}})),
