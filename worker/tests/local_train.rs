@@ -184,7 +184,7 @@ fn checkpoints_go_to_a_server_that_takes_put_and_the_run_goes_on_from_there() {
     assert!(puts > 20, "{puts} files were put");
 }
 
-/// An adapter is trained over the last checkpoint of another run, through kills, and is served on top of it.
+/// An adapter is trained over the last checkpoint of another run, through kills; what it leaves is an adapter of that model, and no model.
 #[test]
 fn an_adapter_is_trained_through_kills_to_the_same_bits() {
     let base = Run::new("base");
