@@ -46,8 +46,8 @@ impl Isa {
     }
 }
 
-/// Compiles a function of plain loops twice: for any machine, and for AVX2 and FMA, where the compiler vectorises it. Rust neither
-/// contracts nor reorders float operations, so both give the same bits. The instruction set becomes the first argument.
+/// Compiles a function of plain loops for any machine, for AVX2 and FMA, and for AVX-512, where the compiler vectorises it. Rust neither
+/// contracts nor reorders float operations, so all give the same bits. The instruction set becomes the first argument.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
@@ -55,13 +55,21 @@ macro_rules! vectorised {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $out)? $body
             #[cfg(target_arch = "x86_64")]
-            if isa >= $crate::isa::Isa::Avx2 {
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+                fn avx512($($arg: $type),*) $(-> $out)? {
+                    body($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $type),*) $(-> $out)? {
                     body($($arg),*)
                 }
-                // SAFETY: a pool has an instruction set only when the machine has it.
-                return unsafe { avx2($($arg),*) };
+                // SAFETY (both): a pool has an instruction set only when the machine has it.
+                match isa {
+                    $crate::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::isa::Isa::Scalar => {}
+                }
             }
             let _ = isa;
             body($($arg),*)

@@ -7,7 +7,7 @@ use crate::isa::Isa;
 use crate::linear::CHUNK;
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shards};
-use crate::tile::{Into, Product, ROWS};
+use crate::tile::{Into, Product};
 
 /// Whether a gradient begins with these tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Begin {
 pub struct GradientScratch {
     /// Inputs of a chunk: `[k / 16][tokens][16]`.
     x: Buffer<f32>,
-    /// Output gradients of a chunk: `[n / 6][tokens][6]`.
+    /// Output gradients of a chunk in panels of as many columns as a tile has rows: `[n / R][tokens][R]`.
     dy: Buffer<f32>,
 }
 
@@ -52,6 +52,23 @@ pub fn weight_gradient(
             dw.len()
         );
     }
+    match pool.isa() {
+        Isa::Avx512 => chunks::<12, 32>(pool, x, m, dys, dws, begin, scratch),
+        _ => chunks::<6, 16>(pool, x, m, dys, dws, begin, scratch),
+    }
+}
+
+/// In tiles of `R` rows (maps' outputs) and `C` columns (their inputs).
+fn chunks<const R: usize, const C: usize>(
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    dys: &[&[f32]],
+    dws: &mut [&mut [f32]],
+    begin: Begin,
+    scratch: &mut GradientScratch,
+) {
+    let k = x.len() / m;
     for start in (0..m).step_by(CHUNK) {
         let tokens = CHUNK.min(m - start);
         let into = if start == 0 && begin == Begin::Here { Into::Set } else { Into::Add };
@@ -59,9 +76,9 @@ pub fn weight_gradient(
         pack::<PANEL>(pool, &x[start * k..(start + tokens) * k], tokens, &mut scratch.x);
         for (dy, dw) in dys.iter().zip(dws.iter_mut()) {
             let n = dy.len() / m;
-            scratch.dy.ensure(n.next_multiple_of(ROWS) * tokens);
-            pack::<ROWS>(pool, &dy[start * n..(start + tokens) * n], tokens, &mut scratch.dy);
-            chunk(pool, &scratch.x, &scratch.dy, tokens, n, k, dw, into);
+            scratch.dy.ensure(n.next_multiple_of(R) * tokens);
+            pack::<R>(pool, &dy[start * n..(start + tokens) * n], tokens, &mut scratch.dy);
+            chunk::<R, C>(pool, &scratch.x, &scratch.dy, tokens, n, k, dw, into);
         }
     }
 }
@@ -85,29 +102,37 @@ fn pack<const W: usize>(pool: &Pool, from: &[f32], rows: usize, to: &mut [f32]) 
     });
 }
 
-/// One chunk of tokens; threads split the panels of inputs.
-fn chunk(pool: &Pool, x: &[f32], dy: &[f32], tokens: usize, n: usize, k: usize, dw: &mut [f32], into: Into) {
+/// One chunk of tokens; threads split the tiles, those of the same inputs one after the other.
+fn chunk<const R: usize, const C: usize>(
+    pool: &Pool,
+    x: &[f32],
+    dy: &[f32],
+    tokens: usize,
+    n: usize,
+    k: usize,
+    dw: &mut [f32],
+    into: Into,
+) {
     let out = Shards::new(dw);
-    pool.split(k.div_ceil(PANEL), &|panels| {
-        for panel in panels {
-            let column = panel * PANEL;
-            let columns = PANEL.min(k - column);
-            let b = &x[panel * tokens * PANEL..][..tokens * PANEL];
-            for (block, row) in (0..n).step_by(ROWS).enumerate() {
-                let rows = ROWS.min(n - row);
-                let a = &dy[block * tokens * ROWS..][..tokens * ROWS];
-                let product = Product { a, a_row: 1, a_step: ROWS, b, b_step: PANEL, steps: tokens };
-                // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and columns of a panel are
-                // written by one thread only.
-                unsafe { tile(pool.isa(), &product, rows, columns, out.at(row * k + column), k, into) };
-            }
+    let blocks = n.div_ceil(R);
+    pool.split(k.div_ceil(C) * blocks, &|tiles| {
+        for index in tiles {
+            let (panel, block) = (index / blocks, index % blocks);
+            let (row, column) = (block * R, panel * C);
+            let (rows, columns) = (R.min(n - row), C.min(k - column));
+            let a = &dy[block * tokens * R..][..tokens * R];
+            let b = &x[column * tokens..columns.next_multiple_of(PANEL) * tokens + column * tokens];
+            let product =
+                Product { a, a_row: 1, a_step: R, b, b_step: PANEL, b_panel: tokens * PANEL, steps: tokens };
+            // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and each is of one tile only.
+            unsafe { tile::<R, C>(pool.isa(), &product, rows, columns, out.at(row * k + column), k, into) };
         }
     });
 }
 
 /// # Safety
-/// `rows` rows of `columns` values, `stride` apart, may be written at `out`.
-unsafe fn tile(
+/// `rows` rows of `columns` values, `stride` apart, may be read and written at `out`, and nobody else does.
+unsafe fn tile<const R: usize, const C: usize>(
     isa: Isa,
     product: &Product<'_>,
     rows: usize,
@@ -116,16 +141,19 @@ unsafe fn tile(
     stride: usize,
     into: Into,
 ) {
-    let mut sums = [0f32; ROWS * PANEL];
-    product.run(isa, rows, PANEL, &mut sums, PANEL, Into::Set);
-    for (r, sums) in sums.as_chunks::<PANEL>().0.iter().enumerate().take(rows) {
+    if columns.is_multiple_of(8) {
+        // SAFETY: promised.
+        return unsafe { product.run_at(isa, rows, columns, out, stride, into) };
+    }
+    let mut sums = [[0f32; C]; R];
+    product.run(isa, rows, columns.next_multiple_of(PANEL), sums.as_flattened_mut(), C, Into::Set);
+    for (r, sums) in sums.iter().enumerate().take(rows) {
         // SAFETY: promised; the slice lives for this row only.
         let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), columns) };
-        match (into, out.as_chunks_mut::<PANEL>().0.first_mut()) {
-            (Into::Add, Some(out)) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-            (Into::Add, None) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-            (_, Some(out)) => *out = *sums,
-            (_, None) => out.copy_from_slice(&sums[..columns]),
+        if into == Into::Add {
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+        } else {
+            out.copy_from_slice(&sums[..columns]);
         }
     }
 }

@@ -132,14 +132,11 @@ impl Page<'_> {
     ) {
         let (isa, hd, padded) = (self.isa, self.hd, self.padded);
         let (page_len, positions) = (hd * PAGE, (last + 1) * PAGE);
-        for page in 0..=last {
-            for (a, b, to) in
-                [(&*self.q, keys_t, &mut *self.weights), (&*self.dout, values_t, &mut *self.dscores)]
-            {
-                let b = &b[page * page_len..][..page_len];
-                let product = Product { a, a_row: hd, a_step: 1, b, b_step: PAGE, steps: hd };
-                product.run(isa, PAGE, PAGE, &mut to[page * PAGE..], padded, Into::Set);
-            }
+        for (a, b, to) in
+            [(&*self.q, keys_t, &mut *self.weights), (&*self.dout, values_t, &mut *self.dscores)]
+        {
+            let product = Product { a, a_row: hd, a_step: 1, b, b_step: PAGE, b_panel: page_len, steps: hd };
+            product.run(isa, PAGE, positions, to, padded, Into::Set);
         }
         for r in 0..PAGE {
             let weights = &mut self.weights[r * padded..][..positions];
@@ -155,9 +152,25 @@ impl Page<'_> {
             dscores[valid..].fill(0.0);
         }
         let (weights, dscores) = (&*self.weights, &*self.dscores);
-        let dq = Product { a: dscores, a_row: padded, a_step: 1, b: keys, b_step: hd, steps: positions };
+        let dq = Product {
+            a: dscores,
+            a_row: padded,
+            a_step: 1,
+            b: keys,
+            b_step: hd,
+            b_panel: PAGE,
+            steps: positions,
+        };
         dq.run(isa, PAGE, hd, self.dq, hd, Into::Set);
-        let dk = Product { a: dscores, a_row: 1, a_step: padded, b: self.q, b_step: hd, steps: PAGE };
+        let dk = Product {
+            a: dscores,
+            a_row: 1,
+            a_step: padded,
+            b: self.q,
+            b_step: hd,
+            b_panel: PAGE,
+            steps: PAGE,
+        };
         dk.run(isa, positions, hd, dkeys, hd, Into::Continue);
         let dv = Product { a: weights, b: self.dout, ..dk };
         dv.run(isa, positions, hd, dvalues, hd, Into::Continue);

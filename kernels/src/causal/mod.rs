@@ -10,7 +10,7 @@ pub use backward::{CausalForward, causal_attention_backward};
 use crate::attention::PAGE;
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
-use crate::math::{exp_lane, tree_16};
+use crate::math::exp_lane;
 use crate::pool::{Pool, Shards};
 use crate::tile::{Into, Product};
 
@@ -185,27 +185,31 @@ pub fn causal_attention(
     let (group, width) = (shape.heads / shape.kv_heads, shape.heads * hd);
     let (out, statistics) = (Shards::new(out), Shards::new(statistics));
     let page_len = hd * PAGE;
-    for_each_head(pool, shape, scratch, 2 * pages * page_len + page_len, &|sequence, kv_head, mut buffer| {
+    let len = 2 * pages * page_len + 2 * page_len + pages * PAGE * PAGE;
+    for_each_head(pool, shape, scratch, len, &|sequence, kv_head, mut buffer| {
         let keys = take(&mut buffer, pages * page_len);
         let values = take(&mut buffer, pages * page_len);
+        let queries = take(&mut buffer, page_len);
         let sums = take(&mut buffer, page_len);
+        let scores = take(&mut buffer, pages * PAGE * PAGE);
         let of = |x, heads, head, from, count| HeadRows::new(x, shape, heads, sequence, head, from, count);
-        of(k, shape.kv_heads, kv_head, 0, shape.length).transpose(isa, keys);
+        of(k, shape.kv_heads, kv_head, 0, shape.length).copy(keys);
         of(v, shape.kv_heads, kv_head, 0, shape.length).copy(values);
         for head in kv_head * group..(kv_head + 1) * group {
             for last in 0..pages {
                 let rows = PAGE.min(shape.length - last * PAGE);
-                let q = of(q, shape.heads, head, last * PAGE, rows);
-                let softmax = forward_page(isa, &q, keys, values, last, shape.scale(), sums);
-                for (r, (sums, row)) in sums.chunks_exact(hd).zip(&softmax).enumerate().take(rows) {
+                of(q, shape.heads, head, last * PAGE, rows).transpose(isa, queries);
+                let softmax =
+                    forward_page(isa, queries, keys, values, (last, rows), shape.scale(), scores, sums);
+                for (r, sums) in sums.chunks_exact(hd).enumerate().take(rows) {
                     let row_index = sequence * shape.length + last * PAGE + r;
-                    let inverse = 1.0 / row.sum;
+                    let inverse = 1.0 / softmax.sum[r];
                     // SAFETY: this row and head are of this item only.
                     unsafe {
                         let at = out.at(row_index * width + head * hd);
                         let out = std::slice::from_raw_parts_mut(at, hd);
                         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
-                        statistics.at((row_index * shape.heads + head) * 2).write(row.max);
+                        statistics.at((row_index * shape.heads + head) * 2).write(softmax.max[r]);
                         statistics.at((row_index * shape.heads + head) * 2 + 1).write(inverse);
                     }
                 }
@@ -214,36 +218,35 @@ pub fn causal_attention(
     });
 }
 
-/// Running maximum and sum of one row.
-#[derive(Clone, Copy)]
+/// Running maximum and sum of every row of a page.
 struct Running {
-    max: f32,
-    sum: f32,
+    max: [f32; PAGE],
+    sum: [f32; PAGE],
 }
 
-/// The rows of page `last` against the pages up to it; leaves the weighted sums of values, not yet divided.
+/// `rows` rows of page `last` against the pages up to it; leaves the weighted sums of values, not yet divided. Scores are held with the
+/// rows side by side, so that rows, and not positions, are the lanes of the softmax.
 fn forward_page(
     isa: Isa,
-    q: &HeadRows<'_>,
+    queries: &[f32],
     keys: &[f32],
     values: &[f32],
-    last: usize,
+    (last, rows): (usize, usize),
     scale: f32,
+    scores: &mut [f32],
     sums: &mut [f32],
-) -> [Running; PAGE] {
-    let (hd, rows) = (q.width, q.count);
-    let page_len = hd * PAGE;
-    let mut running = [Running { max: f32::NEG_INFINITY, sum: 0.0 }; PAGE];
+) -> Running {
+    let hd = queries.len() / PAGE;
+    let positions = (last + 1) * PAGE;
+    let score = Product { a: keys, a_row: hd, a_step: 1, b: queries, b_step: PAGE, b_panel: 0, steps: hd };
+    score.run(isa, positions, PAGE, scores, PAGE, Into::Set);
+    let mut running = Running { max: [f32::NEG_INFINITY; PAGE], sum: [0.0; PAGE] };
     sums.fill(0.0);
-    for page in 0..=last {
-        let mut weights = [[0f32; PAGE]; PAGE];
-        let key = &keys[page * page_len..][..page_len];
-        let value = &values[page * page_len..][..page_len];
-        let score = Product { a: q.values, a_row: q.stride, a_step: 1, b: key, b_step: PAGE, steps: hd };
-        score.run(isa, rows, PAGE, weights.as_flattened_mut(), PAGE, Into::Set);
-        softmax_step(isa, &mut weights, &mut running[..rows], page == last, scale, sums);
-        let weights = weights.as_flattened();
-        let sum = Product { a: weights, a_row: PAGE, a_step: 1, b: value, b_step: hd, steps: PAGE };
+    let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
+    for (page, weights) in pages.iter_mut().enumerate().take(last + 1) {
+        softmax_step(isa, weights, &mut running, page == last, scale, sums);
+        let (a, b) = (weights.as_flattened(), &values[page * PAGE * hd..][..PAGE * hd]);
+        let sum = Product { a, a_row: 1, a_step: PAGE, b, b_step: hd, b_panel: PAGE, steps: PAGE };
         if page < last {
             sum.run(isa, rows, hd, sums, hd, Into::Continue);
         } else {
@@ -258,10 +261,10 @@ fn forward_page(
 fn sum_own_page(isa: Isa, sum: &Product<'_>, rows: usize, sums: &mut [f32]) {
     let hd = sum.b_step;
     for first in (0..rows).step_by(4) {
-        let shared = Product { a: &sum.a[first * PAGE..], steps: first + 1, ..*sum };
+        let shared = Product { a: &sum.a[first..], steps: first + 1, ..*sum };
         shared.run(isa, 4.min(rows - first), hd, &mut sums[first * hd..], hd, Into::Continue);
         for r in first + 1..rows.min(first + 4) {
-            let (a, b) = (&sum.a[r * PAGE + first + 1..], &sum.b[(first + 1) * hd..]);
+            let (a, b) = (&sum.a[(first + 1) * PAGE + r..], &sum.b[(first + 1) * hd..]);
             let own = Product { a, b, steps: r - first, ..*sum };
             own.run(isa, 1, hd, &mut sums[r * hd..], hd, Into::Continue);
         }
@@ -269,34 +272,58 @@ fn sum_own_page(isa: Isa, sum: &Product<'_>, rows: usize, sums: &mut [f32]) {
 }
 
 vectorised! {
-    /// Turns the scores of a page into weights, 0 beyond a row's own position in its `own` page, and scales what was summed before.
+    /// Turns the scores of a page, `[position][row]`, into weights, 0 beyond a row's own position in its `own` page, and scales what was
+    /// summed before.
     fn softmax_step(
         scores: &mut [[f32; PAGE]; PAGE],
-        running: &mut [Running],
+        running: &mut Running,
         own: bool,
         scale: f32,
         sums: &mut [f32],
     ) {
         let hd = sums.len() / PAGE;
         let larger = |a: f32, b: f32| if b > a { b } else { a };
-        for (r, (score, row)) in scores.iter_mut().zip(running).enumerate() {
-            for score in score.iter_mut() {
-                *score *= scale;
-            }
+        for (t, score) in scores.iter_mut().enumerate() {
+            score.iter_mut().for_each(|score| *score *= scale);
             if own {
-                score[r + 1..].fill(f32::NEG_INFINITY);
+                score[..t].fill(f32::NEG_INFINITY);
             }
-            let max = larger(row.max, tree_16(score, larger));
-            for score in score.iter_mut() {
-                *score = exp_lane(*score - max);
+        }
+        let top = tree_rows(scores, larger);
+        let (mut max, mut keep) = ([0f32; PAGE], [0f32; PAGE]);
+        for r in 0..PAGE {
+            max[r] = larger(running.max[r], top[r]);
+            let less = exp_lane(running.max[r] - max[r]);
+            keep[r] = if max[r] == running.max[r] { 1.0 } else { less };
+        }
+        for score in scores.iter_mut() {
+            for r in 0..PAGE {
+                score[r] = exp_lane(score[r] - max[r]);
             }
-            let sum = tree_16(score, |a, b| a + b);
-            let mut keep = 1.0;
-            if max != row.max {
-                keep = exp_lane(row.max - max);
-                sums[r * hd..][..hd].iter_mut().for_each(|sum| *sum *= keep);
+        }
+        let sum = tree_rows(scores, |a, b| a + b);
+        for r in 0..PAGE {
+            running.sum[r] = running.sum[r].mul_add(keep[r], sum[r]);
+        }
+        running.max = max;
+        for (sums, keep) in sums.chunks_exact_mut(hd).zip(keep) {
+            if keep != 1.0 {
+                sums.iter_mut().for_each(|sum| *sum *= keep);
             }
-            *row = Running { max, sum: row.sum.mul_add(keep, sum) };
         }
     }
+}
+
+/// [`crate::math::tree_16`] of every column.
+#[inline(always)]
+fn tree_rows(x: &[[f32; PAGE]; PAGE], join: impl Fn(f32, f32) -> f32) -> [f32; PAGE] {
+    let mut tree = *x;
+    for half in [8, 4, 2, 1] {
+        for t in 0..half {
+            for r in 0..PAGE {
+                tree[t][r] = join(tree[t][r], tree[t + half][r]);
+            }
+        }
+    }
+    tree[0]
 }
