@@ -106,6 +106,31 @@ fn linear_maps_set_in_place() {
     }
 }
 
+/// As many rows as training has take another path than the few of serving: in groups that stay in a cache, some panels at a time.
+#[test]
+fn many_rows_have_the_bits_of_each_alone() {
+    let mut random = Random(18);
+    let scalar = Pool::with_isa(1, Isa::Scalar);
+    for (m, n, k) in
+        [(300, 72, 600), (263, 37, 256), (48, 56, 257), (23, 48, 300), (24, 48, 300), (120, 16, 1)]
+    {
+        let (w, x, before) = (random.floats(n * k), random.floats(m * k), random.floats(m * n));
+        let w = Matrix::from_f32(n, k, &w);
+        let mut want = vec![f32::NAN; m * n];
+        for (x, y) in x.chunks_exact(k).zip(want.chunks_exact_mut(n)) {
+            linear(&scalar, &w, x, 1, y, &mut Scratch::default());
+        }
+        let sums: Vec<f32> = before.iter().zip(&want).map(|(a, b)| a + b).collect();
+        for pool in all_pools() {
+            let (mut y, mut added) = (vec![f32::NAN; m * n], before.clone());
+            linear(&pool, &w, &x, m, &mut y, &mut Scratch::default());
+            linear_add(&pool, &w, &x, m, &mut added, &mut Scratch::default());
+            assert_eq!(bits(&y), bits(&want), "{m} rows, {n}x{k}, {:?}", pool.isa());
+            assert_eq!(bits(&added), bits(&sums), "{m} rows, {n}x{k}, {:?}", pool.isa());
+        }
+    }
+}
+
 #[test]
 fn a_map_held_in_one_direction_has_the_bits_of_its_transpose() {
     let mut random = Random(17);

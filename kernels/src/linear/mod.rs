@@ -8,6 +8,7 @@ mod activations;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod many;
 mod scalar;
 mod transposed;
 
@@ -26,6 +27,8 @@ pub(crate) const CHUNK: usize = 256;
 pub(crate) const CHUNK_BLOCKS: usize = CHUNK / crate::matrix::BLOCK;
 /// Rows whose activations stay in the cache while the panels pass.
 const ROWS_CACHED: usize = 64;
+/// From so many rows on, as in training, it pays to keep a chunk of f32 weights in the nearest cache while the rows pass.
+const MANY_ROWS: usize = 24;
 
 /// Buffers reused from call to call.
 #[derive(Default)]
@@ -81,7 +84,11 @@ fn run_many(
         assert!(x.len() == m * w.k(), "linear: {} values for {m} rows of {}", x.len(), w.k());
         assert!(y.len() == m * w.n(), "linear: {} outputs for {m} rows of {}", y.len(), w.n());
         let rows = Rows { x, quantised: &scratch.quantised, m, add, out: Shards::new(y) };
-        pool.split(w.panels(), &|panels| panel_range(pool.isa(), w, &rows, panels));
+        if w.packing == Packing::F32 && m >= MANY_ROWS && pool.isa() >= Isa::Avx2 {
+            pool.split(w.panels(), &|panels| many::panel_range(pool.isa(), w, &rows, panels));
+        } else {
+            pool.split(w.panels(), &|panels| panel_range(pool.isa(), w, &rows, panels));
+        }
     }
 }
 

@@ -182,6 +182,13 @@ impl Matrix {
         });
     }
 
+    /// The values of a matrix of f32: `[n / 16][k][16]`.
+    pub(crate) fn values(&self) -> &[f32] {
+        assert!(self.packing == Packing::F32, "values of {:?}", self.format);
+        // SAFETY: the buffer is aligned to 64 bytes, its length is a multiple of 4, and any bytes are floats.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.data.len() / 4) }
+    }
+
     fn f32s(&mut self) -> &mut [f32] {
         // SAFETY: the buffer is aligned to 64 bytes, its length is a multiple of 4, and any bytes are floats.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), self.data.len() / 4) }
