@@ -1,4 +1,5 @@
-//! Small products `C = A B` of f32 with free strides: what weight gradients and attention over whole sequences are made of.
+//! Products `C = A B` of f32 with free strides that fit in the near caches: what weight gradients, attention over whole sequences, and
+//! linear maps of many rows are made of.
 //!
 //! Per output one chain: `acc = fma(a[i], b[i], acc)` in order of the steps `i`. Where it starts and where it goes is [`Into`].
 

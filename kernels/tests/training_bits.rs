@@ -112,7 +112,7 @@ fn many_rows_have_the_bits_of_each_alone() {
     let mut random = Random(18);
     let scalar = Pool::with_isa(1, Isa::Scalar);
     for (m, n, k) in
-        [(300, 72, 600), (263, 37, 256), (48, 56, 257), (23, 48, 300), (24, 48, 300), (120, 16, 1)]
+        [(300, 72, 600), (256, 37, 256), (48, 56, 257), (23, 48, 300), (24, 48, 300), (120, 16, 1)]
     {
         let (w, x, before) = (random.floats(n * k), random.floats(m * k), random.floats(m * n));
         let w = Matrix::from_f32(n, k, &w);
