@@ -20,6 +20,8 @@ pub struct Pipeline {
     pub microbatches: u32,
     /// Time of a forward pass of a microbatch at one stage; backward takes two and a half times as long.
     pub forward_ms: u64,
+    /// Averages are formed behind the microbatches of the next step.
+    pub delayed_updates: bool,
 }
 
 impl Pipeline {
@@ -38,6 +40,7 @@ impl Pipeline {
                 validation_batches: 1,
                 clip: 25.0,
                 seed: 1,
+                delayed_updates: self.delayed_updates,
             },
             peers: 0,
             trainers: self.peers,
@@ -70,12 +73,20 @@ impl Pipeline {
 mod tests {
     use super::Pipeline;
 
+    fn busy(microbatches: u32, round_trip_ms: u64, delayed_updates: bool) -> f64 {
+        let pipeline = Pipeline { stages: 4, peers: 1, microbatches, forward_ms: 100, delayed_updates };
+        pipeline.busy(round_trip_ms).expect("the run is sound")
+    }
+
+    #[test]
+    fn with_delayed_updates_there_are_no_pauses_between_steps() {
+        let (usual, delayed) = (busy(8, 100, false), busy(8, 100, true));
+        assert!(usual < 0.7 && delayed > 0.9 && delayed <= 1.0, "{usual} {delayed}");
+    }
+
     #[test]
     fn more_microbatches_hide_more_of_the_latency() {
-        let busy = |microbatches, round_trip_ms| {
-            let pipeline = Pipeline { stages: 4, peers: 1, microbatches, forward_ms: 100 };
-            pipeline.busy(round_trip_ms).expect("the run is sound")
-        };
+        let busy = |microbatches, round_trip_ms| busy(microbatches, round_trip_ms, false);
         assert!(busy(32, 0) > busy(32, 100) && busy(32, 100) > busy(32, 400));
         assert!(busy(32, 100) > busy(8, 100));
         // Nobody computes more than all the time, and without latency few pauses are left.

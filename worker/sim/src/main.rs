@@ -30,11 +30,14 @@ fn main() {
 /// Rows: microbatches of a step for each peer of a stage. A forward pass takes 400 ms, as that of four layers of GPT-3's width may.
 fn show_latency() {
     let round_trips = [0, 10, 50, 100, 200];
-    println!("microbatches  {}", round_trips.map(|ms| format!("{ms:>4} ms")).join("  "));
-    for microbatches in [4, 8, 16, 32, 64] {
-        let pipeline = Pipeline { stages: 4, peers: 1, microbatches, forward_ms: 400 };
-        let shares = round_trips.map(|ms| pipeline.busy(ms).map_or(f64::NAN, |share| 100.0 * share));
-        println!("{microbatches:>12}  {}", shares.map(|share| format!("{share:>5.1} %")).join("  "));
+    for delayed_updates in [false, true] {
+        println!("{}", if delayed_updates { "\ndelayed updates" } else { "usual updates" });
+        println!("microbatches  {}", round_trips.map(|ms| format!("{ms:>4} ms")).join("  "));
+        for microbatches in [4, 8, 16, 32, 64] {
+            let pipeline = Pipeline { stages: 4, peers: 1, microbatches, forward_ms: 400, delayed_updates };
+            let shares = round_trips.map(|ms| pipeline.busy(ms).map_or(f64::NAN, |share| 100.0 * share));
+            println!("{microbatches:>12}  {}", shares.map(|share| format!("{share:>5.1} %")).join("  "));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
-use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, run};
+use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, Script, run};
 
 fn check(scenarios: impl Iterator<Item = (String, Scenario)>) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
@@ -39,7 +39,7 @@ fn four_thousand_seeds_give_the_weights_of_an_undisturbed_run() {
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let (redone, lost, back) =
         (sum(|o| u64::from(o.redone)), sum(|o| o.lost), sum(|o| u64::from(o.went_back)));
-    assert!(redone > 1000 && lost > 20_000 && back > 200, "{redone} redone, {lost} lost, {back} times back");
+    assert!(redone > 1000 && lost > 20_000 && back > 150, "{redone} redone, {lost} lost, {back} times back");
     let (moves, handed_over) = (sum(|o| u64::from(o.moves)), sum(|o| u64::from(o.handed_over)));
     assert!(moves > 3000 && handed_over > 60, "{moves} moves, {handed_over} with sums");
 }
@@ -55,6 +55,49 @@ fn a_kill_at_any_message_changes_no_weight() {
         });
         let outcomes = check(scenarios);
         assert!(outcomes.iter().all(|o| o.fault_count() == 1));
+    }
+}
+
+/// The same with steps that are begun before the one before is decided.
+fn delayed(seed: u64) -> Scenario {
+    let mut scenario = Scenario::small(seed);
+    scenario.shape.delayed_updates = true;
+    Scenario { steps: 5, latency_ms: 40, ..scenario }
+}
+
+#[test]
+fn a_kill_at_any_message_changes_no_weight_when_updates_are_delayed() {
+    for seed in 0..3 {
+        let deliveries = run(&delayed(seed)).deliveries;
+        let scenarios = (0..deliveries).flat_map(|at| [(at, true), (at, false)]).map(|kill_at| {
+            (format!("{seed} {kill_at:?}"), Scenario { kill_at: Some(kill_at), ..delayed(seed) })
+        });
+        let outcomes = check(scenarios);
+        assert!(outcomes.iter().all(|o| o.fault_count() == 1));
+        // Work of a step is done again while the step behind it is under way.
+        assert!(outcomes.iter().filter(|o| o.redone > 0).count() > 100);
+    }
+}
+
+/// Messages take long, so that an average is nearly always being formed: a newcomer takes part, and whoever leaves loses nothing.
+#[test]
+fn peers_come_and_go_while_averages_are_formed() {
+    for one_way_ms in [5, 100, 400] {
+        let script = Script {
+            lives: vec![(0, None), (0, None), (0, None), (0, Some(80_000)), (20_000, None)],
+            notice_ms: 20_000,
+            fetch_ms: 3000,
+            forward_ms: 20,
+            one_way_ms: Some(one_way_ms),
+            end_ms: 120_000,
+        };
+        let mut scenario = Scenario { peers: 0, steps: 10_000, script: Some(script), ..Scenario::small(1) };
+        scenario.shape.delayed_updates = true;
+        let outcome = &check([(format!("{one_way_ms} ms"), scenario)].into_iter())[0];
+        let share =
+            f64::from(outcome.added[&PeerName::from("p5")]) / f64::from(outcome.added[&PeerName::from("p1")]);
+        assert!(share > 0.3, "{one_way_ms} ms: {:?}", outcome.added);
+        assert_eq!((outcome.redone, outcome.went_back), (0, 0), "{one_way_ms} ms");
     }
 }
 

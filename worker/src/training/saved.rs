@@ -11,6 +11,7 @@ use dunlin_train::checkpoint::{
     self, Checkpoint, Destination, Identity, Manifest, StageRecord, Tensor, TensorSpec,
 };
 use dunlin_train::data::TextTokenizer;
+use dunlin_train::optimizer::Optimizer;
 use dunlin_train::{Run, Stage};
 use tracing::{info, warn};
 
@@ -43,6 +44,11 @@ pub fn latest(destination: &Destination, run: &Run) -> anyhow::Result<Option<Che
     }
     if let Some(found) = &latest.checkpoint {
         let (theirs, ours) = (&found.manifest.config, &run.config);
+        if Optimizer::slots(&theirs.optimizer) != Optimizer::slots(&ours.optimizer) {
+            bail!(
+                "{destination} has checkpoints of a run whose optimizer keeps something else; choose another checkpoint.destination, or set optimizer.kind back"
+            );
+        }
         let same = theirs.model == ours.model
             && theirs.adapter == ours.adapter
             && theirs.seed == ours.seed
@@ -133,7 +139,7 @@ pub fn seal(
         model: &run.model,
         tokenizer: &tokenizer,
         data_sha256,
-        slots: run.optimizer_slots(),
+        slots: run.state_slots(),
     };
     let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
     let (manifest, removed) = destination.seal(identity, stages, keep)?;

@@ -139,12 +139,13 @@ impl Run {
 
     /// Memory that a peer of a stage needs in any case, in bytes; activations and what travels come on top.
     ///
-    /// Per parameter: its value, what the optimizer keeps, a sum of gradients (8), what averages have lost, and the last updates; in f32, a packed
-    /// matrix and, but for an embedding, its transpose and its gradient. Under an adapter, the model's weights as their file has them.
+    /// Per parameter: its value, what the optimizer keeps, a sum of gradients (8), what averages have lost, and the last updates; with delayed updates
+    /// the value before the last and another sum; in f32, a packed matrix and, but for an embedding, its transpose and its gradient. Under an adapter, the model's weights as their file has them.
     #[must_use]
     pub fn stage_bytes_min(&self, stage: u32) -> u64 {
         let feedback = usize::from(has_feedback(self.config.wire.gradients));
-        let each = 4 * (1 + self.optimizer_slots() + 2 + feedback + UPDATES_KEPT);
+        let sums = if self.config.optimizer.delayed_updates { 4 } else { 2 };
+        let each = 4 * (1 + self.state_slots() + sums + feedback + UPDATES_KEPT);
         let packed = |t: &ParameterTensor| match (t.decay, t.name.as_str()) {
             (true, EMBEDDING) => 4,
             (true, _) => 12,
@@ -165,6 +166,12 @@ impl Run {
     #[must_use]
     pub fn row_codec(&self) -> Codec {
         self.config.wire.activations.into()
+    }
+
+    /// Vectors beside the parameters in the state of a stage: the optimizer's, and with delayed updates the parameters before the last.
+    #[must_use]
+    pub fn state_slots(&self) -> usize {
+        self.optimizer_slots() + usize::from(self.config.optimizer.delayed_updates)
     }
 
     /// Vectors that the optimizer keeps beside the parameters.

@@ -50,6 +50,24 @@ pub struct Computed {
     pub loss: Option<f64>,
 }
 
+/// What a computation is part of.
+#[derive(Clone, Copy, Debug)]
+pub struct Purpose {
+    /// Which step.
+    pub step: u64,
+    /// It measures what all updates before that step have made.
+    pub validation: bool,
+}
+
+/// Parameters that a stage has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// After all updates.
+    Now,
+    /// Before the last.
+    Before,
+}
+
 /// The average of a step, scaled as it was applied.
 #[derive(Clone, Debug)]
 pub struct Update {
@@ -60,6 +78,10 @@ pub struct Update {
 }
 
 /// A stage in training.
+///
+/// With delayed updates (as hivemind's `Optimizer` and ZeRO-Offload have them) step `k` is computed with the parameters before the last update, those
+/// after `k - 1` updates: so the averages of a step are formed while the next one is computed. Every step then has sums of its own, and which
+/// parameters it is computed with depends on nothing but its number.
 pub struct Stage {
     run: Arc<Run>,
     index: u32,
@@ -67,8 +89,12 @@ pub struct Stage {
     model: StageModel,
     optimizer: Optimizer,
     parameters: Vec<f32>,
-    /// Shared with whoever is sending them.
-    sums: Arc<Vec<i64>>,
+    /// Those before the last update, when updates are delayed.
+    before: Option<Vec<f32>>,
+    /// Which of both the model has packed.
+    packed: Option<Version>,
+    /// Of this step, and of the one behind it when updates are delayed. Shared with whoever is sending them.
+    sums: VecDeque<Arc<Vec<i64>>>,
     /// What averages have lost and the next one gets; as long as the parameters, empty without error feedback.
     residual: Arc<Vec<f32>>,
     updates: VecDeque<Update>,
@@ -86,7 +112,8 @@ impl Stage {
         Self::of_model(run, index, 0, model, (parameters, slots), pool)
     }
 
-    /// Stage `index` after `step` updates.
+    /// Stage `index` after `step` updates. `slots` are the optimizer's vectors, and behind them the parameters before the last update if there were
+    /// any: without, updates are delayed from here on, and with them but no delay they are of no use.
     ///
     /// # Errors
     /// When the vectors are not those of this stage.
@@ -120,10 +147,17 @@ impl Stage {
         index: u32,
         step: u64,
         mut model: StageModel,
-        (parameters, slots): (Vec<f32>, Vec<Vec<f32>>),
+        (parameters, mut slots): (Vec<f32>, Vec<Vec<f32>>),
         pool: &Pool,
     ) -> Result<Self, StageError> {
         model.set_parameters(pool, &parameters)?;
+        let of_optimizer = Optimizer::slots(&run.config.optimizer);
+        let before = if slots.len() == of_optimizer + 1 { slots.pop() } else { None };
+        let delayed = run.config.optimizer.delayed_updates;
+        let before = delayed.then(|| before.unwrap_or_else(|| parameters.clone()));
+        if before.as_ref().is_some_and(|before| before.len() != parameters.len()) {
+            return Err(StageError::Shape("fewer parameters before the last update than after it".to_owned()));
+        }
         let tensors: Vec<TensorRange> = model
             .layout()
             .tensors()
@@ -132,11 +166,14 @@ impl Stage {
             .collect();
         let state = OptimizerState { step, slots };
         let optimizer = Optimizer::with_state(&run.config.optimizer, tensors, parameters.len(), state)?;
-        let sums = Arc::new(vec![0; parameters.len()]);
+        let open = if delayed { 2 } else { 1 };
+        let sums = (0..open).map(|_| Arc::new(vec![0; parameters.len()])).collect();
         let kept = if has_feedback(run.config.wire.gradients) { parameters.len() } else { 0 };
         let residual = Arc::new(vec![0.0; kept]);
         let run = Arc::clone(run);
-        Ok(Self { run, index, step, model, optimizer, parameters, sums, residual, updates: VecDeque::new() })
+        let updates = VecDeque::new();
+        let packed = Some(Version::Now);
+        Ok(Self { run, index, step, model, optimizer, parameters, before, packed, sums, residual, updates })
     }
 
     /// Which stage.
@@ -157,17 +194,39 @@ impl Stage {
         self.model.layout()
     }
 
-    /// Parameters and the optimizer's vectors.
+    /// Parameters, and what is kept beside them ([`Run::state_slots`] vectors): the optimizer's vectors, the parameters before the last update.
     #[must_use]
-    pub fn state(&self) -> (&[f32], &[Vec<f32>]) {
-        (&self.parameters, &self.optimizer.state().slots)
+    pub fn state(&self) -> (&[f32], Vec<&[f32]>) {
+        let slots = self.optimizer.state().slots.iter().chain(&self.before);
+        (&self.parameters, slots.map(Vec::as_slice).collect())
+    }
+
+    /// Packs the parameters that a purpose asks for, if they are not.
+    fn pack(&mut self, pool: &Pool, purpose: Purpose) -> Result<(), StageError> {
+        let version = match (purpose.step.checked_sub(self.step), &self.before) {
+            (Some(0), Some(_)) if !purpose.validation => Version::Before,
+            (Some(1), Some(_)) if !purpose.validation => Version::Now,
+            (Some(0), _) => Version::Now,
+            _ => {
+                let (asked, here) = (purpose.step, self.step);
+                return Err(StageError::Shape(format!("step {asked} cannot be computed at step {here}")));
+            }
+        };
+        if self.packed != Some(version) {
+            let before = self.before.as_ref().filter(|_| version == Version::Before);
+            self.packed = None;
+            self.model.set_parameters(pool, before.unwrap_or(&self.parameters))?;
+            self.packed = Some(version);
+        }
+        Ok(())
     }
 
     /// Encoded outputs of encoded inputs (tokens at the first stage).
     ///
     /// # Errors
     /// When the input is not sound or a value is not finite.
-    pub fn forward(&mut self, pool: &Pool, input: &[u8]) -> Result<Computed, StageError> {
+    pub fn forward(&mut self, pool: &Pool, purpose: Purpose, input: &[u8]) -> Result<Computed, StageError> {
+        self.pack(pool, purpose)?;
         let input = self.input(input)?;
         let rows = self.model.forward(pool, input.as_input(), self.run.config.microbatch)?;
         Ok(Computed { data: self.encode(&rows)?, loss: None })
@@ -177,24 +236,33 @@ impl Stage {
     ///
     /// # Errors
     /// When the input is not sound or a value is not finite.
-    pub fn loss(&mut self, pool: &Pool, input: &[u8], targets: &[u8]) -> Result<Computed, StageError> {
+    pub fn loss(
+        &mut self,
+        pool: &Pool,
+        purpose: Purpose,
+        input: &[u8],
+        targets: &[u8],
+    ) -> Result<Computed, StageError> {
+        self.pack(pool, purpose)?;
         let input = self.input(input)?;
         let loss = self.model.loss(pool, input.as_input(), &tokens(targets)?)?;
         Ok(Computed { data: Vec::new(), loss: Some(loss) })
     }
 
     /// Input gradients (none at the first stage) from inputs and output gradients, or targets at the last stage. The parameters' gradients
-    /// are added to the sums if `accumulate`.
+    /// are added to the sums of the step if `accumulate`.
     ///
     /// # Errors
     /// When the input is not sound, or a value is not finite or too large; nothing is added then.
     pub fn backward(
         &mut self,
         pool: &Pool,
+        step: u64,
         input: &[u8],
         output: &[u8],
         accumulate: bool,
     ) -> Result<Computed, StageError> {
+        self.pack(pool, Purpose { step, validation: false })?;
         let input = self.input(input)?;
         let last = self.index + 1 == self.run.config.stages;
         let (targets, rows);
@@ -205,7 +273,10 @@ impl Stage {
             rows = self.decode(output)?;
             Grad::Rows(&rows)
         };
-        let sums = accumulate.then(|| Arc::make_mut(&mut self.sums).as_mut_slice());
+        let sums = (step.checked_sub(self.step))
+            .and_then(|ahead| self.sums.get_mut(usize::try_from(ahead).ok()?))
+            .filter(|_| accumulate)
+            .map(|sums| Arc::make_mut(sums).as_mut_slice());
         let Backward { input_gradient, loss } =
             self.model.backward(pool, input.as_input(), grad, sums, self.run.gradient_limit())?;
         let data = match input_gradient {
@@ -215,34 +286,39 @@ impl Stage {
         Ok(Computed { data, loss })
     }
 
-    /// Gradient sums of all parameters.
+    /// Gradient sums of all parameters in a step; none when it is over or not begun.
     #[must_use]
-    pub fn sums(&self) -> &[i64] {
-        &self.sums
+    pub fn sums(&self, step: u64) -> Option<&[i64]> {
+        let ahead = usize::try_from(step.checked_sub(self.step)?).ok()?;
+        self.sums.get(ahead).map(|sums| sums.as_slice())
     }
 
-    /// Empties the sums.
+    /// Empties the sums of all steps.
     pub fn clear(&mut self) {
-        zero(&mut self.sums);
+        self.sums.iter_mut().for_each(zero);
     }
 
-    /// What this peer contributes to the average of a shard, as of now.
+    /// What this peer contributes to the average of a shard in this step, as of now.
     #[must_use]
     pub fn share(&self, shard: u32) -> Share {
         let tensors = self.shard(shard).into_iter().map(|t| t.range).collect();
-        let (sums, residual) = (Arc::clone(&self.sums), Arc::clone(&self.residual));
+        let (sums, residual) = (Arc::clone(&self.sums[0]), Arc::clone(&self.residual));
         Share::new(self.run.config.wire.gradients, sums, residual, tensors)
     }
 
-    /// Adds the sums of another peer of this stage.
+    /// Adds the sums of another peer of this stage in a step; nothing when it is over.
     ///
     /// # Errors
     /// When there are more or fewer of them.
-    pub fn add_sums(&mut self, sums: &[i64]) -> Result<(), StageError> {
-        if sums.len() != self.sums.len() {
-            return Err(StageError::Shape(format!("{} gradient sums, not {}", sums.len(), self.sums.len())));
+    pub fn add_sums(&mut self, step: u64, sums: &[i64]) -> Result<(), StageError> {
+        let (found, expected) = (sums.len(), self.parameters.len());
+        if found != expected {
+            return Err(StageError::Shape(format!("{found} gradient sums, not {expected}")));
         }
-        Arc::make_mut(&mut self.sums).iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+        let ahead = step.checked_sub(self.step).and_then(|ahead| usize::try_from(ahead).ok());
+        if let Some(ours) = ahead.and_then(|ahead| self.sums.get_mut(ahead)) {
+            Arc::make_mut(ours).iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+        }
         Ok(())
     }
 
@@ -267,7 +343,8 @@ impl Stage {
         sums_of_squares(pool, average, &tensors)
     }
 
-    /// Updates with the averages of all shards, of which [`Stage::share`] was a part; empties the sums, and keeps what the averages have lost.
+    /// Updates with the averages of all shards, of which [`Stage::share`] was a part; empties the sums of the step, and keeps what the averages have
+    /// lost.
     /// The hash of the new parameters.
     ///
     /// # Errors
@@ -319,9 +396,21 @@ impl Stage {
 
     fn update_with(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
         let rate = learning_rate(&self.run.config.optimizer, self.step, self.run.config.steps);
+        if let Some(before) = &mut self.before {
+            before.copy_from_slice(&self.parameters);
+        }
         self.optimizer.step(pool, rate, 1.0, &mut self.parameters, &gradient)?;
-        self.model.set_parameters(pool, &self.parameters)?;
-        self.clear();
+        self.packed = match (&self.before, self.packed) {
+            // What comes next is computed with what was new until now.
+            (Some(_), Some(Version::Now)) => Some(Version::Before),
+            (Some(_), _) => None,
+            (None, _) => {
+                self.model.set_parameters(pool, &self.parameters)?;
+                Some(Version::Now)
+            }
+        };
+        self.sums.rotate_left(1);
+        self.sums.back_mut().into_iter().for_each(zero);
         self.updates.push_back(Update { step: self.step, gradient });
         if self.updates.len() > UPDATES_KEPT {
             self.updates.pop_front();
@@ -336,20 +425,14 @@ impl Stage {
         self.updates.iter().find(|u| u.step == step).cloned()
     }
 
-    /// Values in one row of the state: a parameter and what the optimizer remembers of it.
-    #[must_use]
-    pub fn state_width(&self) -> usize {
-        1 + self.optimizer.state().slots.len()
-    }
-
-    /// Parameters and the optimizer's vectors of a range, one after the other.
+    /// A range of [`Stage::state`]: parameters, and what is kept beside them, one vector after the other.
     #[must_use]
     pub fn state_of(&self, range: Range<usize>) -> Vec<f32> {
         let range = range.start.min(self.parameters.len())..range.end.min(self.parameters.len());
-        let mut out = Vec::with_capacity(range.len() * self.state_width());
-        out.extend_from_slice(&self.parameters[range.clone()]);
-        for slot in &self.optimizer.state().slots {
-            out.extend_from_slice(&slot[range.clone()]);
+        let (parameters, slots) = self.state();
+        let mut out = Vec::with_capacity(range.len() * (1 + slots.len()));
+        for vector in std::iter::once(parameters).chain(slots) {
+            out.extend_from_slice(&vector[range.clone()]);
         }
         out
     }

@@ -57,14 +57,48 @@ pub struct Held {
     pub stage: StageId,
     /// Updates applied.
     pub step: Step,
-    /// What its gradient sums contain.
-    pub done: Vec<Contribution>,
-    /// What is being added to them, and cannot be stopped.
-    pub adding: Vec<Microbatch>,
+    /// What its gradient sums contain, of this step and those that it has begun behind it.
+    pub sums: Vec<HeldSums>,
     /// Averages of this step that it holds, with the sums of squares per tensor.
     pub averaged: BTreeMap<ShardId, Vec<f64>>,
     /// The scale of the last update.
     pub scale: Option<f32>,
+}
+
+/// The gradient sums of one step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HeldSums {
+    /// What they contain.
+    pub done: Vec<Contribution>,
+    /// What is being added to them, and cannot be stopped.
+    pub adding: Vec<Microbatch>,
+}
+
+impl HeldSums {
+    /// Is there nothing in them?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.adding.is_empty()
+    }
+}
+
+impl Held {
+    /// What was being added to the sums of a step is in them.
+    pub fn add(&mut self, step: Step, contribution: Contribution) {
+        let index = step.checked_sub(self.step).and_then(|ahead| usize::try_from(ahead).ok());
+        if let Some(sums) = index.and_then(|index| self.sums.get_mut(index)) {
+            sums.adding.retain(|m| *m != contribution.microbatch);
+            sums.done.push(contribution);
+        }
+    }
+
+    /// An update was made.
+    pub fn applied(&mut self, step: Step, scale: f32) {
+        let made = usize::try_from(step.saturating_sub(self.step)).unwrap_or(usize::MAX);
+        self.sums.drain(..made.min(self.sums.len()));
+        (self.step, self.scale) = (step, Some(scale));
+        self.averaged.clear();
+    }
 }
 
 /// A microbatch that was added to the gradient sums.

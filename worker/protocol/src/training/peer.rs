@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::message::{
-    Contribution, Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer,
+    Contribution, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer,
 };
 
 /// A trainer's call; its tensors are the shell's.
@@ -26,6 +26,13 @@ pub struct Call {
     pub microbatch: Microbatch,
     /// What to compute.
     pub kind: CallKind,
+}
+
+impl Call {
+    /// What it contributes to.
+    fn key(&self) -> (Step, Microbatch) {
+        (self.step, self.microbatch)
+    }
 }
 
 /// What to compute.
@@ -64,11 +71,11 @@ pub enum Job {
         /// Add the parameters' gradients to the sums.
         accumulate: bool,
     },
-    /// Empty the sums.
+    /// Empty the sums, of all steps.
     Clear,
     /// Add a mate's sums, which the shell has received. Then [`PeerNode::added`].
     Add(Take),
-    /// Update with the averages, empty the sums.
+    /// Update with the averages, empty the sums of their step.
     Apply {
         /// Of which step.
         step: Step,
@@ -152,16 +159,18 @@ enum Right {
 /// One peer.
 pub struct PeerNode {
     me: Mate,
+    microbatches: u32,
+    delayed_updates: bool,
     stage: Option<StageId>,
     step: Step,
     /// It has the state; otherwise it is being fetched.
     serving: bool,
-    rights: BTreeMap<Microbatch, Right>,
-    done: BTreeMap<Microbatch, Contribution>,
+    rights: BTreeMap<(Step, Microbatch), Right>,
+    done: BTreeMap<(Step, Microbatch), Contribution>,
     averaged: BTreeMap<ShardId, Vec<f64>>,
     /// The newest attempt at every average.
     rounds: BTreeMap<ShardId, u64>,
-    /// Counts how often the sums were emptied.
+    /// Counts how often the sums were emptied without an update.
     generation: u64,
     scale: Option<f32>,
     queue: BTreeMap<RequestId, Call>,
@@ -182,11 +191,14 @@ struct Running {
 }
 
 impl PeerNode {
-    /// A newcomer.
+    /// A newcomer. Microbatches from `microbatches` on are for validation. With `delayed_updates` a step is computed with the parameters before
+    /// the last update, so the step behind it can be begun.
     #[must_use]
-    pub fn new(me: Mate) -> Self {
+    pub fn new(me: Mate, microbatches: u32, delayed_updates: bool) -> Self {
         Self {
             me,
+            microbatches,
+            delayed_updates,
             stage: None,
             step: 0,
             serving: false,
@@ -216,10 +228,25 @@ impl PeerNode {
         self.serving
     }
 
-    /// What the sums contain.
-    #[must_use]
-    pub fn contributions(&self) -> Vec<Contribution> {
-        self.done.values().cloned().collect()
+    /// The last step that can be computed here.
+    fn last(&self) -> Step {
+        self.step + Step::from(self.delayed_updates)
+    }
+
+    /// Are the parameters for a call here?
+    fn can_compute(&self, call: &Call) -> bool {
+        // A validation is of what all updates have made.
+        let last = if call.microbatch < self.microbatches { self.last() } else { self.step };
+        (self.step..=last).contains(&call.step)
+    }
+
+    /// What the sums of a step contain, and what is being added to them.
+    fn sums(&self, step: Step) -> HeldSums {
+        let adds = |r: &&Running| r.counts && r.call.step == step;
+        HeldSums {
+            done: self.done.range((step, 0)..(step + 1, 0)).map(|(_, c)| c.clone()).collect(),
+            adding: self.running.iter().filter(adds).map(|r| r.call.microbatch).collect(),
+        }
     }
 
     /// Calls that wait or are computed.
@@ -230,12 +257,11 @@ impl PeerNode {
 
     /// The stream to the conductor is new: who we are, and the questions that were not answered.
     pub fn connected(&mut self, out: &mut Vec<PeerEffect>) -> Hello {
-        let adding: Vec<Microbatch> =
-            self.running.iter().filter(|r| r.counts).map(|r| r.call.microbatch).collect();
+        let adding = self.running.as_ref().filter(|r| r.counts).map(|r| r.call.key());
         // The conductor may have no memory of what it granted. What nobody waits for is not asked again: it would keep the key from others.
         self.rights.clear();
         let waiting: Vec<Call> = self.queue.values().copied().collect();
-        for call in waiting.iter().filter(|c| !adding.contains(&c.microbatch)) {
+        for call in waiting.iter().filter(|c| adding != Some(c.key())) {
             self.ask(call, out);
         }
         if self.leaving {
@@ -246,8 +272,7 @@ impl PeerNode {
         let held = self.stage.filter(|_| self.serving).map(|stage| Held {
             stage,
             step: self.step,
-            done: self.contributions(),
-            adding,
+            sums: (self.step..=self.last()).map(|step| self.sums(step)).collect(),
             averaged: self.averaged.clone(),
             scale: self.scale,
         });
@@ -278,26 +303,22 @@ impl PeerNode {
     /// The caller is gone. What it claimed is free for others.
     pub fn hang_up(&mut self, request: RequestId, out: &mut Vec<PeerEffect>) {
         let Some(call) = self.queue.remove(&request) else { return };
-        let same = |other: &Call| {
-            (other.kind, other.step, other.microbatch) == (CallKind::Backward, call.step, call.microbatch)
-        };
+        let same = |other: &Call| (other.kind, other.key()) == (CallKind::Backward, call.key());
         let wanted = self.queue.values().any(same) || self.running.as_ref().is_some_and(|r| same(&r.call));
         // A claim without an answer stays: were it given up and made again, the first answer would be taken for the second.
-        let unused = self.rights.get(&call.microbatch) == Some(&Right::Granted);
-        if call.kind == CallKind::Backward && call.step == self.step && unused && !wanted {
-            let microbatch = call.microbatch;
-            if !self.done.contains_key(&microbatch) {
-                self.rights.remove(&microbatch);
-                out.push(PeerEffect::Tell(PeerReport::Released { step: call.step, microbatch }));
-            }
+        let unused = self.rights.get(&call.key()) == Some(&Right::Granted);
+        if call.kind == CallKind::Backward && unused && !wanted && !self.done.contains_key(&call.key()) {
+            self.rights.remove(&call.key());
+            let (step, microbatch) = call.key();
+            out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
         }
     }
 
     /// Asks for the right to add, once per key, as early as possible: the answer comes while the call waits.
     fn ask(&mut self, call: &Call, out: &mut Vec<PeerEffect>) {
-        let wants = call.kind == CallKind::Backward && call.step == self.step && self.serving;
-        if wants && !self.done.contains_key(&call.microbatch) && !self.rights.contains_key(&call.microbatch) {
-            self.rights.insert(call.microbatch, Right::Asked);
+        let wants = call.kind == CallKind::Backward && self.can_compute(call) && self.serving;
+        if wants && !self.done.contains_key(&call.key()) && !self.rights.contains_key(&call.key()) {
+            self.rights.insert(call.key(), Right::Asked);
             out.push(PeerEffect::Tell(PeerReport::Claim { step: call.step, microbatch: call.microbatch }));
         }
     }
@@ -308,16 +329,16 @@ impl PeerNode {
             return;
         }
         let can = |call: &Call| {
-            call.step == self.step
+            self.can_compute(call)
                 && (call.kind != CallKind::Backward
-                    || self.done.contains_key(&call.microbatch)
-                    || matches!(self.rights.get(&call.microbatch), Some(Right::Granted | Right::Refused)))
+                    || self.done.contains_key(&call.key())
+                    || matches!(self.rights.get(&call.key()), Some(Right::Granted | Right::Refused)))
         };
         let Some((&request, &call)) = self.queue.iter().find(|(_, call)| can(call)) else { return };
         self.queue.remove(&request);
         let accumulate = call.kind == CallKind::Backward
-            && !self.done.contains_key(&call.microbatch)
-            && self.rights.get(&call.microbatch) == Some(&Right::Granted);
+            && !self.done.contains_key(&call.key())
+            && self.rights.get(&call.key()) == Some(&Right::Granted);
         self.running = Some(Running { request, call, counts: accumulate });
         out.push(PeerEffect::Run(Job::Compute { request, call, accumulate }));
     }
@@ -336,13 +357,13 @@ impl PeerNode {
         match outcome {
             Ok(loss) if running.counts => {
                 let contribution = Contribution { microbatch, loss };
-                self.done.insert(microbatch, contribution.clone());
+                self.done.insert((step, microbatch), contribution.clone());
                 out.push(PeerEffect::Tell(PeerReport::Done { step, contribution, took_us }));
             }
             Ok(_) => {
                 // Whoever has the key may be lost: the next call asks again.
-                if step == self.step && self.rights.get(&microbatch) == Some(&Right::Refused) {
-                    self.rights.remove(&microbatch);
+                if self.rights.get(&(step, microbatch)) == Some(&Right::Refused) {
+                    self.rights.remove(&(step, microbatch));
                     let waiting: Vec<Call> = self.queue.values().copied().collect();
                     for call in waiting {
                         self.ask(&call, out);
@@ -366,6 +387,7 @@ impl PeerNode {
         let scale = self.scale.unwrap_or(1.0);
         out.push(PeerEffect::Tell(PeerReport::Applied { step, scale, hash }));
         if std::mem::take(&mut self.told_to_clear) {
+            self.clear(out);
             self.tell_ready(out);
         }
         self.next(out);
@@ -405,11 +427,10 @@ impl PeerNode {
 
     fn advance_to(&mut self, step: Step, out: &mut Vec<PeerEffect>) {
         self.step = step;
-        self.done.clear();
-        self.rights.clear();
+        self.done = self.done.split_off(&(step, 0));
+        self.rights = self.rights.split_off(&(step, 0));
         self.averaged.clear();
         self.rounds.clear();
-        self.generation += 1;
         let stale: Vec<RequestId> =
             self.queue.iter().filter(|(_, c)| c.step < step).map(|(&request, _)| request).collect();
         for request in stale {
@@ -459,7 +480,7 @@ impl PeerNode {
 
     /// A mate's sums are here, or not: they are added if ours were not emptied meanwhile.
     pub fn received(&mut self, take: Take, arrived: bool, out: &mut Vec<PeerEffect>) {
-        if take.generation != self.generation {
+        if take.generation != self.generation || take.step < self.step {
             return;
         }
         if arrived {
@@ -471,8 +492,8 @@ impl PeerNode {
 
     /// A mate's sums are added.
     pub fn added(&mut self, take: Take, out: &mut Vec<PeerEffect>) {
-        if take.generation == self.generation {
-            self.done.extend(take.contributions.into_iter().map(|c| (c.microbatch, c)));
+        if take.generation == self.generation && take.step >= self.step {
+            self.done.extend(take.contributions.into_iter().map(|c| ((take.step, c.microbatch), c)));
             out.push(PeerEffect::Tell(PeerReport::Taken { step: take.step, from: take.from.name }));
             self.next(out);
         }
@@ -482,19 +503,19 @@ impl PeerNode {
     pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
         match message {
             ToPeer::Grant { step, microbatch, granted } => {
-                if step != self.step || self.rights.get(&microbatch) != Some(&Right::Asked) {
+                let key = (step, microbatch);
+                if self.rights.get(&key) != Some(&Right::Asked) {
                     return;
                 }
-                let wants =
-                    |c: &Call| (c.kind, c.step, c.microbatch) == (CallKind::Backward, step, microbatch);
+                let wants = |c: &Call| (c.kind, c.key()) == (CallKind::Backward, key);
                 if !self.queue.values().any(wants) {
-                    self.rights.remove(&microbatch);
+                    self.rights.remove(&key);
                     if granted {
                         out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
                     }
                     return;
                 }
-                self.rights.insert(microbatch, if granted { Right::Granted } else { Right::Refused });
+                self.rights.insert(key, if granted { Right::Granted } else { Right::Refused });
                 self.next(out);
             }
             ToPeer::Load { stage, step, checkpoint } => {
@@ -523,12 +544,14 @@ impl PeerNode {
                 if step == self.step && self.serving && !self.applying {
                     self.applying = true;
                     self.scale = Some(scale);
-                    self.give_up_running();
+                    self.give_up_running(step);
                     out.push(PeerEffect::Run(Job::Apply { step, scale }));
                 }
             }
             ToPeer::Take { step, from, contributions } => {
-                if step == self.step && self.serving {
+                // An update under way is done before the sums arrive.
+                let ahead = Step::from(self.applying);
+                if (self.step + ahead..=self.last() + ahead).contains(&step) && self.serving {
                     let generation = self.generation;
                     out.push(PeerEffect::Take(Take { step, from, contributions, generation }));
                 } else {
@@ -560,15 +583,15 @@ impl PeerNode {
         }
     }
 
-    /// What is being computed is added to sums that are emptied behind it.
-    fn give_up_running(&mut self) {
-        if let Some(running) = &mut self.running {
+    /// What is being computed of a step, or one before, is added to sums that are emptied behind it.
+    fn give_up_running(&mut self, step: Step) {
+        if let Some(running) = self.running.as_mut().filter(|r| r.call.step <= step) {
             running.counts = false;
         }
     }
 
     fn clear(&mut self, out: &mut Vec<PeerEffect>) {
-        self.give_up_running();
+        self.give_up_running(Step::MAX);
         self.done.clear();
         self.rights.clear();
         self.averaged.clear();

@@ -77,6 +77,7 @@ impl<'a> Replay<'a> {
                 validation_batches: 1,
                 clip: 25.0,
                 seed,
+                delayed_updates: false,
             },
             peers: 0,
             trainers: 2,

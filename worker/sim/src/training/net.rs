@@ -9,7 +9,7 @@ use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
 };
 
-use super::numbers::Weights;
+use super::numbers::State;
 use super::world::{Down, Event, Up, World};
 
 /// Peers that are told in time serve until so long before their end.
@@ -32,6 +32,7 @@ impl World {
             rows: 1,
             costs: vec![1.0; shape.stages as usize],
             steps: self.scenario.steps,
+            delayed_updates: shape.delayed_updates,
             tied: shape.tied,
             clip: Some(shape.clip),
             saves: true,
@@ -216,16 +217,16 @@ impl World {
         if life != self.life && self.draw(2) == 0 {
             return;
         }
-        let weights: Vec<Option<Weights>> = (0..)
+        let states: Vec<Option<State>> = (0..)
             .zip(records)
             .map(|(stage, record)| {
                 self.files.get(record).filter(|f| (f.0, f.1) == (step, stage)).map(|f| f.2)
             })
             .collect();
-        let weights: Option<Vec<Weights>> = weights.into_iter().collect();
-        match weights {
-            Some(weights) if weights == self.truth[step as usize].weights => {
-                self.sealed.insert(step, weights);
+        let states: Option<Vec<State>> = states.into_iter().collect();
+        match states {
+            Some(states) if states == self.truth[step as usize].states => {
+                self.sealed.insert(step, states);
             }
             _ => self.violation(format!("the checkpoint of step {step} is wrong: {records:?}")),
         }

@@ -23,6 +23,15 @@ impl Weights {
     }
 }
 
+/// Of one stage: the parameters, and with delayed updates those before the last update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// After all updates.
+    pub now: Weights,
+    /// Before the last; the same when there was none, or when updates are not delayed.
+    pub before: Weights,
+}
+
 /// What was added to sums, for the judge: how often each key is in them.
 pub type Keys = BTreeMap<(Step, Microbatch, StageId), u32>;
 
@@ -69,6 +78,8 @@ pub struct Shape {
     pub clip: f64,
     /// Of the initial weights and the data.
     pub seed: u64,
+    /// Steps are computed with the weights before the last update.
+    pub delayed_updates: bool,
 }
 
 /// What a backward pass gives.
@@ -111,6 +122,18 @@ impl Shape {
     pub fn initial(&self, stage: StageId) -> Weights {
         let shared = if self.has_shared(stage) { mix(self.seed, 999) } else { 0 };
         Weights { own: mix(self.seed, u64::from(stage)), shared }
+    }
+
+    /// The state after an update to `now`.
+    #[must_use]
+    pub fn next(&self, state: &State, now: Weights) -> State {
+        State { now, before: if self.delayed_updates { state.now } else { now } }
+    }
+
+    /// A state without updates behind it.
+    #[must_use]
+    pub fn first(&self, now: Weights) -> State {
+        State { now, before: now }
     }
 
     /// The tokens of a microbatch.
@@ -176,7 +199,7 @@ impl Shape {
 #[derive(Clone, Debug)]
 pub struct Truth {
     /// Of all stages before the update.
-    pub weights: Vec<Weights>,
+    pub states: Vec<State>,
     /// Summed over the microbatches.
     pub loss: f64,
     /// Summed over the validation.
@@ -188,10 +211,11 @@ pub struct Truth {
 /// All steps, one after the other; one more than there are updates.
 #[must_use]
 pub fn sequential(shape: &Shape, steps: Step) -> Vec<Truth> {
-    let mut weights: Vec<Weights> = (0..shape.stages).map(|s| shape.initial(s)).collect();
+    let mut states: Vec<State> = (0..shape.stages).map(|s| shape.first(shape.initial(s))).collect();
     let mut truth = Vec::new();
     for step in 0..=steps {
-        let inputs = |microbatch| {
+        let (now, before): (Vec<Weights>, Vec<Weights>) = states.iter().map(|s| (s.now, s.before)).unzip();
+        let inputs = |microbatch, weights: &[Weights]| {
             let mut at = shape.tokens(step, microbatch);
             let through = weights.iter().map(|w| {
                 let next = shape.forward(at, w);
@@ -202,11 +226,11 @@ pub fn sequential(shape: &Shape, steps: Step) -> Vec<Truth> {
         let mut sums = vec![Sums::default(); shape.stages as usize];
         let mut loss = 0.0;
         for microbatch in 0..shape.microbatches {
-            let inputs = inputs(microbatch);
+            let inputs = inputs(microbatch, &before);
             let mut above = 0;
             for stage in (0..shape.stages).rev() {
                 let s = stage as usize;
-                let back = shape.backward(stage, inputs[s], above, &weights[s]);
+                let back = shape.backward(stage, inputs[s], above, &before[s]);
                 above = back.input;
                 sums[s].add(&Sums { own: back.own, shared: back.shared, keys: Keys::new() });
                 loss += back.loss.unwrap_or(0.0);
@@ -214,7 +238,7 @@ pub fn sequential(shape: &Shape, steps: Step) -> Vec<Truth> {
         }
         let last = shape.stages as usize - 1;
         let batches = shape.microbatches..shape.microbatches + shape.validation_batches;
-        let validation = batches.map(|b| shape.loss(inputs(b)[last], &weights[last])).sum();
+        let validation = batches.map(|b| shape.loss(inputs(b, &now)[last], &now[last])).sum();
         let mut averages: BTreeMap<ShardId, i64> =
             (0..shape.stages).map(|s| (s, sums[s as usize].own)).collect();
         if shape.has_shared(0) {
@@ -222,9 +246,11 @@ pub fn sequential(shape: &Shape, steps: Step) -> Vec<Truth> {
         }
         let norm = averages.values().flat_map(|a| shape.squares(*a)).sum::<f64>().sqrt();
         let scale = clip::scale(norm, Some(shape.clip));
-        let after =
-            (0..shape.stages).map(|s| shape.update(s, &weights[s as usize], &averages, scale)).collect();
-        truth.push(Truth { weights: std::mem::replace(&mut weights, after), loss, validation, norm });
+        let after = (0..)
+            .zip(&states)
+            .map(|(stage, state)| shape.next(state, shape.update(stage, &state.now, &averages, scale)));
+        let after = after.collect();
+        truth.push(Truth { states: std::mem::replace(&mut states, after), loss, validation, norm });
     }
     truth
 }

@@ -11,7 +11,7 @@ use dunlin_protocol::training::{
     Call, CallId, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId, StageId, Step,
 };
 
-use super::numbers::{Keys, Shape, Sums, Weights};
+use super::numbers::{Keys, Shape, State, Sums};
 use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
 
 /// A mate that does not answer is given up after this long.
@@ -47,7 +47,7 @@ enum Work {
         fetch: u64,
         stage: StageId,
         step: Step,
-        weights: Weights,
+        state: State,
     },
 }
 
@@ -56,7 +56,7 @@ struct Fetching {
     stage: StageId,
     wanted: Step,
     mates: Vec<Mate>,
-    have: Option<(Step, Weights)>,
+    have: Option<(Step, State)>,
     until: u64,
 }
 
@@ -84,8 +84,9 @@ pub(super) struct PeerShell {
     requests: Requests,
     stage: StageId,
     step: Step,
-    weights: Weights,
-    sums: Sums,
+    state: State,
+    /// Of this step, and the one behind it.
+    sums: BTreeMap<Step, Sums>,
     open: BTreeMap<ShardId, u64>,
     averages: BTreeMap<ShardId, (Step, Average)>,
     history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
@@ -111,13 +112,24 @@ impl PeerShell {
         shape.shards(self.stage).into_iter().all(held)
     }
 
-    /// Has it added anything to its sums in this step?
+    /// Has it added anything to its sums in this step or behind it?
     pub(super) fn has_sums_of(&self, step: Step) -> bool {
-        self.sums.keys.keys().any(|(s, ..)| *s == step)
+        self.sums.range(step..).next().is_some()
     }
 
     fn changed(&mut self) {
         self.open.clear();
+    }
+
+    /// Adds to the sums of a step, if that is not over. Averages are of the oldest.
+    fn add(&mut self, step: Step, sums: &Sums) {
+        if step < self.step {
+            return;
+        }
+        self.sums.entry(step).or_default().add(sums);
+        if step == self.step {
+            self.changed();
+        }
     }
 }
 
@@ -138,7 +150,11 @@ impl World {
             hosts => format!("h{}", self.draw(hosts)),
         };
         let peer = PeerShell {
-            node: PeerNode::new(Mate { name: name.clone(), addr: name.to_string(), host }),
+            node: PeerNode::new(
+                Mate { name: name.clone(), addr: name.to_string(), host },
+                self.scenario.shape.microbatches,
+                self.scenario.shape.delayed_updates,
+            ),
             stream: None,
             retired: false,
             deaf: false,
@@ -150,8 +166,8 @@ impl World {
             requests: Requests::new(),
             stage: 0,
             step: 0,
-            weights: Weights::default(),
-            sums: Sums::default(),
+            state: State::default(),
+            sums: BTreeMap::new(),
             open: BTreeMap::new(),
             averages: BTreeMap::new(),
             history: BTreeMap::new(),
@@ -333,7 +349,7 @@ impl World {
             Work::Job(Job::Clear) => {
                 self.say(|| format!("{name} has cleared"));
                 if let Some(peer) = self.peers.get_mut(name) {
-                    peer.sums = Sums::default();
+                    peer.sums.clear();
                     peer.changed();
                 }
             }
@@ -341,8 +357,7 @@ impl World {
                 if let Some(peer) = self.peers.get_mut(name)
                     && let Some(sums) = peer.arrived.remove(&take.from.name)
                 {
-                    peer.sums.add(&sums);
-                    peer.changed();
+                    peer.add(take.step, &sums);
                 }
                 self.with_peer(name, |node, out| node.added(take, out));
             }
@@ -357,44 +372,44 @@ impl World {
                 }
             }
             Work::Hand { to, take } => {
-                let sums = self.peers.get(name).map(|p| p.sums.clone());
+                let sums = self.peers.get(name).map(|p| p.sums.get(&take.step).cloned().unwrap_or_default());
                 let after = self.latency();
                 self.at(after, Event::Sums { peer: to, take, sums });
             }
             Work::Save { step } => {
                 let Some(peer) = self.peers.get_mut(name) else { return };
                 let works = !std::mem::take(&mut peer.broken_disk);
-                let (stage, weights) = (peer.stage, peer.weights);
+                let (stage, state) = (peer.stage, peer.state);
                 if peer.step != step {
                     let at = peer.step;
                     self.violation(format!("{name} saves step {step} and is at {at}"));
                 }
                 let after = 5 + self.draw(150);
-                self.at(after, Event::Written { peer: name.clone(), step, stage, weights, works });
+                self.at(after, Event::Written { peer: name.clone(), step, stage, state, works });
             }
             Work::Begin { fetch, from } => {
                 let Some(peer) = self.peers.get_mut(name) else { return };
-                let (step, weights) = (peer.step, peer.weights);
+                let (step, state) = (peer.step, peer.state);
                 let Some(fetching) = peer.fetching.as_mut().filter(|f| f.fetch == fetch) else { return };
-                fetching.have = Some((step, weights));
+                fetching.have = Some((step, state));
                 if step != from {
                     self.violation(format!("{name} fetches from step {from} and is at {step}"));
                 }
                 self.at(1, Event::Fetch { peer: name.clone(), fetch });
             }
-            Work::Set { fetch, stage, step, weights } => {
+            Work::Set { fetch, stage, step, state } => {
                 let Some(peer) = self.peers.get_mut(name) else { return };
                 if peer.fetching.take_if(|f| f.fetch == fetch).is_none() {
                     return;
                 }
-                if peer.sums != Sums::default() {
+                if !peer.sums.is_empty() {
                     self.violation(format!("{name} begins stage {stage} with sums of another"));
                     return;
                 }
-                (peer.stage, peer.step, peer.weights) = (stage, step, weights);
+                (peer.stage, peer.step, peer.state) = (stage, step, state);
                 peer.history.clear();
                 peer.averages.clear();
-                self.check(name, stage, step, weights);
+                self.check(name, stage, step, state);
                 self.with_peer(name, |node, out| node.ready(stage, step, out));
             }
         }
@@ -403,7 +418,20 @@ impl World {
     fn compute(&mut self, name: &PeerName, request: u64, call: Call, accumulate: bool) {
         let shape = self.scenario.shape;
         let Some(peer) = self.peers.get_mut(name) else { return };
-        let weights = peer.weights;
+        let validates = call.microbatch >= shape.microbatches;
+        let ahead = call.step.checked_sub(peer.step);
+        let weights = match (ahead, shape.delayed_updates) {
+            (Some(0), true) if !validates => peer.state.before,
+            (Some(1), true) if !validates => peer.state.now,
+            (Some(0), _) => peer.state.now,
+            // It was told to update while it computed: nobody waits for this.
+            (None, _) => peer.state.now,
+            (Some(_), _) => {
+                let at = peer.step;
+                self.violation(format!("{name} computes {call:?} and is at {at}"));
+                return;
+            }
+        };
         let took_us = 1000 * duration(call.kind, peer.slowness);
         let asked = peer.requests.remove(&request);
         let (mut loss, mut tensor, mut added) = (None, 0, None);
@@ -421,8 +449,7 @@ impl World {
                         );
                         added = Some(text);
                         let keys = Keys::from([((call.step, call.microbatch, call.stage), 1)]);
-                        peer.sums.add(&Sums { own: back.own, shared: back.shared, keys });
-                        peer.changed();
+                        peer.add(call.step, &Sums { own: back.own, shared: back.shared, keys });
                     }
                 }
             }
@@ -468,22 +495,22 @@ impl World {
             self.violation(format!("{name} updates step {step} and is at {at}"));
             return;
         }
-        peer.weights = shape.update(stage, &peer.weights, &averages, scale);
+        peer.state = shape.next(&peer.state, shape.update(stage, &peer.state.now, &averages, scale));
         peer.step += 1;
-        peer.sums = Sums::default();
+        peer.sums = peer.sums.split_off(&peer.step);
         peer.changed();
         peer.history.insert(step, (averages, scale));
         peer.history.retain(|s, _| s + keep > step);
-        let weights = peer.weights;
-        self.check(name, stage, step + 1, weights);
-        self.with_peer(name, |node, out| node.applied(step + 1, weights.hash(), out));
+        let state = peer.state;
+        self.check(name, stage, step + 1, state);
+        self.with_peer(name, |node, out| node.applied(step + 1, state.now.hash(), out));
     }
 
     /// Are these the weights of the steps done one after the other?
-    fn check(&mut self, name: &PeerName, stage: StageId, step: Step, weights: Weights) {
-        let right = self.truth.get(step as usize).map(|t| t.weights[stage as usize]);
-        if right != Some(weights) {
-            self.violation(format!("{name}, stage {stage}, step {step}: {weights:?} instead of {right:?}"));
+    fn check(&mut self, name: &PeerName, stage: StageId, step: Step, state: State) {
+        let right = self.truth.get(step as usize).map(|t| t.states[stage as usize]);
+        if right != Some(state) {
+            self.violation(format!("{name}, stage {stage}, step {step}: {state:?} instead of {right:?}"));
         }
     }
 
@@ -510,7 +537,7 @@ impl World {
         let why = match found {
             None => Some("gone"),
             Some(other) if other.healthy() && other.open.get(&shard) == Some(&round) => {
-                let sums = other.sums.clone();
+                let sums = other.sums.get(&step).cloned().unwrap_or_default();
                 let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard))
                 else {
                     return;
@@ -574,13 +601,14 @@ impl World {
         step: Step,
         checkpoint: bool,
     ) {
-        let weights = match (checkpoint, step) {
-            (false, 0) => Some(self.scenario.shape.initial(stage)),
+        let shape = self.scenario.shape;
+        let state = match (checkpoint, step) {
+            (false, 0) => Some(shape.first(shape.initial(stage))),
             (true, _) => self.sealed.get(&step).map(|all| all[stage as usize]),
             _ => None,
         };
-        match weights {
-            Some(weights) => self.give(name, Work::Set { fetch, stage, step, weights }),
+        match state {
+            Some(state) => self.give(name, Work::Set { fetch, stage, step, state }),
             None => self.violation(format!("{name} is to load step {step}, which is not there")),
         }
     }
@@ -593,10 +621,10 @@ impl World {
         let Some(peer) = self.peers.get(name).filter(|p| p.healthy()) else { return };
         let Some(fetching) = peer.fetching.as_ref().filter(|f| f.fetch == fetch) else { return };
         let stage = fetching.stage;
-        if let Some((step, weights)) = fetching.have
+        if let Some((step, state)) = fetching.have
             && step >= fetching.wanted
         {
-            self.give(name, Work::Set { fetch, stage, step, weights });
+            self.give(name, Work::Set { fetch, stage, step, state });
             return;
         }
         if self.now > fetching.until || fetching.mates.is_empty() {
@@ -620,11 +648,12 @@ impl World {
             have = match have {
                 None => {
                     after = whole_ms.unwrap_or(40 + draw as u64 / 5);
-                    Some((mate.step, mate.weights))
+                    Some((mate.step, mate.state))
                 }
-                Some((step, weights)) => match mate.history.get(&step) {
+                Some((step, state)) => match mate.history.get(&step) {
                     Some((averages, scale)) => {
-                        Some((step + 1, shape.update(stage, &weights, averages, *scale)))
+                        let now = shape.update(stage, &state.now, averages, *scale);
+                        Some((step + 1, shape.next(&state, now)))
                     }
                     None if mate.step > step => None,
                     None => have,
@@ -637,17 +666,10 @@ impl World {
         self.at(after, Event::Fetch { peer: name.clone(), fetch });
     }
 
-    pub(super) fn written(
-        &mut self,
-        name: &PeerName,
-        step: Step,
-        stage: StageId,
-        weights: Weights,
-        works: bool,
-    ) {
+    pub(super) fn written(&mut self, name: &PeerName, step: Step, stage: StageId, state: State, works: bool) {
         let report = if works {
             let record = format!("{stage}/{step}/{name}");
-            self.files.insert(record.clone(), (step, stage, weights));
+            self.files.insert(record.clone(), (step, stage, state));
             PeerReport::Saved { step, record }
         } else {
             PeerReport::SaveFailed { step, why: "no space".to_owned() }

@@ -105,6 +105,7 @@ impl Scenario {
                 validation_batches: draw(6, 1, 2) as u32,
                 clip: 25.0,
                 seed,
+                delayed_updates: draw(16, 0, 2) == 0,
             },
             peers: peers as u32,
             hosts: draw(14, 0, 1) * draw(15, 1, 4),
@@ -128,7 +129,15 @@ impl Scenario {
     /// A small one without faults of its own.
     #[must_use]
     pub fn small(seed: u64) -> Self {
-        let shape = Shape { stages: 2, tied: true, microbatches: 3, validation_batches: 1, clip: 25.0, seed };
+        let shape = Shape {
+            stages: 2,
+            tied: true,
+            microbatches: 3,
+            validation_batches: 1,
+            clip: 25.0,
+            seed,
+            delayed_updates: false,
+        };
         Self {
             seed,
             shape,

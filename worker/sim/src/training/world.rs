@@ -10,7 +10,7 @@ use dunlin_protocol::training::{
     ToPeer, ToTrainer, TrainerReport,
 };
 
-use super::numbers::{Sums, Truth, Weights, sequential};
+use super::numbers::{State, Sums, Truth, sequential};
 use super::peer::PeerShell;
 use super::scenario::{Kinds, Loss, Outcome, Scenario};
 use super::trainer::TrainerShell;
@@ -133,7 +133,7 @@ pub(super) enum Event {
         peer: PeerName,
         step: Step,
         stage: StageId,
-        weights: Weights,
+        state: State,
         works: bool,
     },
     Sealed {
@@ -172,8 +172,8 @@ pub(super) struct World {
     /// Streams that began since ever; requests and fetches count here too.
     pub(super) counter: u64,
     /// Files of checkpoints by their record.
-    pub(super) files: BTreeMap<String, (Step, StageId, Weights)>,
-    pub(super) sealed: BTreeMap<Step, Vec<Weights>>,
+    pub(super) files: BTreeMap<String, (Step, StageId, State)>,
+    pub(super) sealed: BTreeMap<Step, Vec<State>>,
     pub(super) truth: Vec<Truth>,
     /// Peers that have started, and trainers.
     pub(super) born: u32,
@@ -369,8 +369,8 @@ impl World {
             Event::Loaded { peer, fetch, stage, step, checkpoint } => {
                 self.loaded(&peer, fetch, stage, step, checkpoint);
             }
-            Event::Written { peer, step, stage, weights, works } => {
-                self.written(&peer, step, stage, weights, works);
+            Event::Written { peer, step, stage, state, works } => {
+                self.written(&peer, step, stage, state, works);
             }
             Event::Sealed { life, step, records } => self.seal(life, step, &records),
             Event::StartConductor => self.start_conductor(),
@@ -467,7 +467,7 @@ impl World {
                 if step != self.scenario.steps {
                     self.violation(format!("finished at step {step}"));
                 }
-                let truth = self.truth[self.scenario.steps as usize].weights.clone();
+                let truth = self.truth[self.scenario.steps as usize].states.clone();
                 if self.sealed.get(&self.scenario.steps) != Some(&truth) {
                     self.violation("the last checkpoint is not the last state".to_owned());
                 }

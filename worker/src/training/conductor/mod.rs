@@ -76,6 +76,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         rows: u32::try_from(run.rows_per_microbatch())?,
         costs: run.costs(),
         steps: run.config.steps,
+        delayed_updates: run.config.optimizer.delayed_updates,
         tied: run.model.tied,
         clip: run.config.optimizer.clip,
         saves: destination.is_some(),

@@ -184,7 +184,7 @@ impl Snapshot {
             stage: stage.index(),
             step: stage.step(),
             parameters: parameters.to_vec(),
-            slots: slots.to_vec(),
+            slots: slots.into_iter().map(<[f32]>::to_vec).collect(),
         }
     }
 
@@ -197,7 +197,7 @@ impl Snapshot {
     }
 }
 
-/// A whole state of one step: its step, parameters, optimizer vectors.
+/// A whole state of one step: its step, parameters, and what is kept beside them.
 async fn state(
     clients: &Clients,
     run: &Run,
@@ -205,7 +205,7 @@ async fn state(
     mates: &[Mate],
 ) -> Result<(Step, Vec<f32>, Vec<Vec<f32>>), String> {
     let layout = run.layout(stage);
-    let (len, width) = (layout.len(), 1 + run.optimizer_slots());
+    let (len, width) = (layout.len(), 1 + run.state_slots());
     let mut why = "there is nobody to get it from".to_owned();
     for attempt in 0..ATTEMPTS {
         // Each attempt leaves another one out, should one of them be lost.

@@ -37,10 +37,10 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
         serde_json::from_value(json!(args.gradients)).context("--gradients is no `wire.gradients`")?;
     let run = Arc::new(block(&args)?);
     let mut stage = Stage::initial(&run, 0, &Pool::new(1))?;
-    let sums: Vec<i64> = (0..stage.sums().len()).map(|i| to_fixed(gradient(args.index, i))).collect();
-    stage.add_sums(&sums)?;
+    let sums: Vec<i64> = (0..stage.layout().len()).map(|i| to_fixed(gradient(args.index, i))).collect();
+    stage.add_sums(0, &sums)?;
     drop(sums);
-    let values = stage.sums().len();
+    let values = stage.layout().len();
     let engine = Engine::start(1)?;
     engine.run(move |bench| bench.stage = Some(stage));
 

@@ -28,7 +28,7 @@ use dunlin_protocol::training::{
 };
 use dunlin_train::average::Average;
 use dunlin_train::checkpoint::Destination;
-use dunlin_train::stage::Computed;
+use dunlin_train::stage::{Computed, Purpose};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::proto::pull_request::What;
@@ -99,8 +99,9 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     let (link_in, link) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
     let (events_in, events) = mpsc::channel(1024);
+    let microbatches = u32::try_from(run.config.microbatches())?;
     let peer = Peer {
-        node: PeerNode::new(me.clone()),
+        node: PeerNode::new(me.clone(), microbatches, run.config.optimizer.delayed_updates),
         me,
         destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
         run,
@@ -411,12 +412,14 @@ impl Peer {
                     self.calls.get_mut(&request).context("a call was chosen that nobody waits for")?;
                 let input = std::mem::take(&mut waiting.request.input);
                 let output = std::mem::take(&mut waiting.request.output);
+                let validation = call.microbatch as usize >= self.run.config.microbatches();
+                let purpose = Purpose { step: call.step, validation };
                 self.with_stage(move |stage, pool| {
                     let started = Instant::now();
                     let computed = match call.kind {
-                        CallKind::Forward => stage.forward(pool, &input),
-                        CallKind::Loss => stage.loss(pool, &input, &output),
-                        CallKind::Backward => stage.backward(pool, &input, &output, accumulate),
+                        CallKind::Forward => stage.forward(pool, purpose, &input),
+                        CallKind::Loss => stage.loss(pool, purpose, &input, &output),
+                        CallKind::Backward => stage.backward(pool, call.step, &input, &output, accumulate),
                     };
                     let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                     Event::Computed(request, took_us, computed.map_err(|e| e.to_string()))
@@ -441,7 +444,7 @@ impl Peer {
 
     fn add(&self, take: Take, sums: Vec<i64>) {
         self.with_stage(move |stage, _| {
-            let added = stage.add_sums(&sums).map_err(|e| e.to_string());
+            let added = stage.add_sums(take.step, &sums).map_err(|e| e.to_string());
             Event::Added(take, added)
         });
     }

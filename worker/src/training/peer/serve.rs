@@ -33,11 +33,9 @@ pub fn serve(engine: &Engine, formed: &Arc<Formed>, request: proto::PullRequest,
             return;
         }
         What::AllSums(step) => engine.run(move |bench| {
-            let sums = match &bench.stage {
-                Some(stage) if stage.step() == step => Ok((to_bytes(stage.sums()), 0)),
-                _ => Err("this peer is not at that step".to_owned()),
-            };
-            let _ = answer_in.send(sums);
+            let sums = bench.stage.as_ref().and_then(|stage| stage.sums(step));
+            let sums = sums.map(|sums| (to_bytes(sums), 0));
+            let _ = answer_in.send(sums.ok_or_else(|| "this peer is not at that step".to_owned()));
         }),
         What::State(span) => engine.run(move |bench| {
             let state = bench.stage.as_ref().map(|stage| {

@@ -144,6 +144,9 @@ pub struct OptimizerConfig {
     /// Learning rate over the steps.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// A step is computed with the parameters before the last update, and its averages are formed behind the next one.
+    #[serde(default)]
+    pub delayed_updates: bool,
 }
 
 /// Shapes of the learning rate after warming up.

@@ -5,7 +5,7 @@ use dunlin_kernels::Pool;
 use dunlin_model::training::layout::EMBEDDING;
 use serde_json::json;
 
-use super::Stage;
+use super::{Purpose, Stage};
 use crate::average::tests::form;
 use crate::average::{Average, part};
 use crate::codec::Codec;
@@ -14,11 +14,15 @@ use crate::run::Run;
 
 /// Two stages of one block, with one embedding.
 fn run(activations: &str, gradients: &str) -> Arc<Run> {
+    run_with(activations, gradients, false)
+}
+
+fn run_with(activations: &str, gradients: &str, delayed_updates: bool) -> Arc<Run> {
     let config = json!({
         "model": {"config": {"hiddenSize": 32, "layers": 2, "heads": 2, "kvHeads": 1, "ffn": 64, "contextLength": 16, "tied": true}},
         "data": {"text": {"path": "unread"}},
         "sequenceLength": 16, "globalBatch": 8, "microbatch": 2, "steps": 100,
-        "optimizer": {"kind": "AdamW", "learningRate": 1e-2},
+        "optimizer": {"kind": "AdamW", "learningRate": 1e-2, "delayedUpdates": delayed_updates},
         "stages": 2,
         "wire": {"activations": activations, "gradients": gradients},
     });
@@ -35,10 +39,17 @@ fn tokens(from: u32) -> Vec<u8> {
 
 /// What went from the first stage to the last, what came back, and the loss.
 fn through(first: &mut Stage, last: &mut Stage, from: u32) -> (Vec<u8>, Vec<u8>, f64) {
+    let step = first.step();
+    through_in(first, last, step, from)
+}
+
+/// The same in a step that may be the one behind.
+fn through_in(first: &mut Stage, last: &mut Stage, step: u64, from: u32) -> (Vec<u8>, Vec<u8>, f64) {
     let pool = Pool::new(1);
-    let rows = first.forward(&pool, &tokens(from)).unwrap().data;
-    let back = last.backward(&pool, &rows, &tokens(from + 1), true).unwrap();
-    first.backward(&pool, &tokens(from), &back.data, true).unwrap();
+    let purpose = Purpose { step, validation: false };
+    let rows = first.forward(&pool, purpose, &tokens(from)).unwrap().data;
+    let back = last.backward(&pool, step, &rows, &tokens(from + 1), true).unwrap();
+    first.backward(&pool, step, &tokens(from), &back.data, true).unwrap();
     (rows, back.data, back.loss.unwrap())
 }
 
@@ -68,8 +79,8 @@ fn rows_and_their_gradients_travel_in_the_codec_of_the_run() {
         assert!((loss / *exact_loss - 1.0).abs() < 1e-3, "{wire}: {loss} {exact_loss}");
         // What another codec has made is refused.
         for other in [1024, 1025, 2048, 4096].into_iter().filter(|other| *other != bytes) {
-            last.backward(&pool, &vec![0; other], &tokens(6), false).unwrap_err();
-            first.backward(&pool, &tokens(5), &vec![0; other], false).unwrap_err();
+            last.backward(&pool, 0, &vec![0; other], &tokens(6), false).unwrap_err();
+            first.backward(&pool, 0, &tokens(5), &vec![0; other], false).unwrap_err();
         }
     }
 }
@@ -87,6 +98,10 @@ fn averages(peers: &[&Stage]) -> Vec<BTreeMap<u32, Arc<Average>>> {
         }
     }
     out
+}
+
+fn is_empty(stage: &Stage, step: u64) -> bool {
+    stage.sums(step).is_some_and(|sums| sums.iter().all(|sum| *sum == 0))
 }
 
 fn embedding(stage: &Stage) -> &[f32] {
@@ -115,7 +130,7 @@ fn peers_stay_the_same_and_what_was_lost_is_in_the_next_step_once() {
                 .collect();
             assert_eq!((hashes[0], hashes[2]), (hashes[1], hashes[3]), "{gradients}");
             assert_eq!(embedding(&peers[0]), embedding(&peers[2]), "{gradients}");
-            assert!(peers.iter().all(|p| p.sums().iter().all(|sum| *sum == 0)));
+            assert!(peers.iter().all(|p| is_empty(p, u64::from(step) + 1)));
             if matches!(gradients, "Exact" | "F32") {
                 assert!(peers.iter().all(|p| p.residual.is_empty()));
                 continue;
@@ -161,5 +176,74 @@ fn a_share_that_is_being_sent_does_not_change() {
     assert_ne!(bytes(&last.share(1)), before);
     last.clear();
     assert_eq!(bytes(&share), before);
-    assert!(last.sums().iter().all(|sum| *sum == 0));
+    assert!(is_empty(&last, 0));
+}
+
+/// Three steps of a pipeline with delayed updates. When `early`, every step but the first is computed before the update before it; else behind it.
+fn three_delayed_steps(early: bool) -> [Stage; 2] {
+    let pool = Pool::new(1);
+    let run = run_with("F32", "Exact", true);
+    let [mut first, mut last] = [0, 1].map(|index| Stage::initial(&run, index, &pool).unwrap());
+    through_in(&mut first, &mut last, 0, 1);
+    for step in 0..3 {
+        let from = 60 * (step as u32 + 1);
+        if early {
+            through_in(&mut first, &mut last, step + 1, from);
+        }
+        let averages = averages(&[&first, &last]);
+        for (stage, averages) in [&mut first, &mut last].into_iter().zip(&averages) {
+            stage.apply(&pool, 1.0, averages).unwrap();
+        }
+        if !early {
+            through_in(&mut first, &mut last, step + 1, from);
+        }
+    }
+    [first, last]
+}
+
+#[test]
+fn a_delayed_step_is_computed_with_the_parameters_before_the_last_update_whenever_that_is() {
+    let pool = Pool::new(1);
+    let (early, late) = (three_delayed_steps(true), three_delayed_steps(false));
+    for (early, late) in early.iter().zip(&late) {
+        assert_eq!(early.state(), late.state());
+        assert_eq!(early.sums(3).unwrap(), late.sums(3).unwrap());
+        assert!(!is_empty(early, 3) && is_empty(early, 4) && early.sums(5).is_none() && early.sums(2).is_none());
+    }
+    // What a mate or a checkpoint gives begins where this one is.
+    let [mut first, mut last] = early.each_ref().map(|stage| {
+        let (parameters, slots) = stage.state();
+        let slots: Vec<Vec<f32>> = slots.into_iter().map(<[f32]>::to_vec).collect();
+        assert_eq!(slots.len(), stage.run.state_slots());
+        assert_ne!(slots.last().unwrap(), parameters);
+        Stage::from_state(&stage.run, stage.index(), 3, parameters.to_vec(), slots, &pool).unwrap()
+    });
+    through_in(&mut first, &mut last, 3, 180);
+    assert_eq!((first.sums(3), last.sums(3)), (early[0].sums(3), early[1].sums(3)));
+    // A validation is of what all updates have made; what is neither is refused.
+    let forward = |stage: &mut Stage, step, validation| {
+        stage.forward(&pool, Purpose { step, validation }, &tokens(7)).map(|c| c.data)
+    };
+    let now = forward(&mut first, 4, false).unwrap();
+    assert_eq!(forward(&mut first, 3, true).unwrap(), now);
+    assert_ne!(forward(&mut first, 3, false).unwrap(), now);
+    for (step, validation) in [(2, false), (5, false), (4, true)] {
+        forward(&mut first, step, validation).unwrap_err();
+    }
+}
+
+#[test]
+fn a_run_may_begin_to_delay_its_updates_or_cease_to() {
+    let pool = Pool::new(1);
+    let states = [false, true].map(|delayed| {
+        let stage = Stage::initial(&run_with("F32", "Exact", delayed), 0, &pool).unwrap();
+        let (parameters, slots) = stage.state();
+        (parameters.to_vec(), slots.into_iter().map(<[f32]>::to_vec).collect::<Vec<_>>())
+    });
+    for ((parameters, slots), delayed) in states.into_iter().zip([true, false]) {
+        let run = run_with("F32", "Exact", delayed);
+        let stage = Stage::from_state(&run, 0, 5, parameters, slots, &pool).unwrap();
+        assert_eq!(stage.state().1.len(), run.state_slots());
+        assert_eq!(stage.sums(6).is_some(), delayed);
+    }
 }

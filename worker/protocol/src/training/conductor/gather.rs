@@ -61,7 +61,7 @@ impl Conductor {
         if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
             self.phase = Phase::Running;
             self.roster_changed = true;
-            self.open_step();
+            self.open_anew();
             self.answer_claims(now_ms, out);
             self.plan_save();
         }
@@ -86,12 +86,11 @@ impl Conductor {
             (PeerReport::Released { step, microbatch }, _) => {
                 peer.claims.retain(|claim| claim != &(*step, *microbatch));
             }
-            (PeerReport::Done { step, contribution, .. }, Some(held)) if *step == held.step => {
-                held.adding.retain(|m| *m != contribution.microbatch);
-                held.done.push(contribution.clone());
+            (PeerReport::Done { step, contribution, .. }, Some(held)) => {
+                held.add(*step, contribution.clone())
             }
             (PeerReport::Applied { step, scale, .. }, Some(held)) => {
-                *held = Held { stage: held.stage, step: *step, scale: Some(*scale), ..Held::default() };
+                held.applied(*step, *scale);
                 peer.step = *step;
             }
             (PeerReport::Ready { stage, step }, None) if peer.place == Place::Idle => {
@@ -132,7 +131,7 @@ impl Conductor {
         self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
-        self.open_step();
+        self.open_anew();
         for (name, follows) in follows {
             let Some(held) = held.get(&name) else { continue };
             if !follows {
@@ -140,29 +139,40 @@ impl Conductor {
             }
             self.place(&name, Place::Member { stage: held.stage });
             if held.step < newest {
-                let scale = scale.unwrap_or(1.0);
-                out.push(ConductorEffect::ToPeer(name, ToPeer::Apply { step: held.step, scale }));
-                continue;
+                let apply = ToPeer::Apply { step: held.step, scale: scale.unwrap_or(1.0) };
+                out.push(ConductorEffect::ToPeer(name.clone(), apply));
             }
-            let ledger = &mut self.stages[held.stage as usize].ledger;
-            let mine = held.done.iter().all(|c| ledger.restore(c, &name))
-                && held.adding.iter().all(|&m| ledger.claim(m, &name, now_ms) == Claimed::Granted);
-            if !mine {
+            if !self.restore_keys(now_ms, &name, held) {
                 // Somebody else has added some of it as well: this peer begins the step anew.
-                ledger.release(&name, now_ms);
+                for open in &mut self.open {
+                    open.ledgers[held.stage as usize].release(&name, now_ms);
+                }
                 self.place(&name, Place::Fetching { stage: held.stage });
                 out.push(ConductorEffect::ToPeer(name, ToPeer::Clear { step: newest }));
             }
         }
         self.answer_claims(now_ms, out);
         // What is added already, or being added, comes back only when it is lost.
-        let (count, stages) = (self.config.microbatches, &self.stages);
-        self.todo.retain(|m| *m >= count || stages.iter().any(|s| s.ledger.is_open(*m)));
+        let count = self.config.microbatches;
+        for open in &mut self.open {
+            let ledgers = &open.ledgers;
+            open.todo.retain(|m| *m >= count || ledgers.iter().any(|ledger| ledger.is_open(*m)));
+        }
         if (0..self.config.stages).any(|s| !self.stays(s)) {
             self.saving.want_now(self.config.saves);
         }
         self.settle(now_ms, out);
         self.plan_save();
+    }
+
+    /// Enters what a peer has added and is adding to the steps that are open; what was in a step before those is in its update. False when
+    /// somebody else has some of it.
+    fn restore_keys(&mut self, now_ms: u64, name: &PeerName, held: &Held) -> bool {
+        (held.step..).zip(&held.sums).all(|(step, sums)| {
+            let Some(ledger) = self.ledger(step, held.stage) else { return step < self.step };
+            sums.done.iter().all(|c| ledger.restore(c, name))
+                && sums.adding.iter().all(|&m| ledger.claim(m, name, now_ms) == Claimed::Granted)
+        })
     }
 
     /// Has a peer every average that its update needs?
@@ -212,7 +222,7 @@ impl Conductor {
         self.saving.forget();
         self.in_doubt.clear();
         self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
-        self.open_step();
+        self.open_anew();
         let places = self.places(now_ms, true, out);
         let names: Vec<PeerName> = self.peers.keys().cloned().collect();
         for name in names {

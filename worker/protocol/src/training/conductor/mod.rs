@@ -4,24 +4,25 @@
 //!
 //! * [`roster`] who is there and what stage each serves; joining, leaving
 //! * [`moves`] which stage a peer should serve
+//! * [`open`] the steps that are being done
 //! * [`step`] keys, averages, the commit
 //! * [`gather`] beginning, and beginning again from what peers or a checkpoint have
 //! * [`save`] checkpoints
 
 mod gather;
 mod moves;
+mod open;
 mod roster;
 mod save;
 mod step;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 
-use super::ledger::Ledger;
 use super::message::{
     Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
@@ -40,6 +41,8 @@ pub struct ConductorConfig {
     pub costs: Vec<f64>,
     /// Updates in all.
     pub steps: Step,
+    /// The microbatches of a step are computed with the parameters before the last update: its averages are formed behind them.
+    pub delayed_updates: bool,
     /// The first and the last stage share the embedding.
     pub tied: bool,
     /// Largest global norm of the gradient; above it is scaled down.
@@ -169,15 +172,16 @@ pub struct Conductor {
     stages: Vec<StageState>,
     shards: Vec<ShardState>,
     peers: BTreeMap<PeerName, PeerState>,
-    trainers: BTreeMap<PeerName, BTreeSet<Microbatch>>,
-    /// Microbatches of the step that no trainer has.
-    todo: BTreeSet<Microbatch>,
+    /// What each trainer has.
+    trainers: BTreeMap<PeerName, BTreeSet<(Step, Microbatch)>>,
+    /// From the step that is decided next on.
+    open: VecDeque<open::Open>,
+    /// Of the oldest of them.
     validation: BTreeMap<Microbatch, Option<f64>>,
     round: u64,
     gathering: gather::Gathering,
     saving: save::Saving,
     suspend: bool,
-    redone: u32,
     totals: Totals,
     measured: moves::Measured,
     hashes: BTreeMap<(StageId, Step), u64>,
@@ -187,6 +191,9 @@ pub struct Conductor {
     in_doubt: BTreeMap<PeerName, InDoubt>,
     /// Membership changed since trainers were told.
     roster_changed: bool,
+    /// When the last step was decided, and how long it took.
+    edge_ms: u64,
+    step_ms: u64,
 }
 
 /// Counts of the whole run.
@@ -203,13 +210,13 @@ pub struct Totals {
 /// A lost peer whose sums a mate may or may not have added.
 #[derive(Clone, Debug)]
 struct InDoubt {
+    step: Step,
     stage: StageId,
     mate: PeerName,
 }
 
 #[derive(Clone, Debug, Default)]
 struct StageState {
-    ledger: Ledger,
     /// Since when it has no peer.
     lost_ms: Option<u64>,
 }
@@ -312,22 +319,23 @@ impl Conductor {
             shards,
             peers: BTreeMap::new(),
             trainers: BTreeMap::new(),
-            todo: BTreeSet::new(),
+            open: VecDeque::new(),
             validation: BTreeMap::new(),
             round: config.incarnation << 20,
             gathering: gather::Gathering::default(),
             saving: save::Saving::new(checkpoint),
             suspend: false,
-            redone: 0,
             totals: Totals::default(),
             measured: moves::Measured::new(config.stages, config.fetch_ms),
             hashes: BTreeMap::new(),
             last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
+            edge_ms: 0,
+            step_ms: 0,
             config,
         };
-        conductor.open_step();
+        conductor.open_anew();
         conductor
     }
 
@@ -460,7 +468,7 @@ impl Conductor {
     fn tick(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let limit = self.config.claim_ms_max;
         let mut overdue: BTreeSet<PeerName> =
-            self.stages.iter().flat_map(|s| s.ledger.overdue(now_ms, limit)).collect();
+            self.open.iter().flat_map(|open| &open.ledgers).flat_map(|l| l.overdue(now_ms, limit)).collect();
         overdue.extend(self.quiet(now_ms));
         for name in overdue {
             out.push(ConductorEffect::Note(format!(

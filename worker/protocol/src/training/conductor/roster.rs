@@ -3,7 +3,7 @@
 use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
-use crate::training::message::{Held, Mate, StageId, Step, ToPeer, ToTrainer};
+use crate::training::message::{Contribution, Held, HeldSums, Mate, StageId, Step, ToPeer, ToTrainer};
 use crate::training::speed::Speed;
 
 /// A fetch that failed is tried again after this long.
@@ -60,7 +60,13 @@ impl Conductor {
                 {
                     let apply = ToPeer::Apply { step: held.step, scale: self.last_scale.unwrap_or(1.0) };
                     out.push(ConductorEffect::ToPeer(name.clone(), apply));
-                    self.place(&name, Place::Member { stage: held.stage });
+                    if held.sums.iter().skip(1).all(HeldSums::is_empty) {
+                        self.place(&name, Place::Member { stage: held.stage });
+                    } else {
+                        // What it had added to the next step already went to others.
+                        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step: self.step }));
+                        self.place(&name, Place::Fetching { stage: held.stage });
+                    }
                 }
                 Some(held) if held.step <= self.step && self.members_of(held.stage).next().is_some() => {
                     self.fetch(&name, held.stage, out);
@@ -150,7 +156,11 @@ impl Conductor {
     /// A stream ended: a trainer's microbatches go to others, a peer's keys are open again.
     pub(super) fn gone(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
         if let Some(work) = self.trainers.remove(name) {
-            self.todo.extend(work);
+            for (step, microbatch) in work {
+                if let Some(index) = self.index(step) {
+                    self.open[index].todo.insert(microbatch);
+                }
+            }
         }
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
@@ -185,11 +195,21 @@ impl Conductor {
         let stage = match peer.place {
             Place::Member { stage } | Place::HandingOver { stage, to: None } => stage,
             Place::HandingOver { stage, to: Some(mate) } => {
-                self.in_doubt.insert(name.clone(), InDoubt { stage, mate });
+                // One step's sums are on their way; those behind it are lost.
+                if let Some((step, _)) = self.contributions(name, stage) {
+                    for later in self.open_steps().filter(|s| *s > step) {
+                        self.release(now_ms, later, stage, name, out);
+                    }
+                    self.in_doubt.insert(name.clone(), InDoubt { step, stage, mate });
+                }
                 return;
             }
             _ => return,
         };
+        // What it had added to a step behind that of the averages is lost in any case.
+        for step in self.open_steps().skip(1) {
+            self.release(now_ms, step, stage, name, out);
+        }
         // When all others hold every average that it was part of, its contributions are safe there.
         let mut safe = self.members_of(stage).next().is_some();
         for shard in self.shards_of(stage) {
@@ -282,7 +302,7 @@ impl Conductor {
         let averages = |s: &super::ShardState| {
             s.averaging.as_ref().is_some_and(|a| a.group.contains(name) && !a.squares.contains_key(name))
         };
-        self.stages[stage as usize].ledger.is_busy(name)
+        self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name))
             || (peer.step < self.step && self.member_stage(name).is_some())
             || self.shards.iter().any(averages)
             || self.peers.values().any(takes)
@@ -420,11 +440,10 @@ impl Conductor {
             if self.occupied(&name, stage) {
                 continue;
             }
-            let contributions = self.stages[stage as usize].ledger.of(&name);
-            if contributions.is_empty() {
+            let Some((step, contributions)) = self.contributions(&name, stage) else {
                 self.released(now_ms, &name, out);
                 continue;
-            }
+            };
             // One mate at a time takes from one leaver, and it must not be leaving itself.
             let busy = |mate: &PeerName| {
                 self.peers
@@ -438,10 +457,7 @@ impl Conductor {
             let from = self.peers.get(&name).map(|p| p.mate.clone());
             if let (Some(mate), Some(from)) = (mate, from) {
                 self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
-                out.push(ConductorEffect::ToPeer(
-                    mate,
-                    ToPeer::Take { step: self.step, from, contributions },
-                ));
+                out.push(ConductorEffect::ToPeer(mate, ToPeer::Take { step, from, contributions }));
             }
         }
     }
@@ -450,9 +466,11 @@ impl Conductor {
     pub(super) fn relieve(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
         self.place(name, Place::HandingOver { stage, to: None });
         // What it waits for it must not get once its sums are on their way to a mate.
-        for microbatch in self.stages[stage as usize].ledger.refuse_waiting(name) {
-            let refusal = ToPeer::Grant { step: self.step, microbatch, granted: false };
-            out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+        for (step, open) in (self.step..).zip(&mut self.open) {
+            for microbatch in open.ledgers[stage as usize].refuse_waiting(name) {
+                let refusal = ToPeer::Grant { step, microbatch, granted: false };
+                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+            }
         }
     }
 
@@ -475,12 +493,18 @@ impl Conductor {
         averages
             || self.peers.values().any(gives)
             || self.in_doubt.values().any(|d| d.mate == *name)
-            || self.stages[stage as usize].ledger.is_busy(name)
+            || self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name))
+    }
+
+    /// What a peer of a stage has added to the oldest step that it has added anything to.
+    fn contributions(&self, name: &PeerName, stage: StageId) -> Option<(Step, Vec<Contribution>)> {
+        let mut all = self.ledgers(stage).map(|(step, ledger)| (step, ledger.of(name)));
+        all.find(|(_, contributions)| !contributions.is_empty())
     }
 
     /// Can a peer of a stage go without a word?
     pub(super) fn has_nothing(&self, name: &PeerName, stage: StageId) -> bool {
-        !self.occupied(name, stage) && self.stages[stage as usize].ledger.of(name).is_empty()
+        !self.occupied(name, stage) && self.contributions(name, stage).is_none()
     }
 
     pub(super) fn taken(
@@ -491,18 +515,24 @@ impl Conductor {
         from: &PeerName,
         out: &mut Vec<ConductorEffect>,
     ) {
-        if step == self.step
-            && let Some(doubt) = self.in_doubt.remove(from)
-        {
+        let Some(index) = self.index(step) else { return };
+        if let Some(doubt) = self.in_doubt.get(from) {
             // Lost, but its sums are safe.
-            self.stages[doubt.stage as usize].ledger.transfer(from, mate);
+            if doubt.step == step && doubt.mate == *mate {
+                self.open[index].ledgers[doubt.stage as usize].transfer(from, mate);
+                self.in_doubt.remove(from);
+            }
             return;
         }
-        let Some(Place::HandingOver { stage, to }) = self.peers.get(from).map(|p| p.place.clone()) else {
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        let Place::HandingOver { stage, to } = &mut peer.place else { return };
+        if to.as_ref() != Some(mate) {
             return;
-        };
-        if step == self.step && to.as_ref() == Some(mate) {
-            self.stages[stage as usize].ledger.transfer(from, mate);
+        }
+        let stage = *stage;
+        *to = None;
+        self.open[index].ledgers[stage as usize].transfer(from, mate);
+        if self.has_nothing(from, stage) {
             self.released(now_ms, from, out);
         }
     }
@@ -514,7 +544,7 @@ impl Conductor {
         from: &PeerName,
         out: &mut Vec<ConductorEffect>,
     ) {
-        if step != self.step {
+        if self.index(step).is_none() {
             return;
         }
         if let Some(doubt) = self.in_doubt.remove(from) {
@@ -534,7 +564,9 @@ impl Conductor {
                 Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
                     self.fetch(&name, stage, out);
                 }
-                Place::HandingOver { .. } => self.released(now_ms, &name, out),
+                Place::HandingOver { stage, .. } if self.has_nothing(&name, stage) => {
+                    self.released(now_ms, &name, out);
+                }
                 _ => {}
             }
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 
-use super::{Averaging, Committed, Conductor, ConductorEffect, Phase, Place};
+use super::{Averaging, Committed, Conductor, ConductorEffect, PeerState, Phase, Place};
 use crate::training::clip;
 use crate::training::ledger::{Claimed, Ledger, Released};
 use crate::training::message::{
@@ -13,30 +13,10 @@ use crate::training::message::{
 
 /// An average that failed is formed again after this long.
 const AVERAGE_AGAIN_MS: u64 = 100;
+/// Newcomers that miss one update are waited for so long, or for as long as the last step took.
+const NEWCOMERS_MS_MIN: u64 = 500;
 
 impl Conductor {
-    /// All keys of the step are open, all its microbatches to be done.
-    pub(super) fn open_step(&mut self) {
-        let count = self.config.microbatches;
-        for stage in &mut self.stages {
-            stage.ledger = Ledger::new(count);
-        }
-        for shard in &mut self.shards {
-            shard.averaging = None;
-            shard.not_before_ms = 0;
-        }
-        let every = self.config.validate_every;
-        let due = every > 0 && (self.step.is_multiple_of(every) || self.step >= self.config.steps);
-        let batches = if due { self.config.validation_batches } else { 0 };
-        self.validation = (count..count + batches).map(|batch| (batch, None)).collect();
-        let first = if self.step >= self.config.steps { count } else { 0 };
-        self.todo = (first..count + batches).collect();
-        for work in self.trainers.values_mut() {
-            work.clear();
-        }
-        self.redone = 0;
-    }
-
     /// Trainers get microbatches, as many as keep the peers busy.
     pub(super) fn give_work(&mut self, out: &mut Vec<ConductorEffect>) {
         if self.trainers.is_empty() || (0..self.config.stages).any(|s| self.members_of(s).next().is_none()) {
@@ -46,40 +26,42 @@ impl Conductor {
         // Every member has one to compute and one to wait for, and one is on its way in each stage.
         let wanted = 2 * members + self.config.stages as usize;
         let window = wanted.div_ceil(self.trainers.len()).max(2);
-        while let Some(&microbatch) = self.todo.first() {
+        // The oldest step first.
+        while let Some((step, microbatch)) =
+            (self.step..).zip(&self.open).find_map(|(step, open)| Some((step, *open.todo.first()?)))
+        {
             let free = self.trainers.iter().filter(|(_, work)| work.len() < window);
             let Some(name) = free.min_by_key(|(_, work)| work.len()).map(|(name, _)| name.clone()) else {
                 return;
             };
-            self.todo.remove(&microbatch);
+            if let Some(index) = self.index(step) {
+                self.open[index].todo.remove(&microbatch);
+            }
             if let Some(work) = self.trainers.get_mut(&name) {
-                work.insert(microbatch);
+                work.insert((step, microbatch));
             }
             let validation = microbatch >= self.config.microbatches;
-            out.push(ConductorEffect::ToTrainer(
-                name,
-                ToTrainer::Work { step: self.step, microbatch, validation },
-            ));
+            out.push(ConductorEffect::ToTrainer(name, ToTrainer::Work { step, microbatch, validation }));
         }
     }
 
     pub(super) fn trainer_report(&mut self, name: &PeerName, report: TrainerReport) {
         let TrainerReport::Finished { step, microbatch, loss } = report;
-        if step != self.step || !matches!(self.phase, Phase::Running | Phase::Finishing) {
-            return;
-        }
+        let Some(index) = self.index(step).filter(|_| self.live()) else { return };
         let Some(work) = self.trainers.get_mut(name) else { return };
-        if !work.remove(&microbatch) {
+        if !work.remove(&(step, microbatch)) {
             return;
         }
-        if let Some(slot) = self.validation.get_mut(&microbatch) {
+        let open = &mut self.open[index];
+        let again = if let Some(slot) = self.validation.get_mut(&microbatch) {
             *slot = slot.or(loss);
-            if slot.is_none() {
-                self.todo.insert(microbatch);
-            }
-        } else if self.stages.iter().any(|s| s.ledger.is_open(microbatch)) {
+            slot.is_none()
+        } else {
             // A peer was lost that had added it already. A claimed key is not open: its holder's word is on its way.
-            self.todo.insert(microbatch);
+            open.ledgers.iter().any(|ledger| ledger.is_open(microbatch))
+        };
+        if again {
+            open.todo.insert(microbatch);
         }
     }
 
@@ -91,11 +73,13 @@ impl Conductor {
         microbatch: Microbatch,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
-        let granted = match self.member_stage(name) {
+        let Some(stage) = self.serving_stage(name) else { return };
+        let member = self.member_stage(name).is_some();
+        let Some(ledger) = self.ledger(step, stage) else { return };
+        let granted = match member {
             // It takes nothing new; the call was on its way already.
-            None => false,
-            Some(_) => match self.stages[stage as usize].ledger.claim(microbatch, name, now_ms) {
+            false => false,
+            true => match ledger.claim(microbatch, name, now_ms) {
                 Claimed::Waits => return,
                 Claimed::Granted => true,
                 Claimed::Refused => false,
@@ -112,11 +96,12 @@ impl Conductor {
         microbatch: Microbatch,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
-        if let Some(next) = self.stages[stage as usize].ledger.unclaim(microbatch, name, now_ms) {
+        let Some(stage) = self.serving_stage(name) else { return };
+        let Some(ledger) = self.ledger(step, stage) else { return };
+        if let Some(next) = ledger.unclaim(microbatch, name, now_ms) {
             out.push(ConductorEffect::ToPeer(next, ToPeer::Grant { step, microbatch, granted: true }));
-        } else if self.stages[stage as usize].ledger.is_open(microbatch) {
-            self.bring_back(microbatch);
+        } else if ledger.is_open(microbatch) {
+            self.bring_back(step, microbatch);
         }
     }
 
@@ -128,10 +113,10 @@ impl Conductor {
         took_us: u64,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(stage) = self.serving_stage(name).filter(|_| step == self.step) else { return };
+        let Some(stage) = self.serving_stage(name).filter(|_| self.index(step).is_some()) else { return };
         let microbatch = contribution.microbatch;
         self.timed(name, stage, took_us);
-        let waited = self.stages[stage as usize].ledger.done(contribution, name);
+        let waited = self.ledger(step, stage).and_then(|ledger| ledger.done(contribution, name));
         for peer in waited.into_iter().flatten() {
             out.push(ConductorEffect::ToPeer(peer, ToPeer::Grant { step, microbatch, granted: false }));
         }
@@ -152,7 +137,7 @@ impl Conductor {
         what: &str,
         out: &mut Vec<ConductorEffect>,
     ) {
-        if step == self.step && self.phase == Phase::Running {
+        if self.index(step).is_some() && self.phase == Phase::Running {
             self.fail(
                 format!(
                     "step {step}, microbatch {microbatch}: {what}. Every peer would compute the same; lower the learning rate or the clip, or mend the data, and go on from the last checkpoint"
@@ -170,7 +155,9 @@ impl Conductor {
         name: &PeerName,
         out: &mut Vec<ConductorEffect>,
     ) {
-        self.release(now_ms, stage, name, out);
+        for step in self.open_steps() {
+            self.release(now_ms, step, stage, name, out);
+        }
         for shard in self.shards_of(stage) {
             self.form_anew(now_ms, shard, out);
         }
@@ -180,31 +167,42 @@ impl Conductor {
     fn form_anew(&mut self, now_ms: u64, shard: ShardId, out: &mut Vec<ConductorEffect>) {
         self.shards[shard as usize].averaging = None;
         for stage in self.shards[shard as usize].stages.clone() {
-            for holder in self.stages[stage as usize].ledger.holders() {
+            for holder in self.open[0].ledgers[stage as usize].holders() {
                 if self.serving_stage(&holder) != Some(stage) && !self.in_doubt.contains_key(&holder) {
-                    self.release(now_ms, stage, &holder, out);
+                    self.release(now_ms, self.step, stage, &holder, out);
                 }
             }
         }
     }
 
-    fn release(&mut self, now_ms: u64, stage: StageId, name: &PeerName, out: &mut Vec<ConductorEffect>) {
-        let Released { undone, open, granted } = self.stages[stage as usize].ledger.release(name, now_ms);
-        self.redone += undone;
+    /// What `name` had of `stage` in one step is open again.
+    pub(super) fn release(
+        &mut self,
+        now_ms: u64,
+        step: Step,
+        stage: StageId,
+        name: &PeerName,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let Some(index) = self.index(step) else { return };
+        let of_step = &mut self.open[index];
+        let Released { undone, open, granted } = of_step.ledgers[stage as usize].release(name, now_ms);
+        of_step.redone += undone;
         self.totals.redone += u64::from(undone);
         for (peer, microbatch) in granted {
-            let grant = ToPeer::Grant { step: self.step, microbatch, granted: true };
+            let grant = ToPeer::Grant { step, microbatch, granted: true };
             out.push(ConductorEffect::ToPeer(peer, grant));
         }
         for microbatch in open {
-            self.bring_back(microbatch);
+            self.bring_back(step, microbatch);
         }
     }
 
     /// A microbatch must be done again, unless a trainer has it: that one will report it finished, and then it comes back.
-    fn bring_back(&mut self, microbatch: Microbatch) {
-        if !self.trainers.values().any(|work| work.contains(&microbatch)) {
-            self.todo.insert(microbatch);
+    fn bring_back(&mut self, step: Step, microbatch: Microbatch) {
+        let flies = self.trainers.values().any(|work| work.contains(&(step, microbatch)));
+        if let Some(index) = self.index(step).filter(|_| !flies) {
+            self.open[index].todo.insert(microbatch);
         }
     }
 
@@ -216,9 +214,11 @@ impl Conductor {
         for shard in 0..self.shards.len() {
             let stages = self.shards[shard].stages.clone();
             let complete = stages.iter().all(|&s| {
-                self.stages[s as usize].ledger.complete()
+                self.open[0].ledgers[s as usize].complete()
                     && self.members_of(s).next().is_some()
+                    && self.members_of(s).all(|n| self.peers.get(n).is_some_and(|p| p.step == self.step))
                     && !self.handing_over(s)
+                    && !self.nearly_there(now_ms, s)
             });
             let early = now_ms < self.shards[shard].not_before_ms;
             if self.shards[shard].averaging.is_some() || !complete || early {
@@ -241,6 +241,14 @@ impl Conductor {
             self.shards[shard].averaging =
                 Some(Averaging { round: self.round, group: names, squares: BTreeMap::new() });
         }
+    }
+
+    /// With delayed updates the averages of a step begin as soon as the step before is decided. Whoever waited for that, and gets the update that
+    /// it missed, takes part all the same: there is time, as the microbatches of the next step are being done.
+    fn nearly_there(&self, now_ms: u64, stage: StageId) -> bool {
+        let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.step;
+        let patience = self.step_ms.max(NEWCOMERS_MS_MIN);
+        self.config.delayed_updates && now_ms < self.edge_ms + patience && self.peers.values().any(comes)
     }
 
     pub(super) fn averaged(
@@ -315,7 +323,7 @@ impl Conductor {
         for name in self.trainers.keys() {
             out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step }));
         }
-        let losses = self.stages.last().map_or(0.0, |s| s.ledger.loss());
+        let losses = self.open[0].ledgers.last().map_or(0.0, Ledger::loss);
         let validation: Option<f64> =
             (!self.validation.is_empty()).then(|| self.validation.values().flatten().sum());
         out.push(ConductorEffect::Committed(Committed {
@@ -323,11 +331,12 @@ impl Conductor {
             loss: losses,
             validation,
             norm,
-            redone: self.redone,
+            redone: self.open[0].redone,
         }));
         self.step += 1;
         self.last_scale = Some(scale);
-        self.open_step();
+        (self.step_ms, self.edge_ms) = (now_ms.saturating_sub(self.edge_ms), now_ms);
+        self.open_next();
         self.after_commit(now_ms, out);
     }
 

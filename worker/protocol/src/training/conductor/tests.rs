@@ -14,6 +14,7 @@ fn conductor(stages: StageId) -> Conductor {
         rows: 8,
         costs: Vec::new(),
         steps: 10,
+        delayed_updates: false,
         tied: false,
         clip: None,
         saves: false,
