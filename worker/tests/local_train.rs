@@ -84,10 +84,15 @@ fn numbers(steps: &[Value]) -> Vec<u64> {
     steps.iter().map(|s| s["step"].as_u64().unwrap()).collect()
 }
 
+/// With updates that are delayed or not.
+fn updates(delayed: bool) -> impl Fn(&mut Value) {
+    move |config| config["optimizer"]["delayedUpdates"] = json!(delayed)
+}
+
 /// The reference: one stage, one peer, nothing goes wrong.
-fn undisturbed() -> Vec<(String, Vec<u8>)> {
-    let run = Run::new("undisturbed");
-    let (steps, last) = run.start(1, 1).finish().unwrap();
+fn undisturbed(delayed: bool) -> Vec<(String, Vec<u8>)> {
+    let run = Run::new(&format!("undisturbed-{delayed}"));
+    let (steps, last) = run.start_with(1, 1, updates(delayed)).finish().unwrap();
     assert_eq!(numbers(&steps), (0..24).collect::<Vec<_>>());
     assert_eq!((last["redone"].as_u64(), last["lost"].as_u64()), (Some(0), Some(0)));
     let loss = |i: usize| steps[i]["loss"].as_f64().unwrap();
@@ -101,9 +106,18 @@ fn undisturbed() -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn kills_of_peers_conductor_and_trainer_change_no_bit_of_the_weights() {
-    let expected = undisturbed();
-    let run = Run::new("killed");
-    let mut training = run.start(2, 4);
+    kills_change_no_bit(false);
+}
+
+#[test]
+fn kills_change_no_bit_of_the_weights_when_updates_are_delayed() {
+    kills_change_no_bit(true);
+}
+
+fn kills_change_no_bit(delayed: bool) {
+    let expected = undisturbed(delayed);
+    let run = Run::new(&format!("killed-{delayed}"));
+    let mut training = run.start_with(2, 4, updates(delayed));
     let (peers, conductor, trainer) =
         (training.pids("peer"), training.pids("conductor"), training.pids("trainer"));
     assert_eq!((peers.len(), conductor.len(), trainer.len()), (4, 1, 1), "{}", training.swarm);
@@ -127,6 +141,27 @@ fn kills_of_peers_conductor_and_trainer_change_no_bit_of_the_weights() {
     assert!(seen.windows(2).all(|w| w[0] < w[1]), "a step came back: {seen:?}");
     assert_eq!(seen.last(), Some(&23));
     assert!(run.weights(24) == expected, "weights differ from those of a run that nothing happened to");
+}
+
+#[test]
+fn delayed_updates_are_others_and_a_run_that_is_stopped_goes_on_to_the_same() {
+    let straight = Run::new("straight-delayed");
+    straight.start_with(2, 2, updates(true)).finish().unwrap();
+    let usual = Run::new("straight-usual");
+    usual.start_with(2, 2, updates(false)).finish().unwrap();
+    // The first two steps are both computed with the first values.
+    assert!(straight.weights(8) != usual.weights(8));
+    let stopped = Run::new("stopped-delayed");
+    let until = |steps: u64| {
+        move |config: &mut Value| {
+            updates(true)(config);
+            config["steps"] = json!(steps);
+        }
+    };
+    stopped.start_with(1, 1, until(10)).finish().unwrap();
+    let (steps, _) = stopped.start_with(2, 3, until(24)).finish().unwrap();
+    assert_eq!(numbers(&steps), (10..24).collect::<Vec<_>>(), "it goes on where it was");
+    assert!(stopped.weights(24) == straight.weights(24), "going on from a checkpoint changes the weights");
 }
 
 #[test]

@@ -156,7 +156,9 @@ impl Stage {
         let delayed = run.config.optimizer.delayed_updates;
         let before = delayed.then(|| before.unwrap_or_else(|| parameters.clone()));
         if before.as_ref().is_some_and(|before| before.len() != parameters.len()) {
-            return Err(StageError::Shape("fewer parameters before the last update than after it".to_owned()));
+            return Err(StageError::Shape(
+                "fewer parameters before the last update than after it".to_owned(),
+            ));
         }
         let tensors: Vec<TensorRange> = model
             .layout()

@@ -208,7 +208,9 @@ fn a_delayed_step_is_computed_with_the_parameters_before_the_last_update_wheneve
     for (early, late) in early.iter().zip(&late) {
         assert_eq!(early.state(), late.state());
         assert_eq!(early.sums(3).unwrap(), late.sums(3).unwrap());
-        assert!(!is_empty(early, 3) && is_empty(early, 4) && early.sums(5).is_none() && early.sums(2).is_none());
+        assert!(
+            !is_empty(early, 3) && is_empty(early, 4) && early.sums(5).is_none() && early.sums(2).is_none()
+        );
     }
     // What a mate or a checkpoint gives begins where this one is.
     let [mut first, mut last] = early.each_ref().map(|stage| {
