@@ -56,6 +56,7 @@ impl Pipeline {
                 notice_ms: 0,
                 fetch_ms: 1000,
                 forward_ms: self.forward_ms,
+                average_ms: 0,
                 one_way_ms: Some(round_trip_ms / 2),
                 end_ms,
             }),

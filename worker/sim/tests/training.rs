@@ -79,25 +79,26 @@ fn a_kill_at_any_message_changes_no_weight_when_updates_are_delayed() {
     }
 }
 
-/// Messages take long, so that an average is nearly always being formed: a newcomer takes part, and whoever leaves loses nothing.
+/// Also when an average is nearly always being formed, a newcomer takes part, and whoever leaves loses nothing.
 #[test]
 fn peers_come_and_go_while_averages_are_formed() {
-    for one_way_ms in [5, 100, 400] {
+    for (one_way_ms, average_ms) in [(5, 0), (100, 0), (400, 0), (5, 1000), (100, 3000)] {
         let script = Script {
             lives: vec![(0, None), (0, None), (0, None), (0, Some(80_000)), (20_000, None)],
             notice_ms: 20_000,
             fetch_ms: 3000,
             forward_ms: 20,
+            average_ms,
             one_way_ms: Some(one_way_ms),
-            end_ms: 120_000,
+            end_ms: 200_000,
         };
         let mut scenario = Scenario { peers: 0, steps: 10_000, script: Some(script), ..Scenario::small(1) };
         scenario.shape.delayed_updates = true;
-        let outcome = &check([(format!("{one_way_ms} ms"), scenario)].into_iter())[0];
+        let outcome = &check([(format!("{one_way_ms} ms, {average_ms} ms"), scenario)].into_iter())[0];
         let share =
             f64::from(outcome.added[&PeerName::from("p5")]) / f64::from(outcome.added[&PeerName::from("p1")]);
-        assert!(share > 0.3, "{one_way_ms} ms: {:?}", outcome.added);
-        assert_eq!((outcome.redone, outcome.went_back), (0, 0), "{one_way_ms} ms");
+        assert!(share > 0.3, "{one_way_ms} ms, {average_ms} ms: {:?}", outcome.added);
+        assert_eq!((outcome.redone, outcome.went_back), (0, 0), "{one_way_ms} ms, {average_ms} ms");
     }
 }
 

@@ -93,6 +93,7 @@ impl<'a> Replay<'a> {
                 notice_ms: self.options.notice_ms,
                 fetch_ms: self.options.download_ms,
                 forward_ms: FORWARD_MS,
+                average_ms: 0,
                 one_way_ms: None,
                 end_ms,
             }),

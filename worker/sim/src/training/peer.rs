@@ -546,7 +546,7 @@ impl World {
                 for (key, count) in sums.keys {
                     *average.keys.entry(key).or_insert(0) += count;
                 }
-                let after = self.latency();
+                let after = self.latency() + self.scenario.script.as_ref().map_or(0, |s| s.average_ms);
                 self.at(after, Event::Pull { peer: name.clone(), shard, round, index: index + 1, until });
                 return;
             }

@@ -41,6 +41,8 @@ pub struct Script {
     pub fetch_ms: u64,
     /// Time that a forward pass takes.
     pub forward_ms: u64,
+    /// Time in which the sums of one mate arrive for an average, besides that of messages.
+    pub average_ms: u64,
     /// Time that every message takes; `None`: as [`Scenario::latency_ms`] says.
     pub one_way_ms: Option<u64>,
     /// The end.
