@@ -3,7 +3,7 @@
 
     make bench-links        (or, as root: e2e/bench/links.py --worker target/release/dunlin-worker --out FILE.json)
 
-4 stages of one peer each, activations as F32, F16 and Q8. Every peer's traffic, in and out apart, goes through a token bucket of --mbit (HTB
+Rows: 4 stages of one peer each, activations as F32, F16 and Q8. Averages: 2 stages of two peers each, with usual and with delayed updates. Every peer's traffic, in and out apart, goes through a token bucket of --mbit (HTB
 on the loopback device, by the port that the peer listens at); trainers, of which there are as many as peers, are not held back. The share is
 tokens/s with the bucket over tokens/s without, same processes, same machine: 100% is a run that computation alone bounds. Steps alternate
 between both, so that the machine's moods hit both alike.
@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import typing
 
 import report
 
@@ -25,16 +26,27 @@ HERE = pathlib.Path(__file__).resolve().parent
 UNLIMITED = "100gbit"
 
 
-def configuration(text, codec, width, microbatch):
+def configuration(text, shape, width, microbatch):
     return {
         "model": {"config": {"architecture": "llama", "hiddenSize": width, "layers": 8, "heads": width // 64, "kvHeads": width // 64,
                              "ffn": width * 11 // 4, "contextLength": 256, "ropeBase": 10000.0, "rmsEps": 1e-5, "tied": True}},
         "data": {"text": {"path": text}, "tokenizer": "Bytes", "validationFraction": 0.01},
         "sequenceLength": 128, "globalBatch": 8 * microbatch, "microbatch": microbatch, "steps": 1_000_000, "seed": 1,
         "optimizer": {"kind": "AdamW", "learningRate": 0.001, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weightDecay": 0.1, "momentum": 0.0,
-                      "clip": 1.0, "schedule": {"kind": "Constant", "warmupSteps": 20}},
-        "stages": 4, "wire": {"activations": codec, "gradients": "Exact"},
+                      "clip": 1.0, "schedule": {"kind": "Constant", "warmupSteps": 20}, "delayedUpdates": shape.delayed_updates},
+        "stages": shape.stages, "wire": {"activations": shape.activations, "gradients": shape.gradients},
     }
+
+
+class Shape(typing.NamedTuple):
+    stages: int
+    activations: str
+    gradients: str
+    delayed_updates: bool
+
+
+ROWS = [Shape(4, codec, "Exact", False) for codec in ("F32", "F16", "Q8")]
+AVERAGES = [Shape(2, "F16", gradients, delayed) for gradients in ("F32", "Q8") for delayed in (False, True)]
 
 
 def run(*command):
@@ -95,10 +107,10 @@ def listening(namespace, pid):
     return port
 
 
-def measure(worker, codec, args, text):
+def measure(worker, shape, args, text):
     with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "run.json"
-        file.write_text(json.dumps(configuration(text, codec, args.width, args.microbatch)))
+        file.write_text(json.dumps(configuration(text, shape, args.width, args.microbatch)))
         command = namespace.inside(worker, "local-train", "--config", str(file), "--peers", "4", "--trainers", "4")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DUNLIN_LOG": "error"})
         first = json.loads(process.stdout.readline())
@@ -133,13 +145,14 @@ def measure(worker, codec, args, text):
         process.terminate()
         process.wait()
     tokens = args.rounds * args.steps * 8 * args.microbatch * 128
-    return {"codec": codec, "free_tokens_per_s": tokens / free, "held_tokens_per_s": tokens / held, "share": free / held, "mbytes_per_step": sent / 1e6}
+    return shape._asdict() | {"free_tokens_per_s": tokens / free, "held_tokens_per_s": tokens / held, "share": free / held, "mbytes_per_step": sent / 1e6}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", required=True)
     parser.add_argument("--out", help="file for the figures as JSON")
+    parser.add_argument("--only", choices=("rows", "averages"), help="one half")
     parser.add_argument("--mbit", type=int, default=200)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--microbatch", type=int, default=4)
@@ -147,11 +160,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     text = run(HERE.parent / "fetch-text.sh").strip()
-    rows = [measure(args.worker, codec, args, text) for codec in ("F32", "F16", "Q8")]
-    print(f"4 stages, hidden {args.width}, {args.microbatch} x 128 rows a call, {args.mbit} Mbit/s for each peer and direction")
-    print(f"{'activations':>12} {'tokens/s free':>14} {'held':>8} {'share':>7} {'MB a step':>10}")
+    shapes = AVERAGES if args.only == "averages" else ROWS if args.only == "rows" else ROWS + AVERAGES
+    rows = [measure(args.worker, shape, args, text) for shape in shapes]
+    print(f"4 peers, hidden {args.width}, {args.microbatch} x 128 rows a call, {args.mbit} Mbit/s for each peer and direction")
+    print(f"{'stages':>6} {'activations':>12} {'gradients':>10} {'updates':>8} {'tokens/s free':>14} {'held':>8} {'share':>7} {'MB a step':>10}")
     for row in rows:
-        print(f"{row['codec']:>12} {row['free_tokens_per_s']:>14.0f} {row['held_tokens_per_s']:>8.0f} {row['share']:>7.1%} {row['mbytes_per_step']:>10.1f}")
+        updates = "delayed" if row["delayed_updates"] else "usual"
+        print(f"{row['stages']:>6} {row['activations']:>12} {row['gradients']:>10} {updates:>8} {row['free_tokens_per_s']:>14.0f} "
+              f"{row['held_tokens_per_s']:>8.0f} {row['share']:>7.1%} {row['mbytes_per_step']:>10.1f}")
     if args.out:
         report.write(args.out, __doc__, rows)
 

@@ -105,7 +105,7 @@ proptest! {
             match step.kind {
                 Kind::Join => prop_assert!(peer.stage.is_none() && peer.fetching.is_none()),
                 Kind::Switch => prop_assert!(peer.shadows.contains(&step.to)),
-                Kind::Cold => prop_assert!(peer.room == 0 && peer.stage.is_some() && peer.fetching.is_none()),
+                Kind::Cold | Kind::Swap => prop_assert!(peer.room == 0 && peer.stage.is_some() && peer.fetching.is_none()),
                 Kind::Fetch { drop } => {
                     prop_assert!(peer.fetching.is_none() && !peer.has(step.to) && peer.stage.is_some());
                     let left = peer.shadows.len() - usize::from(drop.is_some_and(|s| peer.shadows.contains(&s)));

@@ -83,14 +83,21 @@ impl<'a> Assignment<'a> {
         let (rates, counts, queues) = (self.rates(), self.counts(), self.queues());
         let host = &self.view.peers[peer].host;
         let mut mates = vec![0; rates.len()];
+        let mut machines = vec![BTreeSet::new(); rates.len()];
         for (other, at) in self.view.peers.iter().zip(&self.at) {
             if let Some(stage) = *at {
                 mates[stage] += usize::from(other.host == *host);
+                machines[stage].insert(other.host.as_str());
             }
         }
+        // Enough peers on one machine are not enough for one of another machine.
         let lacks = |stage: usize| {
             let enough = self.view.stages[stage].peers_wanted;
-            if counts[stage] < enough { (counts[stage], mates[stage]) } else { (enough, 0) }
+            match (counts[stage] < enough, machines[stage].len() < enough && mates[stage] == 0) {
+                (true, _) => (counts[stage], mates[stage]),
+                (false, true) => (enough, 0),
+                (false, false) => (enough, 1),
+            }
         };
         (0..rates.len())
             .min_by(|&a, &b| {

@@ -2,19 +2,21 @@
 //!
 //! A pipeline is as fast as its weakest stage, and a stage as fast as its peers together (SWARM parallelism, section 3.2, adaptive
 //! rebalancing). A plan is a function of the whole view, so that it can be made anew on every event: a peer came, left, was told that it
-//! will leave, or has fetched what it was sent for. Four things may happen to a peer:
+//! will leave, or has fetched what it was sent for. Five things may happen to a peer:
 //!
 //! * [`Kind::Join`] a free peer fetches a stage's state, then serves it
 //! * [`Kind::Switch`] a peer that has another stage's current state serves that one from the next step's edge on: nobody waits
 //! * [`Kind::Fetch`] a peer goes on serving and fetches another stage's state behind it, to switch later: because it is known to be needed, or
 //!   ahead of need (a shadow, kept current by applying that stage's averaged gradients)
-//! * [`Kind::Cold`] a peer without memory for a second state stops serving while it fetches; the only move that costs throughput
+//! * [`Kind::Cold`] a peer without memory for a second state stops serving while it fetches, which costs throughput
+//! * [`Kind::Swap`] two such peers change places, when all peers of a stage are on one machine
 //!
 //! Switches go along chains: where nobody of a rich stage has the poor stage's state, somebody in between has, and is replaced.
 
 mod balance;
 mod outcome;
 mod plan;
+mod spread;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -159,6 +161,8 @@ pub enum Kind {
     },
     /// Stop serving, fetch, serve.
     Cold,
+    /// The same, while a peer of that stage comes here: so that neither stage is on one machine.
+    Swap,
 }
 
 /// One peer, one thing to do, and why.
@@ -182,6 +186,7 @@ impl fmt::Display for Move {
         match (self.kind, self.from) {
             (Kind::Join, _) => write!(f, "{peer} joins stage {to}")?,
             (Kind::Switch, Some(from)) => write!(f, "{peer} switches from stage {from} to {to}")?,
+            (Kind::Swap, Some(from)) => write!(f, "{peer} of stage {from} swaps for stage {to}")?,
             (Kind::Cold, Some(from)) => write!(f, "{peer} leaves stage {from} and fetches {to}")?,
             (Kind::Fetch { drop: None }, Some(from)) => write!(f, "{peer} of stage {from} fetches {to}")?,
             (Kind::Fetch { drop: Some(old) }, Some(from)) => {

@@ -22,7 +22,7 @@ impl View {
                     }
                     peer.fetching = fetching;
                 }
-                Kind::Cold => {
+                Kind::Cold | Kind::Swap => {
                     peer.stage = None;
                     peer.fetching = fetching;
                     peer.moved_ms = Some(self.now_ms);

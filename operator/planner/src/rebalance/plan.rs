@@ -1,6 +1,8 @@
-//! The plan: joins, then what can be switched now, then what has to be fetched for later, then what is fetched ahead of need.
+//! The plan: joins, then what can be switched now, then what has to be fetched for later, then who has to stop for a fetch, then what is fetched
+//! ahead of need.
 
 use super::balance::Assignment;
+use super::spread::{Swap, swap};
 use super::{Kind, Move, Peer, Plan, Policy, View};
 
 /// Whom to send where now.
@@ -26,6 +28,7 @@ pub fn rebalance(view: &View, policy: &Policy) -> Plan {
     planner.switches();
     planner.fetches();
     planner.cold();
+    planner.spread();
     if policy.shadows {
         planner.shadows();
     }
@@ -251,6 +254,21 @@ impl Planner<'_> {
         }
     }
 
+    /// When nothing else is going on, two peers change places if that brings a stage to a second machine. Each stage has a peer less meanwhile.
+    fn spread(&mut self) {
+        let settled = |p: &Peer| p.stage.is_some() && p.fetching.is_none();
+        if self.view.averaging || !self.plan.moves.is_empty() || !self.view.peers.iter().all(settled) {
+            return;
+        }
+        let may = |peer: &Peer| peer.room == 0 && !self.cooling(peer);
+        let Some(Swap { leaves, comes }) = swap(self.view, &may) else { return };
+        let (leaver, comer) = (&self.view.peers[leaves], &self.view.peers[comes]);
+        let (Some(from), Some(to)) = (leaver.stage, comer.stage) else { return };
+        let why = format!("all peers of stage {from} are on {}", leaver.host);
+        self.push(leaves, to, Kind::Swap, why.clone());
+        self.push(comes, from, Kind::Swap, why);
+    }
+
     /// Peers other than those of the stage itself that have or fetch each stage's state, this plan included.
     fn holders(&self) -> Vec<usize> {
         let mut holders = vec![0; self.view.stages.len()];
@@ -273,7 +291,7 @@ impl Planner<'_> {
                         holders[from] += 1;
                     }
                 }
-                Kind::Join | Kind::Cold => {}
+                Kind::Join | Kind::Cold | Kind::Swap => {}
             }
         }
         holders

@@ -214,7 +214,7 @@ impl Swarm<'_> {
         for step in &plan.moves {
             match step.kind {
                 Kind::Join => self.report.joins += 1.0,
-                Kind::Switch | Kind::Cold => self.report.switches += 1.0,
+                Kind::Switch | Kind::Cold | Kind::Swap => self.report.switches += 1.0,
                 Kind::Fetch { .. } => self.report.fetches += 1.0,
             }
         }

@@ -156,7 +156,9 @@ impl Conductor {
             let to = step.to as StageId;
             match step.kind {
                 Kind::Join => self.join(now_ms, &step.peer, to, out),
-                Kind::Cold if may_leave_for(to) => self.leave_for(now_ms, &step.peer, to, step.reason, out),
+                kind @ (Kind::Cold | Kind::Swap) if may_leave_for(to) => {
+                    self.leave_for(now_ms, &step.peer, to, kind, step.reason, out);
+                }
                 // Those need a second state.
                 _ => {}
             }
@@ -180,16 +182,19 @@ impl Conductor {
         now_ms: u64,
         name: &PeerName,
         to: StageId,
+        kind: Kind,
         reason: String,
         out: &mut Vec<ConductorEffect>,
     ) {
         let Some(from) = self.member_stage(name) else { return };
+        // Speed is not worth that; one who swaps is followed by somebody else.
+        let risks = kind != Kind::Swap && !self.needs_somebody(to) && self.leaves_to_one_machine(name, from);
         let stays =
             |other: &PeerName| other != name && self.peers.get(other).is_some_and(|p| p.doomed_ms.is_none());
         let relieved = self.members_of(from).any(stays);
         if from == to
             || !relieved
-            || (!self.needs_somebody(to) && self.leaves_to_one_machine(name, from))
+            || risks
             || self.members_of(to).next().is_none()
             || self.saving.waits_for(name)
             || self.peers.get(name).is_none_or(|p| p.doomed_ms.is_some())
@@ -200,12 +205,15 @@ impl Conductor {
             peer.moving = Some(Moving { from, to, reason });
         }
         self.relieve(name, from, out);
+        if self.members_of(from).count() == 1 {
+            self.save_for_one_left();
+        }
         if self.has_nothing(name, from) {
             self.released(now_ms, name, out);
         }
     }
 
-    /// Would a stage whose peers are on several machines be on one without this peer? Speed is not worth that.
+    /// Would a stage whose peers are on several machines be on one without this peer?
     fn leaves_to_one_machine(&self, name: &PeerName, from: StageId) -> bool {
         let machine =
             |n: &PeerName| self.peers.get(n).map(|p| p.mate.host.as_str()).filter(|h| !h.is_empty());

@@ -1,6 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::rebalance::Policy;
+use dunlin_planner::rebalance::{Kind, Policy};
+
+use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, ToPeer};
@@ -111,9 +113,50 @@ fn speed_is_no_reason_to_leave_a_stage_to_one_machine() {
         assert!(conductor.members().iter().all(|members| members.len() == peers.len() / 2));
         let name = "a".into();
         let from = conductor.member_stage(&name).unwrap();
-        conductor.leave_for(GATHER_MS, &name, 1 - from, "it is faster there".to_owned(), &mut Vec::new());
+        let reason = "it is faster there".to_owned();
+        conductor.leave_for(GATHER_MS, &name, 1 - from, Kind::Cold, reason, &mut Vec::new());
         assert_eq!(conductor.member_stage(&name).is_none(), goes, "{machines:?}");
     }
+}
+
+/// A peer of each of two stages is lost, so that one stage is on one machine.
+#[test]
+fn a_stage_on_one_machine_gets_a_peer_of_another_at_the_edge_of_a_step() {
+    let peers = [("a", "n1"), ("b", "n2"), ("c", "n1"), ("d", "n2"), ("e", "n3"), ("f", "n3")];
+    let mut conductor = serving(2, &peers);
+    let host = |name: &PeerName| peers.iter().find(|(n, _)| *n == name.as_str()).unwrap().1;
+    let machines = |members: &[PeerName]| members.iter().map(host).collect::<BTreeSet<&str>>().len();
+    assert!(conductor.members().iter().all(|members| machines(members) == 3));
+    // Of one stage the peers on n2 and n3 are lost, and a newcomer on n1 comes; the other loses nobody.
+    let mut out = Vec::new();
+    let gone: Vec<PeerName> = conductor.members()[0].iter().filter(|n| host(n) != "n1").cloned().collect();
+    for name in gone {
+        conductor.handle(GATHER_MS, ConductorEvent::Gone(name), &mut out);
+    }
+    conductor.handle(GATHER_MS, hello("g", "n1"), &mut out);
+    assert_eq!(stages(&out)["g"], 0);
+    let ready = ConductorEvent::Peer("g".into(), PeerReport::Ready { stage: 0, step: 0 });
+    conductor.handle(GATHER_MS, ready, &mut out);
+    let host = |name: &PeerName| if name.as_str() == "g" { "n1" } else { host(name) };
+    let before = conductor.members();
+    assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [2, 3]);
+
+    out.clear();
+    conductor.rebalance(GATHER_MS, &mut out);
+    let sent = stages(&out);
+    assert_eq!(sent.len(), 2, "{sent:?}");
+    let stage_after = |name: &PeerName, stage: StageId| sent.get(name.as_str()).copied().unwrap_or(stage);
+    for stage in 0..2 {
+        let all = (0..).zip(&before).flat_map(|(s, members)| members.iter().map(move |name| (s, name)));
+        let after: BTreeSet<&str> =
+            all.filter(|(s, name)| stage_after(name, *s) == stage).map(|(_, name)| host(name)).collect();
+        assert!(after.len() >= 2, "stage {stage}: {sent:?}");
+    }
+    assert!(conductor.members().iter().all(|members| !members.is_empty()));
+    // That is enough.
+    out.clear();
+    conductor.rebalance(GATHER_MS, &mut out);
+    assert_eq!(stages(&out).len(), 0);
 }
 
 #[test]
