@@ -14,7 +14,9 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -148,6 +150,12 @@ def measure(worker, shape, args, text):
     return shape._asdict() | {"free_tokens_per_s": tokens / free, "held_tokens_per_s": tokens / held, "share": free / held, "mbytes_per_step": sent / 1e6}
 
 
+def end(*_):
+    """The namespace goes also then; a second signal would interrupt that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", required=True)
@@ -159,6 +167,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, end)
     text = run(HERE.parent / "fetch-text.sh").strip()
     shapes = AVERAGES if args.only == "averages" else ROWS if args.only == "rows" else ROWS + AVERAGES
     rows = [measure(args.worker, shape, args, text) for shape in shapes]

@@ -26,14 +26,14 @@ sys.path.insert(0, str(HERE.parent / "bench"))
 import report  # beside the other benchmarks
 
 
-def configuration(text, steps):
+def configuration(text, steps, delayed_updates):
     return {
         "model": {"config": {"architecture": "llama", "hiddenSize": 128, "layers": 8, "heads": 4, "kvHeads": 2, "ffn": 352,
                              "contextLength": 128, "ropeBase": 10000.0, "rmsEps": 1e-5, "tied": True}},
         "data": {"text": {"path": str(text)}, "tokenizer": "Bytes", "validationFraction": 0.01},
         "sequenceLength": 128, "globalBatch": 32, "microbatch": 4, "steps": steps, "seed": 1,
         "optimizer": {"kind": "AdamW", "learningRate": 0.001, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weightDecay": 0.1, "momentum": 0.0,
-                      "clip": 1.0, "schedule": {"kind": "Cosine", "warmupSteps": 20, "finalFraction": 0.1}},
+                      "clip": 1.0, "schedule": {"kind": "Cosine", "warmupSteps": 20, "finalFraction": 0.1}, "delayedUpdates": delayed_updates},
         "stages": 4,
         "validation": {"everySteps": max(1, steps // 10), "batches": 16},
     }
@@ -94,15 +94,16 @@ def main():
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--peers", type=int, default=8)
     parser.add_argument("--kill-every", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--delayed-updates", action="store_true", help="gradients are those of the parameters before the last update, on both sides")
     args = parser.parse_args()
     text = subprocess.run([HERE.parent / "fetch-text.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        first = configuration(text, 1)
+        first = configuration(text, 1, False)
         first["optimizer"] |= {"schedule": {"kind": "Constant"}}
         first["checkpoint"] = {"everySteps": 1, "keep": 1, "destination": str(folder / "first")}
         _, last = Swarm(args.worker, first, folder, 4, None, 0).run()
-        config = configuration(text, args.steps)
+        config = configuration(text, args.steps, args.delayed_updates)
         config["model"] = {"checkpoint": last["checkpoint"]["path"]}
         reference = {}
         thread = threading.Thread(target=lambda: reference.update(lines=pytorch(config, folder)))

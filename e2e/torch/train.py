@@ -185,6 +185,30 @@ def say(**what):
     print(json.dumps(what), flush=True)
 
 
+class Delayed:
+    """With delayed updates the gradient of a step is that of the parameters before the last update; without, nothing."""
+
+    def __init__(self, model, delayed):
+        self.parameters = list(model.parameters()) if delayed else []
+        self.newest = self.copy()
+
+    def copy(self):
+        return [p.detach().clone() for p in self.parameters]
+
+    def take(self, values):
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values):
+                parameter.copy_(value)
+
+    def update(self, optimizer):
+        """The model has the newest parameters then."""
+        before = self.newest
+        self.take(before)
+        optimizer.step()
+        self.newest = self.copy()
+        return before
+
+
 def train(config, data, model, steps, save):
     settings, total = config["optimizer"], config["steps"]
     optimizer = optimizer_of(model, settings)
@@ -192,6 +216,7 @@ def train(config, data, model, steps, save):
     tokens = config["globalBatch"] * config["sequenceLength"]
     clip, validation = settings.get("clip", 1.0), config.get("validation")
     say(data=data.digest(), tokens=len(data.tokens), sequences=data.count, parameters=sum(p.numel() for p in model.parameters()))
+    delayed = Delayed(model, settings.get("delayedUpdates", False))
     begin = time.monotonic()
     for step in range(min(steps or total, total)):
         optimizer.zero_grad()
@@ -204,10 +229,12 @@ def train(config, data, model, steps, save):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, total)
-        optimizer.step()
+        before = delayed.update(optimizer)
         say(step=step, loss=loss)
         if validation and (step + 1) % validation["everySteps"] == 0:
             say(step=step, validation=validate(model, data))
+        delayed.take(before)
+    delayed.take(delayed.newest)
     seconds = time.monotonic() - begin
     print(f"{seconds:.1f} s", file=sys.stderr)
     if validation:

@@ -154,7 +154,8 @@ async fn share(engine: &Engine, which: Which) -> Result<Share, String> {
     share.ok_or_else(|| "this peer is not at that step".to_owned())
 }
 
-/// Forms the average of a shard with `group`, in which this peer is `me`.
+/// Forms the average of a shard with `group`, in which this peer is `me`. `values` is that of an average that is no longer needed, if there is one: what is
+/// in it does not matter, but to clear as much memory anew takes a tenth of the time.
 ///
 /// # Errors
 /// Which mate failed, and how.
@@ -167,11 +168,12 @@ pub async fn form(
     stage: StageId,
     group: &[Mate],
     me: &Mate,
+    mut values: Vec<f32>,
 ) -> Result<Average, String> {
     let index = group.iter().position(|m| m.name == me.name).ok_or("this peer is not in the group")?;
     let share = share(engine, which).await?;
     let (len, count) = (share.len(), group.len());
-    let mut values = vec![0.0; len];
+    values.resize(len, 0.0);
     let (mut rest, mut own, mut pulls) = (values.as_mut_slice(), Default::default(), Vec::new());
     for (i, mate) in group.iter().enumerate() {
         let range = part(len, i, count);

@@ -110,3 +110,133 @@ async fn collect(
         step += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use dunlin_kernels::Pool;
+    use dunlin_protocol::training::{Mate, Step};
+    use dunlin_train::config::{ModelSource, TrainingConfig};
+    use dunlin_train::{Run, Stage};
+    use dunlin_wire::train::{StageInbound, TrainStageService};
+    use dunlin_wire::{LinksConfig, proto};
+    use tokio::net::TcpListener;
+    use tokio::sync::{mpsc, oneshot};
+    use tokio::time::{Instant, sleep};
+
+    use super::super::average::Formed;
+    use super::super::engine::Engine;
+    use super::super::{serve, server};
+    use super::{Clients, Collected};
+
+    /// A peer that makes updates when it is told to, and gives them to whoever asks.
+    struct Maker {
+        engine: Engine,
+        mate: Mate,
+        values: usize,
+    }
+
+    fn links() -> LinksConfig {
+        let hello = proto::Hello { name: "tester".to_owned(), incarnation: 0, gateway: false };
+        LinksConfig::new(hello, None)
+    }
+
+    impl Maker {
+        async fn start() -> Self {
+            let json = serde_json::json!({
+                "model": {"config": {"hiddenSize": 32, "layers": 1, "heads": 2, "ffn": 64, "contextLength": 16}},
+                "data": {"text": {"path": "unread"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 99,
+                "optimizer": {"kind": "Sgd", "learningRate": 1e-3},
+            });
+            let config = TrainingConfig::from_json(&json.to_string()).unwrap();
+            let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
+            let model = shape.model_config(256).unwrap();
+            let run = Arc::new(Run::new(config, model).unwrap());
+            let stage = Stage::initial(&run, 0, &Pool::new(1)).unwrap();
+            let (values, engine) = (stage.layout().len(), Engine::start(1).unwrap());
+            engine.run(move |bench| bench.stage = Some(stage));
+            let (stage_in, mut inbound) = mpsc::channel(16);
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = listener.local_addr().unwrap().to_string();
+            let router = server(&links()).unwrap().add_service(TrainStageService::service(stage_in));
+            tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+            let (served, formed) = (engine.clone(), Arc::<Formed>::default());
+            tokio::spawn(async move {
+                while let Some(event) = inbound.recv().await {
+                    if let StageInbound::Pull(request, pieces) = event {
+                        serve::serve(&served, &formed, request, pieces);
+                    }
+                }
+            });
+            Self { engine, mate: Mate { name: "maker".into(), addr, host: String::new() }, values }
+        }
+
+        /// What the update of a step is.
+        fn gradient(&self, step: Step) -> Vec<f32> {
+            (0..self.values).map(|i| (i as f32 + step as f32) * 1e-6).collect()
+        }
+
+        async fn update(&self, step: Step) {
+            let (made_in, made) = oneshot::channel();
+            let gradient = Arc::new(self.gradient(step));
+            self.engine.run(move |bench| {
+                let stage = bench.stage.as_mut().unwrap();
+                assert_eq!(stage.step(), step);
+                made_in.send(stage.follow(&bench.pool, gradient).unwrap()).unwrap();
+            });
+            made.await.unwrap();
+        }
+
+        fn collect(&self, bytes_max: u64) -> Collected {
+            Collected::start(Clients::new(links()), 0, 0, vec![self.mate.clone()], bytes_max).unwrap()
+        }
+    }
+
+    /// Waits until the update of a step was collected.
+    async fn has(collected: &Collected, step: Step) {
+        let begin = Instant::now();
+        while !collected.files.path(step).exists() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the update of step {step} is not collected");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn updates_that_mates_no_longer_keep_are_here_once() {
+        let maker = Maker::start().await;
+        let collected = maker.collect(u64::MAX);
+        for step in 0..7 {
+            maker.update(step).await;
+            has(&collected, step).await;
+        }
+        assert!(super::made_update(&Clients::new(links()), 0, 2, &[maker.mate.clone()]).await.is_err());
+        for step in 0..7 {
+            assert_eq!(collected.take(step).await.unwrap(), maker.gradient(step), "step {step}");
+            assert!(collected.take(step).await.is_none(), "it takes no place any longer");
+        }
+        assert_eq!(collected.files.bytes.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn they_take_no_more_disk_than_they_may_and_go_with_their_owner() {
+        let maker = Maker::start().await;
+        let collected = maker.collect(2 * 4 * maker.values as u64);
+        for step in 0..3 {
+            maker.update(step).await;
+        }
+        has(&collected, 1).await;
+        // It gives up, and that is the end of its task.
+        let begin = Instant::now();
+        while !collected.task.is_finished() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "it goes on");
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!collected.files.path(2).exists());
+        let folder = collected.files.folder.path().to_owned();
+        assert!(folder.exists());
+        drop(collected);
+        assert!(!folder.exists());
+    }
+}

@@ -40,7 +40,7 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     let sums: Vec<i64> = (0..stage.layout().len()).map(|i| to_fixed(gradient(args.index, i))).collect();
     stage.add_sums(0, &sums)?;
     drop(sums);
-    let values = stage.layout().len();
+    let count = stage.layout().len();
     let engine = Engine::start(1)?;
     engine.run(move |bench| bench.stage = Some(stage));
 
@@ -69,19 +69,19 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
         })
         .collect();
     let (me, clients) = (&group[args.index], Clients::new(links));
-    println!("{}", json!({"values": values}));
+    println!("{}", json!({"values": count}));
     let (line_in, mut lines) = mpsc::channel(1);
     // It ends with stdin, or with the process.
     std::thread::spawn(move || {
         let mut each = std::io::stdin().lines();
         while each.next().is_some_and(|line| line.is_ok()) && line_in.blocking_send(()).is_ok() {}
     });
-    let mut round = 0;
+    let (mut round, mut values) = (0, Vec::new());
     while lines.recv().await.is_some() {
         round += 1;
         let which = Which { step: 0, shard: 0, round };
         let begin = Instant::now();
-        let average = form(&clients, &engine, &formed, wire, which, 0, &group, me).await;
+        let average = form(&clients, &engine, &formed, wire, which, 0, &group, me, values).await;
         let average = average.map_err(|why| anyhow!(why))?;
         let seconds = begin.elapsed().as_secs_f64();
         let digest = average
@@ -90,6 +90,7 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
             .fold(0u64, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x100_0000_01b3));
         let error = error(&average.values, group.len());
         println!("{}", json!({"seconds": seconds, "digest": format!("{digest:016x}"), "error": error}));
+        values = average.values;
     }
     Ok(())
 }

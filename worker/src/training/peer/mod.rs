@@ -110,6 +110,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         formed: Arc::default(),
         averages: Averages::new(),
         averaging: BTreeMap::new(),
+        spare: BTreeMap::new(),
         fetching: None,
         updates_bytes_max: args.disk / 2,
         tickets: 0,
@@ -167,6 +168,8 @@ struct Peer {
     /// Averages of the present step.
     averages: Averages,
     averaging: BTreeMap<ShardId, AbortHandle>,
+    /// Memory of averages that were applied, for the next ones.
+    spare: BTreeMap<ShardId, Vec<f32>>,
     fetching: Option<Fetching>,
     /// Disk for updates that are made while a state is fetched.
     updates_bytes_max: u64,
@@ -316,7 +319,10 @@ impl Peer {
             }
             Event::Computed(id, took_us, Err(what)) => self.node.computed(id, Err(what), took_us, out),
             Event::Applied(step, Ok(hash)) => {
-                self.averages.clear();
+                let applied = std::mem::take(&mut self.averages).into_iter();
+                self.spare = applied
+                    .filter_map(|(shard, (_, average))| Some((shard, Arc::try_unwrap(average).ok()?.values)))
+                    .collect();
                 self.node.applied(step + 1, hash, out);
             }
             Event::Applied(step, Err(why)) => bail!("the update of step {step} failed: {why}"),
@@ -457,8 +463,10 @@ impl Peer {
         let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
         let (me, events) = (self.me.clone(), self.events.clone());
         let wire = self.run.config.wire.gradients;
+        let spare = self.spare.remove(&which.shard).unwrap_or_default();
         let task = tokio::spawn(async move {
-            let result = average::form(&clients, &engine, &formed, wire, which, stage, &group, &me).await;
+            let result =
+                average::form(&clients, &engine, &formed, wire, which, stage, &group, &me, spare).await;
             match result {
                 Ok(average) => engine.run(move |bench| {
                     let Some(stage) = &bench.stage else { return };
