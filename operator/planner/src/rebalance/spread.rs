@@ -17,7 +17,7 @@ pub(super) struct Swap {
 }
 
 /// The machines of a stage's peers but for one of them; `None` when that of somebody is not known.
-fn machines<'a>(view: &'a View, stage: usize, without: Option<usize>) -> Option<BTreeSet<&'a str>> {
+fn machines(view: &View, stage: usize, without: Option<usize>) -> Option<BTreeSet<&str>> {
     let peers = (0..).zip(&view.peers).filter(|(p, peer)| peer.stage == Some(stage) && Some(*p) != without);
     peers.map(|(_, peer)| Some(peer.host.as_str()).filter(|host| !host.is_empty())).collect()
 }

@@ -211,7 +211,8 @@ mod tests {
             maker.update(step).await;
             has(&collected, step).await;
         }
-        assert!(super::made_update(&Clients::new(links()), 0, 2, &[maker.mate.clone()]).await.is_err());
+        let mates = std::slice::from_ref(&maker.mate);
+        assert!(super::made_update(&Clients::new(links()), 0, 2, mates).await.is_err());
         for step in 0..7 {
             assert_eq!(collected.take(step).await.unwrap(), maker.gradient(step), "step {step}");
             assert!(collected.take(step).await.is_none(), "it takes no place any longer");
