@@ -111,7 +111,7 @@ pub struct ModelSpec {
 /// An adapter over the model: LoRA or prompt tuning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AdapterSpec {
-    /// The name clients ask for; not the model's.
+    /// The name clients ask for; not the model's. It stands for one content: a changed adapter needs another name.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"))]
     pub name: String,
     /// Where it is.

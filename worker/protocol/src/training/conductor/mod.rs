@@ -191,9 +191,6 @@ pub struct Conductor {
     in_doubt: BTreeMap<PeerName, InDoubt>,
     /// Membership changed since trainers were told.
     roster_changed: bool,
-    /// When the last step was decided, and how long it took.
-    edge_ms: u64,
-    step_ms: u64,
 }
 
 /// Counts of the whole run.
@@ -331,8 +328,6 @@ impl Conductor {
             last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
-            edge_ms: 0,
-            step_ms: 0,
             config,
         };
         conductor.open_anew();

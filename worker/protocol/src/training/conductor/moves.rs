@@ -37,6 +37,12 @@ impl Measured {
         Self { fetch_ms: vec![fetch_ms; stages as usize], edge_ms: None, step_ms: None, lived_ms: 0, gone: 0 }
     }
 
+    /// Was a step decided within the time that the last one took, or `least_ms`?
+    pub(super) fn is_after_edge(&self, now_ms: u64, least_ms: u64) -> bool {
+        let patience = self.step_ms.unwrap_or_default().max(least_ms);
+        self.edge_ms.is_some_and(|at| now_ms < at + patience)
+    }
+
     pub(super) fn peer_gone(&mut self, lived_ms: u64) {
         self.lived_ms += lived_ms;
         self.gone += 1;

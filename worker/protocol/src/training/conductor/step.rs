@@ -247,8 +247,9 @@ impl Conductor {
     /// it missed, takes part all the same: there is time, as the microbatches of the next step are being done.
     fn nearly_there(&self, now_ms: u64, stage: StageId) -> bool {
         let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.step;
-        let patience = self.step_ms.max(NEWCOMERS_MS_MIN);
-        self.config.delayed_updates && now_ms < self.edge_ms + patience && self.peers.values().any(comes)
+        self.config.delayed_updates
+            && self.measured.is_after_edge(now_ms, NEWCOMERS_MS_MIN)
+            && self.peers.values().any(comes)
     }
 
     pub(super) fn averaged(
@@ -335,7 +336,6 @@ impl Conductor {
         }));
         self.step += 1;
         self.last_scale = Some(scale);
-        (self.step_ms, self.edge_ms) = (now_ms.saturating_sub(self.edge_ms), now_ms);
         self.open_next();
         self.after_commit(now_ms, out);
     }
