@@ -1,8 +1,8 @@
 //! Who serves which stage: [`dunlin_planner::rebalance`] is asked, and obeyed.
 //!
 //! Newcomers are placed as they come. A peer that serves changes its stage at the edge of a step, when its sums are empty; in the middle of
-//! one only for a stage that nobody else will serve, and then a mate takes its sums as from one that leaves. Either way it then gets
-//! the state of its new stage from mates, as a newcomer does, while the others go on.
+//! one only for a stage that nobody else will serve. Sums that it has, then or of a step that was begun already, a mate takes as from
+//! one that leaves. Either way it then gets the state of its new stage from mates, as a newcomer does, while the others go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
