@@ -108,6 +108,7 @@ bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s eac
 
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/loss.json
+	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --delayed-updates --out $(TARGET)/bench/loss-delayed.json
 
 bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	cargo build --locked --release -p dunlin-model --example train_speed
