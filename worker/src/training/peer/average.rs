@@ -155,7 +155,7 @@ async fn share(engine: &Engine, which: Which) -> Result<Share, String> {
 }
 
 /// Forms the average of a shard with `group`, in which this peer is `me`. `values` is that of an average that is no longer needed, if there is one: what is
-/// in it does not matter, but to clear as much memory anew takes a tenth of the time.
+/// in it does not matter, and as much memory need not be cleared anew.
 ///
 /// # Errors
 /// Which mate failed, and how.
