@@ -45,7 +45,8 @@ pub struct OptimizerSpec {
     #[serde(default)]
     pub schedule: ScheduleSpec,
     /// Compute every step with the parameters before the last update, so that gradients are averaged while the next step is computed:
-    /// peers wait for no network between steps. Gradients are one step old; the same number of steps may end at a slightly higher loss.
+    /// peers wait for no network between steps. Gradients are one step old: the same number of steps can end at a much higher loss, more so
+    /// with a high learning rate.
     /// Takes 12 bytes more of memory for each parameter.
     #[serde(default)]
     pub delayed_updates: bool,
