@@ -35,17 +35,24 @@ pub(super) fn swap(view: &View, may: &dyn Fn(&Peer) -> bool) -> Option<Swap> {
         let mut best: Option<(f64, Swap)> = None;
         for other in stages.clone().filter(|&s| s != stage && peers_of(s).count() > 1) {
             let Some(there) = machines(view, other, None) else { continue };
-            for (leaves, comes) in peers_of(stage).flat_map(|l| peers_of(other).map(move |c| (l, c))) {
-                let (leaver, comer) = (&view.peers[leaves], &view.peers[comes]);
-                let Some(mut after) = machines(view, other, Some(comes)) else { continue };
-                after.insert(&leaver.host);
-                let helps = !here.contains(comer.host.as_str()) && after.len() >= there.len().min(2);
-                if !helps || !lives(leaver, other) || !lives(comer, stage) || !may(leaver) || !may(comer) {
+            for comes in peers_of(other) {
+                let comer = &view.peers[comes];
+                if here.contains(comer.host.as_str()) || !lives(comer, stage) || !may(comer) {
                     continue;
                 }
-                let differ = (leaver.rows_per_s - comer.rows_per_s).abs();
-                if best.is_none_or(|(least, _)| differ < least) {
-                    best = Some((differ, Swap { leaves, comes }));
+                // All that may leave are on one machine.
+                let Some(mut after) = machines(view, other, Some(comes)) else { continue };
+                after.extend(&here);
+                if after.len() < there.len().min(2) {
+                    continue;
+                }
+                for leaves in peers_of(stage) {
+                    let leaver = &view.peers[leaves];
+                    let differ = (leaver.rows_per_s - comer.rows_per_s).abs();
+                    let better = best.is_none_or(|(least, _)| differ < least);
+                    if better && lives(leaver, other) && may(leaver) {
+                        best = Some((differ, Swap { leaves, comes }));
+                    }
                 }
             }
         }
