@@ -44,6 +44,22 @@ fn four_thousand_seeds_give_the_weights_of_an_undisturbed_run() {
     assert!(moves > 3000 && handed_over > 60, "{moves} moves, {handed_over} with sums");
 }
 
+/// Stages are lost again and again, and every other checkpoint that they would go back to is damaged.
+#[test]
+fn damaged_checkpoints_are_passed_over_by_everybody_alike() {
+    let scenarios = (0..400).map(|seed| {
+        let mut scenario = Scenario::from_seed(seed);
+        let loss = |n: u64| Loss { at_ms: 3500 + 5000 * n, stage: 0, peers: 9, notice_ms: 0, replaced: true };
+        scenario.losses = (0..4).map(loss).collect();
+        let scenario = Scenario { damages: true, checkpoint_every: 1, steps: 40, ..scenario };
+        (format!("seed {seed}"), scenario)
+    });
+    let outcomes = check(scenarios);
+    let damaged: u32 = outcomes.iter().filter_map(|o| o.faults.get("checkpoint damaged")).sum();
+    let back: u32 = outcomes.iter().map(|o| o.went_back).sum();
+    assert!(damaged > 800 && back > 30, "{damaged} damaged, {back} times back");
+}
+
 /// For every delivery of a run: the same run, where it kills whom it would reach, or whom it comes from.
 #[test]
 fn a_kill_at_any_message_changes_no_weight() {
@@ -106,7 +122,8 @@ fn peers_come_and_go_while_averages_are_formed() {
 fn lopsided(seed: u64) -> Scenario {
     let mut scenario = Scenario::small(seed);
     scenario.shape.microbatches = 12;
-    scenario.losses = vec![Loss { at_ms: 4500, stage: (seed % 2) as u32, peers: 3, notice_ms: 0 }];
+    scenario.losses =
+        vec![Loss { at_ms: 4500, stage: (seed % 2) as u32, peers: 3, notice_ms: 0, replaced: false }];
     Scenario { peers: 8, steps: 12, slowness: vec![20; 8], ..scenario }
 }
 
@@ -179,7 +196,8 @@ fn drained(seed: u64) -> Scenario {
     let mut scenario = Scenario::small(seed);
     scenario.shape.microbatches = 6;
     let at_ms = 3800 + 40 * (seed % 8);
-    scenario.losses = vec![Loss { at_ms, stage: (seed % 2) as u32, peers: 3, notice_ms: 7000 }];
+    scenario.losses =
+        vec![Loss { at_ms, stage: (seed % 2) as u32, peers: 3, notice_ms: 7000, replaced: false }];
     Scenario { peers: 6, steps: 16, slowness: vec![20; 6], ..scenario }
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::training::{ParameterLayout, ParameterTensor};
-use dunlin_protocol::training::Step;
+use dunlin_protocol::training::{Checkpoints, FetchFailure, Step};
 use dunlin_train::checkpoint::{
-    self, Checkpoint, Destination, Identity, Manifest, StageRecord, Tensor, TensorSpec,
+    self, Checkpoint, CheckpointError, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord,
+    Tensor, TensorSpec,
 };
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::optimizer::Optimizer;
@@ -33,39 +34,68 @@ impl Sealed {
     }
 }
 
-/// The newest complete checkpoint, with its digests checked.
+/// What a run can go on from.
+pub struct Found {
+    /// As the conductor is told.
+    pub checkpoints: Checkpoints,
+    /// The newest sound one.
+    pub newest: Option<Checkpoint>,
+}
+
+/// Looks for the newest sound checkpoint of `run`; damaged ones are passed over, with a warning.
 ///
 /// # Errors
-/// When the destination cannot be read, or it is of another run.
-pub fn latest(destination: &Destination, run: &Run) -> anyhow::Result<Option<Checkpoint>> {
-    let latest = destination.latest()?;
-    for damaged in &latest.damaged {
+/// When the destination cannot be read, or what is there is of another run.
+pub fn find(destination: &Destination, run: &Run, scrutiny: Scrutiny) -> anyhow::Result<Found> {
+    let Latest { checkpoint: newest, damaged } = destination.latest(scrutiny)?;
+    for damaged in &damaged {
         warn!("a damaged checkpoint is passed over: {damaged}");
     }
-    if let Some(found) = &latest.checkpoint {
-        let (theirs, ours) = (&found.manifest.config, &run.config);
-        if Optimizer::slots(&theirs.optimizer) != Optimizer::slots(&ours.optimizer) {
-            bail!(
-                "{destination} has checkpoints of a run whose optimizer keeps something else; choose another checkpoint.destination, or set optimizer.kind back"
-            );
-        }
-        let same = theirs.model == ours.model
-            && theirs.adapter == ours.adapter
-            && theirs.seed == ours.seed
-            && theirs.data == ours.data;
-        if !same {
-            bail!(
-                "{destination} has checkpoints of a run with another model, adapter, seed or data; choose another checkpoint.destination"
-            );
-        }
+    if let Some(found) = &newest {
+        same_run(destination, run, &found.manifest)?;
     }
-    Ok(latest.checkpoint)
+    let checkpoints = match (&newest, damaged.first()) {
+        (Some(found), _) => Checkpoints::Newest(found.manifest.step),
+        (None, None) => Checkpoints::None,
+        (None, Some(first)) => Checkpoints::AllDamaged(format!(
+            "every checkpoint in {destination} is damaged, the newest because {first}. The run does not begin at step 0 over them: bring back \
+             an intact copy of one, or, to begin anew on purpose, move what is in {destination} elsewhere or choose another checkpoint.destination"
+        )),
+    };
+    Ok(Found { checkpoints, newest })
+}
+
+fn same_run(destination: &Destination, run: &Run, manifest: &Manifest) -> anyhow::Result<()> {
+    let (theirs, ours) = (&manifest.config, &run.config);
+    if Optimizer::slots(&theirs.optimizer) != Optimizer::slots(&ours.optimizer) {
+        bail!(
+            "{destination} has checkpoints of a run whose optimizer keeps something else; choose another checkpoint.destination, or set optimizer.kind back"
+        );
+    }
+    let same = theirs.model == ours.model
+        && theirs.adapter == ours.adapter
+        && theirs.seed == ours.seed
+        && theirs.data == ours.data;
+    if !same {
+        bail!(
+            "{destination} has checkpoints of a run with another model, adapter, seed or data; choose another checkpoint.destination"
+        );
+    }
+    Ok(())
+}
+
+/// Whose fault it is that a stage of the checkpoint of `step` could not be read.
+pub fn blame(error: &anyhow::Error, step: Step) -> FetchFailure {
+    let damage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<CheckpointError>().is_some_and(CheckpointError::is_damage)
+    };
+    if error.chain().any(damage) { FetchFailure::Damaged(step) } else { FetchFailure::Passing }
 }
 
 /// Reads a stage of the checkpoint of `step`, whatever its stages were.
 ///
 /// # Errors
-/// When there is none, or it is damaged.
+/// When there is none, it is damaged, or it cannot be read.
 pub fn read_stage(
     destination: &Destination,
     step: Step,
@@ -79,10 +109,7 @@ pub fn read_stage(
         .iter()
         .map(|t| TensorSpec { name: t.name.clone(), shape: t.shape.clone(), range: t.range() })
         .collect();
-    let found = destination.read_stage(step, &specs, layout.len())?;
-    let (parameters, state) = found.with_context(|| {
-        format!("{destination} has no checkpoint of step {step}: do all peers see the same folder?")
-    })?;
+    let (parameters, state) = destination.read_stage(step, &specs, layout.len())?;
     Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
 

@@ -187,6 +187,8 @@ pub enum PeerReport {
     FetchFailed {
         /// Which.
         stage: StageId,
+        /// Whose fault it is.
+        failure: FetchFailure,
         /// What happened.
         why: String,
     },
@@ -223,6 +225,15 @@ pub enum PeerReport {
         /// What happened.
         why: String,
     },
+}
+
+/// Why a peer cannot get a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchFailure {
+    /// Mates, the network or a destination that does not answer: it may work another time.
+    Passing,
+    /// The checkpoint of this step is damaged or not there, as far as this peer can see.
+    Damaged(Step),
 }
 
 /// A trainer to the conductor.

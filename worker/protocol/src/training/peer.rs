@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::message::{
-    Contribution, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer,
+    Contribution, FetchFailure, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId,
+    Step, ToPeer,
 };
 
 /// A trainer's call; its tensors are the shell's.
@@ -406,11 +407,17 @@ impl PeerNode {
     }
 
     /// It cannot be had.
-    pub fn fetch_failed(&mut self, stage: StageId, why: String, out: &mut Vec<PeerEffect>) {
+    pub fn fetch_failed(
+        &mut self,
+        stage: StageId,
+        failure: FetchFailure,
+        why: String,
+        out: &mut Vec<PeerEffect>,
+    ) {
         if self.stage == Some(stage) && !self.serving {
             self.stage = None;
             self.refuse_all(out);
-            out.push(PeerEffect::Tell(PeerReport::FetchFailed { stage, why }));
+            out.push(PeerEffect::Tell(PeerReport::FetchFailed { stage, failure, why }));
         }
     }
 

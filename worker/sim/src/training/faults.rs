@@ -1,7 +1,7 @@
 //! What goes wrong.
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::{ConductorEvent, Phase, StageId};
+use dunlin_protocol::training::{ConductorEvent, Phase, StageId, Step};
 
 use super::peer::PeerShell;
 use super::scenario::{Kinds, Loss};
@@ -138,6 +138,16 @@ impl World {
         }
     }
 
+    /// A checkpoint is complete. It may not stay what it is.
+    pub(super) fn damage(&mut self, step: Step) {
+        self.damaged.remove(&step);
+        let older = self.sealed.range(..step).any(|(s, _)| !self.damaged.contains(s));
+        if self.scenario.damages && older && self.draw(2) == 0 {
+            self.fault("checkpoint damaged");
+            self.damaged.insert(step);
+        }
+    }
+
     /// Peers of one stage go, or learn that they will.
     pub(super) fn lose(&mut self, loss: Loss) {
         let serves = |p: &PeerShell| p.node.serving() && p.node.position().0 == Some(loss.stage);
@@ -153,7 +163,7 @@ impl World {
                 self.peer_leaves(&name, loss.notice_ms);
                 self.at(loss.notice_ms, Event::Kill(name));
             } else {
-                self.kill_peer(&name, false);
+                self.kill_peer(&name, loss.replaced);
             }
         }
         self.last_fault = self.now;

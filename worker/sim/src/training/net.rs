@@ -6,7 +6,7 @@
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
+    Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
 };
 
 use super::numbers::State;
@@ -46,9 +46,29 @@ impl World {
             fetch_ms: script.map_or(200, |s| s.fetch_ms),
             incarnation: self.life,
         };
-        let checkpoint = self.sealed.keys().next_back().copied();
-        self.say(|| format!("conductor {} starts, checkpoint {checkpoint:?}", config.incarnation));
-        self.conductor = Some(Conductor::new(config, checkpoint));
+        let found = self.checkpoints();
+        self.say(|| format!("conductor {} starts, checkpoints: {found:?}", config.incarnation));
+        self.conductor = Some(Conductor::new(config));
+        self.conduct(ConductorEvent::Checkpoints(found));
+    }
+
+    /// What a conductor finds.
+    fn checkpoints(&mut self) -> Checkpoints {
+        let sound: Vec<Step> =
+            self.sealed.keys().filter(|step| !self.damaged.contains(step)).copied().collect();
+        match sound.last() {
+            Some(step) => Checkpoints::Newest(*step),
+            None if self.damaged.is_empty() => Checkpoints::None,
+            None => Checkpoints::AllDamaged("all of them".to_owned()),
+        }
+    }
+
+    /// The conductor wanted to know what is sound.
+    pub(super) fn inspected(&mut self, life: u64) {
+        if life == self.life && self.conductor.is_some() {
+            let found = self.checkpoints();
+            self.conduct(ConductorEvent::Checkpoints(found));
+        }
     }
 
     pub(super) fn kill_conductor(&mut self) {
@@ -192,6 +212,10 @@ impl World {
                     self.down(&name, Down::Peer(message));
                 }
                 ConductorEffect::ToTrainer(name, message) => self.down(&name, Down::Trainer(message)),
+                ConductorEffect::Inspect => {
+                    let after = 5 + self.draw(500);
+                    self.at(after, Event::Inspected { life: self.life });
+                }
                 ConductorEffect::Seal { step, records } => {
                     let after = 5 + self.draw(200);
                     self.at(after, Event::Sealed { life: self.life, step, records });
@@ -231,6 +255,7 @@ impl World {
             _ => self.violation(format!("the checkpoint of step {step} is wrong: {records:?}")),
         }
         self.say(|| format!("checkpoint {step} is sealed"));
+        self.damage(step);
         if life == self.life && self.conductor.is_some() {
             self.conduct(ConductorEvent::Sealed { step, error: None });
         }

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId, StageId, Step,
+    Call, CallId, CallKind, FetchFailure, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId,
+    StageId, Step,
 };
 
 use super::numbers::{Keys, Shape, State, Sums};
@@ -602,6 +603,14 @@ impl World {
         checkpoint: bool,
     ) {
         let shape = self.scenario.shape;
+        if checkpoint && self.damaged.contains(&step) {
+            let current = |p: &PeerShell| p.fetching.as_ref().is_some_and(|f| f.fetch == fetch);
+            if self.peers.get(name).is_some_and(current) {
+                let (failure, why) = (FetchFailure::Damaged(step), "a wrong bit".to_owned());
+                self.with_peer(name, |node, out| node.fetch_failed(stage, failure, why, out));
+            }
+            return;
+        }
         let state = match (checkpoint, step) {
             (false, 0) => Some(shape.first(shape.initial(stage))),
             (true, _) => self.sealed.get(&step).map(|all| all[stage as usize]),
@@ -631,7 +640,8 @@ impl World {
             if let Some(peer) = self.peers.get_mut(name) {
                 peer.fetching = None;
             }
-            self.with_peer(name, |node, out| node.fetch_failed(stage, "no mate has it".to_owned(), out));
+            let why = "no mate has it".to_owned();
+            self.with_peer(name, |node, out| node.fetch_failed(stage, FetchFailure::Passing, why, out));
             return;
         }
         let mate = &fetching.mates[draw % fetching.mates.len()].name;

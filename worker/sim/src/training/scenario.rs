@@ -17,7 +17,7 @@ pub enum Kinds {
     Notice,
 }
 
-/// Peers of one stage that go, and are not replaced.
+/// Peers of one stage that go.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
     /// When.
@@ -28,6 +28,8 @@ pub struct Loss {
     pub peers: usize,
     /// They are told then, and are gone so much later; 0: gone at once.
     pub notice_ms: u64,
+    /// Others come, if they go at once.
+    pub replaced: bool,
 }
 
 /// Peers that come and go at given times, until the time is up; there is nothing random about them, and no faults are needed.
@@ -84,6 +86,8 @@ pub struct Scenario {
     pub cooldown_ms: u64,
     /// Most messages take no longer.
     pub latency_ms: u64,
+    /// Every other checkpoint is damaged as soon as it is complete, as long as there is an older sound one.
+    pub damages: bool,
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
     pub kill_at: Option<(u64, bool)>,
     /// Keep a trace.
@@ -123,6 +127,7 @@ impl Scenario {
             forward_ms_max: [100, 300, 800][draw(11, 0, 2) as usize],
             cooldown_ms: [0, 500, 3000][draw(13, 0, 2) as usize],
             latency_ms: [12, 12, 40, 120][draw(12, 0, 3) as usize],
+            damages: false,
             kill_at: None,
             trace: false,
         }
@@ -157,6 +162,7 @@ impl Scenario {
             forward_ms_max: 800,
             cooldown_ms: 500,
             latency_ms: 12,
+            damages: false,
             kill_at: None,
             trace: false,
         }

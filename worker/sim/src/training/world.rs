@@ -141,6 +141,10 @@ pub(super) enum Event {
         step: Step,
         records: Vec<String>,
     },
+    /// It is known which checkpoints are sound.
+    Inspected {
+        life: u64,
+    },
     StartConductor,
     Tick,
     Fault,
@@ -174,6 +178,8 @@ pub(super) struct World {
     /// Files of checkpoints by their record.
     pub(super) files: BTreeMap<String, (Step, StageId, State)>,
     pub(super) sealed: BTreeMap<Step, Vec<State>>,
+    /// Those of which some file is no longer what it was.
+    pub(super) damaged: BTreeSet<Step>,
     pub(super) truth: Vec<Truth>,
     /// Peers that have started, and trainers.
     pub(super) born: u32,
@@ -230,6 +236,7 @@ impl World {
             counter: 0,
             files: BTreeMap::new(),
             sealed: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             truth: sequential(&scenario.shape, scenario.steps),
             born: 0,
             made: 0,
@@ -373,6 +380,7 @@ impl World {
                 self.written(&peer, step, stage, state, works);
             }
             Event::Sealed { life, step, records } => self.seal(life, step, &records),
+            Event::Inspected { life } => self.inspected(life),
             Event::StartConductor => self.start_conductor(),
             Event::Tick => {
                 self.at(TICK_MS, Event::Tick);

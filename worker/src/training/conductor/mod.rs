@@ -18,7 +18,7 @@ use dunlin_protocol::training::{
     TrainerReport,
 };
 use dunlin_train::Run;
-use dunlin_train::checkpoint::Destination;
+use dunlin_train::checkpoint::{Destination, Scrutiny};
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::saved::{self, Sealed};
+use super::saved::{self, Found, Sealed};
 use super::{links, read_config};
 use crate::cli::ConductorArgs;
 use crate::health;
@@ -54,21 +54,21 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let links = links(&args.process)?;
     let run = Arc::new(super::run_of(config)?);
     let destination = run.config.checkpoint.as_ref().map(|c| c.destination.clone());
-    let newest = match &destination {
+    let found = match &destination {
         None => None,
-        Some(folder) => {
-            let folder = folder.clone();
-            let run = Arc::clone(&run);
-            tokio::task::spawn_blocking(move || saved::latest(&folder, &run)).await??
+        Some(destination) => {
+            let (destination, run) = (destination.clone(), Arc::clone(&run));
+            let find = move || saved::find(&destination, &run, destination.usual_scrutiny());
+            Some(tokio::task::spawn_blocking(find).await??)
         }
     };
-    let data = newest.as_ref().map(|c| c.manifest.data_sha256.clone());
+    let newest = found.as_ref().and_then(|found| found.newest.as_ref());
+    let data = newest.map(|c| c.manifest.data_sha256.clone());
     let mut record = Record::new(&run);
-    if let Some(newest) = &newest {
+    if let Some(newest) = newest {
         info!(step = newest.manifest.step, "goes on from a checkpoint");
         record.saved(newest.manifest.step, &Sealed::new(newest.folder.clone(), &newest.manifest)?);
     }
-    let newest = newest.map(|c| c.manifest.step);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let config = ConductorConfig {
         stages: run.config.stages,
@@ -108,8 +108,9 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     health::serve(args.process.health, ready, move || page::metrics(&lock(&metrics))).await?;
     page::serve(args.http, Arc::clone(&record)).await?;
     let (sealed_in, sealed) = mpsc::channel(16);
-    let shell = Shell {
-        core: Conductor::new(config, newest),
+    let (found_in, looked) = mpsc::channel(1);
+    let mut shell = Shell {
+        core: Conductor::new(config),
         data,
         run,
         destination,
@@ -117,9 +118,13 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         names: BTreeMap::new(),
         record,
         sealed: sealed_in,
+        found: found_in,
         started: Instant::now(),
     };
-    shell.run(inbound, sealed).await
+    if let Some(found) = found {
+        shell.handle(ConductorEvent::Checkpoints(found.checkpoints));
+    }
+    shell.run(inbound, sealed, looked).await
 }
 
 /// The record, whoever panicked while holding it.
@@ -144,6 +149,7 @@ struct Shell {
     names: BTreeMap<PeerName, StreamId>,
     record: Arc<Mutex<Record>>,
     sealed: mpsc::Sender<(Step, Result<Sealed, String>)>,
+    found: mpsc::Sender<anyhow::Result<Found>>,
     started: Instant,
 }
 
@@ -152,6 +158,7 @@ impl Shell {
         mut self,
         mut inbound: mpsc::Receiver<ConductorInbound>,
         mut sealed: mpsc::Receiver<(Step, Result<Sealed, String>)>,
+        mut looked: mpsc::Receiver<anyhow::Result<Found>>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut ticks = interval(TICK);
@@ -160,6 +167,7 @@ impl Shell {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 Some(event) = inbound.recv() => self.arrived(event),
+                Some(found) = looked.recv() => self.handle(ConductorEvent::Checkpoints(found?.checkpoints)),
                 Some((step, outcome)) = sealed.recv() => {
                     let error = match outcome {
                         Ok(sealed) => {
@@ -305,6 +313,14 @@ impl Shell {
             ConductorEffect::Committed(committed) => {
                 let tokens = self.run.config.tokens_per_step();
                 lock(&self.record).committed(&committed, tokens, self.started.elapsed());
+            }
+            ConductorEffect::Inspect => {
+                let Some(destination) = self.destination.clone() else { return };
+                let (run, found) = (Arc::clone(&self.run), self.found.clone());
+                tokio::task::spawn_blocking(move || {
+                    // The receiver is gone only when the process ends.
+                    let _ = found.blocking_send(saved::find(&destination, &run, Scrutiny::Digests));
+                });
             }
             ConductorEffect::Seal { step, records } => {
                 let Some(destination) = self.destination.clone() else { return };

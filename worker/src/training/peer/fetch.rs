@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_protocol::training::{Mate, PeerEffect, StageId, Step};
+use dunlin_protocol::training::{FetchFailure, Mate, PeerEffect, StageId, Step};
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::{Run, Stage};
 use dunlin_wire::proto;
@@ -25,6 +25,18 @@ const ATTEMPTS: u32 = 20;
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Why a stage could not be had.
+pub(super) struct Unfetched {
+    failure: FetchFailure,
+    why: String,
+}
+
+impl From<String> for Unfetched {
+    fn from(why: String) -> Self {
+        Self { failure: FetchFailure::Passing, why }
+    }
+}
+
 impl Peer {
     /// Gets the first values of a stage, or those of a checkpoint.
     pub(super) fn load(&mut self, stage: StageId, step: Step, checkpoint: bool) {
@@ -36,7 +48,9 @@ impl Peer {
                 None => super::first(&run, stage, &bench.pool),
                 Some(destination) => saved::read_stage(&destination, step, &run, stage, &bench.pool),
             };
-            let loaded = loaded.map(Box::new).map_err(|e| format!("{e:#}"));
+            let loaded = loaded
+                .map(Box::new)
+                .map_err(|e| Unfetched { failure: saved::blame(&e, step), why: format!("{e:#}") });
             // The receiver is gone only when the process ends.
             let _ = events.blocking_send(Event::Fetched(ticket, loaded));
         });
@@ -62,10 +76,10 @@ impl Peer {
             .inspect_err(|error| warn!(%error, "updates cannot be kept while a state is fetched"));
         let task = tokio::spawn(async move {
             match state(&clients, &run, stage, &mates).await {
-                Err(why) => drop(events.send(Event::Fetched(ticket, Err(why))).await),
+                Err(why) => drop(events.send(Event::Fetched(ticket, Err(why.into()))).await),
                 Ok((step, parameters, slots)) => engine.run(move |bench| {
                     let stage = Stage::from_state(&run, stage, step, parameters, slots, &bench.pool);
-                    let stage = stage.map(Box::new).map_err(|e| e.to_string());
+                    let stage = stage.map(Box::new).map_err(|e| e.to_string().into());
                     let _ = events.blocking_send(Event::Fetched(ticket, stage));
                 }),
             }
@@ -95,14 +109,14 @@ impl Peer {
     pub(super) fn fetched(
         &mut self,
         ticket: u64,
-        stage: Result<Box<Stage>, String>,
+        stage: Result<Box<Stage>, Unfetched>,
         out: &mut Vec<PeerEffect>,
     ) {
         if self.current(ticket).is_none() {
             return;
         }
         match stage {
-            Err(why) => self.give_up(why, out),
+            Err(unfetched) => self.give_up(unfetched, out),
             Ok(stage) => {
                 let (events, step) = (self.events.clone(), stage.step());
                 self.engine.run(move |bench| {
@@ -119,7 +133,7 @@ impl Peer {
         let Some(fetching) = self.current(ticket) else { return };
         let stage = fetching.stage;
         match step {
-            Err(why) => self.give_up(why, out),
+            Err(why) => self.give_up(why.into(), out),
             Ok(step) if step >= fetching.wanted => {
                 self.fetching = None;
                 info!(stage, step, "has the state of its stage");
@@ -161,9 +175,9 @@ impl Peer {
         }
     }
 
-    fn give_up(&mut self, why: String, out: &mut Vec<PeerEffect>) {
+    fn give_up(&mut self, Unfetched { failure, why }: Unfetched, out: &mut Vec<PeerEffect>) {
         if let Some(fetching) = self.fetching.take() {
-            self.node.fetch_failed(fetching.stage, why, out);
+            self.node.fetch_failed(fetching.stage, failure, why, out);
         }
     }
 }

@@ -59,7 +59,7 @@ enum Event {
     Applied(Step, Result<u64, String>),
     Added(Take, Result<(), String>),
     /// The state of a stage is here.
-    Fetched(u64, Result<Box<Stage>, String>),
+    Fetched(u64, Result<Box<Stage>, fetch::Unfetched>),
     /// The engine has it, or has followed an update.
     Installed(u64, Result<Step, String>),
     /// An update that was missed.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::read::open;
 use super::remote::Remote;
 use super::s3::S3Place;
-use super::{CheckpointError, Identity, Latest, Manifest, Stage, StageRecord, TensorSpec};
+use super::{CheckpointError, Identity, Latest, Manifest, Scrutiny, Stage, StageRecord, TensorSpec};
 use super::{begin, folder, latest, retain, write_manifest, write_stage};
 use crate::optimizer::OptimizerState;
 
@@ -128,14 +129,23 @@ impl Destination {
         }
     }
 
-    /// The newest complete checkpoint. In a folder its digests are checked; from a server who reads a file checks it.
+    /// The newest checkpoint that stands up to `scrutiny`.
     ///
     /// # Errors
     /// When the destination cannot be read. That there is nothing is no error.
-    pub fn latest(&self) -> Result<Latest, CheckpointError> {
+    pub fn latest(&self, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
         match self {
-            Self::Folder(path) => latest(path, true),
-            Self::Server(place) => Remote::new(place)?.latest(),
+            Self::Folder(path) => latest(path, scrutiny),
+            Self::Server(place) => Remote::new(place)?.latest(scrutiny),
+        }
+    }
+
+    /// The scrutiny of a start: a folder is read as a whole, of what is on a server whoever reads a file checks its digest.
+    #[must_use]
+    pub fn usual_scrutiny(&self) -> Scrutiny {
+        match self {
+            Self::Folder(_) => Scrutiny::Digests,
+            Self::Server(_) => Scrutiny::Lengths,
         }
     }
 
@@ -180,21 +190,21 @@ impl Destination {
         }
     }
 
-    /// Reads `wanted` of the checkpoint of `step` into flat vectors of `length` values; nothing when that is not the newest (of a folder),
-    /// or not there.
+    /// Reads `wanted` of the checkpoint of `step` into flat vectors of `length` values.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape, or a file is damaged or cannot be read.
+    /// When there is no such checkpoint, a tensor is missing or of another shape, or a file is damaged or cannot be read.
     pub fn read_stage(
         &self,
         step: u64,
         wanted: &[TensorSpec],
         length: usize,
-    ) -> Result<Option<(Vec<f32>, OptimizerState)>, CheckpointError> {
+    ) -> Result<(Vec<f32>, OptimizerState), CheckpointError> {
         match self {
             Self::Folder(path) => {
-                let found = latest(path, false)?.checkpoint.filter(|c| c.manifest.step == step);
-                found.map(|checkpoint| checkpoint.read_stage(wanted, length)).transpose()
+                let found = open(path, step)?;
+                let missing = || CheckpointError::Missing(folder(path, step));
+                found.ok_or_else(missing)?.read_stage(wanted, length)
             }
             Self::Server(place) => Remote::new(place)?.read_stage(step, wanted, length),
         }

@@ -81,9 +81,9 @@ impl Manifest {
         self.stages.iter().flat_map(|s| [&s.model, &s.optimizer]).chain(&self.files)
     }
 
-    /// Reads and checks the manifest of `folder`; none if there is none.
-    pub(super) fn read(folder: &Path) -> Result<Option<Self>, CheckpointError> {
-        let path = folder.join(FILE);
+    /// Reads and checks the manifest of `step` in its folder below `destination`; none if there is none.
+    pub(super) fn read(destination: &Path, step: u64) -> Result<Option<Self>, CheckpointError> {
+        let path = folder(destination, step).join(FILE);
         let wrong = |source| CheckpointError::Read { path: path.clone(), source };
         let length = match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -93,15 +93,18 @@ impl Manifest {
         if length > BYTES_MAX {
             return Err(damaged(format!("it has {length} bytes, more than {BYTES_MAX}")));
         }
-        Self::parse(&std::fs::read(&path).map_err(wrong)?, &path).map(Some)
+        Self::parse(&std::fs::read(&path).map_err(wrong)?, step, &path).map(Some)
     }
 
-    /// The manifest that `bytes` are; `path` is for messages.
-    pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Self, CheckpointError> {
+    /// The manifest of `step` that `bytes` are; `path` is for messages.
+    pub(super) fn parse(bytes: &[u8], step: u64, path: &Path) -> Result<Self, CheckpointError> {
         let damaged = |problem: String| CheckpointError::Damaged { path: path.to_owned(), problem };
         let manifest: Self =
             serde_json::from_slice(bytes).map_err(|e| damaged(format!("it is no manifest: {e}")))?;
         manifest.check().map_err(damaged)?;
+        if manifest.step != step {
+            return Err(damaged(format!("it is of step {}, in the folder of step {step}", manifest.step)));
+        }
         Ok(manifest)
     }
 

@@ -13,7 +13,7 @@
 //! * [`disk`] files that appear whole or not at all
 //! * [`manifest`] what is in a checkpoint
 //! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
-//! * [`read`] the newest complete one, and tensors out of it for any cut in stages
+//! * [`read`] the newest sound one, and tensors of any for any cut in stages
 //! * [`model`] config.json and the tokenizer of bytes
 //! * `adapter` what makes an adapter of the tensors of all stages
 //!
@@ -46,7 +46,7 @@ use thiserror::Error;
 
 pub use destination::{Destination, HttpPlace, Place};
 pub use manifest::{FileRecord, Manifest, StageRecord, folder};
-pub use read::{Checkpoint, Latest, latest};
+pub use read::{Checkpoint, Latest, Scrutiny, latest};
 pub use s3::{S3Bucket, S3Place};
 pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
 
@@ -99,10 +99,21 @@ pub enum CheckpointError {
         /// The first thing that is wrong.
         problem: String,
     },
+    /// There is no checkpoint where one is asked for.
+    #[error("{0} is no checkpoint; do the conductor and all peers see the same destination?")]
+    Missing(PathBuf),
     /// Tensors, stages or vectors that do not fit together.
     #[error("{0}")]
     Mismatch(String),
     /// A weight file breaks its format.
     #[error("a file of the checkpoint cannot be used")]
     Weights(#[from] ModelError),
+}
+
+impl CheckpointError {
+    /// Whether it is the checkpoint that is unusable, whoever reads it. What cannot be read may be another time.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Missing(_))
+    }
 }

@@ -1,4 +1,4 @@
-//! Reading: the newest complete checkpoint, and tensors out of it for any cut in stages.
+//! Reading: the newest sound checkpoint, and tensors of any of them for any cut in stages.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,34 +33,54 @@ pub struct Latest {
     pub damaged: Vec<CheckpointError>,
 }
 
-/// The newest checkpoint of `destination` whose files are all there with the right lengths, and, if `digests`, with the right digests.
-/// Folders without a manifest are passed over in silence: they never were checkpoints.
+/// How closely a checkpoint is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scrutiny {
+    /// All files are there with the right lengths.
+    Lengths,
+    /// Their digests are right too, for which all of them are read.
+    Digests,
+}
+
+/// The newest checkpoint of `destination` that stands up to `scrutiny`. Folders without a manifest are passed over in silence: they never
+/// were checkpoints.
 ///
 /// # Errors
-/// When the destination itself cannot be read. That it does not exist is no error.
-pub fn latest(destination: &Path, digests: bool) -> Result<Latest, CheckpointError> {
+/// When the destination or a file cannot be read, which is no reason to go on from an older checkpoint. That the destination does not exist
+/// is no error.
+pub fn latest(destination: &Path, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
+    newest_of(steps(destination)?, |step| {
+        let checkpoint = open(destination, step)?;
+        if let (Some(checkpoint), Scrutiny::Digests) = (&checkpoint, scrutiny) {
+            checkpoint.verify()?;
+        }
+        Ok(checkpoint)
+    })
+}
+
+/// The first of `steps` that `open` takes for a checkpoint, and the damage that was found before.
+pub(super) fn newest_of(
+    steps: Vec<u64>,
+    open: impl Fn(u64) -> Result<Option<Checkpoint>, CheckpointError>,
+) -> Result<Latest, CheckpointError> {
     let mut damaged = Vec::new();
-    for step in steps(destination)? {
-        let opened = open(&folder(destination, step)).and_then(|checkpoint| {
-            if let (Some(checkpoint), true) = (&checkpoint, digests) {
-                checkpoint.verify()?;
-            }
-            Ok(checkpoint)
-        });
-        match opened {
+    for step in steps {
+        match open(step) {
             Ok(None) => {}
             Ok(checkpoint) => return Ok(Latest { checkpoint, damaged }),
-            Err(error) => damaged.push(error),
+            Err(error) if error.is_damage() => damaged.push(error),
+            Err(error) => return Err(error),
         }
     }
     Ok(Latest { checkpoint: None, damaged })
 }
 
-/// The checkpoint in `folder`, if it is one; lengths of files are checked.
-pub(super) fn open(folder: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
-    let Some(manifest) = Manifest::read(folder)? else { return Ok(None) };
-    manifest.all_files().try_for_each(|file| check_length(folder, file))?;
-    Ok(Some(Checkpoint { folder: folder.to_owned(), manifest }))
+/// The checkpoint of `step`, if there is one; lengths of files are checked.
+pub(super) fn open(destination: &Path, step: u64) -> Result<Option<Checkpoint>, CheckpointError> {
+    let folder = folder(destination, step);
+    let Some(manifest) = Manifest::read(destination, step)? else { return Ok(None) };
+    manifest.all_files().try_for_each(|file| check_length(&folder, file))?;
+    Ok(Some(Checkpoint { folder, manifest }))
 }
 
 pub(super) fn check_length(folder: &Path, file: &FileRecord) -> Result<(), CheckpointError> {
@@ -81,11 +101,20 @@ pub(super) fn check_length(folder: &Path, file: &FileRecord) -> Result<(), Check
 
 fn check_digest(folder: &Path, file: &FileRecord) -> Result<(), CheckpointError> {
     let path = file.path(folder);
+    let opened = File::open(&path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
+    check_bytes(opened, file, path)
+}
+
+/// Reads all `bytes` of a file, which is at `path` for messages, and checks their digest.
+pub(super) fn check_bytes(
+    mut bytes: impl Read,
+    file: &FileRecord,
+    path: PathBuf,
+) -> Result<(), CheckpointError> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     let read = (|| {
-        let mut opened = File::open(&path)?;
         loop {
-            let count = opened.read(&mut buffer)?;
+            let count = bytes.read(&mut buffer)?;
             if count == 0 {
                 return Ok(());
             }

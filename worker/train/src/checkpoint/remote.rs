@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::destination::Place;
 use super::disk::Disk;
 use super::manifest::{FILE, folder};
-use super::read::{Latest, files_of};
+use super::read::{Latest, Scrutiny, check_bytes, files_of, newest_of};
 use super::server::Server;
 use super::write::{make_manifest, write_stage};
 use super::{Checkpoint, CheckpointError, FileRecord, Identity, Manifest, Stage, StageRecord, TensorSpec};
@@ -127,27 +127,28 @@ impl Remote {
 
     fn manifest(&self, step: u64) -> Result<Option<Manifest>, CheckpointError> {
         let name = name(step, FILE);
-        self.text(&name)?.map(|bytes| Manifest::parse(&bytes, &self.place.join(&name))).transpose()
+        self.text(&name)?.map(|bytes| Manifest::parse(&bytes, step, &self.place.join(&name))).transpose()
     }
 
-    /// As for folders, but digests are checked by who reads a file: here only lengths are.
-    pub(super) fn latest(&self) -> Result<Latest, CheckpointError> {
-        let mut damaged = Vec::new();
-        for step in self.list()?.steps {
-            let opened = self.manifest(step).and_then(|manifest| {
-                let missing = || self.damaged(&name(step, FILE), "it is not there");
-                let manifest = manifest.ok_or_else(missing)?;
-                manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
-                Ok(Checkpoint { folder: folder(&self.place, step), manifest })
-            });
-            match opened {
-                Ok(checkpoint) => return Ok(Latest { checkpoint: Some(checkpoint), damaged }),
-                Err(error @ CheckpointError::Damaged { .. }) => damaged.push(error),
-                // A server that does not answer is no reason to go on from an older one.
-                Err(error) => return Err(error),
+    /// As for folders. A server that does not answer is no reason to go on from an older one.
+    pub(super) fn latest(&self, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
+        newest_of(self.list()?.steps, |step| {
+            let manifest = self.manifest(step)?;
+            let manifest = manifest.ok_or_else(|| self.damaged(&name(step, FILE), "it is not there"))?;
+            manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
+            if scrutiny == Scrutiny::Digests {
+                manifest.all_files().try_for_each(|file| self.check_digest(step, file))?;
             }
-        }
-        Ok(Latest { checkpoint: None, damaged })
+            Ok(Some(Checkpoint { folder: folder(&self.place, step), manifest }))
+        })
+    }
+
+    /// Reads a file as it comes, and checks its digest.
+    fn check_digest(&self, step: u64, file: &FileRecord) -> Result<(), CheckpointError> {
+        let name = name(step, &file.name);
+        let found = self.server.get(&name).map_err(|e| self.unread(&name, e))?;
+        let mut answer = found.ok_or_else(|| self.damaged(&name, "it is not there"))?;
+        check_bytes(answer.body_mut().as_reader(), file, self.place.join(&name))
     }
 
     /// What an earlier attempt left is overwritten; its manifest goes at once. The conductor waits for this, and comes back when it fails.
@@ -208,12 +209,13 @@ impl Remote {
         step: u64,
         wanted: &[TensorSpec],
         length: usize,
-    ) -> Result<Option<(Vec<f32>, OptimizerState)>, CheckpointError> {
-        let Some(manifest) = self.manifest(step)? else { return Ok(None) };
+    ) -> Result<(Vec<f32>, OptimizerState), CheckpointError> {
+        let missing = || CheckpointError::Missing(folder(&self.place, step));
+        let manifest = self.manifest(step)?.ok_or_else(missing)?;
         let scratch = scratch()?;
         for file in files_of(&manifest, wanted)? {
             self.fetch(step, file, scratch.path())?;
         }
-        Checkpoint { folder: scratch.path().to_owned(), manifest }.read_stage(wanted, length).map(Some)
+        Checkpoint { folder: scratch.path().to_owned(), manifest }.read_stage(wanted, length)
     }
 }

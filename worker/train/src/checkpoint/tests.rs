@@ -6,8 +6,8 @@ use dunlin_model::{ModelConfig, ModelFile};
 use super::disk::Disk;
 use super::write::{begin_on, retain_on, write_manifest_on, write_stage_on};
 use super::{
-    Checkpoint, CheckpointError, Destination, EMBEDDING, Identity, Manifest, Stage, StageRecord, Tensor,
-    TensorSpec, latest, model, retain,
+    Checkpoint, CheckpointError, Destination, EMBEDDING, Identity, Manifest, Scrutiny, Stage, StageRecord,
+    Tensor, TensorSpec, latest, model, retain,
 };
 use crate::config::{ModelSource, TrainingConfig};
 use crate::data::TextTokenizer;
@@ -136,7 +136,7 @@ fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
 }
 
 fn newest(destination: &Path) -> Checkpoint {
-    let latest = latest(destination, true).unwrap();
+    let latest = latest(destination, Scrutiny::Digests).unwrap();
     assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
     latest.checkpoint.unwrap()
 }
@@ -222,17 +222,45 @@ fn damage_is_told_and_an_older_checkpoint_is_found() {
         ("training.json", &|p| replace(p, "\"version\": 1", "\"version\": 2"), "its version is 2"),
         ("training.json", &|p| replace(p, "\"config.json\"", "\"../config.json\""), "is no name of a file"),
         ("training.json", &|p| replace(p, "\"stage\": 1", "\"stage\": 2"), "stage 1 is 2"),
+        ("training.json", &|p| replace(p, "\"step\": 20", "\"step\": 21"), "it is of step 21"),
     ];
     for (file, damage, message) in cases {
         let folder = Folder::new();
         write(&Disk::default(), folder.path(), 10, 2).unwrap();
         write(&Disk::default(), folder.path(), 20, 2).unwrap();
         damage(&folder.path().join("step-00000020").join(file));
-        let found = latest(folder.path(), true).unwrap();
+        let found = latest(folder.path(), Scrutiny::Digests).unwrap();
         assert_eq!(found.checkpoint.unwrap().manifest.step, 10, "{file}");
         let text = found.damaged.iter().map(ToString::to_string).collect::<String>();
         assert!(text.contains(file) && text.contains(message), "{text}");
     }
+}
+
+/// A peer reads what the conductor tells it to, whatever is wrong with newer ones.
+#[test]
+fn the_step_that_is_asked_for_is_read() {
+    let folder = Folder::new();
+    for step in [10, 20, 30] {
+        write(&Disk::default(), folder.path(), step, 2).unwrap();
+    }
+    let file = |step: u64, name: &str| folder.path().join(format!("step-{step:08}")).join(name);
+    flip(&file(30, "model-00001-of-00002.safetensors"));
+    truncate(&file(20, "optimizer-00001-of-00002.safetensors"));
+    let destination = Destination::from(folder.path());
+    let (specs, length) = layout(0..2);
+    let read = |step: u64| destination.read_stage(step, &specs, length);
+    assert_eq!(read(10).unwrap().0, values(&specs, 0, 10));
+    for (step, message) in
+        [(20, "bytes, the manifest says"), (30, "its SHA-256 is"), (40, "is no checkpoint")]
+    {
+        let error = read(step).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains(message), "{error}");
+    }
+    // A destination that cannot be read is no reason to go on from an older one.
+    std::fs::remove_file(file(20, "training.json")).unwrap();
+    std::fs::create_dir(file(20, "training.json")).unwrap();
+    let error = latest(folder.path(), Scrutiny::Digests).unwrap_err();
+    assert!(!error.is_damage() && error.to_string().contains("step-00000020/training.json"), "{error}");
 }
 
 fn truncate(path: &Path) {
@@ -268,7 +296,7 @@ fn reading_checks_the_files_it_reads_and_the_tensors_it_wants() {
     assert!(wrong(&|s| s.shape = vec![4, 4]).contains("is [16] of F32 in the checkpoint, not [4, 4]"));
     assert!(wrong(&|s| s.range = 0..15).contains("is not at 0..15"));
     flip(&checkpoint.folder.join("optimizer-00002-of-00003.safetensors"));
-    assert!(latest(folder.path(), false).unwrap().checkpoint.is_some());
+    assert!(latest(folder.path(), Scrutiny::Lengths).unwrap().checkpoint.is_some());
     let error = checkpoint.read_stage(&specs, length).unwrap_err();
     assert!(matches!(error, CheckpointError::Damaged { .. }), "{error}");
     // Other stages' files are not read.
@@ -296,12 +324,12 @@ fn retention_keeps_the_newest_complete_ones() {
     std::fs::create_dir(folder.path().join("step-x")).unwrap();
     assert_eq!(retain(folder.path(), 0).unwrap(), [10]);
     assert_eq!(steps(), [20, 30, 40]);
-    assert_eq!(latest(folder.path(), false).unwrap().checkpoint.unwrap().manifest.step, 20);
+    assert_eq!(latest(folder.path(), Scrutiny::Lengths).unwrap().checkpoint.unwrap().manifest.step, 20);
     write(&Disk::default(), folder.path(), 50, 1).unwrap();
     assert_eq!(retain(folder.path(), 2).unwrap(), [40, 30]);
     assert_eq!(steps(), [20, 50]);
     assert!(retain(&folder.path().join("none"), 2).unwrap().is_empty());
-    assert!(latest(&folder.path().join("none"), true).unwrap().checkpoint.is_none());
+    assert!(latest(&folder.path().join("none"), Scrutiny::Digests).unwrap().checkpoint.is_none());
 }
 
 #[test]
@@ -338,7 +366,7 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
         let error = write_manifest_on(&disk, folder.path(), identity, records).unwrap_err();
         assert!(error.to_string().contains(message), "{error}");
     }
-    assert!(latest(folder.path(), false).unwrap().checkpoint.is_none());
+    assert!(latest(folder.path(), Scrutiny::Lengths).unwrap().checkpoint.is_none());
 }
 
 /// The environment has a server that checks signatures, with a bucket `checkpoints`, and its keys.
@@ -356,12 +384,13 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
         let records = each_stage(step, stages, |stage| bucket.write_stage(step, stage)).unwrap();
         identified(step, |identity| bucket.seal(identity, records, keep)).unwrap().1
     };
-    let newest = || bucket.latest().unwrap().checkpoint.map(|c| c.manifest.step);
+    let newest = || bucket.latest(Scrutiny::Digests).unwrap().checkpoint.map(|c| c.manifest.step);
     let read = |step: u64, stages: u32| {
         cuts(stages).into_iter().all(|layers| {
             let (specs, length) = layout(layers);
-            let Some((parameters, state)) = bucket.read_stage(step, &specs, length).unwrap() else {
-                return false;
+            let (parameters, state) = match bucket.read_stage(step, &specs, length) {
+                Err(CheckpointError::Missing(_)) => return false,
+                other => other.unwrap(),
             };
             assert_eq!(parameters, values(&specs, 0, step));
             assert_eq!(state.slots, [values(&specs, 1, step), values(&specs, 2, step)]);
@@ -382,7 +411,7 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
     keys.file("accessKeyId", std::env::var("AWS_ACCESS_KEY_ID").unwrap().as_bytes());
     keys.file("secretAccessKey", b"wrong");
     let error = |destination: Destination| {
-        let read = destination.latest().unwrap_err();
+        let read = destination.latest(Scrutiny::Lengths).unwrap_err();
         let said = |error: CheckpointError| std::error::Error::source(&error).unwrap().to_string();
         (said(read), said(destination.begin(40).unwrap_err()))
     };

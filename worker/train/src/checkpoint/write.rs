@@ -222,7 +222,7 @@ pub(super) fn retain_on(disk: &Disk, destination: &Path, keep: usize) -> Result<
     for step in steps(destination)? {
         let folder = folder(destination, step);
         // One that is damaged does not count: it must not push out a sound one.
-        let sound = super::read::open(&folder).is_ok_and(|checkpoint| checkpoint.is_some());
+        let sound = super::read::open(destination, step).is_ok_and(|checkpoint| checkpoint.is_some());
         if sound && complete < keep.max(1) {
             complete += 1;
         } else if complete > 0 {

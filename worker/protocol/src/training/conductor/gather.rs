@@ -23,6 +23,11 @@ pub(super) struct Gathering {
 }
 
 impl Gathering {
+    /// Does everybody load a checkpoint, or the first values?
+    pub(super) fn restores(&self) -> bool {
+        self.restore
+    }
+
     pub(super) fn seen(&mut self, now_ms: u64) {
         self.since_ms.get_or_insert(now_ms);
     }
@@ -57,6 +62,9 @@ impl Conductor {
             }
             self.gathering.restore = true;
         }
+        if !self.may_load(out) {
+            return;
+        }
         self.load_all(now_ms, out);
         if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
             self.phase = Phase::Running;
@@ -65,6 +73,15 @@ impl Conductor {
             self.answer_claims(now_ms, out);
             self.plan_save();
         }
+    }
+
+    /// Is there something that peers can begin with? When every checkpoint is damaged the run ends here: it would lose all steps without a
+    /// word if it began anew.
+    fn may_load(&mut self, out: &mut Vec<ConductorEffect>) -> bool {
+        if let Some(why) = self.saving.all_damaged() {
+            self.fail(why, out);
+        }
+        self.phase == Phase::Gathering && self.saving.is_known()
     }
 
     /// What was asked before there were steps.
@@ -207,7 +224,7 @@ impl Conductor {
         self.restore(now_ms, out);
     }
 
-    /// Everybody loads the newest checkpoint.
+    /// Everybody loads the newest checkpoint, once it is known which that is.
     pub(super) fn restore(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         for name in self.trainers.keys() {
             out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step: self.step }));
@@ -223,6 +240,13 @@ impl Conductor {
         self.in_doubt.clear();
         self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
         self.open_anew();
+        self.roster_changed = true;
+        if !self.may_load(out) {
+            for peer in self.peers.values_mut().filter(|p| p.place != Place::Retired) {
+                (peer.place, peer.held) = (Place::Idle, None);
+            }
+            return;
+        }
         let places = self.places(now_ms, true, out);
         let names: Vec<PeerName> = self.peers.keys().cloned().collect();
         for name in names {
@@ -239,6 +263,5 @@ impl Conductor {
                 }
             }
         }
-        self.roster_changed = true;
     }
 }

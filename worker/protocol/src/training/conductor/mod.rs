@@ -14,6 +14,8 @@ mod moves;
 mod open;
 mod roster;
 mod save;
+#[cfg(test)]
+mod save_tests;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -80,6 +82,8 @@ pub enum ConductorEvent {
     Peer(PeerName, PeerReport),
     /// A trainer speaks.
     Trainer(PeerName, TrainerReport),
+    /// What there is to go on from: said at the start, and after [`ConductorEffect::Inspect`].
+    Checkpoints(Checkpoints),
     /// The files of a checkpoint are complete, or not.
     Sealed {
         /// Of which step.
@@ -93,6 +97,17 @@ pub enum ConductorEvent {
     Tick,
 }
 
+/// What there is to go on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// No checkpoint was ever completed.
+    None,
+    /// The newest sound one; damaged ones are passed over.
+    Newest(Step),
+    /// There are some, and none is sound: which, what is wrong with them, and how to begin anew on purpose.
+    AllDamaged(String),
+}
+
 /// What the shell must do, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConductorEffect {
@@ -100,6 +115,8 @@ pub enum ConductorEffect {
     ToPeer(PeerName, ToPeer),
     /// Tell a trainer.
     ToTrainer(PeerName, ToTrainer),
+    /// Find the newest checkpoint that is sound, reading all of it. Then [`ConductorEvent::Checkpoints`].
+    Inspect,
     /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
     Seal {
         /// Of which step.
@@ -301,9 +318,9 @@ enum Place {
 }
 
 impl Conductor {
-    /// A conductor that knows nobody. `checkpoint` is the newest complete one, if there is any.
+    /// A conductor that knows nobody. Of a run that saves, it waits for [`ConductorEvent::Checkpoints`] before anybody begins with anything.
     #[must_use]
-    pub fn new(config: ConductorConfig, checkpoint: Option<Step>) -> Self {
+    pub fn new(config: ConductorConfig) -> Self {
         let mut shards: Vec<ShardState> =
             (0..config.stages).map(|stage| ShardState::of(vec![stage])).collect();
         if config.tied && config.stages > 1 {
@@ -311,7 +328,7 @@ impl Conductor {
         }
         let mut conductor = Self {
             phase: Phase::Gathering,
-            step: checkpoint.unwrap_or(0),
+            step: 0,
             stages: vec![StageState::default(); config.stages as usize],
             shards,
             peers: BTreeMap::new(),
@@ -320,7 +337,7 @@ impl Conductor {
             validation: BTreeMap::new(),
             round: config.incarnation << 20,
             gathering: gather::Gathering::default(),
-            saving: save::Saving::new(checkpoint),
+            saving: save::Saving::new(config.saves),
             suspend: false,
             totals: Totals::default(),
             measured: moves::Measured::new(config.stages, config.fetch_ms),
@@ -382,6 +399,7 @@ impl Conductor {
                 }
             }
             ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
+            ConductorEvent::Checkpoints(found) => self.found(now_ms, found, out),
             ConductorEvent::Sealed { step, error } => self.sealed(now_ms, step, error, out),
             ConductorEvent::Suspend => self.suspend = true,
             ConductorEvent::Tick => self.tick(now_ms, out),
@@ -433,7 +451,9 @@ impl Conductor {
             }
             PeerReport::Applied { step, hash, .. } => self.applied(name, step, hash, out),
             PeerReport::Ready { stage, step } => self.ready(now_ms, name, stage, step, out),
-            PeerReport::FetchFailed { stage, why } => self.fetch_failed(now_ms, name, stage, &why, out),
+            PeerReport::FetchFailed { stage, failure, why } => {
+                self.fetch_failed(now_ms, name, stage, failure, &why, out);
+            }
             PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
             PeerReport::Leaving { within_ms } => self.doomed(now_ms, name, within_ms, out),

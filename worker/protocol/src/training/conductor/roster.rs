@@ -3,7 +3,9 @@
 use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
-use crate::training::message::{Contribution, Held, HeldSums, Mate, StageId, Step, ToPeer, ToTrainer};
+use crate::training::message::{
+    Contribution, FetchFailure, Held, HeldSums, Mate, StageId, Step, ToPeer, ToTrainer,
+};
 use crate::training::speed::Speed;
 
 /// A fetch that failed is tried again after this long.
@@ -137,10 +139,14 @@ impl Conductor {
         now_ms: u64,
         name: &PeerName,
         stage: StageId,
+        failure: FetchFailure,
         why: &str,
         out: &mut Vec<ConductorEffect>,
     ) {
         out.push(ConductorEffect::Note(format!("{name} could not get stage {stage}: {why}")));
+        if let FetchFailure::Damaged(step) = failure {
+            self.doubt_checkpoint(now_ms, name, step, out);
+        }
         if let Some(peer) = self.peers.get_mut(name)
             && matches!(peer.place, Place::Fetching { .. })
         {

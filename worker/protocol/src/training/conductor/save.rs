@@ -4,20 +4,27 @@ use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
 
-use super::{Conductor, ConductorEffect, Phase, Place};
+use super::{Checkpoints, Conductor, ConductorEffect, Phase, Place};
 use crate::training::message::{StageId, Step, ToPeer, ToTrainer};
 
 /// Checkpoints that may fail in a row before the run stops.
 const FAILURES_MAX: u32 = 5;
 /// A checkpoint is of late for this part of the steps from one to the next.
 const LATE: Step = 4;
+/// A checkpoint that was found sound is not read again before, whoever says that it is damaged.
+const DOUBT_MS: u64 = 60_000;
 /// A checkpoint that failed is written again after this long.
 const AGAIN_MS: u64 = 500;
 
-/// What is being written.
+/// What is there, and what is being written.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Saving {
-    newest: Option<Step>,
+    /// What there is to go on from, once that is known.
+    known: Option<Checkpoints>,
+    /// The newest is being looked at: this peer says that it is damaged.
+    doubted_by: Option<PeerName>,
+    /// It is not looked at again before.
+    doubt_not_before_ms: u64,
     /// One is due at the next edge of a step.
     due: bool,
     under_way: Option<UnderWay>,
@@ -35,12 +42,36 @@ struct UnderWay {
 }
 
 impl Saving {
-    pub(super) fn new(newest: Option<Step>) -> Self {
-        Self { newest, ..Self::default() }
+    pub(super) fn new(saves: bool) -> Self {
+        Self { known: (!saves).then_some(Checkpoints::None), ..Self::default() }
     }
 
+    /// The newest sound checkpoint, if there is one.
     pub(super) fn newest(&self) -> Option<Step> {
-        self.newest
+        match self.known {
+            Some(Checkpoints::Newest(step)) => Some(step),
+            _ => None,
+        }
+    }
+
+    /// Is it known what there is to go on from?
+    pub(super) fn is_known(&self) -> bool {
+        self.known.is_some() && self.doubted_by.is_none()
+    }
+
+    /// When there are checkpoints and none is sound: what to tell people.
+    pub(super) fn all_damaged(&self) -> Option<String> {
+        match &self.known {
+            Some(Checkpoints::AllDamaged(why)) => Some(why.clone()),
+            _ => None,
+        }
+    }
+
+    /// Takes in what was found. Returns who doubted the newest in vain.
+    pub(super) fn found(&mut self, found: Checkpoints) -> Option<PeerName> {
+        let sound = self.known.as_ref() == Some(&found);
+        self.known = Some(found);
+        self.doubted_by.take().filter(|_| sound)
     }
 
     pub(super) fn want_now(&mut self, saves: bool) {
@@ -59,12 +90,50 @@ impl Saving {
 }
 
 impl Conductor {
+    /// What there is to go on from is known, or known better.
+    pub(super) fn found(&mut self, now_ms: u64, found: Checkpoints, out: &mut Vec<ConductorEffect>) {
+        if let Some(name) = self.saving.found(found) {
+            out.push(ConductorEffect::Note(format!(
+                "{name} says that the newest checkpoint is damaged, and it is sound as read from here: see to that machine"
+            )));
+        }
+        let newest = self.saving.newest().unwrap_or(0);
+        match self.phase {
+            Phase::Gathering if self.gathering.restores() && newest != self.step => self.restore(now_ms, out),
+            Phase::Gathering if !self.gathering.restores() => {
+                self.step = newest;
+                self.open_anew();
+            }
+            // The run goes on from the memory of its peers; what they have wants to be in a sound checkpoint soon.
+            Phase::Running | Phase::Finishing => self.save_for_one_left(),
+            _ => {}
+        }
+    }
+
+    /// A peer says that a checkpoint is damaged, which may be so or may be its own view: it is looked at from here.
+    pub(super) fn doubt_checkpoint(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        step: Step,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let saving = &mut self.saving;
+        let asked = saving.doubted_by.is_some() || now_ms < saving.doubt_not_before_ms;
+        if saving.newest() == Some(step) && !asked {
+            saving.doubted_by = Some(name.clone());
+            saving.doubt_not_before_ms = now_ms + DOUBT_MS;
+            out.push(ConductorEffect::Inspect);
+        }
+    }
+
     /// At the edge of a step: is a checkpoint due?
     pub(super) fn plan_save(&mut self) {
         let every = self.config.checkpoint_every;
         let last = self.step >= self.config.steps;
         let periodic = every > 0 && self.step > 0 && self.step.is_multiple_of(every);
-        if self.config.saves && (last || periodic || self.suspend) && self.saving.newest != Some(self.step) {
+        if self.config.saves && (last || periodic || self.suspend) && self.saving.newest() != Some(self.step)
+        {
             self.saving.due = true;
         }
         if last && self.phase == Phase::Running {
@@ -76,7 +145,7 @@ impl Conductor {
     /// many losses do not make many checkpoints.
     pub(super) fn save_for_one_left(&mut self) {
         let late = (self.config.checkpoint_every / LATE).max(1);
-        if self.saving.newest.unwrap_or(0) + late <= self.step {
+        if self.saving.newest().unwrap_or(0) + late <= self.step {
             self.saving.want_now(self.config.saves);
         }
     }
@@ -86,6 +155,7 @@ impl Conductor {
     pub(super) fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         if now_ms < self.saving.not_before_ms
             || !self.saving.due
+            || self.saving.known.is_none()
             || self.saving.under_way.is_some()
             || !self.live()
         {
@@ -155,7 +225,7 @@ impl Conductor {
             None => {
                 self.saving.under_way = None;
                 self.saving.failures = 0;
-                self.saving.newest = Some(step);
+                self.saving.known = Some(Checkpoints::Newest(step));
             }
             Some(why) => {
                 out.push(ConductorEffect::Note(format!(
@@ -191,8 +261,8 @@ impl Conductor {
     /// The run ends when its last state is on disk.
     pub(super) fn try_end(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         self.try_save(now_ms, out);
-        let saved =
-            (self.saving.newest == Some(self.step) && self.saving.under_way.is_none()) || !self.config.saves;
+        let saved = (self.saving.newest() == Some(self.step) && self.saving.under_way.is_none())
+            || !self.config.saves;
         let over = match self.phase {
             Phase::Finishing => self.validation.values().all(Option::is_some) && saved,
             Phase::Running => self.suspend && saved,

@@ -7,10 +7,10 @@ use dunlin_planner::PeerName;
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, ToPeer};
 
-const GATHER_MS: u64 = 2000;
+pub(super) const GATHER_MS: u64 = 2000;
 
-fn conductor(stages: StageId) -> Conductor {
-    let config = ConductorConfig {
+pub(super) fn config(stages: StageId) -> ConductorConfig {
+    ConductorConfig {
         stages,
         microbatches: 4,
         rows: 8,
@@ -29,11 +29,14 @@ fn conductor(stages: StageId) -> Conductor {
         policy: Policy::default(),
         fetch_ms: 100,
         incarnation: 1,
-    };
-    Conductor::new(config, None)
+    }
 }
 
-fn hello(name: &str, host: &str) -> ConductorEvent {
+fn conductor(stages: StageId) -> Conductor {
+    Conductor::new(config(stages))
+}
+
+pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
     ConductorEvent::Connected(Hello { me, role: Role::Peer { held: None } })
 }
