@@ -15,8 +15,10 @@ pub struct Local {
     _supervisor: Supervisor,
     /// `http://127.0.0.1:PORT` of its gateway.
     pub url: String,
-    /// What it printed when it served: name, pid, layers, shadows of each peer.
+    /// What it printed when it served: name, pid, addr, layers, shadows of each peer.
     pub peers: Vec<Value>,
+    /// Where its gateway is told what to route over.
+    pub gateway_addr: String,
     /// From process start to serving.
     pub start_s: f64,
 }
@@ -27,7 +29,7 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
-        Self::start_with(worker, model, &[], peers, threads)
+        Self::start_as(worker, model, &[], peers, threads)
     }
 
     /// The same with adapters, `NAME=PATH` each.
@@ -41,12 +43,22 @@ impl Local {
         peers: u32,
         threads: u32,
     ) -> Result<Self> {
+        let options: Vec<&str> =
+            adapters.iter().flat_map(|adapter| ["--adapter", adapter.as_str()]).collect();
+        Self::start_as(worker, model, &options, peers, threads)
+    }
+
+    /// The same with other options of `dunlin-worker local`.
+    ///
+    /// # Errors
+    /// When it does not serve; its log has gone to the terminal.
+    pub fn start_as(worker: &Path, model: &Path, options: &[&str], peers: u32, threads: u32) -> Result<Self> {
         let started = Instant::now();
         let mut supervisor = Command::new(worker)
             .args(["local", "--listen", "127.0.0.1:0", "--model"])
             .arg(model)
             .args(["--peers", &peers.to_string(), "--threads", &threads.to_string()])
-            .args(adapters.iter().flat_map(|adapter| ["--adapter", adapter]))
+            .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -58,7 +70,9 @@ impl Local {
         let url = ready["url"].as_str().context("no url")?.to_owned();
         let peers = ready["peers"].as_array().cloned().unwrap_or_default();
         ensure!(!peers.is_empty(), "no peers: {ready}");
-        Ok(Self { _supervisor: Supervisor(supervisor), url, peers, start_s: started.elapsed().as_secs_f64() })
+        let gateway_addr = ready["gateway"]["addr"].as_str().unwrap_or_default().to_owned();
+        let start_s = started.elapsed().as_secs_f64();
+        Ok(Self { _supervisor: Supervisor(supervisor), url, peers, gateway_addr, start_s })
     }
 
     /// Resident memory of each peer in bytes.
@@ -104,7 +118,7 @@ impl Drop for Supervisor {
 pub struct LocalTraining {
     supervisor: Supervisor,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Its first line: `url` of the conductor's page, `processes` with role, name, stage, pid.
+    /// Its first line: `url` of the conductor's page, `processes` with role, name, stage, pid, addr.
     pub swarm: Value,
 }
 
@@ -114,10 +128,19 @@ impl LocalTraining {
     /// # Errors
     /// When it does not start; its log has gone to the terminal.
     pub fn start(worker: &Path, config: &Path, peers: u32) -> Result<Self> {
+        Self::start_as(worker, config, &[], peers)
+    }
+
+    /// The same with other options of `dunlin-worker local-train`.
+    ///
+    /// # Errors
+    /// When it does not start; its log has gone to the terminal.
+    pub fn start_as(worker: &Path, config: &Path, options: &[&str], peers: u32) -> Result<Self> {
         let mut supervisor = Command::new(worker)
             .env("DUNLIN_LOG", "warn")
             .args(["local-train", "--peers", &peers.to_string(), "--config"])
             .arg(config)
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", worker.display()))?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dunlin_wire::TlsFiles;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::labels::{Owner, random};
 use crate::metrics::{Metrics, SwarmLabels};
 use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
-use crate::peers::{Identity, Monitor, Role, Target};
+use crate::peers::{Monitor, Role, Target};
 use crate::status::events::Happening;
 use crate::{reconcile, training};
 
@@ -145,7 +146,7 @@ impl Created {
 
 /// Everybody worth talking to.
 #[must_use]
-pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<Identity>) -> Vec<Target> {
+pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<TlsFiles>) -> Vec<Target> {
     let target = |name: &str, ip: &str, role, server_name: String| Target {
         name: name.to_owned(),
         role,

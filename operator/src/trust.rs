@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use dunlin_wire::{Authority, Role, TlsFiles};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Resource;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::apply::certificates::{Authority, operator_names};
+use crate::apply::certificates::{
+    CertificateError, authority_secret, generate, leaf_secret, load, operator_names,
+};
 use crate::apply::{Applier, hand_to_pod};
 use crate::context::Created;
 use crate::error::Error;
 use crate::labels::{Owner, leaf};
-use crate::peers::Identity;
 
 /// The authority of a swarm and our own certificate from it.
 pub struct Trust {
     /// Signs leaves.
     pub authority: Authority,
     /// Who we are to workers.
-    pub identity: Arc<Identity>,
+    pub identity: Arc<TlsFiles>,
 }
 
 impl Trust {
@@ -30,37 +32,40 @@ impl Trust {
     pub async fn restore(owner: &Owner, applier: &Applier) -> Result<Self, Error> {
         let found = applier.secret(&owner.namespace, &owner.authority()).await?;
         let authority = match found {
-            Some(secret) => Authority::load(owner, &secret.data.unwrap_or_default())?,
+            Some(secret) => load(owner, &secret.data.unwrap_or_default())?,
             None => {
-                let ours = Authority::generate(owner)?;
-                let there = applier.create_or_get(&ours.secret(owner)).await?;
-                Authority::load(owner, &there.data.unwrap_or_default())?
+                let ours = generate(owner)?;
+                let there = applier.create_or_get(&authority_secret(owner, &ours)).await?;
+                load(owner, &there.data.unwrap_or_default())?
             }
         };
-        let leaf = authority.issue(&operator_names(owner))?;
-        let identity = Arc::new(Identity {
-            authority: authority.certificate().to_owned(),
-            certificate: leaf.certificate,
-            key: leaf.key,
-        });
-        Ok(Self { authority, identity })
+        let identity = issue(&authority, Role::Operator, &operator_names(owner))?;
+        Ok(Self { authority, identity: Arc::new(identity) })
     }
 
-    /// Makes a worker pod called `name` and its certificate for `names`. The certificate is there before the pod, and goes with it. The pod is
-    /// in `created` even when what comes after it fails.
+    /// A certificate with `role` for `names`.
+    ///
+    /// # Errors
+    /// When a name is none.
+    pub fn issue(&self, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
+        issue(&self.authority, role, names)
+    }
+
+    /// Makes a worker pod called `name`, labelled `label`, and its certificate with `role` for `names`. The certificate is there before the pod,
+    /// and goes with it. The pod is in `created` even when what comes after it fails.
     ///
     /// # Errors
     /// The API server's refusal.
     pub async fn create_pod(
         &self,
         owner: &Owner,
-        (name, role): (&str, &str),
+        (name, label, role): (&str, &str, Role),
         names: &[String],
         manifest: &Value,
         applier: &Applier,
         created: &mut Created,
     ) -> Result<(), Error> {
-        let mut secret = self.authority.leaf_secret(owner, &leaf(name), role, names)?;
+        let mut secret = leaf_secret(owner, &leaf(name), label, &self.issue(role, names)?);
         applier.apply(&secret).await?;
         let made = applier.apply(manifest).await?;
         let pod: Pod = serde_json::to_value(&made)
@@ -71,4 +76,8 @@ impl Trust {
         applier.apply(&secret).await?;
         Ok(())
     }
+}
+
+fn issue(authority: &Authority, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
+    Ok(authority.issue(role, names).map_err(CertificateError::from)?)
 }

@@ -94,9 +94,21 @@ pub struct ProcessArgs {
     /// /healthz, /readyz, /metrics.
     #[arg(long, default_value = "0.0.0.0:9090")]
     pub health: SocketAddr,
-    /// Folder with ca.crt, tls.crt, tls.key. Without it everything is plain text, allowed on loopback only.
-    #[arg(long)]
+    /// Folder with ca.crt, tls.crt, tls.key: who it is to the others of its swarm.
+    #[arg(long, required_unless_present = "tls_stdin")]
     pub tls_dir: Option<PathBuf>,
+    /// They come on stdin, as JSON, from the supervisor of a local swarm.
+    #[arg(long, hide = true, conflicts_with = "tls_dir")]
+    pub tls_stdin: bool,
+}
+
+/// Who issues the certificates of a local swarm.
+#[derive(Args, Clone)]
+pub struct AuthorityArgs {
+    /// Folder with ca.crt and ca.key of the authority that issues the certificates of this swarm, for programs outside that want one, too.
+    /// Without it the authority is a new one that never leaves memory.
+    #[arg(long, value_name = "FOLDER")]
+    pub authority: Option<PathBuf>,
 }
 
 /// Options of a stage.
@@ -178,6 +190,9 @@ pub struct LocalArgs {
     /// Memory of each stage, in bytes.
     #[arg(long, default_value_t = 2 << 30)]
     pub memory: u64,
+    /// Certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 }
 
 /// Options of a conductor.
@@ -249,6 +264,9 @@ pub struct LocalTrainArgs {
     /// Threads of each peer that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// Certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 }
 
 /// Options of a member of averages.

@@ -11,10 +11,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::certificates::tls;
 use crate::cli::GatewayArgs;
 use crate::health;
 use crate::model::{Location, NamedAdapter, Problem, adapters, problem};
-use crate::stage::tls;
 
 /// First and longest pause before the model is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));

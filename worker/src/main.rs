@@ -8,6 +8,7 @@
 //! * `random-model` writes a random Llama for tests and benchmarks
 #![allow(clippy::print_stdout, reason = "`local` and `replay` print what they are asked for")]
 
+mod certificates;
 mod cli;
 mod gateway;
 mod health;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use dunlin_planner::Layers;
 use dunlin_planner::topology::{LAYERS_MAX, PEERS_MAX};
-use dunlin_wire::TlsFiles;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use tonic::transport::{Channel, Endpoint};
 
@@ -19,17 +18,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const STATUS_BYTES_MAX: usize = 1 << 20;
 /// A reclaimed node leaves about this long for handing over.
 const DRAIN_MS: u64 = 15_000;
-
-/// Who the operator is to the workers of one swarm, in PEM.
-#[derive(Default)]
-pub struct Identity {
-    /// Certificate of the swarm's authority.
-    pub authority: String,
-    /// Our certificate.
-    pub certificate: String,
-    /// Our key.
-    pub key: String,
-}
 
 /// Connects over gRPC.
 pub struct GrpcConnector;
@@ -129,9 +117,7 @@ fn facts(model: proto::ModelFacts) -> ModelFacts {
 
 /// A lazy channel that trusts the swarm's authority alone and expects `server_name`.
 fn channel(target: &Target) -> Result<Channel, String> {
-    let identity = &target.identity;
-    let (certificate, key) = (identity.certificate.as_bytes(), identity.key.as_bytes());
-    let tls = TlsFiles::from_pem(identity.authority.as_bytes(), certificate, key).client(&target.server_name);
+    let tls = target.identity.client(&target.server_name);
     let endpoint = Endpoint::from_shared(format!("https://{}", target.addr)).map_err(|e| e.to_string())?;
     let endpoint = endpoint.tls_config(tls).map_err(|e| e.to_string())?;
     Ok(endpoint
@@ -147,29 +133,28 @@ mod tests {
     use std::sync::Arc;
 
     use dunlin_wire::control::{self, ControlRequest, ControlService};
+    use dunlin_wire::{Authority, incoming};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
     use tonic::transport::Server;
-    use tonic::transport::server::TcpIncoming;
 
     use super::*;
-    use crate::apply::certificates::{Authority, operator_names, worker_names};
+    use crate::apply::certificates::{generate, operator_names, worker_names};
     use crate::testing::owner;
 
     const POD: &str = "smollm2-spot-x7x7x";
 
     /// A worker of `authority` that answers every question; its address and what it was asked.
     async fn worker(authority: &Authority) -> (String, mpsc::Receiver<control::Question>) {
-        let leaf = authority.issue(&worker_names(&owner(), POD)).unwrap();
-        let (ca, certificate, key) = (authority.certificate(), leaf.certificate, leaf.key);
-        let tls = TlsFiles::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).server();
+        let names = worker_names(&owner(), POD);
+        let tls = authority.issue(dunlin_wire::Role::Stage, &names).unwrap().server();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (questions, mut asked) = mpsc::channel::<ControlRequest>(1);
         let (seen, sees) = mpsc::channel(16);
         let server =
             Server::builder().tls_config(tls).unwrap().add_service(ControlService::service(questions));
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        tokio::spawn(server.serve_with_incoming(incoming(listener)));
         tokio::spawn(async move {
             while let Some(request) = asked.recv().await {
                 seen.send(request.question).await.unwrap();
@@ -199,12 +184,8 @@ mod tests {
     }
 
     fn target(addr: &str, role: Role, trusted: &Authority, ours: &Authority, server_name: &str) -> Target {
-        let leaf = ours.issue(&operator_names(&owner())).unwrap();
-        let identity = Identity {
-            authority: trusted.certificate().to_owned(),
-            certificate: leaf.certificate,
-            key: leaf.key,
-        };
+        let mut identity = ours.issue(dunlin_wire::Role::Operator, &operator_names(&owner())).unwrap();
+        identity.authority = trusted.certificate().to_owned();
         let (addr, server_name) = (addr.to_owned(), server_name.to_owned());
         Target { name: POD.into(), role, addr, server_name, identity: Arc::new(identity) }
     }
@@ -215,7 +196,7 @@ mod tests {
 
     #[tokio::test]
     async fn orders_reach_stages_and_gateways_in_their_own_way() {
-        let swarm = Authority::generate(&owner()).unwrap();
+        let swarm = generate(&owner()).unwrap();
         let (addr, mut asked) = worker(&swarm).await;
         let take = Question::Take(7, "{}".into());
         for (role, question, expected) in [
@@ -236,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_ends_must_be_of_the_swarm_and_the_worker_the_one_we_mean() {
-        let (swarm, other) = (Authority::generate(&owner()).unwrap(), Authority::generate(&owner()).unwrap());
+        let (swarm, other) = (generate(&owner()).unwrap(), generate(&owner()).unwrap());
         let name = format!("{POD}.smollm2.dunlin");
         let (addr, _asked) = worker(&swarm).await;
         let reaches = async |trusted: &Authority, ours: &Authority, name: &str| {

@@ -4,7 +4,7 @@
 mod client;
 pub mod observation;
 
-pub use client::{GrpcConnector, Identity};
+pub use client::GrpcConnector;
 pub use observation::{Checkpoint, Observation, RunPhase};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dunlin_planner::{Epoch, Layers};
+use dunlin_wire::TlsFiles;
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
@@ -135,7 +136,7 @@ pub struct Target {
     /// DNS name in its certificate.
     pub server_name: String,
     /// Who we are to it.
-    pub identity: Arc<Identity>,
+    pub identity: Arc<TlsFiles>,
 }
 
 /// A boxed future of an answer; the error is for the log.

@@ -1,9 +1,10 @@
 //! Carries out a decision: the objects of the swarm, new pods, deletions, in the order in which they are needed.
 
+use dunlin_wire::Role;
 use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
-use crate::apply::certificates::{gateway_names, worker_names};
+use crate::apply::certificates::{gateway_names, leaf_secret, worker_names};
 use crate::apply::gateway::Gateway;
 use crate::apply::network::GRPC_PORT;
 use crate::apply::pods::{Nodes, WorkerPod, stage_args};
@@ -53,7 +54,7 @@ pub(super) async fn all(
         .manifest();
         let Some(trust) = &memory.trust else { return Ok(()) };
         let names = worker_names(owner, &name);
-        let (role, created) = ((name.as_str(), ROLE_STAGE), &mut memory.created);
+        let (role, created) = ((name.as_str(), ROLE_STAGE, Role::Stage), &mut memory.created);
         trust.create_pod(owner, role, &names, &manifest, &context.applier, created).await?;
         happenings.push(Happening::created("Peer", &name, creation.replaces));
     }
@@ -97,7 +98,8 @@ async fn gateways(
         let found = context.applier.secret(&owner.namespace, &name).await?;
         let ours = found.and_then(|s| s.data).and_then(|d| d.get("ca.crt").cloned());
         if ours.is_none_or(|ca| ca.0 != trust.authority.certificate().as_bytes()) {
-            let secret = trust.authority.leaf_secret(owner, &name, ROLE_GATEWAY, &gateway_names(owner))?;
+            let leaf = trust.issue(Role::Gateway, &gateway_names(owner))?;
+            let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
             context.applier.apply(&secret).await?;
         }
         memory.gateway_trusted = true;

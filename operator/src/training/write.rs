@@ -1,5 +1,6 @@
 //! Carries out a decision about a run: its objects, new pods, deletions, in the order in which they are needed.
 
+use dunlin_wire::Role;
 use serde_json::{Value, json};
 
 use super::decide::{Decision, Post};
@@ -43,11 +44,12 @@ pub(super) async fn all(
         let Some(trust) = &memory.trust else { return Ok(()) };
         let name = pod_name(&owner.name, &creation.pool.name, random());
         let pod = pod(*post, owner, &name, desired, &creation.pool, &pools, view.spot_nodes_marked);
-        let names = match post {
-            Post::Conductor => conductor_names(owner, &name),
-            Post::Peer | Post::Trainer => worker_names(owner, &name).to_vec(),
+        let (role, names) = match post {
+            Post::Conductor => (Role::Conductor, conductor_names(owner, &name)),
+            Post::Peer => (Role::Peer, worker_names(owner, &name).to_vec()),
+            Post::Trainer => (Role::Trainer, worker_names(owner, &name).to_vec()),
         };
-        let (role, created) = ((name.as_str(), pod.role), &mut memory.created);
+        let (role, created) = ((name.as_str(), pod.role, role), &mut memory.created);
         trust.create_pod(owner, role, &names, &pod.manifest(), &context.applier, created).await?;
         happenings.push(Happening::created(post.noun(), &name, creation.replaces));
     }

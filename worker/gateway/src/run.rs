@@ -78,8 +78,8 @@ pub struct GatewayOptions {
     pub http: TcpListener,
     /// The control service.
     pub control: SocketAddr,
-    /// Certificates; none only on loopback.
-    pub tls: Option<TlsFiles>,
+    /// Certificates.
+    pub tls: TlsFiles,
     /// A file with the topology, looked at once a second.
     pub topology: Option<PathBuf>,
     /// Tokenizer and template, once the model is there.
@@ -107,7 +107,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         stall_ms: 2000,
         retry_after_s: 1,
     };
-    let links = LinksConfig::new(hello, options.tls.clone());
+    let links = LinksConfig::new(hello, Some(options.tls.clone()));
     let (driver, handle) = Driver::new(config, links, Arc::clone(&metrics));
     tokio::spawn(driver.run());
 
@@ -115,10 +115,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.control)
         .await
         .with_context(|| format!("cannot listen on {}", options.control))?;
-    let mut server = tonic::transport::Server::builder();
-    if let Some(tls) = &options.tls {
-        server = server.tls_config(tls.server())?;
-    }
+    let mut server = tonic::transport::Server::builder().tls_config(options.tls.server())?;
     let control = server.add_service(ControlService::service(questions_in));
     tokio::spawn(control.serve_with_incoming(dunlin_wire::incoming(listener)));
     tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone()));

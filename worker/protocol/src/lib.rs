@@ -20,5 +20,5 @@ pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, Se
 pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};
 pub use sampling::{FinishReason, SamplingParams};
 pub use stage::{
-    Computed, Destination, Input, Job, Output, SampleRequest, StageConfig, StageEffect, StageNode,
+    Computed, Destination, Input, Job, Output, SampleRequest, Sender, StageConfig, StageEffect, StageNode,
 };

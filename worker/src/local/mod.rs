@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
 use crate::model::{Location, adapters};
 use layout::Member;
@@ -46,11 +47,13 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     adapters::check(&args.adapters.adapters, Some(&Location::Path(args.model.clone()).stem()))?;
     let http = free_addr(args.listen).await?;
     let control = free_addr("127.0.0.1:0".parse()?).await?;
-    let gateway = Process::gateway(&args, http, control)?;
+    let trust = LocalTrust::new(&args.authority)?;
+    let gateway = Process::gateway(&args, &trust, http, control)?;
     let mut supervisor = Supervisor {
+        links: trust.links(),
+        trust,
         gateway,
         gateway_control: None,
-        gateway_addr: control,
         stages: Vec::new(),
         topology: Topology::default(),
         made: 0,
@@ -91,9 +94,10 @@ struct Stage {
 
 struct Supervisor {
     args: LocalArgs,
+    trust: LocalTrust,
+    links: LinksConfig,
     http: SocketAddr,
     gateway: Process,
-    gateway_addr: SocketAddr,
     gateway_control: Option<Control>,
     stages: Vec<Stage>,
     topology: Topology,
@@ -111,7 +115,7 @@ impl Supervisor {
         }
         self.replace().await?;
         for stage in &mut self.stages {
-            stage.status = ask(&mut stage.control, stage.process.addr, |mut c| async move {
+            stage.status = ask(&self.links, &mut stage.control, &stage.process, |mut c| async move {
                 c.get_status(proto::StatusRequest {}).await
             })
             .await;
@@ -153,7 +157,8 @@ impl Supervisor {
             self.made += 1;
             let addr = free_addr("127.0.0.1:0".parse()?).await?;
             let health = free_addr("127.0.0.1:0".parse()?).await?;
-            let process = Process::stage(&self.args, &format!("peer-{}", self.made), addr, health)?;
+            let process =
+                Process::stage(&self.args, &self.trust, &format!("peer-{}", self.made), addr, health)?;
             self.stages.push(Stage { process, control: None, status: None, epoch: 0 });
         }
         Ok(())
@@ -165,7 +170,7 @@ impl Supervisor {
         let epoch = self.topology.epoch;
         for stage in self.stages.iter_mut().filter(|s| s.epoch != epoch) {
             let topology = json.clone();
-            let status = ask(&mut stage.control, stage.process.addr, |mut c| async move {
+            let status = ask(&self.links, &mut stage.control, &stage.process, |mut c| async move {
                 c.assign(proto::Assignment { epoch, topology }).await
             })
             .await;
@@ -173,13 +178,10 @@ impl Supervisor {
                 stage.epoch = epoch;
             }
         }
-        let (control, addr) = (&mut self.gateway_control, self.gateway_addr);
         // Pushed again and again: a gateway ignores what it knows.
-        ask(
-            control,
-            addr,
-            |mut c| async move { c.push_topology(proto::TopologyPush { topology: json }).await },
-        )
+        ask(&self.links, &mut self.gateway_control, &self.gateway, |mut c| async move {
+            c.push_topology(proto::TopologyPush { topology: json }).await
+        })
         .await;
         Ok(())
     }
@@ -197,9 +199,10 @@ impl Supervisor {
             self.stages.iter().all(|s| s.status.as_ref().is_some_and(|s| s.state() == proto::State::Ready));
         let planned =
             self.topology.peers.iter().all(|p| p.state == PeerState::Ready) && self.topology.epoch > 0;
-        let (control, addr) = (&mut self.gateway_control, self.gateway_addr);
-        let gateway =
-            ask(control, addr, |mut c| async move { c.get_status(proto::StatusRequest {}).await }).await;
+        let gateway = ask(&self.links, &mut self.gateway_control, &self.gateway, |mut c| async move {
+            c.get_status(proto::StatusRequest {}).await
+        })
+        .await;
         let answers = gateway.is_some_and(|s| s.state() == proto::State::Ready && s.lost.is_empty());
         if !(ready && planned && answers) {
             return Ok(());
@@ -211,13 +214,14 @@ impl Supervisor {
                 let own =
                     self.topology.peer(&stage.process.name.as_str().into()).cloned().unwrap_or_default();
                 json!({
-                    "name": stage.process.name, "pid": stage.process.pid(),
+                    "name": stage.process.name, "pid": stage.process.pid(), "addr": stage.process.addr,
                     "layers": [own.span.start, own.span.end],
                     "shadows": own.shadows.iter().map(|s| [s.start, s.end]).collect::<Vec<_>>(),
                 })
             })
             .collect();
-        println!("{}", json!({"url": format!("http://{}", self.http), "peers": peers}));
+        let url = format!("http://{}", self.http);
+        println!("{}", json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers}));
         self.served = true;
         Ok(())
     }
@@ -254,8 +258,9 @@ fn member(stage: &Stage) -> Option<Member> {
 
 /// Asks over a connection that is made when needed and dropped when it fails.
 async fn ask<F>(
+    links: &LinksConfig,
     control: &mut Option<Control>,
-    addr: SocketAddr,
+    process: &Process,
     question: impl FnOnce(Control) -> F,
 ) -> Option<proto::Status>
 where
@@ -264,9 +269,8 @@ where
     let client = match control {
         Some(client) => client.clone(),
         None => {
-            let config = LinksConfig::new(proto::Hello::default(), None);
-            let channel =
-                timeout(ANSWER, links::connect(&config, "local", &addr.to_string())).await.ok()?.ok()?;
+            let addr = process.addr.to_string();
+            let channel = timeout(ANSWER, links::connect(links, &process.name, &addr)).await.ok()?.ok()?;
             control.insert(Control::new(channel)).clone()
         }
     };

@@ -1,13 +1,16 @@
 //! Child processes that do not outlive their supervisor.
 
+use std::io::PipeReader;
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use dunlin_wire::Role;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
 use crate::model::NamedAdapter;
 
@@ -28,8 +31,15 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn stage(args: &LocalArgs, name: &str, addr: SocketAddr, health: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = served("stage", name, addr, health, args)?;
+    pub fn stage(
+        args: &LocalArgs,
+        trust: &LocalTrust,
+        name: &str,
+        addr: SocketAddr,
+        health: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let certificates = trust.stdin_of(Role::Stage, &[name])?;
+        let mut command = served("stage", name, certificates, addr, health, args)?;
         command.args(["--threads", &args.threads.to_string(), "--memory", &args.memory.to_string()]);
         Self::start(name, addr, command)
     }
@@ -38,8 +48,14 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn gateway(args: &LocalArgs, http: SocketAddr, addr: SocketAddr) -> anyhow::Result<Self> {
-        let mut command = served("gateway", "gateway", addr, "127.0.0.1:0".parse()?, args)?;
+    pub fn gateway(
+        args: &LocalArgs,
+        trust: &LocalTrust,
+        http: SocketAddr,
+        addr: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let certificates = trust.stdin_of(Role::Gateway, &["gateway"])?;
+        let mut command = served("gateway", "gateway", certificates, addr, "127.0.0.1:0".parse()?, args)?;
         command.args(["--http", &http.to_string()]);
         Self::start("gateway", addr, command)
     }
@@ -92,11 +108,12 @@ impl Process {
 fn served(
     role: &str,
     name: &str,
+    certificates: PipeReader,
     addr: SocketAddr,
     health: SocketAddr,
     args: &LocalArgs,
 ) -> anyhow::Result<Command> {
-    let mut command = child(role, name)?;
+    let mut command = child(role, name, certificates)?;
     command
         .args(["--listen", &addr.to_string(), "--health", &health.to_string(), "--model"])
         .arg(&args.model);
@@ -106,13 +123,14 @@ fn served(
     Ok(command)
 }
 
-/// This program in another role; it dies with its supervisor, however that dies.
+/// This program in another role, with `certificates` on its stdin; it dies with its supervisor, however that dies.
 ///
 /// # Errors
 /// When this program's file cannot be found.
-pub fn child(role: &str, name: &str) -> anyhow::Result<Command> {
+pub fn child(role: &str, name: &str, certificates: PipeReader) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args([role, "--name", name]).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    command.args([role, "--name", name, "--tls-stdin"]).kill_on_drop(true);
+    command.stdin(certificates).stdout(Stdio::null());
     let supervisor = std::process::id();
     // SAFETY: prctl, getppid and raise are async-signal-safe; nothing is allocated between fork and exec.
     #[allow(unsafe_code, reason = "a child must die with its supervisor, however that dies")]

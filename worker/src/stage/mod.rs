@@ -7,21 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_planner::topology::{layer_set, ranges};
 use dunlin_planner::{Layers, Load, PeerName, Topology};
 use dunlin_protocol::stage::Computed;
-use dunlin_protocol::{Destination, Frame, StageConfig, StageEffect, StageNode};
+use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
-use dunlin_wire::{Inbound, InboundEvent, LinkEvent, Links, LinksConfig, TlsFiles, convert, proto};
+use dunlin_wire::{Inbound, InboundEvent, LinkEvent, Links, LinksConfig, convert, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval};
 use tracing::{info, warn};
 
-use crate::cli::{ProcessArgs, StageArgs};
+use crate::certificates::tls;
+use crate::cli::StageArgs;
 use crate::health;
 use crate::model::{Location, adapters};
 use loader::Loader;
@@ -80,10 +81,8 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     info!(addr = %listener.local_addr()?, "stage {} listens", args.process.name);
     let mut server = tonic::transport::Server::builder()
         .initial_stream_window_size(16 << 20)
-        .initial_connection_window_size(32 << 20);
-    if let Some(tls) = &tls {
-        server = server.tls_config(tls.server())?;
-    }
+        .initial_connection_window_size(32 << 20)
+        .tls_config(tls.server())?;
     let router = server.add_service(inbound.service()).add_service(ControlService::service(questions_in));
     tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
 
@@ -105,7 +104,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         engine: None,
         engine_slot,
         loader,
-        links: Links::new(LinksConfig::new(hello, tls), links_in),
+        links: Links::new(LinksConfig::new(hello, Some(tls)), links_in),
         inbound,
         topology: None,
         hold: Vec::new(),
@@ -115,18 +114,6 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         metrics,
     };
     stage.run(inbound_events, link_events, results, questions).await
-}
-
-/// Certificates, or plain text when everything is on loopback.
-///
-/// # Errors
-/// When they cannot be read, or are missing where they are needed.
-pub fn tls(args: &ProcessArgs) -> anyhow::Result<Option<TlsFiles>> {
-    match &args.tls_dir {
-        Some(folder) => Ok(Some(TlsFiles::load(folder)?)),
-        None if args.listen.ip().is_loopback() => Ok(None),
-        None => bail!("--tls-dir is missing: without certificates a worker listens on loopback only"),
-    }
 }
 
 /// Where the loader puts the engine once it runs, with the number of values in a row: nobody may have one without the other.
@@ -191,12 +178,15 @@ impl Stage {
 
     fn inbound_event(&mut self, event: InboundEvent, out: &mut Vec<StageEffect>) {
         let now_ms = self.now_ms();
-        if event.gateway {
-            self.node.heard(&event.from, now_ms);
+        if let Sender::Gateway(gateway) = &event.from {
+            self.node.heard(gateway, now_ms);
         }
         match event.frame {
             Frame::Ping { seq, .. } => {
-                let held = if event.gateway { self.node.held_of(&event.from) } else { Vec::new() };
+                let held = match &event.from {
+                    Sender::Gateway(gateway) => self.node.held_of(gateway),
+                    Sender::Peer(_) => Vec::new(),
+                };
                 // A caller whose stream is full or gone finds out by itself.
                 let _ = self.inbound.reply(&event.from, &Frame::Pong { seq, load: self.load(), held });
             }
@@ -283,7 +273,7 @@ impl Stage {
         for effect in out.drain(..) {
             let delivered = match effect {
                 StageEffect::Send { to: Destination::Gateway(gateway), frame } => {
-                    let _ = self.inbound.reply(&gateway, &frame);
+                    let _ = self.inbound.reply(&Sender::Gateway(gateway), &frame);
                     true
                 }
                 StageEffect::Send { to: Destination::Peer { name, addr }, frame } => {

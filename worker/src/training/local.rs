@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::bail;
+use dunlin_wire::Role;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use super::read_config;
+use crate::certificates::LocalTrust;
 use crate::cli::LocalTrainArgs;
 use crate::local::free_addr;
 use crate::local::process::{Process, child};
@@ -78,6 +80,7 @@ pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
 
 struct Swarm {
     args: LocalTrainArgs,
+    trust: LocalTrust,
     conductor: Process,
     http: String,
     grpc: String,
@@ -93,9 +96,11 @@ struct Swarm {
 impl Swarm {
     async fn start(args: LocalTrainArgs) -> anyhow::Result<Self> {
         let (grpc, http) = (loopback().await?, loopback().await?);
-        let conductor = conductor(&args, &grpc, &http)?;
+        let trust = LocalTrust::new(&args.authority)?;
+        let conductor = conductor(&args, &trust, &grpc, &http)?;
         let mut swarm = Self {
             args,
+            trust,
             conductor,
             http,
             grpc,
@@ -117,7 +122,7 @@ impl Swarm {
             self.made += 1;
             let name = format!("peer-{}", self.made);
             let addr = loopback().await?;
-            let mut command = child("train-peer", &name)?;
+            let mut command = child("train-peer", &name, self.trust.stdin_of(Role::Peer, &[&name])?)?;
             command.args(["--listen", &addr, "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.args(["--threads", &self.args.threads.to_string(), "--config"]).arg(&self.args.config);
             self.peers.push(Process::start(&name, addr.parse()?, command)?);
@@ -125,7 +130,7 @@ impl Swarm {
         while self.trainers.len() < self.args.trainers {
             self.made += 1;
             let name = format!("trainer-{}", self.made);
-            let mut command = child("trainer", &name)?;
+            let mut command = child("trainer", &name, self.trust.stdin_of(Role::Trainer, &[&name])?)?;
             command.args(["--listen", "127.0.0.1:0", "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.arg("--config").arg(&self.args.config);
             self.trainers.push(Process::start(&name, "127.0.0.1:0".parse()?, command)?);
@@ -174,12 +179,13 @@ impl Swarm {
 
     fn processes(&self, status: &Status) -> Value {
         let stage_of = |name: &str| status.members.iter().position(|m| m.iter().any(|n| n == name));
-        let mut all = vec![json!({"role": "conductor", "pid": self.conductor.pid()})];
+        let mut all =
+            vec![json!({"role": "conductor", "pid": self.conductor.pid(), "addr": self.conductor.addr})];
         all.extend(self.trainers.iter().map(|p| json!({"role": "trainer", "name": p.name, "pid": p.pid()})));
         all.extend(
             self.peers
                 .iter()
-                .map(|p| json!({"role": "peer", "name": p.name, "stage": stage_of(&p.name), "pid": p.pid()})),
+                .map(|p| json!({"role": "peer", "name": p.name, "stage": stage_of(&p.name), "pid": p.pid(), "addr": p.addr})),
         );
         json!({"url": format!("http://{}", self.http), "processes": all})
     }
@@ -188,7 +194,7 @@ impl Swarm {
         if let Some(status) = self.conductor.ended() {
             warn!(%status, "the conductor is lost");
             self.crashes += 1;
-            self.conductor = conductor(&self.args, &self.grpc, &self.http)?;
+            self.conductor = conductor(&self.args, &self.trust, &self.grpc, &self.http)?;
         }
         let before = self.peers.len() + self.trainers.len();
         for processes in [&mut self.peers, &mut self.trainers] {
@@ -235,8 +241,10 @@ impl Swarm {
     }
 }
 
-fn conductor(args: &LocalTrainArgs, grpc: &str, http: &str) -> anyhow::Result<Process> {
-    let mut command = child("conductor", "conductor")?;
+fn conductor(args: &LocalTrainArgs, trust: &LocalTrust, grpc: &str, http: &str) -> anyhow::Result<Process> {
+    // Whoever dials it expects the host of its address.
+    let certificates = trust.stdin_of(Role::Conductor, &["conductor", &Ipv4Addr::LOCALHOST.to_string()])?;
+    let mut command = child("conductor", "conductor", certificates)?;
     command.args(["--listen", grpc, "--health", "127.0.0.1:0", "--http", http, "--config"]).arg(&args.config);
     Process::start("conductor", grpc.parse()?, command)
 }

@@ -30,9 +30,9 @@ use tokio::net::UdpSocket;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::certificates::tls;
 use crate::cli::ProcessArgs;
 use crate::model::Location;
-use crate::stage::tls;
 
 /// First and longest pause before the conductor's name is looked up again.
 const RESOLVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -52,7 +52,7 @@ pub fn read_config(path: &Path) -> anyhow::Result<TrainingConfig> {
 /// When its certificates cannot be used.
 pub fn links(process: &ProcessArgs) -> anyhow::Result<LinksConfig> {
     let hello = proto::Hello { name: process.name.clone(), incarnation: 0, gateway: false };
-    Ok(LinksConfig::new(hello, tls(process)?))
+    Ok(LinksConfig::new(hello, Some(tls(process)?)))
 }
 
 /// The run of a configuration: with the model that it names, for the tokens of its tokenizer.

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
+use crate::access::Rpc;
+use crate::identity::Caller;
 use crate::proto;
 
 /// A question with the way back for its answer.
 #[derive(Debug)]
 pub struct ControlRequest {
+    /// Who asks.
+    pub caller: Caller,
     /// What is asked.
     pub question: Question,
     /// Where the answer goes.
@@ -48,32 +52,39 @@ impl ControlService {
         ControlServer::from_arc(Arc::new(Self { questions }))
     }
 
-    async fn ask(&self, question: Question) -> Result<Response<proto::Status>, Status> {
+    async fn ask(&self, caller: Caller, question: Question) -> Result<Response<proto::Status>, Status> {
         let (answer, reply) = oneshot::channel();
         let gone = |_| Status::unavailable("the process is about to end");
-        self.questions.send(ControlRequest { question, answer }).await.map_err(|_| gone(()))?;
+        self.questions.send(ControlRequest { caller, question, answer }).await.map_err(|_| gone(()))?;
         Ok(Response::new(reply.await.map_err(|_| gone(()))?))
     }
 }
 
 #[tonic::async_trait]
 impl proto::control_server::Control for ControlService {
-    async fn get_status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::Status>, Status> {
-        self.ask(Question::Status).await
+    async fn get_status(
+        &self,
+        request: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::Status>, Status> {
+        let caller = Rpc::GetStatus.admit(&request)?;
+        self.ask(caller, Question::Status).await
     }
 
     async fn assign(&self, request: Request<proto::Assignment>) -> Result<Response<proto::Status>, Status> {
-        self.ask(Question::Assign(request.into_inner().topology)).await
+        let caller = Rpc::Assign.admit(&request)?;
+        self.ask(caller, Question::Assign(request.into_inner().topology)).await
     }
 
     async fn push_topology(
         &self,
         request: Request<proto::TopologyPush>,
     ) -> Result<Response<proto::Status>, Status> {
-        self.ask(Question::PushTopology(request.into_inner().topology)).await
+        let caller = Rpc::PushTopology.admit(&request)?;
+        self.ask(caller, Question::PushTopology(request.into_inner().topology)).await
     }
 
     async fn drain(&self, request: Request<proto::DrainRequest>) -> Result<Response<proto::Status>, Status> {
-        self.ask(Question::Drain { deadline_ms: request.into_inner().deadline_ms }).await
+        let caller = Rpc::Drain.admit(&request)?;
+        self.ask(caller, Question::Drain { deadline_ms: request.into_inner().deadline_ms }).await
     }
 }

@@ -1,18 +1,20 @@
 //! Incoming streams: frames go to one task, answers find the stream of whoever asked.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_protocol::{Frame, GatewayId};
+use dunlin_protocol::{Frame, GatewayId, Sender};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
 
+use crate::access::Rpc;
 use crate::convert::{from_wire, to_wire};
+use crate::identity::{Caller, Role};
+use crate::present::Present;
 use crate::proto::frame::Body;
 use crate::{MESSAGE_BYTES_MAX, proto};
 
@@ -26,21 +28,19 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// What arrives.
 #[derive(Debug)]
 pub struct InboundEvent {
-    /// Who sent it: a gateway, or a peer (whose incarnation is 0).
-    pub from: GatewayId,
-    /// The caller is a gateway.
-    pub gateway: bool,
+    /// Who sent it: what the hello of its stream says, as far as its certificate agrees.
+    pub from: Sender,
     /// What it sent.
     pub frame: Frame,
 }
 
-type Callers = Arc<Mutex<BTreeMap<GatewayId, mpsc::Sender<Result<proto::Frame, Status>>>>>;
+type Replies = mpsc::Sender<Result<proto::Frame, Status>>;
 
 /// The server of [`Stage`](proto::stage_server::Stage) and the way back to its callers.
 #[derive(Clone)]
 pub struct Inbound {
     events: mpsc::Sender<InboundEvent>,
-    callers: Callers,
+    callers: Present<Sender, Replies>,
 }
 
 /// The tonic service.
@@ -50,7 +50,7 @@ impl Inbound {
     /// Frames go to `events`.
     #[must_use]
     pub fn new(events: mpsc::Sender<InboundEvent>) -> Self {
-        Self { events, callers: Callers::default() }
+        Self { events, callers: Present::default() }
     }
 
     /// The service to add to a server.
@@ -61,9 +61,9 @@ impl Inbound {
 
     /// Sends a frame to a caller. False when it has no stream or does not keep up; it then learns from the gap, or from silence.
     #[must_use]
-    pub fn reply(&self, to: &GatewayId, frame: &Frame) -> bool {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        callers.get(to).is_some_and(|caller| caller.try_send(Ok(to_wire(frame))).is_ok())
+    pub fn reply(&self, to: &Sender, frame: &Frame) -> bool {
+        let sent = self.callers.with(to, |caller| caller.try_send(Ok(to_wire(frame))).is_ok());
+        sent.unwrap_or(false)
     }
 }
 
@@ -75,6 +75,7 @@ impl proto::stage_server::Stage for Inbound {
         &self,
         request: Request<Streaming<proto::Frame>>,
     ) -> Result<Response<Self::ExchangeStream>, Status> {
+        let caller = Rpc::Exchange.admit(&request)?;
         let mut incoming = request.into_inner();
         let hello = timeout(HELLO_LIMIT, incoming.message())
             .await
@@ -83,30 +84,42 @@ impl proto::stage_server::Stage for Inbound {
         let Some(Body::Hello(hello)) = hello else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
-        let id = GatewayId { name: hello.name, incarnation: hello.incarnation };
+        let from = sender(&caller, hello)?;
         let (replies, outgoing) = mpsc::channel(QUEUE_MAX);
-        {
-            let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-            if callers.len() >= STREAMS_MAX {
-                return Err(Status::resource_exhausted("too many streams"));
-            }
-            callers.insert(id.clone(), replies.clone());
-        }
-        let (events, callers) = (self.events.clone(), Arc::clone(&self.callers));
+        let entry = self.callers.enter(from.clone(), &caller, replies.clone(), STREAMS_MAX)?;
+        let events = self.events.clone();
         tokio::spawn(async move {
+            // As long as this runs, answers find the stream.
+            let _entry = entry;
             while let Ok(Some(frame)) = incoming.message().await {
                 let Ok(frame) = from_wire(frame) else { break };
-                let event = InboundEvent { from: id.clone(), gateway: hello.gateway, frame };
-                if events.send(event).await.is_err() {
+                if let Err(rule) = from.may_send(&frame) {
+                    warn!("the stream of {from} is closed: {rule}");
+                    // A caller that does not read learns from the end of the stream.
+                    let _ = replies.try_send(Err(Status::permission_denied(rule)));
                     break;
                 }
-            }
-            let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
-            // A caller that has dialled again has another stream under its name.
-            if callers.get(&id).is_some_and(|known| known.same_channel(&replies)) {
-                callers.remove(&id);
+                if events.send(InboundEvent { from: from.clone(), frame }).await.is_err() {
+                    break;
+                }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
+}
+
+/// Who sends the frames behind `hello`, which must say what the certificate says.
+fn sender(caller: &Caller, hello: proto::Hello) -> Result<Sender, Status> {
+    let gateway = caller.role == Role::Gateway;
+    if hello.gateway != gateway || !caller.is_called(&hello.name) {
+        let said = if hello.gateway { "gateway" } else { "stage" };
+        let why = format!("{caller} says hello as {said} {}, which its certificate does not say", hello.name);
+        warn!("a stream is refused: {why}");
+        return Err(Status::permission_denied(why));
+    }
+    Ok(if gateway {
+        Sender::Gateway(GatewayId { name: hello.name, incarnation: hello.incarnation })
+    } else {
+        Sender::Peer(hello.name.as_str().into())
+    })
 }

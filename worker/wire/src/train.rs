@@ -1,36 +1,34 @@
-//! Training: streams to the conductor, calls to peers, values pulled from mates.
+//! Training: streams to the conductor, calls to peers, values pulled from mates. The other ends are in `services.rs`.
 //!
 //! A stream to the conductor is alive as long as something comes every [`SILENCE`]; both ends say nothing, if they have nothing to say,
 //! several times in that time.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Streaming;
 
 use crate::links::{LinksConfig, connect};
 use crate::proto;
 use crate::proto::train_client::TrainClient;
-use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_client::TrainStageClient;
-use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
+pub use crate::services::{
+    ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
+};
 
 /// Largest message of a call: the rows of a microbatch.
 pub const CALL_BYTES_MAX: usize = 1 << 30;
 /// Bytes of a piece.
 pub const PIECE_BYTES: usize = 1 << 20;
 /// Pause between signs of life.
-const PING: Duration = Duration::from_millis(250);
+pub(crate) const PING: Duration = Duration::from_millis(250);
 /// Nothing heard for so long: the other side is lost.
-const SILENCE: Duration = Duration::from_millis(1500);
+pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 /// Messages that may wait on one stream; a side that reads nothing for so long is lost.
-const QUEUE_MAX: usize = 4096;
+pub(crate) const QUEUE_MAX: usize = 4096;
 /// First and longest pause before dialling again.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
 
@@ -116,191 +114,6 @@ async fn converse(config: &LinksConfig, addr: &str, events: &mpsc::Sender<Conduc
                 let _ = outgoing.try_send(proto::Said::default());
             },
         }
-    }
-}
-
-/// Identifies an incoming stream.
-pub type StreamId = u64;
-
-/// What reaches a conductor.
-#[derive(Debug)]
-pub enum ConductorInbound {
-    /// A stream is open.
-    Opened(StreamId, Sayer),
-    /// Somebody says something.
-    Said(StreamId, String),
-    /// A stream ended.
-    Closed(StreamId),
-    /// How is it going?
-    Observe(oneshot::Sender<String>),
-    /// Save and stop.
-    Suspend(oneshot::Sender<String>),
-}
-
-/// The conductor's gRPC service; everything goes to one channel.
-#[derive(Clone)]
-pub struct ConductorService {
-    events: mpsc::Sender<ConductorInbound>,
-    next: Arc<AtomicU64>,
-}
-
-impl ConductorService {
-    /// The service, reporting to `events`.
-    #[must_use]
-    pub fn service(events: mpsc::Sender<ConductorInbound>) -> TrainServer<Self> {
-        let service = Self { events, next: Arc::default() };
-        TrainServer::new(service).max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
-    }
-
-    async fn ask(
-        &self,
-        question: impl FnOnce(oneshot::Sender<String>) -> ConductorInbound,
-    ) -> Result<Response<proto::Observation>, Status> {
-        let (answer, wait) = oneshot::channel();
-        let ends = |_| Status::unavailable("the conductor ends");
-        self.events.send(question(answer)).await.map_err(|_| Status::unavailable("the conductor ends"))?;
-        Ok(Response::new(proto::Observation { json: wait.await.map_err(ends)? }))
-    }
-}
-
-type SaidStream = Pin<Box<dyn Stream<Item = Result<proto::Said, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Train for ConductorService {
-    type JoinStream = SaidStream;
-
-    async fn join(
-        &self,
-        request: Request<Streaming<proto::Said>>,
-    ) -> Result<Response<Self::JoinStream>, Status> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut incoming = request.into_inner();
-        let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
-        let (outgoing, stream) = mpsc::channel(64);
-        let events = self.events.clone();
-        if events.send(ConductorInbound::Opened(id, sayer)).await.is_err() {
-            return Err(Status::unavailable("the conductor ends"));
-        }
-        tokio::spawn(async move {
-            let mut pings = interval(PING);
-            let mut heard = Instant::now();
-            loop {
-                tokio::select! {
-                    biased;
-                    said = incoming.message() => match said {
-                        Ok(Some(said)) => {
-                            heard = Instant::now();
-                            if !said.json.is_empty()
-                                && events.send(ConductorInbound::Said(id, said.json)).await.is_err() {
-                                break;
-                            }
-                        }
-                        _ => break,
-                    },
-                    json = queue.recv() => {
-                        let Some(json) = json else { break };
-                        match timeout(SILENCE, outgoing.send(Ok(proto::Said { json }))).await {
-                            Ok(Ok(())) => {}
-                            _ => break,
-                        }
-                    },
-                    _ = pings.tick() => {
-                        if heard.elapsed() > SILENCE {
-                            break;
-                        }
-                        let _ = outgoing.try_send(Ok(proto::Said::default()));
-                    },
-                }
-            }
-            let _ = events.send(ConductorInbound::Closed(id)).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
-    }
-
-    async fn observe(
-        &self,
-        _: Request<proto::ObserveRequest>,
-    ) -> Result<Response<proto::Observation>, Status> {
-        self.ask(ConductorInbound::Observe).await
-    }
-
-    async fn suspend(
-        &self,
-        _: Request<proto::SuspendRequest>,
-    ) -> Result<Response<proto::Observation>, Status> {
-        self.ask(ConductorInbound::Suspend).await
-    }
-}
-
-/// What reaches a peer of a training swarm, beside the conductor.
-#[derive(Debug)]
-pub enum StageInbound {
-    /// A trainer calls.
-    Call(u64, proto::ComputeRequest, oneshot::Sender<proto::ComputeReply>),
-    /// It no longer waits.
-    HungUp(u64),
-    /// A mate wants values.
-    Pull(proto::PullRequest, PieceSender),
-}
-
-/// Where the pieces of an answer go.
-pub type PieceSender = mpsc::Sender<Result<proto::Piece, Status>>;
-
-/// A peer's gRPC service; everything goes to one channel.
-#[derive(Clone)]
-pub struct TrainStageService {
-    events: mpsc::Sender<StageInbound>,
-    next: Arc<AtomicU64>,
-}
-
-impl TrainStageService {
-    /// The service, reporting to `events`.
-    #[must_use]
-    pub fn service(events: mpsc::Sender<StageInbound>) -> TrainStageServer<Self> {
-        TrainStageServer::new(Self { events, next: Arc::default() })
-            .max_decoding_message_size(CALL_BYTES_MAX)
-            .max_encoding_message_size(CALL_BYTES_MAX)
-    }
-}
-
-/// Says that the caller is gone when the call's future is dropped.
-struct HangUp(u64, Option<mpsc::Sender<StageInbound>>);
-
-impl Drop for HangUp {
-    fn drop(&mut self) {
-        if let Some(events) = self.1.take() {
-            let id = self.0;
-            tokio::spawn(async move { events.send(StageInbound::HungUp(id)).await });
-        }
-    }
-}
-
-type PieceStream = Pin<Box<dyn Stream<Item = Result<proto::Piece, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl TrainStage for TrainStageService {
-    type PullStream = PieceStream;
-
-    async fn compute(
-        &self,
-        request: Request<proto::ComputeRequest>,
-    ) -> Result<Response<proto::ComputeReply>, Status> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (reply, wait) = oneshot::channel();
-        let ends = || Status::unavailable("the peer ends");
-        let call = StageInbound::Call(id, request.into_inner(), reply);
-        self.events.send(call).await.map_err(|_| ends())?;
-        let mut guard = HangUp(id, Some(self.events.clone()));
-        let answer = wait.await.map_err(|_| ends());
-        guard.1 = None;
-        Ok(Response::new(answer?))
-    }
-
-    async fn pull(&self, request: Request<proto::PullRequest>) -> Result<Response<PieceStream>, Status> {
-        let (pieces, stream) = mpsc::channel(4);
-        let pull = StageInbound::Pull(request.into_inner(), pieces);
-        self.events.send(pull).await.map_err(|_| Status::unavailable("the peer ends"))?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod journal;
 mod node;
+mod sender;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::sampling::SamplingParams;
 
 pub use journal::Journal;
 pub use node::StageNode;
+pub use sender::Sender;
 
 /// Bounds of a stage.
 #[derive(Clone, Debug)]

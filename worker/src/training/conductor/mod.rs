@@ -26,8 +26,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
+use super::read_config;
 use super::saved::{self, Found, Sealed};
-use super::{links, read_config};
+use crate::certificates::tls;
 use crate::cli::ConductorArgs;
 use crate::health;
 use record::Record;
@@ -51,7 +52,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// When the configuration, certificates or checkpoints cannot be used, or an address cannot be bound.
 pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let config = read_config(&args.config)?;
-    let links = links(&args.process)?;
     let run = Arc::new(super::run_of(config)?);
     let destination = run.config.checkpoint.as_ref().map(|c| c.destination.clone());
     let found = match &destination {
@@ -97,10 +97,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
     info!(addr = %listener.local_addr()?, "conductor listens");
     let (inbound_in, inbound) = mpsc::channel(4096);
-    let mut server = tonic::transport::Server::builder();
-    if let Some(tls) = &links.tls {
-        server = server.tls_config(tls.server())?;
-    }
+    let mut server = tonic::transport::Server::builder().tls_config(tls(&args.process)?.server())?;
     let router = server.add_service(ConductorService::service(inbound_in));
     tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(true));
@@ -134,8 +131,8 @@ fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
 
 struct Stream {
     sayer: Sayer,
-    /// Known once it has said hello.
-    who: Option<(PeerName, bool)>,
+    name: PeerName,
+    is_trainer: bool,
 }
 
 struct Shell {
@@ -192,8 +189,11 @@ impl Shell {
 
     fn arrived(&mut self, event: ConductorInbound) {
         match event {
-            ConductorInbound::Opened(id, sayer) => {
-                self.streams.insert(id, Stream { sayer, who: None });
+            ConductorInbound::Opened(id, _, hello, sayer) => {
+                if let Err(why) = self.opened(id, hello, sayer) {
+                    warn!(why, "a stream is closed");
+                    lock(&self.record).note(why);
+                }
             }
             ConductorInbound::Said(id, json) => {
                 if let Err(why) = self.said(id, &json) {
@@ -202,10 +202,11 @@ impl Shell {
                 }
             }
             ConductorInbound::Closed(id) => self.close(id),
-            ConductorInbound::Observe(answer) => {
+            ConductorInbound::Observe(_, answer) => {
                 let _ = answer.send(self.observation());
             }
-            ConductorInbound::Suspend(answer) => {
+            ConductorInbound::Suspend(caller, answer) => {
+                info!(%caller, "is asked to suspend the run");
                 self.handle(ConductorEvent::Suspend);
                 // Who asked may have gone.
                 let _ = answer.send(self.observation());
@@ -215,44 +216,41 @@ impl Shell {
 
     fn close(&mut self, id: StreamId) {
         let Some(stream) = self.streams.remove(&id) else { return };
-        if let Some((name, _)) = stream.who
-            && self.names.get(&name) == Some(&id)
-        {
-            self.names.remove(&name);
-            self.handle(ConductorEvent::Gone(name));
+        if self.names.get(&stream.name) == Some(&id) {
+            self.names.remove(&stream.name);
+            self.handle(ConductorEvent::Gone(stream.name));
         }
     }
 
+    /// Somebody is here. Dropping `sayer` ends the stream.
+    fn opened(&mut self, id: StreamId, hello: Hello, sayer: Sayer) -> Result<(), String> {
+        let name = hello.me.name.clone();
+        if let Role::Trainer { data } = &hello.role {
+            let known = self.data.get_or_insert_with(|| data.clone());
+            if known != data {
+                return Err(format!("{name} has other data than the run was begun with"));
+            }
+        }
+        let is_trainer = matches!(hello.role, Role::Trainer { .. });
+        self.streams.insert(id, Stream { sayer, name: name.clone(), is_trainer });
+        // What an older stream of the same process still says is of the past.
+        if let Some(old) = self.names.insert(name, id) {
+            self.streams.remove(&old);
+        }
+        self.handle(ConductorEvent::Connected(hello));
+        Ok(())
+    }
+
     fn said(&mut self, id: StreamId, json: &str) -> Result<(), String> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        let wrong = |e: serde_json::Error| e.to_string();
-        match stream.who.clone() {
-            None => {
-                let hello: Hello = serde_json::from_str(json).map_err(wrong)?;
-                let name = hello.me.name.clone();
-                if let Role::Trainer { data } = &hello.role {
-                    let known = self.data.get_or_insert_with(|| data.clone());
-                    if known != data {
-                        let why = format!("{name} has other data than the run was begun with");
-                        lock(&self.record).note(why.clone());
-                        return Err(why);
-                    }
-                }
-                stream.who = Some((name.clone(), matches!(hello.role, Role::Trainer { .. })));
-                // What an older stream of the same process still says is of the past.
-                if let Some(old) = self.names.insert(name, id) {
-                    self.streams.remove(&old);
-                }
-                self.handle(ConductorEvent::Connected(hello));
-            }
-            Some((name, true)) => {
-                let report: TrainerReport = serde_json::from_str(json).map_err(wrong)?;
-                self.handle(ConductorEvent::Trainer(name, report));
-            }
-            Some((name, false)) => {
-                let report: PeerReport = serde_json::from_str(json).map_err(wrong)?;
-                self.handle(ConductorEvent::Peer(name, report));
-            }
+        let Some(stream) = self.streams.get(&id) else { return Ok(()) };
+        let name = stream.name.clone();
+        let wrong = |e: serde_json::Error| format!("{name}: {e}");
+        if stream.is_trainer {
+            let report: TrainerReport = serde_json::from_str(json).map_err(wrong)?;
+            self.handle(ConductorEvent::Trainer(name, report));
+        } else {
+            let report: PeerReport = serde_json::from_str(json).map_err(wrong)?;
+            self.handle(ConductorEvent::Peer(name, report));
         }
         Ok(())
     }

@@ -121,7 +121,7 @@ mod tests {
     use dunlin_train::config::{ModelSource, TrainingConfig};
     use dunlin_train::{Run, Stage};
     use dunlin_wire::train::{StageInbound, TrainStageService};
-    use dunlin_wire::{LinksConfig, proto};
+    use dunlin_wire::{Caller, LinksConfig, Role, proto};
     use tokio::net::TcpListener;
     use tokio::sync::{mpsc, oneshot};
     use tokio::time::{Instant, sleep};
@@ -161,11 +161,13 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap().to_string();
             let router = server(&links()).unwrap().add_service(TrainStageService::service(stage_in));
-            tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+            let tester = Caller::unproven(Role::Peer, "tester");
+            let incoming = dunlin_wire::incoming_in_plain_text(listener, tester).unwrap();
+            tokio::spawn(router.serve_with_incoming(incoming));
             let (served, formed) = (engine.clone(), Arc::<Formed>::default());
             tokio::spawn(async move {
                 while let Some(event) = inbound.recv().await {
-                    if let StageInbound::Pull(request, pieces) = event {
+                    if let StageInbound::Pull(_, request, pieces) = event {
                         serve::serve(&served, &formed, request, pieces);
                     }
                 }

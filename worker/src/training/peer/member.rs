@@ -11,7 +11,7 @@ use dunlin_protocol::training::Mate;
 use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::{StageInbound, TrainStageService};
-use dunlin_wire::{LinksConfig, proto};
+use dunlin_wire::{Caller, LinksConfig, proto};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -49,12 +49,15 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     let links = LinksConfig::new(hello, None);
     let listener = TcpListener::bind(&args.group[args.index]).await?;
     let router = server(&links)?.add_service(TrainStageService::service(stage_in));
-    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    // Without encryption, as what it is measured beside.
+    let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
+    let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
+    tokio::spawn(router.serve_with_incoming(incoming));
     let formed = Arc::<Formed>::default();
     let (served, engine_served) = (Arc::clone(&formed), engine.clone());
     tokio::spawn(async move {
         while let Some(event) = inbound.recv().await {
-            if let StageInbound::Pull(request, pieces) = event {
+            if let StageInbound::Pull(_, request, pieces) = event {
                 serve::serve(&engine_served, &served, request, pieces);
             }
         }

@@ -234,7 +234,7 @@ impl Peer {
         }
     }
 
-    fn asked(&mut self, ControlRequest { question, answer }: ControlRequest, out: &mut Vec<PeerEffect>) {
+    fn asked(&mut self, ControlRequest { question, answer, .. }: ControlRequest, out: &mut Vec<PeerEffect>) {
         if let Question::Drain { deadline_ms } = question {
             self.leave(Duration::from_millis(deadline_ms).min(DRAIN), out);
         }
@@ -272,7 +272,7 @@ impl Peer {
 
     fn arrived(&mut self, event: StageInbound, out: &mut Vec<PeerEffect>) {
         match event {
-            StageInbound::Call(id, request, reply) => {
+            StageInbound::Call(id, _, request, reply) => {
                 let call = Call {
                     stage: request.stage,
                     step: request.step,
@@ -290,7 +290,7 @@ impl Peer {
                 self.calls.remove(&id);
                 self.node.hang_up(id, out);
             }
-            StageInbound::Pull(request, pieces) => {
+            StageInbound::Pull(_, request, pieces) => {
                 let (stage, _) = self.node.position();
                 // The mates of a shared embedding serve another stage.
                 let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));

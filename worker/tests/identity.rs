@@ -1,0 +1,310 @@
+//! Strangers among real processes: a name of somebody else, orders that are not theirs to give. Nobody obeys, and the answers and weights
+//! are those of runs that nobody disturbed.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dunlin_e2e::chat::{self, Question, Stream};
+use dunlin_e2e::cluster::repository;
+use dunlin_e2e::local::{Local, LocalTraining};
+use dunlin_e2e::training::weights;
+use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole};
+use dunlin_wire::access::Rpc;
+use dunlin_wire::proto::control_client::ControlClient;
+use dunlin_wire::proto::frame::Body;
+use dunlin_wire::proto::pull_request::What;
+use dunlin_wire::proto::stage_client::StageClient;
+use dunlin_wire::proto::train_client::TrainClient;
+use dunlin_wire::proto::train_stage_client::TrainStageClient;
+use dunlin_wire::{Authority, LinksConfig, Role, TlsFiles, links, proto};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+/// Nothing that strangers do takes long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn worker() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
+}
+
+/// Somebody with the key of a swarm's authority, and so with certificates for whatever name and role.
+struct Forger {
+    authority: Authority,
+    folder: TempDir,
+    runtime: Runtime,
+}
+
+impl Forger {
+    fn new() -> Self {
+        let authority = Authority::generate("test").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.crt"), authority.certificate()).unwrap();
+        std::fs::write(folder.path().join("ca.key"), authority.key()).unwrap();
+        Self { authority, folder, runtime: Runtime::new().unwrap() }
+    }
+
+    /// Has a local swarm take this authority.
+    fn options(&self) -> [&str; 2] {
+        ["--authority", self.folder.path().to_str().unwrap()]
+    }
+
+    fn certificate(&self, role: Role, name: &str) -> TlsFiles {
+        self.authority.issue(role, &[name.to_owned()]).unwrap()
+    }
+
+    /// A connection to the process `to` at `addr`, as somebody called `name`.
+    async fn channel(&self, role: Role, name: &str, to: &str, addr: &str) -> Channel {
+        let config = LinksConfig::new(proto::Hello::default(), Some(self.certificate(role, name)));
+        links::connect(&config, to, addr).await.unwrap()
+    }
+
+    /// Orders to `to` from everybody but an operator.
+    async fn order(&self, to: &str, addr: &str) {
+        let topology = json!({"epoch": 1_000_000, "model": {}, "layers": 1, "peers": []}).to_string();
+        for role in Role::ALL.into_iter().filter(|role| *role != Role::Operator) {
+            let mut client = ControlClient::new(self.channel(role, "stranger", to, addr).await);
+            let denied = [
+                client.drain(proto::DrainRequest { deadline_ms: 0 }).await.err(),
+                client.assign(proto::Assignment { epoch: 1_000_000, topology: topology.clone() }).await.err(),
+                client.push_topology(proto::TopologyPush { topology: topology.clone() }).await.err(),
+                client.get_status(proto::StatusRequest {}).await.err(),
+            ];
+            for (status, rpc) in
+                denied.into_iter().zip([Rpc::Drain, Rpc::Assign, Rpc::PushTopology, Rpc::GetStatus])
+            {
+                assert_denied(status, &format!("{role} stranger may not call {rpc}"));
+            }
+        }
+    }
+}
+
+fn assert_denied(status: Option<Status>, why: &str) {
+    let status = status.unwrap_or_else(|| panic!("not denied: {why}"));
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert!(status.message().contains(why), "{why}: {status:?}");
+}
+
+/// What a stream ends with, whatever comes before.
+async fn end<T>(mut stream: Streaming<T>) -> Option<Status> {
+    timeout(PATIENCE, async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status),
+            }
+        }
+    })
+    .await
+    .unwrap()
+}
+
+const STEPS: u64 = 80;
+
+/// A run that learns the documentation of this repository; nobody is lost in it.
+struct Run(TempDir);
+
+impl Run {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn config(&self, stages: u32) -> PathBuf {
+        let text = ["concepts.md", "api.md", "protocol.md"]
+            .map(|name| std::fs::read_to_string(repository().join("docs").join(name)).unwrap())
+            .concat();
+        let data = self.0.path().join("text.txt");
+        std::fs::write(&data, text).unwrap();
+        let config = json!({
+            "model": {"config": {"hiddenSize": 32, "layers": 4, "heads": 4, "kvHeads": 2, "ffn": 64,
+                                 "contextLength": 64, "tied": true}},
+            "data": {"text": {"path": data}, "tokenizer": "Bytes"},
+            "sequenceLength": 32, "globalBatch": 16, "microbatch": 2, "steps": STEPS, "seed": 7,
+            "optimizer": {"kind": "AdamW", "learningRate": 0.003, "clip": 1.0},
+            "stages": stages,
+            "checkpoint": {"everySteps": STEPS, "keep": 1, "destination": self.0.path().join("checkpoints")},
+        });
+        let file = self.0.path().join("run.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
+    fn weights(&self) -> Vec<(String, Vec<u8>)> {
+        weights(&self.0.path().join(format!("checkpoints/step-{STEPS:08}"))).unwrap()
+    }
+}
+
+/// One stream to the conductor: a hello, and one false report. What it ends with.
+async fn say_hello(channel: Channel, name: &str, trainer: bool) -> Option<Status> {
+    let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
+    let me = Mate { name: name.into(), addr: "127.0.0.1:1".into(), host: String::new() };
+    let hello = serde_json::to_string(&Hello { me, role }).unwrap();
+    let failed = PeerReport::Failed { step: 0, microbatch: 0, what: "a lie".to_owned() };
+    let (say, said) = mpsc::channel(4);
+    for json in [hello, serde_json::to_string(&failed).unwrap()] {
+        say.send(proto::Said { json }).await.unwrap();
+    }
+    match TrainClient::new(channel).join(ReceiverStream::new(said)).await {
+        Ok(stream) => end(stream.into_inner()).await,
+        Err(status) => Some(status),
+    }
+}
+
+async fn disturb_training(forger: &Forger, conductor: &str, peers: &[(String, String)], trainer: &str) {
+    let to_conductor = |role, name: &'static str| forger.channel(role, name, "127.0.0.1", conductor);
+    for role in Role::ALL.into_iter().filter(|role| *role != Role::Operator) {
+        let mut client = TrainClient::new(to_conductor(role, "stranger").await);
+        let suspended = client.suspend(proto::SuspendRequest {}).await.err();
+        assert_denied(suspended, &format!("{role} stranger may not call Train.Suspend: only operator may"));
+        assert_denied(
+            client.observe(proto::ObserveRequest {}).await.err(),
+            "may not call Train.Observe: only operator may",
+        );
+    }
+    for role in [Role::Operator, Role::Gateway, Role::Stage, Role::Conductor] {
+        let denied = say_hello(to_conductor(role, "stranger").await, "stranger", false).await;
+        assert_denied(denied, "may not call Train.Join: only trainer or peer may");
+    }
+    let unsaid = "which its certificate does not say";
+    for (peer, addr) in peers {
+        // The name of a living peer: with the certificate of another, with that of a trainer, with another one for the same name.
+        assert_denied(say_hello(to_conductor(Role::Peer, "stranger").await, peer, false).await, unsaid);
+        let as_trainer = forger.channel(Role::Trainer, peer, "127.0.0.1", conductor).await;
+        assert_denied(say_hello(as_trainer, peer, false).await, unsaid);
+        let thief = forger.channel(Role::Peer, peer, "127.0.0.1", conductor).await;
+        assert_denied(say_hello(thief, peer, false).await, "is here already, with another certificate");
+
+        forger.order(peer, addr).await;
+        for role in Role::ALL.into_iter().filter(|role| *role != Role::Trainer) {
+            let mut client = TrainStageClient::new(forger.channel(role, "stranger", peer, addr).await);
+            let call = proto::ComputeRequest { kind: 1, ..proto::ComputeRequest::default() };
+            assert_denied(client.compute(call).await.err(), "may not call TrainStage.Compute");
+        }
+        for role in Role::ALL.into_iter().filter(|role| *role != Role::Peer) {
+            let mut client = TrainStageClient::new(forger.channel(role, "stranger", peer, addr).await);
+            let pull = proto::PullRequest { stage: 0, what: Some(What::AllSums(1)) };
+            assert_denied(client.pull(pull).await.err(), "may not call TrainStage.Pull");
+        }
+    }
+    let as_peer = forger.channel(Role::Peer, trainer, "127.0.0.1", conductor).await;
+    assert_denied(say_hello(as_peer, trainer, true).await, unsaid);
+    let thief = forger.channel(Role::Trainer, trainer, "127.0.0.1", conductor).await;
+    assert_denied(say_hello(thief, trainer, true).await, "is here already, with another certificate");
+}
+
+#[test]
+fn strangers_change_nothing_in_a_training_run() {
+    let straight = Run::new();
+    LocalTraining::start(worker(), &straight.config(1), 1).unwrap().finish().unwrap();
+
+    let (forger, run) = (Forger::new(), Run::new());
+    let mut training = LocalTraining::start_as(worker(), &run.config(2), &forger.options(), 4).unwrap();
+    let processes = training.swarm["processes"].as_array().unwrap().clone();
+    let of = |role: &'static str| processes.iter().filter(move |p| p["role"] == role);
+    let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
+    let conductor = text(of("conductor").next().unwrap(), "addr");
+    let trainer = text(of("trainer").next().unwrap(), "name");
+    let peers: Vec<_> = of("peer").map(|p| (text(p, "name"), text(p, "addr"))).collect();
+    assert_eq!(peers.len(), 4);
+    // They all are at work.
+    while training.line().unwrap().unwrap()["step"] != 1 {}
+    forger.runtime.block_on(async {
+        disturb_training(&forger, &conductor, &peers, &trainer).await;
+        let channel = forger.channel(Role::Operator, "operator", "127.0.0.1", &conductor).await;
+        let seen = TrainClient::new(channel).observe(proto::ObserveRequest {}).await.unwrap().into_inner();
+        let seen: Value = serde_json::from_str(&seen.json).unwrap();
+        assert!(seen["step"].as_u64().unwrap() < STEPS, "the run was over before the strangers were: {seen}");
+    });
+    let (_, last) = training.finish().unwrap();
+    assert_eq!((last["redone"].as_u64(), last["lost"].as_u64()), (Some(0), Some(0)), "{last}");
+    assert!(run.weights() == straight.weights(), "strangers changed the weights");
+}
+
+fn hello(name: &str, gateway: bool) -> proto::Frame {
+    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway };
+    proto::Frame { body: Some(Body::Hello(hello)) }
+}
+
+/// One stream to a stage. What it ends with.
+async fn exchange(channel: Channel, frames: Vec<proto::Frame>) -> Option<Status> {
+    let (say, said) = mpsc::channel(8);
+    for frame in frames {
+        say.send(frame).await.unwrap();
+    }
+    match StageClient::new(channel).exchange(ReceiverStream::new(said)).await {
+        Ok(stream) => end(stream.into_inner()).await,
+        Err(status) => Some(status),
+    }
+}
+
+async fn disturb_serving(forger: &Forger, peers: &[(String, String)], gateway: &str) {
+    forger.order("gateway", gateway).await;
+    let frame = |body| proto::Frame { body: Some(body) };
+    for (i, (peer, addr)) in peers.iter().enumerate() {
+        let as_somebody = |role, name: &'static str| forger.channel(role, name, peer, addr);
+        forger.order(peer, addr).await;
+        for role in [Role::Operator, Role::Conductor, Role::Trainer, Role::Peer] {
+            let denied = exchange(as_somebody(role, "stranger").await, vec![hello("stranger", false)]).await;
+            assert_denied(denied, "may not call Stage.Exchange: only gateway or stage may");
+        }
+        let unsaid = "which its certificate does not say";
+        let stage_as_gateway = vec![hello("gateway", true)];
+        assert_denied(exchange(as_somebody(Role::Stage, "gateway").await, stage_as_gateway).await, unsaid);
+        let other_gateway = vec![hello("gateway", true)];
+        assert_denied(exchange(as_somebody(Role::Gateway, "other").await, other_gateway).await, unsaid);
+        // The hop before, with another key than its own.
+        let before = peers[(i + peers.len() - 1) % peers.len()].0.clone();
+        let thief = forger.channel(Role::Stage, &before, peer, addr).await;
+        if i > 0 {
+            let denied = exchange(thief, vec![hello(&before, false)]).await;
+            assert_denied(denied, "is here already, with another certificate");
+        }
+        let close = frame(Body::Close(proto::Close { session: 1, attempt: 1 }));
+        let closes = vec![hello("stranger", false), close];
+        let denied = exchange(as_somebody(Role::Stage, "stranger").await, closes).await;
+        assert_denied(denied, "only its gateway closes a session");
+        let open = frame(Body::Open(proto::Open {
+            gateway: "gateway".to_owned(),
+            route: vec![proto::Hop {
+                peer: peer.clone(),
+                layers: Some(Default::default()),
+                ..Default::default()
+            }],
+            tokens: vec![1],
+            sampling: Some(proto::Sampling { repetition_penalty: 1.0, ..Default::default() }),
+            ..Default::default()
+        }));
+        let opens = vec![hello("other", true), open];
+        let denied = exchange(as_somebody(Role::Gateway, "other").await, opens).await;
+        assert_denied(denied, "a gateway opens its own sessions");
+    }
+}
+
+#[test]
+fn strangers_change_nothing_in_an_answer() {
+    let cache = std::env::var_os("DUNLIN_CACHE").map(PathBuf::from);
+    let cache =
+        cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/dunlin"));
+    let model = cache.join("models/smollm2-135m-instruct-q4_1.gguf");
+    let forger = Forger::new();
+    let local = Local::start_as(worker(), &model, &forger.options(), 3, 1).unwrap();
+    let question = Question::greedy(&local.model().unwrap(), "Tell a story about a lighthouse.", 100);
+    let undisturbed = chat::ask(&local.url, &question).unwrap();
+    let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
+    let peers: Vec<_> = local.peers.iter().map(|p| (text(p, "name"), text(p, "addr"))).collect();
+    let mut stream = Stream::start(&local.url, &question);
+    stream.read_tokens(10).unwrap();
+    forger.runtime.block_on(disturb_serving(&forger, &peers, &local.gateway_addr));
+    assert_eq!(stream.finish().unwrap().ids, undisturbed.ids);
+    let (_, swarm) = chat::get(&format!("{}/swarm", local.url)).unwrap();
+    let swarm: Value = serde_json::from_str(&swarm).unwrap();
+    let now: Vec<_> = swarm["peers"].as_array().unwrap().iter().map(|p| text(p, "name")).collect();
+    assert_eq!(now, peers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), "nobody was replaced");
+}

@@ -1,0 +1,273 @@
+//! Training: what a conductor and a peer answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dunlin_protocol::training::{Hello, Role as HelloRole};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval, timeout};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
+
+use crate::access::Rpc;
+use crate::identity::{Caller, Role};
+use crate::present::{Entry, Present};
+use crate::proto;
+use crate::proto::train_server::{Train, TrainServer};
+use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
+use crate::train::{CALL_BYTES_MAX, PING, QUEUE_MAX, SILENCE, Sayer};
+
+/// Streams to a conductor at once.
+const STREAMS_MAX: usize = 4096;
+/// A caller says who it is within this time.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+
+/// Identifies an incoming stream.
+pub type StreamId = u64;
+
+/// What reaches a conductor.
+#[derive(Debug)]
+pub enum ConductorInbound {
+    /// A peer or trainer is here, with a hello that its certificate agrees with.
+    Opened(StreamId, Caller, Hello, Sayer),
+    /// Somebody says something.
+    Said(StreamId, String),
+    /// A stream ended.
+    Closed(StreamId),
+    /// How is it going?
+    Observe(Caller, oneshot::Sender<String>),
+    /// Save and stop.
+    Suspend(Caller, oneshot::Sender<String>),
+}
+
+/// The conductor's gRPC service; everything goes to one channel.
+#[derive(Clone)]
+pub struct ConductorService {
+    events: mpsc::Sender<ConductorInbound>,
+    next: Arc<AtomicU64>,
+    callers: Present<String, ()>,
+}
+
+impl ConductorService {
+    /// The service, reporting to `events`.
+    #[must_use]
+    pub fn service(events: mpsc::Sender<ConductorInbound>) -> TrainServer<Self> {
+        let service = Self { events, next: Arc::default(), callers: Present::default() };
+        TrainServer::new(service).max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
+    }
+
+    async fn ask(
+        &self,
+        question: impl FnOnce(oneshot::Sender<String>) -> ConductorInbound,
+    ) -> Result<Response<proto::Observation>, Status> {
+        let (answer, wait) = oneshot::channel();
+        let ends = |_| Status::unavailable("the conductor ends");
+        self.events.send(question(answer)).await.map_err(|_| Status::unavailable("the conductor ends"))?;
+        Ok(Response::new(proto::Observation { json: wait.await.map_err(ends)? }))
+    }
+}
+
+type SaidStream = Pin<Box<dyn Stream<Item = Result<proto::Said, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Train for ConductorService {
+    type JoinStream = SaidStream;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<proto::Said>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let caller = Rpc::Join.admit(&request)?;
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let incoming = request.into_inner();
+        let (outgoing, stream) = mpsc::channel(64);
+        let service = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = service.serve(id, caller.clone(), incoming, &outgoing).await {
+                warn!("the stream of {caller} is closed: {}", status.message());
+                // A caller that does not read learns from the end of the stream.
+                let _ = outgoing.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn observe(
+        &self,
+        request: Request<proto::ObserveRequest>,
+    ) -> Result<Response<proto::Observation>, Status> {
+        let caller = Rpc::Observe.admit(&request)?;
+        self.ask(|answer| ConductorInbound::Observe(caller, answer)).await
+    }
+
+    async fn suspend(
+        &self,
+        request: Request<proto::SuspendRequest>,
+    ) -> Result<Response<proto::Observation>, Status> {
+        let caller = Rpc::Suspend.admit(&request)?;
+        self.ask(|answer| ConductorInbound::Suspend(caller, answer)).await
+    }
+}
+
+impl ConductorService {
+    /// One stream from its hello to its end.
+    async fn serve(
+        &self,
+        id: StreamId,
+        caller: Caller,
+        mut incoming: Streaming<proto::Said>,
+        outgoing: &mpsc::Sender<Result<proto::Said, Status>>,
+    ) -> Result<(), Status> {
+        let greeting = timeout(HELLO_LIMIT, greeting(&mut incoming)).await;
+        let Some(greeting) = greeting.map_err(|_| Status::deadline_exceeded("no hello"))?? else {
+            return Ok(());
+        };
+        let (hello, _entry) = self.greet(&caller, &greeting)?;
+        let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
+        if self.events.send(ConductorInbound::Opened(id, caller, hello, sayer)).await.is_err() {
+            return Err(Status::unavailable("the conductor ends"));
+        }
+        let mut pings = interval(PING);
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                said = incoming.message() => match said {
+                    Ok(Some(said)) => {
+                        heard = Instant::now();
+                        if !said.json.is_empty()
+                            && self.events.send(ConductorInbound::Said(id, said.json)).await.is_err() {
+                            break;
+                        }
+                    }
+                    _ => break,
+                },
+                json = queue.recv() => {
+                    let Some(json) = json else { break };
+                    match timeout(SILENCE, outgoing.send(Ok(proto::Said { json }))).await {
+                        Ok(Ok(())) => {}
+                        _ => break,
+                    }
+                },
+                _ = pings.tick() => {
+                    if heard.elapsed() > SILENCE {
+                        break;
+                    }
+                    let _ = outgoing.try_send(Ok(proto::Said::default()));
+                },
+            }
+        }
+        let _ = self.events.send(ConductorInbound::Closed(id)).await;
+        Ok(())
+    }
+
+    /// The hello of a stream, which must say what the certificate says. Its name is taken as long as the stream is there.
+    fn greet(&self, caller: &Caller, greeting: &str) -> Result<(Hello, Entry<String, ()>), Status> {
+        let hello: Hello = serde_json::from_str(greeting)
+            .map_err(|error| Status::invalid_argument(format!("a hello that makes no sense: {error}")))?;
+        let (role, name) = (role_of(&hello.role), hello.me.name.as_str());
+        if caller.role != role || !caller.is_called(name) {
+            return Err(Status::permission_denied(format!(
+                "{caller} says hello as {role} {name}, which its certificate does not say"
+            )));
+        }
+        let entry = self.callers.enter(name.to_owned(), caller, (), STREAMS_MAX)?;
+        Ok((hello, entry))
+    }
+}
+
+/// The first words of a stream; none when it ends without any.
+async fn greeting(incoming: &mut Streaming<proto::Said>) -> Result<Option<String>, Status> {
+    while let Some(said) = incoming.message().await? {
+        if !said.json.is_empty() {
+            return Ok(Some(said.json));
+        }
+    }
+    Ok(None)
+}
+
+/// The role that whoever says hello in this way must have a certificate for.
+fn role_of(said: &HelloRole) -> Role {
+    match said {
+        HelloRole::Peer { .. } => Role::Peer,
+        HelloRole::Trainer { .. } => Role::Trainer,
+    }
+}
+
+/// What reaches a peer of a training swarm, beside the conductor.
+#[derive(Debug)]
+pub enum StageInbound {
+    /// A trainer calls.
+    Call(u64, Caller, proto::ComputeRequest, oneshot::Sender<proto::ComputeReply>),
+    /// It no longer waits.
+    HungUp(u64),
+    /// A mate wants values.
+    Pull(Caller, proto::PullRequest, PieceSender),
+}
+
+/// Where the pieces of an answer go.
+pub type PieceSender = mpsc::Sender<Result<proto::Piece, Status>>;
+
+/// A peer's gRPC service; everything goes to one channel.
+#[derive(Clone)]
+pub struct TrainStageService {
+    events: mpsc::Sender<StageInbound>,
+    next: Arc<AtomicU64>,
+}
+
+impl TrainStageService {
+    /// The service, reporting to `events`.
+    #[must_use]
+    pub fn service(events: mpsc::Sender<StageInbound>) -> TrainStageServer<Self> {
+        TrainStageServer::new(Self { events, next: Arc::default() })
+            .max_decoding_message_size(CALL_BYTES_MAX)
+            .max_encoding_message_size(CALL_BYTES_MAX)
+    }
+}
+
+/// Says that the caller is gone when the call's future is dropped.
+struct HangUp(u64, Option<mpsc::Sender<StageInbound>>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if let Some(events) = self.1.take() {
+            let id = self.0;
+            tokio::spawn(async move { events.send(StageInbound::HungUp(id)).await });
+        }
+    }
+}
+
+type PieceStream = Pin<Box<dyn Stream<Item = Result<proto::Piece, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl TrainStage for TrainStageService {
+    type PullStream = PieceStream;
+
+    async fn compute(
+        &self,
+        request: Request<proto::ComputeRequest>,
+    ) -> Result<Response<proto::ComputeReply>, Status> {
+        let caller = Rpc::Compute.admit(&request)?;
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (reply, wait) = oneshot::channel();
+        let ends = || Status::unavailable("the peer ends");
+        let call = StageInbound::Call(id, caller, request.into_inner(), reply);
+        self.events.send(call).await.map_err(|_| ends())?;
+        let mut guard = HangUp(id, Some(self.events.clone()));
+        let answer = wait.await.map_err(|_| ends());
+        guard.1 = None;
+        Ok(Response::new(answer?))
+    }
+
+    async fn pull(&self, request: Request<proto::PullRequest>) -> Result<Response<PieceStream>, Status> {
+        let caller = Rpc::Pull.admit(&request)?;
+        let (pieces, stream) = mpsc::channel(4);
+        let pull = StageInbound::Pull(caller, request.into_inner(), pieces);
+        self.events.send(pull).await.map_err(|_| Status::unavailable("the peer ends"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}

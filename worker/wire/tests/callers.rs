@@ -1,0 +1,414 @@
+//! Who may say what, over real connections: every call with every role, names, and certificates that are no use.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::Duration;
+
+use dunlin_protocol::Sender;
+use dunlin_protocol::training::{Hello, Mate, Role as HelloRole};
+use dunlin_wire::access::Rpc;
+use dunlin_wire::control::{ControlRequest, ControlService};
+use dunlin_wire::proto::control_client::ControlClient;
+use dunlin_wire::proto::frame::Body;
+use dunlin_wire::proto::stage_client::StageClient;
+use dunlin_wire::proto::train_client::TrainClient;
+use dunlin_wire::proto::train_stage_client::TrainStageClient;
+use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
+use dunlin_wire::{
+    Authority, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Role, TlsFiles, incoming, links, proto,
+};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Status, Streaming};
+
+/// A server with every service, whoever would offer them, and what reached it.
+struct World {
+    authority: Authority,
+    addr: String,
+    inbound: Inbound,
+    frames: mpsc::Receiver<InboundEvent>,
+    conductor: mpsc::Receiver<ConductorInbound>,
+    others: mpsc::Receiver<Rpc>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let authority = Authority::generate("test").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let tls = authority.issue(Role::Stage, &["server".to_owned()]).unwrap();
+        let (frames_in, frames) = mpsc::channel(64);
+        let (conductor_in, conductor) = mpsc::channel(64);
+        let (others_in, others) = mpsc::channel(64);
+        let (questions_in, questions) = mpsc::channel(64);
+        let (stage_in, stage) = mpsc::channel(64);
+        let inbound = Inbound::new(frames_in);
+        let router = Server::builder()
+            .tls_config(tls.server())
+            .unwrap()
+            .add_service(inbound.service())
+            .add_service(ControlService::service(questions_in))
+            .add_service(ConductorService::service(conductor_in))
+            .add_service(TrainStageService::service(stage_in));
+        tokio::spawn(router.serve_with_incoming(incoming(listener)));
+        tokio::spawn(answer_questions(questions, others_in.clone()));
+        tokio::spawn(answer_calls(stage, others_in));
+        Self { authority, addr, inbound, frames, conductor, others }
+    }
+
+    fn certificate(&self, role: Role, name: &str) -> TlsFiles {
+        self.authority.issue(role, &[name.to_owned()]).unwrap()
+    }
+
+    async fn try_channel(&self, tls: Option<TlsFiles>) -> Result<Channel, tonic::transport::Error> {
+        let config = LinksConfig::new(proto::Hello::default(), tls);
+        links::connect(&config, "server", &self.addr).await
+    }
+
+    async fn channel(&self, tls: &TlsFiles) -> Channel {
+        self.try_channel(Some(tls.clone())).await.unwrap()
+    }
+
+    /// What has reached the server since it was asked last.
+    fn reached(&mut self) -> Vec<Rpc> {
+        let mut reached = Vec::new();
+        while self.frames.try_recv().is_ok() {
+            reached.push(Rpc::Exchange);
+        }
+        while let Ok(event) = self.conductor.try_recv() {
+            match event {
+                ConductorInbound::Opened(..) => reached.push(Rpc::Join),
+                ConductorInbound::Observe(..) => reached.push(Rpc::Observe),
+                ConductorInbound::Suspend(..) => reached.push(Rpc::Suspend),
+                ConductorInbound::Said(..) | ConductorInbound::Closed(_) => {}
+            }
+        }
+        while let Ok(rpc) = self.others.try_recv() {
+            reached.push(rpc);
+        }
+        reached
+    }
+
+    async fn next_frame(&mut self) -> InboundEvent {
+        timeout(PATIENCE, self.frames.recv()).await.unwrap().unwrap()
+    }
+
+    /// The next that a conductor would act upon. What streams that were dropped have left over may come at any time.
+    async fn next_at_conductor(&mut self) -> ConductorInbound {
+        loop {
+            match timeout(PATIENCE, self.conductor.recv()).await.unwrap().unwrap() {
+                ConductorInbound::Said(..) | ConductorInbound::Closed(_) => {}
+                event => return event,
+            }
+        }
+    }
+}
+
+/// Nothing here takes long; a test that waits for ever says nothing.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn answer_questions(mut questions: mpsc::Receiver<ControlRequest>, reached: mpsc::Sender<Rpc>) {
+    use dunlin_wire::control::Question;
+    while let Some(request) = questions.recv().await {
+        let rpc = match request.question {
+            Question::Status => Rpc::GetStatus,
+            Question::Assign(_) => Rpc::Assign,
+            Question::PushTopology(_) => Rpc::PushTopology,
+            Question::Drain { .. } => Rpc::Drain,
+        };
+        reached.send(rpc).await.unwrap();
+        request.answer.send(proto::Status::default()).unwrap();
+    }
+}
+
+async fn answer_calls(mut calls: mpsc::Receiver<StageInbound>, reached: mpsc::Sender<Rpc>) {
+    while let Some(call) = calls.recv().await {
+        match call {
+            StageInbound::Call(_, _, _, reply) => {
+                reached.send(Rpc::Compute).await.unwrap();
+                reply.send(proto::ComputeReply::default()).unwrap();
+            }
+            StageInbound::Pull(..) => reached.send(Rpc::Pull).await.unwrap(),
+            StageInbound::HungUp(_) => {}
+        }
+    }
+}
+
+fn hello(name: &str, incarnation: u64, gateway: bool) -> proto::Frame {
+    proto::Frame { body: Some(Body::Hello(proto::Hello { name: name.to_owned(), incarnation, gateway })) }
+}
+
+fn ping() -> proto::Frame {
+    proto::Frame { body: Some(Body::Ping(proto::Ping { seq: 1, epoch: 1 })) }
+}
+
+/// A stream to a stage that begins with `frames`, and the way to say more.
+async fn exchange(
+    channel: Channel,
+    frames: &[proto::Frame],
+) -> Result<(mpsc::Sender<proto::Frame>, Streaming<proto::Frame>), Status> {
+    let (say, said) = mpsc::channel(8);
+    for frame in frames {
+        say.send(frame.clone()).await.unwrap();
+    }
+    let response = StageClient::new(channel).exchange(ReceiverStream::new(said)).await?;
+    Ok((say, response.into_inner()))
+}
+
+fn greeting(name: &str, trainer: bool) -> String {
+    let me = Mate { name: name.into(), addr: "a:1".into(), host: String::new() };
+    let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
+    serde_json::to_string(&Hello { me, role }).unwrap()
+}
+
+/// A stream to a conductor that begins with `json`.
+async fn join(
+    channel: Channel,
+    json: String,
+) -> Result<(mpsc::Sender<proto::Said>, Streaming<proto::Said>), Status> {
+    let (say, said) = mpsc::channel(8);
+    // Signs of life may come before the hello.
+    say.send(proto::Said::default()).await.unwrap();
+    say.send(proto::Said { json }).await.unwrap();
+    let client = &mut TrainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let response = client.join(ReceiverStream::new(said)).await?;
+    Ok((say, response.into_inner()))
+}
+
+/// The refusal that a stream ends with; none when something else comes, or nothing does.
+async fn refusal<T>(stream: &mut Streaming<T>) -> Option<Status> {
+    timeout(PATIENCE, stream.message()).await.unwrap().err()
+}
+
+/// One call with a certificate for `role`, as a process with that role would make it. None when it is let in.
+async fn call(world: &mut World, rpc: Rpc, role: Role) -> Option<Status> {
+    let channel = world.channel(&world.certificate(role, "a")).await;
+    let conductor = |channel| TrainClient::new(channel);
+    match rpc {
+        Rpc::Exchange => match exchange(channel, &[hello("a", 1, role == Role::Gateway), ping()]).await {
+            Ok(_stream) => {
+                let event = world.next_frame().await;
+                assert!(matches!(event.from, Sender::Gateway(_)) == (role == Role::Gateway));
+                None
+            }
+            Err(status) => Some(status),
+        },
+        Rpc::GetStatus => ControlClient::new(channel).get_status(proto::StatusRequest {}).await.err(),
+        Rpc::Assign => ControlClient::new(channel).assign(proto::Assignment::default()).await.err(),
+        Rpc::PushTopology => {
+            ControlClient::new(channel).push_topology(proto::TopologyPush::default()).await.err()
+        }
+        Rpc::Drain => ControlClient::new(channel).drain(proto::DrainRequest { deadline_ms: 1 }).await.err(),
+        Rpc::Join => match join(channel, greeting("a", role == Role::Trainer)).await {
+            Ok(_stream) => {
+                let opened = world.next_at_conductor().await;
+                assert!(matches!(opened, ConductorInbound::Opened(_, caller, ..) if caller.role == role));
+                None
+            }
+            Err(status) => Some(status),
+        },
+        Rpc::Observe | Rpc::Suspend => {
+            let mut client = conductor(channel);
+            let asked = tokio::spawn(async move {
+                match rpc {
+                    Rpc::Observe => client.observe(proto::ObserveRequest {}).await.err(),
+                    _ => client.suspend(proto::SuspendRequest {}).await.err(),
+                }
+            });
+            if !rpc.callers().contains(&role) {
+                return asked.await.unwrap();
+            }
+            match world.next_at_conductor().await {
+                ConductorInbound::Observe(caller, answer) | ConductorInbound::Suspend(caller, answer) => {
+                    assert_eq!(caller.role, role);
+                    answer.send(String::new()).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+            asked.await.unwrap()
+        }
+        Rpc::Compute => TrainStageClient::new(channel).compute(proto::ComputeRequest::default()).await.err(),
+        Rpc::Pull => TrainStageClient::new(channel).pull(proto::PullRequest::default()).await.err(),
+    }
+}
+
+#[tokio::test]
+async fn every_call_is_for_the_roles_of_the_table_and_changes_nothing_for_others() {
+    let mut world = World::new().await;
+    for rpc in Rpc::ALL {
+        for role in Role::ALL {
+            let refused = call(&mut world, rpc, role).await;
+            if rpc.callers().contains(&role) {
+                assert!(refused.is_none(), "{rpc} by {role}: {refused:?}");
+                world.reached();
+            } else {
+                let status = refused.unwrap_or_else(|| panic!("{rpc} by {role} is let in"));
+                assert_eq!(status.code(), Code::PermissionDenied, "{rpc} by {role}: {status:?}");
+                assert!(status.message().starts_with(&format!("{role} a may not call {rpc}: only ")));
+                assert_eq!(world.reached(), [], "{rpc} by {role}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_table_has_every_call_there_is() {
+    let (mut service, mut all) = ("", Vec::new());
+    for line in include_str!("../proto/dunlin.proto").lines() {
+        let words: Vec<&str> = line.split([' ', '(']).filter(|word| !word.is_empty()).collect();
+        match words[..] {
+            ["service", name, ..] => service = name,
+            ["rpc", name, ..] => all.push(format!("{service}.{name}")),
+            _ => {}
+        }
+    }
+    all.sort();
+    let mut table = Rpc::ALL.map(|rpc| rpc.to_string());
+    table.sort();
+    assert_eq!(all, table);
+}
+
+#[tokio::test]
+async fn a_hello_says_what_the_certificate_says() {
+    let mut world = World::new().await;
+    for (role, certificate, said, gateway) in [
+        (Role::Stage, "peer-1", "peer-2", false),
+        (Role::Stage, "peer-1", "peer-1-a", false),
+        (Role::Stage, "gateway", "gateway", true),
+        (Role::Gateway, "gateway", "gateway", false),
+        (Role::Gateway, "gateway", "gateways", true),
+        (Role::Gateway, "gateway", "", true),
+    ] {
+        let channel = world.channel(&world.certificate(role, certificate)).await;
+        let refused = exchange(channel, &[hello(said, 1, gateway), ping()]).await.err();
+        let refused = refused.unwrap_or_else(|| panic!("{role} {certificate} is let in as {said}"));
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("its certificate does not say"), "{refused:?}");
+    }
+    for (role, certificate, said, trainer) in [
+        (Role::Peer, "peer-1", "peer-2", false),
+        (Role::Peer, "peer-1", "peer-1", true),
+        (Role::Trainer, "trainer-1", "trainer-1", false),
+        (Role::Trainer, "trainer-1", "trainer-1-a", true),
+    ] {
+        let channel = world.channel(&world.certificate(role, certificate)).await;
+        let (_say, mut stream) = join(channel, greeting(said, trainer)).await.unwrap();
+        let refused =
+            refusal(&mut stream).await.unwrap_or_else(|| panic!("{certificate} is let in as {said}"));
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("its certificate does not say"), "{refused:?}");
+    }
+    assert_eq!(world.reached(), []);
+    // The gateways of a Deployment share a certificate.
+    let channel = world.channel(&world.certificate(Role::Gateway, "gateway")).await;
+    let _stream = exchange(channel, &[hello("gateway-5d8f7c9b4-x7x7x", 3, true), ping()]).await.unwrap();
+    let from = world.next_frame().await.from;
+    assert!(
+        matches!(from, Sender::Gateway(id) if id.name == "gateway-5d8f7c9b4-x7x7x" && id.incarnation == 3)
+    );
+}
+
+#[tokio::test]
+async fn nobody_takes_the_name_of_somebody_who_lives_but_the_one_who_has_it() {
+    let mut world = World::new().await;
+    let (own, other) = (world.certificate(Role::Stage, "peer-1"), world.certificate(Role::Stage, "peer-1"));
+    let begin = [hello("peer-1", 0, false), ping()];
+    let (_say, mut first) = exchange(world.channel(&own).await, &begin).await.unwrap();
+    let me = world.next_frame().await.from;
+    let thief = exchange(world.channel(&other).await, &begin).await.err().unwrap();
+    assert_eq!(thief.code(), Code::PermissionDenied);
+    assert!(thief.message().contains("is here already"), "{thief:?}");
+    let pong = dunlin_protocol::Frame::Pong { seq: 7, load: Default::default(), held: Vec::new() };
+    assert!(world.inbound.reply(&me, &pong));
+    assert!(first.message().await.unwrap().is_some(), "the living one still gets its answers");
+    // It dials again, before its first stream is known to be broken.
+    let (say, mut second) = exchange(world.channel(&own).await, &begin).await.unwrap();
+    world.next_frame().await;
+    assert!(world.inbound.reply(&me, &pong));
+    assert!(second.message().await.unwrap().is_some(), "answers go to its newest stream");
+    drop((_say, first));
+    assert!(world.inbound.reply(&me, &pong), "the end of the older stream is not the end of the newer one");
+    // Once it is gone its name is free.
+    drop((say, second));
+    let mut takes = exchange(world.channel(&other).await, &begin).await;
+    while let Err(status) = takes {
+        assert_eq!(status.code(), Code::PermissionDenied);
+        tokio::task::yield_now().await;
+        takes = exchange(world.channel(&other).await, &begin).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_to_the_conductor_is_nobody_elses_either() {
+    let mut world = World::new().await;
+    let (own, other) = (world.certificate(Role::Peer, "peer-1"), world.certificate(Role::Peer, "peer-1"));
+    let (_say, mut first) = join(world.channel(&own).await, greeting("peer-1", false)).await.unwrap();
+    let ConductorInbound::Opened(_, _, _, sayer) = world.next_at_conductor().await else { panic!() };
+    let (_thief, mut stream) = join(world.channel(&other).await, greeting("peer-1", false)).await.unwrap();
+    let refused = refusal(&mut stream).await.unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("is here already"), "{refused:?}");
+    sayer.send("still you".to_owned()).await.unwrap();
+    loop {
+        let said = timeout(PATIENCE, first.message()).await.unwrap().unwrap().unwrap();
+        if !said.json.is_empty() {
+            assert_eq!(said.json, "still you");
+            break;
+        }
+    }
+    let _again = join(world.channel(&own).await, greeting("peer-1", false)).await.unwrap();
+    let ConductorInbound::Opened(_, caller, hello, _) = world.next_at_conductor().await else { panic!() };
+    assert_eq!((&*caller.name, hello.me.name.as_str()), ("peer-1", "peer-1"));
+}
+
+#[tokio::test]
+async fn frames_that_are_not_the_callers_to_send_close_its_stream() {
+    let mut world = World::new().await;
+    let close = proto::Frame { body: Some(Body::Close(proto::Close { session: 1, attempt: 1 })) };
+    let channel = world.channel(&world.certificate(Role::Stage, "peer-1")).await;
+    let (_say, mut stream) = exchange(channel, &[hello("peer-1", 0, false), close]).await.unwrap();
+    let refused = refusal(&mut stream).await.unwrap();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::PermissionDenied, "only its gateway closes a session")
+    );
+    assert_eq!(world.reached(), []);
+}
+
+#[tokio::test]
+async fn strangers_do_not_get_in() {
+    let mut world = World::new().await;
+    let elsewhere = Authority::generate("elsewhere").unwrap();
+    let mut foreign = elsewhere.issue(Role::Operator, &["operator".to_owned()]).unwrap();
+    foreign.authority = world.authority.certificate().to_owned();
+    for tls in [Some(foreign), None] {
+        // A server may notice only with the first words.
+        let outcome = match world.try_channel(tls).await {
+            Err(_) => continue,
+            Ok(channel) => ControlClient::new(channel).get_status(proto::StatusRequest {}).await,
+        };
+        assert_ne!(outcome.err().map(|status| status.code()), None);
+    }
+    assert_eq!(world.reached(), []);
+}
+
+/// As the operator issued them before certificates had roles.
+#[tokio::test]
+async fn a_certificate_without_a_role_is_good_for_nothing() {
+    let mut world = World::new().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let issuer_key = rcgen::KeyPair::from_pem(world.authority.key()).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(world.authority.certificate(), issuer_key).unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["peer-1".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "peer-1");
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    let authority = world.authority.certificate().to_owned();
+    let tls = TlsFiles { authority, certificate, key: key.serialize_pem() };
+    let mut client = ControlClient::new(world.channel(&tls).await);
+    let refused = client.get_status(proto::StatusRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("peer-1 does not have exactly one known role"), "{refused:?}");
+    assert_eq!(world.reached(), []);
+}
