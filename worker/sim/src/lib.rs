@@ -5,9 +5,11 @@
 //!
 //! * [`model`] the fake model and engine
 //! * [`world`] events, faults, and what must hold
+//! * `impostors` frames of sessions of others
 //! * [`replay`] another simulation: a training swarm on a recorded spot trace
 //! * [`training`] the same for a swarm that trains
 
+mod impostors;
 pub mod latency;
 pub mod model;
 pub mod replay;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use dunlin_planner::{Layers, Load, ModelId, PeerName, PeerState, Topology, TopologyPeer};
 use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
-    Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Open, SamplingParams,
+    Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Open, SamplingParams, Sender,
     SessionId, StageConfig, StageEffect, StageNode,
 };
 
+use crate::impostors;
 use crate::model::{Engine, HIDDEN, expected, mix};
 
 const LAYERS: u32 = 6;
@@ -36,6 +37,8 @@ pub struct Scenario {
     pub pages: usize,
     /// A fault that no swarm may have: peers pass sessions on without their adapter.
     pub loses_adapters: bool,
+    /// A peer and a gateway that are on no route send false frames of the sessions of others.
+    pub impostors: bool,
     /// Keep a trace.
     pub trace: bool,
 }
@@ -51,6 +54,7 @@ impl Scenario {
             faults: (mix(seed, 3) % 6) as u32,
             pages: if mix(seed, 4).is_multiple_of(4) { 60 } else { 1000 },
             loses_adapters: false,
+            impostors: false,
             trace: false,
         }
     }
@@ -65,6 +69,8 @@ pub struct Outcome {
     pub faults: u32,
     /// Sessions that went on after a disturbance.
     pub recoveries: u32,
+    /// False frames of impostors that were refused.
+    pub refused: u32,
     /// Largest number of frames on their way at once.
     pub in_flight_max: usize,
     /// What happened, if asked for.
@@ -77,6 +83,10 @@ impl Outcome {
     pub fn verdict(&self) -> String {
         self.violations.first().cloned().unwrap_or_else(|| "ok".to_owned())
     }
+}
+
+fn gateway_id(id: u64) -> GatewayId {
+    GatewayId { name: format!("g{}", id % 2), incarnation: id }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -254,7 +264,7 @@ impl World {
 
     fn start_gateway(&mut self, id: u64) {
         let core = GatewayCore::new(GatewayConfig {
-            id: GatewayId { name: format!("g{}", id % 2), incarnation: id },
+            id: gateway_id(id),
             running_max: 4,
             queue_max: 8,
             stall_ms: 2000,
@@ -437,10 +447,17 @@ impl World {
                 if peer.deaf && matches!(frame, Frame::Rows { .. }) {
                     return;
                 }
+                if self.scenario.impostors {
+                    impostors::disturb(&mut peer.node, &frame, now, &mut self.out);
+                }
                 let mut effects = Vec::new();
                 let mut pong = None;
+                let sender = match &from {
+                    Who::Gateway(id) => Sender::Gateway(gateway_id(*id)),
+                    Who::Peer(name) => Sender::Peer(name.clone()),
+                };
                 if let Who::Gateway(id) = from {
-                    let gateway = GatewayId { name: format!("g{}", id % 2), incarnation: id };
+                    let gateway = gateway_id(id);
                     peer.node.heard(&gateway, now);
                     if let Frame::Ping { seq, .. } = frame {
                         let load = Load {
@@ -452,10 +469,10 @@ impl World {
                         };
                         pong = Some((id, Frame::Pong { seq, load, held: peer.node.held_of(&gateway) }));
                     } else {
-                        peer.node.frame(frame, now, &mut effects);
+                        peer.node.frame(&sender, frame, now, &mut effects);
                     }
                 } else {
-                    peer.node.frame(frame, now, &mut effects);
+                    peer.node.frame(&sender, frame, now, &mut effects);
                 }
                 if let Some((id, frame)) = pong {
                     self.send(Who::Peer(name.clone()), Who::Gateway(id), frame);
@@ -477,6 +494,10 @@ impl World {
                     if self.exists(&to) {
                         self.send(Who::Peer(name.clone()), to, frame);
                     }
+                }
+                // Nobody lies here: whatever is late, doubled or stale is still its sender's to send.
+                StageEffect::Forbidden { from, rule } => {
+                    self.out.violations.push(format!("{from} to {name}: {rule}"));
                 }
                 StageEffect::Compute(job) => {
                     let after = 1 + self.draw(3);

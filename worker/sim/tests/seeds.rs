@@ -39,6 +39,17 @@ fn a_session_that_is_passed_on_without_its_adapter_is_found() {
 }
 
 #[test]
+fn impostors_are_refused_and_change_no_token() {
+    let mut refused = 0;
+    for seed in 0..300 {
+        let outcome = run(&Scenario { impostors: true, ..Scenario::from_seed(seed) });
+        assert_eq!(outcome.violations, [""; 0], "seed {seed}");
+        refused += outcome.refused;
+    }
+    assert!(refused > 10_000, "{refused}");
+}
+
+#[test]
 fn a_seed_gives_the_same_run_again() {
     for seed in [3, 17, 99] {
         let trace = || run(&Scenario { trace: true, ..Scenario::from_seed(seed) }).trace;

@@ -190,7 +190,7 @@ impl Stage {
                 // A caller whose stream is full or gone finds out by itself.
                 let _ = self.inbound.reply(&event.from, &Frame::Pong { seq, load: self.load(), held });
             }
-            frame => self.node.frame(frame, now_ms, out),
+            frame => self.node.frame(&event.from, frame, now_ms, out),
         }
     }
 
@@ -283,6 +283,10 @@ impl Stage {
                         self.links.hang_up(&name);
                         self.node.link_down(&name, &mut more);
                     }
+                    true
+                }
+                StageEffect::Forbidden { from, rule } => {
+                    self.inbound.close(&from, rule);
                     true
                 }
                 StageEffect::Compute(job) => self.command(Command::Job(job)),

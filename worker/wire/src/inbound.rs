@@ -1,10 +1,11 @@
 //! Incoming streams: frames go to one task, answers find the stream of whoever asked.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::{Frame, GatewayId, Sender};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,13 +35,18 @@ pub struct InboundEvent {
     pub frame: Frame,
 }
 
-type Replies = mpsc::Sender<Result<proto::Frame, Status>>;
+/// The way back to a caller.
+struct Back {
+    replies: mpsc::Sender<Result<proto::Frame, Status>>,
+    /// Nothing more is taken from it.
+    closed: Arc<Notify>,
+}
 
 /// The server of [`Stage`](proto::stage_server::Stage) and the way back to its callers.
 #[derive(Clone)]
 pub struct Inbound {
     events: mpsc::Sender<InboundEvent>,
-    callers: Present<Sender, Replies>,
+    callers: Present<Sender, Back>,
 }
 
 /// The tonic service.
@@ -62,8 +68,18 @@ impl Inbound {
     /// Sends a frame to a caller. False when it has no stream or does not keep up; it then learns from the gap, or from silence.
     #[must_use]
     pub fn reply(&self, to: &Sender, frame: &Frame) -> bool {
-        let sent = self.callers.with(to, |caller| caller.try_send(Ok(to_wire(frame))).is_ok());
+        let sent = self.callers.with(to, |back| back.replies.try_send(Ok(to_wire(frame))).is_ok());
         sent.unwrap_or(false)
+    }
+
+    /// Ends the stream of a caller that broke `rule`.
+    pub fn close(&self, caller: &Sender, rule: &'static str) {
+        warn!("the stream of {caller} is closed: {rule}");
+        self.callers.with(caller, |back| {
+            // A caller that does not read learns from the end of the stream.
+            let _ = back.replies.try_send(Err(Status::permission_denied(rule)));
+            back.closed.notify_one();
+        });
     }
 }
 
@@ -86,19 +102,21 @@ impl proto::stage_server::Stage for Inbound {
         };
         let from = sender(&caller, hello)?;
         let (replies, outgoing) = mpsc::channel(QUEUE_MAX);
-        let entry = self.callers.enter(from.clone(), &caller, replies.clone(), STREAMS_MAX)?;
+        let closed = Arc::<Notify>::default();
+        let back = Back { replies, closed: Arc::clone(&closed) };
+        let entry = self.callers.enter(from.clone(), &caller, back, STREAMS_MAX)?;
         let events = self.events.clone();
         tokio::spawn(async move {
             // As long as this runs, answers find the stream.
             let _entry = entry;
-            while let Ok(Some(frame)) = incoming.message().await {
+            loop {
+                let frame = tokio::select! {
+                    biased;
+                    () = closed.notified() => break,
+                    frame = incoming.message() => frame,
+                };
+                let Ok(Some(frame)) = frame else { break };
                 let Ok(frame) = from_wire(frame) else { break };
-                if let Err(rule) = from.may_send(&frame) {
-                    warn!("the stream of {from} is closed: {rule}");
-                    // A caller that does not read learns from the end of the stream.
-                    let _ = replies.try_send(Err(Status::permission_denied(rule)));
-                    break;
-                }
                 if events.send(InboundEvent { from: from.clone(), frame }).await.is_err() {
                     break;
                 }

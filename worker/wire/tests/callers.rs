@@ -364,16 +364,16 @@ async fn a_stream_to_the_conductor_is_nobody_elses_either() {
 }
 
 #[tokio::test]
-async fn frames_that_are_not_the_callers_to_send_close_its_stream() {
+async fn a_caller_that_breaks_a_rule_is_told_and_heard_no_more() {
     let mut world = World::new().await;
-    let close = proto::Frame { body: Some(Body::Close(proto::Close { session: 1, attempt: 1 })) };
     let channel = world.channel(&world.certificate(Role::Stage, "peer-1")).await;
-    let (_say, mut stream) = exchange(channel, &[hello("peer-1", 0, false), close]).await.unwrap();
+    let (say, mut stream) = exchange(channel, &[hello("peer-1", 0, false), ping()]).await.unwrap();
+    let from = world.next_frame().await.from;
+    world.inbound.close(&from, "rows come from the hop before");
     let refused = refusal(&mut stream).await.unwrap();
-    assert_eq!(
-        (refused.code(), refused.message()),
-        (Code::PermissionDenied, "only its gateway closes a session")
-    );
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(refused.message(), "rows come from the hop before");
+    timeout(PATIENCE, say.closed()).await.unwrap();
     assert_eq!(world.reached(), []);
 }
 

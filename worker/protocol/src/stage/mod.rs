@@ -148,6 +148,13 @@ pub enum StageEffect {
         /// First position to forget.
         to: Position,
     },
+    /// End the stream of a caller that sent what is not its to send; nothing else came of it.
+    Forbidden {
+        /// Whose.
+        from: Sender,
+        /// The rule that it broke.
+        rule: &'static str,
+    },
     /// Forget the KV cache.
     Free {
         /// Which session.

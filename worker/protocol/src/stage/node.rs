@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use dunlin_planner::{Layers, PeerName, Position};
 
-use super::{Computed, Destination, Input, Job, Journal, Output, SampleRequest, StageConfig, StageEffect};
+use super::{
+    Computed, Destination, Input, Job, Journal, Output, SampleRequest, Sender, StageConfig, StageEffect,
+};
 use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
 use crate::sampling::{FinishReason, SamplingParams};
 
@@ -144,10 +146,38 @@ impl StageNode {
         });
     }
 
-    /// A frame of a session arrived. Pings are the shell's.
-    pub fn frame(&mut self, frame: Frame, now_ms: u64, out: &mut Vec<StageEffect>) {
+    /// A frame of a session arrived from `from`. Pings are the shell's.
+    pub fn frame(&mut self, from: &Sender, frame: Frame, now_ms: u64, out: &mut Vec<StageEffect>) {
+        if let Err(rule) = from.may_send(&frame).and_then(|()| self.may_send(from, &frame)) {
+            out.push(StageEffect::Forbidden { from: from.clone(), rule });
+            return;
+        }
         self.local.push_back(frame);
         self.settle(now_ms, out);
+    }
+
+    /// Whether `frame` is `from`'s to send, as its session is routed. What is of another attempt is ignored anyway.
+    fn may_send(&self, from: &Sender, frame: &Frame) -> Result<(), &'static str> {
+        let session = |id: &SessionId| self.sessions.get(id);
+        let routed = |id, attempt: &Attempt| session(id).filter(|s| s.attempt == *attempt);
+        let is = |hop: Option<&Hop>| {
+            hop.is_some_and(|hop| matches!(from, Sender::Peer(name) if *name == hop.peer))
+        };
+        let (fine, rule) = match frame {
+            Frame::Rows { session, attempt, index, .. } => {
+                let before = |s: &Session| is(index.checked_sub(1).and_then(|i| s.route.get(i as usize)));
+                (routed(session, attempt).is_none_or(before), "rows come from the hop before")
+            }
+            Frame::Token { session, attempt, .. } => {
+                (routed(session, attempt).is_none_or(|s| is(s.route.last())), "tokens come from the last hop")
+            }
+            Frame::Close { session: id, .. } => {
+                let own = |s: &Session| matches!(from, Sender::Gateway(gateway) if *gateway == s.gateway);
+                (session(id).is_none_or(own), "only its gateway closes a session")
+            }
+            _ => return Ok(()),
+        };
+        if fine { Ok(()) } else { Err(rule) }
     }
 
     /// Handles frames until none to this peer itself is left.
