@@ -20,6 +20,10 @@ pub const ROLE: &str = "dunlin.dev/role";
 pub const EPOCH: &str = "dunlin.dev/epoch";
 /// Fingerprint of the model source and device a worker was started with: another one means another pod.
 pub const TEMPLATE: &str = "dunlin.dev/template";
+/// What the certificate of a pod says beside its name: [`CERTIFICATE_ROLE`]. Pods of operators before there were roles do not have the label.
+pub const CERTIFICATE: &str = "dunlin.dev/certificate";
+/// It says the role.
+pub const CERTIFICATE_ROLE: &str = "role";
 /// Role of a worker that holds layers.
 pub const ROLE_STAGE: &str = "stage";
 /// Role of a worker that answers clients.

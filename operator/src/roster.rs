@@ -81,6 +81,8 @@ pub struct Evidence<'a> {
     pub unreachable: &'a BTreeSet<String>,
     /// Peers of the topology that an earlier operator published and that have never answered us.
     pub mute: &'a BTreeSet<String>,
+    /// Peers that serve until others have taken their place.
+    pub superseded: &'a BTreeSet<String>,
     /// Peers for which there has been no node for long.
     pub homeless: &'a BTreeSet<String>,
     /// They say nothing to us: their readiness probe does.
@@ -206,6 +208,9 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
     if worker.template != desired.template {
         return Standing::Outdated;
     }
+    if evidence.superseded.contains(&worker.name) {
+        return Standing::Leaving;
+    }
     let state = answer.and_then(|a| a.report.as_ref()).map(|r| r.state);
     match (&worker.phase, state) {
         (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Standing::Leaving,
@@ -249,6 +254,7 @@ mod tests {
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
+            superseded: &BTreeSet::new(),
             homeless: &BTreeSet::new(),
             by_probe: false,
             dispensable: &|_| dispensable,
@@ -380,6 +386,7 @@ mod tests {
             answers: &world.answers,
             unreachable: &BTreeSet::new(),
             mute: &BTreeSet::new(),
+            superseded: &BTreeSet::new(),
             homeless: &BTreeSet::new(),
             by_probe: false,
             dispensable: &|_| false,

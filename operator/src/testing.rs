@@ -116,6 +116,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         uid: format!("uid-{name}"),
         pool: pool.into(),
         template: "t".into(),
+        has_role: true,
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use dunlin_wire::authority::AuthorityError;
-use dunlin_wire::{Authority, TlsFiles};
+use dunlin_wire::{Authority, Caller, Role, TlsFiles};
 use k8s_openapi::ByteString;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -67,6 +69,17 @@ pub fn leaf_secret(owner: &Owner, name: &str, role: &str, leaf: &TlsFiles) -> Va
     })
 }
 
+/// Whether `data` of a leaf's Secret has a certificate of `authority` with `role`. An authority may be new, and older operators gave no roles.
+#[must_use]
+pub fn is_current(data: &BTreeMap<String, ByteString>, authority: &Authority, role: Role) -> bool {
+    let caller = || {
+        let certificate = CertificateDer::from_pem_slice(&data.get("tls.crt")?.0).ok()?;
+        Caller::from_certificate(&certificate).ok()
+    };
+    data.get("ca.crt").is_some_and(|ca| ca.0 == authority.certificate().as_bytes())
+        && caller().is_some_and(|caller| caller.role == role)
+}
+
 /// Names in the certificate of a worker. The last one is what the operator expects.
 #[must_use]
 pub fn worker_names(owner: &Owner, pod: &str) -> [String; 2] {
@@ -102,11 +115,9 @@ fn data<const N: usize>(files: [(&str, &str); N]) -> BTreeMap<String, ByteString
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_wire::{Caller, Role};
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier;
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::pki_types::{ServerName, UnixTime};
 
     use super::*;
     use crate::testing::owner;
@@ -167,6 +178,22 @@ mod tests {
         ] {
             assert!(verify(&swarm, &leaf, name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_leaf_of_an_older_operator_or_another_authority_is_not_current() {
+        let (ours, theirs) = (generate(&owner()).unwrap(), generate(&owner()).unwrap());
+        let data = |leaf: &TlsFiles| {
+            let secret = leaf_secret(&owner(), "smollm2-gateway-tls", "gateway", leaf);
+            serde_json::from_value::<k8s_openapi::api::core::v1::Secret>(secret).unwrap().data.unwrap()
+        };
+        let leaf = ours.issue(Role::Gateway, &gateway_names(&owner())).unwrap();
+        assert!(is_current(&data(&leaf), &ours, Role::Gateway));
+        assert!(!is_current(&data(&leaf), &ours, Role::Stage));
+        assert!(!is_current(&data(&leaf), &theirs, Role::Gateway));
+        // The authority's own has a name and no role, as all had once.
+        let older = TlsFiles { certificate: ours.certificate().to_owned(), ..leaf };
+        assert!(!is_current(&data(&older), &ours, Role::Gateway));
     }
 
     #[test]

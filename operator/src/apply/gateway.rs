@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
-use crate::labels::{Owner, ROLE_GATEWAY, TEMPLATE, leaf};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, ROLE_GATEWAY, TEMPLATE, leaf};
 use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
@@ -68,6 +68,7 @@ impl Gateway<'_> {
     fn deployment(&self) -> Value {
         let mut labels = self.owner.labels(ROLE_GATEWAY);
         labels.insert(TEMPLATE.to_owned(), self.template.to_owned());
+        labels.insert(CERTIFICATE.to_owned(), CERTIFICATE_ROLE.to_owned());
         let affinity = json!({
             "podAntiAffinity": apart(self.owner, ROLE_GATEWAY),
             "nodeAffinity": spot::prefer_steady(),

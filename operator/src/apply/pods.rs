@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
-use crate::labels::{EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
 use crate::spot;
 
 /// Where a volume with models is mounted.
@@ -162,6 +162,7 @@ impl WorkerPod<'_> {
         let mut metadata = self.owner.metadata(self.name, self.role);
         metadata["labels"][POOL] = json!(self.pool.name);
         metadata["labels"][TEMPLATE] = json!(self.template);
+        metadata["labels"][CERTIFICATE] = json!(CERTIFICATE_ROLE);
         if let Some(epoch) = self.epoch {
             metadata["labels"][EPOCH] = json!(epoch.to_string());
         }

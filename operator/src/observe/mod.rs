@@ -26,6 +26,8 @@ pub struct GatewayView {
     pub running: bool,
     /// Ready condition.
     pub ready: bool,
+    /// Its certificate says its role: without, stages that ask for one do not talk to it.
+    pub has_role: bool,
 }
 
 /// One swarm as the cluster shows it at one moment.
@@ -81,6 +83,7 @@ fn gateway(pod: &Pod) -> GatewayView {
         ip: status.pod_ip.filter(|ip| !ip.is_empty()),
         running,
         ready: running && ready,
+        has_role: pods::has_role(pod),
     }
 }
 

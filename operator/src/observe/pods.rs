@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 
-use crate::labels::{POOL, TEMPLATE};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POOL, TEMPLATE};
 use crate::spot;
 
 /// Characters of an error that are told.
@@ -33,6 +33,8 @@ pub struct WorkerView {
     pub pool: String,
     /// Fingerprint of what it was made from.
     pub template: String,
+    /// Its certificate says its role: without, pods that ask for one do not talk to it.
+    pub has_role: bool,
     /// Node, empty when not scheduled.
     pub node: String,
     /// Zone of the node, empty when unknown.
@@ -98,6 +100,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         uid: pod.uid().unwrap_or_default(),
         pool: label(POOL),
         template: label(TEMPLATE),
+        has_role: has_role(pod),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
@@ -108,6 +111,12 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         node_gone: node.is_some_and(|n| !n.ready),
         last_words: last_words(&status),
     }
+}
+
+/// Whether the certificate of a pod says its role.
+#[must_use]
+pub fn has_role(pod: &Pod) -> bool {
+    pod.labels().get(CERTIFICATE).is_some_and(|says| says == CERTIFICATE_ROLE)
 }
 
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.

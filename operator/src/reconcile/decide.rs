@@ -69,8 +69,14 @@ pub fn decide(
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
     let layers = layers.or(memory.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
+    // Those whose certificates say no role cannot reach the peers that take the places of theirs; so they go after all gateways like them.
+    let superseded: BTreeSet<String> =
+        view.workers.values().filter(|w| !w.has_role).map(|w| w.name.clone()).collect();
+    let gateways_renewed = view.gateways.values().all(|g| g.has_role);
     let held_without = |leaving: &BTreeSet<&str>| {
-        layers > 0 && held(view, answers, |name| !leaving.contains(name)).len() == layers as usize
+        (gateways_renewed || superseded.is_empty())
+            && layers > 0
+            && held(view, answers, |name| !leaving.contains(name)).len() == layers as usize
     };
     let hold_creation = memory.turnover.holds_creation(now);
     let roster = roster(
@@ -80,6 +86,7 @@ pub fn decide(
             answers,
             unreachable: &unreachable,
             mute: &mute,
+            superseded: &superseded,
             homeless: &homeless,
             by_probe: false,
             dispensable: &held_without,
@@ -338,6 +345,7 @@ fn facts(
 mod tests {
     use super::*;
     use crate::convert::PoolDesired;
+    use crate::observe::GatewayView;
     use crate::peers::Report;
     use crate::testing::{desired, pool, worker};
     use crate::turnover::FALLBACK_PATIENCE;
@@ -448,6 +456,37 @@ mod tests {
         }
         world.decide(4 + patience);
         assert_eq!(world.spans(), ["a [0,15)", "c [15,30)"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_of_an_operator_without_roles_go_when_others_hold_their_layers_and_all_gateways_are_new() {
+        let mut world = World::new();
+        for name in ["a", "b", "c"] {
+            world.view.workers.get_mut(name).unwrap().has_role = false;
+        }
+        let gateway = |name: &str, has_role| GatewayView {
+            name: name.to_owned(),
+            ip: None,
+            running: true,
+            ready: true,
+            has_role,
+        };
+        world.view.gateways.insert("older".into(), gateway("older", false));
+        world.view.gateways.insert("newer".into(), gateway("newer", true));
+        let decision = world.decide(4);
+        assert_eq!((decision.create.len(), decision.delete.len()), (3, 0), "they serve meanwhile");
+        for name in ["d", "e", "f"] {
+            world.join(name);
+        }
+        world.answer_all(WorkerState::Ready, 5);
+        world.decide(5);
+        world.load(6);
+        let decision = world.decide(6);
+        assert_eq!(world.spans(), ["d [0,10)", "e [10,20)", "f [20,30)"]);
+        assert_eq!((decision.create.len(), decision.delete.len()), (0, 0), "an older gateway needs them");
+        world.view.gateways.remove("older");
+        let gone: Vec<String> = world.decide(7).delete.into_iter().map(|d| d.name).collect();
+        assert_eq!(gone, ["a", "b", "c"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use dunlin_wire::Role;
 use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
-use crate::apply::certificates::{gateway_names, leaf_secret, worker_names};
+use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::gateway::Gateway;
 use crate::apply::network::GRPC_PORT;
 use crate::apply::pods::{Nodes, WorkerPod, stage_args};
@@ -96,8 +96,8 @@ async fn gateways(
     {
         let name = leaf(&owner.gateway());
         let found = context.applier.secret(&owner.namespace, &name).await?;
-        let ours = found.and_then(|s| s.data).and_then(|d| d.get("ca.crt").cloned());
-        if ours.is_none_or(|ca| ca.0 != trust.authority.certificate().as_bytes()) {
+        let data = found.and_then(|s| s.data).unwrap_or_default();
+        if !is_current(&data, &trust.authority, Role::Gateway) {
             let leaf = trust.issue(Role::Gateway, &gateway_names(owner))?;
             let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
             context.applier.apply(&secret).await?;

@@ -274,6 +274,7 @@ impl Crews {
                 answers: known.answers,
                 unreachable: &none,
                 mute: &none,
+                superseded: &none,
                 homeless,
                 by_probe: post == Post::Trainer,
                 dispensable: &|_| true,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
 use crate::convert::{PoolDesired, fingerprint, image, pools};
+use crate::labels::CERTIFICATE_ROLE;
 
 /// Where the volume with checkpoints is mounted.
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
@@ -69,7 +70,15 @@ impl Desired {
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
-            template: fingerprint(&json!([run, claims, secret, spec.data.source.volume, spec.model.source])),
+            // The last says what certificates have: pods with and without roles do not make one run.
+            template: fingerprint(&json!([
+                run,
+                claims,
+                secret,
+                spec.data.source.volume,
+                spec.model.source,
+                CERTIFICATE_ROLE
+            ])),
             config: run,
             image: image(config),
             conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes)],
