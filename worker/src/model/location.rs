@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
 use dunlin_model::{ModelError, ModelFile};
@@ -11,6 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::http::{HttpFolder, HttpSource, agent};
 use crate::cli::ModelArgs;
+
+/// How the names of downloads end that are under way.
+const PARTIAL: &str = ".partial";
 
 /// Something a user must mend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,9 +137,11 @@ fn checked_copy(url: &str, sha256: &str, cache: &Path) -> Result<PathBuf, Proble
     if response.status() != 200 {
         return Err(fail(io::Error::other(format!("the server answers HTTP {}", response.status()))));
     }
-    let partial = cache.join(format!("{sha256}.{}.partial", std::process::id()));
-    let found = copy_hashing(&mut response.into_body().into_reader(), &partial);
-    let outcome = found.map_err(fail).and_then(|found| {
+    remove_abandoned(cache);
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    let partial = cache.join(format!("{sha256}.{}.{nanos}{PARTIAL}", std::process::id()));
+    let found = download(&mut response.into_body().into_reader(), &partial);
+    let outcome = found.map_err(fail).and_then(|(_locked, found)| {
         if found == sha256 {
             return std::fs::rename(&partial, &path).map_err(fail);
         }
@@ -147,14 +153,33 @@ fn checked_copy(url: &str, sha256: &str, cache: &Path) -> Result<PathBuf, Proble
         })
     });
     if outcome.is_err() {
-        // Best effort: what is left is overwritten by the next try.
+        // Best effort: what is left is removed by the next try.
         let _ = std::fs::remove_file(&partial);
     }
     outcome.map(|()| path)
 }
 
-fn copy_hashing(from: &mut dyn Read, to: &Path) -> io::Result<String> {
-    let mut file = File::create(to)?;
+/// Downloads that nobody goes on with: their process was killed. Those that are under way are locked.
+fn remove_abandoned(cache: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let partial = path.to_str().is_some_and(|name| name.ends_with(PARTIAL));
+        if partial && File::options().write(true).open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            // Another process may have been faster.
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// Downloads into a file that stays locked as long as it is open. With the digest of what came.
+fn download(from: &mut dyn Read, to: &Path) -> io::Result<(File, String)> {
+    let file = File::create_new(to)?;
+    file.lock()?;
+    let sha256 = copy_hashing(from, &file)?;
+    Ok((file, sha256))
+}
+
+fn copy_hashing(from: &mut dyn Read, mut file: &File) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -166,4 +191,28 @@ fn copy_hashing(from: &mut dyn Read, to: &Path) -> io::Result<String> {
         file.write_all(&buffer[..count])?;
     }
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_that_nobody_goes_on_with_makes_room() {
+        let cache = tempfile::tempdir().unwrap();
+        let file = |name: &str| cache.path().join(name);
+        std::fs::write(file("a.1.2.partial"), b"half").unwrap();
+        std::fs::write(file("a.gguf"), b"whole").unwrap();
+        let under_way = File::create_new(file("b.1.2.partial")).unwrap();
+        under_way.lock().unwrap();
+        remove_abandoned(cache.path());
+        let mut left: Vec<_> = std::fs::read_dir(cache.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["a.gguf", "b.1.2.partial"]);
+        let (_locked, sha256) = download(&mut &b"abc"[..], &file("c.1.2.partial")).unwrap();
+        assert!(sha256.starts_with("ba7816bf") && file("c.1.2.partial").exists());
+    }
 }
