@@ -87,7 +87,8 @@ fn text(
 ) -> Result<ModelText, Problem> {
     let tokenizer = file.tokenizer().map_err(|error| problem(&error))?;
     let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
-    let template = ChatTemplate::new(file.chat_template().as_deref(), bos, eos).map_err(|error| Problem {
+    let source = file.chat_template().map_err(|error| problem(&error))?;
+    let template = ChatTemplate::new(source.as_deref(), bos, eos).map_err(|error| Problem {
         reason: "ModelInvalid",
         message: format!("its chat template cannot be parsed: {error:#}"),
     })?;

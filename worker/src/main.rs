@@ -6,14 +6,16 @@
 //! * [`training`] conductor, peers and trainers of a training swarm
 //! * [`replay`] a training swarm on a recorded spot trace
 //! * `random-model` writes a random Llama for tests and benchmarks
-#![allow(clippy::print_stdout, reason = "`local` and `replay` print what they are asked for")]
+//! * [`exit`] how a process ends, [`print`] what it prints
 
 mod certificates;
 mod cli;
+mod exit;
 mod gateway;
 mod health;
 mod local;
 mod model;
+mod print;
 mod replay;
 mod stage;
 mod telemetry;
@@ -21,7 +23,11 @@ mod training;
 
 use clap::Parser;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> std::process::ExitCode {
+    exit::code(&start())
+}
+
+fn start() -> anyhow::Result<()> {
     // One TLS provider for everything in this process; a second call would fail, and there is none.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args = cli::Cli::parse();

@@ -1,9 +1,10 @@
 //! `replay`: a training swarm on a recorded spot trace, in virtual time.
 
 use anyhow::Context;
-use dunlin_sim::replay::{Options, Policy, run as simulate};
+use dunlin_sim::replay::{Options, Policy, Report, run as simulate};
 
 use crate::cli::{ReplayArgs, ReplayPolicy};
+use crate::print;
 
 /// Replays a trace and prints what came of it: a table, or one line of JSON.
 ///
@@ -26,19 +27,24 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         },
     };
     let report = simulate(&options, &csv).with_context(|| args.trace.display().to_string())?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-        return Ok(());
-    }
-    println!("SHARE OF OPTIMAL  {:.2} %", 100.0 * report.share_of_optimal);
-    println!("WORST SEED        {:.2} %", 100.0 * report.share_of_optimal_min);
-    println!("OF UNDISTURBED    {:.2} %", 100.0 * report.share_of_undisturbed);
-    println!("WITHIN REACH      {:.2} %", 100.0 * report.share_reachable);
-    println!("REDONE            {:.0} peer-seconds", report.redone);
-    println!("DOWNTIME          {:.1} s", report.downtime_s);
-    println!("STATES LOST       {:.2}", report.states_lost);
-    println!("JOINS             {:.1}", report.joins);
-    println!("SWITCHES          {:.1}", report.switches);
-    println!("FETCHES           {:.1}", report.fetches);
+    let text = if args.json { serde_json::to_string(&report)? } else { table(&report) };
+    // Who reads no longer has seen enough.
+    let _ = print::line(text)?;
     Ok(())
+}
+
+fn table(report: &Report) -> String {
+    let rows = [
+        ("SHARE OF OPTIMAL", format!("{:.2} %", 100.0 * report.share_of_optimal)),
+        ("WORST SEED", format!("{:.2} %", 100.0 * report.share_of_optimal_min)),
+        ("OF UNDISTURBED", format!("{:.2} %", 100.0 * report.share_of_undisturbed)),
+        ("WITHIN REACH", format!("{:.2} %", 100.0 * report.share_reachable)),
+        ("REDONE", format!("{:.0} peer-seconds", report.redone)),
+        ("DOWNTIME", format!("{:.1} s", report.downtime_s)),
+        ("STATES LOST", format!("{:.2}", report.states_lost)),
+        ("JOINS", format!("{:.1}", report.joins)),
+        ("SWITCHES", format!("{:.1}", report.switches)),
+        ("FETCHES", format!("{:.1}", report.fetches)),
+    ];
+    rows.map(|(name, value)| format!("{name:<18}{value}")).join("\n")
 }

@@ -57,7 +57,7 @@ impl Models {
     /// What one process answers.
     fn reference(&self, question: &Question) -> Vec<u64> {
         let file = ModelFile::open_path(&self.path("base")).unwrap();
-        let template = ChatTemplate::new(file.chat_template().as_deref(), None, None).unwrap();
+        let template = ChatTemplate::new(file.chat_template().unwrap().as_deref(), None, None).unwrap();
         let text = template.render(&[json!({"role": "user", "content": question.text})]).unwrap();
         let text = file.tokenizer().unwrap().encode(&text, false).unwrap();
         let mut whole = Whole::load(&file, Pool::new(1), 1024).unwrap();

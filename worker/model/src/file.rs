@@ -14,7 +14,7 @@ use crate::error::ModelError;
 use crate::gguf;
 use crate::safetensors::{self, Dtype};
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TokenFiles, Tokenizer};
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
@@ -137,8 +137,12 @@ impl ModelFile {
             Text::Gguf(values) => Tokenizer::from_gguf(values)?,
             Text::Folder { folder, config } => {
                 let json = side_file(&**folder, "tokenizer.json", TOKENIZER_MAX)?;
-                let extra = side_json(&**folder, "tokenizer_config.json").unwrap_or(Value::Null);
-                Tokenizer::from_json(&json, config, &extra)?
+                let files = TokenFiles {
+                    config: config.clone(),
+                    tokenizer: json_if_there(&**folder, "tokenizer_config.json")?,
+                    generation: json_if_there(&**folder, "generation_config.json")?,
+                };
+                Tokenizer::from_json(&json, &files)?
             }
         };
         if tokenizer.vocab_size() > self.config.vocab {
@@ -148,16 +152,63 @@ impl ModelFile {
         Ok(tokenizer)
     }
 
-    /// The chat template (Jinja), if it has one.
-    #[must_use]
-    pub fn chat_template(&self) -> Option<String> {
+    /// Has it a tokenizer, known here or not?
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub fn has_tokenizer(&self) -> Result<bool, ModelError> {
         match &self.text {
-            Text::Gguf(values) => values.get("tokenizer.chat_template")?.as_text().map(str::to_owned),
+            Text::Gguf(values) => Ok(values.contains_key("tokenizer.ggml.tokens")),
             Text::Folder { folder, .. } => {
-                let config = side_json(&**folder, "tokenizer_config.json").ok()?;
-                config["chat_template"].as_str().map(str::to_owned)
+                for name in ["tokenizer.json", "tokenizer.model", "vocab.json"] {
+                    if folder.open(name)?.is_some() {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
             }
         }
+    }
+
+    /// The folder with its files, if it is one.
+    #[must_use]
+    pub fn folder(&self) -> Option<&dyn Folder> {
+        match &self.text {
+            Text::Gguf(_) => None,
+            Text::Folder { folder, .. } => Some(&**folder),
+        }
+    }
+
+    /// The chat template (Jinja), if it has one: as transformers looks for it, `chat_template.jinja` before that in `tokenizer_config.json`, and
+    /// of several there the one named `default`.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn chat_template(&self) -> Result<Option<String>, ModelError> {
+        let folder = match &self.text {
+            Text::Gguf(values) => {
+                let template = values.get("tokenizer.chat_template");
+                return Ok(template.and_then(|t| t.as_text().map(str::to_owned)));
+            }
+            Text::Folder { folder, .. } => &**folder,
+        };
+        if let Some(bytes) = file_if_there(folder, "chat_template.jinja", CONFIG_MAX)? {
+            let file = format!("{}/chat_template.jinja", folder.describe());
+            let wrong = |error: std::string::FromUtf8Error| ModelError::Malformed {
+                file,
+                format: "UTF-8",
+                what: error.to_string(),
+            };
+            return String::from_utf8(bytes).map(Some).map_err(wrong);
+        }
+        Ok(match &json_if_there(folder, "tokenizer_config.json")?["chat_template"] {
+            Value::String(template) => Some(template.clone()),
+            Value::Array(named) => {
+                let default = named.iter().find(|t| t["name"] == "default");
+                default.and_then(|t| t["template"].as_str().map(str::to_owned))
+            }
+            _ => None,
+        })
     }
 
     /// Bytes in the file of one decoder block.
@@ -364,6 +415,25 @@ fn side_file(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Vec<u8>,
     let read = file.read_at(0, &mut bytes);
     read.map_err(|source| ModelError::Read { what: file.describe(), source })?;
     Ok(bytes)
+}
+
+/// A file of a folder, if it is there; it must not be longer than `bytes_max`.
+///
+/// # Errors
+/// When it cannot be read, or is too long.
+pub fn file_if_there(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, ModelError> {
+    if folder.open(name)?.is_none() {
+        return Ok(None);
+    }
+    side_file(folder, name, bytes_max).map(Some)
+}
+
+/// A file of JSON, null if it is not there.
+fn json_if_there(folder: &dyn Folder, name: &str) -> Result<Value, ModelError> {
+    match folder.open(name)? {
+        None => Ok(Value::Null),
+        Some(_) => side_json(folder, name),
+    }
 }
 
 pub(crate) fn side_json(folder: &dyn Folder, name: &str) -> Result<Value, ModelError> {

@@ -15,9 +15,33 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Bytes of every token; none for special ones.
     bytes: Vec<Vec<u8>>,
+    special: Special,
+}
+
+/// Tokens that stand for no text.
+#[derive(Clone, Debug, Default)]
+struct Special {
+    /// Begins sequences.
     bos: Option<u32>,
-    eos: Vec<u32>,
+    /// Whether a prompt that is no chat begins with it.
     add_bos: bool,
+    /// End an answer, in order.
+    ends: Vec<u32>,
+    /// What a chat template calls the end of a sequence.
+    eos: Option<u32>,
+    /// Ends a document of training data.
+    document_end: Option<u32>,
+}
+
+/// The files of a folder that say which tokens begin and end sequences; those that are not there are null.
+#[derive(Clone, Debug, Default)]
+pub struct TokenFiles {
+    /// `config.json`.
+    pub config: Value,
+    /// `tokenizer_config.json`.
+    pub tokenizer: Value,
+    /// `generation_config.json`.
+    pub generation: Value,
 }
 
 /// Splits of the pre-tokenizers that GGUF names, as regular expressions.
@@ -96,33 +120,52 @@ impl Tokenizer {
             ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
         eos.dedup();
         let add_bos = get("add_bos_token").and_then(gguf::Value::as_u32).unwrap_or(0) == 1;
-        Self::build(&json, id("bos_token_id"), eos, add_bos)
+        let first = eos.first().copied();
+        let special =
+            Special { bos: id("bos_token_id"), add_bos, eos: first, document_end: first, ends: eos };
+        Ok(Self { special, ..Self::build(&json)? })
     }
 
-    /// From `tokenizer.json`, with `config.json` and `tokenizer_config.json` for the ids that begin and end sequences.
+    /// From `tokenizer.json`, with the files that say which tokens begin and end sequences.
+    ///
+    /// As in transformers, the names in `tokenizer_config.json` are what a template calls `bos_token` and `eos_token`; answers end with what
+    /// `generation_config.json` says, `config.json` and `tokenizer_config.json` too.
     ///
     /// # Errors
     /// When the `tokenizers` crate does not take it.
-    pub fn from_json(json: &[u8], config: &Value, extra: &Value) -> Result<Self, ModelError> {
+    pub fn from_json(json: &[u8], files: &TokenFiles) -> Result<Self, ModelError> {
         let json: Value =
             serde_json::from_slice(json).map_err(|e| unusable(format!("tokenizer.json: {e}")))?;
+        let out = Self::build(&json)?;
+        let TokenFiles { config, tokenizer, generation } = files;
         let ids = |value: &Value| -> Vec<u32> {
             let one = value.as_u64().into_iter();
             let many = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
             one.chain(many).filter_map(|id| u32::try_from(id).ok()).collect()
         };
-        let bos = ids(&config["bos_token_id"]).first().copied();
-        let mut eos = ids(&config["eos_token_id"]);
-        let named = extra["eos_token"].as_str().or_else(|| extra["eos_token"]["content"].as_str());
-        let mut out = Self::build(&json, bos, Vec::new(), extra["add_bos_token"].as_bool().unwrap_or(false))?;
-        eos.extend(named.and_then(|name| out.inner.token_to_id(name)));
-        eos.sort_unstable();
-        eos.dedup();
-        out.eos = eos;
-        Ok(out)
+        let named = |key: &str| {
+            let name = tokenizer[key].as_str().or_else(|| tokenizer[key]["content"].as_str());
+            name.and_then(|name| out.inner.token_to_id(name))
+        };
+        // A file that says `null` means none.
+        let bos = match tokenizer.get("bos_token") {
+            Some(_) => named("bos_token"),
+            None => ids(&config["bos_token_id"]).first().copied(),
+        };
+        let mut of_documents = ids(&config["eos_token_id"]);
+        of_documents.extend(named("eos_token"));
+        of_documents.sort_unstable();
+        let document_end = of_documents.first().copied();
+        let mut ends = of_documents;
+        ends.extend(ids(&generation["eos_token_id"]));
+        ends.sort_unstable();
+        ends.dedup();
+        let add_bos = tokenizer["add_bos_token"].as_bool().unwrap_or(false);
+        let eos = named("eos_token").or(document_end);
+        Ok(Self { special: Special { bos, add_bos, ends, eos, document_end }, ..out })
     }
 
-    fn build(json: &Value, bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self, ModelError> {
+    fn build(json: &Value) -> Result<Self, ModelError> {
         let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
             .map_err(|error| unusable(format!("the vocabulary is not sound: {error}")))?;
         let byte_level = json["decoder"].to_string().contains("ByteLevel");
@@ -148,7 +191,7 @@ impl Tokenizer {
                 }
             })
             .collect();
-        Ok(Self { inner, bytes, bos, eos, add_bos })
+        Ok(Self { inner, bytes, special: Special::default() })
     }
 
     /// Number of tokens.
@@ -157,22 +200,34 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// Tokens that end a sequence.
+    /// Is every byte a token, and that byte its number?
+    #[must_use]
+    pub fn is_of_bytes(&self) -> bool {
+        self.bytes.len() == 256 && (0..=255).zip(&self.bytes).all(|(byte, token)| *token == [byte])
+    }
+
+    /// Tokens that end an answer.
     #[must_use]
     pub fn eos(&self) -> &[u32] {
-        &self.eos
+        &self.special.ends
+    }
+
+    /// The token behind each document of training data, if there is one.
+    #[must_use]
+    pub fn document_end(&self) -> Option<u32> {
+        self.special.document_end
     }
 
     /// The text of the token that begins sequences, if any.
     #[must_use]
     pub fn bos_text(&self) -> Option<String> {
-        self.inner.id_to_token(self.bos?)
+        self.inner.id_to_token(self.special.bos?)
     }
 
-    /// The text of the first token that ends sequences, if any.
+    /// The text of the token that ends sequences, if any.
     #[must_use]
     pub fn eos_text(&self) -> Option<String> {
-        self.inner.id_to_token(*self.eos.first()?)
+        self.inner.id_to_token(self.special.eos?)
     }
 
     /// Tokens of `text`; `begin` puts the beginning-of-sequence token before them if this model wants one.
@@ -182,7 +237,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<u32>, ModelError> {
         let encoding = self.inner.encode(text, false).map_err(|error| unusable(error.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
-        if let (true, true, Some(bos)) = (begin, self.add_bos, self.bos)
+        if let (true, true, Some(bos)) = (begin, self.special.add_bos, self.special.bos)
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);

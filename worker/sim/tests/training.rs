@@ -60,6 +60,21 @@ fn damaged_checkpoints_are_passed_over_by_everybody_alike() {
     assert!(damaged > 800 && back > 30, "{damaged} damaged, {back} times back");
 }
 
+/// The destination of checkpoints takes nothing for a while, among other faults, at the end of the run too: every run ends well, with its last
+/// state saved.
+#[test]
+fn no_run_ends_because_its_checkpoints_cannot_be_written() {
+    let scenarios = (0..600).map(|seed| {
+        let scenario = Scenario::from_seed(seed);
+        let from = 2000 + 13 * seed;
+        (format!("seed {seed}"), Scenario { away_ms: (from, from + 60_000), checkpoint_every: 1, ..scenario })
+    });
+    let outcomes = check(scenarios);
+    // Nearly all are over by then but for their last checkpoint, and wait for it.
+    let waited = outcomes.iter().filter(|o| o.ms > 60_000).count();
+    assert!(waited > 400, "{waited}");
+}
+
 /// For every delivery of a run: the same run, where it kills whom it would reach, or whom it comes from.
 #[test]
 fn a_kill_at_any_message_changes_no_weight() {

@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
 use crate::model::{Location, adapters};
+use crate::print;
 use layout::Member;
 use process::Process;
 
@@ -221,7 +222,9 @@ impl Supervisor {
             })
             .collect();
         let url = format!("http://{}", self.http);
-        println!("{}", json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers}));
+        let line = json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers});
+        // The swarm serves whoever has its address; nobody else has to read this line.
+        let _ = print::line(line)?;
         self.served = true;
         Ok(())
     }

@@ -1,9 +1,13 @@
 //! A whole training swarm as processes on this machine: the same conductor, peers and trainers as on Kubernetes.
 
+use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
+use dunlin_train::scratch::{self, Scratch};
 use dunlin_wire::Role;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,10 +18,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use super::read_config;
+use super::restarts::Restarts;
 use crate::certificates::LocalTrust;
 use crate::cli::LocalTrainArgs;
+use crate::exit::{LAST_WORDS, NEEDS_USER, NeedsUser};
 use crate::local::free_addr;
 use crate::local::process::{Process, child};
+use crate::print;
 
 /// How often the conductor is asked and the lost are replaced.
 const LOOK: Duration = Duration::from_millis(100);
@@ -25,15 +32,11 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Everything runs within this time or not at all.
 const START: Duration = Duration::from_secs(120);
-/// Processes that may end in a row before a step is made.
-const CRASHES_MAX: u32 = 20;
-
 /// What the conductor's status says, as far as it matters here.
 #[derive(Deserialize)]
 struct Status {
     phase: String,
     message: String,
-    step: u64,
     stages: Vec<StageStatus>,
     #[serde(rename = "validationLoss")]
     validation_loss: Option<f64>,
@@ -42,6 +45,13 @@ struct Status {
     redone: u64,
     lost: u64,
     members: Vec<Vec<String>>,
+    changes: Vec<String>,
+    degraded: Option<Degraded>,
+}
+
+#[derive(Deserialize)]
+struct Degraded {
+    message: String,
 }
 
 #[derive(Deserialize)]
@@ -52,11 +62,13 @@ struct StageStatus {
 /// Runs until the last step, SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the configuration makes no sense, processes end again and again, or the run fails.
+/// When the configuration, the data or what else the run is made from cannot be used, processes end again and again, or the run fails.
 pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
     let config = read_config(&args.config)?;
     if args.peers < config.stages as usize {
-        bail!("--peers {} is fewer than the {} stages of the configuration", args.peers, config.stages);
+        let problem =
+            anyhow!("--peers {} is fewer than the {} stages of the configuration", args.peers, config.stages);
+        return Err(problem).needs_user();
     }
     let mut swarm = Swarm::start(args).await?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -81,59 +93,82 @@ pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
 struct Swarm {
     args: LocalTrainArgs,
     trust: LocalTrust,
-    conductor: Process,
+    /// Where processes leave what they say last.
+    scratch: Scratch,
+    conductor: Option<Process>,
+    conducts: Restarts,
     http: String,
     grpc: String,
-    peers: Vec<Process>,
-    trainers: Vec<Process>,
+    peers: Processes,
+    trainers: Processes,
     made: u32,
-    crashes: u32,
     announced: bool,
     printed: u64,
+    /// Changes that were said.
+    changes: BTreeSet<String>,
+    degraded: bool,
     started: Instant,
+}
+
+/// Processes of one kind.
+#[derive(Default)]
+struct Processes {
+    running: Vec<Process>,
+    restarts: Restarts,
 }
 
 impl Swarm {
     async fn start(args: LocalTrainArgs) -> anyhow::Result<Self> {
         let (grpc, http) = (loopback().await?, loopback().await?);
         let trust = LocalTrust::new(&args.authority)?;
-        let conductor = conductor(&args, &trust, &grpc, &http)?;
+        let scratch = Scratch::new("local-train")?;
+        let conductor = conductor(&args, &trust, &scratch, &grpc, &http)?;
         let mut swarm = Self {
             args,
             trust,
-            conductor,
+            scratch,
+            conductor: Some(conductor),
+            conducts: Restarts::default(),
             http,
             grpc,
-            peers: Vec::new(),
-            trainers: Vec::new(),
+            peers: Processes::default(),
+            trainers: Processes::default(),
             made: 0,
-            crashes: 0,
             announced: false,
             printed: 0,
+            changes: BTreeSet::new(),
+            degraded: false,
             started: Instant::now(),
         };
         swarm.fill().await?;
         Ok(swarm)
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// As many peers and trainers as asked for.
     async fn fill(&mut self) -> anyhow::Result<()> {
-        while self.peers.len() < self.args.peers {
+        let now_ms = self.now_ms();
+        while self.peers.running.len() < self.args.peers && self.peers.restarts.may_start(now_ms) {
             self.made += 1;
             let name = format!("peer-{}", self.made);
             let addr = loopback().await?;
             let mut command = child("train-peer", &name, self.trust.stdin_of(Role::Peer, &[&name])?)?;
             command.args(["--listen", &addr, "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.args(["--threads", &self.args.threads.to_string(), "--config"]).arg(&self.args.config);
-            self.peers.push(Process::start(&name, addr.parse()?, command)?);
+            command.env(LAST_WORDS, self.scratch.path().join(&name));
+            self.peers.running.push(Process::start(&name, addr.parse()?, command)?);
         }
-        while self.trainers.len() < self.args.trainers {
+        while self.trainers.running.len() < self.args.trainers && self.trainers.restarts.may_start(now_ms) {
             self.made += 1;
             let name = format!("trainer-{}", self.made);
             let mut command = child("trainer", &name, self.trust.stdin_of(Role::Trainer, &[&name])?)?;
             command.args(["--listen", "127.0.0.1:0", "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.arg("--config").arg(&self.args.config);
-            self.trainers.push(Process::start(&name, "127.0.0.1:0".parse()?, command)?);
+            command.env(LAST_WORDS, self.scratch.path().join(&name));
+            self.trainers.running.push(Process::start(&name, "127.0.0.1:0".parse()?, command)?);
         }
         Ok(())
     }
@@ -141,49 +176,81 @@ impl Swarm {
     /// One round: replace the lost, print what is new. True at the end of the run.
     async fn look(&mut self) -> anyhow::Result<bool> {
         let status = self.get::<Status>("/status").await;
-        let over = status.as_ref().is_some_and(|s| s.phase == "Succeeded");
+        let over = status.as_ref().is_some_and(|s| matches!(s.phase.as_str(), "Succeeded" | "Suspended"));
         if !over {
             self.replace().await?;
         }
         let Some(status) = status else { return Ok(false) };
+        self.tell(&status);
         if status.phase == "Failed" {
-            bail!("{}", status.message);
+            return Err(anyhow!(status.message)).needs_user();
         }
         if !self.announced {
             // A short run may be over, with everybody gone, before it was seen whole.
             if !over && status.stages.iter().any(|s| s.peers == 0) {
-                if self.started.elapsed() > START {
+                // While the destination is away nobody begins.
+                if self.started.elapsed() > START && status.degraded.is_none() {
                     bail!("not every stage has a peer after {} s; run with --log debug", START.as_secs());
                 }
                 return Ok(false);
             }
-            println!("{}", self.processes(&status));
+            if print::line(self.processes(&status))?.is_break() {
+                return Ok(true);
+            }
             self.announced = true;
         }
-        let steps: Vec<Value> = self.get(&format!("/steps?from={}", self.printed)).await.unwrap_or_default();
-        for step in steps {
-            self.printed = step["step"].as_u64().unwrap_or(self.printed) + 1;
-            self.crashes = 0;
-            println!("{step}");
+        loop {
+            let new: Option<Vec<Value>> = self.get(&format!("/steps?from={}", self.printed)).await;
+            let Some(steps) = new else { return Ok(false) };
+            for step in &steps {
+                self.printed = step["step"].as_u64().unwrap_or(self.printed) + 1;
+                for restarts in [&mut self.conducts, &mut self.peers.restarts, &mut self.trainers.restarts] {
+                    restarts.step();
+                }
+                if print::line(step)?.is_break() {
+                    return Ok(true);
+                }
+            }
+            if steps.is_empty() {
+                break;
+            }
         }
-        if over && self.printed >= status.step {
-            println!(
-                "{}",
-                json!({"checkpoint": status.last_checkpoint, "validation_loss": status.validation_loss,
-                       "redone": status.redone, "lost": status.lost})
-            );
-            return Ok(true);
+        if over {
+            let last = json!({"checkpoint": status.last_checkpoint, "validation_loss": status.validation_loss,
+                              "redone": status.redone, "lost": status.lost});
+            // The end, whoever reads it.
+            let _ = print::line(last)?;
         }
-        Ok(false)
+        Ok(over)
+    }
+
+    /// What people should know at once, on standard error.
+    fn tell(&mut self, status: &Status) {
+        for change in &status.changes {
+            if self.changes.insert(change.clone()) {
+                say(format_args!("goes on with another {change}"));
+            }
+        }
+        match (&status.degraded, self.degraded) {
+            (Some(Degraded { message }), false) => say(format_args!("degraded: {message}")),
+            (None, true) => say(format_args!("no longer degraded: checkpoints are written again")),
+            _ => {}
+        }
+        self.degraded = status.degraded.is_some();
     }
 
     fn processes(&self, status: &Status) -> Value {
         let stage_of = |name: &str| status.members.iter().position(|m| m.iter().any(|n| n == name));
-        let mut all =
-            vec![json!({"role": "conductor", "pid": self.conductor.pid(), "addr": self.conductor.addr})];
-        all.extend(self.trainers.iter().map(|p| json!({"role": "trainer", "name": p.name, "pid": p.pid()})));
+        let conductor = self.conductor.as_ref().map(|c| (c.pid(), c.addr));
+        let mut all = vec![
+            json!({"role": "conductor", "pid": conductor.map(|(pid, _)| pid), "addr": conductor.map(|(_, addr)| addr)}),
+        ];
+        all.extend(
+            self.trainers.running.iter().map(|p| json!({"role": "trainer", "name": p.name, "pid": p.pid()})),
+        );
         all.extend(
             self.peers
+                .running
                 .iter()
                 .map(|p| json!({"role": "peer", "name": p.name, "stage": stage_of(&p.name), "pid": p.pid(), "addr": p.addr})),
         );
@@ -191,24 +258,31 @@ impl Swarm {
     }
 
     async fn replace(&mut self) -> anyhow::Result<()> {
-        if let Some(status) = self.conductor.ended() {
+        let now_ms = self.now_ms();
+        if let Some(status) = self.conductor.as_mut().and_then(Process::ended) {
             warn!(%status, "the conductor is lost");
-            self.crashes += 1;
-            self.conductor = conductor(&self.args, &self.trust, &self.grpc, &self.http)?;
+            self.conductor = None;
+            end_of(&self.scratch, "conductor", status, &mut self.conducts, now_ms)?;
         }
-        let before = self.peers.len() + self.trainers.len();
-        for processes in [&mut self.peers, &mut self.trainers] {
-            processes.retain_mut(|process| match process.ended() {
-                Some(status) => {
-                    warn!(name = process.name, %status, "a process is lost");
-                    false
-                }
-                None => true,
-            });
+        if self.conductor.is_none() && self.conducts.may_start(now_ms) {
+            self.conductor = Some(conductor(&self.args, &self.trust, &self.scratch, &self.grpc, &self.http)?);
         }
-        self.crashes += u32::try_from(before - self.peers.len() - self.trainers.len()).unwrap_or(u32::MAX);
-        if self.crashes > CRASHES_MAX {
-            bail!("processes end again and again without a step; run with --log debug to see why");
+        let mut lost = false;
+        for Processes { running, restarts } in [&mut self.peers, &mut self.trainers] {
+            let mut index = 0;
+            while let Some(process) = running.get_mut(index) {
+                let Some(status) = process.ended() else {
+                    index += 1;
+                    continue;
+                };
+                warn!(name = process.name, %status, "a process is lost");
+                end_of(&self.scratch, &process.name, status, restarts, now_ms)?;
+                running.remove(index);
+                lost = true;
+            }
+        }
+        if lost {
+            scratch::sweep();
         }
         self.fill().await
     }
@@ -229,22 +303,62 @@ impl Swarm {
 
     async fn stop(mut self) {
         info!("ends");
-        let mut all: Vec<Process> = self.peers.drain(..).chain(self.trainers.drain(..)).collect();
+        let (peers, trainers) = (self.peers.running.drain(..), self.trainers.running.drain(..));
+        let mut all: Vec<Process> = peers.chain(trainers).collect();
         for process in &mut all {
             process.kill();
         }
         for process in &mut all {
             process.reap().await;
         }
-        self.conductor.terminate();
-        self.conductor.reap().await;
+        if let Some(mut conductor) = self.conductor {
+            conductor.terminate();
+            conductor.reap().await;
+        }
+        // What those left that had to be killed.
+        scratch::sweep();
     }
 }
 
-fn conductor(args: &LocalTrainArgs, trust: &LocalTrust, grpc: &str, http: &str) -> anyhow::Result<Process> {
+/// A process ended. What another start does not change is the end of the run, and so are too many ends in a row.
+fn end_of(
+    scratch: &Scratch,
+    name: &str,
+    status: ExitStatus,
+    restarts: &mut Restarts,
+    now_ms: u64,
+) -> anyhow::Result<()> {
+    let path = scratch.path().join(name);
+    let words = std::fs::read_to_string(&path).unwrap_or_default();
+    // Another one of this name says something else.
+    let _ = std::fs::remove_file(&path);
+    if status.code() == Some(NEEDS_USER.into()) {
+        return Err(anyhow!("{name}: {words}")).needs_user();
+    }
+    if !restarts.ended(now_ms, status.code().is_none_or(|code| code == 0)) {
+        let words = if words.is_empty() { status.to_string() } else { words };
+        bail!("processes end again and again before a step is made, the last of them {name}: {words}");
+    }
+    Ok(())
+}
+
+/// A line on standard error that is no log.
+fn say(text: std::fmt::Arguments<'_>) {
+    // Nobody may read it.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn conductor(
+    args: &LocalTrainArgs,
+    trust: &LocalTrust,
+    scratch: &Scratch,
+    grpc: &str,
+    http: &str,
+) -> anyhow::Result<Process> {
     // Whoever dials it expects the host of its address.
     let certificates = trust.stdin_of(Role::Conductor, &["conductor", &Ipv4Addr::LOCALHOST.to_string()])?;
     let mut command = child("conductor", "conductor", certificates)?;
+    command.env(LAST_WORDS, scratch.path().join("conductor"));
     command.args(["--listen", grpc, "--health", "127.0.0.1:0", "--http", http, "--config"]).arg(&args.config);
     Process::start("conductor", grpc.parse()?, command)
 }

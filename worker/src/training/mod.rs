@@ -5,11 +5,12 @@
 //! * [`trainer`] drives microbatches
 //! * [`saved`] checkpoints
 //! * [`values`] what travels between peers
-//! * [`local`] all of them as processes on this machine
+//! * [`local`] all of them as processes on this machine; [`restarts`] when they are started again
 
 pub mod conductor;
 pub mod local;
 pub mod peer;
+mod restarts;
 pub mod saved;
 pub mod trainer;
 mod values;
@@ -19,9 +20,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::ModelFile;
+use dunlin_train::checkpoint::Texts;
 use dunlin_train::config::ModelSource;
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage, TrainingConfig};
@@ -32,6 +34,7 @@ use tracing::warn;
 
 use crate::certificates::tls;
 use crate::cli::ProcessArgs;
+use crate::exit::NeedsUser;
 use crate::model::Location;
 
 /// First and longest pause before the conductor's name is looked up again.
@@ -42,8 +45,10 @@ const RESOLVE: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// # Errors
 /// When it cannot be read or makes no sense.
 pub fn read_config(path: &Path) -> anyhow::Result<TrainingConfig> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    TrainingConfig::from_yaml(&text).with_context(|| format!("in {}", path.display()))
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    TrainingConfig::from_yaml(&text.needs_user()?)
+        .with_context(|| format!("in {}", path.display()))
+        .needs_user()
 }
 
 /// How this process makes connections.
@@ -55,31 +60,104 @@ pub fn links(process: &ProcessArgs) -> anyhow::Result<LinksConfig> {
     Ok(LinksConfig::new(hello, Some(tls(process)?)))
 }
 
+/// What a run is made from beside its configuration.
+pub struct Sources {
+    /// The model that training goes on from, or that an adapter is trained over.
+    model: Option<ModelFile>,
+    /// Text to tokens.
+    pub tokenizer: TextTokenizer,
+}
+
+impl Sources {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// When the tokenizer or the model cannot be read or used, or they do not fit.
+    pub fn open(config: &TrainingConfig) -> anyhow::Result<Self> {
+        let model = model_of(config)?;
+        let tokenizer = TextTokenizer::open(config, model.as_ref());
+        let stays = tokenizer.as_ref().is_err_and(|e| !e.may_pass());
+        Ok(Self { tokenizer: tokenizer.needs_user_if(stays)?, model })
+    }
+
+    /// What goes beside the weights of a checkpoint.
+    ///
+    /// # Errors
+    /// When a file of the model can no longer be read.
+    pub fn texts(&self, config: &TrainingConfig) -> anyhow::Result<Texts> {
+        Ok(Texts::open(config, self.model.as_ref(), &self.tokenizer)?)
+    }
+
+    /// The run.
+    ///
+    /// # Errors
+    /// When the model does not fit to the configuration.
+    pub fn run(self, config: TrainingConfig) -> anyhow::Result<Run> {
+        let vocab = self.tokenizer.vocab();
+        run_with(config, self.model, || Ok(vocab))
+    }
+}
+
 /// The run of a configuration: with the model that it names, for the tokens of its tokenizer.
 ///
 /// # Errors
-/// When the tokenizer or the model cannot be read, or they do not fit.
+/// As [`Sources::open`] and [`Sources::run`].
 pub fn run_of(config: TrainingConfig) -> anyhow::Result<Run> {
-    let model = match &config.model {
-        ModelSource::Config(shape) => {
-            shape.model_config(TextTokenizer::open(&config.data.tokenizer)?.vocab())?
-        }
-        ModelSource::Checkpoint(path) => {
-            let file = open_model(path)?;
-            if config.adapter.is_some() {
-                return Ok(Run::over(config, file)?);
-            }
-            file.config().clone()
-        }
+    let model = model_of(&config)?;
+    // The tokenizer of a model that is there already says nothing about its shape.
+    let vocab = |config: &TrainingConfig| {
+        let tokenizer = TextTokenizer::open(config, None);
+        let stays = tokenizer.as_ref().is_err_and(|e| !e.may_pass());
+        Ok(tokenizer.needs_user_if(stays)?.vocab())
     };
-    Ok(Run::new(config, model)?)
+    let of_config = config.clone();
+    run_with(config, model, || vocab(&of_config))
+}
+
+fn run_with(
+    config: TrainingConfig,
+    model: Option<ModelFile>,
+    vocab: impl FnOnce() -> anyhow::Result<usize>,
+) -> anyhow::Result<Run> {
+    match (&config.model, model) {
+        (ModelSource::Checkpoint(_), Some(file)) if config.adapter.is_some() => {
+            Run::over(config, file).needs_user()
+        }
+        (ModelSource::Checkpoint(place), Some(file)) => {
+            if file.folder().is_none() {
+                let problem = format!(
+                    "{place} is a GGUF file: training all of a model goes on from a folder with config.json and safetensors; over a GGUF file \
+                     train an `adapter`"
+                );
+                return Err(anyhow!(problem)).needs_user();
+            }
+            let model = file.config().clone();
+            Run::new(config, model).needs_user()
+        }
+        (ModelSource::Config(shape), _) => {
+            let model = shape.model_config(vocab()?).needs_user()?;
+            Run::new(config, model).needs_user()
+        }
+        (ModelSource::Checkpoint(_), None) => bail!("the model was not opened"),
+    }
+}
+
+/// The model that a run names, if it names one.
+fn model_of(config: &TrainingConfig) -> anyhow::Result<Option<ModelFile>> {
+    match &config.model {
+        ModelSource::Config(_) => Ok(None),
+        ModelSource::Checkpoint(place) => open_model(place).map(Some),
+    }
 }
 
 /// The model that training goes on from, or that an adapter is trained over.
 fn open_model(place: &str) -> anyhow::Result<ModelFile> {
-    Location::of_run(place)
-        .open()
-        .map_err(|problem| anyhow::anyhow!("{}: {}", problem.reason, problem.message))
+    let location = Location::of_run(place);
+    let missing = matches!(&location, Location::Path(path) if !path.exists());
+    location.open().map_err(|problem| (problem.reason, problem.message)).or_else(|(reason, message)| {
+        let stays = missing || reason != "ModelUnreachable";
+        Err(anyhow!("{reason}: {message}")).needs_user_if(stays)
+    })
 }
 
 /// A stage with its first values: random ones, also those of an adapter, or those of the model that training starts from.

@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::training::{ParameterLayout, ParameterTensor};
 use dunlin_protocol::training::{Checkpoints, FetchFailure, Step};
 use dunlin_train::checkpoint::{
-    self, Checkpoint, CheckpointError, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord,
-    Tensor, TensorSpec,
+    self, Checkpoint, CheckpointError, Claim, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord,
+    Tensor, TensorSpec, Texts,
 };
-use dunlin_train::data::TextTokenizer;
-use dunlin_train::optimizer::Optimizer;
 use dunlin_train::{Run, Stage};
 use tracing::{info, warn};
 
@@ -26,11 +23,10 @@ pub struct Sealed {
 
 impl Sealed {
     /// The checkpoint in the folder `path`, with its manifest.
-    ///
-    /// # Errors
-    /// When the manifest cannot be written as JSON.
-    pub fn new(path: PathBuf, manifest: &Manifest) -> anyhow::Result<Self> {
-        Ok(Self { path, sha256: sha256_hex(&serde_json::to_vec(manifest)?) })
+    #[must_use]
+    pub fn new(path: PathBuf, manifest: &Manifest) -> Self {
+        // A manifest has been read from JSON or written as such.
+        Self { path, sha256: sha256_hex(&serde_json::to_vec(manifest).unwrap_or_default()) }
     }
 }
 
@@ -42,46 +38,24 @@ pub struct Found {
     pub newest: Option<Checkpoint>,
 }
 
-/// Looks for the newest sound checkpoint of `run`; damaged ones are passed over, with a warning.
+/// Looks for the newest sound checkpoint; damaged ones are passed over, with a warning.
 ///
 /// # Errors
-/// When the destination cannot be read, or what is there is of another run.
-pub fn find(destination: &Destination, run: &Run, scrutiny: Scrutiny) -> anyhow::Result<Found> {
+/// When the destination cannot be read.
+pub fn find(destination: &Destination, scrutiny: Scrutiny) -> Result<Found, CheckpointError> {
     let Latest { checkpoint: newest, damaged } = destination.latest(scrutiny)?;
     for damaged in &damaged {
         warn!("a damaged checkpoint is passed over: {damaged}");
-    }
-    if let Some(found) = &newest {
-        same_run(destination, run, &found.manifest)?;
     }
     let checkpoints = match (&newest, damaged.first()) {
         (Some(found), _) => Checkpoints::Newest(found.manifest.step),
         (None, None) => Checkpoints::None,
         (None, Some(first)) => Checkpoints::AllDamaged(format!(
-            "every checkpoint in {destination} is damaged, the newest because {first}. The run does not begin at step 0 over them: bring back \
-             an intact copy of one, or, to begin anew on purpose, move what is in {destination} elsewhere or choose another checkpoint.destination"
+            "no checkpoint in {destination} is sound: {first}. The run does not begin at step 0 over what is there: bring back an intact copy; or, \
+             to begin anew on purpose, move what is in {destination} elsewhere, or choose another checkpoint.destination"
         )),
     };
     Ok(Found { checkpoints, newest })
-}
-
-fn same_run(destination: &Destination, run: &Run, manifest: &Manifest) -> anyhow::Result<()> {
-    let (theirs, ours) = (&manifest.config, &run.config);
-    if Optimizer::slots(&theirs.optimizer) != Optimizer::slots(&ours.optimizer) {
-        bail!(
-            "{destination} has checkpoints of a run whose optimizer keeps something else; choose another checkpoint.destination, or set optimizer.kind back"
-        );
-    }
-    let same = theirs.model == ours.model
-        && theirs.adapter == ours.adapter
-        && theirs.seed == ours.seed
-        && theirs.data == ours.data;
-    if !same {
-        bail!(
-            "{destination} has checkpoints of a run with another model, adapter, seed or data; choose another checkpoint.destination"
-        );
-    }
-    Ok(())
 }
 
 /// Whose fault it is that a stage of the checkpoint of `step` could not be read.
@@ -146,32 +120,30 @@ fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32]) -> Vec<Tensor<'a>
 /// Writes the manifest that makes the files of all stages a checkpoint, and removes old ones.
 ///
 /// # Errors
-/// When something is missing or cannot be written.
+/// When something is missing or cannot be written, or the destination is no longer this run's.
 pub fn seal(
-    destination: &Destination,
+    claim: &mut Claim,
     step: Step,
     run: &Run,
+    texts: &Texts,
     data_sha256: &str,
     records: &[String],
-) -> anyhow::Result<Sealed> {
-    let stages: Vec<StageRecord> = records
-        .iter()
-        .map(|r| serde_json::from_str(r))
-        .collect::<Result<_, _>>()
-        .context("a peer's record")?;
-    let tokenizer = TextTokenizer::open(&run.config.data.tokenizer)?;
+) -> Result<Sealed, CheckpointError> {
+    let wrong = |error| CheckpointError::Mismatch(format!("a peer's record is no record: {error}"));
+    let stages: Vec<StageRecord> =
+        records.iter().map(|r| serde_json::from_str(r)).collect::<Result<_, _>>().map_err(wrong)?;
     let identity = Identity {
         step,
         config: &run.config,
         model: &run.model,
-        tokenizer: &tokenizer,
+        texts,
         data_sha256,
         slots: run.state_slots(),
     };
     let keep = run.config.checkpoint.as_ref().map_or(1, |c| c.keep);
-    let (manifest, removed) = destination.seal(identity, stages, keep)?;
+    let (manifest, removed) = claim.seal(identity, stages, keep)?;
     info!(step, ?removed, "checkpoint");
-    Sealed::new(destination.checkpoint(step), &manifest)
+    Ok(Sealed::new(claim.destination().checkpoint(step), &manifest))
 }
 
 /// SHA-256 in hexadecimal.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
     TrainerEffect,
 };
-use dunlin_train::{Batch, Dataset};
+use dunlin_train::{Batch, Dataset, TrainingConfig};
 use dunlin_wire::proto;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,8 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use super::values::{Clients, to_bytes};
-use super::{links, read_config};
+use super::{Sources, links, read_config};
 use crate::cli::TrainerArgs;
+use crate::exit::NeedsUser;
 use crate::health;
 
 /// A forward pass that takes longer goes to another peer.
@@ -42,15 +43,8 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
     health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
     let data = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || Dataset::open(&config)).await?.context("cannot use the data")?
+        tokio::task::spawn_blocking(move || read_data(&config)).await?.context("cannot use the data")?
     };
-    if let Some(validation) = config.validation.as_ref().filter(|v| v.batches > data.validation_batches()) {
-        bail!(
-            "validation.batches is {}, but {} microbatches of data are held back: ask for fewer or make data.validationFraction larger",
-            validation.batches,
-            data.validation_batches()
-        );
-    }
     info!(tokens = data.training_tokens(), sequences = data.sequences(), "the data is read");
     let (link_in, link_events) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
@@ -75,6 +69,21 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
         ready,
     };
     trainer.run(link_events, done).await
+}
+
+fn read_data(config: &TrainingConfig) -> anyhow::Result<Dataset> {
+    let data = Dataset::open(config, Sources::open(config)?.tokenizer);
+    let stays = data.as_ref().is_err_and(|e| !e.may_pass());
+    let data = data.needs_user_if(stays)?;
+    if let Some(validation) = config.validation.as_ref().filter(|v| v.batches > data.validation_batches()) {
+        let problem = anyhow!(
+            "validation.batches is {}, but {} microbatches of data are held back: ask for fewer or make data.validationFraction larger",
+            validation.batches,
+            data.validation_batches()
+        );
+        return Err(problem).needs_user();
+    }
+    Ok(data)
 }
 
 /// What a microbatch needs on its way.
@@ -157,6 +166,9 @@ impl Trainer {
             ConductorLinkEvent::Said(json) => {
                 let said: ToTrainer =
                     serde_json::from_str(&json).context("the conductor says something else")?;
+                if let ToTrainer::Refused { why } = said {
+                    return Err(anyhow!(why)).needs_user();
+                }
                 if let ToTrainer::Roster { stages, .. } = &said {
                     let known = |name: &PeerName| stages.iter().flatten().any(|m| m.name == *name);
                     self.clients.retain(known);

@@ -6,6 +6,7 @@
 //! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
 //! * [`codec`] rows and gradients as bytes
 //! * [`average`] what the peers of a stage make of their gradient sums, and what is kept of the error of codecs
+//! * [`scratch`] folders for what is temporary
 //! * [`schedule`], [`squares`] learning rate of a step, what a stage knows of the norm of its gradient
 //!
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
@@ -18,6 +19,7 @@ pub mod data;
 pub mod optimizer;
 pub mod run;
 pub mod schedule;
+pub mod scratch;
 pub mod squares;
 pub mod stage;
 

@@ -222,6 +222,8 @@ pub enum PeerReport {
     SaveFailed {
         /// Of which step.
         step: Step,
+        /// Whose fault it is.
+        failure: SaveFailure,
         /// What happened.
         why: String,
     },
@@ -234,6 +236,15 @@ pub enum FetchFailure {
     Passing,
     /// The checkpoint of this step is damaged or not there, as far as this peer can see.
     Damaged(Step),
+}
+
+/// Why a peer did not write its files of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SaveFailure {
+    /// The destination did not take them.
+    Destination,
+    /// It has no longer, or not yet, the state of that step.
+    OtherStep,
 }
 
 /// A trainer to the conductor.
@@ -345,6 +356,11 @@ pub enum ToTrainer {
     Committed {
         /// Which.
         step: Step,
+    },
+    /// You cannot take part, for this reason, which a user must do something about.
+    Refused {
+        /// What is wrong.
+        why: String,
     },
     /// Nobody needs you any longer.
     Retire,

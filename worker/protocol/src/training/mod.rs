@@ -25,8 +25,8 @@ pub mod wiring;
 
 pub use conductor::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 pub use message::{
-    Contribution, FetchFailure, Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step,
-    ToPeer, ToTrainer, TrainerReport,
+    Contribution, FetchFailure, Held, Hello, Mate, Microbatch, PeerReport, Role, SaveFailure, ShardId,
+    StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
 pub use peer::{Call, CallKind, Job, PeerEffect, PeerNode, Refused, RequestId};
 pub use trainer::{CallId, CallOutcome, TrainerCore, TrainerEffect};

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::message::{
-    Contribution, FetchFailure, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId,
-    Step, ToPeer,
+    Contribution, FetchFailure, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, SaveFailure,
+    ShardId, StageId, Step, ToPeer,
 };
 
 /// A trainer's call; its tensors are the shell's.
@@ -570,7 +570,8 @@ impl PeerNode {
                     out.push(PeerEffect::Save { step });
                 } else {
                     let why = format!("the state is that of step {}", self.step);
-                    out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, why }));
+                    let failure = SaveFailure::OtherStep;
+                    out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, failure, why }));
                 }
             }
             ToPeer::Clear { step } => {

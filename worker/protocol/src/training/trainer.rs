@@ -169,7 +169,8 @@ impl TrainerCore {
                     self.drop_flight(flight, out);
                 }
             }
-            ToTrainer::Retire => out.push(TrainerEffect::Retire),
+            // Its shell ends with the reason.
+            ToTrainer::Refused { .. } | ToTrainer::Retire => out.push(TrainerEffect::Retire),
         }
         self.launch(now_ms, out);
     }

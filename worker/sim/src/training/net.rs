@@ -216,6 +216,15 @@ impl World {
                     let after = 5 + self.draw(500);
                     self.at(after, Event::Inspected { life: self.life });
                 }
+                ConductorEffect::Discard { step } => self.say(|| format!("what there is of {step} goes")),
+                ConductorEffect::Prepare => {
+                    let after = 2 + self.draw(100);
+                    self.at(after, Event::Prepared { life: self.life });
+                }
+                ConductorEffect::Confirm { step } => {
+                    let after = 2 + self.draw(100);
+                    self.at(after, Event::Confirmed { life: self.life, step });
+                }
                 ConductorEffect::Seal { step, records } => {
                     let after = 5 + self.draw(200);
                     self.at(after, Event::Sealed { life: self.life, step, records });
@@ -236,9 +245,38 @@ impl World {
         self.watch();
     }
 
+    /// Does the destination of checkpoints take nothing now?
+    pub(super) fn is_away(&self) -> bool {
+        (self.scenario.away_ms.0..self.scenario.away_ms.1).contains(&self.now)
+    }
+
+    /// The conductor wanted to know whether the destination takes anything.
+    pub(super) fn prepared(&mut self, life: u64) {
+        if life == self.life {
+            let error = self.is_away().then(|| "away".to_owned());
+            self.conduct(ConductorEvent::Prepared(error));
+        }
+    }
+
+    /// The conductor wanted to know whether the last checkpoint is there.
+    pub(super) fn confirmed(&mut self, life: u64, step: Step) {
+        if life == self.life {
+            let there = !self.is_away() && self.sealed.contains_key(&step) && !self.damaged.contains(&step);
+            let error = (!there).then(|| "it is not there".to_owned());
+            self.conduct(ConductorEvent::Confirmed { step, error });
+        }
+    }
+
     /// The manifest is written, whether the conductor that wanted it lives or not.
     pub(super) fn seal(&mut self, life: u64, step: Step, records: &[String]) {
         if life != self.life && self.draw(2) == 0 {
+            return;
+        }
+        let away = self.is_away();
+        if away && self.draw(2) == 0 {
+            // It is written all the same where only the answer was lost.
+            self.say(|| format!("checkpoint {step} is not sealed"));
+            self.not_sealed(life, step);
             return;
         }
         let states: Vec<Option<State>> = (0..)
@@ -256,8 +294,16 @@ impl World {
         }
         self.say(|| format!("checkpoint {step} is sealed"));
         self.damage(step);
-        if life == self.life && self.conductor.is_some() {
+        if away {
+            self.not_sealed(life, step);
+        } else if life == self.life && self.conductor.is_some() {
             self.conduct(ConductorEvent::Sealed { step, error: None });
+        }
+    }
+
+    fn not_sealed(&mut self, life: u64, step: Step) {
+        if life == self.life {
+            self.conduct(ConductorEvent::Sealed { step, error: Some("away".to_owned()) });
         }
     }
 

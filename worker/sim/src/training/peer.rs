@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, FetchFailure, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, ShardId,
-    StageId, Step,
+    Call, CallId, CallKind, FetchFailure, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, SaveFailure,
+    ShardId, StageId, Step,
 };
 
 use super::numbers::{Keys, Shape, State, Sums};
@@ -379,12 +379,13 @@ impl World {
             }
             Work::Save { step } => {
                 let Some(peer) = self.peers.get_mut(name) else { return };
-                let works = !std::mem::take(&mut peer.broken_disk);
+                let broken = std::mem::take(&mut peer.broken_disk);
                 let (stage, state) = (peer.stage, peer.state);
                 if peer.step != step {
                     let at = peer.step;
                     self.violation(format!("{name} saves step {step} and is at {at}"));
                 }
+                let works = !broken && !self.is_away();
                 let after = 5 + self.draw(150);
                 self.at(after, Event::Written { peer: name.clone(), step, stage, state, works });
             }
@@ -682,7 +683,8 @@ impl World {
             self.files.insert(record.clone(), (step, stage, state));
             PeerReport::Saved { step, record }
         } else {
-            PeerReport::SaveFailed { step, why: "no space".to_owned() }
+            let failure = SaveFailure::Destination;
+            PeerReport::SaveFailed { step, failure, why: "no space".to_owned() }
         };
         let Some(peer) = self.peers.get(name).filter(|p| !p.silent) else { return };
         let stream = peer.stream;

@@ -88,6 +88,8 @@ pub struct Scenario {
     pub latency_ms: u64,
     /// Every other checkpoint is damaged as soon as it is complete, as long as there is an older sound one.
     pub damages: bool,
+    /// From when until when the destination of checkpoints takes nothing.
+    pub away_ms: (u64, u64),
     /// When this delivery is due, its receiver (true) or its sender is killed instead.
     pub kill_at: Option<(u64, bool)>,
     /// Keep a trace.
@@ -128,6 +130,7 @@ impl Scenario {
             cooldown_ms: [0, 500, 3000][draw(13, 0, 2) as usize],
             latency_ms: [12, 12, 40, 120][draw(12, 0, 3) as usize],
             damages: false,
+            away_ms: (0, 0),
             kill_at: None,
             trace: false,
         }
@@ -163,6 +166,7 @@ impl Scenario {
             cooldown_ms: 500,
             latency_ms: 12,
             damages: false,
+            away_ms: (0, 0),
             kill_at: None,
             trace: false,
         }

@@ -145,6 +145,15 @@ pub(super) enum Event {
     Inspected {
         life: u64,
     },
+    /// It is known whether the destination takes anything.
+    Prepared {
+        life: u64,
+    },
+    /// It is known whether a checkpoint is there.
+    Confirmed {
+        life: u64,
+        step: Step,
+    },
     StartConductor,
     Tick,
     Fault,
@@ -381,6 +390,8 @@ impl World {
             }
             Event::Sealed { life, step, records } => self.seal(life, step, &records),
             Event::Inspected { life } => self.inspected(life),
+            Event::Prepared { life } => self.prepared(life),
+            Event::Confirmed { life, step } => self.confirmed(life, step),
             Event::StartConductor => self.start_conductor(),
             Event::Tick => {
                 self.at(TICK_MS, Event::Tick);

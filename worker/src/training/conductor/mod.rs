@@ -1,8 +1,10 @@
 //! The role that owns the ledger: streams, checkpoints and a page around [`Conductor`].
 //!
+//! * [`keeper`] the destination of checkpoints, off the loop
 //! * [`page`] what people and scrapers see
 //! * [`record`] the course of the run, as shown
 
+mod keeper;
 mod page;
 mod record;
 
@@ -10,27 +12,28 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, Step, ToPeer,
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, ToTrainer,
     TrainerReport,
 };
 use dunlin_train::Run;
-use dunlin_train::checkpoint::{Destination, Scrutiny};
+use dunlin_train::checkpoint::Owner;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use super::read_config;
-use super::saved::{self, Found, Sealed};
+use super::{Sources, read_config};
 use crate::certificates::tls;
 use crate::cli::ConductorArgs;
+use crate::exit::NeedsUser;
 use crate::health;
+use keeper::{Keeper, Kept, Opened, Order};
 use record::Record;
 
 /// How long peers may take to report after a start.
@@ -41,8 +44,8 @@ const CLAIM_MS_MAX: u64 = 120_000;
 const HAND_OVER_MS: u64 = 25_000;
 /// A stage's state is expected to be fetched in this time, until the first was.
 const FETCH_MS: u64 = 10_000;
-/// Pause after a checkpoint that could not be begun.
-const SAVE_PAUSE: Duration = Duration::from_secs(2);
+/// What is under way with the destination of checkpoints is waited for so long at the end.
+const END: Duration = Duration::from_secs(2);
 /// How often time passes.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -51,24 +54,13 @@ const TICK: Duration = Duration::from_millis(50);
 /// # Errors
 /// When the configuration, certificates or checkpoints cannot be used, or an address cannot be bound.
 pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
+    dunlin_train::scratch::sweep();
     let config = read_config(&args.config)?;
-    let run = Arc::new(super::run_of(config)?);
+    let sources = Sources::open(&config)?;
+    let texts = sources.texts(&config)?;
+    let run = Arc::new(sources.run(config)?);
     let destination = run.config.checkpoint.as_ref().map(|c| c.destination.clone());
-    let found = match &destination {
-        None => None,
-        Some(destination) => {
-            let (destination, run) = (destination.clone(), Arc::clone(&run));
-            let find = move || saved::find(&destination, &run, destination.usual_scrutiny());
-            Some(tokio::task::spawn_blocking(find).await??)
-        }
-    };
-    let newest = found.as_ref().and_then(|found| found.newest.as_ref());
-    let data = newest.map(|c| c.manifest.data_sha256.clone());
-    let mut record = Record::new(&run);
-    if let Some(newest) = newest {
-        info!(step = newest.manifest.step, "goes on from a checkpoint");
-        record.saved(newest.manifest.step, &Sealed::new(newest.folder.clone(), &newest.manifest)?);
-    }
+    let record = Record::new(&run);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let config = ConductorConfig {
         stages: run.config.stages,
@@ -104,29 +96,39 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let metrics = Arc::clone(&record);
     health::serve(args.process.health, ready, move || page::metrics(&lock(&metrics))).await?;
     page::serve(args.http, Arc::clone(&record)).await?;
-    let (sealed_in, sealed) = mpsc::channel(16);
-    let (found_in, looked) = mpsc::channel(1);
-    let mut shell = Shell {
+    let (kept_in, kept) = mpsc::channel(16);
+    let keeper = match destination {
+        None => None,
+        Some(destination) => {
+            let owner = Owner::new(&args.process.name)?;
+            Some(Keeper::start(destination, Arc::clone(&run), texts, owner, kept_in)?)
+        }
+    };
+    let shell = Shell {
         core: Conductor::new(config),
-        data,
+        data: None,
+        data_of: BTreeMap::new(),
         run,
-        destination,
+        keeper,
+        claimed: false,
         streams: BTreeMap::new(),
         names: BTreeMap::new(),
         record,
-        sealed: sealed_in,
-        found: found_in,
         started: Instant::now(),
     };
-    if let Some(found) = found {
-        shell.handle(ConductorEvent::Checkpoints(found.checkpoints));
-    }
-    shell.run(inbound, sealed, looked).await
+    shell.run(inbound, kept).await
 }
 
 /// The record, whoever panicked while holding it.
 fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn other_data(name: &PeerName, data: &str, known: &str) -> String {
+    format!(
+        "{name} has other data than the run was begun with: the SHA-256 of its tokens is {data}, not {known}; bring back the data, or begin another \
+         run with another checkpoint.destination"
+    )
 }
 
 struct Stream {
@@ -139,14 +141,17 @@ struct Shell {
     core: Conductor,
     /// Digest of the tokens of the run, once a trainer or a checkpoint has told it.
     data: Option<String>,
+    /// Digests of the tokens of trainers.
+    data_of: BTreeMap<PeerName, String>,
     run: Arc<Run>,
-    destination: Option<Destination>,
+    /// Where checkpoints go, if anywhere.
+    keeper: Option<Keeper>,
+    /// The keeper was told that the run makes steps.
+    claimed: bool,
     streams: BTreeMap<StreamId, Stream>,
     /// The present stream of everybody.
     names: BTreeMap<PeerName, StreamId>,
     record: Arc<Mutex<Record>>,
-    sealed: mpsc::Sender<(Step, Result<Sealed, String>)>,
-    found: mpsc::Sender<anyhow::Result<Found>>,
     started: Instant,
 }
 
@@ -154,27 +159,19 @@ impl Shell {
     async fn run(
         mut self,
         mut inbound: mpsc::Receiver<ConductorInbound>,
-        mut sealed: mpsc::Receiver<(Step, Result<Sealed, String>)>,
-        mut looked: mpsc::Receiver<anyhow::Result<Found>>,
+        mut kept: mpsc::Receiver<Kept>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = terminate.recv() => return Ok(()),
-                Some(event) = inbound.recv() => self.arrived(event),
-                Some(found) = looked.recv() => self.handle(ConductorEvent::Checkpoints(found?.checkpoints)),
-                Some((step, outcome)) = sealed.recv() => {
-                    let error = match outcome {
-                        Ok(sealed) => {
-                            lock(&self.record).saved(step, &sealed);
-                            None
-                        }
-                        Err(why) => Some(why),
-                    };
-                    self.handle(ConductorEvent::Sealed { step, error });
+                _ = terminate.recv() => {
+                    self.end(&mut kept).await;
+                    return Ok(());
                 }
+                Some(event) = inbound.recv() => self.arrived(event),
+                Some(kept) = kept.recv() => self.kept(kept)?,
                 _ = ticks.tick() => {
                     self.handle(ConductorEvent::Tick);
                     lock(&self.record).look(&self.core);
@@ -191,8 +188,7 @@ impl Shell {
         match event {
             ConductorInbound::Opened(id, _, hello, sayer) => {
                 if let Err(why) = self.opened(id, hello, sayer) {
-                    warn!(why, "a stream is closed");
-                    lock(&self.record).note(why);
+                    self.note(format!("a stream is closed: {why}"));
                 }
             }
             ConductorInbound::Said(id, json) => {
@@ -218,6 +214,7 @@ impl Shell {
         let Some(stream) = self.streams.remove(&id) else { return };
         if self.names.get(&stream.name) == Some(&id) {
             self.names.remove(&stream.name);
+            self.data_of.remove(&stream.name);
             self.handle(ConductorEvent::Gone(stream.name));
         }
     }
@@ -226,10 +223,16 @@ impl Shell {
     fn opened(&mut self, id: StreamId, hello: Hello, sayer: Sayer) -> Result<(), String> {
         let name = hello.me.name.clone();
         if let Role::Trainer { data } = &hello.role {
-            let known = self.data.get_or_insert_with(|| data.clone());
-            if known != data {
-                return Err(format!("{name} has other data than the run was begun with"));
+            let known = self.data.get_or_insert_with(|| data.clone()).clone();
+            if known != *data {
+                let why = other_data(&name, data, &known);
+                if let Ok(refusal) = serde_json::to_string(&ToTrainer::Refused { why: why.clone() }) {
+                    // It hears it, or that the stream is closed.
+                    let _ = sayer.try_send(refusal);
+                }
+                return Err(why);
             }
+            self.data_of.insert(name.clone(), data.clone());
         }
         let is_trainer = matches!(hello.role, Role::Trainer { .. });
         self.streams.insert(id, Stream { sayer, name: name.clone(), is_trainer });
@@ -259,7 +262,6 @@ impl Shell {
         let mut out = Vec::new();
         let now = self.now();
         self.core.handle(now, event, &mut out);
-        self.begin_saving(&mut out);
         for effect in out {
             self.perform(effect);
         }
@@ -272,22 +274,87 @@ impl Shell {
         record.observation()
     }
 
-    /// A checkpoint that peers are about to write needs its folder; without, nobody writes, and the conductor hears of it.
-    fn begin_saving(&mut self, out: &mut Vec<ConductorEffect>) {
-        let saves = out.iter().find_map(|effect| match effect {
-            ConductorEffect::ToPeer(_, ToPeer::Save { step }) => Some(*step),
-            _ => None,
-        });
-        let (Some(step), Some(destination)) = (saves, &self.destination) else { return };
-        if let Err(error) = destination.begin(step) {
-            out.retain(|e| !matches!(e, ConductorEffect::ToPeer(_, ToPeer::Save { .. })));
-            // Later, not at once: a full disk is not emptied by asking again.
-            let (sealed, why) = (self.sealed.clone(), format!("{:#}", anyhow::Error::new(error)));
-            tokio::spawn(async move {
-                sleep(SAVE_PAUSE).await;
-                // The receiver is gone only when the process ends.
-                let _ = sealed.send((step, Err(why))).await;
-            });
+    /// Something was done with the destination of checkpoints.
+    fn kept(&mut self, kept: Kept) -> anyhow::Result<()> {
+        let event = match kept {
+            Kept::Unread(why) => ConductorEvent::Unread(why),
+            Kept::Opened(opened) => self.found(opened),
+            Kept::Inspected(Ok(found)) => ConductorEvent::Checkpoints(found),
+            Kept::Inspected(Err(why)) => ConductorEvent::Unread(why),
+            Kept::Prepared(outcome) => ConductorEvent::Prepared(outcome.err()),
+            Kept::Sealed(step, outcome) => {
+                if let Ok(sealed) = &outcome {
+                    lock(&self.record).saved(step, sealed);
+                }
+                ConductorEvent::Sealed { step, error: outcome.err() }
+            }
+            Kept::Confirmed(step, outcome) => ConductorEvent::Confirmed { step, error: outcome.err() },
+            Kept::TakenOver(why) => ConductorEvent::Refused(why),
+            Kept::Ended => return Ok(()),
+            Kept::Refused(why) => return Err(anyhow!(why)).needs_user(),
+        };
+        self.handle(event);
+        Ok(())
+    }
+
+    /// The keeper of checkpoints ends first, if it can: a run that has none yet gives its place back.
+    async fn end(&self, kept: &mut mpsc::Receiver<Kept>) {
+        self.order(Order::End);
+        let ended = async { while kept.recv().await.is_some_and(|kept| !matches!(kept, Kept::Ended)) {} };
+        if timeout(END, ended).await.is_err() {
+            info!("the destination of checkpoints does not answer");
+        }
+    }
+
+    /// The destination is this run's, or nobody's.
+    fn found(&mut self, opened: Opened) -> ConductorEvent {
+        if let Some((step, sealed)) = &opened.newest {
+            info!(step, "goes on from a checkpoint");
+            lock(&self.record).saved(*step, sealed);
+        }
+        let changes: Vec<String> = opened.changes.iter().map(ToString::to_string).collect();
+        for change in &changes {
+            self.note(format!("the run goes on with another {change}"));
+        }
+        lock(&self.record).changed(changes);
+        if let Some(data) = opened.data_sha256 {
+            self.begun_with(data);
+        }
+        ConductorEvent::Checkpoints(opened.checkpoints)
+    }
+
+    /// It is known now which data the run was begun with. Trainers that have other data may have been here before that.
+    fn begun_with(&mut self, data: String) {
+        let others: Vec<(PeerName, String)> = self
+            .data_of
+            .iter()
+            .filter(|(_, of)| **of != data)
+            .map(|(n, of)| (n.clone(), of.clone()))
+            .collect();
+        for (name, of) in others {
+            let why = other_data(&name, &of, &data);
+            self.note(why.clone());
+            self.say(&name, &ToTrainer::Refused { why });
+            if let Some(id) = self.names.get(&name).copied() {
+                self.close(id);
+            }
+        }
+        self.data = Some(data);
+    }
+
+    /// What is said again and again is logged ever more seldom.
+    fn note(&self, text: String) {
+        let times = lock(&self.record).note(text.clone());
+        match times {
+            1 => warn!("{text}"),
+            times if times.is_power_of_two() => warn!("{text} ({times} times)"),
+            _ => {}
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(keeper) = &self.keeper {
+            keeper.give(order);
         }
     }
 
@@ -300,36 +367,24 @@ impl Shell {
                     self.streams.remove(&id);
                 }
             }
-            ConductorEffect::Note(text) => {
-                warn!("{text}");
-                lock(&self.record).note(text);
-            }
+            ConductorEffect::Note(text) => self.note(text),
             ConductorEffect::Moved(moved) => {
                 info!(peer = %moved.peer, from = moved.from, to = moved.to, "moves: {}", moved.reason);
                 lock(&self.record).moved(moved);
             }
             ConductorEffect::Committed(committed) => {
+                if !std::mem::replace(&mut self.claimed, true) {
+                    self.order(Order::Claim);
+                }
                 let tokens = self.run.config.tokens_per_step();
                 lock(&self.record).committed(&committed, tokens, self.started.elapsed());
             }
-            ConductorEffect::Inspect => {
-                let Some(destination) = self.destination.clone() else { return };
-                let (run, found) = (Arc::clone(&self.run), self.found.clone());
-                tokio::task::spawn_blocking(move || {
-                    // The receiver is gone only when the process ends.
-                    let _ = found.blocking_send(saved::find(&destination, &run, Scrutiny::Digests));
-                });
-            }
+            ConductorEffect::Inspect => self.order(Order::Inspect),
+            ConductorEffect::Discard { step } => self.order(Order::Discard(step)),
+            ConductorEffect::Prepare => self.order(Order::Prepare),
+            ConductorEffect::Confirm { step } => self.order(Order::Confirm(step)),
             ConductorEffect::Seal { step, records } => {
-                let Some(destination) = self.destination.clone() else { return };
-                let (run, sealed) = (Arc::clone(&self.run), self.sealed.clone());
-                let data = self.data.clone().unwrap_or_default();
-                tokio::task::spawn_blocking(move || {
-                    let outcome =
-                        saved::seal(&destination, step, &run, &data, &records).map_err(|e| format!("{e:#}"));
-                    // The receiver is gone only when the process ends.
-                    let _ = sealed.blocking_send((step, outcome));
-                });
+                self.order(Order::Seal(step, records, self.data.clone().unwrap_or_default()));
             }
         }
     }

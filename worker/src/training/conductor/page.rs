@@ -65,6 +65,8 @@ pub fn metrics(record: &Record) -> String {
     }
     put("dunlin_training_redone_total", "counter", "Contributions computed again.", totals.redone as f64);
     put("dunlin_training_peers_lost_total", "counter", "Peers lost without notice.", totals.lost as f64);
+    let failing = if record.is_in_trouble() { 1.0 } else { 0.0 };
+    put("dunlin_training_checkpoints_failing", "gauge", "1 while checkpoints cannot be written.", failing);
     put("dunlin_training_moves_total", "counter", "Peers that changed stages.", totals.moves as f64);
     let _ =
         writeln!(out, "# HELP dunlin_training_peers Peers of a stage.\n# TYPE dunlin_training_peers gauge");

@@ -1,6 +1,7 @@
 //! The course of a run, as people and the operator see it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use dunlin_planner::PeerName;
@@ -43,10 +44,31 @@ pub struct StepRecord {
     pub peers: Vec<usize>,
 }
 
+/// Something that was said, as often as it was.
+struct Note {
+    text: String,
+    times: u64,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.times {
+            1 => f.write_str(&self.text),
+            times => write!(f, "{} ({times} times)", self.text),
+        }
+    }
+}
+
 /// Everything that is shown.
 pub struct Record {
     steps: VecDeque<StepRecord>,
-    notes: VecDeque<String>,
+    notes: VecDeque<Note>,
+    /// What is wrong with checkpoints.
+    trouble: Option<String>,
+    /// Are there checkpoints?
+    saves: bool,
+    /// What the run has otherwise than before its start.
+    changes: Vec<String>,
     moves: VecDeque<Moved>,
     layers: Vec<String>,
     total: Step,
@@ -68,6 +90,9 @@ impl Record {
         Self {
             steps: VecDeque::new(),
             notes: VecDeque::new(),
+            trouble: None,
+            saves: run.config.checkpoint.is_some(),
+            changes: Vec::new(),
             moves: VecDeque::new(),
             layers: stages
                 .map(|s| {
@@ -95,6 +120,7 @@ impl Record {
         self.members = core.members();
         self.peers = self.members.iter().map(Vec::len).collect();
         self.totals = core.totals();
+        self.trouble = core.checkpoint_trouble();
         if let Some(sum) = core.final_validation() {
             self.validation_loss = Some(sum / self.validation_tokens as f64);
         }
@@ -134,12 +160,22 @@ impl Record {
         self.checkpoint = Some((step, sealed.path.display().to_string(), sealed.sha256.clone()));
     }
 
-    /// For people.
-    pub fn note(&mut self, text: String) {
-        self.notes.push_back(text);
+    /// For people. What is among the kept ones already is counted. Returns how often it was said.
+    pub fn note(&mut self, text: String) -> u64 {
+        let known = self.notes.iter().position(|note| note.text == text);
+        let mut note = known.and_then(|at| self.notes.remove(at)).unwrap_or(Note { text, times: 0 });
+        note.times += 1;
+        let times = note.times;
+        self.notes.push_back(note);
         if self.notes.len() > NOTES_KEPT {
             self.notes.pop_front();
         }
+        times
+    }
+
+    /// The run goes on from a checkpoint of one with other values.
+    pub fn changed(&mut self, changes: Vec<String>) {
+        self.changes = changes;
     }
 
     /// A peer goes to another stage.
@@ -166,6 +202,11 @@ impl Record {
         self.totals
     }
 
+    /// Can checkpoints not be written?
+    pub fn is_in_trouble(&self) -> bool {
+        self.trouble.is_some()
+    }
+
     /// Peers of every stage.
     pub fn peers(&self) -> &[usize] {
         &self.peers
@@ -173,9 +214,12 @@ impl Record {
 
     /// What the operator and people ask for, as JSON.
     pub fn observation(&self) -> String {
+        let trouble = || self.trouble.clone().unwrap_or_default();
+        let last = if self.saves { "all steps are done; the last checkpoint is being written" } else { "" };
         let (phase, message) = match &self.phase {
-            Phase::Gathering => ("Starting", String::new()),
-            Phase::Running | Phase::Finishing => ("Training", String::new()),
+            Phase::Gathering => ("Starting", trouble()),
+            Phase::Running => ("Training", String::new()),
+            Phase::Finishing => ("Training", self.trouble.clone().unwrap_or_else(|| last.to_owned())),
             Phase::Finished => ("Succeeded", String::new()),
             Phase::Suspended => ("Suspended", String::new()),
             Phase::Failed(why) => ("Failed", why.clone()),
@@ -200,7 +244,11 @@ impl Record {
             "lastMoves": self.moves.iter().map(|m| {
                 json!({"step": m.step, "peer": m.peer, "from": m.from, "to": m.to, "reason": m.reason})
             }).collect::<Vec<_>>(),
-            "members": self.members, "notes": self.notes,
+            "degraded": self.trouble.as_ref().map(|message| {
+                json!({"reason": "CheckpointsFailing", "message": message})
+            }),
+            "changes": self.changes, "members": self.members,
+            "notes": self.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
         .to_string()
     }
@@ -213,5 +261,31 @@ impl Record {
             }
             _ => 0.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_again_is_counted_and_pushes_nothing_out() {
+        let json = serde_json::json!({
+            "model": {"config": {"hiddenSize": 32, "layers": 1, "heads": 2, "ffn": 64, "contextLength": 16}},
+            "data": {"text": {"path": "unread"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 9,
+            "optimizer": {"kind": "Sgd", "learningRate": 1e-3},
+        });
+        let config = dunlin_train::TrainingConfig::from_json(&json.to_string()).unwrap();
+        let mut record = Record::new(&super::super::super::run_of(config).unwrap());
+        record.note("first".to_owned());
+        for _ in 0..2 * NOTES_KEPT {
+            record.note("again".to_owned());
+            record.note("and again".to_owned());
+        }
+        let status: serde_json::Value = serde_json::from_str(&record.observation()).unwrap();
+        assert_eq!(
+            status["notes"],
+            serde_json::json!(["first", "again (400 times)", "and again (400 times)"])
+        );
     }
 }

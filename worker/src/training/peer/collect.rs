@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, StageId, Step};
-use tempfile::TempDir;
+use dunlin_train::scratch::Scratch;
 use tokio::fs;
 use tokio::task::AbortHandle;
 use tracing::warn;
@@ -24,7 +24,7 @@ pub(super) struct Collected {
 }
 
 struct Files {
-    folder: TempDir,
+    folder: Scratch,
     bytes: AtomicU64,
 }
 
@@ -56,7 +56,7 @@ impl Collected {
         mates: Vec<Mate>,
         bytes_max: u64,
     ) -> std::io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("dunlin-updates-").tempdir()?;
+        let folder = Scratch::new("updates")?;
         let files = Arc::new(Files { folder, bytes: AtomicU64::new(0) });
         let task = tokio::spawn(collect(clients, stage, step, mates, Arc::clone(&files), bytes_max));
         Ok(Self { files, task: task.abort_handle() })

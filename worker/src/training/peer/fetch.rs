@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_model::ModelError;
 use dunlin_protocol::training::{FetchFailure, Mate, PeerEffect, StageId, Step};
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::{Run, Stage};
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 use super::super::saved;
 use super::super::values::Clients;
 use super::{Bench, Collected, Event, Fetching, Peer};
+use crate::exit::NeedsUser;
 
 /// Mates that give state at once.
 const MATES_MAX: usize = 4;
@@ -26,14 +28,28 @@ const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why a stage could not be had.
-pub(super) struct Unfetched {
-    failure: FetchFailure,
-    why: String,
+pub(super) enum Unfetched {
+    /// The conductor is told.
+    Failed(FetchFailure, String),
+    /// The model that training goes on from cannot be used: that stays so.
+    Unusable(anyhow::Error),
+}
+
+impl Unfetched {
+    fn from_model(error: anyhow::Error) -> Self {
+        let unusable = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<ModelError>().is_some_and(|e| !e.is_unreachable())
+        };
+        if error.chain().any(unusable) {
+            return Self::Unusable(error.context("the model that training goes on from cannot be used"));
+        }
+        format!("{error:#}").into()
+    }
 }
 
 impl From<String> for Unfetched {
     fn from(why: String) -> Self {
-        Self { failure: FetchFailure::Passing, why }
+        Self::Failed(FetchFailure::Passing, why)
     }
 }
 
@@ -45,12 +61,11 @@ impl Peer {
             (Arc::clone(&self.run), self.events.clone(), self.destination.clone());
         self.engine.run(move |bench| {
             let loaded = match destination.filter(|_| checkpoint) {
-                None => super::first(&run, stage, &bench.pool),
-                Some(destination) => saved::read_stage(&destination, step, &run, stage, &bench.pool),
+                None => super::first(&run, stage, &bench.pool).map_err(Unfetched::from_model),
+                Some(destination) => saved::read_stage(&destination, step, &run, stage, &bench.pool)
+                    .map_err(|e| Unfetched::Failed(saved::blame(&e, step), format!("{e:#}"))),
             };
-            let loaded = loaded
-                .map(Box::new)
-                .map_err(|e| Unfetched { failure: saved::blame(&e, step), why: format!("{e:#}") });
+            let loaded = loaded.map(Box::new);
             // The receiver is gone only when the process ends.
             let _ = events.blocking_send(Event::Fetched(ticket, loaded));
         });
@@ -111,12 +126,13 @@ impl Peer {
         ticket: u64,
         stage: Result<Box<Stage>, Unfetched>,
         out: &mut Vec<PeerEffect>,
-    ) {
+    ) -> anyhow::Result<()> {
         if self.current(ticket).is_none() {
-            return;
+            return Ok(());
         }
         match stage {
-            Err(unfetched) => self.give_up(unfetched, out),
+            Err(Unfetched::Unusable(error)) => return Err(error).needs_user(),
+            Err(Unfetched::Failed(failure, why)) => self.give_up(failure, why, out),
             Ok(stage) => {
                 let (events, step) = (self.events.clone(), stage.step());
                 self.engine.run(move |bench| {
@@ -125,6 +141,7 @@ impl Peer {
                 });
             }
         }
+        Ok(())
     }
 
     /// The engine is at `step`: done, or the next update is needed.
@@ -133,7 +150,7 @@ impl Peer {
         let Some(fetching) = self.current(ticket) else { return };
         let stage = fetching.stage;
         match step {
-            Err(why) => self.give_up(why.into(), out),
+            Err(why) => self.give_up(FetchFailure::Passing, why, out),
             Ok(step) if step >= fetching.wanted => {
                 self.fetching = None;
                 info!(stage, step, "has the state of its stage");
@@ -175,7 +192,7 @@ impl Peer {
         }
     }
 
-    fn give_up(&mut self, Unfetched { failure, why }: Unfetched, out: &mut Vec<PeerEffect>) {
+    fn give_up(&mut self, failure: FetchFailure, why: String, out: &mut Vec<PeerEffect>) {
         if let Some(fetching) = self.fetching.take() {
             self.node.fetch_failed(fetching.stage, failure, why, out);
         }

@@ -22,6 +22,7 @@ use super::average::{Formed, Which, form};
 use super::engine::Engine;
 use super::{memory, serve, server};
 use crate::cli::AverageMemberArgs;
+use crate::print;
 
 /// Every so many values are compared with the exact average.
 const SAMPLE: usize = 1009;
@@ -72,7 +73,9 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
         })
         .collect();
     let (me, clients) = (&group[args.index], Clients::new(links));
-    println!("{}", json!({"values": count}));
+    if print::line(json!({"values": count}))?.is_break() {
+        return Ok(());
+    }
     let (line_in, mut lines) = mpsc::channel(1);
     // It ends with stdin, or with the process.
     std::thread::spawn(move || {
@@ -92,7 +95,10 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
             .iter()
             .fold(0u64, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x100_0000_01b3));
         let error = error(&average.values, group.len());
-        println!("{}", json!({"seconds": seconds, "digest": format!("{digest:016x}"), "error": error}));
+        let line = json!({"seconds": seconds, "digest": format!("{digest:016x}"), "error": error});
+        if print::line(line)?.is_break() {
+            return Ok(());
+        }
         values = average.values;
     }
     Ok(())

@@ -24,10 +24,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, ShardId, StageId, Step,
+    Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, SaveFailure, ShardId,
+    StageId, Step,
 };
 use dunlin_train::average::Average;
 use dunlin_train::checkpoint::Destination;
+use dunlin_train::scratch;
 use dunlin_train::stage::{Computed, Purpose};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
@@ -44,6 +46,7 @@ use tracing::{debug, info, warn};
 use super::values::Clients;
 use super::{advertised, first, links, read_config};
 use crate::cli::TrainPeerArgs;
+use crate::exit::NeedsUser;
 use crate::health;
 use average::{Averages, Formed, Which};
 use collect::Collected;
@@ -75,10 +78,11 @@ enum Event {
 /// When the configuration or certificates cannot be used, an address cannot be bound, or an update fails.
 pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     memory::keep_freed();
+    scratch::sweep();
     let config = read_config(&args.config)?;
     let links = links(&args.process)?;
     let run = Arc::new(super::run_of(config)?);
-    memory::suffices(&run, args.memory)?;
+    memory::suffices(&run, args.memory).needs_user()?;
     let listener = TcpListener::bind(args.process.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
@@ -328,7 +332,7 @@ impl Peer {
             Event::Applied(step, Err(why)) => bail!("the update of step {step} failed: {why}"),
             Event::Added(take, Ok(())) => self.node.added(take, out),
             Event::Added(take, Err(why)) => bail!("the sums of {} do not fit: {why}", take.from.name),
-            Event::Fetched(ticket, stage) => self.fetched(ticket, stage, out),
+            Event::Fetched(ticket, stage) => self.fetched(ticket, stage, out)?,
             Event::Installed(ticket, step) => self.installed(ticket, step, out),
             Event::Update(ticket, update) => self.follow(ticket, update, out),
             Event::Averaged(which, Ok((average, squares))) => {
@@ -357,7 +361,8 @@ impl Peer {
                 out.push(PeerEffect::Tell(PeerReport::Saved { step, record }));
             }
             Event::Saved(step, Err(why)) => {
-                out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, why }));
+                let failure = SaveFailure::Destination;
+                out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, failure, why }));
             }
         }
         Ok(())

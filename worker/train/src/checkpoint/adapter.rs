@@ -7,7 +7,7 @@ use dunlin_model::adapter::{AdapterShape, peft};
 
 use super::disk::Disk;
 use super::write::Identity;
-use super::{CheckpointError, FileRecord, StageRecord, tensors};
+use super::{CheckpointError, FileRecord, StageRecord, tensors, texts};
 use crate::config::ModelSource;
 
 /// Names and bytes of the files beside the weights.
@@ -19,7 +19,10 @@ pub(super) fn texts(
         return Err(CheckpointError::Mismatch("an adapter of a model that is no file".to_owned()));
     };
     let json = peft::config_json(shape, identity.model, base);
-    Ok(vec![(peft::CONFIG.to_owned(), format!("{json:#}\n").into_bytes())])
+    let mut files = vec![(peft::CONFIG.to_owned(), format!("{json:#}\n").into_bytes())];
+    // As transformers saves them beside an adapter; how the model generates is the model's.
+    files.extend(identity.texts.files.iter().filter(|(name, _)| name != texts::GENERATION).cloned());
+    Ok(files)
 }
 
 /// One file with what all stages wrote.

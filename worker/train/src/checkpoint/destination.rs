@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::read::open;
+use super::manifest::folder;
+use super::read::{latest, open};
 use super::remote::Remote;
 use super::s3::S3Place;
-use super::{CheckpointError, Identity, Latest, Manifest, Scrutiny, Stage, StageRecord, TensorSpec};
-use super::{begin, folder, latest, retain, write_manifest, write_stage};
+use super::write::{discard, retain, write_manifest, write_stage};
+use super::{
+    Checkpoint, CheckpointError, Identity, Latest, Manifest, Scrutiny, Stage, StageRecord, TensorSpec,
+};
+use crate::config::TrainingConfig;
 use crate::optimizer::OptimizerState;
 
 /// A folder that all peers see, or a place on a server. In a configuration it is a path, a URL, an object with `url` and `headers`, or one
@@ -149,18 +153,7 @@ impl Destination {
         }
     }
 
-    /// Makes room for the files of `step`.
-    ///
-    /// # Errors
-    /// When the destination cannot be written.
-    pub fn begin(&self, step: u64) -> Result<(), CheckpointError> {
-        match self {
-            Self::Folder(path) => begin(path, step),
-            Self::Server(place) => Remote::new(place)?.begin(step),
-        }
-    }
-
-    /// Writes a stage into the checkpoint of `step`; the record is for [`Destination::seal`].
+    /// Writes a stage into the checkpoint of `step`; the record is for [`super::Claim::seal`].
     ///
     /// # Errors
     /// When tensors do not fit together or a file cannot be written.
@@ -172,10 +165,7 @@ impl Destination {
     }
 
     /// Makes the checkpoint complete, then removes all but the `keep` newest. Returns what is in it, and the steps that were removed.
-    ///
-    /// # Errors
-    /// When something is missing, or cannot be written or removed.
-    pub fn seal(
+    pub(super) fn seal(
         &self,
         identity: Identity<'_>,
         stages: Vec<StageRecord>,
@@ -190,6 +180,23 @@ impl Destination {
         }
     }
 
+    /// Removes what an attempt at the checkpoint of `step` left, if it is not complete.
+    pub(super) fn discard(&self, step: u64, config: &TrainingConfig) -> Result<(), CheckpointError> {
+        match self {
+            Self::Folder(path) => discard(path, step),
+            Self::Server(place) => Remote::new(place)?.discard(step, config),
+        }
+    }
+
+    /// The checkpoint of `step`, whose files have the right lengths.
+    pub(super) fn open(&self, step: u64) -> Result<Checkpoint, CheckpointError> {
+        let found = match self {
+            Self::Folder(path) => open(path, step)?,
+            Self::Server(place) => Remote::new(place)?.open(step)?,
+        };
+        found.ok_or_else(|| CheckpointError::Missing(self.checkpoint(step)))
+    }
+
     /// Reads `wanted` of the checkpoint of `step` into flat vectors of `length` values.
     ///
     /// # Errors
@@ -201,11 +208,7 @@ impl Destination {
         length: usize,
     ) -> Result<(Vec<f32>, OptimizerState), CheckpointError> {
         match self {
-            Self::Folder(path) => {
-                let found = open(path, step)?;
-                let missing = || CheckpointError::Missing(folder(path, step));
-                found.ok_or_else(missing)?.read_stage(wanted, length)
-            }
+            Self::Folder(_) => self.open(step)?.read_stage(wanted, length),
             Self::Server(place) => Remote::new(place)?.read_stage(step, wanted, length),
         }
     }

@@ -3,15 +3,28 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use dunlin_kernels::ARITHMETIC_VERSION;
 use serde::{Deserialize, Serialize};
 
-use super::CheckpointError;
-use crate::config::TrainingConfig;
+use super::owner::of_another_run;
+use super::{CheckpointError, Destination};
+use crate::config::{Change, TrainingConfig};
 
 /// The file that makes a folder a checkpoint.
 pub(super) const FILE: &str = "training.json";
 pub(super) const BYTES_MAX: u64 = 16 << 20;
-const VERSION: u32 = 1;
+/// 1 had no `arithmetic`; all that wrote it had the first.
+const VERSION: u32 = 2;
+
+fn first_arithmetic() -> u32 {
+    1
+}
+
+/// What every form of the manifest has.
+#[derive(Deserialize)]
+struct Form {
+    version: u32,
+}
 
 /// A file with its digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +64,11 @@ pub struct StageRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
-    /// Of this form: 1.
+    /// Of this form: 2, or 1 of one that was written earlier.
     pub version: u32,
+    /// Version of the arithmetic that trained it (`kernels/ARITHMETIC.md`).
+    #[serde(default = "first_arithmetic")]
+    pub arithmetic: u32,
     /// Updates so far; also the step whose batch comes next, as steps are counted from 0.
     pub step: u64,
     /// Seed of the run.
@@ -99,6 +115,15 @@ impl Manifest {
     /// The manifest of `step` that `bytes` are; `path` is for messages.
     pub(super) fn parse(bytes: &[u8], step: u64, path: &Path) -> Result<Self, CheckpointError> {
         let damaged = |problem: String| CheckpointError::Damaged { path: path.to_owned(), problem };
+        if let Ok(Form { version }) = serde_json::from_slice(bytes)
+            && version > VERSION
+        {
+            // It may be sound. To pass it over would lose steps without a word.
+            return Err(CheckpointError::Refused(format!(
+                "{} is of version {version}, and this program reads {VERSION} at most: use the program that wrote it, or a later one",
+                path.display()
+            )));
+        }
         let manifest: Self =
             serde_json::from_slice(bytes).map_err(|e| damaged(format!("it is no manifest: {e}")))?;
         manifest.check().map_err(damaged)?;
@@ -106,6 +131,32 @@ impl Manifest {
             return Err(damaged(format!("it is of step {}, in the folder of step {step}", manifest.step)));
         }
         Ok(manifest)
+    }
+
+    /// Checks that the run of `config` may go on from here, and returns what it has otherwise than the one that wrote it.
+    ///
+    /// # Errors
+    /// When it is another run, or was trained with other arithmetic.
+    pub fn admit(
+        &self,
+        destination: &Destination,
+        config: &TrainingConfig,
+    ) -> Result<Vec<Change>, CheckpointError> {
+        let changes = config.changes_since(&self.config);
+        if !changes.refused.is_empty() {
+            return Err(of_another_run(&destination.to_string(), &changes.refused));
+        }
+        if self.arithmetic != ARITHMETIC_VERSION {
+            return Err(CheckpointError::Refused(format!(
+                "the checkpoint of step {} in {destination} was trained with version {} of the arithmetic, and this program has version \
+                 {ARITHMETIC_VERSION}: the run would not end with the weights that it would have had. Go on with the program that wrote it, or begin \
+                 another run with model.checkpoint: {}",
+                self.step,
+                self.arithmetic,
+                destination.checkpoint(self.step).display()
+            )));
+        }
+        Ok(changes.taken)
     }
 
     /// The bytes of the file.
@@ -118,7 +169,7 @@ impl Manifest {
 
     /// What has to be so whoever wrote it.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.version != VERSION {
+        if !(1..=VERSION).contains(&self.version) {
             return Err(format!("its version is {}, not {VERSION}", self.version));
         }
         self.config.validate().map_err(|e| format!("its configuration: {e}"))?;
@@ -149,7 +200,7 @@ impl Manifest {
 
 /// The folder of a step.
 #[must_use]
-pub fn folder(destination: &Path, step: u64) -> PathBuf {
+pub(super) fn folder(destination: &Path, step: u64) -> PathBuf {
     destination.join(format!("step-{step:08}"))
 }
 

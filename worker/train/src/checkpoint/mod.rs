@@ -1,6 +1,7 @@
 //! Checkpoints: folders that are, from the moment they are complete, models in Hugging Face's form.
 //!
 //! ```text
+//! owner.json                               whose checkpoints they are
 //! step-00000120/
 //!   model-00001-of-00002.safetensors       a stage's parameters, f32, by their usual names
 //!   optimizer-00001-of-00002.safetensors   its optimizer's vectors: `optimizer.<slot>.<name>`
@@ -10,11 +11,12 @@
 //!
 //! * [`destination`] a folder, or a place on a [`server`]: [`remote`]
 //! * [`s3`] object storage: signed requests
+//! * [`owner`] a destination belongs to one run, and to one life of its conductor
 //! * [`disk`] files that appear whole or not at all
 //! * [`manifest`] what is in a checkpoint
 //! * [`write`] any peer writes its stage; who has all their records writes the manifest, which comes last
 //! * [`read`] the newest sound one, and tensors of any for any cut in stages
-//! * [`model`] config.json and the tokenizer of bytes
+//! * [`model`], [`texts`] config.json, the tokenizer and what else makes it the model that it was made from
 //! * `adapter` what makes an adapter of the tensors of all stages
 //!
 //! Of a run that trains an adapter, stages write `adapter-00001-of-00002.safetensors`, and beside them are `adapter_config.json` and
@@ -27,6 +29,7 @@ mod destination;
 mod disk;
 mod manifest;
 pub mod model;
+mod owner;
 mod read;
 mod remote;
 mod s3;
@@ -34,6 +37,7 @@ mod server;
 mod tensors;
 #[cfg(test)]
 mod tests;
+pub mod texts;
 mod write;
 
 use std::io;
@@ -45,10 +49,12 @@ pub use dunlin_model::training::layout::EMBEDDING;
 use thiserror::Error;
 
 pub use destination::{Destination, HttpPlace, Place};
-pub use manifest::{FileRecord, Manifest, StageRecord, folder};
-pub use read::{Checkpoint, Latest, Scrutiny, latest};
+pub use manifest::{FileRecord, Manifest, StageRecord};
+pub use owner::{Claim, Owner};
+pub use read::{Checkpoint, Latest, Scrutiny};
 pub use s3::{S3Bucket, S3Place};
-pub use write::{Identity, Stage, begin, retain, write_manifest, write_stage};
+pub use texts::{Texts, bytes_tokenizer};
+pub use write::{Identity, Stage};
 
 /// A tensor to write: values in rows.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +108,12 @@ pub enum CheckpointError {
     /// There is no checkpoint where one is asked for.
     #[error("{0} is no checkpoint; do the conductor and all peers see the same destination?")]
     Missing(PathBuf),
+    /// What is there is not for this run or this program: what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody else has taken the destination: who, and what to do.
+    #[error("{0}")]
+    TakenOver(String),
     /// Tensors, stages or vectors that do not fit together.
     #[error("{0}")]
     Mismatch(String),
@@ -115,5 +127,11 @@ impl CheckpointError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Missing(_))
+    }
+
+    /// Whether it stays as it is until a user does something about it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::TakenOver(_))
     }
 }

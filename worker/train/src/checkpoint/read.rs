@@ -43,12 +43,9 @@ pub enum Scrutiny {
 }
 
 /// The newest checkpoint of `destination` that stands up to `scrutiny`. Folders without a manifest are passed over in silence: they never
-/// were checkpoints.
-///
-/// # Errors
-/// When the destination or a file cannot be read, which is no reason to go on from an older checkpoint. That the destination does not exist
-/// is no error.
-pub fn latest(destination: &Path, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
+/// were checkpoints. A destination or a file that cannot be read is no reason to go on from an older checkpoint, and an error. That the
+/// destination does not exist is none.
+pub(super) fn latest(destination: &Path, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
     newest_of(steps(destination)?, |step| {
         let checkpoint = open(destination, step)?;
         if let (Some(checkpoint), Scrutiny::Digests) = (&checkpoint, scrutiny) {

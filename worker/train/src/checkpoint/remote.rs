@@ -4,20 +4,21 @@
 //! it is written after a manifest, and before what is old is deleted. At each moment it names only complete checkpoints.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use super::destination::Place;
 use super::disk::Disk;
 use super::manifest::{FILE, folder};
 use super::read::{Latest, Scrutiny, check_bytes, files_of, newest_of};
 use super::server::Server;
-use super::write::{make_manifest, write_stage};
+use super::write::{beside, make_manifest, stage_files, write_stage};
 use super::{Checkpoint, CheckpointError, FileRecord, Identity, Manifest, Stage, StageRecord, TensorSpec};
+use crate::config::TrainingConfig;
 use crate::optimizer::OptimizerState;
+use crate::scratch::Scratch;
 
 /// Name of the list of complete checkpoints.
 const LATEST: &str = "latest.json";
@@ -39,14 +40,29 @@ pub(super) struct Remote {
 }
 
 /// A folder of this machine that goes with its handle.
-fn scratch() -> Result<TempDir, CheckpointError> {
-    let made = tempfile::Builder::new().prefix("dunlin-checkpoint-").tempdir();
-    made.map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
+fn scratch() -> Result<Scratch, CheckpointError> {
+    Scratch::new("checkpoint").map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
 }
 
 /// The name of a file of a step, below the place.
 fn name(step: u64, file: &str) -> String {
     folder(Path::new(""), step).join(file).display().to_string()
+}
+
+/// Copies all of `from`; an error of reading is left in `broken`.
+fn copy(from: &mut impl Read, to: &mut dyn Write, broken: &mut Option<io::Error>) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                *broken = Some(error);
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
 }
 
 impl Remote {
@@ -67,7 +83,7 @@ impl Remote {
         CheckpointError::Damaged { path: self.place.join(name), problem: problem.into() }
     }
 
-    fn text(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         let Some(mut answer) = self.server.get(name).map_err(|e| self.unread(name, e))? else {
             return Ok(None);
         };
@@ -77,7 +93,7 @@ impl Remote {
         Ok(Some(bytes))
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+    pub(super) fn put(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
         self.server.put(name, bytes).map_err(|e| self.unwritten(name, e))
     }
 
@@ -93,11 +109,16 @@ impl Remote {
         let found = self.server.get(&name).map_err(|e| self.unread(&name, e))?;
         let mut answer = found.ok_or_else(|| self.damaged(&name, "it is not there"))?;
         let mut body = answer.body_mut().as_reader();
-        Disk::default().write(folder, &file.name, |out| io::copy(&mut body, out))?;
-        Ok(file.path(folder))
+        // What cannot be read is no fault of the folder.
+        let mut broken = None;
+        let copied = Disk::default().write(folder, &file.name, |out| copy(&mut body, out, &mut broken));
+        match (copied, broken) {
+            (Err(_), Some(source)) => Err(self.unread(&name, source)),
+            (copied, _) => copied.map(|()| file.path(folder)),
+        }
     }
 
-    fn delete(&self, name: &str) -> Result<(), CheckpointError> {
+    pub(super) fn delete(&self, name: &str) -> Result<(), CheckpointError> {
         self.server.delete(name).map_err(|e| self.unwritten(name, e))
     }
 
@@ -133,14 +154,20 @@ impl Remote {
     /// As for folders. A server that does not answer is no reason to go on from an older one.
     pub(super) fn latest(&self, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
         newest_of(self.list()?.steps, |step| {
-            let manifest = self.manifest(step)?;
-            let manifest = manifest.ok_or_else(|| self.damaged(&name(step, FILE), "it is not there"))?;
-            manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
+            let found = self.open(step)?;
+            let found = found.ok_or_else(|| self.damaged(&name(step, FILE), "it is not there"))?;
             if scrutiny == Scrutiny::Digests {
-                manifest.all_files().try_for_each(|file| self.check_digest(step, file))?;
+                found.manifest.all_files().try_for_each(|file| self.check_digest(step, file))?;
             }
-            Ok(Some(Checkpoint { folder: folder(&self.place, step), manifest }))
+            Ok(Some(found))
         })
+    }
+
+    /// The checkpoint of `step`, if there is one; lengths of files are checked.
+    pub(super) fn open(&self, step: u64) -> Result<Option<Checkpoint>, CheckpointError> {
+        let Some(manifest) = self.manifest(step)? else { return Ok(None) };
+        manifest.all_files().try_for_each(|file| self.check_length(step, file))?;
+        Ok(Some(Checkpoint { folder: folder(&self.place, step), manifest }))
     }
 
     /// Reads a file as it comes, and checks its digest.
@@ -151,15 +178,19 @@ impl Remote {
         check_bytes(answer.body_mut().as_reader(), file, self.place.join(&name))
     }
 
-    /// What an earlier attempt left is overwritten; its manifest goes at once. The conductor waits for this, and comes back when it fails.
-    pub(super) fn begin(mut self, step: u64) -> Result<(), CheckpointError> {
-        self.server = self.server.without_retries();
-        let mut list = self.list()?;
-        if list.steps.contains(&step) {
-            list.steps.retain(|s| *s != step);
-            self.put_list(&list)?;
+    /// Deletes what an attempt at the checkpoint of `step` left, unless that is complete. A server lists nothing: the names are those that
+    /// such an attempt has.
+    pub(super) fn discard(&self, step: u64, config: &TrainingConfig) -> Result<(), CheckpointError> {
+        if self.list()?.steps.contains(&step) {
+            return Ok(());
         }
-        self.delete(&name(step, FILE))
+        self.delete(&name(step, FILE))?;
+        let stages =
+            (0..config.stages).flat_map(|stage| stage_files(config.adapter.is_some(), stage, config.stages));
+        for file in stages.chain(beside(config)) {
+            self.delete(&name(step, &file))?;
+        }
+        Ok(())
     }
 
     pub(super) fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {

@@ -4,13 +4,13 @@ use std::path::Path;
 use dunlin_model::{ModelConfig, ModelFile};
 
 use super::disk::Disk;
-use super::write::{begin_on, retain_on, write_manifest_on, write_stage_on};
+use super::read::latest;
+use super::write::{retain, retain_on, write_manifest_on, write_stage_on};
 use super::{
-    Checkpoint, CheckpointError, Destination, EMBEDDING, Identity, Manifest, Scrutiny, Stage, StageRecord,
-    Tensor, TensorSpec, latest, model, retain,
+    Checkpoint, CheckpointError, Claim, Destination, EMBEDDING, Identity, Manifest, Owner, Scrutiny, Stage,
+    StageRecord, Tensor, TensorSpec, Texts, model,
 };
 use crate::config::{ModelSource, TrainingConfig};
-use crate::data::TextTokenizer;
 use crate::testing::Folder;
 
 const LAYERS: u32 = 3;
@@ -111,14 +111,13 @@ fn identified<T>(step: u64, seal: impl FnOnce(Identity<'_>) -> T) -> T {
         step,
         config: &config,
         model: &model(&config),
-        tokenizer: &TextTokenizer::Bytes,
+        texts: &Texts::of_bytes(),
         data_sha256: "abc",
         slots: 2,
     })
 }
 
 fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Manifest, CheckpointError> {
-    begin_on(disk, destination, step)?;
     let records = each_stage(step, stages, |stage| write_stage_on(disk, destination, step, stage))?;
     identified(step, |identity| write_manifest_on(disk, destination, identity, records))
 }
@@ -172,7 +171,7 @@ fn a_checkpoint_is_a_model_with_a_tokenizer() {
     for architecture in ["mistral", "qwen2"] {
         let mut other = model(&config());
         (other.architecture, other.qkv_bias) = (architecture.to_owned(), architecture == "qwen2");
-        let json = model::config_json(&other, None);
+        let json = model::config_json(&other, &Default::default());
         assert_eq!(dunlin_model::safetensors::config("x", &json).unwrap(), other);
     }
 }
@@ -219,7 +218,7 @@ fn damage_is_told_and_an_older_checkpoint_is_found() {
         ("config.json", &|p| flip(p), "its SHA-256 is"),
         ("training.json", &|p| truncate(p), "it is no manifest"),
         ("training.json", &|p| std::fs::write(p, b"{}").unwrap(), "it is no manifest"),
-        ("training.json", &|p| replace(p, "\"version\": 1", "\"version\": 2"), "its version is 2"),
+        ("training.json", &|p| replace(p, "\"version\": 2", "\"version\": 0"), "its version is 0"),
         ("training.json", &|p| replace(p, "\"config.json\"", "\"../config.json\""), "is no name of a file"),
         ("training.json", &|p| replace(p, "\"stage\": 1", "\"stage\": 2"), "stage 1 is 2"),
         ("training.json", &|p| replace(p, "\"step\": 20", "\"step\": 21"), "it is of step 21"),
@@ -354,7 +353,7 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
         step: 1,
         config: &config,
         model: &model(&config),
-        tokenizer: &TextTokenizer::Bytes,
+        texts: &Texts::of_bytes(),
         data_sha256: "",
         slots: 0,
     };
@@ -369,6 +368,152 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
     assert!(latest(folder.path(), Scrutiny::Lengths).unwrap().checkpoint.is_none());
 }
 
+/// A run with a change, and its claim on `destination`.
+fn claim(
+    destination: &Destination,
+    name: &str,
+    change: impl FnOnce(&mut TrainingConfig),
+) -> Result<Claim, CheckpointError> {
+    let mut config = config();
+    change(&mut config);
+    Claim::take(destination, &config, Owner::new(name).unwrap()).map(|(claim, _)| claim)
+}
+
+#[test]
+fn a_destination_belongs_to_one_run() {
+    let folder = Folder::new();
+    let destination = Destination::Folder(folder.path().join("not/there/yet"));
+    let first = claim(&destination, "one", |_| {}).unwrap();
+    for (change, said) in [
+        (&(|c: &mut TrainingConfig| c.seed = 8) as &dyn Fn(&mut TrainingConfig), "seed was 9"),
+        (&|c| c.global_batch = 4, "globalBatch was 2"),
+        (&|c| c.sequence_length = 4, "sequenceLength was 8"),
+        (&|c| c.optimizer.kind = crate::config::OptimizerKind::Lamb, "optimizer.kind was \"AdamW\""),
+    ] {
+        let error = claim(&destination, "other", change).err().unwrap();
+        assert!(error.is_refusal() && error.to_string().contains(said), "{error}");
+        assert!(error.to_string().contains("choose another checkpoint.destination"), "{error}");
+    }
+    // Nothing was changed by those that were refused.
+    first.check().unwrap();
+    // What may change does not make it another run.
+    let second = claim(&destination, "two", |c| c.optimizer.learning_rate = 0.5).unwrap();
+    let error = first.check().unwrap_err();
+    assert!(matches!(&error, CheckpointError::TakenOver(why) if why.starts_with("two (process ")), "{error}");
+    second.check().unwrap();
+}
+
+#[test]
+fn who_was_replaced_completes_no_checkpoint() {
+    let folder = Folder::new();
+    let destination = Destination::from(folder.path());
+    let mut first = claim(&destination, "one", |_| {}).unwrap();
+    let records = || each_stage(10, 2, |stage| destination.write_stage(10, stage)).unwrap();
+    let mut second = claim(&destination, "two", |_| {}).unwrap();
+    let sealed = identified(10, |identity| first.seal(identity, records(), 1));
+    assert!(matches!(sealed, Err(CheckpointError::TakenOver(_))), "{sealed:?}");
+    assert!(destination.latest(Scrutiny::Lengths).unwrap().checkpoint.is_none());
+    assert!(matches!(first.discard(10), Err(CheckpointError::TakenOver(_))));
+    assert!(folder.path().join("step-00000010").exists(), "they are the other's files now");
+    identified(10, |identity| second.seal(identity, records(), 1)).unwrap();
+    second.confirm(10).unwrap();
+}
+
+#[test]
+fn a_run_that_ends_without_a_checkpoint_leaves_the_destination_to_others() {
+    let folder = Folder::new();
+    let destination = Destination::from(folder.path());
+    let other = |c: &mut TrainingConfig| c.seed = 8;
+    let first = claim(&destination, "one", |_| {}).unwrap();
+    let error = claim(&destination, "two", other).err().unwrap().to_string();
+    assert!(error.contains("if one (process ") && error.contains("/owner.json"), "{error}");
+    first.release().unwrap();
+    let mut second = claim(&destination, "two", other).unwrap();
+    let records = each_stage(10, 1, |stage| destination.write_stage(10, stage)).unwrap();
+    identified(10, |identity| second.seal(identity, records, 1)).unwrap();
+    second.release().unwrap();
+    let error = claim(&destination, "one", |_| {}).err().unwrap().to_string();
+    assert!(error.contains("seed was 8") && !error.contains("/owner.json"), "{error}");
+}
+
+#[test]
+fn a_claim_that_somebody_removed_is_written_again_and_a_broken_one_is_named() {
+    let folder = Folder::new();
+    let destination = Destination::from(folder.path());
+    let mut first = claim(&destination, "one", |_| {}).unwrap();
+    let file = folder.path().join("owner.json");
+    std::fs::remove_file(&file).unwrap();
+    first.prepare().unwrap();
+    assert!(file.exists());
+    std::fs::write(&file, b"{").unwrap();
+    let error = claim(&destination, "two", |_| {}).err().unwrap();
+    assert!(error.is_refusal() && error.to_string().contains("Remove it if"), "{error}");
+    std::fs::write(&file, b"{\"version\": 7}").unwrap();
+    let error = claim(&destination, "two", |_| {}).err().unwrap();
+    assert!(error.is_refusal() && error.to_string().contains("its version is 7"), "{error}");
+}
+
+#[test]
+fn what_an_attempt_left_goes_and_what_is_complete_stays() {
+    let folder = Folder::new();
+    let destination = Destination::from(folder.path());
+    let mut claim = claim(&destination, "one", |_| {}).unwrap();
+    write(&Disk::default(), folder.path(), 10, 2).unwrap();
+    each_stage(20, 2, |stage| destination.write_stage(20, stage)).unwrap();
+    claim.discard(20).unwrap();
+    claim.discard(10).unwrap();
+    claim.discard(30).unwrap();
+    assert!(!folder.path().join("step-00000020").exists());
+    assert_whole(&newest(folder.path()), 2);
+}
+
+#[test]
+fn a_last_checkpoint_that_is_not_what_was_written_is_noticed() {
+    let folder = Folder::new();
+    let destination = Destination::from(folder.path());
+    let mut claim = claim(&destination, "one", |_| {}).unwrap();
+    let records = each_stage(10, 2, |stage| destination.write_stage(10, stage)).unwrap();
+    identified(10, |identity| claim.seal(identity, records, 1)).unwrap();
+    claim.confirm(10).unwrap();
+    let manifest = folder.path().join("step-00000010/training.json");
+    let written = std::fs::read(&manifest).unwrap();
+    replace(&manifest, "\"abc\"", "\"abd\"");
+    assert!(claim.confirm(10).unwrap_err().is_damage());
+    std::fs::write(&manifest, written).unwrap();
+    truncate(&folder.path().join("step-00000010/config.json"));
+    assert!(claim.confirm(10).unwrap_err().is_damage());
+    std::fs::remove_file(&manifest).unwrap();
+    assert!(claim.confirm(10).unwrap_err().is_damage());
+}
+
+#[test]
+fn a_manifest_admits_its_own_run_with_its_own_arithmetic() {
+    let folder = Folder::new();
+    let manifest = write(&Disk::default(), folder.path(), 10, 2).unwrap();
+    let destination = Destination::from(folder.path());
+    let admit = |manifest: &Manifest, change: &dyn Fn(&mut TrainingConfig)| {
+        let mut config = config();
+        change(&mut config);
+        manifest.admit(&destination, &config).map_err(|e| (e.is_refusal(), e.to_string()))
+    };
+    let changes = admit(&manifest, &|c| (c.steps, c.optimizer.clip) = (200, None)).unwrap();
+    let said: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["optimizer.clip 1.0 -> nothing", "steps 100 -> 200"]);
+    let (refusal, why) = admit(&manifest, &|c| c.global_batch = 4).unwrap_err();
+    assert!(refusal && why.contains("globalBatch was 2"), "{why}");
+    let other = Manifest { arithmetic: manifest.arithmetic + 1, ..manifest.clone() };
+    let (refusal, why) = admit(&other, &|_| {}).unwrap_err();
+    assert!(refusal && why.contains("version 2 of the arithmetic, and this program has version 1"), "{why}");
+    // Those that were written before the arithmetic was in them all had the first.
+    let path = folder.path().join("step-00000010/training.json");
+    replace(&path, "\"version\": 2,\n  \"arithmetic\": 1", "\"version\": 1");
+    assert_eq!(newest(folder.path()).manifest, Manifest { version: 1, ..manifest });
+    // One of a later form may be sound: it is not passed over.
+    replace(&path, "\"version\": 1", "\"version\": 3");
+    let error = destination.latest(Scrutiny::Lengths).unwrap_err();
+    assert!(error.is_refusal() && error.to_string().contains("is of version 3"), "{error}");
+}
+
 /// The environment has a server that checks signatures, with a bucket `checkpoints`, and its keys.
 #[test]
 #[ignore = "needs a server of S3's API: make test-s3"]
@@ -379,10 +524,12 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
         serde_json::from_value(serde_json::json!({"s3": s3, "credentials": credentials})).unwrap()
     };
     let bucket = place("checkpoints", "runs/tiny", None);
-    let save = |step: u64, stages: u32, keep: usize| {
-        bucket.begin(step).unwrap();
+    let mut claim = Claim::take(&bucket, &config(), Owner::new("a test").unwrap()).unwrap().0;
+    let mut save = |step: u64, stages: u32, keep: usize| {
         let records = each_stage(step, stages, |stage| bucket.write_stage(step, stage)).unwrap();
-        identified(step, |identity| bucket.seal(identity, records, keep)).unwrap().1
+        let removed = identified(step, |identity| claim.seal(identity, records, keep)).unwrap().1;
+        claim.confirm(step).unwrap();
+        removed
     };
     let newest = || bucket.latest(Scrutiny::Digests).unwrap().checkpoint.map(|c| c.manifest.step);
     let read = |step: u64, stages: u32| {
@@ -403,9 +550,19 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
     assert!(newest() == Some(20) && read(20, 1) && read(10, 2));
     assert_eq!(save(30, 1, 2), [10]);
     assert!(newest() == Some(30) && read(30, 3) && read(20, 2) && !read(10, 1));
-    // Written again, it counts only once it is sealed again.
-    bucket.begin(30).unwrap();
-    assert_eq!(newest(), Some(20));
+    // What an attempt left goes, what is complete stays.
+    each_stage(40, 2, |stage| bucket.write_stage(40, stage)).unwrap();
+    claim.discard(40).unwrap();
+    claim.discard(30).unwrap();
+    claim.prepare().unwrap();
+    assert!(newest() == Some(30) && read(30, 1));
+    // The next life takes it, and another run does not.
+    Claim::take(&bucket, &config(), Owner::new("another").unwrap()).unwrap();
+    assert!(matches!(claim.check(), Err(CheckpointError::TakenOver(_))));
+    let mut other = config();
+    other.seed += 1;
+    let refused = Claim::take(&bucket, &other, Owner::new("another").unwrap()).err().unwrap();
+    assert!(refused.to_string().contains("seed was 9"), "{refused}");
 
     let keys = Folder::new();
     keys.file("accessKeyId", std::env::var("AWS_ACCESS_KEY_ID").unwrap().as_bytes());
@@ -413,13 +570,16 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
     let error = |destination: Destination| {
         let read = destination.latest(Scrutiny::Lengths).unwrap_err();
         let said = |error: CheckpointError| std::error::Error::source(&error).unwrap().to_string();
-        (said(read), said(destination.begin(40).unwrap_err()))
+        let claimed = Claim::take(&destination, &config(), Owner::new("a test").unwrap());
+        (said(read), said(claimed.err().unwrap()))
     };
-    let (read, begun) = error(place("checkpoints", "runs/tiny", Some(keys.path())));
+    let (read, claimed) = error(place("checkpoints", "runs/tiny", Some(keys.path())));
     assert!(
-        read.contains("(SignatureDoesNotMatch: ") && read.contains("`secretAccessKey` in ") && begun == read,
-        "{read}, {begun}"
+        read.contains("(SignatureDoesNotMatch: ")
+            && read.contains("`secretAccessKey` in ")
+            && claimed == read,
+        "{read}, {claimed}"
     );
-    let (read, begun) = error(place("elsewhere", "runs/tiny", None));
-    assert!(read.contains("make the bucket `elsewhere`") && begun == read, "{read}, {begun}");
+    let (read, claimed) = error(place("elsewhere", "runs/tiny", None));
+    assert!(read.contains("make the bucket `elsewhere`") && claimed == read, "{read}, {claimed}");
 }

@@ -4,14 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_model::ModelConfig;
+use dunlin_model::adapter::peft;
 use serde_json::json;
 
 use super::disk::{self, Disk};
 use super::manifest::{FILE, folder, steps};
-use super::{CheckpointError, EMBEDDING, FileRecord, Manifest, StageRecord, Tensor, adapter, model, tensors};
+use super::{
+    CheckpointError, EMBEDDING, FileRecord, Manifest, StageRecord, Tensor, Texts, adapter, model, tensors,
+    texts,
+};
 use crate::config::TrainingConfig;
-use crate::data::TextTokenizer;
+
+/// Which file has which tensor.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// A stage at one step.
 #[derive(Clone, Debug)]
@@ -39,27 +46,21 @@ pub struct Identity<'a> {
     pub config: &'a TrainingConfig,
     /// The model.
     pub model: &'a ModelConfig,
-    /// What made its tokens.
-    pub tokenizer: &'a TextTokenizer,
+    /// What goes beside it.
+    pub texts: &'a Texts,
     /// Digest of the tokens.
     pub data_sha256: &'a str,
     /// Vectors of the optimizer for each tensor.
     pub slots: usize,
 }
 
-/// Makes the folder of `step` ready for the files of stages. What an earlier attempt left there is removed, its manifest first.
-///
-/// # Errors
-/// When the destination cannot be written.
-pub fn begin(destination: &Path, step: u64) -> Result<(), CheckpointError> {
-    begin_on(&Disk::default(), destination, step)
-}
-
-pub(super) fn begin_on(disk: &Disk, destination: &Path, step: u64) -> Result<(), CheckpointError> {
+/// Removes what an attempt at the checkpoint of `step` left, unless that is complete.
+pub(super) fn discard(destination: &Path, step: u64) -> Result<(), CheckpointError> {
     let folder = folder(destination, step);
-    disk.make(&folder)?;
-    disk.remove_file(&folder.join(FILE))?;
-    disk::files(&folder)?.iter().try_for_each(|path| disk.remove_file(path))
+    if folder.join(FILE).exists() || !folder.exists() {
+        return Ok(());
+    }
+    Disk::default().remove_folder(&folder)
 }
 
 /// Writes the parameters and the optimizer's vectors of a stage into the checkpoint of `step`. Peers of the same stage write the same bytes,
@@ -67,7 +68,11 @@ pub(super) fn begin_on(disk: &Disk, destination: &Path, step: u64) -> Result<(),
 ///
 /// # Errors
 /// When tensors do not fit together or a file cannot be written.
-pub fn write_stage(destination: &Path, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
+pub(super) fn write_stage(
+    destination: &Path,
+    step: u64,
+    stage: &Stage<'_>,
+) -> Result<StageRecord, CheckpointError> {
     write_stage_on(&Disk::default(), destination, step, stage)
 }
 
@@ -100,17 +105,32 @@ pub(super) fn write_stage_on(
             return Err(CheckpointError::Mismatch(text));
         }
     }
-    let file = |kind: &str| format!("{kind}-{:05}-of-{:05}.safetensors", stage.stage + 1, stage.stages);
+    let [model, optimizer] = stage_files(stage.adapter, stage.stage, stage.stages);
     let write = |name: String, tensors: &[(String, Tensor<'_>)]| {
         disk.write(&folder, &name, |out| tensors::write(&name, tensors, out))
     };
     Ok(StageRecord {
         stage: stage.stage,
         layers: [stage.layers.start, stage.layers.end],
-        model: write(file(if stage.adapter { "adapter" } else { "model" }), &parameters)?,
-        optimizer: write(file("optimizer"), &vectors)?,
+        model: write(model, &parameters)?,
+        optimizer: write(optimizer, &vectors)?,
         tensors: parameters.into_iter().map(|(name, _)| name).collect(),
     })
+}
+
+/// Names of what a stage writes: parameters, and vectors of the optimizer.
+pub(super) fn stage_files(adapter: bool, stage: u32, stages: u32) -> [String; 2] {
+    let model = if adapter { "adapter" } else { "model" };
+    [model, "optimizer"].map(|kind| format!("{kind}-{:05}-of-{stages:05}.safetensors", stage + 1))
+}
+
+/// Names of what can be beside the files of stages.
+pub(super) fn beside(config: &TrainingConfig) -> impl Iterator<Item = String> {
+    let own = match config.adapter {
+        Some(_) => [peft::CONFIG, peft::WEIGHTS],
+        None => ["config.json", INDEX],
+    };
+    own.into_iter().chain(texts::FILES.map(|(name, _)| name)).map(str::to_owned)
 }
 
 /// The name of a tensor of an optimizer's vector. No reader of models takes it for a parameter.
@@ -123,7 +143,7 @@ pub(super) fn slot_name(slot: usize, name: &str) -> String {
 ///
 /// # Errors
 /// When a stage or a file is missing, or one cannot be written; there is no checkpoint then.
-pub fn write_manifest(
+pub(super) fn write_manifest(
     destination: &Path,
     identity: Identity<'_>,
     stages: Vec<StageRecord>,
@@ -163,8 +183,8 @@ pub(super) fn make_manifest(
     let texts = match &identity.config.adapter {
         Some(shape) => adapter::texts(shape, identity)?,
         None => {
-            let mut files = model::files(identity.model, identity.tokenizer)?;
-            files.push(("model.safetensors.index.json".to_owned(), index(&stages)?));
+            let mut files = model::files(identity.model, identity.texts);
+            files.push((INDEX.to_owned(), index(&stages)?));
             files
         }
     };
@@ -177,6 +197,7 @@ pub(super) fn make_manifest(
     }
     let manifest = Manifest {
         version: Manifest::version(),
+        arithmetic: ARITHMETIC_VERSION,
         step: identity.step,
         seed: identity.config.seed,
         data_sha256: identity.data_sha256.to_owned(),
@@ -213,7 +234,7 @@ fn index(stages: &[StageRecord]) -> Result<Vec<u8>, CheckpointError> {
 ///
 /// # Errors
 /// When a file cannot be removed.
-pub fn retain(destination: &Path, keep: usize) -> Result<Vec<u64>, CheckpointError> {
+pub(super) fn retain(destination: &Path, keep: usize) -> Result<Vec<u64>, CheckpointError> {
     retain_on(&Disk::default(), destination, keep)
 }
 

@@ -1,15 +1,17 @@
 //! What a training run is: model, data, batch, optimizer, stages, wire, checkpoints. One file, JSON or YAML, checked before anything runs.
 
+mod changes;
 mod model;
 mod validate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::checkpoint::Destination;
 
+pub use changes::{Change, Changes};
 pub use dunlin_model::adapter::{AdapterShape, LoraShape, PromptShape};
 pub use model::{Architecture, ModelShape, ModelSource};
 
@@ -64,9 +66,9 @@ pub struct DataConfig {
     /// The field of a JSON object that has the document.
     #[serde(default = "text_field")]
     pub field: String,
-    /// Text to tokens.
-    #[serde(default)]
-    pub tokenizer: TokenizerConfig,
+    /// Text to tokens; see [`TrainingConfig::tokenizer`] for what it is if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
     /// Share of the tokens, at the end, that is held back to measure the loss on.
     #[serde(default = "validation_fraction")]
     pub validation_fraction: f64,
@@ -94,11 +96,12 @@ pub struct HttpLocation {
 }
 
 /// Text to tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TokenizerConfig {
     /// A token is a byte: 256 tokens. Byte 0 ends a document.
-    #[default]
     Bytes,
+    /// That of the model that training goes on from, or that an adapter is trained over.
+    Model,
     /// A `tokenizer.json`, or the folder that has one beside `config.json` and `tokenizer_config.json`; or a model's GGUF file.
     #[serde(rename = "path")]
     Path(PathBuf),
@@ -273,6 +276,24 @@ impl TrainingConfig {
             serde_saphyr::from_str(text).map_err(|e| ConfigError::Unreadable(e.to_string()))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Text to tokens: that of the model where there is one, bytes where the model is made here, if nothing is said.
+    #[must_use]
+    pub fn tokenizer(&self) -> TokenizerConfig {
+        let model = match &self.model {
+            ModelSource::Config(_) => None,
+            ModelSource::Checkpoint(place) => Some(place),
+        };
+        match (&self.data.tokenizer, model) {
+            (None, None) => TokenizerConfig::Bytes,
+            (None, Some(_)) => TokenizerConfig::Model,
+            // The same in other words.
+            (Some(TokenizerConfig::Path(path)), Some(model)) if path == Path::new(model) => {
+                TokenizerConfig::Model
+            }
+            (Some(said), _) => said.clone(),
+        }
     }
 
     /// Microbatches of a step.

@@ -86,8 +86,14 @@ impl TrainingConfig {
         within("stages", self.stages, 1, 4096)?;
         match &self.model {
             ModelSource::Config(shape) => {
-                let tokens = match self.data.tokenizer {
+                let tokens = match self.tokenizer() {
                     TokenizerConfig::Bytes => BYTE_TOKENS,
+                    TokenizerConfig::Model => {
+                        return wrong(
+                            "data.tokenizer",
+                            "is Model, but the model is made here and has none; use Bytes or a path",
+                        );
+                    }
                     // Not read here; the dataset checks it against the real number.
                     TokenizerConfig::Path(_) => 1,
                 };
@@ -176,7 +182,7 @@ impl DataConfig {
         if self.field.is_empty() || self.field.len() > 256 {
             return wrong("data.field", "is empty or too long; use the name of a field of the JSON objects");
         }
-        if let TokenizerConfig::Path(path) = &self.tokenizer
+        if let Some(TokenizerConfig::Path(path)) = &self.tokenizer
             && path.as_os_str().is_empty()
         {
             return wrong("data.tokenizer.path", "is empty; use the path of a tokenizer.json");
@@ -240,7 +246,7 @@ mod tests {
         assert_eq!(config.tokens_per_step(), 1024);
         assert_eq!(config.optimizer.clip, Some(1.0));
         assert_eq!(config.wire.gradients, GradientWire::Exact);
-        assert_eq!(config.data.tokenizer, TokenizerConfig::Bytes);
+        assert_eq!(config.tokenizer(), TokenizerConfig::Bytes);
         let again = serde_json::to_string(&config).unwrap();
         assert_eq!(TrainingConfig::from_json(&again).unwrap(), config);
         assert_eq!(TrainingConfig::from_yaml(&again).unwrap(), config);
@@ -262,7 +268,11 @@ wire: {activations: Q8, gradients: F16}
         assert_eq!(config.optimizer.clip, None);
         assert_eq!(config.optimizer.schedule.kind, ScheduleKind::Linear);
         assert!(matches!(config.data.json_lines, Some(Location::Http(_))));
-        assert_eq!(config.data.tokenizer, TokenizerConfig::Path("/models/a".into()));
+        assert_eq!(config.tokenizer(), TokenizerConfig::Model, "the same in other words");
+        let other = TrainingConfig::from_yaml(&yaml.replace("path: /models/a}", "path: /models/b}")).unwrap();
+        assert_eq!(other.tokenizer(), TokenizerConfig::Path("/models/b".into()));
+        let none = TrainingConfig::from_yaml(&yaml.replace("  tokenizer: {path: /models/a}\n", "")).unwrap();
+        assert_eq!(none.tokenizer(), TokenizerConfig::Model);
     }
 
     #[test]
@@ -311,6 +321,11 @@ wire: {activations: Q8, gradients: F16}
                 "/data/text",
                 json!({"http": {"url": "http://x", "sha256": "12"}}),
                 "data.text.http.sha256 is not a digest",
+            ),
+            (
+                "/data",
+                json!({"text": {"path": "a"}, "tokenizer": "Model"}),
+                "data.tokenizer is Model, but the model is made here",
             ),
             ("/checkpoint/everySteps", json!(0), "checkpoint.everySteps is 0"),
             ("/checkpoint/destination", json!(""), "checkpoint.destination is empty"),

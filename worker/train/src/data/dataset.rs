@@ -35,9 +35,8 @@ impl Dataset {
     /// Reads and tokenises the data of `config`, which has been validated.
     ///
     /// # Errors
-    /// When the data or the tokenizer cannot be used, or there is too little of it.
-    pub fn open(config: &TrainingConfig) -> Result<Self, DataError> {
-        let tokenizer = TextTokenizer::open(&config.data.tokenizer)?;
+    /// When the data cannot be used, or there is too little of it.
+    pub fn open(config: &TrainingConfig, tokenizer: TextTokenizer) -> Result<Self, DataError> {
         let tokens = tokenise(&config.data, &tokenizer)?;
         Self::new(config, tokenizer, tokens)
     }
@@ -229,8 +228,8 @@ mod tests {
         let folder = Folder::new();
         let text = folder.file("a.txt", fixture["text"].as_str().unwrap().as_bytes());
         fixture["config"]["data"]["text"] = serde_json::json!({"path": text});
-        let data =
-            Dataset::open(&TrainingConfig::from_json(&fixture["config"].to_string()).unwrap()).unwrap();
+        let config = TrainingConfig::from_json(&fixture["config"].to_string()).unwrap();
+        let data = Dataset::open(&config, TextTokenizer::Bytes).unwrap();
         let steps: Vec<Vec<u32>> = [(0, 0), (0, 1), (7, 0), (7, 1)]
             .map(|(step, microbatch)| data.batch(step, microbatch).unwrap().targets)
             .into();

@@ -1,6 +1,6 @@
 //! Text to tokens to batches.
 //!
-//! * [`source`] bytes of a file or of a server's file, with limits
+//! * [`source`] bytes of a file or of a server's file, with limits · `memory` how much there is for tokens
 //! * [`text`] documents to tokens
 //! * [`tokens`] one stream of tokens, and its digest
 //! * [`order`] which sequence comes when: a keyed permutation per epoch
@@ -10,6 +10,7 @@
 //! trainer can compute any microbatch, and nothing has to be saved.
 
 pub mod dataset;
+mod memory;
 pub mod order;
 pub mod source;
 pub mod text;
@@ -58,8 +59,18 @@ pub enum DataError {
         problem: String,
     },
     /// More than fits.
-    #[error("the data has more than {0} tokens, which is more than is held in memory here; use a part of it")]
-    TooLarge(usize),
+    #[error(
+        "{what} has more than {tokens} tokens, which is as many as are held here ({available} MiB of memory are free); use a part of it, or give \
+         whoever reads it more memory (trainers.resources)"
+    )]
+    TooLarge {
+        /// Which file.
+        what: String,
+        /// As many fit.
+        tokens: usize,
+        /// Memory in MiB.
+        available: u64,
+    },
     /// Too little for one sequence.
     #[error(
         "{part} has {tokens} tokens, fewer than the {needed} of one sequence; use more data or a shorter sequenceLength"
@@ -78,4 +89,25 @@ pub enum DataError {
     /// The tokenizer cannot be used.
     #[error("the tokenizer of the data cannot be used")]
     Tokenizer(#[from] ModelError),
+    /// The tokenizer is not the model's.
+    #[error("data.tokenizer {0}")]
+    OtherTokens(String),
+}
+
+impl DataError {
+    /// Whether it may be otherwise at another time, without anybody doing anything about it.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => passes(source.kind()),
+            Self::Tokenizer(ModelError::Read { source, .. }) => passes(source.kind()),
+            _ => false,
+        }
+    }
+}
+
+/// Whether what could not be read may be there at another time.
+fn passes(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    !matches!(kind, NotFound | PermissionDenied | IsADirectory | NotADirectory | InvalidInput)
 }

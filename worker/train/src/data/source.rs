@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -12,6 +13,8 @@ use crate::config::{HttpLocation, Location};
 
 /// More than is held in memory as tokens.
 const BYTES_MAX: u64 = 1 << 40;
+/// What some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Time for one connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time until the answer begins.
@@ -25,6 +28,8 @@ pub struct Source {
     pub name: String,
     reader: BufReader<Box<dyn Read>>,
     hash: Option<(Sha256, String)>,
+    /// Nothing was read yet.
+    begins: bool,
 }
 
 impl Source {
@@ -34,18 +39,17 @@ impl Source {
     /// When there is no such file, or the server does not answer with one.
     pub fn open(location: &Location) -> Result<Self, DataError> {
         let (name, sha256, stream): (String, _, io::Result<Box<dyn Read>>) = match location {
-            Location::Path(path) => {
-                let open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(File::open(path)?)) };
-                (path.display().to_string(), &None, open())
-            }
+            Location::Path(path) => (path.display().to_string(), &None, open_file(path)),
             Location::Http(HttpLocation { url, sha256 }) => (url.clone(), sha256, get(url)),
         };
         let stream = stream.map_err(|source| DataError::Read { what: name.clone(), source })?;
         let hash = sha256.as_ref().map(|expected| (Sha256::new(), expected.to_ascii_lowercase()));
-        Ok(Self { name, reader: BufReader::with_capacity(1 << 16, Box::new(stream.take(BYTES_MAX))), hash })
+        let reader = BufReader::with_capacity(1 << 16, Box::new(stream.take(BYTES_MAX)) as Box<dyn Read>);
+        Ok(Self { name, reader, hash, begins: true })
     }
 
-    /// Appends bytes up to `max` more, or up to and with a `\n`, if that comes before; false when there are none left.
+    /// Appends bytes up to `max` more, or up to and with a `\n`, if that comes before; false when there are none left. A byte order mark at the
+    /// beginning is left out.
     ///
     /// # Errors
     /// When reading fails, or at the end, when all that was read has not the digest it should have.
@@ -55,6 +59,9 @@ impl Source {
         let read = read.map_err(|source| DataError::Read { what: self.name.clone(), source })?;
         if let Some((hash, _)) = &mut self.hash {
             hash.update(&line[before..]);
+        }
+        if std::mem::take(&mut self.begins) && line[before..].starts_with(BYTE_ORDER_MARK) {
+            line.drain(before..before + BYTE_ORDER_MARK.len());
         }
         if read == 0 && max > 0 {
             self.check()?;
@@ -72,6 +79,15 @@ impl Source {
     }
 }
 
+/// Opens a file. What is none may never end, or block whoever opens it.
+fn open_file(path: &Path) -> io::Result<Box<dyn Read>> {
+    if !std::fs::metadata(path)?.is_file() {
+        let problem = "it is no file, such as a folder, a pipe or a device; put the data into one file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+    }
+    Ok(Box::new(File::open(path)?))
+}
+
 fn get(url: &str) -> io::Result<Box<dyn Read>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -82,7 +98,13 @@ fn get(url: &str) -> io::Result<Box<dyn Read>> {
         .into();
     let response = agent.get(url).call().map_err(io::Error::other)?;
     if response.status() != 200 {
-        return Err(io::Error::other(format!("the server answers HTTP {}", response.status())));
+        let status = response.status();
+        let kind = match status.as_u16() {
+            404 | 410 => io::ErrorKind::NotFound,
+            401 | 403 => io::ErrorKind::PermissionDenied,
+            _ => io::ErrorKind::Other,
+        };
+        return Err(io::Error::new(kind, format!("the server answers HTTP {status}")));
     }
     Ok(Box::new(response.into_body().into_reader()))
 }

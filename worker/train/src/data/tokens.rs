@@ -5,10 +5,8 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::DataError;
-
 /// Tokens held in memory: 16 GiB as 32-bit numbers.
-const TOKENS_MAX: usize = 1 << 32;
+pub(super) const TOKENS_MAX: usize = 1 << 32;
 
 /// Tokens in as few bytes as the vocabulary needs.
 #[derive(Clone, Debug)]
@@ -41,13 +39,20 @@ impl Tokens {
         self.len() == 0
     }
 
+    /// Bytes of each.
+    pub(super) fn width(&self) -> usize {
+        match self {
+            Self::Narrow(_) => size_of::<u16>(),
+            Self::Wide(_) => size_of::<u32>(),
+        }
+    }
+
     /// Adds `tokens`, all of the vocabulary.
-    pub(super) fn push(&mut self, tokens: impl Iterator<Item = u32>) -> Result<(), DataError> {
+    pub(super) fn push(&mut self, tokens: impl Iterator<Item = u32>) {
         match self {
             Self::Narrow(all) => all.extend(tokens.map(|t| t as u16)),
             Self::Wide(all) => all.extend(tokens),
         }
-        if self.len() > TOKENS_MAX { Err(DataError::TooLarge(TOKENS_MAX)) } else { Ok(()) }
     }
 
     /// Appends those at `range` to `out`.

@@ -81,7 +81,7 @@ impl Conductor {
         if let Some(why) = self.saving.all_damaged() {
             self.fail(why, out);
         }
-        self.phase == Phase::Gathering && self.saving.is_known()
+        self.phase == Phase::Gathering && self.saving.is_certain()
     }
 
     /// What was asked before there were steps.

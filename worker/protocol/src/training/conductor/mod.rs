@@ -7,8 +7,9 @@
 //! * [`open`] the steps that are being done
 //! * [`step`] keys, averages, the commit
 //! * [`gather`] beginning, and beginning again from what peers or a checkpoint have
-//! * [`save`] checkpoints
+//! * [`checkpoints`] what there is to go on from · [`save`] writing more · [`trouble`] when that cannot be done
 
+mod checkpoints;
 mod gather;
 mod moves;
 mod open;
@@ -19,6 +20,7 @@ mod save_tests;
 mod step;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -84,13 +86,26 @@ pub enum ConductorEvent {
     Trainer(PeerName, TrainerReport),
     /// What there is to go on from: said at the start, and after [`ConductorEffect::Inspect`].
     Checkpoints(Checkpoints),
+    /// The destination cannot be read, for this reason. At the start it is tried again until [`ConductorEvent::Checkpoints`].
+    Unread(String),
+    /// The destination can take another checkpoint, or why it cannot.
+    Prepared(Option<String>),
     /// The files of a checkpoint are complete, or not.
     Sealed {
         /// Of which step.
         step: Step,
-        /// Did it work?
+        /// What is in the way.
         error: Option<String>,
     },
+    /// A checkpoint is there as it was written, or not.
+    Confirmed {
+        /// Of which step.
+        step: Step,
+        /// What is wrong.
+        error: Option<String>,
+    },
+    /// The run cannot go on here, for this reason, which a user must do something about.
+    Refused(String),
     /// Save and stop at the next edge of a step.
     Suspend,
     /// Time passes.
@@ -115,14 +130,26 @@ pub enum ConductorEffect {
     ToPeer(PeerName, ToPeer),
     /// Tell a trainer.
     ToTrainer(PeerName, ToTrainer),
-    /// Find the newest checkpoint that is sound, reading all of it. Then [`ConductorEvent::Checkpoints`].
+    /// Find the newest checkpoint that is sound, reading all of it. Then [`ConductorEvent::Checkpoints`], or [`ConductorEvent::Unread`].
     Inspect,
+    /// Remove what an attempt at a checkpoint left.
+    Discard {
+        /// Of which step.
+        step: Step,
+    },
+    /// Make the destination ready for another attempt, and find out whether it takes anything. Then [`ConductorEvent::Prepared`].
+    Prepare,
     /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
     Seal {
         /// Of which step.
         step: Step,
         /// Of every stage, in order.
         records: Vec<String>,
+    },
+    /// Read the last checkpoint of the run again. Then [`ConductorEvent::Confirmed`].
+    Confirm {
+        /// Of which step.
+        step: Step,
     },
     /// A step is complete.
     Committed(Committed),
@@ -400,7 +427,13 @@ impl Conductor {
             }
             ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
             ConductorEvent::Checkpoints(found) => self.found(now_ms, found, out),
+            ConductorEvent::Unread(why) => self.unread(now_ms, why, out),
+            ConductorEvent::Prepared(error) => self.prepared(now_ms, error, out),
             ConductorEvent::Sealed { step, error } => self.sealed(now_ms, step, error, out),
+            ConductorEvent::Confirmed { step, error } => self.confirmed(now_ms, step, error, out),
+            // What becomes of the destination of a run that is over is no longer its business.
+            ConductorEvent::Refused(_) if matches!(self.phase, Phase::Finished | Phase::Suspended) => {}
+            ConductorEvent::Refused(why) => self.fail(why, out),
             ConductorEvent::Suspend => self.suspend = true,
             ConductorEvent::Tick => self.tick(now_ms, out),
         }
@@ -457,8 +490,10 @@ impl Conductor {
             PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
             PeerReport::Leaving { within_ms } => self.doomed(now_ms, name, within_ms, out),
-            PeerReport::Saved { step, record } => self.saved(name, step, record, out),
-            PeerReport::SaveFailed { step, why } => self.save_failed(now_ms, name, step, &why, out),
+            PeerReport::Saved { step, record } => self.saved(now_ms, name, step, record, out),
+            PeerReport::SaveFailed { step, failure, why } => {
+                self.save_failed(now_ms, name, step, failure, &why, out);
+            }
         }
     }
 

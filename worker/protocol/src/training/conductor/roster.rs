@@ -170,7 +170,7 @@ impl Conductor {
         }
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
-        self.forget_saver(name);
+        self.forget_saver(now_ms, name, out);
         self.measured.peer_gone(now_ms.saturating_sub(peer.since_ms));
         // When all is done everybody goes.
         let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));

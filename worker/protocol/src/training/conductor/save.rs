@@ -1,77 +1,122 @@
-//! Checkpoints: one peer of every stage writes its files, then the manifest makes them one.
+//! Writing checkpoints: one peer of every stage writes its files, then the manifest makes them one. At the end of the run everybody waits
+//! until the last state is written, and read again.
 
 use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
 
-use super::{Checkpoints, Conductor, ConductorEffect, Phase, Place};
-use crate::training::message::{StageId, Step, ToPeer, ToTrainer};
+use super::checkpoints::Known;
+use super::trouble::Trouble;
+use super::{Conductor, ConductorEffect, Phase, Place};
+use crate::training::message::{SaveFailure, StageId, Step, ToPeer, ToTrainer};
 
-/// Checkpoints that may fail in a row before the run stops.
-const FAILURES_MAX: u32 = 5;
 /// A checkpoint is of late for this part of the steps from one to the next.
 const LATE: Step = 4;
-/// A checkpoint that was found sound is not read again before, whoever says that it is damaged.
-const DOUBT_MS: u64 = 60_000;
-/// A checkpoint that failed is written again after this long.
+/// After an attempt that came to nothing through no fault of the destination the next one is not before.
 const AGAIN_MS: u64 = 500;
 
 /// What is there, and what is being written.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Saving {
-    /// What there is to go on from, once that is known.
-    known: Option<Checkpoints>,
-    /// The newest is being looked at: this peer says that it is damaged.
-    doubted_by: Option<PeerName>,
-    /// It is not looked at again before.
-    doubt_not_before_ms: u64,
+    pub(super) known: Known,
     /// One is due at the next edge of a step.
     due: bool,
     under_way: Option<UnderWay>,
-    failures: u32,
+    place: Destination,
+    /// Step of an attempt that nobody waits for any longer: its files may be there.
+    abandoned: Option<Step>,
     /// The next attempt is not before.
     not_before_ms: u64,
+    trouble: Option<Trouble>,
+    confirmation: Confirmation,
+}
+
+/// Can the destination take a checkpoint?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Destination {
+    /// As far as is known.
+    #[default]
+    Ready,
+    /// Files of an attempt that came to nothing may be there.
+    Unready,
+    /// It is being made ready.
+    Asked,
+}
+
+/// Was the checkpoint that a run ends with read again?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Confirmation {
+    #[default]
+    Open,
+    Asked,
+    Given,
 }
 
 #[derive(Clone, Debug)]
 struct UnderWay {
     step: Step,
-    /// Who writes which stage, and what came of it.
-    stages: BTreeMap<StageId, (PeerName, Option<String>)>,
+    writers: BTreeMap<StageId, Writer>,
     sealing: bool,
+}
+
+/// Who writes a stage, and what came of it.
+#[derive(Clone, Debug)]
+struct Writer {
+    name: PeerName,
+    host: String,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Outcome {
+    Open,
+    Written(String),
+    /// The destination takes it not.
+    Refused(String),
+    /// Through no fault of the destination.
+    Missed,
 }
 
 impl Saving {
     pub(super) fn new(saves: bool) -> Self {
-        Self { known: (!saves).then_some(Checkpoints::None), ..Self::default() }
+        Self { known: Known::new(saves), ..Self::default() }
     }
 
     /// The newest sound checkpoint, if there is one.
     pub(super) fn newest(&self) -> Option<Step> {
-        match self.known {
-            Some(Checkpoints::Newest(step)) => Some(step),
-            _ => None,
-        }
+        self.known.newest()
     }
 
-    /// Is it known what there is to go on from?
+    /// Has anybody looked which checkpoints there are?
     pub(super) fn is_known(&self) -> bool {
-        self.known.is_some() && self.doubted_by.is_none()
+        self.known.is_known()
+    }
+
+    /// Can peers be told what to begin with?
+    pub(super) fn is_certain(&self) -> bool {
+        self.known.is_known() && !self.known.is_doubted()
     }
 
     /// When there are checkpoints and none is sound: what to tell people.
     pub(super) fn all_damaged(&self) -> Option<String> {
-        match &self.known {
-            Some(Checkpoints::AllDamaged(why)) => Some(why.clone()),
-            _ => None,
-        }
+        self.known.all_damaged()
     }
 
-    /// Takes in what was found. Returns who doubted the newest in vain.
-    pub(super) fn found(&mut self, found: Checkpoints) -> Option<PeerName> {
-        let sound = self.known.as_ref() == Some(&found);
-        self.known = Some(found);
-        self.doubted_by.take().filter(|_| sound)
+    pub(super) fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
+    }
+
+    pub(super) fn trouble_since(&mut self, begin: impl FnOnce() -> Trouble) -> &mut Trouble {
+        self.trouble.get_or_insert_with(begin)
+    }
+
+    pub(super) fn end_trouble(&mut self) -> Option<Trouble> {
+        self.trouble.take()
+    }
+
+    /// Is an attempt after one that came to nothing to wait?
+    fn pauses(&self, now_ms: u64) -> bool {
+        now_ms < self.not_before_ms || self.trouble.as_ref().is_some_and(|trouble| trouble.pauses(now_ms))
     }
 
     pub(super) fn want_now(&mut self, saves: bool) {
@@ -80,60 +125,25 @@ impl Saving {
 
     /// Nobody writes any longer. A manifest that is being written may yet become complete.
     pub(super) fn forget(&mut self) {
-        self.under_way = self.under_way.take().filter(|u| u.sealing);
+        if let Some(under_way) = self.under_way.take_if(|u| !u.sealing) {
+            (self.place, self.abandoned) = (Destination::Unready, Some(under_way.step));
+        }
     }
 
     pub(super) fn waits_for(&self, name: &PeerName) -> bool {
-        let writes = |u: &UnderWay| u.stages.values().any(|(writer, r)| writer == name && r.is_none());
-        self.under_way.as_ref().is_some_and(writes)
+        let writes = |w: &Writer| w.name == *name && w.outcome == Outcome::Open;
+        self.under_way.as_ref().is_some_and(|u| u.writers.values().any(writes))
     }
 }
 
 impl Conductor {
-    /// What there is to go on from is known, or known better.
-    pub(super) fn found(&mut self, now_ms: u64, found: Checkpoints, out: &mut Vec<ConductorEffect>) {
-        if let Some(name) = self.saving.found(found) {
-            out.push(ConductorEffect::Note(format!(
-                "{name} says that the newest checkpoint is damaged, and it is sound as read from here: see to that machine"
-            )));
-        }
-        let newest = self.saving.newest().unwrap_or(0);
-        match self.phase {
-            Phase::Gathering if self.gathering.restores() && newest != self.step => self.restore(now_ms, out),
-            Phase::Gathering if !self.gathering.restores() => {
-                self.step = newest;
-                self.open_anew();
-            }
-            // The run goes on from the memory of its peers; what they have wants to be in a sound checkpoint soon.
-            Phase::Running | Phase::Finishing => self.save_for_one_left(),
-            _ => {}
-        }
-    }
-
-    /// A peer says that a checkpoint is damaged, which may be so or may be its own view: it is looked at from here.
-    pub(super) fn doubt_checkpoint(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        step: Step,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        let saving = &mut self.saving;
-        let asked = saving.doubted_by.is_some() || now_ms < saving.doubt_not_before_ms;
-        if saving.newest() == Some(step) && !asked {
-            saving.doubted_by = Some(name.clone());
-            saving.doubt_not_before_ms = now_ms + DOUBT_MS;
-            out.push(ConductorEffect::Inspect);
-        }
-    }
-
     /// At the edge of a step: is a checkpoint due?
     pub(super) fn plan_save(&mut self) {
         let every = self.config.checkpoint_every;
         let last = self.step >= self.config.steps;
         let periodic = every > 0 && self.step > 0 && self.step.is_multiple_of(every);
-        if self.config.saves && (last || periodic || self.suspend) && self.saving.newest() != Some(self.step)
-        {
+        let wanted = last || periodic || self.suspend;
+        if self.config.saves && wanted && self.saving.newest() != Some(self.step) {
             self.saving.due = true;
         }
         if last && self.phase == Phase::Running {
@@ -152,47 +162,55 @@ impl Conductor {
 
     /// Asks one peer of every stage to write, once each has a peer at this step. Whoever is asked has not begun the next update: the
     /// order of what it is told keeps it so.
-    pub(super) fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        if now_ms < self.saving.not_before_ms
-            || !self.saving.due
-            || self.saving.known.is_none()
-            || self.saving.under_way.is_some()
-            || !self.live()
-        {
+    fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let saving = &self.saving;
+        let may = saving.due && saving.is_known() && saving.under_way.is_none() && !saving.pauses(now_ms);
+        if !may || !self.live() {
             return;
         }
-        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
+        match self.saving.place {
+            Destination::Ready => {}
+            Destination::Asked => return,
+            Destination::Unready => {
+                self.saving.place = Destination::Asked;
+                out.extend(self.saving.abandoned.take().map(|step| ConductorEffect::Discard { step }));
+                out.push(ConductorEffect::Prepare);
+                return;
+            }
+        }
         let mut writers = BTreeMap::new();
         for stage in 0..self.config.stages {
-            // After a failure somebody else writes, if there is anybody.
-            let able: Vec<&PeerName> = self.members_of(stage).filter(current).collect();
-            let Some(name) = able.get(self.saving.failures as usize % able.len().max(1)) else { return };
-            writers.insert(stage, (PeerName::clone(name), None));
+            let Some(name) = self.writer_of(stage) else { return };
+            let host = self.peers.get(&name).map(|p| p.mate.host.clone()).unwrap_or_default();
+            writers.insert(stage, Writer { name, host, outcome: Outcome::Open });
         }
         self.saving.due = false;
-        for (name, _) in writers.values() {
-            out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Save { step: self.step }));
+        for writer in writers.values() {
+            out.push(ConductorEffect::ToPeer(writer.name.clone(), ToPeer::Save { step: self.step }));
         }
-        self.saving.under_way = Some(UnderWay { step: self.step, stages: writers, sealing: false });
+        self.saving.under_way = Some(UnderWay { step: self.step, writers, sealing: false });
+    }
+
+    /// Who writes a stage: somebody on a machine that could write so far, if there is one; after failures another one each time.
+    fn writer_of(&self, stage: StageId) -> Option<PeerName> {
+        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
+        let able: Vec<&PeerName> = self.members_of(stage).filter(current).collect();
+        let Some(trouble) = &self.saving.trouble else { return able.first().copied().cloned() };
+        let elsewhere =
+            |name: &&&PeerName| self.peers.get(**name).is_some_and(|p| !trouble.is_on(&p.mate.host));
+        let next = able.get(trouble.attempts() % able.len().max(1));
+        able.iter().find(elsewhere).or(next).copied().cloned()
     }
 
     pub(super) fn saved(
         &mut self,
+        now_ms: u64,
         name: &PeerName,
         step: Step,
         record: String,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(under_way) = self.saving.under_way.as_mut().filter(|u| u.step == step) else { return };
-        if let Some((_, slot)) = under_way.stages.values_mut().find(|(writer, _)| writer == name) {
-            *slot = Some(record);
-        }
-        let records: Option<Vec<String>> =
-            under_way.stages.values().map(|(_, record)| record.clone()).collect();
-        if let Some(records) = records.filter(|_| !under_way.sealing) {
-            under_way.sealing = true;
-            out.push(ConductorEffect::Seal { step, records });
-        }
+        self.written(now_ms, name, step, Outcome::Written(record), out);
     }
 
     pub(super) fn save_failed(
@@ -200,14 +218,90 @@ impl Conductor {
         now_ms: u64,
         name: &PeerName,
         step: Step,
+        failure: SaveFailure,
         why: &str,
         out: &mut Vec<ConductorEffect>,
     ) {
-        if self.saving.under_way.as_ref().is_some_and(|u| u.step == step) {
+        let outcome = match failure {
+            SaveFailure::Destination => Outcome::Refused(why.to_owned()),
+            SaveFailure::OtherStep => Outcome::Missed,
+        };
+        if self.written(now_ms, name, step, outcome, out) {
             out.push(ConductorEffect::Note(format!(
                 "{name} could not write the checkpoint of step {step}: {why}"
             )));
-            self.save_again(now_ms, out);
+        }
+    }
+
+    /// A writer is done. False when nobody waited for it.
+    fn written(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        step: Step,
+        outcome: Outcome,
+        out: &mut Vec<ConductorEffect>,
+    ) -> bool {
+        let Some(under_way) = self.saving.under_way.as_mut().filter(|u| u.step == step) else { return false };
+        let open = |w: &&mut Writer| w.name == *name && w.outcome == Outcome::Open;
+        let Some(writer) = under_way.writers.values_mut().find(open) else { return false };
+        writer.outcome = outcome;
+        self.settle_attempt(now_ms, out);
+        true
+    }
+
+    /// A peer that was writing is gone.
+    pub(super) fn forget_saver(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        if let Some(step) = self.saving.under_way.as_ref().map(|u| u.step) {
+            self.written(now_ms, name, step, Outcome::Missed, out);
+        }
+    }
+
+    /// Once nobody writes any longer, the files become a checkpoint, or the attempt has come to nothing.
+    fn settle_attempt(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let Some(under_way) = self.saving.under_way.as_mut().filter(|u| !u.sealing) else { return };
+        if under_way.writers.values().any(|w| w.outcome == Outcome::Open) {
+            return;
+        }
+        let step = under_way.step;
+        let record = |writer: &Writer| match &writer.outcome {
+            Outcome::Written(record) => Some(record.clone()),
+            _ => None,
+        };
+        if let Some(records) = under_way.writers.values().map(record).collect() {
+            under_way.sealing = true;
+            out.push(ConductorEffect::Seal { step, records });
+            return;
+        }
+        let writers = std::mem::take(&mut under_way.writers);
+        self.give_up_attempt(now_ms, step, out);
+        for Writer { name, host, outcome } in writers.into_values() {
+            if let Outcome::Refused(why) = outcome {
+                self.in_trouble(now_ms, why.clone(), out);
+                if let Some(trouble) = &mut self.saving.trouble {
+                    trouble.refused(name, host, why);
+                }
+            }
+        }
+    }
+
+    /// What was written of `step` is of no use.
+    fn give_up_attempt(&mut self, now_ms: u64, step: Step, out: &mut Vec<ConductorEffect>) {
+        self.saving.not_before_ms = now_ms + AGAIN_MS;
+        self.saving.under_way = None;
+        self.saving.due = true;
+        self.saving.place = Destination::Unready;
+        out.push(ConductorEffect::Discard { step });
+    }
+
+    /// The destination can take a checkpoint, or not.
+    pub(super) fn prepared(&mut self, now_ms: u64, error: Option<String>, out: &mut Vec<ConductorEffect>) {
+        if self.saving.place != Destination::Asked {
+            return;
+        }
+        self.saving.place = if error.is_none() { Destination::Ready } else { Destination::Unready };
+        if let Some(why) = error {
+            self.in_trouble(now_ms, why, out);
         }
     }
 
@@ -221,51 +315,66 @@ impl Conductor {
         if self.saving.under_way.as_ref().is_none_or(|u| u.step != step) {
             return;
         }
-        match error {
-            None => {
-                self.saving.under_way = None;
-                self.saving.failures = 0;
-                self.saving.known = Some(Checkpoints::Newest(step));
-            }
-            Some(why) => {
-                out.push(ConductorEffect::Note(format!(
-                    "the checkpoint of step {step} is not complete: {why}"
-                )));
-                self.save_again(now_ms, out);
-            }
+        if let Some(why) = error {
+            out.push(ConductorEffect::Note(format!("the checkpoint of step {step} is not complete: {why}")));
+            self.give_up_attempt(now_ms, step, out);
+            self.in_trouble(now_ms, why, out);
+            return;
         }
+        let writers = self.saving.under_way.take().map(|u| u.writers).unwrap_or_default();
+        self.saving.known.completed(step);
+        self.saving.confirmation = Confirmation::Open;
+        if let Some(trouble) = &self.saving.trouble {
+            let able = writers.values().map(|w| (&w.name, w.host.as_str()));
+            out.extend(trouble.blame(able).into_iter().map(ConductorEffect::Note));
+        }
+        self.trouble_is_over(now_ms, &format!("the checkpoint of step {step} is written"), out);
     }
 
-    fn save_again(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        self.saving.not_before_ms = now_ms + AGAIN_MS;
-        self.saving.under_way = None;
-        self.saving.due = true;
-        self.saving.failures += 1;
-        if self.saving.failures >= FAILURES_MAX {
-            self.fail(
-                format!("{FAILURES_MAX} checkpoints in a row could not be written: see to their destination"),
-                out,
-            );
+    /// The last checkpoint was read again.
+    pub(super) fn confirmed(
+        &mut self,
+        now_ms: u64,
+        step: Step,
+        error: Option<String>,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.saving.confirmation != Confirmation::Asked || step != self.step {
+            return;
         }
+        let Some(why) = error else {
+            self.saving.confirmation = Confirmation::Given;
+            self.trouble_is_over(now_ms, "the last checkpoint is there", out);
+            return;
+        };
+        // What is there now is found out; then what is missing is written again.
+        self.saving.confirmation = Confirmation::Open;
+        self.in_trouble(now_ms, why, out);
+        out.push(ConductorEffect::Inspect);
     }
 
-    /// A peer that was writing is gone.
-    pub(super) fn forget_saver(&mut self, name: &PeerName) {
-        // Who seals has every record.
-        if self.saving.waits_for(name) {
-            self.saving.under_way = None;
-            self.saving.due = true;
+    /// Is the last state in a checkpoint that was read again?
+    fn is_safe(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) -> bool {
+        let saving = &mut self.saving;
+        if !self.config.saves {
+            return true;
         }
+        if saving.newest() != Some(self.step) || saving.under_way.is_some() || !saving.is_certain() {
+            return false;
+        }
+        if saving.confirmation == Confirmation::Open && !saving.pauses(now_ms) {
+            saving.confirmation = Confirmation::Asked;
+            out.push(ConductorEffect::Confirm { step: self.step });
+        }
+        saving.confirmation == Confirmation::Given
     }
 
     /// The run ends when its last state is on disk.
     pub(super) fn try_end(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         self.try_save(now_ms, out);
-        let saved = (self.saving.newest() == Some(self.step) && self.saving.under_way.is_none())
-            || !self.config.saves;
         let over = match self.phase {
-            Phase::Finishing => self.validation.values().all(Option::is_some) && saved,
-            Phase::Running => self.suspend && saved,
+            Phase::Finishing => self.validation.values().all(Option::is_some) && self.is_safe(now_ms, out),
+            Phase::Running => self.suspend && self.is_safe(now_ms, out),
             // Nobody has anything that is not in the last checkpoint.
             Phase::Gathering => self.suspend && self.peers.values().all(|p| p.held.is_none()),
             _ => false,

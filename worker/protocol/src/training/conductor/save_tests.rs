@@ -1,12 +1,21 @@
-//! What there is to go on from, and what becomes of a run whose checkpoints are damaged.
+//! What there is to go on from, and what becomes of a run whose checkpoints are damaged or cannot be written.
 
 use std::collections::BTreeSet;
 
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
-use crate::training::message::{FetchFailure, Held, Hello, Mate, PeerReport, Role, StageId, Step, ToPeer};
+use crate::training::message::{
+    FetchFailure, Held, Hello, Mate, PeerReport, Role, SaveFailure, StageId, Step, ToPeer,
+};
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// A peer that has a stage already.
+fn holder(name: &str, host: &str, stage: StageId, step: Step) -> ConductorEvent {
+    let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
+    let held = Some(Held { stage, step, ..Held::default() });
+    ConductorEvent::Connected(Hello { me, role: Role::Peer { held } })
+}
 
 /// A run of two stages and ten steps that saves.
 struct Run {
@@ -86,12 +95,7 @@ fn nobody_begins_before_it_is_known_what_there_is() {
 
 #[test]
 fn what_peers_hold_needs_no_checkpoint() {
-    let holder = |name: &str, stage| {
-        let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-        let held = Some(Held { stage, step: 5, ..Held::default() });
-        ConductorEvent::Connected(Hello { me, role: Role::Peer { held } })
-    };
-    let mut run = Run::gathered([holder("a", 0), holder("b", 1)]);
+    let mut run = Run::gathered([holder("a", "", 0, 5), holder("b", "", 1, 5)]);
     assert_eq!((run.conductor.phase(), run.conductor.step()), (&Phase::Running, 5));
     // Nor does it matter that none is sound, as long as nobody has to go back.
     run.hear(ConductorEvent::Checkpoints(Checkpoints::AllDamaged("all of them".to_owned())));
@@ -103,12 +107,7 @@ fn what_peers_hold_needs_no_checkpoint() {
 
 #[test]
 fn a_stage_that_is_lost_while_the_destination_is_away_waits_for_it() {
-    let holder = |name: &str, stage| {
-        let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-        let held = Some(Held { stage, step: 5, ..Held::default() });
-        ConductorEvent::Connected(Hello { me, role: Role::Peer { held } })
-    };
-    let mut run = Run::gathered([holder("a", 0), holder("b", 1), holder("c", 1)]);
+    let mut run = Run::gathered([holder("a", "", 0, 5), holder("b", "", 1, 5), holder("c", "", 1, 5)]);
     run.hear(ConductorEvent::Gone("a".into()));
     run.pass(GATHER_MS);
     run.pass(60_000);
@@ -179,4 +178,191 @@ fn without_a_sound_checkpoint_a_run_does_not_begin_at_0_over_damaged_ones() {
     run.hear(ConductorEvent::Checkpoints(all()));
     run.pass(1_000);
     assert!(run.loads().is_empty() && *run.conductor.phase() == failed);
+}
+
+/// All steps are done: two peers of each stage have the last state, on two machines, and it wants to be saved.
+fn finishing() -> Run {
+    let mut run = Run::gathered([
+        holder("a", "n1", 0, 10),
+        holder("b", "n2", 0, 10),
+        holder("c", "n1", 1, 10),
+        holder("d", "n2", 1, 10),
+    ]);
+    assert_eq!(*run.conductor.phase(), Phase::Finishing);
+    assert!(run.writers().is_empty(), "it is not known whose destination it is");
+    run.hear(ConductorEvent::Checkpoints(Checkpoints::None));
+    run
+}
+
+impl Run {
+    /// Who was told to write the last state. Forgets what was told.
+    fn writers(&mut self) -> Vec<String> {
+        let write = |effect: ConductorEffect| match effect {
+            ConductorEffect::ToPeer(name, ToPeer::Save { step: 10 }) => Some(name.to_string()),
+            _ => None,
+        };
+        std::mem::take(&mut self.out).into_iter().filter_map(write).collect()
+    }
+
+    fn wrote(&mut self, name: &str) {
+        self.report(name, PeerReport::Saved { step: 10, record: name.to_owned() });
+    }
+
+    fn could_not_write(&mut self, name: &str, failure: SaveFailure) {
+        self.report(name, PeerReport::SaveFailed { step: 10, failure, why: "no space".to_owned() });
+    }
+
+    fn asks_for(&self, effect: &ConductorEffect) -> bool {
+        self.out.contains(effect)
+    }
+
+    /// Passes time until the destination is to be made ready. Returns how long.
+    fn pause(&mut self) -> u64 {
+        let before = self.now_ms;
+        while !self.asks_for(&ConductorEffect::Prepare) {
+            assert!(self.now_ms < before + 100_000, "it never tries again");
+            self.pass(100);
+        }
+        self.now_ms - before
+    }
+
+    /// Everything goes well from here on.
+    fn ends_well(&mut self, writers: &[String]) {
+        for name in writers {
+            self.wrote(name);
+        }
+        let records = writers.to_vec();
+        assert!(self.asks_for(&ConductorEffect::Seal { step: 10, records }), "{:?}", self.out);
+        self.hear(ConductorEvent::Sealed { step: 10, error: None });
+        assert!(self.asks_for(&ConductorEffect::Confirm { step: 10 }));
+        assert_eq!(*self.conductor.phase(), Phase::Finishing);
+        self.hear(ConductorEvent::Confirmed { step: 10, error: None });
+        assert_eq!(*self.conductor.phase(), Phase::Finished);
+        assert_eq!(self.conductor.checkpoint_trouble(), None);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_tried_again_with_growing_pauses_and_ends_no_run() {
+    let mut run = finishing();
+    let mut writers = run.writers();
+    assert_eq!(writers, ["a", "c"]);
+    let mut pauses = Vec::new();
+    for attempt in 0..8 {
+        run.could_not_write(&writers[0], SaveFailure::Destination);
+        assert!(!run.asks_for(&ConductorEffect::Discard { step: 10 }), "the other one still writes");
+        run.wrote(&writers[1]);
+        assert!(run.asks_for(&ConductorEffect::Discard { step: 10 }));
+        let trouble = run.conductor.checkpoint_trouble().unwrap();
+        assert!(
+            trouble.starts_with("checkpoints cannot be written: no space; all steps are done"),
+            "{trouble}"
+        );
+        assert_eq!(run.notes().contains(&trouble), attempt == 0, "it is said once");
+        pauses.push(run.pause());
+        assert!(run.writers().is_empty());
+        run.hear(ConductorEvent::Prepared(None));
+        writers = run.writers();
+        assert_eq!(writers.len(), 2);
+    }
+    assert_eq!(pauses, [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
+    run.ends_well(&writers);
+    assert!(run.notes().contains("the checkpoint of step 10 is written, after "), "{}", run.notes());
+}
+
+#[test]
+fn a_destination_that_is_away_is_asked_before_peers_are() {
+    let mut run = finishing();
+    let writers = run.writers();
+    writers.iter().for_each(|name| run.could_not_write(name, SaveFailure::Destination));
+    for pause in [1000, 2000] {
+        assert_eq!(run.pause(), pause);
+        assert!(run.writers().is_empty());
+        run.hear(ConductorEvent::Prepared(Some("HTTP 503".to_owned())));
+    }
+    assert!(run.conductor.checkpoint_trouble().unwrap().contains("HTTP 503"));
+    run.pause();
+    run.writers();
+    run.hear(ConductorEvent::Prepared(None));
+    let writers = run.writers();
+    // A manifest that could not be written is no other kind of trouble.
+    writers.iter().for_each(|name| run.wrote(name));
+    run.hear(ConductorEvent::Sealed { step: 10, error: Some("HTTP 500".to_owned()) });
+    assert!(run.conductor.checkpoint_trouble().unwrap().contains("HTTP 500"));
+    assert_eq!(run.pause(), 8000);
+    run.writers();
+    run.hear(ConductorEvent::Prepared(None));
+    let writers = run.writers();
+    run.ends_well(&writers);
+}
+
+#[test]
+fn a_machine_that_cannot_write_is_passed_over_and_named() {
+    let mut run = finishing();
+    assert_eq!(run.writers(), ["a", "c"]);
+    run.could_not_write("a", SaveFailure::Destination);
+    run.could_not_write("c", SaveFailure::Destination);
+    run.pause();
+    run.writers();
+    run.hear(ConductorEvent::Prepared(None));
+    let writers = run.writers();
+    assert_eq!(writers, ["b", "d"], "those on the other machine");
+    run.ends_well(&writers);
+    let notes = run.notes();
+    assert!(
+        notes.contains("c on n1 could not write a checkpoint and b on n2 could: see to c on n1 (no space)"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn a_writer_that_is_gone_or_too_late_is_no_trouble() {
+    let mut run = finishing();
+    run.writers();
+    run.wrote("c");
+    run.hear(ConductorEvent::Gone("a".into()));
+    assert_eq!(run.conductor.checkpoint_trouble(), None);
+    assert!(run.asks_for(&ConductorEffect::Discard { step: 10 }));
+    assert_eq!(run.pause(), 500);
+    run.writers();
+    run.hear(ConductorEvent::Prepared(None));
+    assert_eq!(run.writers(), ["b", "c"]);
+    run.could_not_write("b", SaveFailure::OtherStep);
+    // What somebody says of an older attempt is of no interest.
+    run.wrote("d");
+    run.wrote("c");
+    assert_eq!((run.conductor.checkpoint_trouble(), run.pause()), (None, 500));
+    run.writers();
+    run.hear(ConductorEvent::Prepared(None));
+    let writers = run.writers();
+    run.ends_well(&writers);
+}
+
+#[test]
+fn a_last_checkpoint_that_is_gone_when_it_is_read_again_is_written_again() {
+    let mut run = finishing();
+    for name in run.writers() {
+        run.wrote(&name);
+    }
+    run.hear(ConductorEvent::Sealed { step: 10, error: None });
+    run.out.clear();
+    run.hear(ConductorEvent::Confirmed { step: 10, error: Some("it is no checkpoint".to_owned()) });
+    assert!(run.asks_for(&ConductorEffect::Inspect));
+    assert_eq!(*run.conductor.phase(), Phase::Finishing);
+    run.hear(ConductorEvent::Checkpoints(Checkpoints::Newest(8)));
+    run.pass(1000);
+    let writers = run.writers();
+    run.ends_well(&writers);
+}
+
+#[test]
+fn a_destination_that_is_anothers_ends_the_run_unless_that_is_over() {
+    let mut run = finishing();
+    let writers = run.writers();
+    run.ends_well(&writers);
+    run.hear(ConductorEvent::Refused("taken over".to_owned()));
+    assert_eq!(*run.conductor.phase(), Phase::Finished);
+    let mut run = finishing();
+    run.hear(ConductorEvent::Refused("taken over".to_owned()));
+    assert_eq!(*run.conductor.phase(), Phase::Failed("taken over".to_owned()));
 }
