@@ -126,6 +126,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         deleting: false,
         node_gone: false,
         last_words: None,
+        needs_user: false,
     }
 }
 

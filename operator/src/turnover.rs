@@ -14,6 +14,8 @@ use crate::roster::{Roster, Standing};
 pub const FALLBACK_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest pause before pods that end before they serve are made again.
 const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The same when they say that another start does not help. A user may mend what it is without a word to Kubernetes: data on a volume, say.
+const MENDING_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is remembered about the pods of one role.
 #[derive(Debug, Default)]
@@ -33,6 +35,21 @@ struct Crashes {
     last: Instant,
     /// What the last of them that said something said.
     words: Option<String>,
+    /// It said that another start does not help.
+    needs_user: bool,
+    /// What they were made from. Others may do better.
+    template: String,
+}
+
+impl Crashes {
+    fn pause(&self) -> Duration {
+        match self.times {
+            _ if self.needs_user => MENDING_PAUSE,
+            // The first replacement is immediate: one failed container says little.
+            0 | 1 => Duration::ZERO,
+            times => Duration::from_secs(1_u64 << times.min(10)).min(CRASH_PAUSE_MAX),
+        }
+    }
 }
 
 /// A pod that was lost.
@@ -88,36 +105,49 @@ impl Turnover {
                 let words = worker.last_words.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
                 losses.push(Loss { name: name.clone(), why });
-                if !served(name) && !worker.node_gone {
+                if (!served(name) || worker.needs_user) && !worker.node_gone {
                     let before = self.crashed.take();
                     let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);
                     let words = words.or(before.and_then(|b| b.words));
-                    self.crashed = Some(Crashes { times, last: now, words });
+                    let (needs_user, template) = (worker.needs_user, worker.template.clone());
+                    self.crashed = Some(Crashes { times, last: now, words, needs_user, template });
                 }
             }
         }
         losses
     }
 
-    /// New pods must wait: the last ones ended before they served.
+    /// New pods of `template` must wait: the last ones ended before they served, or one has just said that another start does not help.
     #[must_use]
-    pub fn holds_creation(&self, now: Instant) -> bool {
-        self.crashed.as_ref().is_some_and(|c| now.duration_since(c.last) < pause(c.times))
+    pub fn holds_creation(
+        &self,
+        template: &str,
+        workers: &BTreeMap<String, WorkerView>,
+        now: Instant,
+    ) -> bool {
+        let news = |w: &WorkerView| w.needs_user && w.template == template && !self.lost.contains(&w.name);
+        self.pauses(template, now) || workers.values().any(news)
+    }
+
+    fn pauses(&self, template: &str, now: Instant) -> bool {
+        self.crashes_of(template).is_some_and(|c| now.duration_since(c.last) < c.pause())
+    }
+
+    fn crashes_of(&self, template: &str) -> Option<&Crashes> {
+        self.crashed.as_ref().filter(|c| c.template == template)
     }
 
     /// For users, while pods must wait: why. `who`: the pods, in the plural.
     #[must_use]
-    pub fn held(&self, who: &str, now: Instant) -> Option<String> {
-        let crashes = self.crashed.as_ref().filter(|_| self.holds_creation(now))?;
+    pub fn held(&self, who: &str, template: &str, now: Instant) -> Option<String> {
+        let crashes = self.crashes_of(template).filter(|_| self.pauses(template, now))?;
         let why = crashes.words.as_deref().unwrap_or("see their logs");
         Some(format!("{who} end before they are ready ({why}); they are made again with growing pauses"))
     }
-}
 
-fn pause(times: u32) -> Duration {
-    // The first replacement is immediate: one failed container says little.
-    if times <= 1 {
-        return Duration::ZERO;
+    /// What a user must mend before pods of `template` can serve, in their own words.
+    #[must_use]
+    pub fn to_mend(&self, template: &str) -> Option<&str> {
+        self.crashes_of(template).filter(|c| c.needs_user)?.words.as_deref()
     }
-    Duration::from_secs(1_u64 << times.min(10)).min(CRASH_PAUSE_MAX)
 }

@@ -82,10 +82,10 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
     validation = Rule::new("self.microbatch * self.sequenceLength <= 4194304")
         .message("microbatch times sequenceLength must be at most 4194304 tokens"),
     validation = Rule::new("self.optimizer.schedule.warmupSteps <= self.steps").message("optimizer.schedule.warmupSteps must be at most steps"),
-    validation = Rule::new("self.data.tokenizer == 'Bytes' || (has(self.model.source) && has(self.model.source.volume))")
-        .message("tokenizer Model needs model.source.volume: only there is a tokenizer"),
-    validation = Rule::new("self.data.tokenizer != 'Bytes' || !has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
-        .message("model.config.vocab must be at least 256 with tokenizer Bytes"),
+    validation = Rule::new("!has(self.data.tokenizer) || self.data.tokenizer == 'Bytes' || has(self.model.source)")
+        .message("tokenizer Model needs model.source: a new model has none"),
+    validation = Rule::new("!has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
+        .message("model.config.vocab must be at least 256, the tokens of Bytes"),
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
     validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
         .message("replicas must be at most peers.max of the first pool"),
@@ -156,9 +156,9 @@ pub struct DataSpec {
     /// What the file is.
     #[serde(default)]
     pub format: DataFormat,
-    /// How text becomes tokens.
-    #[serde(default)]
-    pub tokenizer: TokenizerKind,
+    /// As [`TokenizerKind`] says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerKind>,
     /// Share of the data that is held out for validation; 0 measures no validation loss.
     #[serde(default = "hundredth")]
     #[schemars(range(min = 0.0, max = 0.5))]
@@ -187,13 +187,12 @@ pub enum DataFormat {
     JsonLines,
 }
 
-/// How text becomes tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How text becomes tokens: `Model` when absent and there is a `model.source`, else `Bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TokenizerKind {
-    /// Each byte is a token; byte 0 ends a document.
-    #[default]
+    /// Each byte is a token; byte 0 ends a document. Not over a model that has a tokenizer of its own.
     Bytes,
-    /// The tokenizer beside the model in `model.source.volume`, or inside of it when it is a GGUF file.
+    /// The tokenizer beside the model in `model.source`, or inside of it when it is a GGUF file.
     Model,
 }
 

@@ -1,6 +1,6 @@
 //! What a pod and its node say about a peer. Pure: objects in, a judgement out.
 
-use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Node, Pod, PodCondition, PodStatus};
 use kube::ResourceExt;
 
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POOL, TEMPLATE};
@@ -8,6 +8,8 @@ use crate::spot;
 
 /// Characters of an error that are told.
 const LAST_WORDS_MAX: usize = 300;
+/// A worker's exit code for what another start does not change: see its `exit.rs`.
+const NEEDS_USER: i32 = 78;
 
 /// State of a worker pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct WorkerView {
     pub node_gone: bool,
     /// What its container said last, if it ended with an error.
     pub last_words: Option<String>,
+    /// It ended with something that another start does not change.
+    pub needs_user: bool,
 }
 
 /// A node, as far as plans care.
@@ -110,6 +114,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         node_gone: node.is_some_and(|n| !n.ready),
         last_words: last_words(&status),
+        needs_user: ended(&status).is_some_and(|ended| ended.exit_code == NEEDS_USER),
     }
 }
 
@@ -119,10 +124,13 @@ pub fn has_role(pod: &Pod) -> bool {
     pod.labels().get(CERTIFICATE).is_some_and(|says| says == CERTIFICATE_ROLE)
 }
 
+fn ended(status: &PodStatus) -> Option<&ContainerStateTerminated> {
+    status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())
+}
+
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.
 fn last_words(status: &PodStatus) -> Option<String> {
-    let ended =
-        status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())?;
+    let ended = ended(status)?;
     let said = ended.message.as_deref().filter(|_| ended.exit_code != 0)?;
     let error = said.rfind("Error: ").map_or(said, |at| &said[at + "Error: ".len()..]);
     let words = error.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -246,13 +254,15 @@ mod tests {
 
     #[test]
     fn a_container_that_ended_with_an_error_has_last_words() {
-        let ended = |code: i32, message: &str| {
+        let pod_that_ended = |code: i32, message: &str| {
             let state = json!({"terminated": {"exitCode": code, "message": message}});
             let status = json!({"phase": "Failed", "containerStatuses": [{
                 "name": "trainer", "image": "x", "imageID": "", "ready": false, "restartCount": 0, "state": state
             }]});
-            worker(&pod(status, false), None).last_words
+            worker(&pod(status, false), None)
         };
+        let ended = |code: i32, message: &str| pod_that_ended(code, message).last_words;
+        assert!(pod_that_ended(78, "").needs_user && !pod_that_ended(1, "").needs_user);
         let log = "{\"level\":\"INFO\"}\nError: cannot use the data\n\nCaused by:\n    HTTP 404\n";
         assert_eq!(ended(1, log).as_deref(), Some("cannot use the data Caused by: HTTP 404"));
         assert_eq!(ended(137, "killed"), Some("killed".to_owned()));

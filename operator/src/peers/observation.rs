@@ -53,6 +53,18 @@ pub struct Observation {
     pub moves: u64,
     /// The newest complete checkpoint.
     pub last_checkpoint: Option<Checkpoint>,
+    /// What is not as it should be, though it trains.
+    pub degraded: Option<Degraded>,
+}
+
+/// What is not as it should be, though a run trains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Degraded {
+    /// CamelCase.
+    pub reason: String,
+    /// What, and what is done about it.
+    pub message: String,
 }
 
 /// One stage.
@@ -98,6 +110,11 @@ impl Observation {
             clip(&mut stage.layers, 32);
             stage.samples_per_second = rounded(stage.samples_per_second);
         }
+        // A condition's reason has a form.
+        found.degraded = found.degraded.filter(|d| is_reason(&d.reason));
+        if let Some(degraded) = &mut found.degraded {
+            clip(&mut degraded.message, TEXT_MAX);
+        }
         if let Some(checkpoint) = &mut found.last_checkpoint {
             clip(&mut checkpoint.path, TEXT_MAX);
             clip(&mut checkpoint.sha256, 64);
@@ -119,6 +136,10 @@ impl Observation {
             ..self.clone()
         }
     }
+}
+
+fn is_reason(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 fn clip(text: &mut String, max: usize) {
@@ -145,6 +166,7 @@ mod tests {
             "tokensPerSecond": 1234.5,
             "stages": vec![json!({"stage": 0, "layers": "0-7", "peers": 2, "samplesPerSecond": 3.5}); 100],
             "redone": 3, "lost": 1, "moves": 2,
+            "degraded": {"reason": "CheckpointsFailing", "message": "no space left"},
             "lastCheckpoint": {"step": 100, "path": "/checkpoints/bible/step-100", "sha256": "abc"},
         });
         let found = Observation::parse(&said.to_string()).unwrap();
@@ -156,6 +178,11 @@ mod tests {
             Stage { stage: 0, layers: "0-7".into(), peers: 2, samples_per_second: 3.5 }
         );
         assert_eq!(found.last_checkpoint.as_ref().map(|c| c.step), Some(100));
+        let degraded =
+            Degraded { reason: "CheckpointsFailing".to_owned(), message: "no space left".to_owned() };
+        assert_eq!(found.degraded, Some(degraded));
+        let odd = json!({"phase": "Training", "degraded": {"reason": "no reason at all", "message": "m"}});
+        assert_eq!(Observation::parse(&odd.to_string()).unwrap().degraded, None);
         let later = Observation { step: 121, loss: Some(2.0), ..found.clone() };
         assert_eq!(later.without_progress(), found.without_progress());
         let other = Observation { phase: RunPhase::Suspended, ..later };

@@ -78,7 +78,7 @@ pub fn decide(
             && layers > 0
             && held(view, answers, |name| !leaving.contains(name)).len() == layers as usize
     };
-    let hold_creation = memory.turnover.holds_creation(now);
+    let hold_creation = memory.turnover.holds_creation(&desired.template, &view.workers, now);
     let roster = roster(
         desired.wanted(),
         &Evidence {
@@ -108,7 +108,7 @@ pub fn decide(
         (decision.layout, decision.summary) = (Some(layout), Some(summary));
     }
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
-    let crashing = memory.turnover.held("workers", now);
+    let crashing = memory.turnover.held("workers", &desired.template, now);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
     if decision.facts.trouble.is_none() {
         let shortage = decision.layout.as_ref().and_then(|l| l.shortage.as_ref());

@@ -44,6 +44,8 @@ pub struct Facts {
     pub trouble: Option<(String, String)>,
     /// What is being waited for, in Kubernetes' or the conductor's words.
     pub waiting: Option<String>,
+    /// What the conductor says is not as it should be while it trains: (CamelCase reason, what and what to do).
+    pub degraded: Option<(String, String)>,
 }
 
 impl Facts {
@@ -77,6 +79,7 @@ impl Facts {
     }
 
     fn ready(&self) -> (bool, &str, String) {
+        let failing = self.degraded.iter().map(|(_, message)| format!(": {message}")).collect::<String>();
         let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
         match &self.trouble {
             _ if self.finished => (true, "Succeeded", format!("all {} steps are done", self.steps)),
@@ -84,7 +87,8 @@ impl Facts {
                 (false, "Suspended", resting("spec.suspend is true: no pods run; training rests"))
             }
             _ if self.suspended && self.waits => {
-                (false, "Suspending", resting("spec.suspend is true: a checkpoint is being written"))
+                let words = resting("spec.suspend is true: a checkpoint is being written");
+                (false, "Suspending", words + &failing)
             }
             _ if self.suspended => {
                 (false, "Suspending", format!("spec.suspend is true: {} pods end", self.pods))
@@ -95,7 +99,7 @@ impl Facts {
             None if self.waits => (
                 false,
                 "Restarting",
-                resting("a checkpoint is being written, then pods are made from the new manifest"),
+                resting("a checkpoint is being written, then pods are made from the new manifest") + &failing,
             ),
             None if self.ends => {
                 (false, "Restarting", resting("pods end, then others are made from the new manifest"))
@@ -132,7 +136,9 @@ pub fn conditions(
     let settled = trains || facts.suspended || facts.finished;
     let changing = observed != Some(facts.generation) || is_true(before, "Reconciling") || !settled;
     let reconciling = changing && !whole && facts.trouble.is_none();
-    let degraded = if trains && !whole {
+    let degraded = if let Some((reason, message)) = facts.degraded.as_ref().filter(|_| trains) {
+        (true, reason.as_str(), message.clone())
+    } else if trains && !whole {
         (true, "BelowPlan", facts.missing())
     } else if trains {
         (false, "AsPlanned", "every peer and trainer of the plan is there".to_owned())
@@ -224,6 +230,19 @@ mod tests {
         );
         assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
         assert_eq!(words(&last)[4], ("Succeeded", "False", "Suspended"));
+    }
+
+    #[test]
+    fn what_the_conductor_says_degrades_a_run_that_goes_on() {
+        let failing = Some(("CheckpointsFailing".to_owned(), "no space left".to_owned()));
+        let found =
+            told(&Facts { degraded: failing.clone(), ..whole() }, &told(&whole(), &[], None), Some(1));
+        assert_eq!(words(&found)[0], ("Ready", "True", "Training"));
+        assert_eq!(words(&found)[3], ("Degraded", "True", "CheckpointsFailing"));
+        assert_eq!(found[3].message, "no space left");
+        assert_eq!((words(&found)[1].1, words(&found)[2].1), ("False", "False"));
+        let starts = Facts { degraded: failing, training: false, trained: false, ..whole() };
+        assert_eq!(words(&told(&starts, &[], Some(1)))[3], ("Degraded", "False", "NotTraining"));
     }
 
     #[test]

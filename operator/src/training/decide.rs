@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::conditions::Facts;
 use super::desired::Desired;
 use super::memory::{Memory, Stop};
+use super::status::CHECKPOINTS_FAILING;
 use crate::convert::PoolDesired;
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, Observation, RunPhase};
@@ -20,7 +21,7 @@ use crate::turnover::Turnover;
 
 /// Pods that are to go wait so long for a conductor that answers: it, or the one in its place, has a checkpoint written.
 const UNHEARD_MAX: Duration = Duration::from_secs(60);
-/// And this long for the checkpoint, whatever the conductor says.
+/// And this long for the checkpoint, unless the conductor says that its destination does not take it: that is waited for.
 const STOP_MAX: Duration = Duration::from_secs(300);
 /// A run whose conductor is being replaced still counts as training for this long.
 const CONDUCTOR_PATIENCE: Duration = Duration::from_secs(60);
@@ -204,6 +205,9 @@ fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memor
     let unsaved = memory.has_unsaved_steps();
     let stop = memory.stop.get_or_insert(Stop { since: known.now, unheard: None, released: false });
     stop.unheard = if phase.is_some() { None } else { stop.unheard.or(Some(known.now)) };
+    if run.is_some_and(|run| run.degraded.as_ref().is_some_and(|d| d.reason == CHECKPOINTS_FAILING)) {
+        stop.since = known.now;
+    }
     let saved = match phase {
         Some(RunPhase::Suspended | RunPhase::Succeeded | RunPhase::Failed) => true,
         Some(RunPhase::Training | RunPhase::Suspending) => false,
@@ -230,6 +234,8 @@ struct Crew {
     happenings: Vec<Happening>,
     /// Why new ones must wait.
     held: Option<String>,
+    /// What a user must mend before they can start.
+    to_mend: Option<String>,
 }
 
 impl Crew {
@@ -268,7 +274,7 @@ impl Crews {
                     homeless,
                     turnover: &mut Turnover,
                     served: &dyn Fn(&str) -> bool| {
-            let held = turnover.holds_creation(known.now);
+            let held = turnover.holds_creation(template, workers, known.now);
             let evidence = Evidence {
                 workers,
                 answers: known.answers,
@@ -286,8 +292,10 @@ impl Crews {
             let losses = turnover.losses(&roster, workers, served, known.now);
             let happenings =
                 losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why)).collect();
-            let held = turnover.held(&format!("{}s", post.noun().to_lowercase()), known.now);
-            Crew { roster, happenings, held }
+            let held = turnover.held(&format!("{}s", post.noun().to_lowercase()), template, known.now);
+            let to_mend =
+                turnover.to_mend(template).map(|words| format!("{}: {words}", post.noun().to_lowercase()));
+            Crew { roster, happenings, held, to_mend }
         };
         let conducted = |name: &str| answered(name) && !failed(name);
         let mut crews = Self {
@@ -371,6 +379,9 @@ fn facts(
         Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
         _ => None,
     });
+    let to_mend =
+        [&crews.conductor, &crews.peers, &crews.trainers].into_iter().find_map(|c| c.to_mend.clone());
+    let to_mend = to_mend.map(|words| ("CannotStart".to_owned(), words));
     let crashing =
         [&crews.conductor, &crews.peers, &crews.trainers].iter().find_map(|crew| crew.held.clone());
     let message = run.map(|run| run.message.clone()).filter(|message| !message.is_empty());
@@ -392,7 +403,8 @@ fn facts(
         trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
         trainers_ready: crews.trainers.ready(),
         pods: count(pods(known.view).count()),
-        trouble: failed.or(problem),
+        trouble: failed.or(problem).or(to_mend),
+        degraded: run.and_then(|run| run.degraded.clone()).map(|d| (d.reason, d.message)),
         waiting: crashing.or(pending).or(message),
     }
 }

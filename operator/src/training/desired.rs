@@ -222,10 +222,15 @@ fn data(spec: &TrainingSwarmSpec) -> Value {
         DataSource { volume: Some(volume), .. } => json!({"path": format!("{DATA_DIR}/{}", volume.path)}),
         DataSource { http, .. } => json!({"http": http}),
     };
-    let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
-    let tokenizer = match (spec.data.tokenizer, model) {
+    let source = spec.model.source.as_ref();
+    let kind_of_tokens = spec.data.tokenizer.unwrap_or(match source {
+        Some(_) => TokenizerKind::Model,
+        None => TokenizerKind::Bytes,
+    });
+    let tokenizer = match (kind_of_tokens, source.and_then(|s| s.volume.as_ref())) {
+        (TokenizerKind::Bytes, _) => json!("Bytes"),
         (TokenizerKind::Model, Some(volume)) => json!({"path": format!("{MODELS_DIR}/{}", volume.path)}),
-        _ => json!("Bytes"),
+        (TokenizerKind::Model, None) => json!("Model"),
     };
     let fraction = spec.data.validation_fraction;
     json!({kind: place, "tokenizer": tokenizer, "validationFraction": fraction})
@@ -269,10 +274,14 @@ mod tests {
         );
 
         let http = json!({"source": {"http": {"url": "http://models/llama"}}});
-        assert_eq!(
-            model(&serde_json::from_value(http).unwrap()),
-            json!({"checkpoint": "http://models/llama"})
-        );
+        swarm.spec.model = serde_json::from_value(http).unwrap();
+        assert_eq!(model(&swarm.spec.model), json!({"checkpoint": "http://models/llama"}));
+        for said in [None, Some(TokenizerKind::Model)] {
+            swarm.spec.data.tokenizer = said;
+            assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Model");
+        }
+        swarm.spec.data.tokenizer = Some(TokenizerKind::Bytes);
+        assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Bytes");
     }
 
     #[test]
@@ -280,7 +289,7 @@ mod tests {
         let mut swarm = training_swarm(1);
         let source = json!({"source": {"volume": {"claimName": "models", "path": "llama.gguf"}}});
         swarm.spec.model = serde_json::from_value(source).unwrap();
-        swarm.spec.data.tokenizer = TokenizerKind::Model;
+        swarm.spec.data.tokenizer = None;
         let mut templates = vec![Desired::new(&swarm, &crate::testing::config()).template];
         assert_eq!(run(&swarm.spec).get("adapter"), None);
         let full = json!({"lora": {"rank": 4, "alpha": 0.5, "targets": ["Gate", "Query"]}});

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::decide::Post;
 use super::*;
-use crate::peers::observation::Stage;
+use crate::peers::observation::{Degraded, Stage};
 use crate::peers::{Answer, Checkpoint, Observation, Report, RunPhase, WorkerState};
 use crate::testing::{config, training_swarm, worker};
 
@@ -394,4 +394,68 @@ async fn trainers_that_end_before_they_are_ready_are_made_again_with_growing_pau
     }
     assert!((3..7).contains(&made), "{made} in 30 s");
     assert!(world.decide().facts.waiting.unwrap().contains("trainers end before"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_start_does_not_help_is_told_at_once_and_tried_again_seldom() {
+    let mut world = World::training();
+    for trainer in world.view.trainers.values_mut() {
+        (trainer.ready, trainer.needs_user) = (false, true);
+        trainer.phase = Phase::Lost("its container failed");
+        trainer.last_words = Some("/data/a.txt, line 3: it is not UTF-8".to_owned());
+    }
+    let trouble =
+        Some(("CannotStart".to_owned(), "trainer: /data/a.txt, line 3: it is not UTF-8".to_owned()));
+    for _ in 0..290 {
+        let decision = world.decide();
+        assert_eq!(decision.facts.trouble, trouble);
+        assert!(decision.create.is_empty(), "second {}", world.second);
+        world.run(&decision);
+    }
+    // Somebody may have mended the data; the next one says.
+    world.second += 20;
+    let decision = world.decide();
+    assert_eq!(posts(&decision), [Post::Trainer]);
+    world.run(&decision);
+    assert_eq!(world.decide().facts.trouble, None);
+    // Another manifest waits for nothing.
+    for trainer in world.view.trainers.values_mut() {
+        (trainer.ready, trainer.needs_user) = (false, true);
+        trainer.phase = Phase::Lost("its container failed");
+    }
+    let decision = world.decide();
+    assert!(decision.create.is_empty());
+    world.run(&decision);
+    world.swarm.spec.microbatch = 2;
+    world.conduct(RunPhase::Suspended, 10, Some(10));
+    let decision = world.decide();
+    world.run(&decision);
+    let decision = world.decide();
+    assert_eq!((decision.create.len(), decision.facts.trouble), (6, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
+    let mut world = World::training();
+    world.swarm.spec.suspend = true;
+    let failing = Degraded { reason: "CheckpointsFailing".to_owned(), message: "no space left".to_owned() };
+    let degraded = |world: &mut World, degraded: Option<&Degraded>| {
+        for answer in world.answers.values_mut() {
+            if let Some(run) = answer.report.as_mut().and_then(|r| r.run.as_mut()) {
+                run.degraded = degraded.cloned();
+            }
+        }
+    };
+    degraded(&mut world, Some(&failing));
+    for _ in 0..1000 {
+        let decision = world.decide();
+        assert_eq!((decision.course, decision.suspend), (Course::Wait, true), "second {}", world.second);
+    }
+    let facts = world.decide().facts;
+    let status = status::build(&world.swarm, world.memory.last.as_ref(), &facts, (0, 0), &config());
+    assert!(status.conditions[0].message.ends_with(": no space left"), "{}", status.conditions[0].message);
+    // A checkpoint that takes its time for another reason is not waited for like this.
+    degraded(&mut world, None);
+    let waits = (0..1000).take_while(|_| world.decide().course == Course::Wait).count();
+    assert!((290..310).contains(&waits), "{waits}");
 }

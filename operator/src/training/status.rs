@@ -18,6 +18,9 @@ use crate::status::events::{Happening, Words, changes};
 /// What Events call the turns of a run.
 const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
 
+/// Why a run is degraded whose checkpoints cannot be written.
+pub(super) const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
+
 /// What the status should say. `last`: what the conductor said last.
 #[must_use]
 pub fn build(
@@ -92,6 +95,12 @@ fn inside(path: &str) -> String {
 #[must_use]
 pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<Happening> {
     let mut all = changes(&before.conditions, &after.conditions, TRAINING);
+    let failing = |status: &TrainingSwarmStatus| {
+        status.conditions.iter().find(|c| c.type_ == "Degraded" && c.reason == CHECKPOINTS_FAILING).cloned()
+    };
+    // Checkpoints have words of their own.
+    all.retain(|h| !(h.reason == "SwarmDegraded" && failing(after).is_some()));
+    all.retain(|h| !(h.reason == "SwarmRestored" && failing(before).is_some()));
     // Success is no start, and more steps for a run that has succeeded are no interruption.
     let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
     all.retain(|happening| match happening.reason.as_str() {
@@ -103,22 +112,32 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
         let condition = after.conditions.iter().find(|c| c.type_ == kind);
         condition.map(|c| c.message.clone()).unwrap_or_default()
     };
-    let mut tell = |reason: &str, note: String| {
-        all.push(Happening { warning: false, reason: reason.into(), note, pod: None });
+    let mut tell = |warning: bool, reason: &str, note: String| {
+        all.push(Happening { warning, reason: reason.into(), note, pod: None });
     };
     if let Some(new) =
         after.last_checkpoint.as_ref().filter(|new| before.last_checkpoint.as_ref() != Some(new))
     {
-        tell("CheckpointWritten", format!("step {} is in {}, sha256 {}", new.step, new.path, new.sha256));
+        tell(
+            false,
+            "CheckpointWritten",
+            format!("step {} is in {}, sha256 {}", new.step, new.path, new.sha256),
+        );
+    }
+    if let (Some(now), None) = (failing(after), failing(before)) {
+        tell(true, CHECKPOINTS_FAILING, now.message);
+    }
+    if failing(before).is_some() && failing(after).is_none() && is_true(&after.conditions, "Ready") {
+        tell(false, "CheckpointsRestored", "checkpoints are written again".to_owned());
     }
     let suspended = |status: &TrainingSwarmStatus| {
         status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == "Suspended")
     };
     if suspended(after) && !suspended(before) {
-        tell("TrainingSuspended", message("Ready"));
+        tell(false, "TrainingSuspended", message("Ready"));
     }
     if done(after) && !done(before) {
-        tell("TrainingSucceeded", message("Succeeded"));
+        tell(false, "TrainingSucceeded", message("Succeeded"));
     }
     all
 }
@@ -215,5 +234,13 @@ mod tests {
         assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
         assert!(reasons(&done, &starts).is_empty(), "more steps");
         assert_eq!(reasons(&saved, &failed), ["TrainingFailed", "TrainingInterrupted"]);
+        let degraded = Some(("CheckpointsFailing".into(), "no space left".into()));
+        let failing = status(Some(saved.clone()), &run(31, Some(30)), &Facts { degraded, ..facts(true) });
+        assert_eq!(reasons(&saved, &failing), ["CheckpointsFailing"]);
+        assert!(happenings(&saved, &failing)[0].warning);
+        assert_eq!(
+            reasons(&failing, &status(Some(failing.clone()), &run(32, Some(30)), &facts(true))),
+            ["CheckpointsRestored"]
+        );
     }
 }
