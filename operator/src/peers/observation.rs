@@ -55,6 +55,8 @@ pub struct Observation {
     pub last_checkpoint: Option<Checkpoint>,
     /// What is not as it should be, though it trains.
     pub degraded: Option<Degraded>,
+    /// It knows which checkpoints there are. One that has just started may not.
+    pub checkpoints_known: bool,
 }
 
 /// What is not as it should be, though a run trains.

@@ -14,6 +14,7 @@ use super::memory::{Memory, Stop};
 use super::status::CHECKPOINTS_FAILING;
 use crate::convert::PoolDesired;
 use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::peers::observation::Degraded;
 use crate::peers::{Answer, Observation, RunPhase};
 use crate::roster::{Creation, Deletion, Evidence, Roster, Standing, Wanted, roster};
 use crate::status::events::Happening;
@@ -154,7 +155,12 @@ fn remember(desired: &Desired, run: Option<&Observation>, memory: &mut Memory, n
         }
         _ => {}
     }
-    let run = &memory.totalled(run);
+    let mut run = memory.totalled(run);
+    if !run.checkpoints_known && run.degraded.is_none() {
+        // It does not know yet whether what was wrong still is.
+        run.degraded = memory.last.as_ref().and_then(|last| last.degraded.clone());
+    }
+    let run = &run;
     // A conductor that starts does not know yet how far the run was.
     let known = memory.last.take().filter(|last| run.phase == RunPhase::Starting && run.step < last.step);
     memory.last = Some(match known {
@@ -165,6 +171,8 @@ fn remember(desired: &Desired, run: Option<&Observation>, memory: &mut Memory, n
             redone: run.redone,
             lost: run.lost,
             moves: run.moves,
+            degraded: run.degraded.clone(),
+            checkpoints_known: run.checkpoints_known,
             ..last
         },
         None => run.clone(),
@@ -203,9 +211,10 @@ fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memor
         return Course::Train;
     }
     let unsaved = memory.has_unsaved_steps();
+    let failing = degraded(run, memory).is_some_and(|d| d.reason == CHECKPOINTS_FAILING);
     let stop = memory.stop.get_or_insert(Stop { since: known.now, unheard: None, released: false });
     stop.unheard = if phase.is_some() { None } else { stop.unheard.or(Some(known.now)) };
-    if run.is_some_and(|run| run.degraded.as_ref().is_some_and(|d| d.reason == CHECKPOINTS_FAILING)) {
+    if failing {
         stop.since = known.now;
     }
     let saved = match phase {
@@ -216,6 +225,11 @@ fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memor
     let unheard = stop.unheard.is_some_and(|at| known.now.duration_since(at) >= UNHEARD_MAX);
     stop.released |= done || saved || unheard || known.now.duration_since(stop.since) >= STOP_MAX;
     if stop.released { Course::Clear } else { Course::Wait }
+}
+
+/// What the conductor says is not as it should be, or said until it was replaced.
+fn degraded<'a>(run: Option<&Observation>, memory: &'a Memory) -> Option<&'a Degraded> {
+    run.and(memory.last.as_ref())?.degraded.as_ref()
 }
 
 /// Every pod; those that are being deleted already only when their node does not confirm it.
@@ -404,7 +418,7 @@ fn facts(
         trainers_ready: crews.trainers.ready(),
         pods: count(pods(known.view).count()),
         trouble: failed.or(problem).or(to_mend),
-        degraded: run.and_then(|run| run.degraded.clone()).map(|d| (d.reason, d.message)),
+        degraded: degraded(run, memory).map(|d| (d.reason.clone(), d.message.clone())),
         waiting: crashing.or(pending).or(message),
     }
 }

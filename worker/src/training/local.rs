@@ -47,6 +47,8 @@ struct Status {
     members: Vec<Vec<String>>,
     changes: Vec<String>,
     degraded: Option<Degraded>,
+    #[serde(rename = "checkpointsKnown")]
+    checkpoints_known: bool,
 }
 
 #[derive(Deserialize)]
@@ -211,7 +213,8 @@ impl Swarm {
                     return Ok(true);
                 }
             }
-            if steps.is_empty() {
+            // As long as it goes on, others come with the next look.
+            if steps.is_empty() || !over {
                 break;
             }
         }
@@ -233,6 +236,8 @@ impl Swarm {
         }
         match (&status.degraded, self.degraded) {
             (Some(Degraded { message }), false) => say(format_args!("degraded: {message}")),
+            // A conductor that has just started does not know yet.
+            (None, true) if !status.checkpoints_known => return,
             (None, true) => say(format_args!("no longer degraded: checkpoints are written again")),
             _ => {}
         }

@@ -67,6 +67,8 @@ pub struct Record {
     trouble: Option<String>,
     /// Are there checkpoints?
     saves: bool,
+    /// Is it known which?
+    checkpoints_known: bool,
     /// What the run has otherwise than before its start.
     changes: Vec<String>,
     moves: VecDeque<Moved>,
@@ -92,6 +94,7 @@ impl Record {
             notes: VecDeque::new(),
             trouble: None,
             saves: run.config.checkpoint.is_some(),
+            checkpoints_known: false,
             changes: Vec::new(),
             moves: VecDeque::new(),
             layers: stages
@@ -121,6 +124,7 @@ impl Record {
         self.peers = self.members.iter().map(Vec::len).collect();
         self.totals = core.totals();
         self.trouble = core.checkpoint_trouble();
+        self.checkpoints_known = core.knows_checkpoints();
         if let Some(sum) = core.final_validation() {
             self.validation_loss = Some(sum / self.validation_tokens as f64);
         }
@@ -247,7 +251,7 @@ impl Record {
             "degraded": self.trouble.as_ref().map(|message| {
                 json!({"reason": "CheckpointsFailing", "message": message})
             }),
-            "changes": self.changes, "members": self.members,
+            "checkpointsKnown": self.checkpoints_known, "changes": self.changes, "members": self.members,
             "notes": self.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
         .to_string()

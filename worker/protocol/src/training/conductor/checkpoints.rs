@@ -57,6 +57,12 @@ impl Known {
 }
 
 impl Conductor {
+    /// Is it known which checkpoints there are?
+    #[must_use]
+    pub fn knows_checkpoints(&self) -> bool {
+        self.saving.known.is_known()
+    }
+
     /// What there is to go on from is known, or known better.
     pub(super) fn found(&mut self, now_ms: u64, found: Checkpoints, out: &mut Vec<ConductorEffect>) {
         let known = &mut self.saving.known;
