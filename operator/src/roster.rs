@@ -364,6 +364,7 @@ mod tests {
             answers: &world.answers,
             unreachable: &none,
             mute: &none,
+            superseded: &none,
             homeless: &none,
             by_probe,
             dispensable: &|_| true,

@@ -193,6 +193,21 @@ async fn disturb_training(forger: &Forger, conductor: &str, peers: &[(String, St
             assert_denied(client.pull(pull).await.err(), "may not call TrainStage.Pull");
         }
     }
+    // A peer that the conductor has never heard of has the right role, and is nobody's mate.
+    let pulls = peers.iter().flat_map(|peer| [0, 1].map(|stage| (peer, stage))).map(
+        |((peer, addr), stage)| async move {
+            let mut client = TrainStageClient::new(forger.channel(Role::Peer, "stranger", peer, addr).await);
+            let pull = proto::PullRequest { stage, what: Some(What::State(proto::Span { from: 0, to: 8 })) };
+            end(client.pull(pull).await.unwrap().into_inner()).await.unwrap()
+        },
+    );
+    let refused = futures::future::join_all(pulls).await;
+    let denied = refused.iter().filter(|status| status.code() == Code::PermissionDenied);
+    assert_eq!(
+        denied.count(),
+        peers.len(),
+        "each denies its own stage, and does not serve the other: {refused:?}"
+    );
     let as_peer = forger.channel(Role::Peer, trainer, "127.0.0.1", conductor).await;
     assert_denied(say_hello(as_peer, trainer, true).await, unsaid);
     let thief = forger.channel(Role::Trainer, trainer, "127.0.0.1", conductor).await;

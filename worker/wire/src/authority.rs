@@ -5,6 +5,7 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 use thiserror::Error;
+use x509_parser::pem::{Pem, parse_x509_pem};
 
 use crate::identity::Role;
 use crate::tls::TlsFiles;
@@ -28,6 +29,9 @@ pub enum AuthorityError {
     /// What was kept of an authority is no certificate and key.
     #[error("the certificate and key of the authority cannot be used")]
     Unusable(#[source] rcgen::Error),
+    /// They do not belong together.
+    #[error("the key is not that of the authority's certificate")]
+    OtherKey,
 }
 
 /// A certificate authority.
@@ -58,10 +62,17 @@ impl Authority {
     /// An authority from its certificate and key in PEM.
     ///
     /// # Errors
-    /// When they are not that.
+    /// When they are not that, or not of one authority.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, AuthorityError> {
         let pair = KeyPair::from_pem(key).map_err(AuthorityError::Unusable)?;
         let issuer = Issuer::from_ca_cert_pem(certificate, pair).map_err(AuthorityError::Unusable)?;
+        let certifies = |pem: &Pem| {
+            pem.parse_x509()
+                .is_ok_and(|ca| *ca.public_key().subject_public_key.data == *issuer.key().public_key_raw())
+        };
+        if !parse_x509_pem(certificate.as_bytes()).is_ok_and(|(_, pem)| certifies(&pem)) {
+            return Err(AuthorityError::OtherKey);
+        }
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), issuer })
     }
 
@@ -105,4 +116,29 @@ impl Authority {
 fn set_validity(params: &mut CertificateParams) {
     params.not_before = date_time_ymd(NOT_BEFORE.0, NOT_BEFORE.1, NOT_BEFORE.2);
     params.not_after = date_time_ymd(NOT_AFTER.0, NOT_AFTER.1, NOT_AFTER.2);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_kept_as_two_files_that_belong_together() {
+        let (ours, theirs) = (Authority::generate("ours").unwrap(), Authority::generate("theirs").unwrap());
+        let again = Authority::from_pem(ours.certificate(), ours.key()).unwrap();
+        assert_eq!((again.certificate(), again.key()), (ours.certificate(), ours.key()));
+        let mixed = Authority::from_pem(ours.certificate(), theirs.key()).err();
+        assert!(matches!(mixed, Some(AuthorityError::OtherKey)), "{mixed:?}");
+        for (certificate, key) in [("", ours.key()), (ours.certificate(), "")] {
+            assert!(matches!(Authority::from_pem(certificate, key), Err(AuthorityError::Unusable(_))));
+        }
+    }
+
+    #[test]
+    fn a_certificate_has_a_name() {
+        let authority = Authority::generate("ours").unwrap();
+        assert!(authority.issue(Role::Stage, &[]).is_err());
+        assert!(authority.issue(Role::Stage, &[String::new()]).is_err());
+    }
 }

@@ -270,6 +270,21 @@ fn the_table_has_every_call_there_is() {
     assert_eq!(all, table);
 }
 
+#[test]
+fn the_page_for_people_has_the_same_table() {
+    let page = include_str!("../../../docs/security.md");
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| ")).map(cells).collect();
+    let find =
+        |first: &str| rows.iter().find(|row| row[1] == first).unwrap_or_else(|| panic!("no row {first}"));
+    assert_eq!(find("call")[2..8], Role::ALL.map(|role| role.to_string()));
+    for rpc in Rpc::ALL {
+        for (role, cell) in Role::ALL.iter().zip(&find(rpc.as_str())[2..8]) {
+            assert_eq!(cell == "yes", rpc.callers().contains(role), "{rpc} by {role}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_hello_says_what_the_certificate_says() {
     let mut world = World::new().await;

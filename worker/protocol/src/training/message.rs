@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use dunlin_planner::PeerName;
 use serde::{Deserialize, Serialize};
 
+use super::mates::Mates;
+
 /// Number of optimizer updates applied so far; the step that is under way.
 pub type Step = u64;
 /// Index of a microbatch within its step. From [`super::ConductorConfig::microbatches`] on they are for validation.
@@ -329,6 +331,8 @@ pub enum ToPeer {
         /// Which step.
         step: Step,
     },
+    /// To whom you give values from now on.
+    Mates(Mates),
     /// Nobody needs you any longer.
     Retire,
 }

@@ -8,7 +8,7 @@
 //! * [`ledger`] who adds what
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
 //! * [`clip`] the norm of the whole gradient
-//! * [`peer`] the side that computes
+//! * [`peer`] the side that computes, [`mates`] to whom it gives values
 //! * [`trainer`] the side that drives, over [`wiring`]
 //! * [`speed`] how fast somebody is
 //!
@@ -17,6 +17,7 @@
 pub mod clip;
 pub mod conductor;
 pub mod ledger;
+pub mod mates;
 pub mod message;
 pub mod peer;
 pub mod speed;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::mates::Mates;
 use super::message::{
     Contribution, FetchFailure, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, SaveFailure,
     ShardId, StageId, Step, ToPeer,
@@ -145,6 +146,8 @@ pub enum PeerEffect {
         /// Which.
         step: Step,
     },
+    /// Give values to these from now on, and to nobody else.
+    GiveTo(Mates),
     /// End.
     Retire,
 }
@@ -587,6 +590,7 @@ impl PeerNode {
                 }
                 self.tell_ready(out);
             }
+            ToPeer::Mates(mates) => out.push(PeerEffect::GiveTo(mates)),
             ToPeer::Retire => out.push(PeerEffect::Retire),
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use dunlin_planner::PeerName;
+use dunlin_protocol::training::mates::{self, Mates};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, FetchFailure, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, SaveFailure,
@@ -89,6 +90,8 @@ pub(super) struct PeerShell {
     /// Of this step, and the one behind it.
     sums: BTreeMap<Step, Sums>,
     open: BTreeMap<ShardId, u64>,
+    /// To whom it gives values. Whoever asks before it is one of them waits.
+    mates: Mates,
     averages: BTreeMap<ShardId, (Step, Average)>,
     history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
     arrived: BTreeMap<PeerName, Sums>,
@@ -170,6 +173,7 @@ impl World {
             state: State::default(),
             sums: BTreeMap::new(),
             open: BTreeMap::new(),
+            mates: Mates::default(),
             averages: BTreeMap::new(),
             history: BTreeMap::new(),
             arrived: BTreeMap::new(),
@@ -298,9 +302,10 @@ impl World {
                 PeerEffect::Take(take) => {
                     peer.taking.push(take.clone());
                     let after = self.latency();
-                    self.at(after, Event::AskSums { peer: name.clone(), take });
+                    self.at(after, Event::AskSums { peer: name.clone(), take, until: now + PULL_MS_MAX });
                 }
                 PeerEffect::Save { step } => self.give(name, Work::Save { step }),
+                PeerEffect::GiveTo(mates) => peer.mates = mates,
                 PeerEffect::Retire => {
                     self.say(|| format!("{name} retires"));
                     if let Some(peer) = self.peers.get_mut(name) {
@@ -538,7 +543,11 @@ impl World {
         let found = self.peers.get(&mate).filter(|p| !p.retired);
         let why = match found {
             None => Some("gone"),
-            Some(other) if other.healthy() && other.open.get(&shard) == Some(&round) => {
+            Some(other)
+                if other.healthy()
+                    && other.open.get(&shard) == Some(&round)
+                    && (mate == *name || other.mates.may_have(name, mates::Asked::Shard(shard))) =>
+            {
                 let sums = other.sums.get(&step).cloned().unwrap_or_default();
                 let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard))
                 else {
@@ -567,10 +576,15 @@ impl World {
         }
     }
 
-    pub(super) fn ask_sums(&mut self, name: &PeerName, take: Take) {
+    pub(super) fn ask_sums(&mut self, name: &PeerName, take: Take, last: u64) {
         let until = PULL_MS_MAX + self.latency();
         match self.peers.get(&take.from.name) {
-            Some(leaver) if !leaver.silent => {
+            Some(leaver)
+                if !leaver.mates.may_have(name, mates::Asked::Stage) && !leaver.silent && self.now < last =>
+            {
+                self.at(25, Event::AskSums { peer: name.clone(), take, until: last });
+            }
+            Some(leaver) if !leaver.silent && leaver.mates.may_have(name, mates::Asked::Stage) => {
                 let work = Work::Hand { to: name.clone(), take: take.clone() };
                 self.give(&take.from.name.clone(), work);
                 self.at(until, Event::Sums { peer: name.clone(), take, sums: None });
@@ -652,6 +666,7 @@ impl World {
                 && p.node.serving()
                 && p.stage == stage
                 && p.node.position().0 == Some(stage)
+                && p.mates.may_have(name, mates::Asked::Stage)
         };
         let mut have = fetching.have;
         let mut after = 30;

@@ -112,6 +112,7 @@ pub(super) enum Event {
     AskSums {
         peer: PeerName,
         take: Take,
+        until: u64,
     },
     Sums {
         peer: PeerName,
@@ -379,7 +380,7 @@ impl World {
             }
             Event::Engine { peer } => self.engine_done(&peer),
             Event::Pull { peer, shard, round, index, until } => self.pull(&peer, shard, round, index, until),
-            Event::AskSums { peer, take } => self.ask_sums(&peer, take),
+            Event::AskSums { peer, take, until } => self.ask_sums(&peer, take, until),
             Event::Sums { peer, take, sums } => self.sums_arrive(&peer, take, sums),
             Event::Fetch { peer, fetch } => self.fetch(&peer, fetch),
             Event::Loaded { peer, fetch, stage, step, checkpoint } => {

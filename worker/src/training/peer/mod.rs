@@ -4,7 +4,7 @@
 //! * [`average`] averages among the peers of a stage
 //! * [`fetch`] the state of a stage, from mates or a checkpoint
 //! * [`collect`] the updates that are made meanwhile
-//! * [`serve`] what mates pull
+//! * [`serve`] what mates pull, [`give`] who is a mate
 //! * [`memory`] what is freed is kept
 //! * [`member`] averages alone, to measure them
 
@@ -12,6 +12,7 @@ mod average;
 mod collect;
 mod engine;
 mod fetch;
+mod give;
 pub mod member;
 mod memory;
 mod serve;
@@ -51,6 +52,7 @@ use crate::health;
 use average::{Averages, Formed, Which};
 use collect::Collected;
 use engine::{Bench, Engine};
+use give::Giving;
 
 /// Longest time between notice and end.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -112,6 +114,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         clients: Clients::new(links),
         engine: Engine::start(args.threads)?,
         formed: Arc::default(),
+        giving: Giving::new(),
         averages: Averages::new(),
         averaging: BTreeMap::new(),
         spare: BTreeMap::new(),
@@ -169,6 +172,7 @@ struct Peer {
     clients: Clients,
     engine: Engine,
     formed: Arc<Formed>,
+    giving: Giving,
     /// Averages of the present step.
     averages: Averages,
     averaging: BTreeMap<ShardId, AbortHandle>,
@@ -294,15 +298,17 @@ impl Peer {
                 self.calls.remove(&id);
                 self.node.hang_up(id, out);
             }
-            StageInbound::Pull(_, request, pieces) => {
+            StageInbound::Pull(caller, request, pieces) => {
                 let (stage, _) = self.node.position();
                 // The mates of a shared embedding serve another stage.
                 let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));
-                if shared || stage == Some(request.stage) {
-                    serve::serve(&self.engine, &self.formed, request, pieces);
-                } else {
-                    serve::refuse(&pieces, "this peer does not serve that stage");
+                if !shared && stage != Some(request.stage) {
+                    return serve::refuse(&pieces, "this peer does not serve that stage");
                 }
+                let (engine, formed) = (self.engine.clone(), Arc::clone(&self.formed));
+                self.giving.give(&caller, request, pieces, move |request, pieces| {
+                    serve::serve(&engine, &formed, request, pieces);
+                });
             }
         }
     }
@@ -399,6 +405,7 @@ impl Peer {
             }
             PeerEffect::Take(take) => self.take(take),
             PeerEffect::Save { step } => self.save(step),
+            PeerEffect::GiveTo(mates) => self.giving.to(mates),
             PeerEffect::Retire => return Ok(false),
         }
         Ok(true)

@@ -3,6 +3,7 @@
 //! It carries no tensors and keeps nothing on disk: after a restart it asks the peers what they hold ([`gather`]). One file per concern:
 //!
 //! * [`roster`] who is there and what stage each serves; joining, leaving
+//! * [`mates`] to whom each gives values
 //! * [`moves`] which stage a peer should serve
 //! * [`open`] the steps that are being done
 //! * [`step`] keys, averages, the commit
@@ -11,6 +12,7 @@
 
 mod checkpoints;
 mod gather;
+mod mates;
 mod moves;
 mod open;
 mod roster;
@@ -27,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 
+use super::mates::Mates;
 use super::message::{
     Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
@@ -233,7 +236,7 @@ pub struct Conductor {
     last_scale: Option<f32>,
     /// Lost while handing over: whether the mate has their sums is not known yet.
     in_doubt: BTreeMap<PeerName, InDoubt>,
-    /// Membership changed since trainers were told.
+    /// Membership changed since others were told.
     roster_changed: bool,
 }
 
@@ -317,6 +320,8 @@ struct PeerState {
     quiet_since_ms: u64,
     /// What it asked for meanwhile.
     claims: Vec<(Step, Microbatch)>,
+    /// To whom it gives values, as it was told last.
+    mates: Mates,
 }
 
 /// A peer on its way out of a stage.

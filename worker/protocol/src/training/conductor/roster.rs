@@ -3,6 +3,7 @@
 use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
+use crate::training::mates::Mates;
 use crate::training::message::{
     Contribution, FetchFailure, Held, HeldSums, Mate, StageId, Step, ToPeer, ToTrainer,
 };
@@ -37,6 +38,7 @@ impl Conductor {
             held: held.clone(),
             quiet_since_ms: now_ms,
             claims: Vec::new(),
+            mates: Mates::default(),
         };
         self.peers.insert(name.clone(), state);
         match self.phase {
@@ -594,7 +596,7 @@ impl Conductor {
         ToTrainer::Roster { stages, closing }
     }
 
-    /// Trainers learn who serves what, when it changed.
+    /// Trainers learn who serves what, and peers to whom they give values, when it changed.
     pub(super) fn tell_roster(&mut self, out: &mut Vec<ConductorEffect>) {
         if !std::mem::take(&mut self.roster_changed) {
             return;
@@ -603,5 +605,6 @@ impl Conductor {
         for name in self.trainers.keys() {
             out.push(ConductorEffect::ToTrainer(name.clone(), roster.clone()));
         }
+        self.tell_mates(out);
     }
 }

@@ -5,6 +5,7 @@ use dunlin_planner::rebalance::{Kind, Policy};
 use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
+use crate::training::mates::Mates;
 use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, ToPeer};
 
 pub(super) const GATHER_MS: u64 = 2000;
@@ -176,5 +177,48 @@ fn a_newcomer_goes_to_the_stage_that_its_machine_does_not_have() {
         conductor.handle(GATHER_MS, hello("c", machine), &mut out);
         let same = if machine == "n1" { at["a"] } else { at["b"] };
         assert_ne!(stages(&out)["c"], same, "both of stage {same} on {machine}");
+    }
+}
+
+/// Whom each peer gives values to, as it was told last.
+fn mates(effects: &[ConductorEffect]) -> BTreeMap<String, Mates> {
+    let told = |effect: &ConductorEffect| match effect {
+        ConductorEffect::ToPeer(name, ToPeer::Mates(mates)) => Some((name.to_string(), mates.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(told).collect()
+}
+
+#[test]
+fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
+    let mut conductor = Conductor::new(ConductorConfig { tied: true, ..config(3) });
+    let mut out = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        conductor.handle(0, hello(name, ""), &mut out);
+    }
+    conductor.handle(GATHER_MS, ConductorEvent::Tick, &mut out);
+    let (at, told) = (stages(&out), mates(&out));
+    for (name, stage) in &at {
+        let others = |stage: StageId| -> BTreeSet<PeerName> {
+            let there = at.iter().filter(|(other, s)| **s == stage && *other != name);
+            there.map(|(other, _)| other.as_str().into()).collect()
+        };
+        // The first and the last stage share the embedding, which is shard 3.
+        let shared = (*stage != 1).then(|| (3, others(2 - stage)));
+        assert_eq!(told[name], Mates { stage: others(*stage), shared }, "{name} at stage {stage}");
+        assert_eq!(told[name].stage.len(), 1);
+    }
+    // One more is told of by those that it fetches from, and by nobody whom it does not concern.
+    out.clear();
+    for (name, stage) in &at {
+        let ready = PeerReport::Ready { stage: *stage, step: 0 };
+        conductor.handle(GATHER_MS, ConductorEvent::Peer(name.as_str().into(), ready), &mut out);
+    }
+    out.clear();
+    conductor.handle(GATHER_MS + 1, hello("g", ""), &mut out);
+    let (joined, told) = (stages(&out)["g"], mates(&out));
+    for (name, stage) in &at {
+        let concerned = *stage == joined || (joined != 1 && *stage == 2 - joined);
+        assert_eq!(told.contains_key(name), concerned, "{name} at stage {stage}, g at {joined}");
     }
 }

@@ -1,0 +1,53 @@
+//! To whom each peer gives values: those at its stage, and for a shared embedding those at the other end of the pipeline.
+
+use std::collections::BTreeSet;
+
+use dunlin_planner::PeerName;
+
+use super::{Conductor, ConductorEffect, Place};
+use crate::training::mates::Mates;
+use crate::training::message::{StageId, ToPeer};
+
+impl Place {
+    /// The stage whose values it gets, has or hands over.
+    fn stage(&self) -> Option<StageId> {
+        match self {
+            Self::Fetching { stage }
+            | Self::Parked { stage }
+            | Self::Member { stage }
+            | Self::HandingOver { stage, .. } => Some(*stage),
+            Self::Idle | Self::Retired => None,
+        }
+    }
+}
+
+impl Conductor {
+    /// Tells the peers whose mates have changed.
+    pub(super) fn tell_mates(&mut self, out: &mut Vec<ConductorEffect>) {
+        let all: Vec<(PeerName, Mates)> = self
+            .peers
+            .iter()
+            .filter_map(|(name, peer)| Some((name.clone(), self.mates_of(name, peer.place.stage()?))))
+            .collect();
+        for (name, mates) in all {
+            if let Some(peer) = self.peers.get_mut(&name).filter(|peer| peer.mates != mates) {
+                peer.mates.clone_from(&mates);
+                out.push(ConductorEffect::ToPeer(name, ToPeer::Mates(mates)));
+            }
+        }
+    }
+
+    fn mates_of(&self, name: &PeerName, stage: StageId) -> Mates {
+        let at = |stage: StageId| {
+            let placed = self.peers.iter().filter(move |(_, peer)| peer.place.stage() == Some(stage));
+            placed.map(|(name, _)| name).filter(|other| *other != name).cloned()
+        };
+        let shared = self.shards_of(stage).into_iter().find_map(|shard| {
+            let mut others =
+                self.shards[shard as usize].stages.iter().copied().filter(|other| *other != stage).peekable();
+            others.peek()?;
+            Some((shard, others.flat_map(at).collect::<BTreeSet<_>>()))
+        });
+        Mates { stage: at(stage).collect(), shared }
+    }
+}
