@@ -30,6 +30,8 @@ mod disk;
 mod manifest;
 pub mod model;
 mod owner;
+#[cfg(test)]
+mod owner_tests;
 mod read;
 mod remote;
 mod s3;

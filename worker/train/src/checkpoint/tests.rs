@@ -15,7 +15,7 @@ use crate::testing::Folder;
 
 const LAYERS: u32 = 3;
 
-fn config() -> TrainingConfig {
+pub(super) fn config() -> TrainingConfig {
     let json = serde_json::json!({
         "model": {"config": {"hiddenSize": 16, "layers": LAYERS, "heads": 2, "ffn": 24, "contextLength": 32, "tied": true}},
         "data": {"text": {"path": "a"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 100, "seed": 9,
@@ -89,7 +89,7 @@ fn cuts(stages: u32) -> Vec<std::ops::Range<u32>> {
 }
 
 /// What `put` says of each of `stages` stages at `step`.
-fn each_stage(
+pub(super) fn each_stage(
     step: u64,
     stages: u32,
     put: impl Fn(&Stage<'_>) -> Result<StageRecord, CheckpointError>,
@@ -105,7 +105,7 @@ fn each_stage(
 }
 
 /// Calls `seal` with what a checkpoint of `step` is of.
-fn identified<T>(step: u64, seal: impl FnOnce(Identity<'_>) -> T) -> T {
+pub(super) fn identified<T>(step: u64, seal: impl FnOnce(Identity<'_>) -> T) -> T {
     let config = config();
     seal(Identity {
         step,
@@ -117,12 +117,17 @@ fn identified<T>(step: u64, seal: impl FnOnce(Identity<'_>) -> T) -> T {
     })
 }
 
-fn write(disk: &Disk, destination: &Path, step: u64, stages: u32) -> Result<Manifest, CheckpointError> {
+pub(super) fn write(
+    disk: &Disk,
+    destination: &Path,
+    step: u64,
+    stages: u32,
+) -> Result<Manifest, CheckpointError> {
     let records = each_stage(step, stages, |stage| write_stage_on(disk, destination, step, stage))?;
     identified(step, |identity| write_manifest_on(disk, destination, identity, records))
 }
 
-fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
+pub(super) fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
     let step = checkpoint.manifest.step;
     checkpoint.verify().unwrap();
     for layers in cuts(stages) {
@@ -134,7 +139,7 @@ fn assert_whole(checkpoint: &Checkpoint, stages: u32) {
     }
 }
 
-fn newest(destination: &Path) -> Checkpoint {
+pub(super) fn newest(destination: &Path) -> Checkpoint {
     let latest = latest(destination, Scrutiny::Digests).unwrap();
     assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
     latest.checkpoint.unwrap()
@@ -262,7 +267,7 @@ fn the_step_that_is_asked_for_is_read() {
     assert!(!error.is_damage() && error.to_string().contains("step-00000020/training.json"), "{error}");
 }
 
-fn truncate(path: &Path) {
+pub(super) fn truncate(path: &Path) {
     let bytes = std::fs::read(path).unwrap();
     std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
 }
@@ -274,7 +279,7 @@ fn flip(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
-fn replace(path: &Path, from: &str, to: &str) {
+pub(super) fn replace(path: &Path, from: &str, to: &str) {
     let text = std::fs::read_to_string(path).unwrap();
     assert!(text.contains(from), "{text}");
     std::fs::write(path, text.replacen(from, to, 1)).unwrap();
@@ -366,152 +371,6 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
         assert!(error.to_string().contains(message), "{error}");
     }
     assert!(latest(folder.path(), Scrutiny::Lengths).unwrap().checkpoint.is_none());
-}
-
-/// A run with a change, and its claim on `destination`.
-fn claim(
-    destination: &Destination,
-    name: &str,
-    change: impl FnOnce(&mut TrainingConfig),
-) -> Result<Claim, CheckpointError> {
-    let mut config = config();
-    change(&mut config);
-    Claim::take(destination, &config, Owner::new(name).unwrap()).map(|(claim, _)| claim)
-}
-
-#[test]
-fn a_destination_belongs_to_one_run() {
-    let folder = Folder::new();
-    let destination = Destination::Folder(folder.path().join("not/there/yet"));
-    let first = claim(&destination, "one", |_| {}).unwrap();
-    for (change, said) in [
-        (&(|c: &mut TrainingConfig| c.seed = 8) as &dyn Fn(&mut TrainingConfig), "seed was 9"),
-        (&|c| c.global_batch = 4, "globalBatch was 2"),
-        (&|c| c.sequence_length = 4, "sequenceLength was 8"),
-        (&|c| c.optimizer.kind = crate::config::OptimizerKind::Lamb, "optimizer.kind was \"AdamW\""),
-    ] {
-        let error = claim(&destination, "other", change).err().unwrap();
-        assert!(error.is_refusal() && error.to_string().contains(said), "{error}");
-        assert!(error.to_string().contains("choose another checkpoint.destination"), "{error}");
-    }
-    // Nothing was changed by those that were refused.
-    first.check().unwrap();
-    // What may change does not make it another run.
-    let second = claim(&destination, "two", |c| c.optimizer.learning_rate = 0.5).unwrap();
-    let error = first.check().unwrap_err();
-    assert!(matches!(&error, CheckpointError::TakenOver(why) if why.starts_with("two (process ")), "{error}");
-    second.check().unwrap();
-}
-
-#[test]
-fn who_was_replaced_completes_no_checkpoint() {
-    let folder = Folder::new();
-    let destination = Destination::from(folder.path());
-    let mut first = claim(&destination, "one", |_| {}).unwrap();
-    let records = || each_stage(10, 2, |stage| destination.write_stage(10, stage)).unwrap();
-    let mut second = claim(&destination, "two", |_| {}).unwrap();
-    let sealed = identified(10, |identity| first.seal(identity, records(), 1));
-    assert!(matches!(sealed, Err(CheckpointError::TakenOver(_))), "{sealed:?}");
-    assert!(destination.latest(Scrutiny::Lengths).unwrap().checkpoint.is_none());
-    assert!(matches!(first.discard(10), Err(CheckpointError::TakenOver(_))));
-    assert!(folder.path().join("step-00000010").exists(), "they are the other's files now");
-    identified(10, |identity| second.seal(identity, records(), 1)).unwrap();
-    second.confirm(10).unwrap();
-}
-
-#[test]
-fn a_run_that_ends_without_a_checkpoint_leaves_the_destination_to_others() {
-    let folder = Folder::new();
-    let destination = Destination::from(folder.path());
-    let other = |c: &mut TrainingConfig| c.seed = 8;
-    let first = claim(&destination, "one", |_| {}).unwrap();
-    let error = claim(&destination, "two", other).err().unwrap().to_string();
-    assert!(error.contains("if one (process ") && error.contains("/owner.json"), "{error}");
-    first.release().unwrap();
-    let mut second = claim(&destination, "two", other).unwrap();
-    let records = each_stage(10, 1, |stage| destination.write_stage(10, stage)).unwrap();
-    identified(10, |identity| second.seal(identity, records, 1)).unwrap();
-    second.release().unwrap();
-    let error = claim(&destination, "one", |_| {}).err().unwrap().to_string();
-    assert!(error.contains("seed was 8") && !error.contains("/owner.json"), "{error}");
-}
-
-#[test]
-fn a_claim_that_somebody_removed_is_written_again_and_a_broken_one_is_named() {
-    let folder = Folder::new();
-    let destination = Destination::from(folder.path());
-    let mut first = claim(&destination, "one", |_| {}).unwrap();
-    let file = folder.path().join("owner.json");
-    std::fs::remove_file(&file).unwrap();
-    first.prepare().unwrap();
-    assert!(file.exists());
-    std::fs::write(&file, b"{").unwrap();
-    let error = claim(&destination, "two", |_| {}).err().unwrap();
-    assert!(error.is_refusal() && error.to_string().contains("Remove it if"), "{error}");
-    std::fs::write(&file, b"{\"version\": 7}").unwrap();
-    let error = claim(&destination, "two", |_| {}).err().unwrap();
-    assert!(error.is_refusal() && error.to_string().contains("its version is 7"), "{error}");
-}
-
-#[test]
-fn what_an_attempt_left_goes_and_what_is_complete_stays() {
-    let folder = Folder::new();
-    let destination = Destination::from(folder.path());
-    let mut claim = claim(&destination, "one", |_| {}).unwrap();
-    write(&Disk::default(), folder.path(), 10, 2).unwrap();
-    each_stage(20, 2, |stage| destination.write_stage(20, stage)).unwrap();
-    claim.discard(20).unwrap();
-    claim.discard(10).unwrap();
-    claim.discard(30).unwrap();
-    assert!(!folder.path().join("step-00000020").exists());
-    assert_whole(&newest(folder.path()), 2);
-}
-
-#[test]
-fn a_last_checkpoint_that_is_not_what_was_written_is_noticed() {
-    let folder = Folder::new();
-    let destination = Destination::from(folder.path());
-    let mut claim = claim(&destination, "one", |_| {}).unwrap();
-    let records = each_stage(10, 2, |stage| destination.write_stage(10, stage)).unwrap();
-    identified(10, |identity| claim.seal(identity, records, 1)).unwrap();
-    claim.confirm(10).unwrap();
-    let manifest = folder.path().join("step-00000010/training.json");
-    let written = std::fs::read(&manifest).unwrap();
-    replace(&manifest, "\"abc\"", "\"abd\"");
-    assert!(claim.confirm(10).unwrap_err().is_damage());
-    std::fs::write(&manifest, written).unwrap();
-    truncate(&folder.path().join("step-00000010/config.json"));
-    assert!(claim.confirm(10).unwrap_err().is_damage());
-    std::fs::remove_file(&manifest).unwrap();
-    assert!(claim.confirm(10).unwrap_err().is_damage());
-}
-
-#[test]
-fn a_manifest_admits_its_own_run_with_its_own_arithmetic() {
-    let folder = Folder::new();
-    let manifest = write(&Disk::default(), folder.path(), 10, 2).unwrap();
-    let destination = Destination::from(folder.path());
-    let admit = |manifest: &Manifest, change: &dyn Fn(&mut TrainingConfig)| {
-        let mut config = config();
-        change(&mut config);
-        manifest.admit(&destination, &config).map_err(|e| (e.is_refusal(), e.to_string()))
-    };
-    let changes = admit(&manifest, &|c| (c.steps, c.optimizer.clip) = (200, None)).unwrap();
-    let said: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    assert_eq!(said, ["optimizer.clip 1.0 -> nothing", "steps 100 -> 200"]);
-    let (refusal, why) = admit(&manifest, &|c| c.global_batch = 4).unwrap_err();
-    assert!(refusal && why.contains("globalBatch was 2"), "{why}");
-    let other = Manifest { arithmetic: manifest.arithmetic + 1, ..manifest.clone() };
-    let (refusal, why) = admit(&other, &|_| {}).unwrap_err();
-    assert!(refusal && why.contains("version 2 of the arithmetic, and this program has version 1"), "{why}");
-    // Those that were written before the arithmetic was in them all had the first.
-    let path = folder.path().join("step-00000010/training.json");
-    replace(&path, "\"version\": 2,\n  \"arithmetic\": 1", "\"version\": 1");
-    assert_eq!(newest(folder.path()).manifest, Manifest { version: 1, ..manifest });
-    // One of a later form may be sound: it is not passed over.
-    replace(&path, "\"version\": 1", "\"version\": 3");
-    let error = destination.latest(Scrutiny::Lengths).unwrap_err();
-    assert!(error.is_refusal() && error.to_string().contains("is of version 3"), "{error}");
 }
 
 /// The environment has a server that checks signatures, with a bucket `checkpoints`, and its keys.
