@@ -265,6 +265,8 @@ fn an_adapter_is_trained_through_kills_to_the_same_bits() {
         let opened = Adapter::open(&folder, model.config()).unwrap();
         assert_eq!(opened.prompt_rows(), if name == "prompt" { 6 } else { 0 });
         assert!(!folder.join("config.json").exists(), "nobody should take it for a model");
+        let tokenizer = |folder: &Path| std::fs::read(folder.join("tokenizer.json")).unwrap();
+        assert!(tokenizer(&folder) == tokenizer(&base), "the model's tokenizer lies beside its adapter");
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use dunlin_protocol::training::{Mate, StageId, Step};
 use dunlin_train::scratch::Scratch;
 use tokio::fs;
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::super::values::{Clients, from_bytes, to_bytes};
@@ -20,12 +21,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The updates of a stage from some step on, as files among what is temporary. Dropped, it collects no more, and removes them.
 pub(super) struct Collected {
     files: Arc<Files>,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 struct Files {
     folder: Scratch,
     bytes: AtomicU64,
+    /// The step behind the newest update that is here.
+    end: watch::Sender<Step>,
 }
 
 impl Files {
@@ -40,6 +43,7 @@ impl Files {
         fs::write(&part, &bytes).await?;
         fs::rename(&part, &path).await?;
         self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.end.send_replace(step + 1);
         Ok(())
     }
 }
@@ -57,9 +61,9 @@ impl Collected {
         bytes_max: u64,
     ) -> std::io::Result<Self> {
         let folder = Scratch::new("updates")?;
-        let files = Arc::new(Files { folder, bytes: AtomicU64::new(0) });
+        let files = Arc::new(Files { folder, bytes: AtomicU64::new(0), end: watch::Sender::new(step) });
         let task = tokio::spawn(collect(clients, stage, step, mates, Arc::clone(&files), bytes_max));
-        Ok(Self { files, task: task.abort_handle() })
+        Ok(Self { files, task })
     }
 
     /// The update of `step`, if it is here; then no longer.
@@ -124,12 +128,15 @@ mod tests {
     use dunlin_wire::{Caller, LinksConfig, Role, proto};
     use tokio::net::TcpListener;
     use tokio::sync::{mpsc, oneshot};
-    use tokio::time::{Instant, sleep};
+    use tokio::time::timeout;
 
     use super::super::average::Formed;
     use super::super::engine::Engine;
     use super::super::{serve, server};
     use super::{Clients, Collected};
+
+    /// Whatever is waited for comes within this time.
+    const LIMIT: Duration = Duration::from_secs(20);
 
     /// A peer that makes updates when it is told to, and gives them to whoever asks.
     struct Maker {
@@ -198,11 +205,10 @@ mod tests {
 
     /// Waits until the update of a step was collected.
     async fn has(collected: &Collected, step: Step) {
-        let begin = Instant::now();
-        while !collected.files.path(step).exists() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "the update of step {step} is not collected");
-            sleep(Duration::from_millis(5)).await;
-        }
+        let mut end = collected.files.end.subscribe();
+        let found = timeout(LIMIT, end.wait_for(|end| *end > step)).await;
+        found.expect("the update is not collected").unwrap();
+        assert!(collected.files.path(step).exists());
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -225,17 +231,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn they_take_no_more_disk_than_they_may_and_go_with_their_owner() {
         let maker = Maker::start().await;
-        let collected = maker.collect(2 * 4 * maker.values as u64);
+        let mut collected = maker.collect(2 * 4 * maker.values as u64);
         for step in 0..3 {
             maker.update(step).await;
         }
         has(&collected, 1).await;
         // It gives up, and that is the end of its task.
-        let begin = Instant::now();
-        while !collected.task.is_finished() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "it goes on");
-            sleep(Duration::from_millis(5)).await;
-        }
+        timeout(LIMIT, &mut collected.task).await.expect("it goes on").unwrap();
         assert!(!collected.files.path(2).exists());
         let folder = collected.files.folder.path().to_owned();
         assert!(folder.exists());

@@ -194,7 +194,10 @@ impl Server {
     fn refusal(&self, answer: Response<Body>) -> Refusal {
         let status = answer.status().as_u16();
         match &self.way {
-            Way::Plain(_) => Refusal { no_bucket: false, text: format!("the server answers HTTP {status}") },
+            Way::Plain(_) => Refusal {
+                no_bucket: false,
+                text: format!("the server answers HTTP {status}{}", advice(answer.status())),
+            },
             // What cannot be read says nothing; the status does.
             Way::Signed(signer) => signer.refusal(status, &text(answer).unwrap_or_default()),
         }
@@ -274,6 +277,18 @@ fn with_headers(mut request: Builder, folder: &Path) -> io::Result<Builder> {
         request = request.header(name, value.trim_end());
     }
     Ok(request)
+}
+
+/// What to do about a refusal, for those that mean the same everywhere.
+fn advice(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 | 403 => "; the headers of checkpoint.destination must allow to get, put and delete there",
+        404 | 405 | 409 | 501 => {
+            "; does it take PUT and DELETE below this URL, for folders that are not there yet?"
+        }
+        413 | 507 => "; it has no room for a file of this size",
+        _ => "",
+    }
 }
 
 /// Whether another attempt may be answered otherwise.
@@ -392,7 +407,8 @@ mod tests {
 
         // What will not change is not asked for twice.
         let (url, served) = scripted(&[(403, "")]);
-        assert!(server(json!(url)).put("f", b"x").is_err());
+        let error = server(json!(url)).put("f", b"x").unwrap_err().to_string();
+        assert!(error.contains("HTTP 403; the headers of"), "{error}");
         served.join().unwrap();
     }
 
