@@ -3,10 +3,15 @@
 //! The choice depends on the logits, the parameters, the tokens before and the position: sampled again, a position gives the same token.
 //! Sums run in a fixed order and exp is our own, so it does so on every machine.
 
+mod ranking;
+
 use std::collections::BTreeMap;
 
-use dunlin_kernels::math::{exp, ln};
+use dunlin_kernels::math::ln;
+use dunlin_kernels::softmax::{largest, weights};
 use dunlin_protocol::SamplingParams;
+
+use ranking::Ranking;
 
 /// A chosen token.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,9 +41,10 @@ pub fn sample(
 ) -> Sampled {
     assert!(!logits.is_empty(), "logits of no tokens");
     penalise(logits, params, tokens, prompt_len);
-    let best = argmax(logits);
-    let logprobs = params.logprobs.map(|count| LogProbs::of(logits, usize::from(count)));
-    let token = if params.temperature <= 0.0 { best } else { draw(logits, params, best, position) };
+    let max = largest(logits);
+    let logprobs = params.logprobs.map(|count| LogProbs::of(logits, max, usize::from(count)));
+    let token =
+        if params.temperature <= 0.0 { greedy(logits, max) } else { draw(logits, max, params, position) };
     let (logprob, top) = logprobs.map_or((0.0, Vec::new()), |l| (l.of_token(logits, token), l.top));
     Sampled { token, logprob, top }
 }
@@ -76,14 +82,9 @@ fn penalise(logits: &mut [f32], params: &SamplingParams, tokens: &[u32], prompt_
     }
 }
 
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
+/// The first token of the largest logit.
+fn greedy(logits: &[f32], max: f32) -> u32 {
+    logits.iter().position(|logit| *logit == max).unwrap_or(0) as u32
 }
 
 struct LogProbs {
@@ -93,12 +94,11 @@ struct LogProbs {
 }
 
 impl LogProbs {
-    fn of(logits: &[f32], count: usize) -> Self {
-        let max = logits[argmax(logits) as usize];
-        let sum: f32 = logits.iter().map(|l| exp(l - max)).sum();
+    fn of(logits: &[f32], max: f32, count: usize) -> Self {
+        let sum: f32 = weights(logits, max, 1.0).iter().sum();
         let normaliser = max + ln(sum);
-        let order = descending(logits, count);
-        let top = order.into_iter().map(|i| (i, logits[i as usize] - normaliser)).collect();
+        let top = likeliest(logits, count);
+        let top = top.into_iter().map(|token| (token, logits[token as usize] - normaliser)).collect();
         Self { normaliser, top }
     }
 
@@ -108,49 +108,41 @@ impl LogProbs {
 }
 
 /// The `count` likeliest tokens, best first, ties to the lowest.
-fn descending(logits: &[f32], count: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let compare = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
+    let key = |(logit, token): (&f32, u32)| u64::from(ranking::descending(*logit)) << 32 | u64::from(token);
+    let mut order: Vec<u64> = logits.iter().zip(0..).map(key).collect();
     let count = count.min(order.len());
     if count > 0 && count < order.len() {
-        order.select_nth_unstable_by(count - 1, compare);
+        order.select_nth_unstable(count - 1);
     }
     order.truncate(count);
-    order.sort_unstable_by(compare);
-    order
+    order.sort_unstable();
+    order.into_iter().map(|key| key as u32).collect()
 }
 
 /// Cuts in the order top-k, top-p, min-p, then inverse transform sampling over what is left, likeliest first.
-fn draw(logits: &[f32], params: &SamplingParams, best: u32, position: u32) -> u32 {
-    let keep = if params.top_k == 0 { logits.len() } else { params.top_k as usize };
-    let order = descending(logits, keep);
-    let max = logits[best as usize];
-    let mut weights: Vec<f32> =
-        order.iter().map(|&i| exp((logits[i as usize] - max) / params.temperature)).collect();
+fn draw(logits: &[f32], max: f32, params: &SamplingParams, position: u32) -> u32 {
+    let mut ranking = Ranking::new(logits, max, params.temperature);
+    if params.top_k > 0 {
+        ranking.keep_likeliest(params.top_k as usize);
+    }
+    let mut total = ranking.sum();
     if params.top_p < 1.0 {
-        let limit = weights.iter().sum::<f32>() * params.top_p.max(0.0);
-        let mut sum = 0.0;
-        let kept = weights.iter().position(|w| {
-            sum += w;
-            sum >= limit
-        });
-        weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+        let limit = total * params.top_p.max(0.0);
+        total = ranking.first(|sum| sum >= limit).map_or(total, |found| found.sum);
     }
     if params.min_p > 0.0 {
-        let limit = weights[0] * params.min_p;
-        let kept = weights.iter().take_while(|w| **w >= limit).count();
-        weights.truncate(kept.max(1));
+        ranking.keep_heavier(params.min_p);
+        // Of two beginnings of one order the shorter one counts, and sums never fall.
+        total = total.min(ranking.sum());
     }
-    let total: f32 = weights.iter().sum();
     let point = uniform(params.seed, position) * total;
-    let mut sum = 0.0;
-    for (&token, weight) in order.iter().zip(&weights) {
-        sum += weight;
-        if point < sum {
-            return token;
-        }
-    }
-    order[weights.len() - 1]
+    let drawn = ranking.first(|sum| point < sum).and_then(|found| {
+        let equal = logits.iter().zip(0u32..).filter(|(logit, _)| logit.to_bits() == found.logit.to_bits());
+        equal.map(|(_, token)| token).nth(found.before)
+    });
+    // With a temperature that is not a number nothing weighs anything.
+    drawn.unwrap_or_else(|| greedy(logits, max))
 }
 
 /// A number in [0, 1) that depends on seed and position alone (splitmix64, Steele et al. 2014).
@@ -169,9 +161,103 @@ fn uniform(seed: u64, position: u32) -> f32 {
 mod tests {
     use std::collections::BTreeMap;
 
+    use dunlin_kernels::math::exp;
     use dunlin_protocol::SamplingParams;
+    use proptest::prelude::*;
 
     use super::{sample, uniform};
+
+    /// [`super::draw`] as it reads: everything sorted, everything added up.
+    fn drawn(logits: &[f32], params: &SamplingParams, position: u32) -> u32 {
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        order.truncate(if params.top_k == 0 { logits.len() } else { params.top_k as usize });
+        let max = logits[order[0] as usize];
+        let mut weights: Vec<f32> =
+            order.iter().map(|&i| exp((logits[i as usize] - max) / params.temperature)).collect();
+        if params.top_p < 1.0 {
+            let limit = weights.iter().sum::<f32>() * params.top_p.max(0.0);
+            let mut sum = 0.0;
+            let kept = weights.iter().position(|w| {
+                sum += w;
+                sum >= limit
+            });
+            weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+        }
+        if params.min_p > 0.0 {
+            let limit = weights[0] * params.min_p;
+            let kept = weights.iter().take_while(|w| **w >= limit).count();
+            weights.truncate(kept.max(1));
+        }
+        let total: f32 = weights.iter().sum();
+        let point = uniform(params.seed, position) * total;
+        let mut sum = 0.0;
+        for (&token, weight) in order.iter().zip(&weights) {
+            sum += weight;
+            if point < sum {
+                return token;
+            }
+        }
+        order[weights.len() - 1]
+    }
+
+    fn params() -> impl Strategy<Value = SamplingParams> {
+        let cuts = (
+            prop_oneof![Just(0u32), 1..5u32, 1..5000u32],
+            prop_oneof![Just(1f32), 0f32..1.0, 0.99f32..1.0],
+            prop_oneof![Just(0f32), 0f32..1.0, 0f32..1e-3, 0f32..1e-7],
+        );
+        let penalties = (0.5f32..2.0, -2f32..2.0, -2f32..2.0);
+        (0.01f32..2.0, cuts, penalties, any::<u64>()).prop_map(|(temperature, cuts, penalties, seed)| {
+            let (top_k, top_p, min_p) = cuts;
+            let (repetition_penalty, presence_penalty, frequency_penalty) = penalties;
+            SamplingParams {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                seed,
+                ..SamplingParams::default()
+            }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_token_is_that_of_everything_sorted(
+            logits in super::ranking::tests::logits(2000),
+            params in params(),
+            tokens in prop::collection::vec(0..2000u32, 0..40),
+            plain in any::<bool>(),
+            position in 0..10_000u32,
+        ) {
+            let tokens = if plain { Vec::new() } else { tokens };
+            let mut penalised = logits.clone();
+            super::penalise(&mut penalised, &params, &tokens, tokens.len() / 2);
+            let want = drawn(&penalised, &params, position);
+            let got = sample(&mut logits.clone(), &params, &tokens, tokens.len() / 2, position).token;
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    /// Logits of a vocabulary as large as there are, spread like those of models, flat and peaked.
+    #[test]
+    fn the_token_is_that_of_everything_sorted_in_a_large_vocabulary() {
+        for (seed, spread) in [(1, 0.3f32), (2, 1.0), (3, 3.0), (4, 5.0)] {
+            let normal = |i: u32| (0..12).map(|k| uniform(seed, i * 12 + k)).sum::<f32>() - 6.0;
+            let logits: Vec<f32> = (0..50_000).map(|i| normal(i) * spread).collect();
+            for position in 0..6 {
+                let params = SamplingParams { temperature: 1.0, seed, ..SamplingParams::default() };
+                let got = sample(&mut logits.clone(), &params, &[], 0, position).token;
+                assert_eq!(got, drawn(&logits, &params, position), "spread {spread}, position {position}");
+            }
+        }
+    }
 
     fn logits() -> Vec<f32> {
         vec![0.0, 2.0, 1.0, 2.0, -1.0]
