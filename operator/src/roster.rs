@@ -111,7 +111,8 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
             .filter(|w| w.pool == pool.template.name)
             .filter(|w| matches!(roster.standings[&w.name], Standing::Ready | Standing::Coming))
             .collect();
-        let lost = roster.standings.values().filter(|s| matches!(s, Standing::Lost(_))).count();
+        let lost = evidence.workers.values().filter(|w| w.pool == pool.template.name);
+        let lost = lost.filter(|w| matches!(roster.standings[&w.name], Standing::Lost(_))).count();
         let missing = wanted.saturating_sub(fit.len());
         if !evidence.hold_creation {
             roster
@@ -228,7 +229,7 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
 mod tests {
     use super::*;
     use crate::peers::Report;
-    use crate::testing::{desired, worker};
+    use crate::testing::{desired, pool, worker};
 
     struct World {
         workers: BTreeMap<String, WorkerView>,
@@ -242,26 +243,37 @@ mod tests {
         for name in names {
             world.workers.insert((*name).to_owned(), worker(name, "spot"));
             let report = Report { state: WorkerState::Ready, ..Report::default() };
-            let answer = Answer { report: Some(report), at: Some(now), was_ready: true };
+            let answer = Answer { report: Some(report), at: Some(now), was_ready: true, ..Answer::default() };
             world.answers.insert((*name).to_owned(), answer);
         }
         world
     }
 
-    fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
-        let evidence = Evidence {
+    /// What is known now, when nothing is out of the ordinary.
+    fn evidence<'a>(
+        world: &'a World,
+        none: &'a BTreeSet<String>,
+        dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
+    ) -> Evidence<'a> {
+        Evidence {
             workers: &world.workers,
             answers: &world.answers,
-            unreachable: &BTreeSet::new(),
-            mute: &BTreeSet::new(),
-            superseded: &BTreeSet::new(),
-            homeless: &BTreeSet::new(),
+            unreachable: none,
+            mute: none,
+            superseded: none,
+            homeless: none,
             by_probe: false,
-            dispensable: &|_| dispensable,
+            dispensable,
             hold_creation: false,
-            now: world.now + Duration::from_secs(later_s),
+            now: world.now,
             silence: Duration::from_secs(3),
-        };
+        }
+    }
+
+    fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
+        let (none, now) = (BTreeSet::new(), world.now + Duration::from_secs(later_s));
+        let dispensable = |_: &BTreeSet<&str>| dispensable;
+        let evidence = Evidence { now, ..evidence(world, &none, &dispensable) };
         roster(desired(peers).wanted(), &evidence)
     }
 
@@ -284,6 +296,19 @@ mod tests {
         assert_eq!((roster.create.len(), roster.create[0].replaces), (1, true));
         assert_eq!(names(&roster.delete), ["b"]);
         assert!(!roster.delete[0].now);
+    }
+
+    #[test]
+    fn a_loss_in_one_pool_is_not_replaced_by_pods_of_another() {
+        let mut world = world(&["a", "b"]);
+        world.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
+        let mut desired = desired(2);
+        // Another pool starts at the same time.
+        desired.pools.push(PoolDesired { template: pool("steady", false), peers: 2, peers_max: 2 });
+        let roster = roster(desired.wanted(), &evidence(&world, &BTreeSet::new(), &|_| true));
+        let made: Vec<(&str, bool)> =
+            roster.create.iter().map(|c| (c.pool.name.as_str(), c.replaces)).collect();
+        assert_eq!(made, [("spot", true), ("steady", false), ("steady", false)]);
     }
 
     #[test]
@@ -359,19 +384,7 @@ mod tests {
         world.workers.get_mut("a").unwrap().ready = true;
         let desired = desired(2);
         let none = BTreeSet::new();
-        let evidence = |by_probe| Evidence {
-            workers: &world.workers,
-            answers: &world.answers,
-            unreachable: &none,
-            mute: &none,
-            superseded: &none,
-            homeless: &none,
-            by_probe,
-            dispensable: &|_| true,
-            hold_creation: false,
-            now: world.now,
-            silence: Duration::from_secs(3),
-        };
+        let evidence = |by_probe| Evidence { by_probe, ..evidence(&world, &none, &|_| true) };
         let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).standings["a"].clone();
         assert_eq!((ready(true), ready(false)), (Standing::Ready, Standing::Coming));
         assert_eq!(roster(desired.wanted(), &evidence(true)).standings["b"], Standing::Coming);
@@ -382,19 +395,8 @@ mod tests {
         let world = world(&["a", "b"]);
         let mut desired = desired(0);
         desired.suspended = true;
-        let evidence = Evidence {
-            workers: &world.workers,
-            answers: &world.answers,
-            unreachable: &BTreeSet::new(),
-            mute: &BTreeSet::new(),
-            superseded: &BTreeSet::new(),
-            homeless: &BTreeSet::new(),
-            by_probe: false,
-            dispensable: &|_| false,
-            hold_creation: false,
-            now: world.now,
-            silence: Duration::from_secs(3),
-        };
+        let none = BTreeSet::new();
+        let evidence = evidence(&world, &none, &|_| false);
         let roster = roster(desired.wanted(), &evidence);
         assert_eq!((roster.create.len(), roster.delete.len()), (0, 2));
     }

@@ -1,5 +1,6 @@
 //! What the cluster looks like: caches fed by watches, and one immutable [`SwarmView`] per swarm made from them.
 
+mod nodes;
 mod pods;
 mod watches;
 

@@ -1,9 +1,9 @@
 //! Watches of pods and nodes that fill the caches and say which swarms to look at again. They run on every replica, so that a new leader
 //! starts with a full picture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,7 +13,8 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::broadcast;
 use tracing::warn;
 
-use super::{NodeView, SwarmView, node, swarm_of};
+use super::nodes::Nodes;
+use super::{NodeView, SwarmView, swarm_of};
 use crate::labels::{Kind, SWARM};
 
 /// A swarm to look at again.
@@ -31,14 +32,14 @@ pub struct Trigger {
 #[derive(Clone)]
 pub struct Caches {
     pods: Store<Pod>,
-    nodes: Arc<RwLock<BTreeMap<String, NodeView>>>,
+    nodes: Arc<RwLock<Nodes>>,
 }
 
 impl Caches {
     /// Caches over a filled store and known nodes.
     #[must_use]
     pub fn new(pods: Store<Pod>, nodes: BTreeMap<String, NodeView>) -> Self {
-        Self { pods, nodes: Arc::new(RwLock::new(nodes)) }
+        Self { pods, nodes: Arc::new(RwLock::new(Nodes::new(nodes))) }
     }
 
     /// One swarm at this moment. `created`: pods just made that the watch may not have seen yet.
@@ -47,7 +48,8 @@ impl Caches {
         let ours = |pod: &Pod| swarm_of(pod).as_ref() == Some(swarm);
         let seen = self.pods.state_filter(ours);
         let known = |pod: &&Pod| !seen.iter().any(|s| s.name_any() == pod.name_any());
-        SwarmView::new(seen.iter().map(AsRef::as_ref).chain(created.iter().filter(known)), &self.nodes())
+        let pods = seen.iter().map(AsRef::as_ref).chain(created.iter().filter(known));
+        SwarmView::new(pods, self.nodes().views())
     }
 
     /// Whether the watch has seen this pod.
@@ -68,38 +70,58 @@ impl Caches {
         let _ = self.pods.wait_until_ready().await;
     }
 
-    fn nodes(&self) -> BTreeMap<String, NodeView> {
-        self.nodes.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    fn nodes(&self) -> RwLockReadGuard<'_, Nodes> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what a watch says about a node; the swarms with pods on it, if that changes anything for them.
-    fn take_node(&self, seen: &watcher::Event<Node>) -> Vec<Trigger> {
-        let mut nodes = self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (name, changed) = match seen {
-            watcher::Event::Apply(object) | watcher::Event::InitApply(object) => {
-                let new = node(object);
-                let name = new.name.clone();
-                let changed = nodes.insert(name.clone(), new.clone()).is_none_or(|old| old != new);
-                (name, changed)
-            }
-            // The pods of a deleted node are collected by Kubernetes; until then they are on a node that is not ready.
-            watcher::Event::Delete(object) => {
-                let name = object.name_any();
-                let gone = NodeView { name: name.clone(), ready: false, ..NodeView::default() };
-                (name.clone(), nodes.insert(name, gone).is_none_or(|old| old.ready))
-            }
-            watcher::Event::Init | watcher::Event::InitDone => return Vec::new(),
-        };
-        drop(nodes);
-        let on_it = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(&name);
-        let mut swarms: Vec<Trigger> =
-            self.pods.state_filter(on_it).iter().filter_map(|p| swarm_of(p.as_ref())).collect();
-        swarms.sort();
-        swarms.dedup();
-        if matches!(seen, watcher::Event::Delete(_)) && swarms.is_empty() {
-            self.nodes.write().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&name);
+    /// Takes what a watch says about nodes; the swarms with pods on those for which that changes anything.
+    fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<Trigger> {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = nodes.take(event);
+        let on = |pod: &Pod, name: &str| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name);
+        if matches!(event, watcher::Event::Delete(_) | watcher::Event::InitDone) {
+            nodes.forget_gone(|name| self.pods.find(|pod| on(pod, name)).is_some());
         }
-        if changed { swarms } else { Vec::new() }
+        drop(nodes);
+        if changed.is_empty() {
+            return BTreeSet::new();
+        }
+        let on_them = |pod: &Pod| changed.iter().any(|name| on(pod, name));
+        self.pods.state_filter(on_them).iter().filter_map(|pod| swarm_of(pod.as_ref())).collect()
+    }
+
+    /// Every swarm with pods.
+    fn swarms(&self) -> BTreeSet<Trigger> {
+        self.pods.state().iter().filter_map(|pod| swarm_of(pod.as_ref())).collect()
+    }
+}
+
+/// Which swarms to look at again after events about pods. A list that the watch begins anew with shows in the cache only when it is
+/// complete, and lacks what was deleted during the interruption: then everybody is meant who has pods in it or had some before.
+#[derive(Default)]
+struct Concerned {
+    listed: BTreeSet<Trigger>,
+}
+
+impl Concerned {
+    /// By `event`, which the cache has taken. `swarms`: those with pods in the cache.
+    fn by(
+        &mut self,
+        event: &watcher::Event<Pod>,
+        swarms: impl Fn() -> BTreeSet<Trigger>,
+    ) -> BTreeSet<Trigger> {
+        match event {
+            watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => swarm_of(pod).into_iter().collect(),
+            watcher::Event::Init => {
+                self.listed.extend(swarms());
+                BTreeSet::new()
+            }
+            watcher::Event::InitApply(pod) => {
+                self.listed.extend(swarm_of(pod));
+                BTreeSet::new()
+            }
+            watcher::Event::InitDone => std::mem::take(&mut self.listed),
+        }
     }
 }
 
@@ -117,15 +139,15 @@ pub fn run(
     } else {
         Api::namespaced(client.clone(), namespace)
     };
-    let pod_triggers = triggers.clone();
+    let (pod_triggers, pod_caches) = (triggers.clone(), caches.clone());
+    let mut concerned = Concerned::default();
     let pods = watcher(api, watcher::Config::default().labels(SWARM))
         .default_backoff()
         .reflect(writer)
         .inspect_err(|error| warn!(%error, "watching pods"))
-        .touched_objects()
-        .filter_map(|pod| async move { pod.ok() })
-        .for_each(move |pod| {
-            if let Some(swarm) = swarm_of(&pod) {
+        .filter_map(|event| async move { event.ok() })
+        .for_each(move |event| {
+            for swarm in concerned.by(&event, || pod_caches.swarms()) {
                 // Nobody listens on a replica that is not the leader.
                 let _ = pod_triggers.send(swarm);
             }
@@ -156,9 +178,15 @@ pub fn run(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::time::Duration;
+
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::observe::Phase;
+    use crate::testing::{Server, mock_client};
 
     fn swarm() -> Trigger {
         Trigger { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
@@ -189,12 +217,72 @@ mod tests {
         let (reader, mut writer) = store::<Pod>();
         writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
         let caches = Caches::new(reader, BTreeMap::new());
-        let swarm = vec![swarm()];
-        assert_eq!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))), swarm);
+        let ours = BTreeSet::from([swarm()]);
+        assert_eq!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))), ours);
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n2", "True"))).is_empty());
-        assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), swarm);
-        assert!(matches!(caches.view(&swarm[0], &[]).workers["a"].phase, super::super::Phase::Lost(_)));
+        assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), ours);
+        assert!(matches!(caches.view(&swarm(), &[]).workers["a"].phase, Phase::Lost(_)));
+    }
+
+    /// An API server that lists `lists` of pods and nodes one after the other, and ends each watch but the last as too old.
+    fn serve(mut server: Server, pods: Vec<Vec<Pod>>, nodes: Vec<Vec<Node>>) -> JoinHandle<()> {
+        let mut lists = BTreeMap::from([("pods", json!(pods)), ("nodes", json!(nodes))]);
+        let expired = json!({"type": "ERROR", "object": {
+            "kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"
+        }});
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Some((request, respond)) = server.next_request().await {
+                let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or(""));
+                let of = if path.ends_with("/pods") { "pods" } else { "nodes" };
+                let left = lists.get_mut(of).and_then(Value::as_array_mut).unwrap();
+                let body = if query.contains("watch=true") {
+                    if left.is_empty() {
+                        open.push(respond);
+                        continue;
+                    }
+                    expired.clone()
+                } else {
+                    json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": left.remove(0)})
+                };
+                respond.send_response(http::Response::new(Body::from(format!("{body}\n").into_bytes())));
+            }
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_deleted_while_the_watch_was_interrupted_is_gone_and_its_swarm_is_told() {
+        let (client, server) = mock_client();
+        let both = || vec![node_object("n1", "True"), node_object("n2", "True")];
+        let pods =
+            vec![vec![pod("a", "n1"), pod("b", "n2"), pod("c", "n1")], vec![pod("a", "n1"), pod("b", "n2")]];
+        let server = serve(server, pods, vec![both(), vec![node_object("n1", "True")]]);
+        let (triggers, mut triggered) = broadcast::channel(64);
+        let (caches, watches) = run(&client, "", true, triggers);
+        let watches = tokio::spawn(watches);
+        // Virtual time passes only when everything else waits: both lists have been read by then.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let view = caches.view(&swarm(), &[]);
+        assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(view.workers["a"].phase, Phase::Running);
+        assert!(matches!(view.workers["b"].phase, Phase::Lost(_)), "{:?}", view.workers["b"].phase);
+        assert_eq!(triggered.try_recv().unwrap(), swarm());
+        watches.abort();
+        server.abort();
+    }
+
+    #[test]
+    fn a_swarm_whose_last_pod_is_missing_in_a_new_list_is_looked_at_again() {
+        let (ours, none) = (BTreeSet::from([swarm()]), BTreeSet::new());
+        let mut concerned = Concerned::default();
+        assert_eq!(concerned.by(&watcher::Event::Init, || ours.clone()), none);
+        assert_eq!(concerned.by(&watcher::Event::InitDone, BTreeSet::new), ours);
+        // And one that is new in it only when the cache has it.
+        assert_eq!(concerned.by(&watcher::Event::Init, BTreeSet::new), none);
+        assert_eq!(concerned.by(&watcher::Event::InitApply(pod("a", "n1")), BTreeSet::new), none);
+        assert_eq!(concerned.by(&watcher::Event::InitDone, BTreeSet::new), ours);
+        assert_eq!(concerned.by(&watcher::Event::Apply(pod("a", "n1")), BTreeSet::new), ours);
     }
 
     #[test]
