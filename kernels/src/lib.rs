@@ -39,7 +39,7 @@ pub use gradient_sum::OutOfRange;
 pub use isa::Isa;
 pub use linear::{Scratch, TransposedScratch, linear, linear_add, linear_many, linear_transposed};
 pub use loss::{IGNORED, cross_entropy};
-pub use matrix::{Format, Matrix, PackError};
+pub use matrix::{Format, Matrix, PackError, Packer};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use pool::Pool;
 pub use rope::{RopeLayout, RopeScaling, RopeTable, rope, rope_rows};

@@ -2,16 +2,6 @@
 
 use half::f16;
 
-/// Little-endian f32.
-pub(super) fn f32s(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-/// Little-endian u16.
-pub(super) fn u16s(bytes: &[u8]) -> Vec<u16> {
-    bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect()
-}
-
 /// Scale and minimum of sub-block `u` of a Q4_K block: 6 bits each in 12 bytes.
 pub(super) fn q4_k_scale(packed: &[u8], u: usize) -> (u8, u8) {
     if u < 4 {

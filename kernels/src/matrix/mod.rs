@@ -11,6 +11,9 @@
 
 mod ggml;
 mod pack;
+mod packer;
+
+pub use packer::Packer;
 
 use thiserror::Error;
 
@@ -69,6 +72,14 @@ impl Format {
         let (per_block, bytes) = self.block();
         values.is_multiple_of(per_block).then(|| (values / per_block).checked_mul(bytes))?
     }
+
+    /// Bytes of a row of `k` values in a file.
+    ///
+    /// # Errors
+    /// When it does not fill whole blocks.
+    pub fn row_bytes(self, k: usize) -> Result<usize, PackError> {
+        self.bytes(k).ok_or(PackError::Block { format: self, k, block: self.block().0 })
+    }
 }
 
 /// Why weights cannot be packed.
@@ -108,6 +119,29 @@ pub(crate) enum Packing {
     Q8,
     Q4,
     Q4K,
+}
+
+impl Packing {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::F32 => Self::F32,
+            Format::F16 | Format::Q6_K => Self::F16,
+            Format::Q8_0 => Self::Q8,
+            Format::Q4_0 | Format::Q4_1 => Self::Q4,
+            Format::Q4_K => Self::Q4K,
+        }
+    }
+
+    /// (values, bytes of them in a panel of 16 columns).
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4 * PANEL),
+            Self::F16 => (1, 2 * PANEL),
+            Self::Q8 => (BLOCK, Q8_BLOCK_BYTES),
+            Self::Q4 => (BLOCK, Q4_BLOCK_BYTES),
+            Self::Q4K => (256, Q4K_BLOCK_BYTES),
+        }
+    }
 }
 
 /// A packed linear map of `k` inputs to `n` outputs.
@@ -194,39 +228,24 @@ impl Matrix {
         unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), self.data.len() / 4) }
     }
 
-    /// From `n` rows of `k` f16 bit patterns.
+    /// Memory that a matrix of `n` rows of `k` values of a file takes when it is packed.
     ///
-    /// # Panics
-    /// When `w` has another length.
-    #[must_use]
-    pub fn from_f16_bits(n: usize, k: usize, w: &[u16]) -> Self {
-        assert_eq!(w.len(), n * k, "{n} x {k} values");
-        Self { packing: Packing::F16, data: pack::f16(n, k, w), format: Format::F16, n, k }
+    /// # Errors
+    /// When a row does not fill whole blocks.
+    pub fn packed_bytes(format: Format, n: usize, k: usize) -> Result<usize, PackError> {
+        format.row_bytes(k)?;
+        let (values, bytes) = Packing::of(format).block();
+        Ok(n.div_ceil(PANEL) * (k / values) * bytes)
     }
 
-    /// From the bytes of a tensor of a GGUF file: `n` rows of `k` values.
-    ///
-    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); Q6_K as f16 (rounded to 11 bits, less than its own step).
+    /// From the bytes of a tensor of a GGUF file, `n` rows of `k` values, all at once: see [`Packer`].
     ///
     /// # Errors
     /// When a row does not fill whole blocks or the length is not right.
     pub fn from_ggml(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Self, PackError> {
-        let (block, _) = format.block();
-        let row = format.bytes(k).ok_or(PackError::Block { format, k, block })?;
-        let expected = row.saturating_mul(n);
-        if bytes.len() != expected {
-            return Err(PackError::Length { format, n, k, expected, found: bytes.len() });
-        }
-        let (packing, data) = match format {
-            Format::F32 => (Packing::F32, pack::f32(n, k, &ggml::f32s(bytes))),
-            Format::F16 => (Packing::F16, pack::f16(n, k, &ggml::u16s(bytes))),
-            Format::Q6_K => (Packing::F16, pack::f16(n, k, &ggml::q6_k_as_f16(bytes))),
-            Format::Q8_0 => (Packing::Q8, pack::q8_0(n, k, bytes)),
-            Format::Q4_0 => (Packing::Q4, pack::q4_0(n, k, bytes)),
-            Format::Q4_1 => (Packing::Q4, pack::q4_1(n, k, bytes)),
-            Format::Q4_K => (Packing::Q4K, pack::q4_k(n, k, bytes)),
-        };
-        Ok(Self { packing, data, format, n, k })
+        let mut packer = Packer::new(format, n, k)?;
+        packer.push(bytes)?;
+        packer.finish()
     }
 
     /// Outputs.

@@ -2,33 +2,50 @@
 
 use half::f16;
 
-use super::ggml::q4_k_scale;
-use super::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use super::ggml::{q4_k_scale, q6_k_as_f16};
+use super::{BLOCK, Format, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
 
-pub(super) fn f32(n: usize, k: usize, w: &[f32]) -> Buffer<u8> {
-    dense::<4>(n, k, |row, i| w[row * k + i].to_le_bytes())
-}
-
-pub(super) fn f16(n: usize, k: usize, w: &[u16]) -> Buffer<u8> {
-    dense::<2>(n, k, |row, i| w[row * k + i].to_le_bytes())
-}
-
-fn dense<const B: usize>(n: usize, k: usize, value: impl Fn(usize, usize) -> [u8; B]) -> Buffer<u8> {
-    let panels = n.div_ceil(PANEL);
-    let mut out = Buffer::zeroed(panels * k * PANEL * B);
-    if k == 0 {
-        return out;
+/// Packs the bytes of rows of `k` values as they are in a file into whole panels, which are zero.
+pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
+    let n = bytes.len().checked_div(format.bytes(k).unwrap_or(0)).unwrap_or(0);
+    match format {
+        Format::F32 => dense(k, bytes.as_chunks::<4>().0, out, |value| value),
+        Format::F16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
+        Format::Q6_K => {
+            // A panel at a time: widened it is more than twice as large.
+            let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
+            for (bytes, out) in panels.zip(out.chunks_exact_mut((k * PANEL * 2).max(1))) {
+                dense(k, &q6_k_as_f16(bytes), out, u16::to_le_bytes);
+            }
+        }
+        Format::Q8_0 => q8_0(n, k, bytes, out),
+        Format::Q4_0 => q4_0(n, k, bytes, out),
+        Format::Q4_1 => q4_1(n, k, bytes, out),
+        Format::Q4_K => q4_k(n, k, bytes, out),
     }
-    for (p, panel) in out.chunks_exact_mut(k * PANEL * B).enumerate() {
-        for c in 0..PANEL.min(n - p * PANEL) {
-            for i in 0..k {
-                panel[(i * PANEL + c) * B..][..B].copy_from_slice(&value(p * PANEL + c, i));
+}
+
+/// Packs `n` rows of `k` values.
+pub(super) fn f32(n: usize, k: usize, w: &[f32]) -> Buffer<u8> {
+    let mut out = Buffer::zeroed(n.div_ceil(PANEL) * PANEL * k * 4);
+    dense(k, w, &mut out, f32::to_le_bytes);
+    out
+}
+
+/// Rows of `k` values, `B` bytes each, into panels.
+fn dense<T: Copy, const B: usize>(k: usize, values: &[T], out: &mut [u8], bytes: impl Fn(T) -> [u8; B]) {
+    if k == 0 {
+        return;
+    }
+    for (rows, panel) in values.chunks(k * PANEL).zip(out.chunks_exact_mut(k * PANEL * B)) {
+        for (c, row) in rows.chunks_exact(k).enumerate() {
+            for (i, value) in row.iter().enumerate() {
+                panel[(i * PANEL + c) * B..][..B].copy_from_slice(&bytes(*value));
             }
         }
     }
-    out
 }
 
 /// Up to 16 rows of `k` values into a panel; columns of missing rows are left.
@@ -61,10 +78,10 @@ fn blocks(
     bytes: &[u8],
     (values, file_bytes): (usize, usize),
     packed_bytes: usize,
+    out: &mut [u8],
     put: impl Fn(&[u8], &mut [u8], usize),
-) -> Buffer<u8> {
+) {
     let per_row = k / values;
-    let mut out = Buffer::zeroed(n.div_ceil(PANEL) * per_row * packed_bytes);
     for row in 0..n {
         let panel = row / PANEL * per_row * packed_bytes;
         for b in 0..per_row {
@@ -72,16 +89,15 @@ fn blocks(
             put(from, &mut out[panel + b * packed_bytes..][..packed_bytes], row % PANEL);
         }
     }
-    out
 }
 
-pub(super) fn q8_0(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
-    blocks(n, k, bytes, (BLOCK, 34), Q8_BLOCK_BYTES, |from, to, c| {
+fn q8_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
+    blocks(n, k, bytes, (BLOCK, 34), Q8_BLOCK_BYTES, out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         for i in 0..BLOCK {
             to[32 + (i / 4 * PANEL + c) * 4 + i % 4] = from[2 + i];
         }
-    })
+    });
 }
 
 /// 16 bytes of nibbles (value `i` low, value `16 + i` high) into column `c` of `[4][16][4]`.
@@ -91,27 +107,27 @@ fn nibbles(from: &[u8], to: &mut [u8], c: usize) {
     }
 }
 
-pub(super) fn q4_1(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
-    blocks(n, k, bytes, (BLOCK, 20), Q4_BLOCK_BYTES, |from, to, c| {
+fn q4_1(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
+    blocks(n, k, bytes, (BLOCK, 20), Q4_BLOCK_BYTES, out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
         nibbles(&from[4..], &mut to[64..], c);
-    })
+    });
 }
 
-pub(super) fn q4_0(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
-    blocks(n, k, bytes, (BLOCK, 18), Q4_BLOCK_BYTES, |from, to, c| {
+fn q4_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
+    blocks(n, k, bytes, (BLOCK, 18), Q4_BLOCK_BYTES, out, |from, to, c| {
         let d = f16::from_le_bytes([from[0], from[1]]);
         // A power of two times an f16 is an f16, short of overflow, which no sane scale comes near.
         let m = f16::from_f32(-8.0 * d.to_f32());
         to[c * 2..][..2].copy_from_slice(&d.to_le_bytes());
         to[32 + c * 2..][..2].copy_from_slice(&m.to_le_bytes());
         nibbles(&from[2..], &mut to[64..], c);
-    })
+    });
 }
 
-pub(super) fn q4_k(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
-    blocks(n, k, bytes, (256, 144), Q4K_BLOCK_BYTES, |from, to, c| {
+fn q4_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
+    blocks(n, k, bytes, (256, 144), Q4K_BLOCK_BYTES, out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
         for u in 0..8 {
@@ -127,7 +143,7 @@ pub(super) fn q4_k(n: usize, k: usize, bytes: &[u8]) -> Buffer<u8> {
             }
             nibbles(&own, &mut to[320 + u * 256..], c);
         }
-    })
+    });
 }
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {

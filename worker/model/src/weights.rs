@@ -25,7 +25,7 @@ pub struct LayerWeights {
 }
 
 impl LayerWeights {
-    /// Reads block `layer`, tensor by tensor: what is held beside the packed weights is one tensor's bytes.
+    /// Reads block `layer`, piece by piece: see [`ModelFile::load_bytes_max`].
     ///
     /// # Errors
     /// When a tensor is missing, of another shape, or cannot be read.
@@ -34,7 +34,7 @@ impl LayerWeights {
         let name = |role: &str| file.layer_name(layer, role);
         let matrix = |role: &str, n, k| file.matrix(&name(role), n, k);
         let (q_width, kv_width) = (c.q_width(), c.kv_width());
-        let bias = if c.qkv_bias || file.has(&name("attn_q.bias")) {
+        let bias = if has_biases(file, layer) {
             Some([
                 file.vector(&name("attn_q.bias"), q_width)?,
                 file.vector(&name("attn_k.bias"), kv_width)?,
@@ -55,6 +55,28 @@ impl LayerWeights {
             up: matrix("ffn_up.weight", c.ffn, c.hidden)?,
             down: matrix("ffn_down.weight", c.hidden, c.ffn)?,
         })
+    }
+
+    /// Memory that block `layer` will take.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or cannot be packed.
+    pub fn bytes_in(file: &ModelFile, layer: u32) -> Result<u64, ModelError> {
+        let c = file.config();
+        let name = |role: &str| file.layer_name(layer, role);
+        let (q_width, kv_width) = (c.q_width(), c.kv_width());
+        let matrices = [
+            ("attn_q.weight", q_width, c.hidden),
+            ("attn_k.weight", kv_width, c.hidden),
+            ("attn_v.weight", kv_width, c.hidden),
+            ("attn_output.weight", c.hidden, q_width),
+            ("ffn_gate.weight", c.ffn, c.hidden),
+            ("ffn_up.weight", c.ffn, c.hidden),
+            ("ffn_down.weight", c.hidden, c.ffn),
+        ];
+        let matrices = matrices.into_iter().map(|(role, n, k)| file.matrix_bytes(&name(role), n, k));
+        let biases = if has_biases(file, layer) { q_width + 2 * kv_width } else { 0 };
+        Ok(matrices.sum::<Result<u64, _>>()? + floats(2 * c.hidden + biases))
     }
 
     /// A block of zeroes in f32, to be set by training.
@@ -125,6 +147,16 @@ impl LayerWeights {
     }
 }
 
+/// Do queries, keys and values of block `layer` have biases?
+fn has_biases(file: &ModelFile, layer: u32) -> bool {
+    file.config().qkv_bias || file.has(&file.layer_name(layer, "attn_q.bias"))
+}
+
+/// Bytes of so many f32.
+fn floats(count: usize) -> u64 {
+    (count * size_of::<f32>()) as u64
+}
+
 fn dequantised(w: &Matrix) -> Matrix {
     let mut values = vec![0.0; w.n() * w.k()];
     for (i, row) in values.chunks_exact_mut(w.k()).enumerate() {
@@ -145,6 +177,15 @@ impl Embedding {
     pub fn load(file: &ModelFile) -> Result<Self, ModelError> {
         let c = file.config();
         Ok(Self(Arc::new(file.matrix(file.name("embed"), c.vocab, c.hidden)?)))
+    }
+
+    /// Memory that it will take.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or cannot be packed.
+    pub fn bytes_in(file: &ModelFile) -> Result<u64, ModelError> {
+        let c = file.config();
+        file.matrix_bytes(file.name("embed"), c.vocab, c.hidden)
     }
 
     /// Tokens of the vocabulary.
@@ -195,6 +236,16 @@ impl Head {
             (false, _) => Arc::new(file.matrix(file.name("head"), c.vocab, c.hidden)?),
         };
         Ok(Self { norm: file.vector(file.name("norm"), c.hidden)?, eps: c.rms_eps, output })
+    }
+
+    /// Memory that they will take, the output matrix included also when it is shared.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or cannot be packed.
+    pub fn bytes_in(file: &ModelFile) -> Result<u64, ModelError> {
+        let c = file.config();
+        let output = file.name(if c.tied { "embed" } else { "head" });
+        Ok(file.matrix_bytes(output, c.vocab, c.hidden)? + floats(c.hidden))
     }
 
     /// All zero, to be set by training.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use dunlin_kernels::Packer;
 use serde_json::{Value, json};
 
 use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
@@ -108,6 +109,23 @@ impl Adapter {
             Kind::Lora => Ok(0),
             Kind::Prompt => Ok(file.prompt(config)?.len() / config.hidden),
         }
+    }
+
+    /// Memory that the adapter in `folder` takes, at most, by the header of its file.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn bytes_in(folder: &Path) -> Result<u64, ModelError> {
+        let file = Weights::open(folder)?;
+        let rows = |rows: usize| rows.next_multiple_of(Packer::ROWS) as u64;
+        let bytes = file.tensors.values().map(|tensor| match tensor.shape.as_slice() {
+            [first, rest @ ..] => {
+                let width = rest.iter().fold(size_of::<f32>() as u64, |all, n| all.saturating_mul(*n as u64));
+                width.saturating_mul(rows(*first))
+            }
+            [] => 0,
+        });
+        Ok(bytes.fold(0, u64::saturating_add))
     }
 
     /// Rows before every sequence.

@@ -1,10 +1,12 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
+mod gguf_config;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use dunlin_kernels::{Format, Matrix, RopeLayout, RopeScaling};
+use dunlin_kernels::{Format, Matrix, Packer};
 use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +17,7 @@ use crate::gguf;
 use crate::safetensors::{self, Dtype};
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
+use gguf_config::gguf_config;
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
@@ -25,6 +28,8 @@ const INDEX: &str = "model.safetensors.index.json";
 /// As above, of that.
 const INDEX_MAX: u64 = 64 << 20;
 const SHARDS_MAX: usize = 4096;
+/// Bytes of a matrix that are read at once, unless one panel of rows has more.
+const PIECE_BYTES: usize = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
@@ -266,37 +271,74 @@ impl ModelFile {
         format!("model.layers.{layer}.{role}")
     }
 
-    fn read(&self, name: &str, expected: &[usize]) -> Result<(Stored, Vec<u8>), ModelError> {
+    /// The tensor of that name, which must have this shape.
+    fn place(&self, name: &str, expected: &[usize]) -> Result<&Place, ModelError> {
         let place = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor(name.to_owned()))?;
         if place.shape != expected {
             let (name, found, expected) = (name.to_owned(), place.shape.clone(), expected.to_vec());
             return Err(ModelError::Shape { name, found, expected });
         }
-        let mut bytes = vec![0; place.bytes];
+        Ok(place)
+    }
+
+    /// Fills `bytes` with those of a tensor from `offset` on.
+    fn read_at(&self, name: &str, place: &Place, offset: usize, bytes: &mut [u8]) -> Result<(), ModelError> {
         let source = &self.sources[place.source];
-        source.read_at(place.offset, &mut bytes).map_err(|error| ModelError::Read {
+        source.read_at(place.offset + offset as u64, bytes).map_err(|error| ModelError::Read {
             what: format!("`{name}` of {}", source.describe()),
             source: error,
-        })?;
+        })
+    }
+
+    fn read(&self, name: &str, expected: &[usize]) -> Result<(Stored, Vec<u8>), ModelError> {
+        let place = self.place(name, expected)?;
+        let mut bytes = vec![0; place.bytes];
+        self.read_at(name, place, 0, &mut bytes)?;
         Ok((place.stored, bytes))
     }
 
-    /// Reads and packs a matrix of `n` rows of `k` values.
+    /// Reads and packs a matrix of `n` rows of `k` values, piece by piece: see [`ModelFile::load_bytes_max`].
     ///
     /// # Errors
     /// When it is missing, of another shape, or cannot be read.
     pub(crate) fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, ModelError> {
-        let (stored, bytes) = self.read(name, &[n, k])?;
-        let format = match stored {
-            Stored::Ggml(format) => format,
-            Stored::Plain(Dtype::F32) => Format::F32,
-            Stored::Plain(Dtype::F16) => Format::F16,
-            Stored::Plain(Dtype::Bf16) => {
-                return Ok(Matrix::from_f16_bits(n, k, &bf16_as_f16(name, &bytes)?));
+        let place = self.place(name, &[n, k])?;
+        let cannot = |source| ModelError::Pack { name: name.to_owned(), source };
+        let format = place.stored.packed_from();
+        let mut packer = Packer::new(format, n, k).map_err(cannot)?;
+        let mut bytes = vec![0; piece_bytes(place.bytes, n)];
+        let mut at = 0;
+        while at < place.bytes {
+            let piece = &mut bytes[..(place.bytes - at).min(piece_bytes(place.bytes, n))];
+            self.read_at(name, place, at, piece)?;
+            if place.stored == Stored::Plain(Dtype::Bf16) {
+                bf16_to_f16(name, piece)?;
             }
+            packer.push(piece).map_err(cannot)?;
+            at += piece.len();
+        }
+        packer.finish().map_err(cannot)
+    }
+
+    /// Memory that a matrix takes when it is packed.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or cannot be packed.
+    pub(crate) fn matrix_bytes(&self, name: &str, n: usize, k: usize) -> Result<u64, ModelError> {
+        let format = self.place(name, &[n, k])?.stored.packed_from();
+        let bytes = Matrix::packed_bytes(format, n, k);
+        bytes.map(|b| b as u64).map_err(|source| ModelError::Pack { name: name.to_owned(), source })
+    }
+
+    /// Memory that is held beside packed weights while any of them is loaded, at most.
+    #[must_use]
+    pub fn load_bytes_max(&self) -> u64 {
+        let buffer = |place: &Place| match place.shape.as_slice() {
+            // A panel of Q6_K is widened on the way, to less than three times its bytes.
+            [n, _] => piece_bytes(place.bytes, *n) + 3 * panel_bytes(place.bytes, *n),
+            _ => place.bytes,
         };
-        Matrix::from_ggml(format, n, k, &bytes)
-            .map_err(|source| ModelError::Pack { name: name.to_owned(), source })
+        self.tensors.values().map(|place| buffer(place) as u64).max().unwrap_or(0)
     }
 
     /// Reads a vector of `n` values as f32.
@@ -368,13 +410,38 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn bf16_as_f16(name: &str, bytes: &[u8]) -> Result<Vec<u16>, ModelError> {
-    let out: Vec<f16> =
-        bytes.as_chunks::<2>().0.iter().map(|b| f16::from_f32(bf16::from_le_bytes(*b).to_f32())).collect();
-    if out.iter().any(|v| !v.is_finite()) {
-        return Err(ModelError::Range(name.to_owned()));
+impl Stored {
+    /// The format of the bytes that are packed.
+    fn packed_from(self) -> Format {
+        match self {
+            Self::Ggml(format) => format,
+            Self::Plain(Dtype::F32) => Format::F32,
+            Self::Plain(Dtype::F16 | Dtype::Bf16) => Format::F16,
+        }
     }
-    Ok(out.into_iter().map(f16::to_bits).collect())
+}
+
+/// Bytes of so many of a tensor's `n` rows that they make a panel.
+fn panel_bytes(tensor: usize, n: usize) -> usize {
+    tensor.checked_div(n).unwrap_or(0).saturating_mul(Packer::ROWS).min(tensor)
+}
+
+/// Bytes of a tensor of `n` rows that are read at once: whole panels.
+fn piece_bytes(tensor: usize, n: usize) -> usize {
+    let panel = panel_bytes(tensor, n);
+    let panels = PIECE_BYTES.checked_div(panel).unwrap_or(0).max(1);
+    panel.saturating_mul(panels).min(tensor)
+}
+
+/// Rounds bf16 values to f16, in place.
+fn bf16_to_f16(name: &str, bytes: &mut [u8]) -> Result<(), ModelError> {
+    let mut finite = true;
+    for value in bytes.as_chunks_mut::<2>().0 {
+        let rounded = f16::from_f32(bf16::from_le_bytes(*value).to_f32());
+        finite &= rounded.is_finite();
+        *value = rounded.to_le_bytes();
+    }
+    if finite { Ok(()) } else { Err(ModelError::Range(name.to_owned())) }
 }
 
 /// Plain floats of a file as f32.
@@ -442,69 +509,4 @@ pub(crate) fn side_json(folder: &dyn Folder, name: &str) -> Result<Value, ModelE
         format: "JSON",
         what: error.to_string(),
     })
-}
-
-fn gguf_config(
-    file: &str,
-    values: &BTreeMap<String, gguf::Value>,
-    tensors: &BTreeMap<String, gguf::Tensor>,
-    tied: bool,
-) -> Result<ModelConfig, ModelError> {
-    let wrong = |what: String| ModelError::Malformed { file: file.to_owned(), format: "GGUF", what };
-    let architecture = values.get("general.architecture").and_then(gguf::Value::as_text);
-    let architecture = architecture.ok_or_else(|| wrong("no `general.architecture`".to_owned()))?;
-    let (rope_layout, qkv_bias) = match architecture {
-        "llama" => (RopeLayout::Interleaved, false),
-        "qwen2" => (RopeLayout::Halves, true),
-        other => return Err(ModelError::Unsupported(format!("{file}: the architecture is `{other}`"))),
-    };
-    let get = |key: &str| values.get(&format!("{architecture}.{key}"));
-    let number = |key: &str| {
-        let value = get(key).and_then(gguf::Value::as_u32);
-        value.map(|v| v as usize).ok_or_else(|| wrong(format!("no usable `{architecture}.{key}`")))
-    };
-    if get("expert_count").and_then(gguf::Value::as_u32).unwrap_or(0) > 0 {
-        return Err(ModelError::Unsupported(format!("{file}: mixture of experts")));
-    }
-    if tensors.contains_key("rope_freqs.weight") {
-        return Err(ModelError::Unsupported(format!("{file}: rope frequencies as a tensor")));
-    }
-    let scaling = get("rope.scaling.type").and_then(gguf::Value::as_text).unwrap_or("none");
-    let factor = get("rope.scaling.factor").and_then(gguf::Value::as_f64).unwrap_or(1.0);
-    let rope_scaling = match scaling {
-        "none" => RopeScaling::None,
-        "linear" if factor.is_finite() && factor > 0.0 => RopeScaling::Linear(factor),
-        other => return Err(ModelError::Unsupported(format!("{file}: rope scaling `{other}`"))),
-    };
-    let (hidden, heads) = (number("embedding_length")?, number("attention.head_count")?);
-    let head_dim = number("attention.key_length").unwrap_or(hidden / heads.max(1));
-    if number("rope.dimension_count").is_ok_and(|d| d != head_dim) {
-        return Err(ModelError::Unsupported(format!("{file}: only a part of each head is rotated")));
-    }
-    let mut context_length = number("context_length")?;
-    if let Some(window @ 1..) = get("attention.sliding_window").and_then(gguf::Value::as_u32) {
-        // Inside of the window a sliding one changes nothing.
-        context_length = context_length.min(window as usize);
-    }
-    let embedding = tensors.get("token_embd.weight");
-    let embedding = embedding.ok_or_else(|| ModelError::MissingTensor("token_embd.weight".to_owned()))?;
-    let config = ModelConfig {
-        architecture: architecture.to_owned(),
-        layers: number("block_count")? as u32,
-        hidden,
-        heads,
-        kv_heads: number("attention.head_count_kv").unwrap_or(heads),
-        head_dim,
-        ffn: number("feed_forward_length")?,
-        vocab: embedding.shape[0],
-        rms_eps: get("attention.layer_norm_rms_epsilon").and_then(gguf::Value::as_f64).unwrap_or(1e-5) as f32,
-        rope_base: get("rope.freq_base").and_then(gguf::Value::as_f64).unwrap_or(10_000.0),
-        rope_scaling,
-        rope_layout,
-        context_length: context_length as u32,
-        qkv_bias,
-        tied,
-    };
-    config.validate(file)?;
-    Ok(config)
 }

@@ -1,0 +1,100 @@
+//! A matrix from a file, some rows at a time: what is held beside the packed weights is what the caller reads at once.
+
+use super::{Format, Matrix, PANEL, PackError, Packing, pack};
+use crate::buffer::Buffer;
+
+/// A matrix that has its first rows.
+pub struct Packer {
+    matrix: Matrix,
+    rows: usize,
+}
+
+impl Packer {
+    /// The rows of a piece must be a multiple of this, but for the last piece.
+    pub const ROWS: usize = PANEL;
+
+    /// For `n` rows of `k` values.
+    ///
+    /// # Errors
+    /// When a row does not fill whole blocks.
+    pub fn new(format: Format, n: usize, k: usize) -> Result<Self, PackError> {
+        let data = Buffer::zeroed(Matrix::packed_bytes(format, n, k)?);
+        Ok(Self { matrix: Matrix { packing: Packing::of(format), data, format, n, k }, rows: 0 })
+    }
+
+    /// Takes the bytes of the next rows.
+    ///
+    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); Q6_K as f16 (rounded to 11 bits, less than its own step).
+    ///
+    /// # Errors
+    /// When they are not whole rows, not whole panels before the end, or more than are missing.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        let Matrix { format, n, k, .. } = self.matrix;
+        let row = format.row_bytes(k)?;
+        let rows = bytes.len().checked_div(row).unwrap_or(n - self.rows);
+        let left = n - self.rows;
+        if rows * row != bytes.len() || rows > left || (rows < left && !rows.is_multiple_of(PANEL)) {
+            return Err(PackError::Length { format, n, k, expected: left * row, found: bytes.len() });
+        }
+        let panel_bytes = self.matrix.panel_bytes();
+        let first = self.rows / PANEL * panel_bytes;
+        let out = &mut self.matrix.data[first..first + rows.div_ceil(PANEL) * panel_bytes];
+        pack::rows(format, k, bytes, out);
+        self.rows += rows;
+        Ok(())
+    }
+
+    /// The matrix.
+    ///
+    /// # Errors
+    /// When rows are missing.
+    pub fn finish(self) -> Result<Matrix, PackError> {
+        let Matrix { format, n, k, .. } = self.matrix;
+        if self.rows < n {
+            let row = format.row_bytes(k)?;
+            return Err(PackError::Length { format, n, k, expected: n * row, found: self.rows * row });
+        }
+        Ok(self.matrix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORMATS: [Format; 7] =
+        [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q4_K, Format::Q6_K];
+
+    fn bytes(format: Format, n: usize, k: usize) -> Vec<u8> {
+        (0..format.bytes(n * k).unwrap()).map(|i| (i * 7919 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn pieces_give_the_bytes_of_the_whole_and_as_many_as_was_said() {
+        for format in FORMATS {
+            for n in [1, 16, 40, 64] {
+                let (k, bytes) = (256, bytes(format, n, 256));
+                let whole = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+                assert_eq!(whole.bytes(), Matrix::packed_bytes(format, n, k).unwrap());
+                let mut packer = Packer::new(format, n, k).unwrap();
+                for piece in bytes.chunks(16 * format.bytes(k).unwrap()) {
+                    packer.push(piece).unwrap();
+                }
+                assert!(packer.finish().unwrap().data[..] == whole.data[..], "{format:?}, {n} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_are_refused() {
+        let row = 64 * 4;
+        let mut packer = Packer::new(Format::F32, 40, 64).unwrap();
+        assert!(packer.push(&vec![0; row * 5]).is_err(), "no whole panel");
+        assert!(packer.push(&vec![0; row * 16 + 1]).is_err(), "no whole row");
+        packer.push(&vec![0; row * 32]).unwrap();
+        assert!(packer.push(&vec![0; row * 9]).is_err(), "too many");
+        let missing = packer.finish().err().unwrap();
+        assert!(matches!(missing, PackError::Length { expected: 10240, found: 8192, .. }), "{missing}");
+        assert!(Packer::new(Format::Q8_0, 4, 33).is_err());
+    }
+}
