@@ -122,10 +122,10 @@ fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
 
 /// Cuts in the order top-k, top-p, min-p, then inverse transform sampling over what is left, likeliest first.
 fn draw(logits: &[f32], max: f32, params: &SamplingParams, position: u32) -> u32 {
-    let mut ranking = Ranking::new(logits, max, params.temperature);
-    if params.top_k > 0 {
-        ranking.keep_likeliest(params.top_k as usize);
-    }
+    let mut ranking = match params.top_k as usize {
+        0 => Ranking::new(logits, max, params.temperature),
+        count => Ranking::of_likeliest(logits, max, params.temperature, count),
+    };
     let mut total = ranking.sum();
     if params.top_p < 1.0 {
         let limit = total * params.top_p.max(0.0);

@@ -56,12 +56,15 @@ impl Ranking {
         Self { entries, parts: Vec::new() }
     }
 
-    /// Drops all but the `count` likeliest, `count` being at least 1.
-    pub fn keep_likeliest(&mut self, count: usize) {
-        if count < self.entries.len() {
-            self.entries.select_nth_unstable(count - 1);
-            self.entries.truncate(count);
+    /// The same, of the `count` likeliest tokens alone, `count` being at least 1.
+    pub fn of_likeliest(logits: &[f32], max: f32, temperature: f32, count: usize) -> Self {
+        if count >= logits.len() {
+            return Self::new(logits, max, temperature);
         }
+        let mut keys: Vec<u32> = logits.iter().map(|logit| descending(*logit)).collect();
+        let (likelier, last, _) = keys.select_nth_unstable(count - 1);
+        let likeliest: Vec<f32> = likelier.iter().chain([&*last]).map(|key| ascending(*key)).collect();
+        Self::new(&likeliest, max, temperature)
     }
 
     /// Drops all tokens from the first one on that weighs less than `weight`, but never the likeliest one.
@@ -164,8 +167,12 @@ fn weight_of(entry: u64) -> f32 {
 }
 
 fn logit_of(entry: u64) -> f32 {
-    let bits = !((entry >> 32) as u32);
-    f32::from_bits(if bits >> 31 == 1 { bits & !(1 << 31) } else { !bits })
+    ascending((entry >> 32) as u32)
+}
+
+/// The float that [`descending`] made `key` of.
+fn ascending(key: u32) -> f32 {
+    f32::from_bits(if key >> 31 == 0 { !key & !(1 << 31) } else { key })
 }
 
 /// The bits of a float, mapped so that whole numbers in ascending order are floats in descending total order.
