@@ -129,6 +129,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         trouble: options.trouble,
         metrics,
         requests: Arc::new(AtomicU64::new(options.incarnation)),
+        intake: Arc::default(),
     };
     info!(addr = %options.http.local_addr()?, "serves HTTP");
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,5 +1,7 @@
 //! Errors in OpenAI's shape.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dunlin_protocol::gateway::{Failure, Rejected};
@@ -49,6 +51,43 @@ impl ApiError {
             "the prompt has {prompt} tokens, and prompt and answer together may have {limit}; shorten it"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
+    }
+
+    /// 400: the prompt alone is longer than any sequence.
+    #[must_use]
+    pub fn longer_than(param: &str, limit: usize) -> Self {
+        let message = format!(
+            "the prompt has more than {limit} tokens, and prompt and answer together may have {limit}; shorten it"
+        );
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
+    /// 413.
+    #[must_use]
+    pub fn too_large(limit: usize) -> Self {
+        let message = format!("the request has more than {limit} bytes; shorten it");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    /// 408.
+    #[must_use]
+    pub fn too_slow(limit: Duration) -> Self {
+        let message = format!("the request did not arrive within {} s", limit.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
+    }
+
+    /// 429 with Retry-After.
+    #[must_use]
+    pub fn busy(message: impl Into<String>, retry_after_s: u32) -> Self {
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        error.retry_after_s = Some(retry_after_s);
+        error
+    }
+
+    /// 500: our fault.
+    #[must_use]
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
     /// 404: no such model.
@@ -106,10 +145,7 @@ impl From<Rejected> for ApiError {
     fn from(rejected: Rejected) -> Self {
         match rejected {
             Rejected::Busy { retry_after_s } => {
-                let message = "the queue is full; try again later or give the swarm more peers";
-                let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
-                error.retry_after_s = Some(retry_after_s);
-                error
+                Self::busy("the queue is full; try again later or give the swarm more peers", retry_after_s)
             }
             Rejected::NoCapacity { retry_after_s, message } => Self::unavailable(message, retry_after_s),
             Rejected::Invalid { message } => Self::invalid("", message),
@@ -125,14 +161,9 @@ impl From<Failure> for ApiError {
                 Self::unavailable(message, 5)
             }
             Failure::NonFinite { layer } => {
-                let message = format!("the model produced a value that is not finite in layer {layer}");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+                Self::internal(format!("the model produced a value that is not finite in layer {layer}"))
             }
-            Failure::Refused { message } => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "server_error",
-                format!("a stage refused: {message}"),
-            ),
+            Failure::Refused { message } => Self::internal(format!("a stage refused: {message}")),
         }
     }
 }

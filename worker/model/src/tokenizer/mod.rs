@@ -3,12 +3,15 @@
 //! GGUF metadata (byte-level BPE) is turned into the JSON that the `tokenizers` crate reads, so that both kinds of model go one way.
 //! Decoding is ours: a token is some bytes, and text is what is complete UTF-8 so far.
 
+mod pieces;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use crate::error::ModelError;
 use crate::gguf;
+use pieces::{LOOSE_TOKENS, bytes_per_token_max, cuts_cleanly, pieces};
 
 /// A tokenizer with the ids that begin and end sequences.
 pub struct Tokenizer {
@@ -16,6 +19,10 @@ pub struct Tokenizer {
     /// Bytes of every token; none for special ones.
     bytes: Vec<Vec<u8>>,
     special: Special,
+    /// Longest text that a token stands for, in bytes, if that can be told.
+    bytes_per_token_max: Option<usize>,
+    /// Long texts may be cut in pieces between words.
+    cuts_cleanly: bool,
 }
 
 /// Tokens that stand for no text.
@@ -180,7 +187,7 @@ impl Tokenizer {
         if size > VOCAB_MAX {
             return Err(unusable(format!("its largest token is {}, beyond {VOCAB_MAX}", size - 1)));
         }
-        let bytes = (0..size as u32)
+        let bytes: Vec<Vec<u8>> = (0..size as u32)
             .map(|id| {
                 let token = inner.id_to_token(id).unwrap_or_default();
                 match special.get(&u64::from(id)) {
@@ -191,7 +198,16 @@ impl Tokenizer {
                 }
             })
             .collect();
-        Ok(Self { inner, bytes, special: Special::default() })
+        let added = json["added_tokens"].as_array().into_iter().flatten();
+        let added = added.filter_map(|t| t["content"].as_str()).map(str::len);
+        let longest = bytes.iter().map(Vec::len).chain(added).max().unwrap_or(0);
+        Ok(Self {
+            inner,
+            bytes,
+            special: Special::default(),
+            bytes_per_token_max: bytes_per_token_max(json, longest),
+            cuts_cleanly: cuts_cleanly(json, &[GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT]),
+        })
     }
 
     /// Number of tokens.
@@ -235,14 +251,50 @@ impl Tokenizer {
     /// # Errors
     /// When the `tokenizers` crate fails.
     pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode(text, false).map_err(|error| unusable(error.to_string()))?;
-        let mut ids = encoding.get_ids().to_vec();
+        Ok(self.begun(self.ids(text)?, begin))
+    }
+
+    /// The same, but `None` when they are more than `most`: that is found out without looking at much more of the text.
+    ///
+    /// # Errors
+    /// When the `tokenizers` crate fails.
+    pub fn encode_at_most(
+        &self,
+        text: &str,
+        begin: bool,
+        most: usize,
+    ) -> Result<Option<Vec<u32>>, ModelError> {
+        if self.bytes_per_token_max.is_some_and(|bytes| text.len() > most.saturating_mul(bytes)) {
+            return Ok(None);
+        }
+        let (mut ids, mut loose) = (Vec::new(), 0);
+        for piece in pieces(text) {
+            ids.extend(self.ids(piece.text)?);
+            loose += usize::from(!(piece.clean && self.cuts_cleanly || piece.text.len() == text.len()));
+            if ids.len() > most.saturating_add(loose * LOOSE_TOKENS) {
+                return Ok(None);
+            }
+        }
+        if loose > 0 {
+            ids = self.ids(text)?;
+        }
+        let ids = self.begun(ids, begin);
+        Ok((ids.len() <= most).then_some(ids))
+    }
+
+    fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| unusable(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// With the token that begins sequences, if it is wanted and not there.
+    fn begun(&self, mut ids: Vec<u32>, begin: bool) -> Vec<u32> {
         if let (true, true, Some(bos)) = (begin, self.special.add_bos, self.special.bos)
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
         }
-        Ok(ids)
+        ids
     }
 
     /// Bytes of one token; none when it is special or unknown.
@@ -325,4 +377,89 @@ fn sentence_piece(token: &str) -> Vec<u8> {
         .and_then(|t| t.strip_suffix('>'))
         .and_then(|t| u8::from_str_radix(t, 16).ok());
     byte.map_or_else(|| token.replace('\u{2581}', " ").into_bytes(), |byte| vec![byte])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, Special, Tokenizer, byte_of_char, pattern};
+
+    /// All bytes and some merges, also of letters with a space before them, behind each of the known ways to split.
+    fn tokenizers() -> Vec<Tokenizer> {
+        let mut tokens: Vec<String> = byte_of_char().into_keys().map(String::from).collect();
+        let mut merges = Vec::new();
+        for (left, right) in
+            [("Ġ", "a"), ("a", "b"), ("Ġ", "Ġ"), ("Ġa", "b"), ("t", "h"), ("Ġ", "th"), ("Ċ", "Ċ"), ("1", "2")]
+        {
+            merges.push(format!("{left} {right}"));
+            tokens.push(format!("{left}{right}"));
+        }
+        let vocab: std::collections::BTreeMap<&str, usize> =
+            tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "pretokenizers": steps});
+        [
+            byte_level(true),
+            sequence(vec![pattern(GPT2_SPLIT), byte_level(false)]),
+            sequence(vec![digits, pattern(GPT2_SPLIT), byte_level(false)]),
+            sequence(vec![pattern(LLAMA3_SPLIT), byte_level(false)]),
+            sequence(vec![pattern(QWEN2_SPLIT), byte_level(false)]),
+            // Nothing is known of this one: a word is everything up to a full stop.
+            sequence(vec![pattern("[^.]+"), byte_level(false)]),
+        ]
+        .into_iter()
+        .map(|pre_tokenizer| {
+            let json = json!({
+                "version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer,
+                "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+                "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+            });
+            let special = Special { bos: Some(0), add_bos: true, ..Special::default() };
+            Tokenizer { special, ..Tokenizer::build(&json).unwrap() }
+        })
+        .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_text_in_pieces_has_the_tokens_of_the_whole(
+            words in prop::collection::vec(
+                prop::sample::select(vec![
+                    "ab", " ab", " a", "  ", "\n\n", " \n", "the", " the", "'s", "12", " 345", "é", " 鳥", "\u{1f426}", "!?", " (",
+                    "\t", "tha", "n't", "A1b2", ".", ", ", "\u{a0}",
+                ]),
+                300..600,
+            ),
+            times in 20..60usize,
+        ) {
+            let text = words.concat().repeat(times);
+            for tokenizer in tokenizers() {
+                let whole = tokenizer.encode(&text, true).unwrap();
+                let found = tokenizer.encode_at_most(&text, true, whole.len()).unwrap();
+                prop_assert!(found.as_ref() == Some(&whole));
+                prop_assert!(tokenizer.encode_at_most(&text, true, whole.len() - 1).unwrap().is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_not_looked_at() {
+        let known: Vec<bool> = tokenizers().iter().map(|t| t.cuts_cleanly).collect();
+        assert_eq!(known, [true, true, true, true, true, false]);
+        let tokenizer = &tokenizers()[0];
+        assert_eq!(tokenizer.bytes_per_token_max, Some(3));
+        let began = std::time::Instant::now();
+        for text in ["ab the ".repeat(1 << 20), "x".repeat(8 << 20)] {
+            assert!(tokenizer.encode_at_most(&text, true, 4000).unwrap().is_none());
+            // By its bytes it could have so few.
+            assert!(tokenizer.encode_at_most(&text[..190_000], true, 66_000).unwrap().is_none());
+        }
+        // All of it takes many seconds.
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
+    }
 }
