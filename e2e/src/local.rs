@@ -1,5 +1,6 @@
 //! `dunlin-worker local` and `local-train`: swarms as processes on this machine, for tests and benchmarks without Kubernetes.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,7 +13,7 @@ use crate::wait;
 
 /// A running local swarm; dropping it ends it.
 pub struct Local {
-    _supervisor: Supervisor,
+    supervisor: Supervisor,
     /// `http://127.0.0.1:PORT` of its gateway.
     pub url: String,
     /// What it printed when it served: name, pid, addr, layers, shadows of each peer.
@@ -53,16 +54,31 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start_as(worker: &Path, model: &Path, options: &[&str], peers: u32, threads: u32) -> Result<Self> {
+        let mut command = Self::command(worker, model, peers, threads);
+        command.args(options);
+        Self::run(command)
+    }
+
+    /// The command that starts such a swarm, for [`Local::run`] or for those who want it to fail.
+    #[must_use]
+    pub fn command(worker: &Path, model: &Path, peers: u32, threads: u32) -> Command {
+        let mut command = Command::new(worker);
+        command.args(["local", "--listen", "127.0.0.1:0", "--model"]).arg(model);
+        command.args(["--peers", &peers.to_string(), "--threads", &threads.to_string()]);
+        command
+    }
+
+    /// Runs a command made by [`Local::command`] until it serves.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn run(mut command: Command) -> Result<Self> {
         let started = Instant::now();
-        let mut supervisor = Command::new(worker)
-            .args(["local", "--listen", "127.0.0.1:0", "--model"])
-            .arg(model)
-            .args(["--peers", &peers.to_string(), "--threads", &threads.to_string()])
-            .args(options)
+        let mut supervisor = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .with_context(|| format!("cannot start {}", worker.display()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let mut line = String::new();
         let output = supervisor.stdout.take().context("stdout is piped")?;
         BufReader::new(output).read_line(&mut line)?;
@@ -72,7 +88,23 @@ impl Local {
         ensure!(!peers.is_empty(), "no peers: {ready}");
         let gateway_addr = ready["gateway"]["addr"].as_str().unwrap_or_default().to_owned();
         let start_s = started.elapsed().as_secs_f64();
-        Ok(Self { _supervisor: Supervisor(supervisor), url, peers, gateway_addr, start_s })
+        Ok(Self { supervisor: Supervisor(supervisor), url, peers, gateway_addr, start_s })
+    }
+
+    /// Processes of the swarm as they are now: name and pid, the gateway among them.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn processes(&self) -> Result<BTreeMap<String, u64>> {
+        children(self.supervisor.0.id())
+    }
+
+    /// The most memory that was ever resident in each peer, in bytes.
+    ///
+    /// # Errors
+    /// When a peer is gone.
+    pub fn peak_bytes(&self) -> Result<Vec<u64>> {
+        self.peers.iter().map(|p| memory(p["pid"].as_u64().context("no pid")?, "VmHWM:")).collect()
     }
 
     /// Resident memory of each peer in bytes.
@@ -80,7 +112,7 @@ impl Local {
     /// # Errors
     /// When a peer is gone.
     pub fn resident_bytes(&self) -> Result<Vec<u64>> {
-        self.peers.iter().map(|p| resident(p["pid"].as_u64().context("no pid")?)).collect()
+        self.peers.iter().map(|p| memory(p["pid"].as_u64().context("no pid")?, "VmRSS:")).collect()
     }
 
     /// The model it serves, without adapters.
@@ -191,13 +223,36 @@ impl LocalTraining {
     }
 }
 
-fn resident(pid: u64) -> Result<u64> {
+fn memory(pid: u64, what: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let Some(line) = status.lines().find(|l| l.starts_with("VmRSS:")) else {
-        bail!("process {pid} has no VmRSS")
+    let Some(line) = status.lines().find(|l| l.starts_with(what)) else {
+        bail!("process {pid} has no {what}")
     };
     let kib: u64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
     Ok(kib * 1024)
+}
+
+/// Children of a local swarm's supervisor that run: the name each was given, and its pid.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn children(supervisor: u32) -> Result<BTreeMap<String, u64>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u64>().ok()) else {
+            continue;
+        };
+        // It may end at any moment.
+        let read = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        let (stat, line) = (read("stat"), read("cmdline"));
+        let parent =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        let name = line.split('\0').skip_while(|word| *word != "--name").nth(1);
+        if let (true, Some(name)) = (parent == Some(supervisor), name) {
+            found.insert(name.to_owned(), pid);
+        }
+    }
+    Ok(found)
 }
 
 /// `target/release` of this checkout, or of `CARGO_TARGET_DIR`.

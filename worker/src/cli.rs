@@ -126,9 +126,9 @@ pub struct StageArgs {
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Memory it may use, in bytes.
-    #[arg(long, default_value_t = 1 << 30)]
-    pub memory: u64,
+    /// Memory it may use, in bytes; what its control group or the machine has when not given, and never more than that.
+    #[arg(long)]
+    pub memory: Option<u64>,
     /// Longest sequence; the model's context length when 0.
     #[arg(long, default_value_t = 0)]
     pub max_seq_len: u32,
@@ -187,12 +187,15 @@ pub struct LocalArgs {
     /// Other peers that keep each layer ready.
     #[arg(long, default_value_t = 1)]
     pub shadows: usize,
-    /// Memory of each stage, in bytes.
-    #[arg(long, default_value_t = 2 << 30)]
-    pub memory: u64,
     /// Certificates.
     #[command(flatten)]
     pub authority: AuthorityArgs,
+    /// Memory of each stage, in bytes; an equal share of what there is when not given.
+    #[arg(long)]
+    pub memory: Option<u64>,
+    /// Longest sequence; the model's context length when 0.
+    #[arg(long, default_value_t = 0)]
+    pub max_seq_len: u32,
 }
 
 /// Options of a conductor.

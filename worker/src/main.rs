@@ -14,6 +14,7 @@ mod exit;
 mod gateway;
 mod health;
 mod local;
+mod memory;
 mod model;
 mod print;
 mod replay;

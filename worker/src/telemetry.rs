@@ -17,7 +17,8 @@ pub struct Telemetry(Option<SdkTracerProvider>);
 /// When the filter or the endpoint cannot be used.
 pub fn start(log: &LogArgs, role: &'static str) -> anyhow::Result<Telemetry> {
     let filter = EnvFilter::try_new(&log.log)?;
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Nobody reads standard error any more: that is no reason to end, as telling of it there would be.
+    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     let text = if log.log_json { text.json().boxed() } else { text.compact().boxed() };
     let provider = match std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
         None => None,

@@ -17,14 +17,31 @@ use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
 
 use crate::pages::{PageTable, SegmentKey};
-use crate::sched::{Budget, Part, Scheduler, layers_of};
+use crate::sched::{Budget, Part, SHORT_ROWS, Scheduler, layers_of};
 
 /// Commands that may wait; whoever sends more waits.
 const COMMANDS_MAX: usize = 4096;
 /// Rows of one batch.
 const BUDGET: Budget = Budget { decode_rows: 64, prefill_rows: 128 };
+/// Rows of one batch, for those who count memory.
+pub(crate) const ROWS_MAX: RowsMax = RowsMax(BUDGET);
 /// Share of a new measurement in the moving average of the rate.
 const RATE_WEIGHT: f64 = 0.1;
+
+/// How many rows a batch has at most.
+pub(crate) struct RowsMax(Budget);
+
+impl RowsMax {
+    /// Those that tokens are sampled from: the last one taken may be more than the budget.
+    pub(crate) fn decode_rows(&self) -> u64 {
+        u64::from(self.0.decode_rows + SHORT_ROWS)
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> u64 {
+        self.decode_rows() + u64::from(self.0.prefill_rows)
+    }
+}
 
 /// What the engine is started with.
 pub struct EngineConfig {
@@ -68,6 +85,8 @@ pub enum Command {
     InstallAdapter(Arc<str>, Arc<Adapter>),
     /// Drop layers (and embedding or head with the first or last) that are not in these ranges.
     Retain(Vec<Layers>),
+    /// Memory for KV cache is so many bytes from now on. Pages in use beyond it are given up as their sessions end.
+    KvBytes(usize),
 }
 
 /// How the engine is doing.
@@ -83,6 +102,8 @@ pub struct EngineStatus {
     pub free_pages: u32,
     /// Pages in all.
     pub total_pages: u32,
+    /// Memory of those pages, in bytes.
+    pub kv_bytes: u64,
     /// Measured rows per second through one layer.
     pub rows_per_s_per_layer: f64,
     /// Memory of weights, in bytes.
@@ -235,7 +256,16 @@ impl Executor {
                 }
                 self.publish(true);
             }
+            Command::KvBytes(bytes) => {
+                self.pages.resize(bytes / (self.block.page_len() * size_of::<f32>()));
+                self.give_back();
+            }
         }
+    }
+
+    /// Frees the memory of pages beyond those there may be.
+    fn give_back(&mut self) {
+        self.spare.truncate(self.pages.free());
     }
 
     fn truncate(&mut self, key: SegmentKey, to: Position) {
@@ -250,6 +280,7 @@ impl Executor {
         if to == 0 {
             self.segments.remove(&key);
         }
+        self.give_back();
     }
 
     /// Runs one batch and reports its results.
@@ -434,6 +465,7 @@ impl Executor {
         status.queue_rows = self.scheduler.rows();
         status.free_pages = u32::try_from(self.pages.free()).unwrap_or(u32::MAX);
         status.total_pages = u32::try_from(self.pages.total()).unwrap_or(u32::MAX);
+        status.kv_bytes = (self.pages.total() * self.block.page_len() * size_of::<f32>()) as u64;
         status.rows_per_s_per_layer = self.rate;
         if layers_changed {
             let last = self.model.layers - 1;

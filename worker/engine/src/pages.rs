@@ -30,16 +30,21 @@ impl PageTable {
         Self { total, ..Self::default() }
     }
 
+    /// There are `total` pages from now on. Those in use beyond that stay until they are given back.
+    pub fn resize(&mut self, total: usize) {
+        self.total = total;
+    }
+
     /// Pages in all.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.total
+        self.total.max(self.used)
     }
 
     /// Pages nobody has.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.total - self.used
+        self.total.saturating_sub(self.used)
     }
 
     /// Pages per layer that a segment has.
@@ -107,6 +112,19 @@ mod tests {
         assert_eq!(table.shrink(key(1, 3), 0), 0);
         table.shrink(key(2, 2), 0);
         assert_eq!(table.free(), 10);
+    }
+
+    #[test]
+    fn fewer_pages_than_are_in_use_become_so_few_as_they_are_given_back() {
+        let mut table = PageTable::new(10);
+        assert_eq!(table.grow(key(1, 2), 64), Ok(4));
+        table.resize(5);
+        assert_eq!((table.total(), table.free()), (8, 0));
+        assert_eq!(table.grow(key(2, 1), 1), Err(NoPages));
+        table.shrink(key(1, 2), 32);
+        assert_eq!((table.total(), table.free()), (5, 1));
+        table.resize(20);
+        assert_eq!((table.total(), table.free()), (20, 16));
     }
 
     proptest! {

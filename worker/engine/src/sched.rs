@@ -12,7 +12,7 @@ use dunlin_protocol::stage::{Input, Job};
 use crate::pages::SegmentKey;
 
 /// Jobs of at most this many rows count as waiting for a token.
-const SHORT_ROWS: u32 = 4;
+pub(crate) const SHORT_ROWS: u32 = 4;
 
 /// Rows of one job that run in this batch.
 #[derive(Clone, Debug, PartialEq)]

@@ -105,6 +105,12 @@ impl Metrics {
         histogram.observe(after.as_secs_f64());
     }
 
+    /// Tokens generated so far.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.generation_tokens.get()
+    }
+
     /// A request was taken.
     pub fn prompt(&self, tokens: usize) {
         self.prompt_tokens.inc_by(tokens as u64);

@@ -118,7 +118,8 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let mut server = tonic::transport::Server::builder().tls_config(options.tls.server())?;
     let control = server.add_service(ControlService::service(questions_in));
     tokio::spawn(control.serve_with_incoming(dunlin_wire::incoming(listener)));
-    tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone()));
+    let figures = Arc::clone(&metrics);
+    tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone(), figures));
     if let Some(path) = options.topology {
         tokio::spawn(watch_topology(path, handle.clone()));
     }
@@ -164,6 +165,7 @@ async fn control_loop(
     mut questions: mpsc::Receiver<ControlRequest>,
     handle: Handle,
     model: watch::Receiver<Option<Arc<ModelText>>>,
+    metrics: Arc<Metrics>,
 ) {
     while let Some(request) = questions.recv().await {
         if let Question::PushTopology(json) | Question::Assign(json) = &request.question {
@@ -179,6 +181,7 @@ async fn control_loop(
             epoch: topology.epoch,
             sessions: u32::try_from(snapshot.sessions.len()).unwrap_or(u32::MAX),
             lost: lost.collect(),
+            tokens: metrics.tokens(),
             ..proto::Status::default()
         };
         // Whoever asked may be gone.

@@ -14,8 +14,6 @@ pub struct Member {
     pub addr: String,
     /// Layers of the model.
     pub layers: u32,
-    /// Measured rows per second through one layer.
-    pub rate: f64,
     /// What it can do.
     pub state: PeerState,
 }
@@ -103,7 +101,6 @@ mod tests {
             name: (*name).to_owned(),
             addr: format!("{name}:1"),
             layers: 30,
-            rate: 1.0,
             state: PeerState::Ready,
         };
         names.iter().map(member).collect()

@@ -3,13 +3,15 @@
 //! The supervisor does what the operator does in a cluster: it starts stages, gives them layers, tells the gateway, and
 //! replaces those that are lost.
 
+mod crashes;
 mod layout;
 pub mod process;
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use dunlin_planner::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, links, proto};
 use serde_json::json;
@@ -23,6 +25,7 @@ use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
 use crate::model::{Location, adapters};
 use crate::print;
+use crashes::Crashes;
 use layout::Member;
 use process::Process;
 
@@ -32,15 +35,15 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_millis(1000);
 /// A swarm serves within this time or not at all.
 const START: Duration = Duration::from_secs(120);
-/// Replacements in a row that may end at once before the supervisor gives up.
-const CRASHES_MAX: u32 = 20;
+/// A swarm that served and has no holder of some layer for so long, because a stage has a problem, ends with that.
+const UNSERVED: Duration = Duration::from_secs(10);
 
 type Control = proto::control_client::ControlClient<Channel>;
 
-/// Runs a local swarm until SIGTERM or SIGINT.
+/// Runs a local swarm until SIGTERM or SIGINT, or until nobody reads what it prints.
 ///
 /// # Errors
-/// When it does not come to serve, or stages end again and again.
+/// When it does not come to serve, has a problem that another start of a stage does not mend, or stages end again and again.
 pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     if args.peers == 0 || !args.model.exists() {
         bail!("{}: no such model, or no peers asked for", args.model.display());
@@ -58,8 +61,9 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         stages: Vec::new(),
         topology: Topology::default(),
         made: 0,
-        crashes: 0,
-        served: false,
+        crashes: Crashes::default(),
+        served: None,
+        told: None,
         http,
         started: Instant::now(),
         args,
@@ -72,7 +76,11 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = ticks.tick() => if let Err(error) = supervisor.look().await { break Err(error) },
+            _ = ticks.tick() => match supervisor.look().await {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => break Ok(()),
+                Err(error) => break Err(error),
+            },
         }
     };
     supervisor.stop().await;
@@ -91,6 +99,20 @@ struct Stage {
     status: Option<proto::Status>,
     /// Epoch it has acknowledged.
     epoch: u64,
+    /// Since when it is ready.
+    ready: Option<Instant>,
+}
+
+impl Stage {
+    /// What a user must mend. It may be one that the stage can live with.
+    fn problem(&self) -> Option<String> {
+        let problem = self.status.as_ref()?.problem.as_ref()?;
+        Some(format!("{}: {}", problem.reason, problem.message))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.status.as_ref().is_some_and(|s| s.state() == proto::State::Ready)
+    }
 }
 
 struct Supervisor {
@@ -103,16 +125,20 @@ struct Supervisor {
     stages: Vec<Stage>,
     topology: Topology,
     made: u32,
-    crashes: u32,
-    served: bool,
+    crashes: Crashes,
+    /// When the gateway last said that every layer has a holder.
+    served: Option<Instant>,
+    /// The problem that was told last.
+    told: Option<String>,
     started: Instant,
 }
 
 impl Supervisor {
-    /// One round: replace the lost, ask everybody, plan, tell everybody.
-    async fn look(&mut self) -> anyhow::Result<()> {
+    /// One round: replace the lost, ask everybody, plan, tell everybody. `Break` when nobody reads where the swarm is.
+    async fn look(&mut self) -> anyhow::Result<ControlFlow<()>> {
         if let Some(status) = self.gateway.ended() {
-            bail!("the gateway ended: {status}");
+            let why = self.gateway.last_words().await.map_or_else(String::new, |words| format!(": {words}"));
+            bail!("the gateway ended ({status}){why}");
         }
         self.replace().await?;
         for stage in &mut self.stages {
@@ -120,53 +146,93 @@ impl Supervisor {
                 c.get_status(proto::StatusRequest {}).await
             })
             .await;
+            if stage.is_ready() {
+                stage.ready.get_or_insert_with(Instant::now);
+            }
         }
         let members: Vec<Member> = self.stages.iter().filter_map(member).collect();
         // The first plan waits for everybody; later ones make do with who is there.
+        let mut gateway = None;
         if members.len() == self.args.peers || self.topology.epoch > 0 {
             let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
             if planned != self.topology {
                 info!(epoch = planned.epoch, peers = planned.peers.len(), "new topology");
                 self.topology = planned;
             }
-            self.tell().await?;
+            gateway = self.tell().await?;
         }
-        if !self.served {
-            self.check_served().await?;
+        if let Some(gateway) = &gateway {
+            self.crashes.served(gateway.tokens);
+        }
+        let answers = gateway.is_some_and(|s| s.state() == proto::State::Ready && s.lost.is_empty());
+        self.problems(answers)?;
+        if self.served.is_none() && self.started.elapsed() > START {
+            bail!("the swarm does not serve after {} s: {}", START.as_secs(), self.states());
+        }
+        if self.served.is_none() && self.serves(answers) {
+            if self.tell_user()?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.served = Some(Instant::now());
+        } else if self.served.is_some() && answers {
+            self.served = Some(Instant::now());
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What no new stage would mend ends the swarm at once if it does not serve yet, and after a while if it no longer does.
+    fn problems(&mut self, answers: bool) -> anyhow::Result<()> {
+        let of = |stage: &Stage| Some((stage.problem()?, stage.is_ready()));
+        let mut problems: Vec<(String, bool)> = self.stages.iter().filter_map(of).collect();
+        problems.sort_by_key(|(_, ready)| *ready);
+        let Some((problem, ready)) = problems.into_iter().next() else { return Ok(()) };
+        let over = match self.served {
+            None => !ready,
+            Some(last) => !ready && !answers && last.elapsed() >= UNSERVED,
+        };
+        ensure!(!over, "{problem}");
+        if self.told.as_ref() != Some(&problem) {
+            warn!("{problem}");
+            self.told = Some(problem);
         }
         Ok(())
     }
 
     async fn replace(&mut self) -> anyhow::Result<()> {
-        let before = self.stages.len();
-        self.stages.retain_mut(|stage| match stage.process.ended() {
-            Some(status) => {
-                warn!(peer = stage.process.name, %status, "the stage is lost");
-                false
+        let mut lost = Vec::new();
+        for at in (0..self.stages.len()).rev() {
+            if let Some(status) = self.stages[at].process.ended() {
+                lost.push((self.stages.remove(at), status));
             }
-            None => true,
-        });
-        if self.served && self.stages.len() < before {
-            self.crashes += 1;
         }
-        if self.crashes > CRASHES_MAX
-            || (!self.served && self.made as usize > self.args.peers + CRASHES_MAX as usize)
-        {
-            bail!("stages end again and again; run one with --log debug to see why");
+        for (mut stage, status) in lost {
+            self.crashes.ended(stage.ready.map(|at| at.elapsed()));
+            let name = stage.process.name.clone();
+            let why = stage.process.last_words().await.map_or_else(String::new, |words| format!(": {words}"));
+            if let Some(count) = self.crashes.too_many() {
+                bail!("{count} stages ended one after the other, the last one, {name}, with {status}{why}");
+            }
+            warn!("{name} ended ({status}){why}; peer-{} takes its place", self.made + 1);
+            self.start_stage().await?;
         }
         while self.stages.len() < self.args.peers {
-            self.made += 1;
-            let addr = free_addr("127.0.0.1:0".parse()?).await?;
-            let health = free_addr("127.0.0.1:0".parse()?).await?;
-            let process =
-                Process::stage(&self.args, &self.trust, &format!("peer-{}", self.made), addr, health)?;
-            self.stages.push(Stage { process, control: None, status: None, epoch: 0 });
+            self.start_stage().await?;
         }
         Ok(())
     }
 
-    /// The topology to everybody who has not acknowledged it.
-    async fn tell(&mut self) -> anyhow::Result<()> {
+    async fn start_stage(&mut self) -> anyhow::Result<()> {
+        self.made += 1;
+        let addr = free_addr("127.0.0.1:0".parse()?).await?;
+        let health = free_addr("127.0.0.1:0".parse()?).await?;
+        let name = format!("peer-{}", self.made);
+        let process = Process::stage(&self.args, &self.trust, &name, addr, health)?;
+        self.stages.push(Stage { process, control: None, status: None, epoch: 0, ready: None });
+        Ok(())
+    }
+
+    /// Gives the topology to everybody who has not acknowledged it; what the gateway answers.
+    async fn tell(&mut self) -> anyhow::Result<Option<proto::Status>> {
         let json = serde_json::to_string(&self.topology)?;
         let epoch = self.topology.epoch;
         for stage in self.stages.iter_mut().filter(|s| s.epoch != epoch) {
@@ -180,34 +246,36 @@ impl Supervisor {
             }
         }
         // Pushed again and again: a gateway ignores what it knows.
-        ask(&self.links, &mut self.gateway_control, &self.gateway, |mut c| async move {
-            c.push_topology(proto::TopologyPush { topology: json }).await
-        })
-        .await;
-        Ok(())
+        let push =
+            |mut c: Control| async move { c.push_topology(proto::TopologyPush { topology: json }).await };
+        Ok(ask(&self.links, &mut self.gateway_control, &self.gateway, push).await)
     }
 
-    /// Prints the line of JSON when the gateway answers.
-    async fn check_served(&mut self) -> anyhow::Result<()> {
-        if self.started.elapsed() > START {
-            bail!("the swarm does not serve after {} s", START.as_secs());
-        }
-        let problem = self.stages.iter().filter_map(|s| s.status.as_ref()?.problem.clone()).next();
-        if let Some(problem) = problem {
-            bail!("{}: {}", problem.reason, problem.message);
-        }
-        let ready =
-            self.stages.iter().all(|s| s.status.as_ref().is_some_and(|s| s.state() == proto::State::Ready));
+    /// Has everybody loaded what it was given, and does the gateway reach it?
+    fn serves(&self, answers: bool) -> bool {
         let planned =
             self.topology.peers.iter().all(|p| p.state == PeerState::Ready) && self.topology.epoch > 0;
-        let gateway = ask(&self.links, &mut self.gateway_control, &self.gateway, |mut c| async move {
-            c.get_status(proto::StatusRequest {}).await
-        })
-        .await;
-        let answers = gateway.is_some_and(|s| s.state() == proto::State::Ready && s.lost.is_empty());
-        if !(ready && planned && answers) {
-            return Ok(());
-        }
+        planned && answers && self.stages.iter().all(Stage::is_ready)
+    }
+
+    /// What the stages are doing, for a user who waits for them.
+    fn states(&self) -> String {
+        let of = |stage: &Stage| {
+            let state = stage.status.as_ref().map(proto::Status::state);
+            let word = state.map_or("does not answer", |state| match state {
+                proto::State::Starting => "opens the model",
+                proto::State::Loading => "loads layers",
+                proto::State::Ready => "is ready",
+                proto::State::Draining => "is about to go",
+                proto::State::Failed => "has failed",
+            });
+            format!("{} {word}", stage.process.name)
+        };
+        self.stages.iter().map(of).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Prints the line of JSON; `Break` when nobody reads it.
+    fn tell_user(&self) -> std::io::Result<ControlFlow<()>> {
         let peers: Vec<_> = self
             .stages
             .iter()
@@ -222,35 +290,29 @@ impl Supervisor {
             })
             .collect();
         let url = format!("http://{}", self.http);
-        let line = json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers});
-        // The swarm serves whoever has its address; nobody else has to read this line.
-        let _ = print::line(line)?;
-        self.served = true;
-        Ok(())
+        print::line(json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers}))
     }
 
     async fn stop(mut self) {
         info!("ends");
-        for stage in &self.stages {
-            stage.process.terminate();
+        let orphaned = self.gateway.ended().is_some();
+        for stage in &mut self.stages {
+            // Without a gateway there is nothing to hand over.
+            if orphaned { stage.process.kill() } else { stage.process.terminate() }
         }
         self.gateway.terminate();
-        for stage in &mut self.stages {
-            stage.process.reap().await;
-        }
-        self.gateway.reap().await;
+        let stages = self.stages.iter_mut().map(|stage| stage.process.reap());
+        futures::join!(futures::future::join_all(stages), self.gateway.reap());
     }
 }
 
 fn member(stage: &Stage) -> Option<Member> {
     let status = stage.status.as_ref()?;
     let model = status.model.as_ref()?;
-    let load = status.load.clone().unwrap_or_default();
     Some(Member {
         name: stage.process.name.clone(),
         addr: stage.process.addr.to_string(),
         layers: model.layers,
-        rate: load.rows_per_s_per_layer,
         state: match status.state() {
             proto::State::Ready => PeerState::Ready,
             proto::State::Draining => PeerState::Draining,

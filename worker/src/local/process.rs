@@ -1,21 +1,33 @@
 //! Child processes that do not outlive their supervisor.
 
-use std::io::PipeReader;
+use std::collections::VecDeque;
+use std::io::{PipeReader, Write};
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use dunlin_wire::Role;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
+use crate::memory;
 use crate::model::NamedAdapter;
 
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
+/// Lines of a process that are remembered, and characters of one.
+const LINES_KEPT: usize = 64;
+const LINE_MAX: usize = 1000;
+/// A longer line is passed on in pieces.
+const READ_MAX: u64 = 1 << 16;
+/// Time in which the last words of a process arrive.
+const LISTEN: Duration = Duration::from_millis(500);
 
 /// A stage or the gateway.
 pub struct Process {
@@ -24,6 +36,9 @@ pub struct Process {
     /// Its gRPC server.
     pub addr: SocketAddr,
     child: Child,
+    said: Arc<Mutex<VecDeque<String>>>,
+    /// Passes on what it says.
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -40,7 +55,13 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let certificates = trust.stdin_of(Role::Stage, &[name])?;
         let mut command = served("stage", name, certificates, addr, health, args)?;
-        command.args(["--threads", &args.threads.to_string(), "--memory", &args.memory.to_string()]);
+        // An eighth is for the gateway and for whatever else runs here.
+        let shared = || {
+            let all = memory::limit(None);
+            (all - all / 8) / args.peers.max(1) as u64
+        };
+        let memory = args.memory.unwrap_or_else(shared);
+        command.args(["--threads", &args.threads.to_string(), "--memory", &memory.to_string()]);
         Self::start(name, addr, command)
     }
 
@@ -60,13 +81,26 @@ impl Process {
         Self::start("gateway", addr, command)
     }
 
-    /// Starts a process that listens on `addr`.
+    /// Starts a process that listens on `addr`. What it writes to standard error is passed on.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, addr: SocketAddr, mut command: Command) -> anyhow::Result<Self> {
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        Ok(Self { name: name.to_owned(), addr, child })
+        command.stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let said = Arc::default();
+        let stderr = child.stderr.take();
+        let listener = stderr.map(|stderr| tokio::spawn(pass_on(stderr, Arc::clone(&said))));
+        Ok(Self { name: name.to_owned(), addr, child, said, listener })
+    }
+
+    /// Of one that has ended: why, in its own words if it said any (what follows the last `Error: `, or a panic).
+    pub async fn last_words(&mut self) -> Option<String> {
+        if let Some(listener) = self.listener.take() {
+            // A child of it may keep the pipe open.
+            let _ = timeout(LISTEN, listener).await;
+        }
+        words(&self.said.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Its process id; 0 when it has ended.
@@ -105,6 +139,31 @@ impl Process {
     }
 }
 
+fn words(said: &VecDeque<String>) -> Option<String> {
+    let from = said.iter().rposition(|line| line.starts_with("Error: ") || line.contains("panicked at"))?;
+    let traced = |line: &&str| !line.eq_ignore_ascii_case("stack backtrace:");
+    let lines = said.iter().skip(from).map(|line| line.trim()).take_while(traced);
+    let words = lines.filter(|line| !line.is_empty() && !line.starts_with("note: run with"));
+    let words = words.collect::<Vec<_>>().join(" ");
+    Some(words.trim_start_matches("Error: ").chars().take(LINE_MAX).collect())
+}
+
+/// Passes on lines as they come, and remembers the last ones.
+async fn pass_on(stderr: impl AsyncRead + Unpin, said: Arc<Mutex<VecDeque<String>>>) {
+    let mut lines = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while (&mut lines).take(READ_MAX).read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0) {
+        // Nobody reads any more: the process must not wait for that.
+        let _ = std::io::stderr().write_all(&line);
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() == LINES_KEPT {
+            said.pop_front();
+        }
+        said.push_back(String::from_utf8_lossy(&line).chars().take(LINE_MAX).collect());
+        line.clear();
+    }
+}
+
 fn served(
     role: &str,
     name: &str,
@@ -117,6 +176,9 @@ fn served(
     command
         .args(["--listen", &addr.to_string(), "--health", &health.to_string(), "--model"])
         .arg(&args.model);
+    if args.max_seq_len > 0 {
+        command.args(["--max-seq-len", &args.max_seq_len.to_string()]);
+    }
     for NamedAdapter { name, path } in &args.adapters.adapters {
         command.args(["--adapter", &format!("{name}={}", path.display())]);
     }
@@ -144,4 +206,34 @@ pub fn child(role: &str, name: &str, certificates: PipeReader) -> anyhow::Result
         });
     }
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use super::{LINES_KEPT, pass_on, words};
+
+    #[test]
+    fn the_error_that_a_process_ended_with_is_told() {
+        let words = |lines: &[&str]| words(&lines.iter().map(|line| format!("{line}\n")).collect());
+        let error = ["INFO listens", "Error: cannot bind: in use"];
+        assert_eq!(words(&error).as_deref(), Some("cannot bind: in use"));
+        let panic = ["thread 'engine' panicked at a.rs:1:2:", "no page", "stack backtrace:", "   0: main"];
+        assert_eq!(words(&panic).as_deref(), Some("thread 'engine' panicked at a.rs:1:2: no page"));
+        assert_eq!(words(&["INFO listens"]), None);
+    }
+
+    #[tokio::test]
+    async fn the_last_lines_are_remembered_whole_or_not() {
+        let said: Arc<Mutex<VecDeque<String>>> = Arc::default();
+        let text: String = (0..100).map(|i| format!("line {i}\n")).collect::<String>() + "the end";
+        pass_on(text.as_bytes(), Arc::clone(&said)).await;
+        let said: Vec<String> = said.lock().unwrap().iter().cloned().collect();
+        assert_eq!(
+            (said.len(), said[0].as_str(), said[LINES_KEPT - 1].as_str()),
+            (LINES_KEPT, "line 37\n", "the end")
+        );
+    }
 }

@@ -51,6 +51,14 @@ impl NamedAdapter {
         Adapter::prompt_rows_in(&self.path, config).map_err(|error| self.problem(&error))
     }
 
+    /// Memory that it takes, at most.
+    ///
+    /// # Errors
+    /// What a user must mend.
+    pub fn bytes(&self) -> Result<u64, Problem> {
+        Adapter::bytes_in(&self.path).map_err(|error| self.problem(&error))
+    }
+
     fn problem(&self, error: &ModelError) -> Problem {
         let reason = if error.is_unreachable() { "AdapterUnreachable" } else { "AdapterInvalid" };
         Problem { reason, message: format!("adapter {}: {}", self.name, problem(error).message) }

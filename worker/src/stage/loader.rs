@@ -1,30 +1,50 @@
-//! The thread that opens the model and its adapters and reads layers, beside the engine that serves those it has.
+//! The thread that opens the model and its adapters and reads layers, beside the engine that serves those it has. Before it reads anything,
+//! it sees whether there is memory for it.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use dunlin_engine::memory::{Budget, Fit, Needs, without_room};
 use dunlin_engine::{Command, Engine};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelError, ModelFile};
 use dunlin_planner::Layers;
-use dunlin_planner::topology::layer_set;
+use dunlin_planner::topology::{layer_set, ranges};
 use tracing::{info, warn};
 
+use crate::memory;
 use crate::model::{Location, NamedAdapter, Problem, problem};
 
 /// First and longest pause before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Pause before it is looked again whether the engine has taken or given up what it must.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Layers that a stage is to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Those that it executes.
+    pub span: Layers,
+    /// Those that it keeps ready for others.
+    pub shadows: Vec<Layers>,
+}
+
+impl Hold {
+    /// None at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.span.is_empty() && self.shadows.iter().all(|layers| layers.is_empty())
+    }
+}
 
 /// Sizes that the planner needs.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Bytes of each layer in the file.
-    pub layer_bytes: Vec<u64>,
-    /// Bytes of the embedding.
-    pub embedding_bytes: u64,
-    /// Bytes of the output matrix.
-    pub head_bytes: u64,
+    /// What the model takes in memory.
+    pub needs: Needs,
+    /// Room for weights and KV cache.
+    pub room: u64,
     /// Values in a row.
     pub hidden: usize,
     /// Longest sequence.
@@ -38,38 +58,48 @@ pub struct Progress {
     pub facts: Option<Facts>,
     /// What a user must mend; cleared when it is mended.
     pub problem: Option<Problem>,
+    /// What was asked for last, and what of it there is memory for.
+    pub fit: Option<(Hold, Fit)>,
 }
 
 /// A handle on the thread.
 pub struct Loader {
-    wanted: std::sync::mpsc::Sender<Vec<Layers>>,
+    wanted: std::sync::mpsc::Sender<Hold>,
     progress: Arc<Mutex<Progress>>,
 }
 
-/// Makes the engine once the model's shape is known.
-pub type StartEngine = Box<dyn FnOnce(&ModelFile) -> std::io::Result<Engine> + Send>;
+/// Makes the engine, without memory for KV cache, once the model's shape is known.
+pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32) -> std::io::Result<Engine> + Send>;
+
+/// What a stage is made from.
+pub struct Source {
+    /// The model.
+    pub location: Location,
+    /// What is served beside it.
+    pub adapters: Vec<NamedAdapter>,
+    /// Longest sequence; the model's context length when 0.
+    pub max_seq_len: u32,
+    /// Memory that the process may use, in bytes.
+    pub memory: u64,
+}
 
 impl Loader {
     /// Starts the thread; it opens the model at once and starts the engine then.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(
-        location: Location,
-        adapters: Vec<NamedAdapter>,
-        start: StartEngine,
-    ) -> std::io::Result<Self> {
+    pub fn start(source: Source, start: StartEngine) -> std::io::Result<Self> {
         let (wanted, inbox) = channel();
         let progress = Arc::new(Mutex::new(Progress::default()));
         let shared = Arc::clone(&progress);
         std::thread::Builder::new()
             .name("loader".to_owned())
-            .spawn(move || run(&location, adapters, start, &inbox, &shared))?;
+            .spawn(move || run(&source, start, &inbox, &shared))?;
         Ok(Self { wanted, progress })
     }
 
-    /// Layers to load from now on, those to be executed first.
-    pub fn want(&self, layers: Vec<Layers>) {
+    /// Layers to load from now on.
+    pub fn want(&self, layers: Hold) {
         // A loader that is gone has said why in its progress.
         let _ = self.wanted.send(layers);
     }
@@ -85,17 +115,11 @@ fn set(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
     change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-fn run(
-    location: &Location,
-    mut adapters: Vec<NamedAdapter>,
-    start: StartEngine,
-    inbox: &Receiver<Vec<Layers>>,
-    progress: &Mutex<Progress>,
-) {
+fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) {
     let mut pause = RETRY.0;
-    let file = loop {
-        match location.open() {
-            Ok(file) => break file,
+    let (file, positions, budget) = loop {
+        match open(source) {
+            Ok(opened) => break opened,
             Err(problem) => {
                 warn!(reason = problem.reason, message = problem.message, "the model cannot be opened");
                 set(progress, |p| p.problem = Some(problem));
@@ -104,15 +128,7 @@ fn run(
         std::thread::sleep(pause);
         pause = (pause * 2).min(RETRY.1);
     };
-    let config = file.config();
-    let facts = Facts {
-        layer_bytes: (0..config.layers).map(|l| file.layer_bytes(l)).collect(),
-        embedding_bytes: file.embedding_bytes(),
-        head_bytes: file.head_bytes(),
-        hidden: config.hidden,
-        context_length: config.context_length,
-    };
-    let engine = match start(&file) {
+    let engine = match start(&file, positions) {
         Ok(engine) => engine,
         Err(error) => {
             let problem = Problem { reason: "EngineFailed", message: error.to_string() };
@@ -120,82 +136,186 @@ fn run(
             return;
         }
     };
-    info!(layers = config.layers, hidden = config.hidden, "the model is open");
-    set(progress, |p| *p = Progress { facts: Some(facts), problem: None });
-    let mut wanted: Vec<Layers> = Vec::new();
+    let config = file.config();
+    info!(layers = config.layers, hidden = config.hidden, room = budget.room(), "the model is open");
+    let facts = Facts {
+        needs: budget.needs().clone(),
+        room: budget.room(),
+        hidden: config.hidden,
+        context_length: config.context_length,
+    };
+    set(progress, |p| *p = Progress { facts: Some(facts), ..Progress::default() });
+    let adapters = source.adapters.clone();
+    let mut holder = Holder {
+        file,
+        engine,
+        budget,
+        adapters,
+        shared: None,
+        given: BTreeSet::new(),
+        kv_bytes: 0,
+        wanted: Hold::default(),
+    };
     let mut pause = RETRY.0;
     loop {
         match inbox.recv_timeout(pause) {
-            Ok(layers) => wanted = layers,
+            Ok(layers) => holder.wanted = layers,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         while let Ok(newer) = inbox.try_recv() {
-            wanted = newer;
+            holder.wanted = newer;
         }
-        // Who has layers has every adapter: nothing is loaded before.
-        let outcome = open_adapters(&file, &engine, &mut adapters)
-            .and_then(|()| load(&file, &engine, &wanted, inbox).map_err(|error| problem(&error)));
-        match outcome {
-            Ok(newer) => {
+        match holder.step(inbox, progress) {
+            Ok(Step::Newer(newer)) => (holder.wanted, pause) = (newer, Duration::ZERO),
+            Ok(Step::Waits) => pause = WAIT,
+            Ok(Step::Holds(left_out)) => {
                 pause = RETRY.0;
-                match newer {
-                    Some(newer) => wanted = newer,
-                    None => set(progress, |p| p.problem = None),
-                }
+                let message = || without_room(&left_out);
+                let problem =
+                    (!left_out.is_empty()).then(|| Problem { reason: OUT_OF_MEMORY, message: message() });
+                set(progress, |p| p.problem = problem);
             }
             Err(problem) => {
                 warn!(reason = problem.reason, message = problem.message, "weights cannot be loaded");
                 set(progress, |p| p.problem = Some(problem));
-                pause = (pause * 2).min(RETRY.1);
+                pause = (pause * 2).clamp(RETRY.0, RETRY.1);
             }
         }
     }
 }
 
-/// Gives the engine the adapters that are left in the list.
-fn open_adapters(file: &ModelFile, engine: &Engine, adapters: &mut Vec<NamedAdapter>) -> Result<(), Problem> {
-    while let Some(adapter) = adapters.last() {
-        let opened = adapter.open(file.config())?;
-        info!(name = %adapter.name, bytes = opened.bytes(), "an adapter is loaded");
-        let _ = engine.send(Command::InstallAdapter(Arc::clone(&adapter.name), Arc::new(opened)));
-        adapters.pop();
-    }
-    Ok(())
+/// Reason of a problem with memory.
+const OUT_OF_MEMORY: &str = "OutOfMemory";
+
+/// The model, the longest sequence it is served with, and what it takes.
+fn open(source: &Source) -> Result<(ModelFile, u32, Budget), Problem> {
+    let file = source.location.open()?;
+    let context = file.config().context_length;
+    let positions = if source.max_seq_len == 0 { context } else { source.max_seq_len.min(context) };
+    let adapters = source.adapters.iter().map(NamedAdapter::bytes).sum::<Result<u64, _>>()?;
+    let needs = Needs::of(&file, positions, adapters).map_err(|error| problem(&error))?;
+    Ok((file, positions, Budget::new(source.memory, needs)))
 }
 
-/// Loads what is wanted and not held; stops early when something else is wanted.
-fn load(
-    file: &ModelFile,
-    engine: &Engine,
-    wanted: &[Layers],
-    inbox: &Receiver<Vec<Layers>>,
-) -> Result<Option<Vec<Layers>>, ModelError> {
-    let held = layer_set(&engine.status().held);
-    let last = file.config().layers - 1;
-    let mut missing: BTreeSet<u32> = layer_set(wanted);
-    missing.retain(|l| !held.contains(l));
-    if missing.is_empty() {
-        return Ok(None);
-    }
-    let embedding = if missing.contains(&0) { Some(Embedding::load(file)?) } else { None };
-    if missing.contains(&last) {
-        let head = Head::load(file, embedding.as_ref())?;
-        let _ = engine.send(Command::InstallHead(Arc::new(head)));
-    }
-    if let Some(embedding) = embedding {
-        let _ = engine.send(Command::InstallEmbedding(embedding));
-    }
-    // In the order of `wanted`: the span first.
-    for layer in wanted.iter().flat_map(|r| r.iter()).filter(|l| missing.contains(l)) {
-        let weights = LayerWeights::load(file, layer)?;
-        if !engine.send(Command::Install(layer, Arc::new(weights))) {
-            return Ok(None);
+/// How far a step has come.
+enum Step {
+    /// Everything is held but these shadows, for which there is no memory.
+    Holds(Vec<Layers>),
+    /// The engine must give up KV cache or layers first, or has not taken all that it was given.
+    Waits,
+    /// Something else is wanted.
+    Newer(Hold),
+}
+
+/// Sees to it that the engine holds what is wanted.
+struct Holder {
+    file: ModelFile,
+    engine: Engine,
+    budget: Budget,
+    /// Those that the engine does not have yet.
+    adapters: Vec<NamedAdapter>,
+    /// Embedding and output matrix, if they are one: kept as long as one of them is wanted, so that it is never there twice.
+    shared: Option<Embedding>,
+    /// Layers that the engine was given. It may not have taken them yet.
+    given: BTreeSet<u32>,
+    /// What the engine was told.
+    kv_bytes: u64,
+    wanted: Hold,
+}
+
+impl Holder {
+    fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) -> Result<Step, Problem> {
+        // Who has layers has every adapter: nothing is loaded before.
+        self.open_adapters()?;
+        let held = layer_set(&self.engine.status().held);
+        let Hold { span, shadows } = &self.wanted;
+        let out_of_memory = |error: dunlin_engine::memory::OutOfMemory| Problem {
+            reason: OUT_OF_MEMORY,
+            message: error.to_string(),
+        };
+        let mut fit = self.budget.fit(*span, shadows, &held).map_err(out_of_memory)?;
+        if self.wanted.is_empty() {
+            return Ok(Step::Holds(Vec::new()));
         }
-        if let Ok(newer) = inbox.try_recv() {
-            return Ok(Some(newer));
+        // What is here and not wanted any more stays until everything else is, if there is memory for both.
+        let others: BTreeSet<u32> = held.difference(&fit.layers).copied().collect();
+        let both = self.budget.fit(*span, &[shadows.clone(), ranges(&others)].concat(), &held);
+        let both = both.ok().filter(|b| fit.layers.union(&others).all(|layer| b.layers.contains(layer)));
+        let keeps = both.is_some();
+        match both {
+            Some(both) => (fit.kv_bytes, fit.journal_bytes) = (both.kv_bytes, both.journal_bytes),
+            None => {
+                let _ = self.engine.send(Command::Retain(ranges(&fit.layers)));
+            }
         }
+        if self.kv_bytes != fit.kv_bytes {
+            let bytes = usize::try_from(fit.kv_bytes).unwrap_or(usize::MAX);
+            let _ = self.engine.send(Command::KvBytes(bytes));
+            self.kv_bytes = fit.kv_bytes;
+        }
+        let ends = [0, self.file.config().layers - 1];
+        if !ends.iter().any(|layer| fit.layers.contains(layer)) {
+            self.shared = None;
+        }
+        set(progress, |p| {
+            p.fit = Some((self.wanted.clone(), fit.clone()));
+            p.problem.take_if(|problem| problem.reason == OUT_OF_MEMORY && !fit.layers.is_subset(&held));
+        });
+        if fit.layers.is_subset(&held) {
+            return Ok(Step::Holds(fit.left_out));
+        }
+        self.given.retain(|layer| fit.layers.contains(layer));
+        let here = |layer: &u32| held.contains(layer) || self.given.contains(layer);
+        let missing: BTreeSet<u32> = fit.layers.iter().copied().filter(|layer| !here(layer)).collect();
+        if missing.is_empty() || !keeps || self.engine.status().kv_bytes > fit.kv_bytes {
+            return Ok(Step::Waits);
+        }
+        memory::trim();
+        let newer = self.load(&missing, inbox).map_err(|error| problem(&error))?;
+        Ok(newer.map_or(Step::Waits, Step::Newer))
     }
-    info!(layers = missing.len(), "layers are loaded");
-    Ok(None)
+
+    /// Gives the engine the adapters that are left in the list.
+    fn open_adapters(&mut self) -> Result<(), Problem> {
+        while let Some(adapter) = self.adapters.last() {
+            let opened = adapter.open(self.file.config())?;
+            info!(name = %adapter.name, bytes = opened.bytes(), "an adapter is loaded");
+            let _ = self.engine.send(Command::InstallAdapter(Arc::clone(&adapter.name), Arc::new(opened)));
+            self.adapters.pop();
+        }
+        Ok(())
+    }
+
+    /// Loads layers, those of the span first; stops early when something else is wanted.
+    fn load(&mut self, missing: &BTreeSet<u32>, inbox: &Receiver<Hold>) -> Result<Option<Hold>, ModelError> {
+        let (file, tied, last) = (&self.file, self.file.config().tied, self.file.config().layers - 1);
+        let (first, end) = (missing.contains(&0), missing.contains(&last));
+        let embedding = match &self.shared {
+            Some(shared) => Some(shared.clone()),
+            None if first || (end && tied) => Some(Embedding::load(file)?),
+            None => None,
+        };
+        self.shared = embedding.clone().filter(|_| tied);
+        if end {
+            let head = Head::load(file, embedding.as_ref())?;
+            let _ = self.engine.send(Command::InstallHead(Arc::new(head)));
+        }
+        if first && let Some(embedding) = embedding {
+            let _ = self.engine.send(Command::InstallEmbedding(embedding));
+        }
+        let own = self.wanted.span.iter().chain(self.wanted.shadows.iter().flat_map(|s| s.iter()));
+        for layer in own.filter(|layer| missing.contains(layer)) {
+            let weights = LayerWeights::load(file, layer)?;
+            if !self.engine.send(Command::Install(layer, Arc::new(weights))) {
+                return Ok(None);
+            }
+            self.given.insert(layer);
+            if let Ok(newer) = inbox.try_recv() {
+                return Ok(Some(newer));
+            }
+        }
+        info!(layers = missing.len(), "layers are loaded");
+        Ok(None)
+    }
 }

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use dunlin_engine::memory::Fit;
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_planner::topology::{layer_set, ranges};
-use dunlin_planner::{Layers, Load, PeerName, Topology};
+use dunlin_planner::{Load, PeerName, Topology};
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
@@ -23,16 +24,12 @@ use tracing::{info, warn};
 
 use crate::certificates::tls;
 use crate::cli::StageArgs;
-use crate::health;
 use crate::model::{Location, adapters};
-use loader::Loader;
+use crate::{health, memory};
+use loader::{Hold, Loader, Source};
 
 /// Sessions at once.
 const SESSIONS_MAX: usize = 1024;
-/// Share of memory for KV cache, in percent.
-const KV_PERCENT: u64 = 40;
-/// Share of memory for journals, in percent.
-const JOURNAL_PERCENT: u64 = 10;
 /// A gateway not heard of for this long has no sessions any more.
 const LEASE_MS: u64 = 10_000;
 /// Longest time between SIGTERM and the end.
@@ -52,17 +49,14 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let (results_in, results) = mpsc::channel(EVENTS_MAX);
     let engine_slot: EngineSlot = Arc::default();
     let slot = Arc::clone(&engine_slot);
-    let (threads, memory, max_seq_len) = (args.threads, args.memory, args.max_seq_len);
+    let threads = args.threads;
+    let source =
+        Source { location, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
     let loader = Loader::start(
-        location,
-        adapters,
-        Box::new(move |file| {
-            let model = file.config().clone();
-            let hidden = model.hidden;
-            let context = model.context_length;
-            let positions_max = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
-            let kv_bytes = usize::try_from(memory * KV_PERCENT / 100).unwrap_or(usize::MAX);
-            let config = EngineConfig { model, threads, positions_max: positions_max as usize, kv_bytes };
+        source,
+        Box::new(move |file, positions| {
+            let (model, hidden) = (file.config().clone(), file.config().hidden);
+            let config = EngineConfig { model, threads, positions_max: positions as usize, kv_bytes: 0 };
             let done = Box::new(move |done: Computed| {
                 // The receiver is gone only when the process ends.
                 let _ = results_in.blocking_send(done);
@@ -98,7 +92,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
             name: args.process.name.as_str().into(),
             hidden: 0,
             sessions_max: SESSIONS_MAX,
-            journal_bytes_max: usize::try_from(memory * JOURNAL_PERCENT / 100).unwrap_or(usize::MAX),
+            journal_bytes_max: 0,
             lease_ms: LEASE_MS,
         }),
         engine: None,
@@ -107,7 +101,8 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         links: Links::new(LinksConfig::new(hello, Some(tls)), links_in),
         inbound,
         topology: None,
-        hold: Vec::new(),
+        hold: Hold::default(),
+        journal_bytes_max: 0,
         draining: false,
         started: Instant::now(),
         ready,
@@ -128,8 +123,10 @@ struct Stage {
     links: Links,
     inbound: Inbound,
     topology: Option<Topology>,
-    /// What the topology gives to us, the span first.
-    hold: Vec<Layers>,
+    /// What the topology gives to us.
+    hold: Hold,
+    /// What the node was told.
+    journal_bytes_max: u64,
     draining: bool,
     started: Instant,
     ready: Arc<AtomicBool>,
@@ -229,11 +226,9 @@ impl Stage {
             self.topology = Some(topology);
             return;
         };
-        let mut hold = vec![own.span];
-        hold.extend(&own.shadows);
-        hold.retain(|layers| !layers.is_empty());
+        let hold = Hold { span: own.span, shadows: own.shadows.clone() };
         if hold != self.hold {
-            info!(epoch = topology.epoch, span = %own.span, ?hold, "new layers");
+            info!(epoch = topology.epoch, span = %hold.span, shadows = ?hold.shadows, "new layers");
             self.loader.want(hold.clone());
             self.hold = hold;
         }
@@ -253,7 +248,11 @@ impl Stage {
         if let Some(engine) = &self.engine {
             let status = engine.status();
             let held = layer_set(&status.held);
-            let wanted = layer_set(&self.hold);
+            let Fit { layers: wanted, journal_bytes, .. } = self.fit().unwrap_or_default();
+            if self.journal_bytes_max != journal_bytes {
+                self.node.set_journal_bytes_max(usize::try_from(journal_bytes).unwrap_or(usize::MAX));
+                self.journal_bytes_max = journal_bytes;
+            }
             if !wanted.is_empty() && wanted.is_subset(&held) {
                 let mut keep = wanted;
                 keep.extend(layer_set(&self.node.layers_in_use()));
@@ -319,10 +318,15 @@ impl Stage {
         }
     }
 
+    /// What of the layers that are given to us there is memory for; nothing while that is not known.
+    fn fit(&self) -> Option<Fit> {
+        self.loader.progress().fit.filter(|(of, _)| *of == self.hold).map(|(_, fit)| fit)
+    }
+
     fn state(&self) -> proto::State {
         let progress = self.loader.progress();
         let held = self.engine.as_ref().map(|e| layer_set(&e.status().held)).unwrap_or_default();
-        let complete = !self.hold.is_empty() && layer_set(&self.hold).is_subset(&held);
+        let complete = self.fit().is_some_and(|fit| !fit.layers.is_empty() && fit.layers.is_subset(&held));
         if self.draining {
             proto::State::Draining
         } else if complete {
@@ -345,19 +349,23 @@ impl Stage {
             epoch: self.topology.as_ref().map_or(0, |t| t.epoch),
             load: Some(convert::load_to_wire(&self.load())),
             sessions: u32::try_from(self.node.session_count()).unwrap_or(u32::MAX),
+            room_bytes: progress.facts.as_ref().map_or(0, |facts| facts.room),
             model: progress.facts.map(|facts| proto::ModelFacts {
-                layers: facts.layer_bytes.len() as u32,
-                layer_bytes: facts.layer_bytes,
-                embedding_bytes: facts.embedding_bytes,
-                head_bytes: facts.head_bytes,
+                layers: facts.needs.layer_bytes().len() as u32,
+                layer_bytes: facts.needs.layer_bytes().to_vec(),
+                embedding_bytes: facts.needs.embedding_bytes(),
+                head_bytes: facts.needs.head_bytes(),
                 hidden: facts.hidden as u32,
                 context_length: facts.context_length,
+                sequence_bytes: facts.needs.sequence_bytes(),
+                tied: facts.needs.is_tied(),
             }),
             problem: progress
                 .problem
                 .map(|p| proto::Problem { reason: p.reason.to_owned(), message: p.message }),
             weight_bytes: self.engine.as_ref().map_or(0, |e| e.status().weight_bytes),
             lost: Vec::new(),
+            tokens: 0,
         }
     }
 }

@@ -84,6 +84,12 @@ impl StageNode {
         self.config.hidden = hidden;
     }
 
+    /// Bytes of all journals from now on; see [`StageConfig::journal_bytes_max`].
+    pub fn set_journal_bytes_max(&mut self, bytes: usize) {
+        self.config.journal_bytes_max = bytes;
+        self.bound_journals();
+    }
+
     /// Number of sessions.
     #[must_use]
     pub fn session_count(&self) -> usize {

@@ -1,0 +1,393 @@
+//! What a stage needs memory for, and how the memory that it may use is divided. Pure.
+//!
+//! | part | size |
+//! |---|---|
+//! | the process itself, allocator | [`PROCESS_BYTES`] and a 32nd of the whole |
+//! | queues of rows | [`QUEUED_ROWS`] rows, and [`LINK_BYTES`] on their way |
+//! | buffers of a batch, rotary table, load buffer, adapters | known from the model |
+//! | weights of span and shadows, embedding, head | as packed |
+//! | KV cache and journal of one sequence of the greatest length, in the layers of the span | at least |
+//! | KV cache and journals of more sequences | what is left, as much for each as a position takes there |
+//!
+//! Nobody else knows these numbers: the planner is told what a layer takes and what room there is.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use dunlin_kernels::{PAGE, page_len};
+use dunlin_model::{Embedding, Head, LayerWeights, ModelConfig, ModelError, ModelFile};
+use dunlin_planner::Layers;
+use dunlin_planner::topology::{layer_set, ranges};
+
+use crate::executor::ROWS_MAX;
+
+/// Memory of the process itself: code, threads, connections.
+const PROCESS_BYTES: u64 = 48 << 20;
+/// What the allocator loses: this part of the whole.
+const ALLOCATOR_PART: u64 = 32;
+/// Rows that wait for the engine or for the next hop.
+const QUEUED_ROWS: u64 = 4096;
+/// Rows that have been received and not been looked at: the window of one connection.
+const LINK_BYTES: u64 = 16 << 20;
+
+/// What the parts take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Weights of each layer.
+    layers: Vec<u64>,
+    embedding: u64,
+    head: u64,
+    /// Embedding and output matrix are one.
+    tied: bool,
+    /// KV cache of a page's positions in one layer.
+    page: u64,
+    /// A row at the border of layers.
+    row: u64,
+    /// Of each position, in the rotary table.
+    rotary: u64,
+    /// Longest sequence.
+    positions: u64,
+    /// Buffers of a batch.
+    batch: u64,
+    load: u64,
+    adapters: u64,
+}
+
+impl Needs {
+    /// Of a model served with sequences of up to `positions` and adapters that take so many bytes.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or cannot be packed.
+    pub fn of(file: &ModelFile, positions: u32, adapters: u64) -> Result<Self, ModelError> {
+        let c = file.config();
+        let layers = (0..c.layers).map(|layer| LayerWeights::bytes_in(file, layer));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+            embedding: Embedding::bytes_in(file)?,
+            head: Head::bytes_in(file)?,
+            tied: c.tied,
+            page: floats(page_len(c.kv_heads, c.head_dim)),
+            row: floats(c.hidden),
+            rotary: floats(c.head_dim),
+            positions: u64::from(positions),
+            batch: batch_bytes(c),
+            load: file.load_bytes_max(),
+            adapters,
+        })
+    }
+
+    /// Weights of each layer, without embedding and head.
+    #[must_use]
+    pub fn layer_bytes(&self) -> &[u64] {
+        &self.layers
+    }
+
+    /// Weights of the embedding, which the first layer needs.
+    #[must_use]
+    pub fn embedding_bytes(&self) -> u64 {
+        self.embedding
+    }
+
+    /// Weights of the head, which the last layer needs, without what it shares with the embedding.
+    #[must_use]
+    pub fn head_bytes(&self) -> u64 {
+        self.head
+    }
+
+    /// Are embedding and output matrix one?
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.tied
+    }
+
+    /// KV cache of one sequence of the greatest length in one layer.
+    #[must_use]
+    pub fn sequence_bytes(&self) -> u64 {
+        self.positions.div_ceil(PAGE as u64) * self.page
+    }
+
+    /// Weights of these layers, with embedding and head where they belong.
+    fn weights(&self, layers: &BTreeSet<u32>) -> u64 {
+        let last = self.layers.len().saturating_sub(1);
+        let (first, end) = (layers.contains(&0), layers.contains(&(last as u32)));
+        let ends = match (first, end) {
+            (true, true) if self.tied => self.embedding.max(self.head),
+            _ => u64::from(first) * self.embedding + u64::from(end) * self.head,
+        };
+        let own = layers.iter().filter_map(|layer| self.layers.get(*layer as usize)).sum::<u64>();
+        own + ends
+    }
+
+    /// Everything but layers, and the journal of one sequence.
+    fn fixed(&self) -> u64 {
+        let queues = QUEUED_ROWS * self.row + LINK_BYTES;
+        let length = self.positions * (self.row + self.rotary);
+        PROCESS_BYTES + queues + length + self.batch + self.load + self.adapters
+    }
+
+    /// What must be there for a stage that executes `span` and nothing else.
+    fn span(&self, span: Layers) -> u64 {
+        self.weights(&span.iter().collect()) + u64::from(span.len()) * self.sequence_bytes()
+    }
+}
+
+/// Buffers that hold what a batch computes, at most.
+fn batch_bytes(c: &ModelConfig) -> u64 {
+    let widest = c.hidden.max(c.ffn).max(c.q_width());
+    // Rows and their norms, projections, the feed-forward part; activations as integers, in both widths and with scales.
+    let row = floats(4 * c.hidden + 2 * c.q_width() + 2 * c.kv_width() + 3 * c.ffn) + 4 * widest as u64;
+    // Logits of every row that is sampled, and the ranking of one.
+    let logits = floats(c.vocab + 2 * c.hidden) * ROWS_MAX.decode_rows() + floats(4 * c.vocab);
+    row * ROWS_MAX.all() + logits
+}
+
+fn floats(count: usize) -> u64 {
+    (count * size_of::<f32>()) as u64
+}
+
+/// What may be used, and for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    limit: u64,
+    needs: Needs,
+}
+
+/// What a stage will hold, and what KV cache and journals may take beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// Layers, the span among them.
+    pub layers: BTreeSet<u32>,
+    /// Shadows for which there is no room.
+    pub left_out: Vec<Layers>,
+    /// Bytes of all KV pages.
+    pub kv_bytes: u64,
+    /// Bytes of all journals.
+    pub journal_bytes: u64,
+}
+
+impl Budget {
+    /// `limit`: what the process may use, in bytes.
+    #[must_use]
+    pub fn new(limit: u64, needs: Needs) -> Self {
+        Self { limit, needs }
+    }
+
+    /// What the parts take.
+    #[must_use]
+    pub fn needs(&self) -> &Needs {
+        &self.needs
+    }
+
+    /// Room for weights and KV cache.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        (self.limit - self.limit / ALLOCATOR_PART).saturating_sub(self.needs.fixed())
+    }
+
+    /// What is held for `span` and, in their order and as far as there is room, `shadows`. Shadows that are here already (`held`) come
+    /// first.
+    ///
+    /// # Errors
+    /// When there is no room for the span.
+    pub fn fit(&self, span: Layers, shadows: &[Layers], held: &BTreeSet<u32>) -> Result<Fit, OutOfMemory> {
+        let (needs, room) = (&self.needs, self.room());
+        let cache = u64::from(span.len()) * needs.sequence_bytes();
+        let takes = |layers: &BTreeSet<u32>| needs.weights(layers) + cache <= room;
+        let mut layers: BTreeSet<u32> = span.iter().collect();
+        if !takes(&layers) {
+            return Err(OutOfMemory { span, budget: self.clone() });
+        }
+        let mut wanted: Vec<u32> = shadows.iter().flat_map(|s| s.iter()).collect();
+        wanted.sort_by_key(|layer| !held.contains(layer));
+        let mut left_out = BTreeSet::new();
+        for layer in wanted {
+            if layers.insert(layer) && !takes(&layers) {
+                layers.remove(&layer);
+                left_out.insert(layer);
+            }
+        }
+        // What the layers leave, and the one journal that was set aside.
+        let rest = room - needs.weights(&layers) + needs.positions * needs.row;
+        let executed = if span.is_empty() { layers.len() as u64 } else { u64::from(span.len()) }.max(1);
+        let (kv, row) = (needs.page / PAGE as u64 * executed, needs.row);
+        let kv_bytes = u64::try_from(u128::from(rest) * u128::from(kv) / u128::from((kv + row).max(1)));
+        let kv_bytes = kv_bytes.unwrap_or(rest).max(cache).min(rest);
+        Ok(Fit { layers, left_out: ranges(&left_out), kv_bytes, journal_bytes: rest - kv_bytes })
+    }
+
+    /// How many peers of this budget it takes to execute all layers; `None` when no number suffices.
+    fn peers(&self) -> Option<u32> {
+        let (all, room) = (self.needs.layers.len() as u32, self.room());
+        let (mut start, mut peers) = (0, 0);
+        while start < all {
+            let end =
+                (start + 1..=all).rev().find(|end| self.needs.span(Layers::new(start, *end)) <= room)?;
+            (start, peers) = (end, peers + 1);
+        }
+        Some(peers)
+    }
+
+    /// The longest sequence with which `span` would fit.
+    fn positions(&self, span: Layers) -> u64 {
+        let needs = &self.needs;
+        let shortest = Self { limit: self.limit, needs: Needs { positions: 0, ..needs.clone() } };
+        let left = shortest.room().saturating_sub(needs.weights(&span.iter().collect()));
+        let each = u64::from(span.len()) * needs.page / PAGE as u64 + needs.row + needs.rotary;
+        left / each.max(1) / PAGE as u64 * PAGE as u64
+    }
+}
+
+/// A span does not fit, and what would.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutOfMemory {
+    span: Layers,
+    budget: Budget,
+}
+
+impl std::error::Error for OutOfMemory {}
+
+/// Sequences shorter than this are of no use to anybody.
+const POSITIONS_USEFUL: u64 = 256;
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (span, needs) = (self.span, &self.budget.needs);
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let weights = needs.weights(&span.iter().collect());
+        let cache = u64::from(span.len()) * needs.sequence_bytes();
+        let need = weights + cache + needs.fixed();
+        let need = need + need.div_ceil(ALLOCATOR_PART - 1);
+        write!(
+            f,
+            "layers {span} need {} MiB of memory and there are {}: weights {}, KV cache for one sequence of {} \
+             positions {}, buffers, queues and the process itself {}. Give each peer {} MiB",
+            mib(need),
+            self.budget.limit >> 20,
+            mib(weights),
+            needs.positions,
+            mib(cache),
+            mib(need - weights - cache),
+            mib(need),
+        )?;
+        match self.budget.peers() {
+            Some(peers) => write!(f, ", or let {peers} peers share the layers")?,
+            None => f.write_str("; no number of peers of this size suffices")?,
+        }
+        let positions = self.budget.positions(span);
+        if positions >= POSITIONS_USEFUL && positions < needs.positions {
+            write!(f, ", or limit sequences to {positions} positions")?;
+        }
+        Ok(())
+    }
+}
+
+/// What to tell a user of shadows that were left out.
+#[must_use]
+pub fn without_room(left_out: &[Layers]) -> String {
+    let count = layer_set(left_out).len();
+    let words = left_out.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!(
+        "there is no memory for {count} shadow layers {words}: their loss would not be survived; give each peer more memory, or use more peers"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// 30 layers of 10 MiB each, embedding and head of 40 MiB, 1 MiB of KV cache for 16 positions of a layer.
+    fn needs() -> Needs {
+        Needs {
+            layers: vec![10 * MIB; 30],
+            embedding: 40 * MIB,
+            head: 40 * MIB,
+            tied: true,
+            page: MIB,
+            row: 4096,
+            rotary: 512,
+            positions: 160,
+            batch: 8 * MIB,
+            load: 8 * MIB,
+            adapters: 0,
+        }
+    }
+
+    fn fit(limit_mib: u64, span: (u32, u32), shadows: &[(u32, u32)]) -> Result<Fit, String> {
+        let shadows: Vec<Layers> = shadows.iter().map(|s| Layers::new(s.0, s.1)).collect();
+        let budget = Budget::new(limit_mib * MIB, needs());
+        budget.fit(Layers::new(span.0, span.1), &shadows, &BTreeSet::new()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_span_that_does_not_fit_is_refused_with_what_would() {
+        // All 30 layers: weights 340, KV cache 300, the rest 48 + 32 + 8 + 8.
+        let told = fit(512, (0, 30), &[]).unwrap_err();
+        let numbers = "layers [0,30) need 761 MiB of memory and there are 512: weights 340, KV cache for one sequence of 160 positions 300, \
+             buffers, queues and the process itself 121. Give each peer 761 MiB, or let 2 peers share the layers";
+        assert_eq!(told, numbers);
+        assert!(fit(761, (0, 30), &[]).is_ok());
+        assert!(fit(760, (0, 30), &[]).is_err());
+        // With shorter sequences it would fit as well.
+        let longer = Budget::new(2048 * MIB, Needs { positions: 8192, ..needs() });
+        let told = longer.fit(Layers::new(0, 30), &[], &BTreeSet::new()).unwrap_err().to_string();
+        assert!(told.ends_with("or limit sequences to 816 positions"), "{told}");
+        let shorter = Budget::new(2048 * MIB, Needs { positions: 816, ..needs() });
+        assert!(shorter.fit(Layers::new(0, 30), &[], &BTreeSet::new()).is_ok());
+        let told = fit(100, (0, 1), &[]).unwrap_err();
+        assert!(told.ends_with("no number of peers of this size suffices"), "{told}");
+    }
+
+    #[test]
+    fn shadows_are_held_as_far_as_there_is_room_and_those_that_are_here_first() {
+        let all = fit(2048, (0, 10), &[(10, 20), (20, 30)]).unwrap();
+        assert_eq!((all.layers.len(), all.left_out.len()), (30, 0));
+        let some = fit(420, (0, 10), &[(10, 20)]).unwrap();
+        assert_eq!(some.left_out, [Layers::new(17, 20)]);
+        let budget = Budget::new(420 * MIB, needs());
+        let held = (17..20).collect();
+        let kept = budget.fit(Layers::new(0, 10), &[Layers::new(10, 20)], &held).unwrap();
+        assert_eq!(kept.left_out, [Layers::new(14, 17)]);
+        assert!(without_room(&kept.left_out).starts_with("there is no memory for 3 shadow layers [14,17)"));
+    }
+
+    #[test]
+    fn what_is_left_is_divided_as_positions_need_it() {
+        let fit = fit(1024, (0, 10), &[(10, 20)]).unwrap();
+        // A position takes 10 / 16 MiB of KV cache and 4 KiB of a journal.
+        let ratio = fit.kv_bytes as f64 / fit.journal_bytes as f64;
+        assert!((ratio - 160.0).abs() < 0.01, "{ratio}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_used_than_there_is(
+            limit_mib in 64..4096u64,
+            start in 0..30u32,
+            len in 0..31u32,
+            shadows in prop::collection::vec((0..30u32, 1..8u32), 0..4),
+            held in prop::collection::btree_set(0..30u32, 0..30),
+            positions in 16..4096u64,
+        ) {
+            let needs = Needs { positions, ..needs() };
+            let budget = Budget::new(limit_mib * MIB, needs.clone());
+            let span = Layers::new(start, (start + len).min(30));
+            let shadows: Vec<Layers> =
+                shadows.into_iter().map(|(at, len)| Layers::new(at, (at + len).min(30))).collect();
+            if let Ok(fit) = budget.fit(span, &shadows, &held) {
+                let fixed = needs.fixed() - needs.positions * needs.row;
+                let used = fixed + needs.weights(&fit.layers) + fit.kv_bytes + fit.journal_bytes;
+                prop_assert!(used + limit_mib * MIB / ALLOCATOR_PART <= limit_mib * MIB);
+                prop_assert!(fit.kv_bytes >= u64::from(span.len()) * needs.sequence_bytes());
+                prop_assert!(span.iter().all(|layer| fit.layers.contains(&layer)));
+                let asked: BTreeSet<u32> = layer_set(&shadows).into_iter().chain(span.iter()).collect();
+                let given: BTreeSet<u32> =
+                    fit.layers.iter().copied().chain(layer_set(&fit.left_out)).collect();
+                prop_assert_eq!(given, asked);
+            }
+        }
+    }
+}

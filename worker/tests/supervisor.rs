@@ -1,0 +1,131 @@
+//! What `dunlin-worker local` does when its processes end, when something is wrong that no new process mends, and when nobody listens.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use dunlin_e2e::chat::{self, Question};
+use dunlin_e2e::local::{Local, children};
+use dunlin_e2e::wait;
+use dunlin_model::random_model::{self, RandomModelSpec};
+use tempfile::TempDir;
+
+/// Ends of stages in a row after which the supervisor gives up.
+const GIVES_UP_AFTER: usize = 21;
+
+fn worker() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
+}
+
+fn model(folder: &TempDir) -> PathBuf {
+    let spec =
+        RandomModelSpec { layers: 4, hidden: 64, heads: 2, kv_heads: 2, ffn: 128, vocab: 300, seed: 1 };
+    let path = folder.path().join("model");
+    random_model::write(&path, &spec).unwrap();
+    path
+}
+
+fn kill(pid: u64) {
+    // SAFETY: kill(2) with the pid of a process that this test has started. It may have ended.
+    #[allow(unsafe_code, reason = "std cannot kill a process that is not its child")]
+    unsafe {
+        libc::kill(i32::try_from(pid).unwrap(), libc::SIGKILL);
+    }
+}
+
+/// What it printed last on standard error.
+fn last_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+/// Starts a swarm that is not expected to go on for long, and what it says is read.
+fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn as_long_as_something_is_served_in_between_any_number_of_losses_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Local::start(worker(), &model(&folder), 2, 1).unwrap();
+    let question = Question::greedy("model", "Hello", 2);
+    let expected = chat::ask(&local.url, &question).unwrap().ids;
+    for round in 0..GIVES_UP_AFTER + 4 {
+        let peers = local.processes().unwrap().into_iter().filter(|(name, _)| name.starts_with("peer-"));
+        let (name, pid) = peers.max_by_key(|(_, pid)| *pid).unwrap();
+        kill(pid);
+        assert_eq!(chat::ask(&local.url, &question).unwrap().ids, expected, "round {round}");
+        wait::until_true("the replacement is there", Duration::from_secs(20), || {
+            let now = local.processes()?;
+            let whole = now.len() == 3 && !now.contains_key(&name);
+            Ok((whole, format!("{now:?}")))
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn stages_that_end_one_after_the_other_end_the_swarm_and_it_says_how() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 1, 1));
+    wait::until_true("the swarm ends", Duration::from_secs(60), || {
+        for (name, pid) in children(supervisor.id())? {
+            if name.starts_with("peer-") {
+                kill(pid);
+            }
+        }
+        Ok((supervisor.try_wait()?.is_some(), "it runs".to_owned()))
+    })
+    .unwrap();
+    let output = supervisor.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    let last = last_line(&output);
+    let expected = format!("Error: {GIVES_UP_AFTER} stages ended one after the other, the last one, peer-");
+    assert!(last.starts_with(&expected) && last.contains("signal: 9"), "{last}");
+    let replaced = said.lines().filter(|line| line.contains("takes its place")).count();
+    assert_eq!(replaced, GIVES_UP_AFTER - 1, "{said}");
+}
+
+#[test]
+fn what_no_other_stage_would_mend_ends_the_swarm_at_once_with_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    let weights = model.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let cases = [(model, "Error: ModelInvalid: "), (folder.path().join("none"), "Error: ")];
+    for (path, begin) in cases {
+        let started = Instant::now();
+        let output = Local::command(worker(), &path, 2, 1).output().unwrap();
+        let last = last_line(&output);
+        assert!(last.starts_with(begin) && last.contains(&path.display().to_string()), "{last}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn a_gateway_that_is_lost_ends_the_swarm_and_it_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 2, 1));
+    let gateway = wait::until("the gateway runs", Duration::from_secs(20), || {
+        Ok(children(supervisor.id())?.get("gateway").copied())
+    });
+    kill(gateway.unwrap());
+    let killed = Instant::now();
+    wait::until("the swarm ends", Duration::from_secs(20), || Ok(supervisor.try_wait()?)).unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+    let output = supervisor.wait_with_output().unwrap();
+    assert!(last_line(&output).starts_with("Error: the gateway ended (signal: 9"), "{}", last_line(&output));
+}
+
+#[test]
+fn a_swarm_whose_output_nobody_reads_ends_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 1, 1));
+    drop(supervisor.stdout.take());
+    let output = supervisor.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("panicked") && !said.contains("Error"), "{said}");
+}
