@@ -102,7 +102,8 @@ pub struct ModelSpec {
     pub name: Option<String>,
     /// Where the weights are.
     pub source: ModelSource,
-    /// Longest sequence in tokens, prompt and answer together; what the model was trained for when absent or less.
+    /// Longest sequence in tokens, prompt and answer together; what the model was trained for when absent or less. Every peer needs memory for
+    /// the KV cache of one sequence of this length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 16_777_216))]
     pub max_sequence_length: Option<u32>,

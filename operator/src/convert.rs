@@ -105,7 +105,7 @@ impl Desired {
     /// The pods that are wanted.
     #[must_use]
     pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended }
+        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended, resize: true }
     }
 
     /// Peers in all pools.

@@ -68,6 +68,8 @@ pub struct Wanted<'a> {
     pub template: &'a str,
     /// Nothing should run.
     pub suspended: bool,
+    /// Pods that have not served yet are made anew when their pool is given another amount of memory.
+    pub resize: bool,
 }
 
 /// What the roster is made from.
@@ -221,8 +223,17 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
         (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
             Standing::Ready
         }
+        _ if resized(desired, worker, answer) => Standing::Outdated,
         _ => Standing::Coming,
     }
+}
+
+/// Whether its pool was given another amount of memory before it served: with what it has it may never do so. Who has served goes on with
+/// what it has.
+fn resized(desired: Wanted<'_>, worker: &WorkerView, answer: Option<&Answer>) -> bool {
+    let pool = desired.pools.iter().find(|pool| pool.template.name == worker.pool);
+    let memory = pool.map(|pool| pool.template.memory_bytes).zip(worker.memory_bytes);
+    desired.resize && memory.is_some_and(|(wanted, has)| wanted != has) && answer.is_none_or(|a| !a.was_ready)
 }
 
 #[cfg(test)]
@@ -375,6 +386,19 @@ mod tests {
         let roster = run(&world, 2, 0, true);
         assert_eq!(names(&roster.delete), ["a", "b"]);
         assert_eq!(roster.create.len(), 2);
+    }
+
+    #[test]
+    fn who_has_not_served_goes_when_its_pool_is_given_other_memory() {
+        let mut world = world(&["a", "b"]);
+        for name in ["a", "b"] {
+            world.workers.get_mut(name).unwrap().memory_bytes = Some(256 << 20);
+        }
+        let report = Report { state: WorkerState::Loading, ..Report::default() };
+        let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
+        world.answers.insert("b".into(), answer);
+        let roster = run(&world, 2, 0, true);
+        assert_eq!((names(&roster.delete), roster.create.len()), (vec!["b"], 1));
     }
 
     #[test]

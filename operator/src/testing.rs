@@ -117,6 +117,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         pool: pool.into(),
         template: "t".into(),
         has_role: true,
+        memory_bytes: Some(512 << 20),
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),

@@ -5,28 +5,30 @@ use std::collections::BTreeSet;
 
 use crate::layout::{Member, Wanted};
 use crate::partition::{Capacity, partition};
-use crate::topology::{Layers, ranges};
+use crate::speed::{even_out, usual};
+use crate::topology::{Layers, PeerName, ranges};
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.
-pub const GAIN_PERCENT_MIN: u32 = 10;
-/// Peers whose measured rate is within this factor of the median count as equal: rates measured under load are noisy.
-const RATE_NOISE: f64 = 1.5;
+const GAIN_PERCENT_MIN: u32 = 10;
+/// Every share of the model that has to be loaded for a new cut must be worth this much more, in percent of gain for the whole model.
+const GAIN_PERCENT_FOR_MODEL: u32 = 25;
+/// Peers whose speed is within this factor of the median count as equal.
+pub const SPEED_NOISE: f64 = 1.5;
 
-/// Rows per second through one layer of each member, cleaned: what is not measured is taken for the median, as is what differs
-/// from it by noise alone.
+/// The speed of each member, cleaned.
 #[must_use]
-pub fn rates(members: &[&Member]) -> Vec<f64> {
-    let measured = |rate: f64| rate.is_finite() && rate > 0.0;
-    let mut known: Vec<f64> =
-        members.iter().map(|m| m.rows_per_s_per_layer).filter(|r| measured(*r)).collect();
-    known.sort_by(f64::total_cmp);
-    let median = known.get(known.len() / 2).copied().unwrap_or(1.0);
-    members
-        .iter()
-        .map(|m| match m.rows_per_s_per_layer {
-            rate if measured(rate) && (rate > median * RATE_NOISE || rate * RATE_NOISE < median) => rate,
-            _ => median,
-        })
+pub fn speeds(members: &[&Member]) -> Vec<f64> {
+    even_out(&members.iter().map(|m| m.speed).collect::<Vec<_>>(), SPEED_NOISE)
+}
+
+/// Members that are faster or slower than is usual, with their speed in percent of the usual one, in tens.
+#[must_use]
+pub fn unusual(members: &[Member]) -> Vec<(&PeerName, u32)> {
+    let speeds: Vec<f64> = members.iter().map(|m| m.speed).collect();
+    let usual = usual(&speeds);
+    let all = members.iter().zip(even_out(&speeds, SPEED_NOISE));
+    all.filter(|(_, speed)| *speed != usual)
+        .map(|(member, speed)| (&member.name, ((speed / usual * 10.0).round() as u32 * 10).max(1)))
         .collect()
 }
 
@@ -41,26 +43,22 @@ pub fn cut(wanted: &Wanted, members: &[&Member]) -> (Vec<Layers>, bool) {
         return (spans, true);
     }
     let layers = wanted.layers();
-    let all = rates(members).into_iter().map(|rate| Capacity { rate, layers_max: layers });
+    let all = speeds(members).into_iter().map(|rate| Capacity { rate, layers_max: layers });
     (partition(layers, &all.collect::<Vec<_>>()).unwrap_or_default(), false)
 }
 
 /// Spans that fit into a `share`-th of each member's memory.
 fn within(wanted: &Wanted, members: &[&Member], share: u64) -> Option<Vec<Layers>> {
-    let layers = wanted.layers();
-    let all = rates(members).into_iter().map(|rate| Capacity { rate, layers_max: layers });
+    let (layers, none) = (wanted.layers(), BTreeSet::new());
+    let all = speeds(members).into_iter().map(|rate| Capacity { rate, layers_max: layers });
     let mut capacities: Vec<Capacity> = all.collect();
     loop {
         let spans = partition(layers, &capacities).ok()?;
         let mut fits = true;
         for ((span, member), capacity) in spans.iter().zip(members).zip(&mut capacities) {
-            let room = member.weight_bytes_max / share;
-            let mut used = 0u64;
-            let fit = span.iter().take_while(|&layer| {
-                used = used.saturating_add(wanted.bytes(layer));
-                used <= room
-            });
-            let fit = u32::try_from(fit.count()).unwrap_or(u32::MAX);
+            let room = member.room_bytes / share;
+            let takes = |len: &u32| wanted.need(Layers::new(span.start, span.start + len), &none) <= room;
+            let fit = (0..=span.len()).take_while(takes).last().unwrap_or(0);
             if fit < span.len() {
                 // Never more than this again, so the loop ends.
                 (capacity.layers_max, fits) = (fit, false);
@@ -72,23 +70,35 @@ fn within(wanted: &Wanted, members: &[&Member], share: u64) -> Option<Vec<Layers
     }
 }
 
-/// By how many percent the slowest stage of `spans` would get faster if it were cut like `better`.
+/// By how many percent the slowest stage of `spans` would get faster if it were cut like `better`: 0 when that is not worth loading
+/// `moved_percent` of the model for, or when the speed of a member is not known.
 #[must_use]
-pub fn gain_percent(members: &[&Member], spans: &[Layers], better: &[Layers]) -> u32 {
-    let rates = rates(members);
+pub fn gain_percent(members: &[&Member], spans: &[Layers], better: &[Layers], moved_percent: u32) -> u32 {
+    if members.iter().any(|m| m.speed <= 0.0) {
+        return 0;
+    }
+    let speeds = speeds(members);
     let slowest = |spans: &[Layers]| {
-        spans.iter().zip(&rates).map(|(span, rate)| f64::from(span.len()) / rate).fold(0.0, f64::max)
+        spans.iter().zip(&speeds).map(|(span, speed)| f64::from(span.len()) / speed).fold(0.0, f64::max)
     };
     let (now, then) = (slowest(spans), slowest(better));
-    if now > 0.0 && then < now { ((1.0 - then / now) * 100.0).floor() as u32 } else { 0 }
+    let gain = if now > 0.0 && then < now { ((1.0 - then / now) * 100.0).floor() as u32 } else { 0 };
+    let worth = GAIN_PERCENT_MIN + GAIN_PERCENT_FOR_MODEL * moved_percent.min(100) / 100;
+    if gain > worth { gain } else { 0 }
+}
+
+/// The layers that none of `spans` covers.
+#[must_use]
+pub fn gaps(spans: &[Layers], layers: u32) -> Vec<Layers> {
+    let covered: BTreeSet<u32> = spans.iter().flat_map(|span| span.iter()).collect();
+    ranges(&(0..layers).filter(|l| !covered.contains(l)).collect())
 }
 
 /// Places for `missing` peers in the layers that none of `spans` covers: one in each gap, more in wide ones. `usual`: layers of an
 /// average peer. `None` when there are more gaps than missing peers: fewer peers are wanted now.
 #[must_use]
 pub fn places(spans: &[Layers], layers: u32, missing: usize, usual: f64) -> Option<Vec<Layers>> {
-    let covered: BTreeSet<u32> = spans.iter().flat_map(|span| span.iter()).collect();
-    let gaps = ranges(&(0..layers).filter(|l| !covered.contains(l)).collect());
+    let gaps = gaps(spans, layers);
     if gaps.len() > missing {
         return None;
     }
@@ -113,28 +123,31 @@ pub fn places(spans: &[Layers], layers: u32, missing: usize, usual: f64) -> Opti
 mod tests {
     use super::*;
 
-    fn members(rates: &[f64]) -> Vec<Member> {
-        let member = |rate: &f64| Member {
-            rows_per_s_per_layer: *rate,
-            weight_bytes_max: u64::MAX,
-            ..Member::default()
-        };
-        rates.iter().map(member).collect()
+    fn members(speeds: &[f64]) -> Vec<Member> {
+        let member = |speed: &f64| Member { speed: *speed, room_bytes: u64::MAX, ..Member::default() };
+        speeds.iter().map(member).collect()
     }
 
     #[test]
-    fn noise_and_missing_measurements_make_no_difference_and_real_ones_do() {
-        let rates = |of: &[f64]| super::rates(&members(of).iter().collect::<Vec<_>>());
-        assert_eq!(rates(&[100.0, 130.0, 0.0, f64::NAN]), [130.0; 4]);
-        assert_eq!(rates(&[400.0, 200.0, 100.0]), [400.0, 200.0, 100.0]);
-        assert_eq!(rates(&[0.0, 0.0]), [1.0; 2]);
+    fn a_gain_must_be_worth_what_is_loaded_for_it_and_be_known() {
+        let l = Layers::new;
+        let (even, uneven) = ([l(0, 10), l(10, 20), l(20, 30)], [l(0, 12), l(12, 24), l(24, 30)]);
+        let gain = |speeds: &[f64], moved_percent| {
+            let all = members(speeds);
+            gain_percent(&all.iter().collect::<Vec<_>>(), &even, &uneven, moved_percent)
+        };
+        assert_eq!(gain(&[1.0, 1.0, 0.5], 10), 40);
+        assert_eq!(gain(&[1.0, 1.0, 0.6], 10), 28);
+        assert_eq!(gain(&[1.0, 1.0, 0.6], 90), 0, "too much to load");
+        assert_eq!(gain(&[1.0, 1.0, 1.0], 0), 0);
+        assert_eq!(gain(&[1.0, 0.0, 0.5], 0), 0, "nobody knows");
     }
 
     #[test]
     fn the_embedding_in_the_first_layer_leaves_less_room_for_others() {
         let mut all = members(&[1.0; 3]);
         for member in &mut all {
-            member.weight_bytes_max = 12;
+            member.room_bytes = 12;
         }
         let mut wanted = Wanted { layer_bytes: vec![1; 30], ..Wanted::default() };
         wanted.layer_bytes[0] = 5;

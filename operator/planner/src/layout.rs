@@ -9,7 +9,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::cut::{GAIN_PERCENT_MIN, cut, gain_percent, places};
+use crate::cut::{cut, gain_percent, gaps, places};
 use crate::shadow::shadows;
 use crate::topology::{
     Layers, ModelId, PeerName, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges,
@@ -32,10 +32,10 @@ pub struct Member {
     pub spot: bool,
     /// What it can do.
     pub state: PeerState,
-    /// Room for weights, in bytes.
-    pub weight_bytes_max: u64,
-    /// Measured rows per second through one layer; 0 while not measured.
-    pub rows_per_s_per_layer: f64,
+    /// Room for weights and KV cache, in bytes.
+    pub room_bytes: u64,
+    /// How fast it computes beside the others, 1 being usual; 0 while not known. See [`crate::speed`].
+    pub speed: f64,
     /// Layers it can execute now.
     pub held: Vec<Layers>,
 }
@@ -45,8 +45,12 @@ pub struct Member {
 pub struct Wanted {
     /// Which model.
     pub model: ModelId,
-    /// Bytes of each layer once loaded; the first with the embedding, the last with the head.
+    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
     pub layer_bytes: Vec<u64>,
+    /// What the first and the last layer share when one peer has both, in bytes.
+    pub shared_bytes: u64,
+    /// KV cache of one sequence of the greatest length in one layer, in bytes: who executes a layer needs that much at least.
+    pub sequence_bytes: u64,
     /// Stage peers.
     pub peers: usize,
     /// How many other peers hold each layer.
@@ -60,10 +64,32 @@ impl Wanted {
         u32::try_from(self.layer_bytes.len()).unwrap_or(u32::MAX)
     }
 
-    /// Bytes of one layer; 0 beyond the model.
+    /// Weights of one layer; 0 beyond the model.
     #[must_use]
     pub fn bytes(&self, layer: u32) -> u64 {
         self.layer_bytes.get(layer as usize).copied().unwrap_or(0)
+    }
+
+    /// What a peer needs room for that executes `span` and holds the layers of `shadows` for others.
+    #[must_use]
+    pub fn need(&self, span: Layers, shadows: &BTreeSet<u32>) -> u64 {
+        let others = shadows.iter().copied().filter(|layer| !span.contains(*layer));
+        let held: BTreeSet<u32> = span.iter().chain(others).collect();
+        let both = self.layers() > 1 && held.contains(&0) && held.contains(&(self.layers() - 1));
+        let weights = held.iter().map(|layer| self.bytes(*layer)).fold(0, u64::saturating_add);
+        let cache = u64::from(span.len()).saturating_mul(self.sequence_bytes);
+        weights.saturating_add(cache).saturating_sub(if both { self.shared_bytes } else { 0 })
+    }
+
+    /// How many peers with this room it takes to execute all layers; `None` when no number suffices.
+    #[must_use]
+    pub fn peers_with(&self, room_bytes: u64) -> Option<u32> {
+        let (mut start, mut peers) = (0, 0);
+        while start < self.layers() {
+            let fits = |end: &u32| self.need(Layers::new(start, *end), &BTreeSet::new()) <= room_bytes;
+            (start, peers) = ((start + 1..=self.layers()).rev().find(fits)?, peers + 1);
+        }
+        Some(peers)
     }
 }
 
@@ -94,24 +120,30 @@ pub enum Reason {
     Resized,
     /// A replacement took too long.
     GapFilled,
-    /// The slowest stage gets faster.
-    Rebalanced,
+    /// The slowest stage gets faster by so many percent.
+    Rebalanced(u32),
     /// A span did not fit into its peer's memory.
     Refitted,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let words = match self {
             Self::Kept => "nobody moves",
             Self::First => "first layout",
             Self::Replaced => "replacements took the places of lost peers",
             Self::Waits => "a lost peer's layers run from shadows until a replacement joins",
             Self::Resized => "cut anew for another number of peers",
             Self::GapFilled => "cut anew because no replacement came",
-            Self::Rebalanced => "cut anew by the measured speed of the peers",
+            Self::Rebalanced(percent) => {
+                return write!(
+                    f,
+                    "cut anew by the measured speed of the peers: the slowest stage gets {percent} % faster"
+                );
+            }
             Self::Refitted => "cut anew to fit into memory",
-        })
+        };
+        f.write_str(words)
     }
 }
 
@@ -120,24 +152,31 @@ impl fmt::Display for Reason {
 pub enum Shortage {
     /// For the layers that a peer executes.
     #[error(
-        "{layers} layers of {need_mib} MiB do not fit into the {has_mib} MiB that a peer of pool {pool} has for weights: raise \
-         memory.host or the number of peers"
+        "{layers} layers need {need_mib} MiB, with the KV cache of one sequence of the greatest length, and a peer of pool {pool} has room for \
+         {has_mib}: raise memory.host{}, or lower model.maxSequenceLength",
+        more_peers(*.peers)
     )]
     Span {
         /// Pool of the peer.
         pool: String,
         /// Layers of its span.
         layers: u32,
-        /// Their size.
+        /// What they need.
         need_mib: u64,
         /// Its room.
         has_mib: u64,
+        /// With so many peers like it the model would fit, if with any number.
+        peers: Option<u32>,
     },
     /// For shadows.
     #[error(
         "the peers have no room for {0} shadow layers: raise memory.host or the number of peers, or lower redundancy.shadows"
     )]
     Shadows(u32),
+}
+
+fn more_peers(peers: Option<u32>) -> String {
+    peers.map_or_else(String::new, |peers| format!(", or the number of peers to {peers}"))
 }
 
 /// A topology with the words for it.
@@ -212,7 +251,7 @@ pub fn layout(
         reason: spans.reason,
         covered,
         settled,
-        shortage: overfull(wanted, &order, &cuts).or(without_room),
+        shortage: spans.shortage.or_else(|| overfull(wanted, &order, &cuts)).or(without_room),
         gain_percent: spans.gain_percent,
         spare: spans.spare,
     })
@@ -221,12 +260,13 @@ pub fn layout(
 /// The first span that does not fit.
 fn overfull(wanted: &Wanted, members: &[&Member], spans: &[Layers]) -> Option<Shortage> {
     members.iter().zip(spans).find_map(|(member, span)| {
-        let need: u64 = span.iter().map(|l| wanted.bytes(l)).sum();
-        (need > member.weight_bytes_max).then(|| Shortage::Span {
+        let need = wanted.need(*span, &BTreeSet::new());
+        (need > member.room_bytes).then(|| Shortage::Span {
             pool: member.pool.clone(),
             layers: span.len(),
-            need_mib: need >> 20,
-            has_mib: member.weight_bytes_max >> 20,
+            need_mib: need.div_ceil(1 << 20),
+            has_mib: member.room_bytes >> 20,
+            peers: wanted.peers_with(member.room_bytes),
         })
     })
 }
@@ -254,6 +294,8 @@ struct Spans<'a> {
     reason: Reason,
     gain_percent: u32,
     spare: usize,
+    /// What another cut, which was due, has no room for.
+    shortage: Option<Shortage>,
 }
 
 /// Members in pipeline order, each with its span.
@@ -265,14 +307,15 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         members.iter().filter(|m| before(m).is_none_or(Layers::is_empty)).copied().collect();
     let anew = |placed: &[(&'a Member, Layers)], rest: &[&'a Member], reason| {
         let order: Vec<&Member> = placed.iter().map(|(m, _)| *m).chain(rest.iter().copied()).collect();
-        let (spans, _) = cut(wanted, &order);
+        let (spans, fits) = cut(wanted, &order);
+        let shortage = if fits { None } else { overfull(wanted, &order, &spans) };
         let mut placed: Vec<(&Member, Layers)> = order.into_iter().zip(spans).collect();
         // Those without layers come last, here as in every later pass, so that shadows stay where they are.
         placed.sort_by_key(|(m, span)| match span.is_empty() {
             false => (false, span.start, None),
             true => (true, 0, Some(m.name.clone())),
         });
-        Spans { placed, reason, ..Spans::default() }
+        Spans { placed, reason, shortage, ..Spans::default() }
     };
     if placed.is_empty() {
         return anew(&[], &unplaced, Reason::First);
@@ -283,14 +326,30 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
     let taken: Vec<Layers> = placed.iter().map(|(_, span)| *span).collect();
     let usual = f64::from(wanted.layers()) / wanted.peers.max(1) as f64;
     let missing = wanted.peers.saturating_sub(placed.len());
-    let Some(mut open) = places(&taken, wanted.layers(), missing, usual) else {
-        return anew(&placed, &unplaced, Reason::Resized);
+    // Layers move only to where they fit; who serves goes on serving.
+    let mut shortage = None;
+    let mut fitting = |new: Spans<'a>| match new.shortage {
+        None => Some(new),
+        Some(_) => {
+            shortage = new.shortage;
+            None
+        }
+    };
+    let mut open = match places(&taken, wanted.layers(), missing, usual) {
+        Some(open) => open,
+        None => match fitting(anew(&placed, &unplaced, Reason::Resized)) {
+            Some(new) => return new,
+            None => gaps(&taken, wanted.layers()),
+        },
     };
     let replaced = open.len().min(unplaced.len());
     placed.extend(unplaced.drain(..replaced).zip(open.drain(..replaced)));
     placed.sort_by_key(|(_, span)| span.start);
-    if !open.is_empty() && may.fill_gaps {
-        return anew(&placed, &[], Reason::GapFilled);
+    if !open.is_empty()
+        && may.fill_gaps
+        && let Some(new) = fitting(anew(&placed, &[], Reason::GapFilled))
+    {
+        return new;
     }
 
     // More peers than places. Who was told before that there is nothing to do for it stays so.
@@ -299,8 +358,10 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
     fresh.retain(|m| before(m).is_none());
     let complete = placed.len() + idle.len() + fresh.len() >= wanted.peers;
     if !fresh.is_empty() && (complete || may.grow) {
-        let rest: Vec<&Member> = idle.into_iter().chain(fresh).collect();
-        return anew(&placed, &rest, Reason::Resized);
+        let rest: Vec<&Member> = idle.iter().chain(&fresh).copied().collect();
+        if let Some(new) = fitting(anew(&placed, &rest, Reason::Resized)) {
+            return new;
+        }
     }
 
     let reason = match (open.is_empty(), replaced) {
@@ -315,6 +376,7 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         reason,
         gain_percent: 0,
         spare,
+        shortage: shortage.clone(),
     };
     let (order, now): (Vec<&Member>, Vec<Layers>) = all().placed.into_iter().unzip();
     if !open.is_empty() {
@@ -324,10 +386,25 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
     if fits && overfull(wanted, &order, &now).is_some() {
         return anew(&placed, &idle, Reason::Refitted);
     }
-    let gain_percent = if fits { gain_percent(&order, &now, &better) } else { 0 };
-    match gain_percent > GAIN_PERCENT_MIN {
-        true if may.rebalance => anew(&placed, &idle, Reason::Rebalanced),
+    let gain_percent = if fits {
+        gain_percent(&order, &now, &better, moved_percent(wanted, &order, &now, &better))
+    } else {
+        0
+    };
+    match gain_percent > 0 {
+        true if may.rebalance => anew(&placed, &idle, Reason::Rebalanced(gain_percent)),
         true => Spans { gain_percent, ..all() },
         false => all(),
     }
+}
+
+/// The share of the model that `members` with the spans `now` would have to load for the spans `better`, in percent.
+fn moved_percent(wanted: &Wanted, members: &[&Member], now: &[Layers], better: &[Layers]) -> u32 {
+    let moved = members.iter().zip(now.iter().zip(better)).map(|(member, (now, better))| {
+        let held = layer_set(&member.held);
+        let new = better.iter().filter(|layer| !held.contains(layer) && !now.contains(*layer));
+        new.map(|layer| u128::from(wanted.bytes(layer))).sum::<u128>()
+    });
+    let all = wanted.layer_bytes.iter().map(|bytes| u128::from(*bytes)).sum::<u128>();
+    u32::try_from(moved.sum::<u128>() * 100 / all.max(1)).unwrap_or(100)
 }

@@ -6,6 +6,7 @@
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
 //! * [`rebalance`](mod@rebalance) which stage of a training swarm a peer serves, and whose state it fetches ahead of need
 //! * [`route`] the cheapest way through all layers
+//! * [`speed`] how fast peers are beside one another
 
 pub mod cut;
 pub mod degrade;
@@ -16,6 +17,7 @@ pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod shadow;
+pub mod speed;
 pub mod topology;
 
 pub use degrade::degrade;

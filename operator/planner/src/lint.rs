@@ -91,7 +91,7 @@ impl fmt::Display for Finding {
                 write!(f, "every shadow of layers {layers} shares its {shared} with {owner}")
             }
             Self::Overcommit { peer, need_mib, has_mib } => {
-                write!(f, "peer {peer} is given {need_mib} MiB of weights and has room for {has_mib} MiB")
+                write!(f, "peer {peer} is given {need_mib} MiB and has room for {has_mib} MiB")
             }
         }
     }
@@ -195,11 +195,9 @@ fn domains(topology: &Topology, members: &[Member]) -> Vec<Finding> {
 }
 
 fn memory(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Finding> {
-    let given = |peer: &crate::topology::TopologyPeer| -> u64 {
-        layer_set(&peer.hold()).into_iter().map(|l| wanted.bytes(l)).sum()
-    };
+    let given = |peer: &crate::topology::TopologyPeer| wanted.need(peer.span, &layer_set(&peer.shadows));
     let over = topology.peers.iter().filter_map(|peer| {
-        let (need, room) = (given(peer), members.iter().find(|m| m.name == peer.name)?.weight_bytes_max);
+        let (need, room) = (given(peer), members.iter().find(|m| m.name == peer.name)?.room_bytes);
         (need > room).then(|| Finding::Overcommit {
             peer: peer.name.clone(),
             need_mib: need >> 20,
@@ -226,7 +224,7 @@ mod tests {
 
     fn member(name: &str, node: &str, zone: &str, room: u64) -> Member {
         let (node, zone) = (node.into(), zone.into());
-        Member { name: name.into(), node, zone, weight_bytes_max: room << 20, ..Member::default() }
+        Member { name: name.into(), node, zone, room_bytes: room << 20, ..Member::default() }
     }
 
     fn wanted() -> Wanted {
@@ -280,7 +278,7 @@ mod tests {
                 "layers [4,8) have too few shadows",
                 "layers [12,18) have too few shadows",
                 "every shadow of layers [0,4) shares its node with a",
-                "peer b is given 10 MiB of weights and has room for 9 MiB",
+                "peer b is given 10 MiB and has room for 9 MiB",
             ]
         );
     }

@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
+use crate::cut::unusual;
 use crate::layout::{Layout, Member, Wanted};
 use crate::topology::{Layers, TopologyPeer, layer_set};
 
 /// Longest report, in characters.
 pub const REPORT_MAX: usize = 1024;
+/// Peers of unusual speed that are named.
+const UNUSUAL_MAX: usize = 4;
 
 /// One line about the whole, then a table of the peers in the order of the pipeline, as many as fit into [`REPORT_MAX`] characters.
 #[must_use]
@@ -18,18 +21,31 @@ pub fn report(layout: &Layout, wanted: &Wanted, members: &[Member]) -> String {
     if layout.covered && !layout.settled {
         out.push_str("; layers are being loaded");
     }
+    let by_name = |peer: &TopologyPeer| members.iter().find(|m| m.name == peer.name);
+    let unusual = unusual(members);
+    if !unusual.is_empty() {
+        let mut words: Vec<String> = unusual
+            .iter()
+            .take(UNUSUAL_MAX)
+            .map(|(name, percent)| format!("{name} at {percent} %"))
+            .collect();
+        if unusual.len() > UNUSUAL_MAX {
+            words.push(format!("{} more", unusual.len() - UNUSUAL_MAX));
+        }
+        // Writing to a String cannot fail.
+        let _ = write!(out, "; not of the usual speed: {}", words.join(", "));
+    }
     let mut rows = vec![["PEER", "ZONE", "LAYERS", "SHADOWS", "MIB"].map(str::to_owned)];
     for peer in peers {
-        let member = members.iter().find(|m| m.name == peer.name);
-        let need: u64 = layer_set(&peer.hold()).into_iter().map(|l| wanted.bytes(l)).sum();
-        let room = member.map_or(0, |m| m.weight_bytes_max) >> 20;
+        let need = wanted.need(peer.span, &layer_set(&peer.shadows));
+        let room = by_name(peer).map(|m| m.room_bytes).filter(|room| *room < u64::MAX);
         let zone = if peer.zone.is_empty() { "-" } else { peer.zone.as_str() };
         rows.push([
             peer.name.to_string(),
             zone.to_owned(),
             words(&[peer.span]),
             words(&peer.shadows),
-            format!("{}/{room}", need >> 20),
+            format!("{}/{}", need >> 20, room.map_or("-".to_owned(), |room| (room >> 20).to_string())),
         ]);
     }
     let widths: Vec<usize> =

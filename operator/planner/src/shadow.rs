@@ -31,7 +31,7 @@ pub fn shadows(
     let mut room: Vec<u64> = members
         .iter()
         .zip(spans)
-        .map(|(m, span)| m.weight_bytes_max.saturating_sub(span.iter().map(|l| wanted.bytes(l)).sum()))
+        .map(|(m, span)| m.room_bytes.saturating_sub(wanted.need(*span, &BTreeSet::new())))
         .collect();
     let gaps = open.iter().flat_map(|gap| by_holders(*gap, had)).map(|gap| (None, gap));
     let owned = spans.iter().enumerate().map(|(i, span)| (Some(i), *span));

@@ -28,14 +28,14 @@ impl Story {
     }
 
     /// A peer on a node of its own joins.
-    fn join(&mut self, name: &str, zone: &str, rate: f64, room_mib: u64) {
+    fn join(&mut self, name: &str, zone: &str, speed: f64, room_mib: u64) {
         self.members.push(Member {
             name: name.into(),
             node: format!("node-{name}"),
             pool: "spot".into(),
             zone: zone.into(),
-            weight_bytes_max: room_mib << 20,
-            rows_per_s_per_layer: rate,
+            room_bytes: room_mib << 20,
+            speed,
             ..Member::default()
         });
     }
@@ -127,7 +127,7 @@ const NOTHING: May = May { fill_gaps: false, grow: false, rebalance: false };
 fn three_equal() -> Story {
     let mut story = Story::new(30, 4, 3);
     for name in ["a", "b", "c"] {
-        story.join(name, "", 1000.0, 256);
+        story.join(name, "", 1.0, 256);
     }
     story
 }
@@ -144,14 +144,14 @@ fn three_equal_peers() {
 #[test]
 fn unequal_rates() {
     let mut story = Story::new(30, 4, 3);
-    for (name, rate) in [("a", 4000.0), ("b", 2000.0), ("c", 1000.0)] {
-        story.join(name, "", rate, 256);
+    for (name, speed) in [("a", 2.0), ("b", 1.0), ("c", 0.5)] {
+        story.join(name, "", speed, 256);
     }
     story.plan("peers of speed 4:2:1 join", NOTHING);
     story.settle(NOTHING);
-    story.members[2].rows_per_s_per_layer = 1050.0;
-    story.plan("c measures itself a little faster", NOTHING);
-    story.members[0].rows_per_s_per_layer = 1000.0;
+    story.members[2].speed = 0.52;
+    story.plan("c gets a little faster", NOTHING);
+    story.members[0].speed = 0.5;
     story.plan("a is slowed down", NOTHING);
     story.plan("it stays slow", May { rebalance: true, ..NOTHING });
     story.settle(NOTHING);
@@ -163,14 +163,14 @@ fn unequal_rates() {
 fn bound_by_memory() {
     let mut story = Story::new(30, 4, 3);
     for (name, room) in [("a", 24), ("b", 128), ("c", 128)] {
-        story.join(name, "", 1000.0, room);
+        story.join(name, "", 1.0, room);
     }
     story.plan("a has memory for 6 layers", NOTHING);
     story.settle(NOTHING);
-    story.members[0].weight_bytes_max = 12 << 20;
+    story.members[0].room_bytes = 12 << 20;
     story.plan("a has memory for 3 layers", NOTHING);
     for member in &mut story.members {
-        member.weight_bytes_max = 20 << 20;
+        member.room_bytes = 20 << 20;
     }
     story.plan("nobody has memory for more than 5", NOTHING);
     story.check("bound-by-memory");
@@ -180,7 +180,7 @@ fn bound_by_memory() {
 fn two_zones() {
     let mut story = Story::new(24, 4, 4);
     for (name, zone) in [("a", "east"), ("b", "east"), ("c", "west"), ("d", "west")] {
-        story.join(name, zone, 1000.0, 256);
+        story.join(name, zone, 1.0, 256);
     }
     story.plan("two peers in each of two zones", NOTHING);
     story.settle(NOTHING);
@@ -195,7 +195,7 @@ fn two_zones() {
 fn five_become_three() {
     let mut story = Story::new(30, 4, 5);
     for name in ["a", "b", "c", "d", "e"] {
-        story.join(name, "", 1000.0, 256);
+        story.join(name, "", 1.0, 256);
     }
     story.plan("five peers", NOTHING);
     story.settle(NOTHING);

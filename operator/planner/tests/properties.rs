@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_planner::speed::{Pace, beside};
 use dunlin_planner::topology::layer_set;
 use dunlin_planner::{
     Layers, Loads, May, Member, PeerName, PeerState, Topology, TopologyPeer, Wanted, degrade, layout, lint,
@@ -162,8 +163,8 @@ proptest! {
                         name: format!("p{made:02}").into(),
                         node: format!("n{made}"),
                         zone: format!("z{zone}"),
-                        rows_per_s_per_layer: f64::from(rate) * 1000.0,
-                        weight_bytes_max: 64,
+                        speed: f64::from(rate),
+                        room_bytes: 64,
                         ..Member::default()
                     });
                 }
@@ -207,5 +208,74 @@ fn load(members: &mut [Member], topology: Option<&Topology>) {
             member.state = PeerState::Ready;
         }
         member.held = given;
+    }
+}
+
+/// Speeds that peers are measured at in one second: what they are asked for at that moment makes all of them fast or slow together, and
+/// noise some.
+fn second(speeds: &[f64], noise: &[f64]) -> impl Strategy<Value = Vec<f64>> + use<> {
+    let (speeds, noise) = (speeds.to_vec(), noise.to_vec());
+    let each = (0.0..1.0f64, -1.0..1.0f64, -1.0..1.0f64);
+    (1.0..30.0f64, prop::collection::vec(each, speeds.len())).prop_map(move |(asked, each)| {
+        let of = |((speed, noise), (chance, small, large)): ((&f64, &f64), (f64, f64, f64))| {
+            // A single measurement is off by up to a factor of 3, the others by a tenth.
+            let off = if chance < *noise { 3f64.powf(large) } else { 1.1f64.powf(small) };
+            1000.0 * asked * speed * off
+        };
+        speeds.iter().zip(&noise).zip(each).map(of).collect()
+    })
+}
+
+/// What a planner that learns of `seconds` one after the other plans after each of them; it may always rebalance.
+fn plans(seconds: &[Vec<f64>]) -> Vec<Vec<u32>> {
+    let peers = seconds[0].len();
+    let wanted = Wanted { layer_bytes: vec![1; 30], peers, shadows: 1, ..Wanted::default() };
+    let named = |i: usize| Member { name: format!("p{i}").into(), room_bytes: 64, ..Member::default() };
+    let mut members: Vec<Member> = (0..peers).map(named).collect();
+    let mut paces = vec![Pace::default(); peers];
+    let mut topology: Option<Topology> = None;
+    let mut plans = Vec::new();
+    for rates in seconds {
+        for ((pace, member), rate) in paces.iter_mut().zip(&mut members).zip(rates) {
+            pace.push(beside(*rate, rates).unwrap());
+            member.speed = pace.speed().unwrap_or(0.0);
+        }
+        load(&mut members, topology.as_ref());
+        let may = May { fill_gaps: true, grow: true, rebalance: true };
+        let plan = layout(&wanted, &members, topology.as_ref(), may).unwrap();
+        plans.push(plan.topology.peers.iter().map(|p| p.span.len()).collect());
+        topology = Some(plan.topology);
+    }
+    plans
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn equal_peers_get_equal_plans_however_noisy_their_measurements_are(
+        seconds in (2..6usize).prop_flat_map(|peers| {
+            prop::collection::vec(second(&vec![1.0; peers], &vec![0.3; peers]), 500)
+        }),
+        busy in (0..430usize, 0..6usize),
+    ) {
+        let mut seconds = seconds;
+        // Somebody else keeps one of the machines busy for more than a minute.
+        let (from, who) = (busy.0, busy.1 % seconds[0].len());
+        seconds[from..from + 70].iter_mut().for_each(|rates| rates[who] /= 3.0);
+        let even: Vec<u32> = plans(&seconds[..1])[0].clone();
+        prop_assert!(even.iter().max().unwrap() - even.iter().min().unwrap() <= 1, "{:?}", even);
+        for (second, plan) in plans(&seconds).into_iter().enumerate() {
+            prop_assert_eq!(&plan, &even, "after {} s", second + 1);
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_slow_for_long_gets_fewer_layers(
+        seconds in prop::collection::vec(second(&[1.0, 1.0, 0.3], &[0.3; 3]), 310),
+    ) {
+        let plans = plans(&seconds);
+        prop_assert_eq!(&plans[0], &[10, 10, 10]);
+        prop_assert!(plans[309][2] < 7, "{:?}", plans[309]);
     }
 }

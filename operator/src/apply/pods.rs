@@ -43,7 +43,7 @@ pub struct PoolTemplate {
     pub cpu_millis: u64,
     /// Threads of the engine.
     pub threads: u32,
-    /// Memory limit in bytes. The worker plans with seven eighths: the rest is for buffers and the process itself.
+    /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
@@ -59,17 +59,10 @@ impl PoolTemplate {
         })
     }
 
-    /// What a worker may use.
+    /// What a worker may use: threads, and so much memory.
     #[must_use]
-    pub fn args(&self) -> [String; 4] {
-        let memory = self.memory_bytes / 8 * 7;
-        ["--threads".to_owned(), self.threads.to_string(), "--memory".to_owned(), memory.to_string()]
-    }
-
-    /// What a worker has for weights, in bytes: half of its `--memory`, the other half is for KV cache and journals.
-    #[must_use]
-    pub fn weight_bytes_max(&self) -> u64 {
-        self.memory_bytes / 8 * 7 / 2
+    pub fn args(&self, memory_bytes: u64) -> [String; 4] {
+        ["--threads".to_owned(), self.threads.to_string(), "--memory".to_owned(), memory_bytes.to_string()]
     }
 }
 
@@ -234,7 +227,8 @@ pub fn stage_args(pool: &PoolTemplate, model_args: &[String]) -> Vec<String> {
     let (listen, cache) = (format!("0.0.0.0:{GRPC_PORT}"), "/var/cache/dunlin".to_owned());
     let mut args = common_args(ROLE_STAGE);
     args.extend(["--listen".to_owned(), listen, "--cache".to_owned(), cache]);
-    args.extend(pool.args());
+    // It divides all of it by itself, and says what room that leaves for layers.
+    args.extend(pool.args(pool.memory_bytes));
     args.extend_from_slice(model_args);
     args
 }

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Node, Pod, PodConditi
 use kube::ResourceExt;
 
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POOL, TEMPLATE};
+use crate::quantity::bytes;
 use crate::spot;
 
 /// Characters of an error that are told.
@@ -37,6 +38,8 @@ pub struct WorkerView {
     pub template: String,
     /// Its certificate says its role: without, pods that ask for one do not talk to it.
     pub has_role: bool,
+    /// Memory limit of its container in bytes.
+    pub memory_bytes: Option<u64>,
     /// Node, empty when not scheduled.
     pub node: String,
     /// Zone of the node, empty when unknown.
@@ -105,6 +108,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         pool: label(POOL),
         template: label(TEMPLATE),
         has_role: has_role(pod),
+        memory_bytes: memory_bytes(pod),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
@@ -126,6 +130,11 @@ pub fn has_role(pod: &Pod) -> bool {
 
 fn ended(status: &PodStatus) -> Option<&ContainerStateTerminated> {
     status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())
+}
+
+fn memory_bytes(pod: &Pod) -> Option<u64> {
+    let container = pod.spec.as_ref()?.containers.first()?;
+    bytes(&container.resources.as_ref()?.limits.as_ref()?.get("memory")?.0)
 }
 
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.

@@ -98,6 +98,7 @@ fn report(status: proto::Status) -> Report {
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
         model: status.model.filter(layers).map(facts),
+        room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
         run: None,
@@ -112,7 +113,8 @@ fn facts(model: proto::ModelFacts) -> ModelFacts {
     if let Some(last) = layer_bytes.last_mut() {
         *last = last.saturating_add(model.head_bytes);
     }
-    ModelFacts { layer_bytes }
+    let shared_bytes = if model.tied { model.embedding_bytes.min(model.head_bytes) } else { 0 };
+    ModelFacts { layer_bytes, shared_bytes, sequence_bytes: model.sequence_bytes }
 }
 
 /// A lazy channel that trusts the swarm's authority alone and expects `server_name`.

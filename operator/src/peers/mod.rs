@@ -3,6 +3,7 @@
 
 mod client;
 pub mod observation;
+mod pace;
 
 pub use client::GrpcConnector;
 pub use observation::{Checkpoint, Observation, RunPhase};
@@ -21,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use crate::observe::Trigger;
+use pace::Speed;
 
 /// Pause between questions to one worker.
 const INTERVAL: Duration = Duration::from_millis(1000);
@@ -46,8 +48,12 @@ pub enum WorkerState {
 /// Sizes of the model, read from its header by a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelFacts {
-    /// Bytes of each layer once loaded; the first with the embedding, the last with the head.
+    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
     pub layer_bytes: Vec<u64>,
+    /// What the first and the last share on one peer, in bytes.
+    pub shared_bytes: u64,
+    /// KV cache of one sequence of the greatest length in one layer, in bytes.
+    pub sequence_bytes: u64,
 }
 
 /// One answer of a worker.
@@ -63,6 +69,8 @@ pub struct Report {
     pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
     pub model: Option<ModelFacts>,
+    /// Room for weights and KV cache in bytes, once the model's header is read.
+    pub room_bytes: Option<u64>,
     /// (reason, message) of what a user must mend.
     pub error: Option<(String, String)>,
     /// Peers that a gateway found lost.
@@ -166,6 +174,8 @@ pub struct Answer {
     pub at: Option<Instant>,
     /// It said Ready at some time.
     pub was_ready: bool,
+    /// How fast it computes beside the others of its swarm, 1 being usual; `None` while too little is known.
+    pub speed: Option<f64>,
 }
 
 impl Answer {
@@ -179,6 +189,7 @@ impl Answer {
 struct Entry {
     addr: String,
     answer: Answer,
+    speed: Speed,
     order: watch::Sender<Option<Order>>,
     task: AbortHandle,
 }
@@ -225,7 +236,8 @@ impl Monitor {
                     orders,
                 }));
                 let task = task.abort_handle();
-                entries.insert(name, Entry { addr, answer: Answer::default(), order, task });
+                let speed = Speed::new(Instant::now());
+                entries.insert(name, Entry { addr, answer: Answer::default(), speed, order, task });
             }
         }
         if entries.is_empty() {
@@ -307,29 +319,46 @@ impl Conversation {
     /// Keeps an answer, and has the swarm looked at again when it says something new.
     fn take(&self, answer: Result<Report, String>) {
         let mut swarms = lock(&self.swarms);
-        let Some(entry) = swarms.get_mut(&self.swarm).and_then(|e| e.get_mut(&self.target.name)) else {
-            return;
-        };
+        let Some(entries) = swarms.get_mut(&self.swarm) else { return };
         let now = Instant::now();
         let news = match answer {
-            Ok(report) => {
-                let silent_before = entry.answer.is_silent(now, self.silence);
-                let news =
-                    silent_before || entry.answer.report.as_ref().is_none_or(|old| is_news(old, &report));
-                entry.answer.was_ready |= report.state == WorkerState::Ready;
-                entry.answer.at = Some(now);
-                entry.answer.report = Some(report);
-                news
-            }
+            Ok(report) => note(entries, &self.target.name, report, self.silence, now),
             Err(error) => {
                 debug!(peer = self.target.name, error, "no answer");
-                entry.answer.is_silent(now, self.silence)
+                entries.get(&self.target.name).is_some_and(|e| e.answer.is_silent(now, self.silence))
             }
         };
         if news {
             let _ = self.triggers.send(self.swarm.clone());
         }
     }
+}
+
+/// Keeps a report; whether it says something new.
+fn note(
+    entries: &mut BTreeMap<String, Entry>,
+    name: &str,
+    report: Report,
+    silence: Duration,
+    now: Instant,
+) -> bool {
+    let Some(entry) = entries.get_mut(name) else { return false };
+    let mut news = entry.answer.is_silent(now, silence)
+        || entry.answer.report.as_ref().is_none_or(|old| is_news(old, &report));
+    let measured = entry.speed.see(entry.answer.report.as_ref(), &report, now);
+    entry.answer.was_ready |= report.state == WorkerState::Ready;
+    entry.answer.at = Some(now);
+    entry.answer.report = Some(report);
+    if measured {
+        let rates: Vec<f64> = entries.values().filter_map(|e| e.speed.rate(now)).collect();
+        if let Some(entry) = entries.get_mut(name) {
+            entry.speed.compare(&rates, now);
+            let speed = entry.speed.known();
+            news |= entry.answer.speed != speed;
+            entry.answer.speed = speed;
+        }
+    }
+    news
 }
 
 /// Whether a report differs in what plans or the status are made from; sessions and small changes of speed do not.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dunlin_planner::cut::unusual;
 use dunlin_planner::topology::layer_set;
 use dunlin_planner::{
-    Finding, Layers, Layout, May, Member, ModelId, PeerName, PeerState, Topology, TopologyPeer, Wanted,
-    layout, lint, report,
+    Finding, Layers, Layout, May, Member, ModelId, PeerName, PeerState, Reason, Shortage, Topology,
+    TopologyPeer, Wanted, layout, lint, report,
 };
 use tokio::time::Instant;
 use tracing::debug;
@@ -31,6 +32,7 @@ const GAP_PATIENCE: Duration = Duration::from_secs(120);
 const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
 /// A layout that would be much faster by measured speed must be so for this long.
 const REBALANCE_PATIENCE: Duration = Duration::from_secs(90);
+
 /// What to do about a swarm.
 #[derive(Clone, Debug, Default)]
 pub struct Decision {
@@ -96,23 +98,25 @@ pub fn decide(
         },
     );
     let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
-    let happenings = memory.turnover.losses(&roster, &view.workers, &served, now);
-    let happenings = happenings.iter().map(|loss| Happening::lost("Peer", &loss.name, &loss.why)).collect();
+    let losses = memory.turnover.losses(&roster, &view.workers, &served, now);
+    let happenings = losses.iter().map(|loss| Happening::lost("Peer", &loss.name, &loss.why)).collect();
     let mut decision = Decision {
         happenings,
         create: roster.create.clone(),
         delete: roster.delete.clone(),
         ..Decision::default()
     };
-    if let Some((layout, summary)) = plan(desired, view, answers, &roster, memory, now)? {
-        (decision.layout, decision.summary) = (Some(layout), Some(summary));
+    let mut shortage = None;
+    if let Some(planned) = plan(desired, view, answers, &roster, memory, now)? {
+        decision.happenings.extend(planned.happenings);
+        (decision.layout, decision.summary) = (planned.layout, planned.summary);
+        shortage = planned.shortage;
     }
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     let crashing = memory.turnover.held("workers", &desired.template, now);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
     if decision.facts.trouble.is_none() {
-        let shortage = decision.layout.as_ref().and_then(|l| l.shortage.as_ref());
-        decision.facts.trouble = shortage.map(|told| ("InsufficientMemory".to_owned(), told.to_string()));
+        decision.facts.trouble = shortage.map(|told| ("OutOfMemory".to_owned(), told.to_string()));
     }
     Ok(decision)
 }
@@ -165,7 +169,15 @@ fn placed<'a>(topology: Option<&'a Topology>, name: &str) -> Option<&'a Topology
     topology?.peer(&PeerName::from(name)).filter(|p| !p.span.is_empty())
 }
 
-/// The layout and the words for it.
+/// The layout and the words for it; only what is lacking when the model does not fit at all.
+#[derive(Default)]
+struct Planned {
+    layout: Option<Layout>,
+    summary: Option<String>,
+    shortage: Option<Shortage>,
+    happenings: Vec<Happening>,
+}
+
 fn plan(
     desired: &Desired,
     view: &SwarmView,
@@ -173,7 +185,7 @@ fn plan(
     roster: &Roster,
     memory: &mut Memory,
     now: Instant,
-) -> Result<Option<(Layout, String)>, String> {
+) -> Result<Option<Planned>, String> {
     if desired.suspended {
         return Ok(None);
     }
@@ -181,6 +193,8 @@ fn plan(
     let wanted = Wanted {
         model: ModelId { name: desired.model.clone(), digest: desired.digest.clone() },
         layer_bytes: model.layer_bytes,
+        shared_bytes: model.shared_bytes,
+        sequence_bytes: model.sequence_bytes,
         peers: desired.peers() as usize,
         shadows: desired.shadows as usize,
     };
@@ -211,6 +225,12 @@ fn plan(
         rebalance: for_long(memory.imbalance, REBALANCE_PATIENCE),
     };
     let layout = layout(&wanted, &members, memory.topology.as_ref(), may).map_err(|e| e.to_string())?;
+    if layout.reason == Reason::First
+        && let Some(shortage @ Shortage::Span { .. }) = layout.shortage
+    {
+        // Workers would refuse what they have no memory for, one after the other.
+        return Ok(Some(Planned { shortage: Some(shortage), ..Planned::default() }));
+    }
     let findings = lint(&layout.topology, &wanted, &members);
     if let Some(error) = findings.iter().find(|f| f.is_error()) {
         return Err(error.to_string());
@@ -221,7 +241,23 @@ fn plan(
     memory.spare = keep(layout.spare > 0, memory.spare);
     memory.imbalance = keep(layout.gain_percent > 0 && layout.settled, memory.imbalance);
     let summary = report(&layout, &wanted, &members);
-    Ok(Some((layout, summary)))
+    let happenings = speeds(&layout, &members, memory);
+    let shortage = layout.shortage.clone();
+    Ok(Some(Planned { layout: Some(layout), summary: Some(summary), shortage, happenings }))
+}
+
+/// What there is to tell about the speed of peers: who has become slow, and that layers move for it.
+fn speeds(layout: &Layout, members: &[Member], memory: &mut Memory) -> Vec<Happening> {
+    let slow: Vec<(&PeerName, u32)> =
+        unusual(members).into_iter().filter(|(_, percent)| *percent < 100).collect();
+    let new = slow.iter().filter(|(name, _)| !memory.slow.contains(*name));
+    let mut happenings: Vec<Happening> =
+        new.map(|(name, percent)| Happening::slow(name.as_str(), *percent)).collect();
+    memory.slow = slow.iter().map(|(name, _)| (*name).clone()).collect();
+    if let Reason::Rebalanced(_) = layout.reason {
+        happenings.push(Happening::rebalanced(&layout.reason.to_string()));
+    }
+    happenings
 }
 
 /// A worker as the planner sees it; `None` for one that cannot be planned with.
@@ -262,10 +298,18 @@ fn member(
         zone: worker.zone.clone(),
         spot: pool.template.spot,
         state,
-        weight_bytes_max: pool.template.weight_bytes_max(),
-        rows_per_s_per_layer: report.map_or(0.0, |r| r.rows_per_s_per_layer),
+        room_bytes: room_bytes(view, answers, name),
+        speed: answers.get(name).and_then(|a| a.speed).unwrap_or(0.0),
         held,
     })
+}
+
+/// Room for layers that a worker has, by its own word or by that of others of its pool; unlimited while nobody has said any.
+fn room_bytes(view: &SwarmView, answers: &BTreeMap<String, Answer>, name: &str) -> u64 {
+    let said = |name: &str| answers.get(name)?.report.as_ref()?.room_bytes;
+    let pool = &view.workers[name].pool;
+    let others = view.workers.values().filter(|w| w.pool == *pool).filter_map(|w| said(&w.name));
+    said(name).or(others.min()).unwrap_or(u64::MAX)
 }
 
 /// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
@@ -358,22 +402,31 @@ mod tests {
         answers: BTreeMap<String, Answer>,
         memory: Memory,
         desired: Desired,
+        /// Of every worker.
+        room_bytes: u64,
         start: Instant,
     }
 
     impl World {
         fn new() -> Self {
-            let (view, answers, memory) = (SwarmView::default(), BTreeMap::new(), Memory::default());
-            let mut world = Self { view, answers, memory, desired: desired(3), start: Instant::now() };
-            for name in ["a", "b", "c"] {
-                world.join(name);
-                world.answer(name, WorkerState::Loading, 0);
-            }
+            let mut world = Self::with_room(200 << 20);
             for second in 0..3 {
                 world.decide(second);
                 world.load(second);
             }
             assert_eq!(world.spans(), ["a [0,10)", "b [10,20)", "c [20,30)"]);
+            world
+        }
+
+        /// Three workers that have read the model's header and have nothing yet.
+        fn with_room(room_bytes: u64) -> Self {
+            let (view, answers, memory) = (SwarmView::default(), BTreeMap::new(), Memory::default());
+            let (desired, start) = (desired(3), Instant::now());
+            let mut world = Self { view, answers, memory, desired, room_bytes, start };
+            for name in ["a", "b", "c"] {
+                world.join(name);
+                world.answer(name, WorkerState::Loading, 0);
+            }
             world
         }
 
@@ -392,7 +445,8 @@ mod tests {
             let report = Report {
                 state,
                 held: answer.report.as_ref().map(|r| r.held.clone()).unwrap_or_default(),
-                model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30] }),
+                model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30], ..ModelFacts::default() }),
+                room_bytes: Some(self.room_bytes),
                 ..Report::default()
             };
             answer.at = Some(self.start + Duration::from_secs(second));
@@ -534,6 +588,84 @@ mod tests {
         let decision = world.decide(9 + patience);
         assert_eq!(decision.delete.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["e"]);
         assert!(decision.create.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays_so_while_nothing_is_known()
+     {
+        let mut world = World::new();
+        let speed = |world: &mut World, speeds: [Option<f64>; 3]| {
+            for (name, speed) in ["a", "b", "c"].iter().zip(speeds) {
+                world.answers.get_mut(*name).unwrap().speed = speed;
+            }
+        };
+        let reasons = |decision: &Decision| -> Vec<String> {
+            decision.happenings.iter().map(|h| h.reason.clone()).collect()
+        };
+        let even = ["a [0,10)", "b [10,20)", "c [20,30)"];
+        speed(&mut world, [Some(1.0), Some(1.0), Some(0.3)]);
+        let told = world.decide(4);
+        assert_eq!(
+            (reasons(&told), world.spans()),
+            (vec!["PeerSlow".to_owned()], even.map(str::to_owned).to_vec())
+        );
+        let summary = told.summary.unwrap();
+        assert!(summary.contains("not of the usual speed: c at 30 %"), "{summary}");
+        let patience = REBALANCE_PATIENCE.as_secs();
+        world.load(3 + patience);
+        assert!(reasons(&world.decide(3 + patience)).is_empty());
+        assert_eq!(world.spans(), even);
+        world.load(4 + patience);
+        let moved = world.decide(4 + patience);
+        assert_eq!(reasons(&moved), ["SwarmRebalanced"]);
+        assert!(moved.happenings[0].note.contains("% faster"), "{}", moved.happenings[0].note);
+        let uneven = ["a [0,13)", "b [13,26)", "c [26,30)"];
+        assert_eq!(world.spans(), uneven);
+        for second in 5..8 {
+            world.load(second + patience);
+            world.decide(second + patience);
+        }
+        // Another operator leads and has not measured anything: that is no reason to move layers.
+        speed(&mut world, [None; 3]);
+        for second in 0..3 * patience {
+            world.load(10 + patience + second);
+            world.decide(10 + patience + second);
+        }
+        assert_eq!(world.spans(), uneven);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_does_not_fit_is_not_planned_and_what_would_help_is_told() {
+        let mut world = World::with_room(8 << 20);
+        let decision = world.decide(1);
+        assert!(decision.layout.is_none());
+        let (reason, message) = decision.facts.trouble.unwrap();
+        assert_eq!(reason, "OutOfMemory");
+        let told = "10 layers need 10 MiB, with the KV cache of one sequence of the greatest length, and a peer of pool spot has room for \
+             8: raise memory.host, or the number of peers to 4, or lower model.maxSequenceLength";
+        assert_eq!(message, told);
+        world.room_bytes = 20 << 20;
+        world.answer_all(WorkerState::Loading, 2);
+        let decision = world.decide(2);
+        assert_eq!((world.spans().len(), decision.facts.trouble), (3, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn layers_of_a_lost_peer_stay_on_shadows_when_they_fit_into_nobody_s_span() {
+        let mut world = World::with_room(14 << 20);
+        for second in 0..3 {
+            world.decide(second);
+            world.load(second);
+        }
+        world.lose("b");
+        let patience = GAP_PATIENCE.as_secs();
+        for second in [4, 5 + patience, 6 + patience] {
+            world.answer_all(WorkerState::Ready, second);
+            let decision = world.decide(second);
+            assert_eq!(world.spans(), ["a [0,10)", "c [20,30)"]);
+            let trouble = decision.facts.trouble.map(|(reason, _)| reason);
+            assert_eq!(trouble.as_deref(), (second > patience).then_some("OutOfMemory"));
+        }
     }
 
     fn pools(decision: &Decision) -> Vec<&str> {

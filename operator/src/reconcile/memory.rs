@@ -1,9 +1,9 @@
 //! What the leader remembers about a swarm between reconciliations. All of it can be rebuilt: from the cluster, the ConfigMap with the
 //! topology and the workers' own reports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::Topology;
+use dunlin_planner::{PeerName, Topology};
 use tokio::time::Instant;
 
 use crate::apply::Applied;
@@ -34,6 +34,8 @@ pub struct Memory {
     pub turnover: Turnover,
     /// Since when another layout would be much faster.
     pub imbalance: Option<Instant>,
+    /// Peers that were told of as slow.
+    pub slow: BTreeSet<PeerName>,
     /// Objects written.
     pub applied: Applied,
     /// Pods created that the watch may not have seen.

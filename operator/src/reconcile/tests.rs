@@ -46,7 +46,7 @@ impl Talk for Worker {
             state: WorkerState::Ready,
             epoch: self.2,
             held: self.1.clone(),
-            model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30] }),
+            model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30], ..ModelFacts::default() }),
             ..Report::default()
         };
         Box::pin(async move { Ok(report) })

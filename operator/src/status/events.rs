@@ -41,6 +41,31 @@ impl Happening {
         }
     }
 
+    /// A peer that has computed at so many percent of the usual speed for minutes.
+    #[must_use]
+    pub fn slow(name: &str, percent: u32) -> Self {
+        Self {
+            warning: true,
+            reason: "PeerSlow".into(),
+            note: format!(
+                "peer {name} computes at {percent} % of the speed of the others: see what else runs on its node, or whether \
+                 its CPU is limited; if it stays slow it gets fewer layers"
+            ),
+            pod: Some(name.into()),
+        }
+    }
+
+    /// Layers move for the sake of speed.
+    #[must_use]
+    pub fn rebalanced(why: &str) -> Self {
+        Self {
+            warning: false,
+            reason: "SwarmRebalanced".into(),
+            note: format!("layers are {why}"),
+            pod: None,
+        }
+    }
+
     /// As Kubernetes takes it.
     #[must_use]
     pub fn event(&self, namespace: &str) -> Event {

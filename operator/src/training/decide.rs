@@ -302,7 +302,7 @@ impl Crews {
                 now: known.now,
                 silence: known.silence,
             };
-            let roster = roster(Wanted { pools, template, suspended: false }, &evidence);
+            let roster = roster(Wanted { pools, template, suspended: false, resize: false }, &evidence);
             let losses = turnover.losses(&roster, workers, served, known.now);
             let happenings =
                 losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why)).collect();

@@ -79,7 +79,12 @@ impl World {
             crew.insert(name.clone(), pod);
             if *post != Post::Trainer {
                 let report = Report { state: WorkerState::Ready, ..Report::default() };
-                let answer = Answer { report: Some(report), at: Some(self.now()), was_ready: true };
+                let answer = Answer {
+                    report: Some(report),
+                    at: Some(self.now()),
+                    was_ready: true,
+                    ..Answer::default()
+                };
                 self.answers.insert(name.clone(), answer);
             }
             names.push(name);
@@ -163,7 +168,7 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
         let answer = world.answers.get_mut(&name).unwrap();
         // What it said is known; it says nothing new.
         let (report, at) = (answer.report.take(), answer.at);
-        *answer = Answer { report: None, at, was_ready: true };
+        *answer = Answer { report: None, at, was_ready: true, ..Answer::default() };
         assert!(world.decide().create.is_empty());
         drop(report);
         world.second += 2;

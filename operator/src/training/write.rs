@@ -123,7 +123,8 @@ fn pod<'a>(
         }
         Post::Peer => {
             let mut args = told(ROLE_PEER, &[("--listen", listen), ("--conductor", conductor)]);
-            args.extend(pool.args());
+            // The rest is for buffers and the process itself.
+            args.extend(pool.args(pool.memory_bytes / 8 * 7));
             args.extend(["--disk".to_owned(), pool.disk_bytes.to_string()]);
             (ROLE_PEER, Nodes::Own { marked }, args, &FRONT[..1], &desired.mounts.peers)
         }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
+use dunlin_planner::speed::even_out;
 
 use super::{Conductor, ConductorEffect, Moved, Moving, PeerState, Phase, Place};
 use crate::training::message::{StageId, ToPeer};
@@ -107,7 +108,10 @@ impl Conductor {
     }
 
     fn view(&self, now_ms: u64, mut peers: Vec<Peer>, averaging: bool) -> View {
-        even_out(&mut peers);
+        let rates: Vec<f64> = peers.iter().map(|p| p.rows_per_s).collect();
+        for (peer, rate) in peers.iter_mut().zip(even_out(&rates, ALIKE)) {
+            peer.rows_per_s = rate;
+        }
         let cost = |stage: usize| self.config.costs.get(stage).copied().unwrap_or(1.0);
         let stay = peers.iter().filter(|p| p.doomed_ms.is_none()).count();
         // A pair for every stage, if there are so many.
@@ -319,34 +323,4 @@ fn go_to(peers: &mut [Peer], step: &Move) {
 /// Rows of a stage of cost 1 that a peer takes forward and back in a second; 0 as long as that is not known.
 fn rows_per_s(peer: &PeerState) -> f64 {
     peer.speed.seconds_per_row().map_or(0.0, |forward| 1.0 / (forward * (1.0 + BACKWARD_ROWS)).max(1e-9))
-}
-
-/// Those that were not measured are as fast as is usual, and so are those that nearly are.
-fn even_out(peers: &mut [Peer]) {
-    let mut known: Vec<f64> = peers.iter().map(|p| p.rows_per_s).filter(|rate| *rate > 0.0).collect();
-    known.sort_by(f64::total_cmp);
-    let usual = known.get(known.len() / 2).copied().unwrap_or(1.0);
-    for peer in peers {
-        let factor = peer.rows_per_s / usual;
-        if peer.rows_per_s == 0.0 || (1.0 / ALIKE..=ALIKE).contains(&factor) {
-            peer.rows_per_s = usual;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Peer, even_out};
-
-    #[test]
-    fn speeds_that_are_alike_or_unknown_are_the_usual_one() {
-        let of = |rates: &[f64]| {
-            let mut peers: Vec<Peer> =
-                rates.iter().map(|&rows_per_s| Peer { rows_per_s, ..Peer::default() }).collect();
-            even_out(&mut peers);
-            peers.iter().map(|p| p.rows_per_s).collect::<Vec<_>>()
-        };
-        assert_eq!(of(&[0.0, 0.0]), [1.0, 1.0]);
-        assert_eq!(of(&[9.0, 10.0, 0.0, 12.0, 3.3]), [10.0, 10.0, 10.0, 10.0, 3.3]);
-    }
 }
