@@ -30,7 +30,7 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
-        Self::start_as(worker, model, &[], peers, threads)
+        Self::start_with_options(worker, model, &[], peers, threads)
     }
 
     /// The same with adapters, `NAME=PATH` each.
@@ -46,14 +46,20 @@ impl Local {
     ) -> Result<Self> {
         let options: Vec<&str> =
             adapters.iter().flat_map(|adapter| ["--adapter", adapter.as_str()]).collect();
-        Self::start_as(worker, model, &options, peers, threads)
+        Self::start_with_options(worker, model, &options, peers, threads)
     }
 
     /// The same with other options of `dunlin-worker local`.
     ///
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
-    pub fn start_as(worker: &Path, model: &Path, options: &[&str], peers: u32, threads: u32) -> Result<Self> {
+    pub fn start_with_options(
+        worker: &Path,
+        model: &Path,
+        options: &[&str],
+        peers: u32,
+        threads: u32,
+    ) -> Result<Self> {
         let mut command = Self::command(worker, model, peers, threads);
         command.args(options);
         Self::run(command)
@@ -160,14 +166,14 @@ impl LocalTraining {
     /// # Errors
     /// When it does not start; its log has gone to the terminal.
     pub fn start(worker: &Path, config: &Path, peers: u32) -> Result<Self> {
-        Self::start_as(worker, config, &[], peers)
+        Self::start_with_options(worker, config, &[], peers)
     }
 
     /// The same with other options of `dunlin-worker local-train`.
     ///
     /// # Errors
     /// When it does not start; its log has gone to the terminal.
-    pub fn start_as(worker: &Path, config: &Path, options: &[&str], peers: u32) -> Result<Self> {
+    pub fn start_with_options(worker: &Path, config: &Path, options: &[&str], peers: u32) -> Result<Self> {
         let mut supervisor = Command::new(worker)
             .env("DUNLIN_LOG", "warn")
             .args(["local-train", "--peers", &peers.to_string(), "--config"])

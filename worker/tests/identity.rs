@@ -116,7 +116,7 @@ impl Run {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn config(&self, stages: u32) -> PathBuf {
+    fn config(&self, stages: u32, steps: u64) -> PathBuf {
         let text = ["concepts.md", "api.md", "protocol.md"]
             .map(|name| std::fs::read_to_string(repository().join("docs").join(name)).unwrap())
             .concat();
@@ -126,7 +126,7 @@ impl Run {
             "model": {"config": {"hiddenSize": 32, "layers": 4, "heads": 4, "kvHeads": 2, "ffn": 64,
                                  "contextLength": 64, "tied": true}},
             "data": {"text": {"path": data}, "tokenizer": "Bytes"},
-            "sequenceLength": 32, "globalBatch": 16, "microbatch": 2, "steps": STEPS, "seed": 7,
+            "sequenceLength": 32, "globalBatch": 16, "microbatch": 2, "steps": steps, "seed": 7,
             "optimizer": {"kind": "AdamW", "learningRate": 0.003, "clip": 1.0},
             "stages": stages,
             "checkpoint": {"everySteps": STEPS, "keep": 1, "destination": self.0.path().join("checkpoints")},
@@ -157,7 +157,34 @@ async fn say_hello(channel: Channel, name: &str, trainer: bool) -> Option<Status
     }
 }
 
-async fn disturb_training(forger: &Forger, conductor: &str, peers: &[(String, String)], trainer: &str) {
+/// The processes of a run.
+struct Processes {
+    /// Where the conductor listens.
+    conductor: String,
+    /// Name of the trainer.
+    trainer: String,
+    /// Name and address of each peer.
+    peers: Vec<(String, String)>,
+}
+
+/// A run of two stages with two peers each, under the authority of `forger`.
+fn start(forger: &Forger, run: &Run, steps: u64) -> (LocalTraining, Processes) {
+    let config = run.config(2, steps);
+    let training = LocalTraining::start_with_options(worker(), &config, &forger.options(), 4).unwrap();
+    let all = training.swarm["processes"].as_array().unwrap().clone();
+    let of = |role: &'static str| all.iter().filter(move |p| p["role"] == role);
+    let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
+    let processes = Processes {
+        conductor: text(of("conductor").next().unwrap(), "addr"),
+        trainer: text(of("trainer").next().unwrap(), "name"),
+        peers: of("peer").map(|p| (text(p, "name"), text(p, "addr"))).collect(),
+    };
+    assert_eq!(processes.peers.len(), 4);
+    (training, processes)
+}
+
+async fn disturb_training(forger: &Forger, processes: &Processes) {
+    let Processes { conductor, trainer, peers } = processes;
     let to_conductor = |role, name: &'static str| forger.channel(role, name, "127.0.0.1", conductor);
     for role in Role::ALL.into_iter().filter(|role| *role != Role::Operator) {
         let mut client = TrainClient::new(to_conductor(role, "stranger").await);
@@ -193,21 +220,6 @@ async fn disturb_training(forger: &Forger, conductor: &str, peers: &[(String, St
             assert_denied(client.pull(pull).await.err(), "may not call TrainStage.Pull");
         }
     }
-    // A peer that the conductor has never heard of has the right role, and is nobody's mate.
-    let pulls = peers.iter().flat_map(|peer| [0, 1].map(|stage| (peer, stage))).map(
-        |((peer, addr), stage)| async move {
-            let mut client = TrainStageClient::new(forger.channel(Role::Peer, "stranger", peer, addr).await);
-            let pull = proto::PullRequest { stage, what: Some(What::State(proto::Span { from: 0, to: 8 })) };
-            end(client.pull(pull).await.unwrap().into_inner()).await.unwrap()
-        },
-    );
-    let refused = futures::future::join_all(pulls).await;
-    let denied = refused.iter().filter(|status| status.code() == Code::PermissionDenied);
-    assert_eq!(
-        denied.count(),
-        peers.len(),
-        "each denies its own stage, and does not serve the other: {refused:?}"
-    );
     let as_peer = forger.channel(Role::Peer, trainer, "127.0.0.1", conductor).await;
     assert_denied(say_hello(as_peer, trainer, true).await, unsaid);
     let thief = forger.channel(Role::Trainer, trainer, "127.0.0.1", conductor).await;
@@ -217,22 +229,15 @@ async fn disturb_training(forger: &Forger, conductor: &str, peers: &[(String, St
 #[test]
 fn strangers_change_nothing_in_a_training_run() {
     let straight = Run::new();
-    LocalTraining::start(worker(), &straight.config(1), 1).unwrap().finish().unwrap();
+    LocalTraining::start(worker(), &straight.config(1, STEPS), 1).unwrap().finish().unwrap();
 
     let (forger, run) = (Forger::new(), Run::new());
-    let mut training = LocalTraining::start_as(worker(), &run.config(2), &forger.options(), 4).unwrap();
-    let processes = training.swarm["processes"].as_array().unwrap().clone();
-    let of = |role: &'static str| processes.iter().filter(move |p| p["role"] == role);
-    let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
-    let conductor = text(of("conductor").next().unwrap(), "addr");
-    let trainer = text(of("trainer").next().unwrap(), "name");
-    let peers: Vec<_> = of("peer").map(|p| (text(p, "name"), text(p, "addr"))).collect();
-    assert_eq!(peers.len(), 4);
+    let (mut training, processes) = start(&forger, &run, STEPS);
     // They all are at work.
     while training.line().unwrap().unwrap()["step"] != 1 {}
     forger.runtime.block_on(async {
-        disturb_training(&forger, &conductor, &peers, &trainer).await;
-        let channel = forger.channel(Role::Operator, "operator", "127.0.0.1", &conductor).await;
+        disturb_training(&forger, &processes).await;
+        let channel = forger.channel(Role::Operator, "operator", "127.0.0.1", &processes.conductor).await;
         let seen = TrainClient::new(channel).observe(proto::ObserveRequest {}).await.unwrap().into_inner();
         let seen: Value = serde_json::from_str(&seen.json).unwrap();
         assert!(seen["step"].as_u64().unwrap() < STEPS, "the run was over before the strangers were: {seen}");
@@ -240,6 +245,28 @@ fn strangers_change_nothing_in_a_training_run() {
     let (_, last) = training.finish().unwrap();
     assert_eq!((last["redone"].as_u64(), last["lost"].as_u64()), (Some(0), Some(0)), "{last}");
     assert!(run.weights() == straight.weights(), "strangers changed the weights");
+}
+
+/// A peer that the conductor has never heard of has the right role, and is nobody's mate.
+#[test]
+fn a_peer_that_is_nobodys_mate_gets_no_values() {
+    let (forger, run) = (Forger::new(), Run::new());
+    let (mut training, Processes { peers, .. }) = start(&forger, &run, 100_000);
+    let pull = |(peer, addr): &(String, String), stage| {
+        let (peer, addr, forger) = (peer.clone(), addr.clone(), &forger);
+        async move {
+            let mut client =
+                TrainStageClient::new(forger.channel(Role::Peer, "stranger", &peer, &addr).await);
+            let pull = proto::PullRequest { stage, what: Some(What::State(proto::Span { from: 0, to: 8 })) };
+            end(client.pull(pull).await.unwrap().into_inner()).await.unwrap()
+        }
+    };
+    let pulls = peers.iter().flat_map(|peer| [0, 1].map(|stage| pull(peer, stage)));
+    let refused = forger.runtime.block_on(futures::future::join_all(pulls));
+    let denied = refused.iter().filter(|status| status.code() == Code::PermissionDenied);
+    assert_eq!(denied.count(), 4, "each denies its own stage, and does not serve the other: {refused:?}");
+    let step = training.line().unwrap().unwrap()["step"].as_u64();
+    assert!(step.is_some(), "the run goes on");
 }
 
 fn hello(name: &str, gateway: bool) -> proto::Frame {
@@ -309,7 +336,7 @@ fn strangers_change_nothing_in_an_answer() {
         cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/dunlin"));
     let model = cache.join("models/smollm2-135m-instruct-q4_1.gguf");
     let forger = Forger::new();
-    let local = Local::start_as(worker(), &model, &forger.options(), 3, 1).unwrap();
+    let local = Local::start_with_options(worker(), &model, &forger.options(), 3, 1).unwrap();
     let question = Question::greedy(&local.model().unwrap(), "Tell a story about a lighthouse.", 100);
     let undisturbed = chat::ask(&local.url, &question).unwrap();
     let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();

@@ -531,8 +531,8 @@ mod tests {
         assert_eq!((decision.create.len(), decision.delete.len()), (3, 0), "they serve meanwhile");
         for name in ["d", "e", "f"] {
             world.join(name);
+            world.answer(name, WorkerState::Loading, 5);
         }
-        world.answer_all(WorkerState::Ready, 5);
         world.decide(5);
         world.load(6);
         let decision = world.decide(6);
