@@ -1,6 +1,6 @@
 //! The cheapest way through all layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::topology::{
     Layers, Load, Loads, NoRoute, PeerName, PeerState, RouteHop, Topology, TopologyPeer, layer_set, ranges,
@@ -32,19 +32,26 @@ pub fn route(
     keep: &[(PeerName, Layers)],
 ) -> Result<Vec<RouteHop>, NoRoute> {
     let total = topology.layers;
-    // best[b] = (cost to stand at boundary b, hop that got there)
-    let mut best: BTreeMap<u32, (u64, Option<RouteHop>)> = BTreeMap::from([(0, (0, None))]);
+    let borders = borders(topology, keep);
+    let holders: Vec<(&TopologyPeer, Option<&Load>, Vec<Layers>)> = topology
+        .peers
+        .iter()
+        .map(|peer| {
+            let load = loads.get(&peer.name);
+            (peer, load, held(peer, load))
+        })
+        .collect();
+    // best[b] = (cost to stand at boundary b, peer and layers of the hop that got there)
+    let mut best: BTreeMap<u32, (u64, Option<(&TopologyPeer, Layers)>)> = BTreeMap::from([(0, (0, None))]);
     for at in 0..total {
         let Some(&(cost, _)) = best.get(&at) else { continue };
-        for peer in &topology.peers {
-            let load = loads.get(&peer.name);
-            let Some(held) = held(peer, load).into_iter().find(|r| r.contains(at)) else { continue };
-            for end in exits(topology, held, at, keep) {
+        for (peer, load, held) in &holders {
+            let Some(held) = held.iter().find(|r| r.contains(at)) else { continue };
+            for end in borders.range(at + 1..held.end).copied().chain([held.end]) {
                 let layers = Layers::new(at, end);
-                let reached = cost + hop_us(peer, load, layers, keep);
+                let reached = cost + hop_us(peer, *load, layers, keep);
                 if best.get(&end).is_none_or(|(known, _)| reached < *known) {
-                    let hop = RouteHop { peer: peer.name.clone(), addr: peer.addr.clone(), layers };
-                    best.insert(end, (reached, Some(hop)));
+                    best.insert(end, (reached, Some((*peer, layers))));
                 }
             }
         }
@@ -52,11 +59,11 @@ pub fn route(
     let mut hops = Vec::new();
     let mut at = total;
     while at > 0 {
-        let Some((_, Some(hop))) = best.get(&at) else {
+        let Some(&(_, Some((peer, layers)))) = best.get(&at) else {
             return Err(NoRoute { missing: missing(topology, loads) });
         };
-        at = hop.layers.start;
-        hops.push(hop.clone());
+        at = layers.start;
+        hops.push(RouteHop { peer: peer.name.clone(), addr: peer.addr.clone(), layers });
     }
     hops.reverse();
     Ok(hops)
@@ -71,17 +78,10 @@ fn held(peer: &TopologyPeer, load: Option<&Load>) -> Vec<Layers> {
     }
 }
 
-/// Where one may leave `peer` after entering at `at`: where its span or what it holds ends, where spans of others begin, and
-/// exactly where a kept hop ended.
-fn exits(topology: &Topology, held: Layers, at: u32, keep: &[(PeerName, Layers)]) -> Vec<u32> {
-    let borders = topology.peers.iter().flat_map(|p| p.hold().into_iter().chain([p.span]));
-    let mut ends: Vec<u32> = borders.flat_map(|l| [l.start, l.end]).collect();
-    ends.extend(keep.iter().flat_map(|(_, l)| [l.start, l.end]));
-    ends.push(held.end);
-    ends.retain(|&end| at < end && end <= held.end);
-    ends.sort_unstable();
-    ends.dedup();
-    ends
+/// Where one may change peers, beside where what a peer holds ends: where spans and holdings begin and end, and exactly where kept hops did.
+fn borders(topology: &Topology, keep: &[(PeerName, Layers)]) -> BTreeSet<u32> {
+    let held = topology.peers.iter().flat_map(|p| p.hold().into_iter().chain([p.span]));
+    held.chain(keep.iter().map(|(_, layers)| *layers)).flat_map(|l| [l.start, l.end]).collect()
 }
 
 fn hop_us(peer: &TopologyPeer, load: Option<&Load>, layers: Layers, keep: &[(PeerName, Layers)]) -> u64 {
