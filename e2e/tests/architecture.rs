@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates that only compute.
-const PURE: &[&str] = &["dunlin-planner", "dunlin-protocol", "dunlin-sim"];
+const PURE: &[&str] = &["dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
 /// What they must not reach, at any depth.
 const IMPURE: &[&str] = &[
     "tokio",

@@ -164,6 +164,9 @@ pub struct GatewayArgs {
     /// Sessions that wait for their turn.
     #[arg(long, default_value_t = 256)]
     pub queue_max: usize,
+    /// Seconds for requests to end after SIGTERM; those that run still get an error event then.
+    #[arg(long, default_value_t = 25)]
+    pub drain_s: u64,
 }
 
 /// Options of a local swarm.

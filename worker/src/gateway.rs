@@ -75,6 +75,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         trouble,
         running_max: args.running_max,
         queue_max: args.queue_max,
+        drain: Duration::from_secs(args.drain_s),
     })
     .await
 }

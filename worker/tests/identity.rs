@@ -270,7 +270,8 @@ fn a_peer_that_is_nobodys_mate_gets_no_values() {
 }
 
 fn hello(name: &str, gateway: bool) -> proto::Frame {
-    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway };
+    let arithmetic = dunlin_kernels::ARITHMETIC_VERSION;
+    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway, arithmetic };
     proto::Frame { body: Some(Body::Hello(hello)) }
 }
 

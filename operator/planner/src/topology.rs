@@ -283,14 +283,21 @@ impl Topology {
 
 /// What a peer reports about itself five times a second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Load {
     /// Rows waiting for the engine.
     pub queue_rows: u32,
     /// KV pages not in use.
     pub free_pages: u32,
+    /// Of those, pages that sessions which are here already are not about to take.
+    pub spare_pages: u32,
     /// KV pages in all.
     pub total_pages: u32,
-    /// Measured rows per second through one layer.
+    /// Rows put through a layer since the engine started: a count that stands still only when the engine does.
+    pub layer_rows: u64,
+    /// Version of the arithmetic it computes with: peers of two versions are never on one route.
+    pub arithmetic: u32,
+    /// Measured rows per second through one layer, one row at a time.
     pub rows_per_s_per_layer: f64,
     /// Layers it can execute now.
     pub held: Vec<Layers>,

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,31 +16,32 @@ use dunlin_planner::topology::ranges;
 use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
+use dunlin_schedule::line::layers_of;
+use dunlin_schedule::{Budget, PageTable, Part, Scheduler, SegmentKey};
 
-use crate::pages::{PageTable, SegmentKey};
-use crate::sched::{Budget, Part, SHORT_ROWS, Scheduler, layers_of};
+use crate::pace::{PROBE_ROWS, Pace};
 
-/// Commands that may wait; whoever sends more waits.
+/// Commands that may wait.
 const COMMANDS_MAX: usize = 4096;
 /// Rows of one batch.
-const BUDGET: Budget = Budget { decode_rows: 64, prefill_rows: 128 };
+const BUDGET: Budget = Budget { step_rows: 64, prefill_rows: 128, prefill_ends: 16 };
 /// Rows of one batch, for those who count memory.
 pub(crate) const ROWS_MAX: RowsMax = RowsMax(BUDGET);
-/// Share of a new measurement in the moving average of the rate.
-const RATE_WEIGHT: f64 = 0.1;
+
+const _: () = assert!(dunlin_kernels::PAGE == dunlin_protocol::frame::PAGE_POSITIONS as usize);
 
 /// How many rows a batch has at most.
 pub(crate) struct RowsMax(Budget);
 
 impl RowsMax {
-    /// Those that tokens are sampled from: the last one taken may be more than the budget.
-    pub(crate) fn decode_rows(&self) -> u64 {
-        u64::from(self.0.decode_rows + SHORT_ROWS)
+    /// Those that tokens are sampled from.
+    pub(crate) fn sampled(&self) -> u64 {
+        u64::from(self.0.step_rows + self.0.prefill_ends)
     }
 
     /// All of them.
     pub(crate) fn all(&self) -> u64 {
-        self.decode_rows() + u64::from(self.0.prefill_rows)
+        u64::from(self.0.step_rows + self.0.prefill_rows)
     }
 }
 
@@ -104,7 +106,11 @@ pub struct EngineStatus {
     pub total_pages: u32,
     /// Memory of those pages, in bytes.
     pub kv_bytes: u64,
-    /// Measured rows per second through one layer.
+    /// Rows wait, and there are no pages for any of them.
+    pub starved: bool,
+    /// Rows put through a layer so far.
+    pub layer_rows: u64,
+    /// Measured rows per second through one layer, one row at a time.
     pub rows_per_s_per_layer: f64,
     /// Memory of weights, in bytes.
     pub weight_bytes: u64,
@@ -115,21 +121,32 @@ pub struct EngineStatus {
 pub struct Engine {
     commands: SyncSender<Command>,
     status: Arc<Mutex<EngineStatus>>,
+    layer_rows: Arc<AtomicU64>,
+}
+
+/// Why the engine does not take a command.
+pub enum NotTaken {
+    /// As many wait as may: here it is back, for later.
+    Full(Command),
+    /// The thread has ended, which it never does by itself.
+    Ended,
 }
 
 impl Engine {
-    /// Starts the thread; results are given to `done` on that thread, which may block it.
+    /// Starts the thread; results are given to `done` on that thread, which may block it: whoever takes results must never wait for the
+    /// engine to take a command ([`Engine::try_send`]), or the two would wait for each other. `done` is dropped when the thread ends.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(config: EngineConfig, done: Box<dyn Fn(Computed) + Send>) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(COMMANDS_MAX);
         let status = Arc::new(Mutex::new(EngineStatus::default()));
-        let shared = Arc::clone(&status);
+        let layer_rows = Arc::new(AtomicU64::new(0));
+        let (shared, count) = (Arc::clone(&status), Arc::clone(&layer_rows));
         std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || Executor::new(config, shared).run(&inbox, &*done))?;
-        Ok(Self { commands, status })
+            .spawn(move || Executor::new(config, shared, count).run(&inbox, &*done))?;
+        Ok(Self { commands, status, layer_rows })
     }
 
     /// Gives a command; waits while [`COMMANDS_MAX`] others are before it. False when the thread has ended.
@@ -138,10 +155,24 @@ impl Engine {
         self.commands.send(command).is_ok()
     }
 
+    /// Gives a command without ever waiting.
+    ///
+    /// # Errors
+    /// When the queue is full, or the thread has ended.
+    pub fn try_send(&self, command: Command) -> Result<(), NotTaken> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(command) => NotTaken::Full(command),
+            TrySendError::Disconnected(_) => NotTaken::Ended,
+        })
+    }
+
     /// How the engine is doing.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
-        self.status.lock().map(|s| s.clone()).unwrap_or_default()
+        let mut status = self.status.lock().map(|s| s.clone()).unwrap_or_default();
+        // Within a batch nothing else changes, and a batch may be long.
+        status.layer_rows = self.layer_rows.load(Ordering::Relaxed);
+        status
     }
 }
 
@@ -158,6 +189,7 @@ struct Executor {
     pool: Pool,
     block: Block,
     model: ModelConfig,
+    positions_max: usize,
     layers: BTreeMap<u32, Arc<LayerWeights>>,
     embedding: Option<Embedding>,
     head: Option<Arc<Head>>,
@@ -167,18 +199,22 @@ struct Executor {
     segments: BTreeMap<SegmentKey, Segment>,
     /// Pages that were used before: their memory is warm.
     spare: Vec<Box<[f32]>>,
-    rate: f64,
+    /// Known once there is a layer.
+    pace: Option<Pace>,
     status: Arc<Mutex<EngineStatus>>,
+    /// Rows put through a layer; counted layer by layer, so that it grows however long a batch takes.
+    layer_rows: Arc<AtomicU64>,
 }
 
 impl Executor {
-    fn new(config: EngineConfig, status: Arc<Mutex<EngineStatus>>) -> Self {
+    fn new(config: EngineConfig, status: Arc<Mutex<EngineStatus>>, layer_rows: Arc<AtomicU64>) -> Self {
         let block = Block::new(&config.model, config.positions_max);
         let pages = PageTable::new(config.kv_bytes / (block.page_len() * size_of::<f32>()));
         let executor = Self {
             pool: Pool::new(config.threads),
             block,
             model: config.model,
+            positions_max: config.positions_max,
             layers: BTreeMap::new(),
             embedding: None,
             head: None,
@@ -187,14 +223,17 @@ impl Executor {
             pages,
             segments: BTreeMap::new(),
             spare: Vec::new(),
-            rate: 0.0,
+            pace: None,
             status,
+            layer_rows,
         };
         executor.publish(true);
         executor
     }
 
     fn run(mut self, inbox: &Receiver<Command>, done: &dyn Fn(Computed)) {
+        // Has anything come since the last batch?
+        let mut news = false;
         loop {
             // Everything that has arrived is known before a batch is chosen.
             loop {
@@ -203,15 +242,21 @@ impl Executor {
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
+                news = true;
             }
-            if self.scheduler.is_empty() {
+            // Whoever gives pages back says so with a command.
+            if self.scheduler.is_empty() || (self.scheduler.is_starved() && !news) {
                 match inbox.recv_timeout(Duration::from_secs(1)) {
-                    Ok(command) => self.command(command),
+                    Ok(command) => {
+                        self.command(command);
+                        news = true;
+                    }
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             } else {
                 self.batch(done);
+                news = false;
             }
             self.publish(false);
         }
@@ -228,8 +273,8 @@ impl Executor {
             Command::Free { session, layers } => self.truncate((session, layers), 0),
             Command::Install(layer, weights) => {
                 self.layers.insert(layer, weights);
-                if self.rate == 0.0 {
-                    self.measure();
+                if self.pace.is_none() {
+                    self.pace = self.measure();
                 }
                 self.publish(true);
             }
@@ -285,7 +330,7 @@ impl Executor {
 
     /// Runs one batch and reports its results.
     fn batch(&mut self, done: &dyn Fn(Computed)) {
-        let mut parts = self.scheduler.next(BUDGET, self.model.hidden);
+        let mut parts = self.scheduler.next(BUDGET, self.model.hidden, &self.pages);
         let layers = layers_of(&parts);
         // Rows of one adapter side by side are one product.
         parts.sort_by(|a, b| a.adapter.cmp(&b.adapter));
@@ -301,8 +346,10 @@ impl Executor {
             match self.forward(layers, &parts) {
                 Ok(x) => {
                     let rows = parts.iter().map(|p| p.count).sum::<u32>();
-                    self.measured(f64::from(rows * layers.len()), started.elapsed());
-                    self.report(&parts, &x, done);
+                    if let Some(pace) = &mut self.pace {
+                        pace.batch(rows, layers.len(), started.elapsed().as_secs_f64());
+                    }
+                    self.report(parts, &x, done);
                     return;
                 }
                 Err((bad, layer)) => {
@@ -329,9 +376,13 @@ impl Executor {
                 self.adapters.get(name).ok_or_else(missing)?.prompt_tokens(&self.model)
             }
         };
-        if let Input::Tokens(tokens) = &part.input
-            && tokens.iter().any(|t| *t as usize >= self.model.vocab && !prompt.contains(t))
-        {
+        let unknown = |input: &Input| match input {
+            Input::Tokens(tokens) => {
+                tokens.iter().any(|t| *t as usize >= self.model.vocab && !prompt.contains(t))
+            }
+            Input::Rows(_) => false,
+        };
+        if part.inputs.iter().any(unknown) {
             return Err(Refusal::BadRequest { message: "a token is not in the vocabulary".to_owned() });
         }
         let segment = self.segments.entry(part.key).or_default();
@@ -363,11 +414,13 @@ impl Executor {
         let mut adapted: Vec<(Range<usize>, &Adapter)> = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
             let adapter = part.adapter.as_ref().and_then(|name| self.adapters.get(name)).map(Arc::as_ref);
-            match &part.input {
-                Input::Rows(data) => x.extend_from_slice(data.as_slice()),
-                Input::Tokens(tokens) => {
-                    let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens, adapter));
-                    x.extend(embedded.expect("`prepare` saw the embedding and looked at every token"));
+            for input in &part.inputs {
+                match input {
+                    Input::Rows(data) => x.extend_from_slice(data.as_slice()),
+                    Input::Tokens(tokens) => {
+                        let embedded = self.embedding.as_ref().and_then(|e| e.rows(tokens, adapter));
+                        x.extend(embedded.expect("`prepare` saw the embedding and looked at every token"));
+                    }
                 }
             }
             let first = rows.len();
@@ -392,6 +445,7 @@ impl Executor {
                 result = Err((rows[error.row].sequence, layer));
                 break;
             }
+            self.layer_rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
         }
         for (part, mut segment) in parts.iter().zip(taken) {
             if result.is_ok() {
@@ -402,7 +456,7 @@ impl Executor {
         result.map(|()| x)
     }
 
-    fn report(&mut self, parts: &[Part], x: &[f32], done: &dyn Fn(Computed)) {
+    fn report(&mut self, parts: Vec<Part>, x: &[f32], done: &dyn Fn(Computed)) {
         let hidden = self.model.hidden;
         let mut at = 0;
         let mut sampled = Vec::new();
@@ -411,52 +465,53 @@ impl Executor {
             let rows = &x[at..at + part.count as usize * hidden];
             at += rows.len();
             if part.sample.is_some() {
-                sampled.push(part);
                 sample_rows.extend_from_slice(&rows[rows.len() - hidden..]);
+                sampled.push(part);
             } else if part.last {
-                done(computed(part, Output::Nothing));
+                done(computed(&part, Output::Nothing));
             } else {
-                done(computed(part, Output::Rows(RowData::new(rows.to_vec()))));
+                done(computed(&part, Output::Rows(RowData::new(rows.to_vec()))));
             }
         }
         let Some(head) = self.head.as_ref().filter(|_| !sampled.is_empty()) else { return };
         let mut logits = head.logits(&self.pool, &sample_rows, sampled.len(), self.block.scratch());
         let layers = self.model.layers;
-        for (part, logits) in sampled.into_iter().zip(logits.chunks_exact_mut(self.model.vocab)) {
-            let Some(request) = &part.sample else { continue };
+        for (mut part, logits) in sampled.into_iter().zip(logits.chunks_exact_mut(self.model.vocab)) {
+            // Dropped before the result is reported: with the list of tokens shared nowhere else, its owner appends without a copy.
+            let Some(request) = part.sample.take() else { continue };
             if !dunlin_kernels::all_finite(logits) {
-                self.fail(part, Refusal::NonFinite { layer: layers }, done);
+                self.fail(&part, Refusal::NonFinite { layer: layers }, done);
                 continue;
             }
             let position = part.start + part.count;
             let Sampled { token, logprob, top } =
                 sample(logits, &request.params, &request.tokens, request.prompt_len as usize, position);
-            done(computed(part, Output::Token { token, logprob, top }));
+            drop(request);
+            done(computed(&part, Output::Token { token, logprob, top }));
         }
     }
 
-    /// A first guess of the rate: one row through one layer, the best of a few.
-    fn measure(&mut self) {
-        let Some((&layer, weights)) = self.layers.iter().next() else { return };
+    /// What one row and many take through one layer, the best of a few tries each.
+    fn measure(&mut self) -> Option<Pace> {
+        let (&layer, weights) = self.layers.iter().next()?;
         let weights = Arc::clone(weights);
-        let mut kv = KvPages { pages: vec![vec![0.0; self.block.page_len()].into_boxed_slice()] };
-        let mut best = Duration::MAX;
-        for position in 0..4 {
-            let mut x = vec![0.01; self.model.hidden];
-            let started = Instant::now();
-            let row = [RowOf { sequence: 0, position }];
-            if self.block.forward(&self.pool, layer, &weights, &[], &mut x, &row, &mut [&mut kv]).is_ok() {
-                best = best.min(started.elapsed());
+        let mut best_s = |count: usize, tries: u32| {
+            let mut best = f64::MAX;
+            for _ in 0..tries {
+                let pages = count.div_ceil(dunlin_kernels::PAGE);
+                let page = || vec![0.0; self.block.page_len()].into_boxed_slice();
+                let mut kv = KvPages { pages: (0..pages).map(|_| page()).collect() };
+                let mut x = vec![0.01; count * self.model.hidden];
+                let rows: Vec<RowOf> =
+                    (0..count as u32).map(|position| RowOf { sequence: 0, position }).collect();
+                let started = Instant::now();
+                self.block.forward(&self.pool, layer, &weights, &[], &mut x, &rows, &mut [&mut kv]).ok()?;
+                best = best.min(started.elapsed().as_secs_f64());
             }
-        }
-        if best < Duration::MAX {
-            self.rate = 1.0 / best.as_secs_f64().max(1e-9);
-        }
-    }
-
-    fn measured(&mut self, layer_rows: f64, elapsed: Duration) {
-        let rate = layer_rows / elapsed.as_secs_f64().max(1e-9);
-        self.rate = if self.rate == 0.0 { rate } else { self.rate + (rate - self.rate) * RATE_WEIGHT };
+            Some(best)
+        };
+        let many = PROBE_ROWS.min(self.positions_max);
+        Some(Pace::measured(best_s(1, 4)?, best_s(many, 2)?, many))
     }
 
     /// Tells the rest of the process how the engine is doing.
@@ -466,7 +521,8 @@ impl Executor {
         status.free_pages = u32::try_from(self.pages.free()).unwrap_or(u32::MAX);
         status.total_pages = u32::try_from(self.pages.total()).unwrap_or(u32::MAX);
         status.kv_bytes = (self.pages.total() * self.block.page_len() * size_of::<f32>()) as u64;
-        status.rows_per_s_per_layer = self.rate;
+        status.starved = self.scheduler.is_starved();
+        status.rows_per_s_per_layer = self.pace.as_ref().map_or(0.0, Pace::rows_per_s_per_layer);
         if layers_changed {
             let last = self.model.layers - 1;
             let usable: BTreeSet<u32> = self

@@ -137,7 +137,7 @@ fn batch_bytes(c: &ModelConfig) -> u64 {
     // Rows and their norms, projections, the feed-forward part; activations as integers, in both widths and with scales.
     let row = floats(4 * c.hidden + 2 * c.q_width() + 2 * c.kv_width() + 3 * c.ffn) + 4 * widest as u64;
     // Logits of every row that is sampled, and the ranking of one.
-    let logits = floats(c.vocab + 2 * c.hidden) * ROWS_MAX.decode_rows() + floats(4 * c.vocab);
+    let logits = floats(c.vocab + 2 * c.hidden) * ROWS_MAX.sampled() + floats(4 * c.vocab);
     row * ROWS_MAX.all() + logits
 }
 

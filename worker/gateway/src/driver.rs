@@ -7,9 +7,10 @@ use std::time::Duration;
 use dunlin_planner::{PeerName, Topology};
 use dunlin_protocol::gateway::{Failure, Rejected, SessionView, Submission};
 use dunlin_protocol::{FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId};
-use dunlin_wire::{LinkEvent, Links, LinksConfig};
+use dunlin_wire::{LinkEvent, Links, LinksConfig, Pulse};
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::metrics::Metrics;
@@ -64,6 +65,8 @@ pub struct Snapshot {
     pub loads: dunlin_planner::Loads,
     /// Peers with a working link.
     pub up: Vec<PeerName>,
+    /// Peers that sessions go around because others are much faster.
+    pub slow: Vec<PeerName>,
     /// Sessions.
     pub sessions: Vec<SessionView>,
     /// Why no new session can run, if so.
@@ -75,6 +78,7 @@ enum Command {
     Cancel(SessionId),
     Topology(Topology),
     Snapshot(oneshot::Sender<Snapshot>),
+    EndAll(oneshot::Sender<()>),
 }
 
 /// The way to the driver.
@@ -136,6 +140,15 @@ impl Handle {
         let _ = self.commands.send(Command::Topology(topology)).await;
     }
 
+    /// Ends every session with an error: the process is about to end.
+    pub async fn end_all(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.send(Command::EndAll(reply)).await.is_ok() {
+            // A driver that is gone has no sessions either.
+            let _ = done.await;
+        }
+    }
+
     /// How the swarm looks.
     pub async fn snapshot(&self) -> Snapshot {
         let (reply, answer) = oneshot::channel();
@@ -156,24 +169,32 @@ pub struct Driver {
     metrics: Arc<Metrics>,
     next_session: u64,
     started: Instant,
+    pulse: Pulse,
 }
 
 impl Driver {
-    /// A driver and the way to it. Session ids count up from a number drawn from the gateway's incarnation.
+    /// A driver and the way to it; its links are kept alive on `wire`. Session ids count up from a number drawn from the gateway's incarnation.
     #[must_use]
-    pub fn new(config: GatewayConfig, links: LinksConfig, metrics: Arc<Metrics>) -> (Self, Handle) {
+    pub fn new(
+        config: GatewayConfig,
+        links: LinksConfig,
+        metrics: Arc<Metrics>,
+        wire: Runtime,
+    ) -> (Self, Handle) {
+        let pulse = Pulse::default();
         let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
         let (events_in, link_events) = mpsc::channel(EVENTS_MAX);
         let next_session = config.id.incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let driver = Self {
             core: GatewayCore::new(config),
-            links: Links::new(links, events_in),
+            links: Links::new(links, events_in, pulse.clone(), wire),
             link_events,
             commands,
             listeners: BTreeMap::new(),
             metrics,
             next_session,
             started: Instant::now(),
+            pulse,
         };
         (driver, Handle { commands: commands_in })
     }
@@ -181,23 +202,33 @@ impl Driver {
     /// Runs until every handle is dropped.
     pub async fn run(mut self) {
         let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = Vec::new();
         loop {
             tokio::select! {
                 biased;
+                _ = ticks.tick() => self.tick(&mut out),
                 Some(event) = self.link_events.recv() => self.link_event(event, &mut out),
                 command = self.commands.recv() => {
                     let Some(command) = command else { return };
                     self.command(command, &mut out);
                 }
-                _ = ticks.tick() => {
-                    self.core.tick(self.now_ms(), &mut out);
-                    let (running, waiting) = self.core.counts();
-                    self.metrics.sessions(running, waiting);
-                }
             }
             self.perform(&mut out);
         }
+    }
+
+    fn tick(&mut self, out: &mut Vec<GatewayEffect>) {
+        self.pulse.beat();
+        // What has come is known before anybody is said to stand still.
+        for _ in 0..EVENTS_MAX {
+            let Ok(event) = self.link_events.try_recv() else { break };
+            self.link_event(event, out);
+            self.perform(out);
+        }
+        self.core.tick(self.now_ms(), out);
+        let (running, waiting) = self.core.counts();
+        self.metrics.sessions(running, waiting);
     }
 
     fn now_ms(&self) -> u64 {
@@ -208,9 +239,14 @@ impl Driver {
         let now_ms = self.now_ms();
         match event {
             LinkEvent::Frame(peer, frame) => self.core.frame(&peer, frame, now_ms, out),
+            LinkEvent::Pong(peer, round_trip, frame) => {
+                let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+                self.core.round_trip(&peer, micros, now_ms);
+                self.core.frame(&peer, frame, now_ms, out);
+            }
             LinkEvent::Up(peer) => {
                 info!(%peer, "the link works");
-                self.core.peer_up(peer, now_ms, out);
+                self.core.peer_up(peer);
             }
             LinkEvent::Lost(peer, why) => {
                 if self.core.up().contains(&peer) {
@@ -267,11 +303,18 @@ impl Driver {
                     topology: self.core.topology().cloned(),
                     loads: self.core.loads().clone(),
                     up: self.core.up().iter().cloned().collect(),
+                    slow: self.core.slow().into_iter().collect(),
                     sessions: self.core.views(),
                     not_ready: self.core.ready().err().map(|e| e.to_string()),
                 };
                 // Whoever asked may be gone.
                 let _ = reply.send(snapshot);
+            }
+            Command::EndAll(reply) => {
+                self.core.end_all(now_ms, out);
+                self.perform(out);
+                // Whoever asked may be gone.
+                let _ = reply.send(());
             }
         }
     }
@@ -284,8 +327,8 @@ impl Driver {
                 GatewayEffect::Connect { peer, addr } => self.links.dial(&peer, &addr),
                 GatewayEffect::Disconnect { peer } => self.links.hang_up(&peer),
                 GatewayEffect::Send { peer, frame } => {
-                    if !self.links.send(&peer, &frame) && self.core.up().contains(&peer) {
-                        warn!(%peer, "the peer does not keep up");
+                    if !self.links.send(&peer, frame) && self.core.up().contains(&peer) {
+                        warn!(%peer, "far more waits for it than it can have asked for");
                         self.core.peer_lost(&peer, now_ms, &mut more);
                     }
                 }
@@ -305,7 +348,7 @@ impl Driver {
                 GatewayEffect::Recovered { session, recovery } => {
                     info!(
                         %session,
-                        reason = recovery.reason,
+                        reason = %recovery.reason,
                         stall_ms = recovery.stall_ms,
                         replayed_rows = recovery.replayed_rows,
                         "a session went on"

@@ -93,7 +93,7 @@ impl Metrics {
 
     /// A session went on.
     pub fn recovered(&self, recovery: &Recovery) {
-        self.recoveries.get_or_create(&[("reason", recovery.reason)]).inc();
+        self.recoveries.get_or_create(&[("reason", recovery.reason.as_str())]).inc();
         self.stall.observe(recovery.stall_ms as f64 / 1e3);
         self.replayed_rows.inc_by(recovery.replayed_rows);
     }

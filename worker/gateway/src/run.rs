@@ -5,19 +5,20 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use axum::serve::ListenerExt;
 use dunlin_model::Tokenizer;
 use dunlin_planner::Topology;
 use dunlin_protocol::{GatewayConfig, GatewayId};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
-use dunlin_wire::{LinksConfig, TlsFiles, proto};
+use dunlin_wire::{LinksConfig, TlsFiles, WireRuntime, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinError;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::driver::{Driver, Handle};
@@ -25,8 +26,8 @@ use crate::metrics::Metrics;
 use crate::openai::{App, router};
 use crate::template::ChatTemplate;
 
-/// Time for requests to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(25);
+/// Time for error events to reach clients whose requests are cut off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// An adapter that clients may ask for in place of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,26 +91,37 @@ pub struct GatewayOptions {
     pub running_max: usize,
     /// Sessions that wait for their turn.
     pub queue_max: usize,
+    /// Time for requests to end after SIGTERM; what runs then is told so.
+    pub drain: Duration,
 }
 
-/// Serves until SIGTERM; then takes no more requests and lets those that run end.
+/// Serves until SIGTERM; then takes no more requests and lets those that run end, or tells them that they are cut off.
 ///
 /// # Errors
-/// When an address cannot be bound or certificates cannot be used.
+/// When an address cannot be bound, certificates cannot be used, or the task that owns the sessions ends.
 pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let id = GatewayId { name: options.name.clone(), incarnation: options.incarnation };
-    let hello = proto::Hello { name: options.name.clone(), incarnation: options.incarnation, gateway: true };
+    let hello = proto::Hello {
+        name: options.name.clone(),
+        incarnation: options.incarnation,
+        gateway: true,
+        ..proto::Hello::default()
+    };
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let config = GatewayConfig {
         id,
+        started_ms: u64::try_from(since_1970.as_millis()).unwrap_or(0),
         running_max: options.running_max,
         queue_max: options.queue_max,
         stall_ms: 2000,
         retry_after_s: 1,
     };
     let links = LinksConfig::new(hello, Some(options.tls.clone()));
-    let (driver, handle) = Driver::new(config, links, Arc::clone(&metrics));
-    tokio::spawn(driver.run());
+    // Sessions and links have threads of their own: HTTP requests may keep the others busy.
+    let wire = WireRuntime::start()?;
+    let (driver, handle) = Driver::new(config, links, Arc::clone(&metrics), wire.handle());
+    let mut driver = wire.handle().spawn(driver.run());
 
     let (questions_in, questions) = mpsc::channel(64);
     let listener = TcpListener::bind(options.control)
@@ -117,7 +129,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", options.control))?;
     let mut server = tonic::transport::Server::builder().tls_config(options.tls.server())?;
     let control = server.add_service(ControlService::service(questions_in));
-    tokio::spawn(control.serve_with_incoming(dunlin_wire::incoming(listener)));
+    wire.serve(listener, move |incoming| control.serve_with_incoming(incoming))?;
     let figures = Arc::clone(&metrics);
     tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone(), figures));
     if let Some(path) = options.topology {
@@ -125,7 +137,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     }
 
     let app = App {
-        handle,
+        handle: handle.clone(),
         model: options.model,
         trouble: options.trouble,
         metrics,
@@ -147,16 +159,32 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         let _ = stopped.wait_for(|stop| *stop).await;
     });
     let mut serving = tokio::spawn(serving.into_future());
-    tokio::select! {
+    let outcome = tokio::select! {
         ended = &mut serving => return Ok(ended??),
-        _ = terminate.recv() => {}
+        ended = &mut driver => Err(driver_ended(ended)),
+        _ = terminate.recv() => Ok(()),
+    };
+    if outcome.is_ok() {
+        info!("SIGTERM: no more requests");
     }
-    info!("SIGTERM: no more requests");
     let _ = stop.send(true);
-    if tokio::time::timeout(GRACE, serving).await.is_err() {
+    // Without a driver every stream has been told so, and there is nothing to wait for.
+    let time = if outcome.is_ok() { options.drain } else { Duration::ZERO };
+    if timeout(time, &mut serving).await.is_err() {
         warn!("requests still run and are cut off");
+        handle.end_all().await;
+        // What clients do not read by then they do not get.
+        let _ = timeout(LAST_WORDS, serving).await;
     }
-    Ok(())
+    outcome
+}
+
+/// The task that owns the sessions never ends by itself.
+fn driver_ended(ended: Result<(), JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow!("the task that owns the sessions ended"),
+        Err(error) => anyhow!("the task that owns the sessions ended: {error}"),
+    }
 }
 
 /// Answers the operator.

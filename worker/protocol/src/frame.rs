@@ -10,6 +10,17 @@ use crate::sampling::{FinishReason, SamplingParams};
 /// Longest name of an adapter, in bytes.
 pub const ADAPTER_NAME_MAX: usize = 253;
 
+/// Rows that a hop takes ahead of what it has computed: its neighbour sends no more until it hears of room ([`Frame::Room`]). Enough for
+/// the next batch to be there when one is done; the bound of what a session can pile up on a peer.
+pub const WINDOW_ROWS: u32 = 256;
+/// Rows travel in frames of at most about this many bytes, so that other sessions' frames need not wait long behind them.
+pub const ROWS_BYTES_MAX: usize = 1 << 20;
+/// Positions of a page of KV cache.
+pub const PAGE_POSITIONS: u32 = 16;
+/// A session is let in when its peers have pages for this many positions beyond what it has (but no more than it can get), and a peer
+/// counts as many as taken for each that it has: they then seldom have to give pages back, and short answers never.
+pub const PAGES_ROOM_AHEAD: u32 = 256;
+
 /// Number of a try to go on with a session; only its gateway counts it up.
 pub type Attempt = u32;
 
@@ -85,6 +96,15 @@ impl RowData {
         self.len == 0
     }
 
+    /// All of `parts`, one behind the other; copied unless there is only one.
+    #[must_use]
+    pub fn concat(parts: &[Self]) -> Self {
+        match parts {
+            [one] => one.clone(),
+            _ => Self::new(parts.iter().flat_map(|part| part.as_slice()).copied().collect()),
+        }
+    }
+
     /// The part `start..end` (in values), sharing memory; clipped to what there is.
     #[must_use]
     pub fn slice(&self, start: usize, end: usize) -> Self {
@@ -125,12 +145,15 @@ pub struct Open {
     pub eos: Arc<Vec<u32>>,
     /// The adapter that every row is computed with; none for the model itself. Always the same in a session.
     pub adapter: Option<Arc<str>>,
+    /// When the gateway took the request, in milliseconds since 1970 by its clock: older sessions go first wherever there is a line. All
+    /// stages have the same number, so that two sessions are everywhere in the same order.
+    pub born_ms: u64,
 }
 
 /// Why a stage does not go on with a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No KV pages left.
+    /// It has no KV pages to spare, or older sessions need those of this one: nothing of it is held any more.
     NoPages,
     /// It has the KV cache of this many positions only.
     NeedReplay {
@@ -179,6 +202,8 @@ pub struct Held {
     pub layers: Layers,
     /// Positions whose KV cache is there.
     pub have: Position,
+    /// Rows that have arrived and are not computed: they wait for others, which is no reason to worry.
+    pub waiting: u32,
 }
 
 /// One message.
@@ -218,6 +243,17 @@ pub enum Frame {
         /// It is the last one.
         finish: Option<FinishReason>,
     },
+    /// From hop `index` to the hop before it: rows of positions before `until` may be sent.
+    Room {
+        /// Which session.
+        session: SessionId,
+        /// Which try.
+        attempt: Attempt,
+        /// Which hop has room.
+        index: u32,
+        /// One past the last position it takes now.
+        until: Position,
+    },
     /// Gateway to every peer of the route: free everything of this session up to this try.
     Close {
         /// Which session.
@@ -252,4 +288,22 @@ pub enum Frame {
         /// What it holds of the asking gateway's sessions.
         held: Vec<Held>,
     },
+}
+
+impl Frame {
+    /// About how many bytes it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        const SMALL: usize = 64;
+        SMALL
+            + match self {
+                Self::Rows { data, .. } => size_of_val(data.as_slice()),
+                Self::Open(open) => {
+                    4 * open.tokens.len() + SMALL * open.route.len() + 8 * open.sampling.logit_bias.len()
+                }
+                Self::Pong { held, .. } => size_of_val(held.as_slice()),
+                Self::Token { top, .. } => size_of_val(top.as_slice()),
+                Self::Room { .. } | Self::Close { .. } | Self::Refused { .. } | Self::Ping { .. } => 0,
+            }
+    }
 }

@@ -20,5 +20,6 @@ pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, Se
 pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};
 pub use sampling::{FinishReason, SamplingParams};
 pub use stage::{
-    Computed, Destination, Input, Job, Output, SampleRequest, Sender, StageConfig, StageEffect, StageNode,
+    Computed, Destination, Input, Job, Line, Output, SampleRequest, Sender, StageConfig, StageEffect,
+    StageNode, Urgency,
 };

@@ -3,17 +3,15 @@
 //! Everything follows from a seed. The fake model's rows are hashes over everything before them, so that a row that is lost, doubled,
 //! out of place or computed from another prefix changes the tokens.
 //!
-//! * [`model`] the fake model and engine
-//! * [`world`] events, faults, and what must hold
-//! * `impostors` frames of sessions of others
-//! * [`replay`] another simulation: a training swarm on a recorded spot trace
+//! * [`serving`] gateways and stages of dunlin-protocol, with the engine's own scheduler and pages and a fake model
 //! * [`training`] the same for a swarm that trains
+//! * [`replay`] another simulation: a training swarm on a recorded spot trace
+//! * [`latency`] what round trips cost training
 
-mod impostors;
 pub mod latency;
-pub mod model;
 pub mod replay;
+pub mod serving;
 pub mod training;
-pub mod world;
 
-pub use world::{Outcome, Scenario, run};
+pub use serving::model;
+pub use serving::{Outcome, Scenario, run};

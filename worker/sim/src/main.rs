@@ -43,14 +43,14 @@ fn show_latency() {
 
 fn show_inference(seed: u64, trace: bool) {
     let outcome = run(&Scenario { trace, ..Scenario::from_seed(seed) });
-    for line in &outcome.trace {
+    for line in outcome.trace.iter().chain(outcome.violations.iter().filter(|_| trace)) {
         println!("{line}");
     }
     println!(
         "seed {seed}: {} ({} faults, {} recoveries)",
         outcome.verdict(),
         outcome.faults,
-        outcome.recoveries
+        outcome.recovered()
     );
 }
 

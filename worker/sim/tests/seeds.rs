@@ -8,7 +8,7 @@ fn check(seeds: std::ops::Range<u64>) -> (u32, u32) {
     for seed in seeds {
         let outcome = run(&Scenario::from_seed(seed));
         faults += outcome.faults;
-        recoveries += outcome.recoveries;
+        recoveries += outcome.recovered();
         if !outcome.violations.is_empty() {
             failed.push(format!("seed {seed}: {}", outcome.verdict()));
         }

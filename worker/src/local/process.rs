@@ -77,7 +77,8 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let certificates = trust.stdin_of(Role::Gateway, &["gateway"])?;
         let mut command = served("gateway", "gateway", certificates, addr, "127.0.0.1:0".parse()?, args)?;
-        command.args(["--http", &http.to_string()]);
+        // Within the time between SIGTERM and SIGKILL.
+        command.args(["--http", &http.to_string(), "--drain-s", "1"]);
         Self::start("gateway", addr, command)
     }
 

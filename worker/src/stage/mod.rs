@@ -1,5 +1,6 @@
 //! The role that executes layers: sockets and threads around [`StageNode`].
 
+mod commands;
 mod loader;
 mod metrics;
 
@@ -10,22 +11,26 @@ use std::time::Duration;
 use anyhow::Context;
 use dunlin_engine::memory::Fit;
 use dunlin_engine::{Command, Engine, EngineConfig};
+use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_planner::topology::{layer_set, ranges};
 use dunlin_planner::{Load, PeerName, Topology};
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
-use dunlin_wire::{Inbound, InboundEvent, LinkEvent, Links, LinksConfig, convert, proto};
+use dunlin_wire::{
+    Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Vitals, WireRuntime, convert, proto,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::certificates::tls;
 use crate::cli::StageArgs;
 use crate::model::{Location, adapters};
 use crate::{health, memory};
+use commands::Commands;
 use loader::{Hold, Loader, Source};
 
 /// Sessions at once.
@@ -34,8 +39,12 @@ const SESSIONS_MAX: usize = 1024;
 const LEASE_MS: u64 = 10_000;
 /// Longest time between SIGTERM and the end.
 const DRAIN: Duration = Duration::from_secs(25);
-/// Frames and results that may wait.
+/// Frames that may wait.
 const EVENTS_MAX: usize = 4096;
+/// Results that may wait; the engine waits then.
+const RESULTS_MAX: usize = 256;
+/// Vitals are published and time passes this often.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Runs a stage until SIGTERM.
 ///
@@ -46,7 +55,8 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let location = Location::new(&args.model)?;
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, None)?;
-    let (results_in, results) = mpsc::channel(EVENTS_MAX);
+    let wire = WireRuntime::start()?;
+    let (results_in, results) = mpsc::channel(RESULTS_MAX);
     let engine_slot: EngineSlot = Arc::default();
     let slot = Arc::clone(&engine_slot);
     let threads = args.threads;
@@ -58,16 +68,18 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
             let (model, hidden) = (file.config().clone(), file.config().hidden);
             let config = EngineConfig { model, threads, positions_max: positions as usize, kv_bytes: 0 };
             let done = Box::new(move |done: Computed| {
-                // The receiver is gone only when the process ends.
+                // The receiver is gone only when the process ends. It never waits for the engine (see `commands`), so this ends.
                 let _ = results_in.blocking_send(done);
             });
             let engine = Engine::start(config, done)?;
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((engine.clone(), hidden));
+            let started = Started { engine: engine.clone(), hidden, positions_max: positions };
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
             Ok(engine)
         }),
     )?;
+    let pulse = Pulse::default();
     let (inbound_in, inbound_events) = mpsc::channel(EVENTS_MAX);
-    let inbound = Inbound::new(inbound_in);
+    let inbound = Inbound::new(&args.process.name, ARITHMETIC_VERSION, inbound_in, pulse.clone());
     let (questions_in, questions) = mpsc::channel(64);
     let listener = TcpListener::bind(args.process.listen)
         .await
@@ -78,10 +90,15 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         .initial_connection_window_size(32 << 20)
         .tls_config(tls.server())?;
     let router = server.add_service(inbound.service()).add_service(ControlService::service(questions_in));
-    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    wire.serve(listener, move |incoming| router.serve_with_incoming(incoming))?;
 
     let (links_in, link_events) = mpsc::channel(EVENTS_MAX);
-    let hello = proto::Hello { name: args.process.name.clone(), incarnation: 0, gateway: false };
+    let hello = proto::Hello {
+        name: args.process.name.clone(),
+        incarnation: 0,
+        gateway: false,
+        arithmetic: ARITHMETIC_VERSION,
+    };
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(metrics::StageMetrics::default());
     let page = Arc::clone(&metrics);
@@ -91,14 +108,16 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         node: StageNode::new(StageConfig {
             name: args.process.name.as_str().into(),
             hidden: 0,
+            positions_max: 0,
+            pages: 0,
             sessions_max: SESSIONS_MAX,
             journal_bytes_max: 0,
             lease_ms: LEASE_MS,
         }),
-        engine: None,
+        commands: Commands::default(),
         engine_slot,
         loader,
-        links: Links::new(LinksConfig::new(hello, Some(tls)), links_in),
+        links: Links::new(LinksConfig::new(hello, Some(tls)), links_in, pulse, wire.handle()),
         inbound,
         topology: None,
         hold: Hold::default(),
@@ -111,13 +130,23 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     stage.run(inbound_events, link_events, results, questions).await
 }
 
-/// Where the loader puts the engine once it runs, with the number of values in a row: nobody may have one without the other.
-type EngineSlot = Arc<Mutex<Option<(Engine, usize)>>>;
+/// An engine that runs, and what the stage must know of it: nobody may have one without the other.
+#[derive(Clone)]
+struct Started {
+    engine: Engine,
+    /// Values in a row.
+    hidden: usize,
+    /// Longest sequence.
+    positions_max: u32,
+}
+
+/// Where the loader puts the engine once it runs.
+type EngineSlot = Arc<Mutex<Option<Started>>>;
 
 struct Stage {
     name: PeerName,
     node: StageNode,
-    engine: Option<Engine>,
+    commands: Commands,
     engine_slot: EngineSlot,
     loader: Loader,
     links: Links,
@@ -141,23 +170,31 @@ impl Stage {
         mut results: mpsc::Receiver<Computed>,
         mut questions: mpsc::Receiver<ControlRequest>,
     ) -> anyhow::Result<()> {
-        let mut ticks = interval(Duration::from_millis(50));
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut drained_by = None;
         let mut out = Vec::new();
         loop {
+            // While the engine is behind with commands nothing is taken that could make more of them, but for what is its own: so the engine
+            // never waits for this loop, and the loop never for the engine.
+            let takes = self.commands.flush().context("the engine has ended")?;
             tokio::select! {
                 biased;
-                Some(done) = results.recv() => self.node.computed(done, self.now_ms(), &mut out),
-                Some(event) = inbound.recv() => self.inbound_event(event, &mut out),
-                Some(event) = links.recv() => self.link_event(event, &mut out),
-                Some(request) = questions.recv() => self.question(request, &mut drained_by),
+                _ = ticks.tick() => self.tick(&mut out),
                 _ = terminate.recv() => {
                     info!("SIGTERM: handing over");
                     self.draining = true;
                     drained_by.get_or_insert(Instant::now() + DRAIN);
                 }
-                _ = ticks.tick() => self.tick(&mut out),
+                Some(request) = questions.recv() => self.question(request, &mut drained_by),
+                done = results.recv() => {
+                    // The other end goes with the engine's thread, which has said why, or with the loader's.
+                    let done = done.context("the engine has ended: see the log before this")?;
+                    self.node.computed(done, self.now_ms(), &mut out);
+                }
+                Some(event) = inbound.recv(), if takes => self.inbound_event(event, &mut out),
+                Some(event) = links.recv(), if takes => self.link_event(event, &mut out),
             }
             self.perform(&mut out);
             if let Some(deadline) = drained_by
@@ -178,24 +215,24 @@ impl Stage {
         if let Sender::Gateway(gateway) = &event.from {
             self.node.heard(gateway, now_ms);
         }
-        match event.frame {
-            Frame::Ping { seq, .. } => {
-                let held = match &event.from {
-                    Sender::Gateway(gateway) => self.node.held_of(gateway),
-                    Sender::Peer(_) => Vec::new(),
-                };
-                // A caller whose stream is full or gone finds out by itself.
-                let _ = self.inbound.reply(&event.from, &Frame::Pong { seq, load: self.load(), held });
-            }
-            frame => self.node.frame(&event.from, frame, now_ms, out),
+        // Pings are answered where they arrive.
+        if !matches!(event.frame, Frame::Ping { .. }) {
+            self.node.frame(&event.from, event.frame, now_ms, out);
         }
     }
 
     fn link_event(&mut self, event: LinkEvent, out: &mut Vec<StageEffect>) {
-        if let LinkEvent::Lost(peer, why) = event {
-            warn!(%peer, why, "the link is down");
-            self.links.hang_up(&peer);
-            self.node.link_down(&peer, out);
+        match event {
+            LinkEvent::Lost(peer, why) => {
+                warn!(%peer, why, "the link is down");
+                self.links.hang_up(&peer);
+                self.node.link_down(&peer, out);
+            }
+            // How much room there is at the next hop.
+            LinkEvent::Frame(peer, frame) => {
+                self.node.frame(&Sender::Peer(peer), frame, self.now_ms(), out);
+            }
+            LinkEvent::Up(_) | LinkEvent::Pong(..) => {}
         }
     }
 
@@ -237,16 +274,14 @@ impl Stage {
     }
 
     fn tick(&mut self, out: &mut Vec<StageEffect>) {
-        if self.engine.is_none()
-            && let Some((engine, hidden)) =
-                self.engine_slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        if self.commands.engine().is_none()
+            && let Some(started) = self.engine_slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
         {
-            self.node.set_hidden(hidden);
-            self.engine = Some(engine);
+            self.node.set_model(started.hidden, started.positions_max);
+            self.commands.set_engine(started.engine);
         }
         self.node.tick(self.now_ms(), out);
-        if let Some(engine) = &self.engine {
-            let status = engine.status();
+        if let Some(status) = self.commands.engine().map(Engine::status) {
             let held = layer_set(&status.held);
             let Fit { layers: wanted, journal_bytes, .. } = self.fit().unwrap_or_default();
             if self.journal_bytes_max != journal_bytes {
@@ -257,44 +292,47 @@ impl Stage {
                 let mut keep = wanted;
                 keep.extend(layer_set(&self.node.layers_in_use()));
                 if held.iter().any(|l| !keep.contains(l)) {
-                    let _ = engine.send(Command::Retain(ranges(&keep)));
+                    self.commands.give(Command::Retain(ranges(&keep)));
                 }
             }
             self.metrics.update(&status, self.node.session_count(), self.node.journal_bytes());
+            self.node.set_pages(status.total_pages);
             self.node.set_held(status.held);
             self.node.set_adapters(status.adapters);
+            self.node.starved(status.starved, out);
         }
         self.ready.store(self.state() == proto::State::Ready, Ordering::Relaxed);
+        self.inbound.publish(Vitals { load: self.load(), held: self.node.held() });
     }
 
     fn perform(&mut self, out: &mut Vec<StageEffect>) {
         let mut more = Vec::new();
         for effect in out.drain(..) {
-            let delivered = match effect {
+            match effect {
                 StageEffect::Send { to: Destination::Gateway(gateway), frame } => {
+                    // Without a stream it learns from that.
                     let _ = self.inbound.reply(&Sender::Gateway(gateway), &frame);
-                    true
+                }
+                StageEffect::Send { to: Destination::Upstream(peer), frame } => {
+                    let _ = self.inbound.reply(&Sender::Peer(peer), &frame);
                 }
                 StageEffect::Send { to: Destination::Peer { name, addr }, frame } => {
                     self.links.dial(&name, &addr);
-                    let sent = self.links.send(&name, &frame);
-                    if !sent {
+                    if !self.links.send(&name, frame) {
+                        warn!(peer = %name, "far more waits for it than it can have asked for");
                         self.links.hang_up(&name);
                         self.node.link_down(&name, &mut more);
                     }
-                    true
                 }
-                StageEffect::Forbidden { from, rule } => {
-                    self.inbound.close(&from, rule);
-                    true
-                }
-                StageEffect::Compute(job) => self.command(Command::Job(job)),
+                StageEffect::Forbidden { from, rule } => self.inbound.close(&from, rule),
+                StageEffect::Compute(job) => self.commands.give(Command::Job(job)),
                 StageEffect::Truncate { session, layers, to } => {
-                    self.command(Command::Truncate { session, layers, to })
+                    self.commands.give(Command::Truncate { session, layers, to });
                 }
-                StageEffect::Free { session, layers } => self.command(Command::Free { session, layers }),
-            };
-            debug_assert!(delivered, "the node computes only with layers that an engine holds");
+                StageEffect::Free { session, layers } => {
+                    self.commands.give(Command::Free { session, layers })
+                }
+            }
         }
         if !more.is_empty() {
             *out = more;
@@ -302,16 +340,15 @@ impl Stage {
         }
     }
 
-    fn command(&self, command: Command) -> bool {
-        self.engine.as_ref().is_some_and(|engine| engine.send(command))
-    }
-
     fn load(&self) -> Load {
-        let status = self.engine.as_ref().map(Engine::status).unwrap_or_default();
+        let status = self.commands.engine().map(Engine::status).unwrap_or_default();
         Load {
             queue_rows: status.queue_rows,
             free_pages: status.free_pages,
+            spare_pages: self.node.spare_pages(),
             total_pages: status.total_pages,
+            layer_rows: status.layer_rows,
+            arithmetic: ARITHMETIC_VERSION,
             rows_per_s_per_layer: status.rows_per_s_per_layer,
             held: status.held,
             draining: self.draining,
@@ -325,7 +362,7 @@ impl Stage {
 
     fn state(&self) -> proto::State {
         let progress = self.loader.progress();
-        let held = self.engine.as_ref().map(|e| layer_set(&e.status().held)).unwrap_or_default();
+        let held = self.commands.engine().map(|e| layer_set(&e.status().held)).unwrap_or_default();
         let complete = self.fit().is_some_and(|fit| !fit.layers.is_empty() && fit.layers.is_subset(&held));
         if self.draining {
             proto::State::Draining
@@ -363,7 +400,7 @@ impl Stage {
             problem: progress
                 .problem
                 .map(|p| proto::Problem { reason: p.reason.to_owned(), message: p.message }),
-            weight_bytes: self.engine.as_ref().map_or(0, |e| e.status().weight_bytes),
+            weight_bytes: self.commands.engine().map_or(0, |e| e.status().weight_bytes),
             lost: Vec::new(),
             tokens: 0,
         }

@@ -56,7 +56,7 @@ pub fn read_config(path: &Path) -> anyhow::Result<TrainingConfig> {
 /// # Errors
 /// When its certificates cannot be used.
 pub fn links(process: &ProcessArgs) -> anyhow::Result<LinksConfig> {
-    let hello = proto::Hello { name: process.name.clone(), incarnation: 0, gateway: false };
+    let hello = proto::Hello { name: process.name.clone(), ..proto::Hello::default() };
     Ok(LinksConfig::new(hello, Some(tls(process)?)))
 }
 

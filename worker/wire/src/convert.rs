@@ -60,6 +60,10 @@ pub fn to_wire(frame: &Frame) -> proto::Frame {
                 .into(),
             })
         }
+        Frame::Room { session, attempt, index, until } => {
+            let (session, attempt, index, until) = (session.0, *attempt, *index, *until);
+            Body::Room(proto::Room { session, attempt, index, until })
+        }
         Frame::Close { session, attempt } => {
             Body::Close(proto::Close { session: session.0, attempt: *attempt })
         }
@@ -117,6 +121,12 @@ pub fn from_wire(frame: proto::Frame) -> Result<Frame, Senseless> {
                 finish,
             }
         }
+        Body::Room(room) => Frame::Room {
+            session: SessionId(room.session),
+            attempt: room.attempt,
+            index: room.index,
+            until: room.until,
+        },
         Body::Close(close) => Frame::Close { session: SessionId(close.session), attempt: close.attempt },
         Body::Refused(refused) => Frame::Refused {
             session: SessionId(refused.session),
@@ -192,6 +202,7 @@ fn open_to_wire(open: &Open) -> proto::Open {
         }),
         eos: open.eos.to_vec(),
         adapter: open.adapter.as_deref().unwrap_or_default().to_owned(),
+        born_ms: open.born_ms,
     }
 }
 
@@ -233,6 +244,7 @@ fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
         }),
         eos: Arc::new(open.eos),
         adapter: (!open.adapter.is_empty()).then(|| open.adapter.into()),
+        born_ms: open.born_ms,
     })
 }
 
@@ -270,12 +282,14 @@ fn held_to_wire(held: &Held) -> proto::Held {
         attempt: held.attempt,
         layers: Some(layers_to_wire(held.layers)),
         have: held.have,
+        waiting: held.waiting,
     }
 }
 
 fn held_from_wire(held: proto::Held) -> Result<Held, Senseless> {
     let layers = layers_from_wire(held.layers)?;
-    Ok(Held { session: SessionId(held.session), attempt: held.attempt, layers, have: held.have })
+    let proto::Held { session, attempt, have, waiting, .. } = held;
+    Ok(Held { session: SessionId(session), attempt, layers, have, waiting })
 }
 
 /// The wire form of a load.
@@ -288,6 +302,9 @@ pub fn load_to_wire(load: &Load) -> proto::Load {
         rows_per_s_per_layer: load.rows_per_s_per_layer,
         held: load.held.iter().copied().map(layers_to_wire).collect(),
         draining: load.draining,
+        spare_pages: Some(load.spare_pages),
+        layer_rows: load.layer_rows,
+        arithmetic: load.arithmetic,
     }
 }
 
@@ -305,6 +322,9 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         rows_per_s_per_layer: load.rows_per_s_per_layer,
         held,
         draining: load.draining,
+        spare_pages: load.spare_pages.unwrap_or(load.free_pages),
+        layer_rows: load.layer_rows,
+        arithmetic: load.arithmetic,
     })
 }
 
@@ -338,6 +358,7 @@ mod tests {
             }),
             eos: Arc::new(vec![2]),
             adapter: Some("formal".into()),
+            born_ms: 1234,
         }
     }
 
@@ -353,8 +374,11 @@ mod tests {
             rows_per_s_per_layer: 4.5,
             held: vec![Layers::new(1, 2)],
             draining: true,
+            spare_pages: 6,
+            layer_rows: u64::MAX,
+            arithmetic: 7,
         };
-        let held = vec![Held { session, attempt: 1, layers: Layers::new(0, 9), have: 77 }];
+        let held = vec![Held { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
         let frames = [
             Frame::Open(open()),
@@ -369,6 +393,7 @@ mod tests {
                 top,
                 finish: Some(FinishReason::Eos),
             },
+            Frame::Room { session, attempt: 1, index: 2, until: 300 },
             Frame::Close { session, attempt: u32::MAX },
             refused(Refusal::NoPages),
             refused(Refusal::NeedReplay { have: 4 }),

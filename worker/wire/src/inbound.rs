@@ -1,28 +1,31 @@
-//! Incoming streams: frames go to one task, answers find the stream of whoever asked.
+//! Incoming streams: frames go to one task, answers find the stream of whoever asked. Pings are answered here, with what that task said
+//! last of itself: it may be busy, and the peer is alive all the same.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_protocol::{Frame, GatewayId, Sender};
+use dunlin_planner::Load;
+use dunlin_protocol::{Frame, GatewayId, Held, Sender};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use crate::access::Rpc;
 use crate::convert::{from_wire, to_wire};
 use crate::identity::{Caller, Role};
-use crate::present::Present;
+use crate::present::{Entry, Present};
 use crate::proto::frame::Body;
-use crate::{MESSAGE_BYTES_MAX, proto};
+use crate::runtime::Pulse;
+use crate::{MESSAGE_BYTES_MAX, proto, queue};
 
 /// Streams at once.
 const STREAMS_MAX: usize = 4096;
-/// Frames that wait for one caller.
-const QUEUE_MAX: usize = 4096;
+/// Bytes that wait for one caller: tokens of all its sessions for as long as its lease, several times over.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// A caller says who it is within this time.
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 
@@ -35,9 +38,21 @@ pub struct InboundEvent {
     pub frame: Frame,
 }
 
+/// What pongs say; the main loop brings it up to date with each turn.
+#[derive(Clone, Debug, Default)]
+pub struct Vitals {
+    /// How the peer is doing.
+    pub load: Load,
+    /// What it holds, by gateway.
+    pub held: BTreeMap<GatewayId, Vec<Held>>,
+}
+
+type Reply = Result<proto::Frame, Status>;
+
 /// The way back to a caller.
+#[derive(Clone)]
 struct Back {
-    replies: mpsc::Sender<Result<proto::Frame, Status>>,
+    replies: queue::Sender<Reply>,
     /// Nothing more is taken from it.
     closed: Arc<Notify>,
 }
@@ -45,18 +60,30 @@ struct Back {
 /// The server of [`Stage`](proto::stage_server::Stage) and the way back to its callers.
 #[derive(Clone)]
 pub struct Inbound {
+    name: String,
+    arithmetic: u32,
     events: mpsc::Sender<InboundEvent>,
     callers: Present<Sender, Back>,
+    vitals: Arc<Mutex<Arc<Vitals>>>,
+    pulse: Pulse,
 }
 
 /// The tonic service.
 pub type StageServer = proto::stage_server::StageServer<Inbound>;
 
 impl Inbound {
-    /// Frames go to `events`.
+    /// Frames go to `events`; pings are answered for as long as the loop that takes them has a pulse. `arithmetic` is the version that this
+    /// peer, `name`, computes with: others send it no rows.
     #[must_use]
-    pub fn new(events: mpsc::Sender<InboundEvent>) -> Self {
-        Self { events, callers: Present::default() }
+    pub fn new(name: &str, arithmetic: u32, events: mpsc::Sender<InboundEvent>, pulse: Pulse) -> Self {
+        Self {
+            name: name.to_owned(),
+            arithmetic,
+            events,
+            callers: Present::default(),
+            vitals: Arc::default(),
+            pulse,
+        }
     }
 
     /// The service to add to a server.
@@ -65,10 +92,19 @@ impl Inbound {
         StageServer::new(self.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Sends a frame to a caller. False when it has no stream or does not keep up; it then learns from the gap, or from silence.
-    #[must_use]
+    /// What pongs say from now on.
+    pub fn publish(&self, vitals: Vitals) {
+        *self.vitals.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(vitals);
+        self.pulse.beat();
+    }
+
+    /// Sends a frame to a caller; it waits for as long as the caller takes to read what is before it. A caller that has no stream learns
+    /// from that; one that reads nothing while far more waits than it may ask for loses its stream. False in both cases.
     pub fn reply(&self, to: &Sender, frame: &Frame) -> bool {
-        let sent = self.callers.with(to, |back| back.replies.try_send(Ok(to_wire(frame))).is_ok());
+        let sent = self.callers.with(to, |back| back.replies.send(Ok(to_wire(frame)), frame.bytes()));
+        if sent == Some(false) {
+            self.close(to, "nothing is read of what it asked for");
+        }
         sent.unwrap_or(false)
     }
 
@@ -77,9 +113,66 @@ impl Inbound {
         warn!("the stream of {caller} is closed: {rule}");
         self.callers.with(caller, |back| {
             // A caller that does not read learns from the end of the stream.
-            let _ = back.replies.try_send(Err(Status::permission_denied(rule)));
+            let _ = back.replies.send(Err(Status::permission_denied(rule)), 0);
             back.closed.notify_one();
         });
+    }
+
+    /// A caller that computes with another arithmetic says so before it sends rows.
+    fn check(&self, hello: &proto::Hello) -> Result<(), Status> {
+        let (own, other) = (self.arithmetic, hello.arithmetic);
+        if hello.gateway || own == other {
+            return Ok(());
+        }
+        let why = format!(
+            "{} computes with version {other} of the arithmetic, {} with version {own}: rows of one mean nothing to the other",
+            hello.name, self.name
+        );
+        warn!("a stream is refused: {why}");
+        Err(Status::failed_precondition(why))
+    }
+
+    /// Takes what a caller says, to the end of its stream.
+    async fn serve(
+        self,
+        from: Sender,
+        back: Back,
+        mut incoming: Streaming<proto::Frame>,
+        entry: Entry<Sender, Back>,
+    ) {
+        // As long as this runs, answers find the stream.
+        let _entry = entry;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                () = back.closed.notified() => return,
+                frame = incoming.message() => frame,
+            };
+            let Ok(Some(frame)) = frame else { return };
+            let Ok(frame) = from_wire(frame) else { return };
+            let ping = if let Frame::Ping { seq, .. } = frame { Some(seq) } else { None };
+            let event = InboundEvent { from: from.clone(), frame };
+            let Some(seq) = ping else {
+                if self.events.send(event).await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            // The loop hears of pings, too, for its leases; when it has no time to, it has others to hear.
+            let _ = self.events.try_send(event);
+            if self.pulse.is_stuck() {
+                continue;
+            }
+            let vitals = Arc::clone(&self.vitals.lock().unwrap_or_else(PoisonError::into_inner));
+            let held = match &from {
+                Sender::Gateway(gateway) => vitals.held.get(gateway).cloned().unwrap_or_default(),
+                Sender::Peer(_) => Vec::new(),
+            };
+            let pong = Frame::Pong { seq, load: vitals.load.clone(), held };
+            if !back.replies.send(Ok(to_wire(&pong)), pong.bytes()) {
+                return;
+            }
+        }
     }
 }
 
@@ -100,34 +193,18 @@ impl proto::stage_server::Stage for Inbound {
         let Some(Body::Hello(hello)) = hello else {
             return Err(Status::invalid_argument("the first frame must be a hello"));
         };
-        let from = sender(&caller, hello)?;
-        let (replies, outgoing) = mpsc::channel(QUEUE_MAX);
-        let closed = Arc::<Notify>::default();
-        let back = Back { replies, closed: Arc::clone(&closed) };
-        let entry = self.callers.enter(from.clone(), &caller, back, STREAMS_MAX)?;
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            // As long as this runs, answers find the stream.
-            let _entry = entry;
-            loop {
-                let frame = tokio::select! {
-                    biased;
-                    () = closed.notified() => break,
-                    frame = incoming.message() => frame,
-                };
-                let Ok(Some(frame)) = frame else { break };
-                let Ok(frame) = from_wire(frame) else { break };
-                if events.send(InboundEvent { from: from.clone(), frame }).await.is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        let from = sender(&caller, &hello)?;
+        self.check(&hello)?;
+        let (replies, outgoing) = queue::queue(QUEUE_BYTES_MAX);
+        let back = Back { replies, closed: Arc::default() };
+        let entry = self.callers.enter(from.clone(), &caller, back.clone(), STREAMS_MAX)?;
+        tokio::spawn(self.clone().serve(from, back, incoming, entry));
+        Ok(Response::new(Box::pin(outgoing)))
     }
 }
 
 /// Who sends the frames behind `hello`, which must say what the certificate says.
-fn sender(caller: &Caller, hello: proto::Hello) -> Result<Sender, Status> {
+fn sender(caller: &Caller, hello: &proto::Hello) -> Result<Sender, Status> {
     let gateway = caller.role == Role::Gateway;
     if hello.gateway != gateway || !caller.is_called(&hello.name) {
         let said = if hello.gateway { "gateway" } else { "stage" };
@@ -136,7 +213,7 @@ fn sender(caller: &Caller, hello: proto::Hello) -> Result<Sender, Status> {
         return Err(Status::permission_denied(why));
     }
     Ok(if gateway {
-        Sender::Gateway(GatewayId { name: hello.name, incarnation: hello.incarnation })
+        Sender::Gateway(GatewayId { name: hello.name.clone(), incarnation: hello.incarnation })
     } else {
         Sender::Peer(hello.name.as_str().into())
     })

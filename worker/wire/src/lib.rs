@@ -5,6 +5,8 @@
 //! * [`tls`], [`authority`] the swarm's own certificates, and who issues them
 //! * [`identity`], [`connection`] who calls, as the certificate of its connection says
 //! * [`access`] who may call what
+//! * [`runtime`] threads of their own for sockets, and the pulse of the loop behind them
+//! * [`queue`] queues bounded by bytes
 //! * [`links`] outgoing streams: dialled, kept alive, reported when they break
 //! * [`inbound`] incoming streams
 //! * [`control`] operator to stage and gateway
@@ -19,6 +21,8 @@ pub mod identity;
 pub mod inbound;
 pub mod links;
 mod present;
+pub mod queue;
+pub mod runtime;
 mod services;
 pub mod tls;
 pub mod train;
@@ -32,8 +36,9 @@ pub mod proto {
 pub use authority::Authority;
 pub use connection::{incoming, incoming_in_plain_text};
 pub use identity::{Caller, Role};
-pub use inbound::{Inbound, InboundEvent, StageServer};
+pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
+pub use runtime::{Pulse, WireRuntime};
 pub use tls::{TlsError, TlsFiles};
 
 /// Largest message taken from a peer.

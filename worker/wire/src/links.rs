@@ -1,23 +1,27 @@
 //! Outgoing streams: dialled, kept alive, reported at once when they break, dialled again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_planner::PeerName;
 use dunlin_protocol::Frame;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::convert::{from_wire, to_wire};
 use crate::proto::frame::Body;
 use crate::proto::stage_client::StageClient;
+use crate::runtime::Pulse;
 use crate::tls::TlsFiles;
-use crate::{MESSAGE_BYTES_MAX, proto};
+use crate::{MESSAGE_BYTES_MAX, proto, queue};
 
 /// Largest HTTP/2 frame that is taken: each takes a system call or two, so that the smallest allowed, 16 KiB, costs time.
 const FRAME_BYTES_MAX: u32 = 1 << 18;
@@ -35,8 +39,8 @@ pub struct LinksConfig {
     pub silence: Duration,
     /// How long making a connection may take.
     pub connect: Duration,
-    /// Frames that may wait for one peer; more means it does not keep up, and the link is given up.
-    pub queue_max: usize,
+    /// Bytes that may wait for one peer: far more than it can have asked for.
+    pub queue_bytes_max: usize,
 }
 
 impl LinksConfig {
@@ -49,7 +53,7 @@ impl LinksConfig {
             ping: Duration::from_millis(200),
             silence: Duration::from_millis(650),
             connect: Duration::from_millis(1000),
-            queue_max: 4096,
+            queue_bytes_max: 1 << 30,
         }
     }
 }
@@ -59,8 +63,10 @@ impl LinksConfig {
 pub enum LinkEvent {
     /// The stream works.
     Up(PeerName),
-    /// A frame, pongs included.
+    /// A frame.
     Frame(PeerName, Frame),
+    /// A pong, and how long it took to come.
+    Pong(PeerName, Duration, Frame),
     /// The stream broke, fell silent or could not be made; it is being dialled again.
     Lost(PeerName, String),
 }
@@ -71,10 +77,12 @@ pub struct Links {
     events: mpsc::Sender<LinkEvent>,
     links: BTreeMap<PeerName, Link>,
     epoch: Arc<AtomicU64>,
+    pulse: Pulse,
+    runtime: Handle,
 }
 
 struct Link {
-    frames: mpsc::Sender<proto::Frame>,
+    frames: queue::Sender<Frame>,
     task: AbortHandle,
 }
 
@@ -85,10 +93,11 @@ impl Drop for Link {
 }
 
 impl Links {
-    /// No links yet; `events` is where they report.
+    /// No links yet; `events` is where they report, `pulse` that of the loop which takes the reports, `runtime` where they are kept alive.
     #[must_use]
-    pub fn new(config: LinksConfig, events: mpsc::Sender<LinkEvent>) -> Self {
-        Self { config: Arc::new(config), events, links: BTreeMap::new(), epoch: Arc::default() }
+    pub fn new(config: LinksConfig, events: mpsc::Sender<LinkEvent>, pulse: Pulse, runtime: Handle) -> Self {
+        let config = Arc::new(config);
+        Self { config, events, links: BTreeMap::new(), epoch: Arc::default(), pulse, runtime }
     }
 
     /// The epoch that pings carry.
@@ -101,15 +110,16 @@ impl Links {
         if self.links.contains_key(peer) {
             return;
         }
-        let (frames, queue) = mpsc::channel(self.config.queue_max);
+        let (frames, queue) = queue::queue(self.config.queue_bytes_max);
         let keeper = Keeper {
             config: Arc::clone(&self.config),
             events: self.events.clone(),
             peer: peer.clone(),
             addr: addr.to_owned(),
             epoch: Arc::clone(&self.epoch),
+            pulse: self.pulse.clone(),
         };
-        let task = tokio::spawn(keeper.run(queue)).abort_handle();
+        let task = self.runtime.spawn(keeper.run(queue)).abort_handle();
         self.links.insert(peer.clone(), Link { frames, task });
     }
 
@@ -118,10 +128,12 @@ impl Links {
         self.links.remove(peer);
     }
 
-    /// Sends a frame. False when there is no such link or its queue is full: then the frame is lost, and the caller treats the link as down.
+    /// Sends a frame; it waits for as long as the peer takes to read what is before it. False when there is no such link, or when far more
+    /// waits than any session may send: then the frame is lost, and the caller treats the link as down.
     #[must_use]
-    pub fn send(&self, peer: &PeerName, frame: &Frame) -> bool {
-        self.links.get(peer).is_some_and(|link| link.frames.try_send(to_wire(frame)).is_ok())
+    pub fn send(&self, peer: &PeerName, frame: Frame) -> bool {
+        let bytes = frame.bytes();
+        self.links.get(peer).is_some_and(|link| link.frames.send(frame, bytes))
     }
 
     /// Is there a link, working or not?
@@ -149,13 +161,21 @@ struct Keeper {
     peer: PeerName,
     addr: String,
     epoch: Arc<AtomicU64>,
+    pulse: Pulse,
 }
+
+/// Pings that wait for the stream to take them.
+const PINGS_MAX: usize = 2;
+/// Pings whose pong is waited for.
+const PINGS_KEPT: usize = 64;
+/// Frames that the stream has taken and not sent.
+const OUTGOING_MAX: usize = 8;
 
 /// First and longest pause before dialling again.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
 
 impl Keeper {
-    async fn run(self, mut queue: mpsc::Receiver<proto::Frame>) {
+    async fn run(self, mut queue: queue::Receiver<Frame>) {
         let mut pause = REDIAL.0;
         loop {
             let began = Instant::now();
@@ -164,7 +184,7 @@ impl Keeper {
                 return;
             }
             // Frames for the broken stream are of attempts that are over.
-            while queue.try_recv().is_ok() {}
+            while queue.try_recv().is_some() {}
             if began.elapsed() > REDIAL.1 {
                 pause = REDIAL.0;
             }
@@ -174,21 +194,21 @@ impl Keeper {
     }
 
     /// One stream from its beginning to its end; why it ended.
-    async fn once(&self, queue: &mut mpsc::Receiver<proto::Frame>) -> String {
+    async fn once(&self, queue: &mut queue::Receiver<Frame>) -> String {
         let channel =
             match timeout(self.config.connect, connect(&self.config, &self.peer.0, &self.addr)).await {
                 Err(_) => return "connecting took too long".to_owned(),
                 Ok(Err(error)) => return chain(&error),
                 Ok(Ok(channel)) => channel,
             };
-        let (outgoing, stream) = mpsc::channel(64);
+        // Pings need not wait behind rows.
+        let (pings, first) = mpsc::channel(PINGS_MAX);
+        let (outgoing, rest) = mpsc::channel(OUTGOING_MAX);
         let hello = proto::Frame { body: Some(Body::Hello(self.config.hello.clone())) };
-        if outgoing.send(hello).await.is_err() {
-            return "the stream closed".to_owned();
-        }
+        let frames =
+            tokio_stream::once(hello).chain(ReceiverStream::new(first).merge(ReceiverStream::new(rest)));
         let mut client = StageClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let opened = timeout(self.config.connect, client.exchange(ReceiverStream::new(stream))).await;
-        let mut incoming = match opened {
+        let incoming = match timeout(self.config.connect, client.exchange(frames)).await {
             Err(_) => return "opening the stream took too long".to_owned(),
             Ok(Err(status)) => return chain(&status),
             Ok(Ok(response)) => response.into_inner(),
@@ -196,45 +216,129 @@ impl Keeper {
         if self.events.send(LinkEvent::Up(self.peer.clone())).await.is_err() {
             return "stopped".to_owned();
         }
-        let mut pings = interval(self.config.ping);
-        let (mut seq, mut heard) = (0, Instant::now());
+        self.keep(incoming, pings, outgoing, queue).await
+    }
+
+    /// A stream that works, until it does not; why.
+    async fn keep(
+        &self,
+        mut incoming: Streaming<proto::Frame>,
+        pings: mpsc::Sender<proto::Frame>,
+        outgoing: mpsc::Sender<proto::Frame>,
+        queue: &mut queue::Receiver<Frame>,
+    ) -> String {
+        let mut ticks = interval(self.config.ping);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat = Heartbeat::new(&self.config);
+        // Something that the loop behind `events` has not taken yet: nothing more is read before.
+        let mut arrived: Option<LinkEvent> = None;
         loop {
             tokio::select! {
-                biased;
-                frame = incoming.message() => match frame {
+                _ = ticks.tick() => {
+                    if let Some(silent) = beat.tick(arrived.is_some()) {
+                        return format!("silent for {} ms", silent.as_millis());
+                    }
+                    if !self.pulse.is_stuck() {
+                        let ping = Frame::Ping { seq: beat.ping(), epoch: self.epoch.load(Ordering::Relaxed) };
+                        // With some on their way already, another one says nothing new.
+                        let _ = pings.try_send(to_wire(&ping));
+                    }
+                }
+                permit = self.events.reserve(), if arrived.is_some() => {
+                    let Ok(permit) = permit else { return "stopped".to_owned() };
+                    if let Some(event) = arrived.take() {
+                        permit.send(event);
+                    }
+                    beat.heard();
+                }
+                frame = incoming.message(), if arrived.is_none() => match frame {
                     Err(status) => return chain(&status),
                     Ok(None) => return "the peer closed the stream".to_owned(),
                     Ok(Some(frame)) => {
-                        heard = Instant::now();
+                        beat.heard();
                         let frame = match from_wire(frame) {
                             Ok(frame) => frame,
                             Err(error) => return error.to_string(),
                         };
-                        if self.events.send(LinkEvent::Frame(self.peer.clone(), frame)).await.is_err() {
-                            return "stopped".to_owned();
+                        let peer = self.peer.clone();
+                        let event = match &frame {
+                            Frame::Pong { seq, .. } => LinkEvent::Pong(peer, beat.pong(*seq), frame),
+                            _ => LinkEvent::Frame(peer, frame),
+                        };
+                        match self.events.try_send(event) {
+                            Ok(()) => {}
+                            Err(mpsc::error::TrySendError::Full(event)) => arrived = Some(event),
+                            Err(mpsc::error::TrySendError::Closed(_)) => return "stopped".to_owned(),
                         }
                     }
                 },
-                frame = queue.recv() => {
-                    let Some(frame) = frame else { return "hung up".to_owned() };
-                    // The stream's own queue is short: a peer that reads nothing for as long as a lost one would is lost.
-                    match timeout(self.config.silence, outgoing.send(frame)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return "the stream closed".to_owned(),
-                        Err(_) => return "the peer does not read".to_owned(),
-                    }
-                },
-                _ = pings.tick() => {
-                    if heard.elapsed() > self.config.silence {
-                        return format!("silent for {} ms", heard.elapsed().as_millis());
-                    }
-                    seq += 1;
-                    let ping = Frame::Ping { seq, epoch: self.epoch.load(Ordering::Relaxed) };
-                    // A full stream needs no ping to show that it is alive, or dead.
-                    let _ = outgoing.try_send(to_wire(&ping));
-                },
+                next = next(&outgoing, queue) => {
+                    let Some((permit, frame)) = next else { return "hung up".to_owned() };
+                    permit.send(to_wire(&frame));
+                }
             }
         }
+    }
+}
+
+/// The first frame that waits, once the stream takes one.
+async fn next<'a>(
+    outgoing: &'a mpsc::Sender<proto::Frame>,
+    queue: &mut queue::Receiver<Frame>,
+) -> Option<(mpsc::Permit<'a, proto::Frame>, Frame)> {
+    let permit = outgoing.reserve().await.ok()?;
+    Some((permit, queue.recv().await?))
+}
+
+/// Who was heard when. Time in which this process did not run, or did not read, says nothing about the other one.
+struct Heartbeat {
+    ping: Duration,
+    silence: Duration,
+    heard: Instant,
+    ticked: Instant,
+    seq: u64,
+    /// Pings without a pong.
+    sent: VecDeque<(u64, Instant)>,
+}
+
+impl Heartbeat {
+    fn new(config: &LinksConfig) -> Self {
+        let now = Instant::now();
+        let (ping, silence) = (config.ping, config.silence);
+        Self { ping, silence, heard: now, ticked: now, seq: 0, sent: VecDeque::new() }
+    }
+
+    fn heard(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// It is time for a ping; how long the peer has been silent, if that is too long. `full`: what it said last is not taken yet.
+    fn tick(&mut self, full: bool) -> Option<Duration> {
+        let now = Instant::now();
+        let late = (now - self.ticked).saturating_sub(self.ping * 2);
+        self.ticked = now;
+        self.heard = if full { now } else { (self.heard + late).min(now) };
+        let silent = now - self.heard;
+        (silent > self.silence).then_some(silent)
+    }
+
+    fn ping(&mut self) -> u64 {
+        self.seq += 1;
+        self.sent.push_back((self.seq, Instant::now()));
+        if self.sent.len() > PINGS_KEPT {
+            self.sent.pop_front();
+        }
+        self.seq
+    }
+
+    /// How long the pong took to come.
+    fn pong(&mut self, seq: u64) -> Duration {
+        while let Some((sent, at)) = self.sent.pop_front() {
+            if sent == seq {
+                return at.elapsed();
+            }
+        }
+        Duration::ZERO
     }
 }
 

@@ -14,7 +14,8 @@ use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
 use dunlin_wire::{
-    Authority, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Role, TlsFiles, incoming, links, proto,
+    Authority, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Pulse, Role, TlsFiles, incoming, links,
+    proto,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -44,7 +45,7 @@ impl World {
         let (others_in, others) = mpsc::channel(64);
         let (questions_in, questions) = mpsc::channel(64);
         let (stage_in, stage) = mpsc::channel(64);
-        let inbound = Inbound::new(frames_in);
+        let inbound = Inbound::new("server", 1, frames_in, Pulse::default());
         let router = Server::builder()
             .tls_config(tls.server())
             .unwrap()
@@ -137,7 +138,9 @@ async fn answer_calls(mut calls: mpsc::Receiver<StageInbound>, reached: mpsc::Se
 }
 
 fn hello(name: &str, incarnation: u64, gateway: bool) -> proto::Frame {
-    proto::Frame { body: Some(Body::Hello(proto::Hello { name: name.to_owned(), incarnation, gateway })) }
+    proto::Frame {
+        body: Some(Body::Hello(proto::Hello { name: name.to_owned(), incarnation, gateway, arithmetic: 1 })),
+    }
 }
 
 fn ping() -> proto::Frame {
@@ -177,9 +180,15 @@ async fn join(
     Ok((say, response.into_inner()))
 }
 
-/// The refusal that a stream ends with; none when something else comes, or nothing does.
+/// Why a stream ends, behind the answers to what was said before; `None` when it ends without a reason.
 async fn refusal<T>(stream: &mut Streaming<T>) -> Option<Status> {
-    timeout(PATIENCE, stream.message()).await.unwrap().err()
+    loop {
+        match timeout(PATIENCE, stream.message()).await.unwrap() {
+            Ok(Some(_answer)) => {}
+            Ok(None) => return None,
+            Err(status) => return Some(status),
+        }
+    }
 }
 
 /// One call with a certificate for `role`, as a process with that role would make it. None when it is let in.

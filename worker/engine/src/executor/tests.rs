@@ -9,7 +9,7 @@ use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, ra
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelFile};
 use dunlin_planner::Layers;
-use dunlin_protocol::stage::{Computed, Input, Job, Output};
+use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
 use dunlin_protocol::{Refusal, SessionId};
 
 use super::{Command, EngineConfig, Executor};
@@ -33,7 +33,7 @@ fn executor() -> Executor {
     let file = ModelFile::open_path(folder.path()).unwrap();
     let config =
         EngineConfig { model: file.config().clone(), threads: 2, positions_max: 128, kv_bytes: 1 << 22 };
-    let mut executor = Executor::new(config, Arc::new(Mutex::default()));
+    let mut executor = Executor::new(config, Arc::new(Mutex::default()), Arc::default());
     let embedding = Embedding::load(&file).unwrap();
     executor.command(Command::InstallHead(Arc::new(Head::load(&file, Some(&embedding)).unwrap())));
     executor.command(Command::InstallEmbedding(embedding));
@@ -63,6 +63,10 @@ fn job(session: u64, adapter: Option<&str>, start: u32, tokens: &[u32]) -> Job {
         // Rows are looked at, so the last layer is another stage's.
         layers: Layers::new(0, 2),
         adapter: adapter.map(Arc::from),
+        line: Line {
+            urgency: if tokens.len() > 1 { Urgency::Prompt } else { Urgency::Step },
+            born_ms: session,
+        },
         start,
         count: tokens.len() as u32,
         input: Input::Tokens(tokens.to_vec()),
@@ -101,13 +105,26 @@ fn sequences() -> Vec<(Option<&'static str>, Vec<u32>)> {
 
 const MORE: [u32; 5] = [42, 7, 200, 42, 299];
 
-fn push(executor: &mut Executor, session: usize) {
+/// Its first tokens, and then the others one by one.
+fn push(executor: &mut Executor, session: usize, round: usize) {
     let (adapter, first) = &sequences()[session];
-    executor.command(Command::Job(job(session as u64, *adapter, 0, first)));
-    for (i, token) in MORE.iter().enumerate() {
-        let start = first.len() as u32 + i as u32;
-        executor.command(Command::Job(job(session as u64, *adapter, start, &[*token])));
+    let (start, tokens) = match round.checked_sub(1) {
+        None => (0, &first[..]),
+        Some(i) => (first.len() + i, &MORE[i..=i]),
+    };
+    executor.command(Command::Job(job(session as u64, *adapter, start as u32, tokens)));
+}
+
+/// All rounds of some sessions, a batch each; the outputs of each session.
+fn rounds(executor: &mut Executor, sessions: std::ops::Range<usize>) -> BTreeMap<u64, Vec<Output>> {
+    let mut all: BTreeMap<u64, Vec<Output>> = BTreeMap::new();
+    for round in 0..=MORE.len() {
+        sessions.clone().for_each(|session| push(executor, session, round));
+        let (batches, outputs) = run(executor);
+        assert_eq!(batches, 1, "everybody is in every batch");
+        outputs.into_iter().for_each(|(session, outputs)| all.entry(session).or_default().extend(outputs));
     }
+    all
 }
 
 fn bits(outputs: &[Output]) -> Vec<u32> {
@@ -122,15 +139,12 @@ fn bits(outputs: &[Output]) -> Vec<u32> {
 fn the_bits_of_a_row_do_not_depend_on_the_adapters_of_others_in_the_batch() {
     let mut executor = executor();
     let all = 0..sequences().len();
-    all.clone().for_each(|session| push(&mut executor, session));
-    let (batches, mixed) = run(&mut executor);
-    assert_eq!(batches, 1 + MORE.len(), "everybody is in every batch");
+    let mixed = rounds(&mut executor, all.clone());
     let mixed: Vec<Vec<u32>> = mixed.values().map(|outputs| bits(outputs)).collect();
     for session in all {
         let key = SessionId(session as u64);
         executor.command(Command::Free { session: key, layers: Layers::new(0, 2) });
-        push(&mut executor, session);
-        let (_, alone) = run(&mut executor);
+        let alone = rounds(&mut executor, session..session + 1);
         assert_eq!(bits(&alone[&(session as u64)]), mixed[session], "session {session}");
     }
     assert_eq!(mixed[1], mixed[4], "the same adapter, the same tokens");

@@ -163,6 +163,9 @@ impl From<Failure> for ApiError {
             Failure::NonFinite { layer } => {
                 Self::internal(format!("the model produced a value that is not finite in layer {layer}"))
             }
+            Failure::Ending => {
+                Self::unavailable("the gateway is about to end; ask again, another one answers", 1)
+            }
             Failure::Refused { message } => Self::internal(format!("a stage refused: {message}")),
         }
     }

@@ -159,9 +159,16 @@ mod tests {
     /// The answer of a gateway without stages.
     async fn ask(path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let id = GatewayId { name: "g".to_owned(), incarnation: 1 };
-        let config = GatewayConfig { id, running_max: 1, queue_max: 1, stall_ms: 1000, retry_after_s: 1 };
+        let config = GatewayConfig {
+            id,
+            started_ms: 0,
+            running_max: 1,
+            queue_max: 1,
+            stall_ms: 1000,
+            retry_after_s: 1,
+        };
         let links = LinksConfig::new(proto::Hello::default(), None);
-        let (driver, handle) = Driver::new(config, links, Arc::default());
+        let (driver, handle) = Driver::new(config, links, Arc::default(), tokio::runtime::Handle::current());
         tokio::spawn(driver.run());
         let (_model, receiver) = watch::channel(Some(Arc::new(model())));
         let (_trouble, trouble) = watch::channel(None);

@@ -1,7 +1,12 @@
 //! The side of a session that owns it: it keeps the tokens, chooses the route and counts the attempts.
 
 mod core;
+mod pace;
+mod recovery;
+mod resume;
+mod routes;
 mod session;
+mod share;
 
 use std::sync::Arc;
 
@@ -11,6 +16,8 @@ use crate::frame::{Frame, GatewayId, SessionId};
 use crate::sampling::{FinishReason, SamplingParams};
 
 pub use core::GatewayCore;
+pub use recovery::{Disturbance, Recovery};
+pub use routes::NoWay;
 pub use session::SessionView;
 
 /// Bounds of a gateway.
@@ -18,6 +25,8 @@ pub use session::SessionView;
 pub struct GatewayConfig {
     /// Name and incarnation.
     pub id: GatewayId,
+    /// When `now_ms` was 0, in milliseconds since 1970.
+    pub started_ms: u64,
     /// Sessions that run at once.
     pub running_max: usize,
     /// Sessions that wait for their turn.
@@ -87,17 +96,8 @@ pub enum Failure {
         /// What it said.
         message: String,
     },
-}
-
-/// A session that went on after it was disturbed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovery {
-    /// What disturbed it: `PeerLost`, `Draining`, `Stalled`, `LinkDown`, `NoPages`, `NoAdapter`, `NeedReplay`.
-    pub reason: &'static str,
-    /// From the disturbance to the next token.
-    pub stall_ms: u64,
-    /// Rows that were computed again, over all hops.
-    pub replayed_rows: u64,
+    /// The gateway is about to end.
+    Ending,
 }
 
 /// What the shell must do, in this order.

@@ -1,12 +1,13 @@
 //! One session as its gateway sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunlin_planner::{Layers, PeerName, Position, RouteHop};
 
 use super::Submission;
-use crate::frame::{Attempt, GatewayId, Hop, Open, SessionId};
+use super::recovery::{Disturbance, Disturbed};
+use crate::frame::{Attempt, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, SessionId};
 use crate::sampling::SamplingParams;
 
 /// Where a session stands.
@@ -20,9 +21,18 @@ pub(super) enum Phase {
     Waiting {
         /// When, in milliseconds.
         until_ms: u64,
-        /// For what, in words for people.
-        reason: String,
+        /// For what.
+        on: WaitsFor,
     },
+}
+
+/// What a session waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum WaitsFor {
+    /// KV pages, in words for people: nobody younger is let in before it.
+    Pages(String),
+    /// Anything else, in words for people.
+    Other(String),
 }
 
 /// What a person may want to know of a session.
@@ -48,24 +58,34 @@ pub(super) struct Session {
     pub eos: Arc<Vec<u32>>,
     pub adapter: Option<Arc<str>>,
     pub deadline_ms: u64,
+    /// When the gateway took it: its place in every line.
+    pub born_ms: u64,
+    /// Version of the arithmetic of the peers it began on, once it has begun.
+    pub arithmetic: Option<u32>,
     pub phase: Phase,
     pub attempt: Attempt,
     pub route: Vec<Hop>,
-    /// Hops of `route` that are known to have the KV cache of all positions before the last token.
+    /// All hops of `route` have the KV cache of all positions before the last token: a token of this attempt came.
     pub filled: bool,
-    /// (peer, layers) that were filled before the current attempt and are still so.
-    pub kept: Vec<(PeerName, Layers)>,
-    /// Sum of positions over all hops, from the latest pongs, in the current attempt.
-    pub progress: BTreeMap<(PeerName, Layers), Position>,
+    /// Positions that a peer has at least for some layers, by its reports and by tokens that came; each attempt begins there.
+    pub known: BTreeMap<(PeerName, Layers), Position>,
+    /// Nothing is taken to be known before the next attempt.
+    pub distrust: bool,
+    /// Hops that have reported in this attempt.
+    pub reported: BTreeSet<(PeerName, Layers)>,
     pub progress_ms: u64,
-    /// Resumed this many times without a token in between.
+    /// Attempts since the last token that led nowhere, and nobody knows why.
     pub fruitless: u32,
     /// So many of them because nothing came at all: refusals are answers, and make nobody more patient with silence.
     pub silent: u32,
+    /// Waits since the last token that ended because time was up.
+    pub waits: u32,
+    /// When a stage gave its pages to others, if it has said nothing since.
+    pub gave_ms: Option<u64>,
     /// Peers that a hop could not reach, or that lack the adapter, until when they are avoided.
     pub avoid: BTreeMap<PeerName, u64>,
-    /// Since when and why it stands still, and rows computed again since.
-    pub disturbed: Option<(u64, &'static str, u64)>,
+    /// What it has not recovered from yet.
+    pub disturbed: Option<Disturbed>,
 }
 
 impl Session {
@@ -78,18 +98,28 @@ impl Session {
             eos: Arc::new(submission.eos),
             adapter: submission.adapter,
             deadline_ms: submission.deadline_ms,
+            born_ms: now_ms,
+            arithmetic: None,
             phase: Phase::Queued,
             attempt: 0,
             route: Vec::new(),
             filled: false,
-            kept: Vec::new(),
-            progress: BTreeMap::new(),
+            known: BTreeMap::new(),
+            distrust: false,
+            reported: BTreeSet::new(),
             progress_ms: now_ms,
             fruitless: 0,
             silent: 0,
+            waits: 0,
+            gave_ms: None,
             avoid: BTreeMap::new(),
             disturbed: None,
         }
+    }
+
+    /// It has said something.
+    pub(super) fn has_begun(&self) -> bool {
+        self.tokens.len() > self.prompt_len as usize
     }
 
     /// The position that the next attempt computes first on hops that kept everything before it.
@@ -97,53 +127,116 @@ impl Session {
         self.tokens.len() as Position - 1
     }
 
-    /// Hops that kept everything before the last token, as far as we know.
-    pub(super) fn keepers(&self) -> Vec<(PeerName, Layers)> {
+    /// Hops that have something, as far as we know.
+    pub(super) fn keepers(&mut self) -> Vec<(PeerName, Layers)> {
+        self.note_filled();
+        self.known.iter().filter(|(_, have)| **have > 0).map(|(key, _)| key.clone()).collect()
+    }
+
+    fn note_filled(&mut self) {
         if self.filled {
-            self.route.iter().map(|hop| (hop.peer.clone(), hop.layers)).collect()
-        } else {
-            self.kept.clone()
+            let all = self.resume_from();
+            self.known = self.route.iter().map(|hop| ((hop.peer.clone(), hop.layers), all)).collect();
         }
+    }
+
+    /// A hop reports what it has; is that more than was known?
+    pub(super) fn report(&mut self, peer: &PeerName, layers: Layers, have: Position) -> bool {
+        let key = (peer.clone(), layers);
+        let known = self.known.get(&key).copied();
+        if known.is_none_or(|known| have > known) && !self.distrust {
+            self.known.insert(key.clone(), have);
+        }
+        self.reported.insert(key) || known.is_none_or(|known| have > known)
     }
 
     /// Begins another attempt on `hops`; returns the rows that have to be computed again.
     pub(super) fn begin(&mut self, hops: Vec<RouteHop>, now_ms: u64) -> u64 {
-        let keepers = self.keepers();
+        self.note_filled();
         let resume_from = self.resume_from();
         self.attempt += 1;
+        let known = std::mem::take(&mut self.known);
         self.route = hops
             .into_iter()
             .map(|hop| {
-                let kept = keepers.contains(&(hop.peer.clone(), hop.layers));
-                let from = if kept { resume_from } else { 0 };
-                Hop { peer: hop.peer, addr: hop.addr, layers: hop.layers, from }
+                let key = (hop.peer, hop.layers);
+                let from = known.get(&key).copied().unwrap_or(0).min(resume_from);
+                Hop { peer: key.0, addr: hop.addr, layers: key.1, from }
             })
             .collect();
-        self.kept = self.route.iter().filter(|h| h.from > 0).map(|h| (h.peer.clone(), h.layers)).collect();
-        self.filled = false;
-        self.progress.clear();
+        // A stage cuts what it has to where it is to go on.
+        self.known = self.route.iter().map(|hop| ((hop.peer.clone(), hop.layers), hop.from)).collect();
+        (self.filled, self.distrust) = (false, false);
+        self.reported.clear();
         self.progress_ms = now_ms;
         self.phase = Phase::Running;
-        self.route.iter().filter(|h| h.from == 0).count() as u64 * u64::from(resume_from)
+        self.route.iter().map(|hop| u64::from(resume_from - hop.from)).sum()
     }
 
-    /// The peer of the first hop that has not computed all known tokens in this attempt, by the latest reports.
+    /// It stands still from now on, unless it does so already. A session of which nobody has computed anything has nothing to be disturbed in.
+    pub(super) fn disturb(&mut self, reason: Disturbance, now_ms: u64) {
+        if self.filled || self.known.values().any(|have| *have > 0) {
+            self.disturbed.get_or_insert(Disturbed { since_ms: now_ms, reason, rows: 0 });
+        }
+    }
+
+    /// The peer of the hop that holds the others up, by the latest reports: the last one that has less than all before it. Those before
+    /// it compute no more than a window ahead.
     pub(super) fn behind(&self) -> Option<PeerName> {
-        let known = self.tokens.len() as Position;
-        let computed = |hop: &&Hop| self.progress.get(&(hop.peer.clone(), hop.layers)).copied().unwrap_or(0);
-        self.route.iter().find(|hop| computed(hop) < known).map(|hop| hop.peer.clone())
+        let mut least = self.tokens.len() as Position;
+        let mut behind = None;
+        for hop in &self.route {
+            let have = self.known.get(&(hop.peer.clone(), hop.layers)).copied().unwrap_or(0);
+            if have < least {
+                (least, behind) = (have, Some(hop.peer.clone()));
+            }
+        }
+        behind
     }
 
-    /// `hop` has lost what we thought it had.
-    pub(super) fn forget(&mut self, index: usize) {
-        let Some(hop) = self.route.get(index) else { return };
-        let lost = (hop.peer.clone(), hop.layers);
-        self.kept = self.keepers();
+    /// A hop has only so many positions.
+    pub(super) fn has_only(&mut self, index: usize, have: Position) {
+        self.note_filled();
         self.filled = false;
-        self.kept.retain(|kept| *kept != lost);
+        if let Some(hop) = self.route.get(index) {
+            self.known.insert((hop.peer.clone(), hop.layers), have);
+        }
     }
 
-    pub(super) fn open(&self, session: SessionId, gateway: &GatewayId) -> Open {
+    /// A peer has lost all that it had.
+    pub(super) fn forget_peer(&mut self, peer: &PeerName) {
+        self.note_filled();
+        self.filled = false;
+        self.known.retain(|(name, _), _| name != peer);
+        self.reported.retain(|(name, _)| name != peer);
+    }
+
+    /// Nothing is taken to be where it should be.
+    pub(super) fn forget_all(&mut self) {
+        (self.filled, self.distrust) = (false, true);
+        self.known.clear();
+    }
+
+    /// What peers count as taken by this session already.
+    pub(super) fn counted(&self) -> BTreeSet<(PeerName, Layers)> {
+        let known = self.known.iter().filter(|(_, have)| **have > 0).map(|(key, _)| key.clone());
+        known.chain(self.reported.iter().cloned()).collect()
+    }
+
+    /// KV pages of one layer for all it has and some positions ahead.
+    pub(super) fn pages_per_layer(&self) -> u32 {
+        let len = self.tokens.len() as u32;
+        len.saturating_add(PAGES_ROOM_AHEAD).min(self.max_len).div_ceil(PAGE_POSITIONS)
+    }
+
+    /// Will a hop of its route take pages for it, without having said so yet?
+    pub(super) fn is_on_its_way_to(&self, hop: &Hop) -> bool {
+        let key = (hop.peer.clone(), hop.layers);
+        self.phase == Phase::Running && hop.from == 0 && !self.reported.contains(&key)
+    }
+
+    /// `started_ms`: when the gateway's clock began, in milliseconds since 1970.
+    pub(super) fn open(&self, session: SessionId, gateway: &GatewayId, started_ms: u64) -> Open {
         Open {
             session,
             attempt: self.attempt,
@@ -156,6 +249,7 @@ impl Session {
             sampling: Arc::clone(&self.sampling),
             eos: Arc::clone(&self.eos),
             adapter: self.adapter.clone(),
+            born_ms: started_ms.saturating_add(self.born_ms),
         }
     }
 
@@ -163,7 +257,7 @@ impl Session {
         let phase = match &self.phase {
             Phase::Queued => "queued".to_owned(),
             Phase::Running => "running".to_owned(),
-            Phase::Waiting { reason, .. } => reason.clone(),
+            Phase::Waiting { on: WaitsFor::Pages(what) | WaitsFor::Other(what), .. } => what.clone(),
         };
         let route = self.route.iter().map(|h| (h.peer.clone(), h.layers)).collect();
         SessionView { session, tokens: self.tokens.len(), attempt: self.attempt, route, phase }

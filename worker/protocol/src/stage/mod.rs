@@ -3,9 +3,12 @@
 //! State is kept per *segment*: (session, layer range). A peer may appear in a route more than once, with its own span and
 //! with a shadow it took over; each appearance is a segment of its own, with its KV cache in the engine and its journal here.
 
+mod flow;
 mod journal;
 mod node;
+mod open;
 mod sender;
+mod session;
 
 use std::sync::Arc;
 
@@ -25,6 +28,10 @@ pub struct StageConfig {
     pub name: PeerName,
     /// Values in a row.
     pub hidden: usize,
+    /// Longest sequence that its engine can compute.
+    pub positions_max: u32,
+    /// KV pages of its engine, each of one layer.
+    pub pages: u32,
     /// Sessions it takes at most.
     pub sessions_max: usize,
     /// Bytes of all journals at most; beyond, the least recently used session's is dropped.
@@ -43,8 +50,30 @@ pub enum Destination {
         /// Where it listens.
         addr: String,
     },
+    /// To a peer, by the link it opened to send us rows.
+    Upstream(PeerName),
     /// To a gateway, by the link it opened.
     Gateway(GatewayId),
+}
+
+/// How soon a job matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// A sequence waits for its next token.
+    Step,
+    /// An answer that had begun stands still until this is computed again.
+    Replay,
+    /// A prompt.
+    Prompt,
+}
+
+/// The place of a job in the engine's line: what is more urgent goes first, then older sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Line {
+    /// How soon it matters.
+    pub urgency: Urgency,
+    /// When the gateway took its session.
+    pub born_ms: u64,
 }
 
 /// What a job computes from.
@@ -78,6 +107,8 @@ pub struct Job {
     pub layers: Layers,
     /// With which adapter, if any.
     pub adapter: Option<Arc<str>>,
+    /// When its turn comes.
+    pub line: Line,
     /// Position of the first row.
     pub start: Position,
     /// Number of rows.

@@ -1,57 +1,34 @@
-//! The rules of a stage. See docs/protocol.md for the whole; each handler states its own.
+//! A stage: who speaks, what is held, what is freed. See docs/protocol.md for the whole; each handler states its own rule.
+//! How a session begins is in [`super::open`], how rows pass in [`super::flow`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, PeerName, Position};
+use dunlin_planner::{Layers, PeerName};
 
-use super::{
-    Computed, Destination, Input, Job, Journal, Output, SampleRequest, Sender, StageConfig, StageEffect,
-};
-use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
-use crate::sampling::{FinishReason, SamplingParams};
+use super::session::{Segment, Session};
+use super::{Destination, Sender, StageConfig, StageEffect};
+use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Refusal, SessionId};
+
+/// An engine that has had no pages for the only session that has any for so many ticks will never have them.
+const HOPELESS_TICKS: u32 = 20;
 
 /// All sessions on one peer.
 pub struct StageNode {
-    config: StageConfig,
-    held: Vec<Layers>,
-    adapters: BTreeSet<Arc<str>>,
-    sessions: BTreeMap<SessionId, Session>,
+    pub(super) config: StageConfig,
+    pub(super) held: Vec<Layers>,
+    pub(super) adapters: BTreeSet<Arc<str>>,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
     /// When each gateway with sessions here was last heard of.
-    heard_ms: BTreeMap<GatewayId, u64>,
+    pub(super) heard_ms: BTreeMap<GatewayId, u64>,
     /// Counts up with each use of a session: the order in which journals are dropped.
-    uses: u64,
+    pub(super) uses: u64,
     /// Frames to this peer itself, handled before anything else.
-    local: VecDeque<Frame>,
-}
-
-struct Session {
-    gateway: GatewayId,
-    attempt: Attempt,
-    route: Vec<Hop>,
-    tokens: Arc<Vec<u32>>,
-    prompt_len: u32,
-    max_len: u32,
-    sampling: Arc<SamplingParams>,
-    eos: Arc<Vec<u32>>,
-    adapter: Option<Arc<str>>,
-    segments: BTreeMap<Layers, Segment>,
-    /// A refusal was sent in this attempt: the gateway decides what is next.
-    refused: bool,
-    used: u64,
-}
-
-struct Segment {
-    /// Which hop of the route it is.
-    index: usize,
-    /// The attempt in which it was opened last.
-    opened: Attempt,
-    /// Positions whose KV cache is in the engine.
-    have: Position,
-    /// Positions given to the engine; never less than `have`.
-    queued: Position,
-    /// Output rows; empty on the last hop.
-    journal: Journal,
+    pub(super) local: VecDeque<Frame>,
+    /// At least the bytes of all journals.
+    journal_bytes_bound: usize,
+    /// Ticks in a row in which the engine had no pages for the only session that has any.
+    hopeless: u32,
 }
 
 impl StageNode {
@@ -66,6 +43,8 @@ impl StageNode {
             heard_ms: BTreeMap::new(),
             uses: 0,
             local: VecDeque::new(),
+            journal_bytes_bound: 0,
+            hopeless: 0,
         }
     }
 
@@ -79,15 +58,21 @@ impl StageNode {
         self.adapters = adapters;
     }
 
-    /// Values in a row; known once the model is.
-    pub fn set_hidden(&mut self, hidden: usize) {
+    /// Values in a row, and the longest sequence that its engine can compute; known once the model is.
+    pub fn set_model(&mut self, hidden: usize, positions_max: u32) {
         self.config.hidden = hidden;
+        self.config.positions_max = positions_max;
+    }
+
+    /// KV pages of its engine from now on.
+    pub fn set_pages(&mut self, pages: u32) {
+        self.config.pages = pages;
     }
 
     /// Bytes of all journals from now on; see [`StageConfig::journal_bytes_max`].
     pub fn set_journal_bytes_max(&mut self, bytes: usize) {
         self.config.journal_bytes_max = bytes;
-        self.bound_journals();
+        self.bound_journals(0);
     }
 
     /// Number of sessions.
@@ -111,20 +96,29 @@ impl StageNode {
         self.sessions.values().flat_map(|s| s.segments.values()).map(|s| s.journal.bytes()).sum()
     }
 
-    /// What it holds of `gateway`'s sessions.
+    /// KV pages that no session here has or is about to take.
     #[must_use]
-    pub fn held_of(&self, gateway: &GatewayId) -> Vec<Held> {
-        let own = self.sessions.iter().filter(|(_, s)| s.gateway == *gateway);
-        own.flat_map(|(&session, s)| {
-            let attempt = s.attempt;
-            s.segments.iter().map(move |(&layers, segment)| Held {
+    pub fn spare_pages(&self) -> u32 {
+        let taken: u64 = self.sessions.values().map(Session::pages).sum();
+        u32::try_from(u64::from(self.config.pages).saturating_sub(taken)).unwrap_or(u32::MAX)
+    }
+
+    /// What it holds, by gateway.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<GatewayId, Vec<Held>> {
+        let mut all: BTreeMap<GatewayId, Vec<Held>> = BTreeMap::new();
+        for (&session, s) in &self.sessions {
+            let own = all.entry(s.gateway.clone()).or_default();
+            let held = |(&layers, g): (&Layers, &Segment)| Held {
                 session,
-                attempt,
+                attempt: s.attempt,
                 layers,
-                have: segment.have,
-            })
-        })
-        .collect()
+                have: g.have,
+                waiting: g.waiting(),
+            };
+            own.extend(s.segments.iter().map(held));
+        }
+        all
     }
 
     /// A gateway gave a sign of life.
@@ -143,7 +137,7 @@ impl StageNode {
                 self.sessions.retain(|&session, s| {
                     let keep = s.gateway != *gateway;
                     if !keep {
-                        free_all(session, s, out);
+                        s.free_all(session, out);
                     }
                     keep
                 });
@@ -174,6 +168,10 @@ impl StageNode {
                 let before = |s: &Session| is(index.checked_sub(1).and_then(|i| s.route.get(i as usize)));
                 (routed(session, attempt).is_none_or(before), "rows come from the hop before")
             }
+            Frame::Room { session, attempt, index, .. } => {
+                let own = |s: &Session| is(s.route.get(*index as usize));
+                (routed(session, attempt).is_none_or(own), "a hop speaks of its own room")
+            }
             Frame::Token { session, attempt, .. } => {
                 (routed(session, attempt).is_none_or(|s| is(s.route.last())), "tokens come from the last hop")
             }
@@ -187,12 +185,15 @@ impl StageNode {
     }
 
     /// Handles frames until none to this peer itself is left.
-    fn settle(&mut self, now_ms: u64, out: &mut Vec<StageEffect>) {
+    pub(super) fn settle(&mut self, now_ms: u64, out: &mut Vec<StageEffect>) {
         while let Some(frame) = self.local.pop_front() {
             match frame {
                 Frame::Open(open) => self.open(open, now_ms, out),
                 Frame::Rows { session, attempt, index, start, count, data } => {
                     self.rows(session, attempt, index, start, count, &data, out);
+                }
+                Frame::Room { session, attempt, index, until } => {
+                    self.room(session, attempt, index, until, out);
                 }
                 Frame::Token { session, attempt, position, token, .. } => {
                     self.token(session, attempt, position, token, out);
@@ -208,376 +209,88 @@ impl StageNode {
         let reason = Refusal::LinkDown { to: to.clone() };
         for (&session, s) in &mut self.sessions {
             let last = s.route.len() - 1;
-            let needs = |segment: &Segment| {
-                let next = if segment.index == last { 0 } else { segment.index + 1 };
+            let needs = |index: usize| {
+                let next = if index == last { 0 } else { index + 1 };
                 s.route.get(next).is_some_and(|hop| hop.peer == *to)
             };
-            let from = s.segments.values().find(|segment| needs(segment)).map(|segment| segment.index);
+            let from = s.segments.values().map(|segment| segment.index).find(|&index| needs(index));
             if let Some(index) = from {
-                refuse(session, s, index, reason.clone(), out);
+                s.refuse(session, index, reason.clone(), out);
             }
         }
     }
 
-    /// Rule: only a higher attempt changes anything; what is kept is cut to the first position to be received; a segment that cannot start
-    /// there says so and passes nothing on. The next hop hears of the attempt before it gets any row.
-    fn open(&mut self, open: Open, now_ms: u64, out: &mut Vec<StageEffect>) {
-        let (session, index) = (open.session, open.index as usize);
-        if let Err(reason) = self.check(&open) {
-            let gateway = Destination::Gateway(open.gateway.clone());
-            let frame = Frame::Refused { session, attempt: open.attempt, index: open.index, reason };
-            out.push(StageEffect::Send { to: gateway, frame });
+    /// Has the engine work and no pages for any of it? To be said with every tick. Rule: the youngest session here that is younger than
+    /// one which waits gives its pages back, so that the oldest always gets what it needs; it comes again when there are enough. A session
+    /// that has all pages to itself and needs more is refused.
+    pub fn starved(&mut self, is_starved: bool, out: &mut Vec<StageEffect>) {
+        let hopeless = std::mem::take(&mut self.hopeless);
+        if !is_starved {
             return;
         }
-        if let Some(known) = self.sessions.get(&session) {
-            let repeated = known.attempt == open.attempt
-                && known.segments.values().any(|s| s.index == index && s.opened == open.attempt);
-            if known.attempt > open.attempt || repeated {
-                return;
-            }
-        }
-        self.uses += 1;
-        self.heard_ms.entry(open.gateway.clone()).or_insert(now_ms);
-        let me = self.config.name.clone();
-        let s = self.sessions.entry(session).or_insert_with(|| Session::new(&open));
-        if open.attempt > s.attempt || s.segments.is_empty() {
-            s.begin(&open);
-            let route = &s.route;
-            s.segments.retain(|&layers, _| {
-                let keep = route.iter().any(|hop| hop.peer == me && hop.layers == layers);
-                if !keep {
-                    out.push(StageEffect::Free { session, layers });
-                }
-                keep
-            });
-        }
-        s.used = self.uses;
-        let hop = s.route[index].clone();
-        let have = s.segments.get(&hop.layers).map_or(0, |segment| segment.have);
-        if hop.from > have {
-            refuse(session, s, index, Refusal::NeedReplay { have }, out);
-            // Nothing of it is held here, so nobody would ever close it.
-            if s.segments.is_empty() {
-                self.sessions.remove(&session);
-            }
-            return;
-        }
-        let hidden = self.config.hidden;
-        let segment = s.segments.entry(hop.layers).or_insert_with(|| Segment::new(hidden));
-        if segment.queued > hop.from {
-            out.push(StageEffect::Truncate { session, layers: hop.layers, to: hop.from });
-        }
-        segment.restart(index, open.attempt, hop.from);
-        if let Some(next) = s.route.get(index + 1).cloned() {
-            let Some(replay) = segment.journal.rows(next.from.min(hop.from), hop.from) else {
-                refuse(session, s, index, Refusal::NoJournal, out);
-                return;
-            };
-            let attempt = open.attempt;
-            let index = open.index + 1;
-            send(&me, &mut self.local, &next, Frame::Open(Open { index, ..open }), out);
-            for (start, count, data) in replay {
-                let frame = Frame::Rows { session, attempt, index, start, count, data };
-                send(&me, &mut self.local, &next, frame, out);
-            }
-        }
-        if index == 0 {
-            s.compute_tokens(session, out);
-        }
-    }
-
-    fn check(&self, open: &Open) -> Result<(), Refusal> {
-        let bad = |message: &str| Err(Refusal::BadRequest { message: message.to_owned() });
-        let Some(hop) = open.route.get(open.index as usize) else {
-            return bad("the hop is not in the route");
+        let which = |of: fn(&Segment) -> bool| {
+            let some = self.sessions.iter().filter(move |(_, s)| s.segments.values().any(of));
+            some.map(|(&id, s)| (s.born_ms, id))
         };
-        if hop.peer != self.config.name {
-            return bad("the hop is another peer's");
+        let Some(oldest) = which(|g| g.given > g.have).min() else { return };
+        let youngest = which(|g| g.have > 0).max();
+        if let Some((_, session)) = youngest.filter(|youngest| *youngest > oldest) {
+            self.send_away(session, Refusal::NoPages, out);
+        } else if which(|g| g.have > 0).all(|other| other == oldest) {
+            self.hopeless = hopeless + 1;
+            if self.hopeless >= HOPELESS_TICKS {
+                let (name, pages) = (&self.config.name, self.config.pages);
+                let message =
+                    format!("the sequence needs more than the {pages} pages of KV cache that {name} has");
+                self.send_away(oldest.1, Refusal::BadRequest { message }, out);
+            }
         }
-        if open.tokens.is_empty() || open.prompt_len as usize > open.tokens.len() {
-            return bad("no tokens, or fewer than the prompt");
-        }
-        if open.tokens.len() >= open.max_len as usize {
-            return bad("the sequence has its full length already");
-        }
-        if open.route.iter().any(|hop| hop.from as usize >= open.tokens.len()) {
-            return bad("a hop starts behind the last token");
-        }
-        if self.sessions.get(&open.session).is_some_and(|s| s.gateway != open.gateway) {
-            return bad("the session is another gateway's");
-        }
-        if self.sessions.get(&open.session).is_some_and(|s| s.adapter != open.adapter) {
-            return bad("the session has another adapter");
-        }
-        if !self.held.iter().any(|held| held.covers(hop.layers)) {
-            return Err(Refusal::NotHolding { layers: hop.layers });
-        }
-        if let Some(name) = open.adapter.as_ref().filter(|name| !self.adapters.contains(*name)) {
-            return Err(Refusal::NoAdapter { name: name.to_string() });
-        }
-        if !self.sessions.contains_key(&open.session) && self.sessions.len() >= self.config.sessions_max {
-            return Err(Refusal::TooManySessions);
-        }
-        Ok(())
     }
 
-    /// Rule: rows of the current attempt that continue what was received are taken; what was had is dropped; a gap is not filled here (the
-    /// gateway notices that nothing goes on).
-    fn rows(
-        &mut self,
-        session: SessionId,
-        attempt: Attempt,
-        index: u32,
-        start: Position,
-        count: u32,
-        data: &RowData,
-        out: &mut Vec<StageEffect>,
-    ) {
-        let hidden = self.config.hidden;
-        let Some(s) = self.sessions.get_mut(&session) else { return };
-        let end = start.saturating_add(count);
-        if s.attempt != attempt || end > s.max_len || data.len() != count as usize * hidden {
-            return;
-        }
-        let last = index as usize + 1 == s.route.len();
-        let Some((&layers, segment)) = s.segments.iter_mut().find(|(_, g)| g.index == index as usize) else {
-            return;
-        };
-        if segment.opened != attempt || start > segment.queued || end <= segment.queued {
-            return;
-        }
-        let first = segment.queued;
-        let fresh = data.slice((first - start) as usize * hidden, data.len());
-        segment.queued = end;
-        let sample = (last && end as usize == s.tokens.len()).then(|| s.sample_request());
-        out.push(StageEffect::Compute(Job {
-            session,
-            attempt,
-            layers,
-            adapter: s.adapter.clone(),
-            start: first,
-            count: end - first,
-            input: Input::Rows(fresh),
-            last,
-            sample,
-        }));
-    }
-
-    /// Rule: the first hop goes on with the token it expects and with no other.
-    fn token(
-        &mut self,
-        session: SessionId,
-        attempt: Attempt,
-        position: Position,
-        token: u32,
-        out: &mut Vec<StageEffect>,
-    ) {
-        let Some(s) = self.sessions.get_mut(&session) else { return };
-        if s.attempt != attempt {
-            return;
-        }
-        if s.tokens.len() == position as usize {
-            Arc::make_mut(&mut s.tokens).push(token);
-        }
-        if s.tokens.len() == position as usize + 1 {
-            s.compute_tokens(session, out);
-        }
+    fn send_away(&mut self, session: SessionId, reason: Refusal, out: &mut Vec<StageEffect>) {
+        let Some(mut s) = self.sessions.remove(&session) else { return };
+        let index = s.segments.values().map(|g| g.index).min().unwrap_or(0);
+        s.refuse(session, index, reason, out);
+        s.free_all(session, out);
     }
 
     fn close(&mut self, session: SessionId, attempt: Attempt, out: &mut Vec<StageEffect>) {
         if let Some(s) = self.sessions.get(&session)
             && s.attempt <= attempt
         {
-            free_all(session, s, out);
+            s.free_all(session, out);
             self.sessions.remove(&session);
         }
     }
 
-    /// A job is done. Rule: results of older attempts are nobody's; rows are journaled, and sent as far as the next hop lacks them.
-    pub fn computed(&mut self, done: Computed, now_ms: u64, out: &mut Vec<StageEffect>) {
-        let me = self.config.name.clone();
-        let session = done.session;
-        let Some(s) = self.sessions.get_mut(&session) else { return };
-        if s.attempt != done.attempt {
+    /// Drops journals, least recently used session first, until they fit. Replay then starts one hop earlier. Rows that the next hop has
+    /// not had yet are kept: windows bound them.
+    pub(super) fn bound_journals(&mut self, more: usize) {
+        self.journal_bytes_bound += more;
+        if self.journal_bytes_bound <= self.config.journal_bytes_max {
             return;
         }
-        let Some(segment) = s.segments.get_mut(&done.layers) else { return };
-        if segment.opened != done.attempt || segment.have != done.start {
-            return;
-        }
-        let index = segment.index;
-        let end = done.start + done.count;
-        self.uses += 1;
-        s.used = self.uses;
-        match done.output {
-            Output::Failed(reason) => {
-                refuse(session, s, index, reason, out);
-                return;
-            }
-            Output::Nothing => segment.have = end,
-            Output::Rows(data) => {
-                segment.have = end;
-                segment.journal.push(done.start, data.clone());
-                if let Some(next) = s.route.get(index + 1).cloned()
-                    && next.from < end
-                {
-                    let start = next.from.max(done.start);
-                    let data = data.slice((start - done.start) as usize * self.config.hidden, data.len());
-                    let (attempt, index) = (done.attempt, index as u32 + 1);
-                    let frame = Frame::Rows { session, attempt, index, start, count: end - start, data };
-                    send(&me, &mut self.local, &next, frame, out);
-                }
-            }
-            Output::Token { token, logprob, top } => {
-                segment.have = end;
-                if s.tokens.len() == end as usize {
-                    Arc::make_mut(&mut s.tokens).push(token);
-                }
-                let finish = s.finish(token);
-                let frame = Frame::Token {
-                    session,
-                    attempt: done.attempt,
-                    position: end,
-                    token,
-                    logprob,
-                    top,
-                    finish,
-                };
-                let gateway = Destination::Gateway(s.gateway.clone());
-                if finish.is_none() {
-                    send(&me, &mut self.local, &s.route[0].clone(), frame.clone(), out);
-                }
-                out.push(StageEffect::Send { to: gateway, frame });
-            }
-        }
-        self.bound_journals();
-        self.settle(now_ms, out);
-    }
-
-    /// Drops journals, least recently used session first, until they fit. Replay then starts one hop earlier.
-    fn bound_journals(&mut self) {
         let mut bytes = self.journal_bytes();
-        while bytes > self.config.journal_bytes_max {
-            let oldest = self
-                .sessions
-                .values_mut()
-                .filter(|s| s.segments.values().any(|g| g.journal.bytes() > 0))
-                .min_by_key(|s| s.used);
-            let Some(s) = oldest else { return };
-            for segment in s.segments.values_mut() {
-                bytes -= segment.journal.bytes();
-                segment.journal.drop_rows();
+        let mut by_use: Vec<(u64, SessionId)> = self.sessions.iter().map(|(&id, s)| (s.used, id)).collect();
+        by_use.sort_unstable();
+        for (_, id) in by_use {
+            if bytes <= self.config.journal_bytes_max {
+                break;
+            }
+            for segment in self.sessions.get_mut(&id).into_iter().flat_map(|s| s.segments.values_mut()) {
+                bytes -= segment.journal.forget_before(segment.sent);
             }
         }
-    }
-}
-
-impl Session {
-    fn new(open: &Open) -> Self {
-        Self {
-            gateway: open.gateway.clone(),
-            attempt: open.attempt,
-            route: open.route.clone(),
-            tokens: Arc::clone(&open.tokens),
-            prompt_len: open.prompt_len,
-            max_len: open.max_len,
-            sampling: Arc::clone(&open.sampling),
-            eos: Arc::clone(&open.eos),
-            adapter: open.adapter.clone(),
-            segments: BTreeMap::new(),
-            refused: false,
-            used: 0,
-        }
+        self.journal_bytes_bound = bytes;
     }
 
-    /// Takes over what a new attempt says.
-    fn begin(&mut self, open: &Open) {
-        self.attempt = open.attempt;
-        self.route.clone_from(&open.route);
-        self.tokens = Arc::clone(&open.tokens);
-        self.max_len = open.max_len;
-        self.refused = false;
-    }
-
-    fn sample_request(&self) -> SampleRequest {
-        SampleRequest {
-            params: Arc::clone(&self.sampling),
-            tokens: Arc::clone(&self.tokens),
-            prompt_len: self.prompt_len,
-        }
-    }
-
-    /// Gives the engine every known token that the first hop has not had.
-    fn compute_tokens(&mut self, session: SessionId, out: &mut Vec<StageEffect>) {
-        let last = self.route.len() == 1;
-        let sample = last.then(|| self.sample_request());
-        let known = self.tokens.len() as Position;
-        let Some((&layers, segment)) = self.segments.iter_mut().find(|(_, g)| g.index == 0) else { return };
-        if segment.opened != self.attempt || segment.queued >= known {
-            return;
-        }
-        let start = segment.queued;
-        segment.queued = known;
-        let input = Input::Tokens(self.tokens[start as usize..].to_vec());
-        let (attempt, count) = (self.attempt, known - start);
-        let adapter = self.adapter.clone();
-        out.push(StageEffect::Compute(Job {
-            session,
-            attempt,
-            layers,
-            adapter,
-            start,
-            count,
-            input,
-            last,
-            sample,
-        }));
-    }
-
-    fn finish(&self, token: u32) -> Option<FinishReason> {
-        if self.eos.contains(&token) {
-            Some(FinishReason::Eos)
-        } else if self.tokens.len() >= self.max_len as usize {
-            Some(FinishReason::Length)
+    /// Sends a frame to a hop, be it another peer or this one.
+    pub(super) fn send(&mut self, hop: &Hop, frame: Frame, out: &mut Vec<StageEffect>) {
+        if hop.peer == self.config.name {
+            self.local.push_back(frame);
         } else {
-            None
+            let to = Destination::Peer { name: hop.peer.clone(), addr: hop.addr.clone() };
+            out.push(StageEffect::Send { to, frame });
         }
-    }
-}
-
-impl Segment {
-    fn new(hidden: usize) -> Self {
-        Self { index: 0, opened: 0, have: 0, queued: 0, journal: Journal::starting_at(0, hidden) }
-    }
-
-    fn restart(&mut self, index: usize, attempt: Attempt, from: Position) {
-        self.index = index;
-        self.opened = attempt;
-        self.have = from;
-        self.queued = from;
-        self.journal.truncate(from);
-    }
-}
-
-/// Tells the gateway once per attempt; it answers with another one.
-fn refuse(session: SessionId, s: &mut Session, index: usize, reason: Refusal, out: &mut Vec<StageEffect>) {
-    if s.refused {
-        return;
-    }
-    s.refused = true;
-    let frame = Frame::Refused { session, attempt: s.attempt, index: index as u32, reason };
-    out.push(StageEffect::Send { to: Destination::Gateway(s.gateway.clone()), frame });
-}
-
-fn free_all(session: SessionId, s: &Session, out: &mut Vec<StageEffect>) {
-    out.extend(s.segments.keys().map(|&layers| StageEffect::Free { session, layers }));
-}
-
-fn send(me: &PeerName, local: &mut VecDeque<Frame>, hop: &Hop, frame: Frame, out: &mut Vec<StageEffect>) {
-    if hop.peer == *me {
-        local.push_back(frame);
-    } else {
-        let to = Destination::Peer { name: hop.peer.clone(), addr: hop.addr.clone() };
-        out.push(StageEffect::Send { to, frame });
     }
 }

@@ -24,7 +24,7 @@ impl Sender {
     pub fn may_send(&self, frame: &Frame) -> Result<(), &'static str> {
         let rule = match (self, frame) {
             (_, Frame::Ping { .. })
-            | (Self::Peer(_), Frame::Rows { .. } | Frame::Token { .. })
+            | (Self::Peer(_), Frame::Rows { .. } | Frame::Room { .. } | Frame::Token { .. })
             | (Self::Gateway(_), Frame::Close { .. }) => return Ok(()),
             (Self::Gateway(id), Frame::Open(open)) if open.index == 0 && open.gateway == *id => return Ok(()),
             (Self::Peer(name), Frame::Open(open)) => {
@@ -35,7 +35,9 @@ impl Sender {
                 "a session is passed on by the hop before"
             }
             (Self::Gateway(_), Frame::Open(_)) => "a gateway opens its own sessions, at their first hop",
-            (Self::Gateway(_), Frame::Rows { .. } | Frame::Token { .. }) => "only peers send rows and tokens",
+            (Self::Gateway(_), Frame::Rows { .. } | Frame::Room { .. } | Frame::Token { .. }) => {
+                "only peers send rows, room and tokens"
+            }
             (Self::Peer(_), Frame::Close { .. }) => "only its gateway closes a session",
             (_, Frame::Refused { .. } | Frame::Pong { .. }) => "that is said by whoever was called",
         };
@@ -82,6 +84,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::default()),
             eos: Arc::default(),
             adapter: None,
+            born_ms: 0,
         })
     }
 
@@ -99,6 +102,7 @@ mod tests {
             top: Vec::new(),
             finish: None,
         };
+        let room = Frame::Room { session, attempt, index: 1, until: 9 };
         let close = Frame::Close { session, attempt };
         let refused = Frame::Refused { session, attempt, index: 0, reason: Refusal::NoPages };
         let pong = Frame::Pong { seq: 1, load: Load::default(), held: Vec::new() };
@@ -118,6 +122,7 @@ mod tests {
             (open(2), [false, false, false, false, true, false]),
             (open(9), [false, false, false, false, false, false]),
             (rows, [false, false, false, true, true, true]),
+            (room, [false, false, false, true, true, true]),
             (token, [false, false, false, true, true, true]),
             (close, [true, true, true, false, false, false]),
             (refused, [false; 6]),

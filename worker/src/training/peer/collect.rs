@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn links() -> LinksConfig {
-        let hello = proto::Hello { name: "tester".to_owned(), incarnation: 0, gateway: false };
+        let hello = proto::Hello { name: "tester".to_owned(), ..proto::Hello::default() };
         LinksConfig::new(hello, None)
     }
 

@@ -46,7 +46,7 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     engine.run(move |bench| bench.stage = Some(stage));
 
     let (stage_in, mut inbound) = mpsc::channel(256);
-    let hello = proto::Hello { name: args.index.to_string(), incarnation: 0, gateway: false };
+    let hello = proto::Hello { name: args.index.to_string(), ..proto::Hello::default() };
     let links = LinksConfig::new(hello, None);
     let listener = TcpListener::bind(&args.group[args.index]).await?;
     let router = server(&links)?.add_service(TrainStageService::service(stage_in));

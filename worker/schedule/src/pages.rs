@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_kernels::PAGE;
 use dunlin_planner::Layers;
 use dunlin_protocol::SessionId;
+use dunlin_protocol::frame::PAGE_POSITIONS;
+
+const PAGE: usize = PAGE_POSITIONS as usize;
 
 /// Whose KV cache.
 pub type SegmentKey = (SessionId, Layers);
@@ -53,6 +55,18 @@ impl PageTable {
         self.segments.get(key).copied().unwrap_or(0)
     }
 
+    /// Positions that a segment can have with `free` more pages.
+    #[must_use]
+    pub fn reach(&self, key: &SegmentKey, free: usize) -> usize {
+        (self.of(key) + free / (key.1.len() as usize).max(1)) * PAGE
+    }
+
+    /// Pages that a segment lacks for `positions` positions.
+    #[must_use]
+    pub fn lacking(&self, key: &SegmentKey, positions: usize) -> usize {
+        positions.div_ceil(PAGE).saturating_sub(self.of(key)) * key.1.len() as usize
+    }
+
     /// Gives a segment room for `positions` positions; returns how many pages per layer were added.
     ///
     /// # Errors
@@ -60,7 +74,7 @@ impl PageTable {
     pub fn grow(&mut self, key: SegmentKey, positions: usize) -> Result<usize, NoPages> {
         let have = self.of(&key);
         let more = positions.div_ceil(PAGE).saturating_sub(have);
-        let pages = more * key.1.len() as usize;
+        let pages = self.lacking(&key, positions);
         if pages > self.free() {
             return Err(NoPages);
         }

@@ -2,19 +2,22 @@
 
 use dunlin_protocol::{Frame, GatewayId, RowData, Sender, StageEffect, StageNode};
 
-use crate::world::Outcome;
+use super::scenario::Outcome;
 
 /// The false copies of `frame`, which a stage must refuse without doing anything.
-pub fn disturb(node: &mut StageNode, frame: &Frame, now_ms: u64, outcome: &mut Outcome) {
+pub(super) fn disturb(node: &mut StageNode, frame: &Frame, now_ms: u64, outcome: &mut Outcome) {
     let (session, attempt) = match frame {
         Frame::Open(open) => (open.session, open.attempt),
-        Frame::Rows { session, attempt, .. } | Frame::Token { session, attempt, .. } => (*session, *attempt),
+        Frame::Rows { session, attempt, .. }
+        | Frame::Room { session, attempt, .. }
+        | Frame::Token { session, attempt, .. } => (*session, *attempt),
         _ => return,
     };
     let mut forged = frame.clone();
     match &mut forged {
         Frame::Open(open) => open.attempt += 1,
         Frame::Rows { data, .. } => *data = RowData::new(vec![0.5; data.len()]),
+        Frame::Room { until, .. } => *until += 1000,
         Frame::Token { token, .. } => *token += 1,
         _ => {}
     }

@@ -1,0 +1,320 @@
+//! One gateway among stages that the test plays.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+
+use dunlin_planner::{Layers, Load, PeerName, PeerState, Topology, TopologyPeer};
+use dunlin_protocol::gateway::{Failure, Submission};
+use dunlin_protocol::{
+    Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Held, Open, Refusal, SamplingParams,
+    SessionId,
+};
+
+/// Three peers with two layers each, and the next one's as shadows.
+const PEERS: [&str; 3] = ["a", "b", "c"];
+
+fn topology(epoch: u64, names: &[&str]) -> Topology {
+    let span = |i: u32| Layers::new(2 * i, 2 * i + 2);
+    let peer = |(i, name): (usize, &&str)| TopologyPeer {
+        name: (*name).into(),
+        addr: format!("{name}:1"),
+        span: span(i as u32),
+        shadows: vec![span((i as u32 + 1) % 3)],
+        state: PeerState::Ready,
+        ..TopologyPeer::default()
+    };
+    Topology {
+        epoch,
+        layers: 6,
+        peers: PEERS.iter().enumerate().filter(|(_, n)| names.contains(n)).map(peer).collect(),
+        ..Topology::default()
+    }
+}
+
+fn load(topology: &Topology, name: &str) -> Load {
+    Load {
+        free_pages: 1000,
+        spare_pages: 1000,
+        total_pages: 1000,
+        arithmetic: 1,
+        rows_per_s_per_layer: 1000.0,
+        held: topology.peer(&name.into()).map(TopologyPeer::hold).unwrap_or_default(),
+        ..Load::default()
+    }
+}
+
+struct World {
+    core: GatewayCore,
+    topology: Topology,
+    loads: BTreeMap<&'static str, Load>,
+    now_ms: u64,
+    out: Vec<GatewayEffect>,
+}
+
+impl World {
+    fn new() -> Self {
+        let core = GatewayCore::new(GatewayConfig {
+            id: GatewayId { name: "g".into(), incarnation: 1 },
+            started_ms: 0,
+            running_max: 8,
+            queue_max: 8,
+            stall_ms: 2000,
+            retry_after_s: 1,
+        });
+        let topology = topology(1, &PEERS);
+        let loads = PEERS.map(|name| (name, load(&topology, name))).into();
+        let mut world = Self { core, topology, loads, now_ms: 1000, out: Vec::new() };
+        world.core.set_topology(world.topology.clone(), 1000, &mut world.out);
+        PEERS.into_iter().for_each(|name| world.up(name));
+        world
+    }
+
+    fn up(&mut self, name: &'static str) {
+        self.core.peer_up(name.into());
+        self.pong(name, &[]);
+    }
+
+    fn pong(&mut self, name: &'static str, held: &[Held]) {
+        let frame = Frame::Pong { seq: 0, load: self.loads[name].clone(), held: held.to_vec() };
+        self.core.frame(&name.into(), frame, self.now_ms, &mut self.out);
+    }
+
+    fn lose(&mut self, name: &str) {
+        self.core.peer_lost(&name.into(), self.now_ms, &mut self.out);
+    }
+
+    fn submit(&mut self, session: u64, prompt: usize, max_len: u32) {
+        let submission = Submission {
+            session: SessionId(session),
+            tokens: vec![7; prompt],
+            max_len,
+            sampling: SamplingParams::default(),
+            eos: Vec::new(),
+            adapter: None,
+            deadline_ms: u64::MAX,
+        };
+        self.core.submit(submission, self.now_ms, &mut self.out).unwrap();
+    }
+
+    fn token(&mut self, session: u64, attempt: u32, position: u32) {
+        let frame = Frame::Token {
+            session: SessionId(session),
+            attempt,
+            position,
+            token: 7,
+            logprob: 0.0,
+            top: Vec::new(),
+            finish: None,
+        };
+        self.core.frame(&"c".into(), frame, self.now_ms, &mut self.out);
+    }
+
+    fn refuse(&mut self, session: u64, attempt: u32, index: u32, reason: Refusal) {
+        let frame = Frame::Refused { session: SessionId(session), attempt, index, reason };
+        self.core.frame(&PEERS[index as usize].into(), frame, self.now_ms, &mut self.out);
+    }
+
+    /// Time passes in ticks.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 25 {
+            self.now_ms += 25;
+            self.core.tick(self.now_ms, &mut self.out);
+        }
+    }
+
+    /// Sessions opened since the last look: attempt, hops with where they go on.
+    fn opened(&mut self) -> Vec<(u32, Vec<(String, u32)>)> {
+        let open = |effect| match effect {
+            GatewayEffect::Send { frame: Frame::Open(Open { attempt, route, .. }), .. } => {
+                Some((attempt, route.into_iter().map(|hop| (hop.peer.0, hop.from)).collect()))
+            }
+            _ => None,
+        };
+        self.out.drain(..).filter_map(open).collect()
+    }
+
+    fn phase(&self, session: u64) -> String {
+        self.core.views().into_iter().find(|v| v.session == SessionId(session)).unwrap().phase
+    }
+}
+
+fn hops(list: &[(&str, u32)]) -> Vec<(String, u32)> {
+    list.iter().map(|(name, from)| ((*name).to_owned(), *from)).collect()
+}
+
+#[test]
+fn a_session_waits_for_a_holder_without_forgetting_who_has_what() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    assert_eq!(world.opened(), [(1, hops(&[("a", 0), ("b", 0), ("c", 0)]))]);
+    (10..40).for_each(|position| world.token(1, 1, position));
+    // Nobody else has the layers of b: a does, but it does not hold them any more.
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+    world.pong("a", &[]);
+    world.lose("b");
+    world.pass(5000);
+    assert_eq!(world.opened(), []);
+    assert!(world.phase(1).contains("no peer holds layers"), "{}", world.phase(1));
+    world.up("b");
+    assert_eq!(world.opened(), [(2, hops(&[("a", 39), ("b", 39), ("c", 39)]))], "b may have kept everything");
+    world.refuse(1, 2, 1, Refusal::NeedReplay { have: 0 });
+    assert_eq!(world.opened(), [(3, hops(&[("a", 39), ("b", 0), ("c", 39)]))]);
+}
+
+#[test]
+fn a_prefill_that_was_interrupted_goes_on_where_it_was() {
+    let mut world = World::new();
+    world.submit(1, 500, 600);
+    world.opened();
+    let held = |layers: Layers, have| Held { session: SessionId(1), attempt: 1, layers, have, waiting: 9 };
+    world.pong("a", &[held(Layers::new(0, 2), 384)]);
+    world.pong("b", &[held(Layers::new(2, 4), 256)]);
+    world.lose("c");
+    assert_eq!(world.opened(), [(2, hops(&[("a", 384), ("b", 256), ("b", 0)]))]);
+}
+
+#[test]
+fn waiting_in_the_line_of_an_engine_that_works_is_progress() {
+    let mut world = World::new();
+    world.submit(1, 500, 600);
+    world.opened();
+    let held = Held { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 0, waiting: 500 };
+    for _ in 0..100 {
+        world.loads.get_mut("a").unwrap().layer_rows += 128;
+        world.pong("a", &[held.clone()]);
+        world.pass(200);
+    }
+    assert_eq!(world.opened(), [], "20 s are no stall");
+    for _ in 0..11 {
+        world.pong("a", &[held.clone()]);
+        world.pass(200);
+    }
+    assert_eq!(world.opened().len(), 1, "the engine stands still");
+}
+
+#[test]
+fn a_gateway_that_was_asleep_blames_nobody() {
+    let mut world = World::new();
+    world.submit(1, 500, 600);
+    world.opened();
+    world.pass(100);
+    world.now_ms += 60_000;
+    world.pass(1000);
+    assert_eq!(world.opened(), []);
+}
+
+#[test]
+fn waits_begin_with_50_ms_and_events_neither_prolong_nor_forget_them() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    world.opened();
+    let mut attempt = 1;
+    let mut waited = Vec::new();
+    for _ in 0..7 {
+        world.refuse(1, attempt, 1, Refusal::NotHolding { layers: Layers::new(2, 4) });
+        let began_ms = world.now_ms;
+        let opened = loop {
+            let opened = world.opened();
+            if !opened.is_empty() {
+                break opened;
+            }
+            world.pass(25);
+        };
+        waited.push(world.now_ms - began_ms);
+        attempt = opened[0].0;
+    }
+    assert_eq!(waited, [50, 100, 200, 400, 800, 1600, 2000]);
+}
+
+#[test]
+fn nobody_is_let_in_before_there_are_pages_for_it_and_nobody_younger_before_it() {
+    let mut world = World::new();
+    // Two layers: 2 * ceil((16 + 256) / 16) = 34 pages a hop.
+    for name in PEERS {
+        let load = world.loads.get_mut(name).unwrap();
+        (load.free_pages, load.spare_pages) = (40, 40);
+        world.pong(name, &[]);
+    }
+    world.submit(1, 16, 1000);
+    world.submit(2, 16, 1000);
+    world.submit(3, 1, 2);
+    assert_eq!(world.opened().len(), 1);
+    assert_eq!(world.core.counts(), (1, 2));
+    assert!(world.phase(2).contains("34 pages"), "{}", world.phase(2));
+    let held = |layers| Held { session: SessionId(1), attempt: 1, layers, have: 1, waiting: 0 };
+    for (i, name) in PEERS.into_iter().enumerate() {
+        world.loads.get_mut(name).unwrap().spare_pages = 6;
+        world.pong(name, &[held(Layers::new(2 * i as u32, 2 * i as u32 + 2))]);
+    }
+    world.pass(1000);
+    assert_eq!(world.core.counts(), (1, 2), "3 would fit, but it is younger than 2");
+    for (i, name) in PEERS.into_iter().enumerate() {
+        world.loads.get_mut(name).unwrap().spare_pages = 36;
+        world.pong(name, &[held(Layers::new(2 * i as u32, 2 * i as u32 + 2))]);
+    }
+    assert_eq!(world.core.counts(), (3, 0));
+}
+
+#[test]
+fn a_way_has_one_arithmetic_and_who_differs_is_named() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    world.opened();
+    (10..20).for_each(|position| world.token(1, 1, position));
+    // b is replaced by a peer of the next version, which has all layers.
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+    world.pong("a", &[]);
+    world.lose("b");
+    let b = world.loads.get_mut("b").unwrap();
+    (b.arithmetic, b.held) = (2, vec![Layers::new(0, 6)]);
+    world.up("b");
+    world.pass(3000);
+    assert!(world.opened().is_empty());
+    let phase = world.phase(1);
+    assert!(phase.contains("version 1 of the arithmetic") && phase.contains("b (2)"), "{phase}");
+    world.submit(2, 10, 100);
+    let opened = world.opened();
+    assert_eq!(opened.len(), 1);
+    assert!(opened[0].1.iter().all(|(name, _)| name == "b"), "{opened:?}");
+}
+
+#[test]
+fn a_peer_whose_pings_take_long_is_slow_and_is_tried_again_after_a_while() {
+    let mut world = World::new();
+    let slow = PeerName::from("b");
+    world.submit(1, 10, 4000);
+    world.opened();
+    let mut position = 10;
+    let mut look = |world: &mut World, ms: u64, micros: u64| {
+        for _ in 0..ms / 200 {
+            for name in PEERS {
+                let trip = if name == "b" { micros } else { 500 };
+                world.core.round_trip(&name.into(), trip, world.now_ms);
+            }
+            world.pass(200);
+            world.token(1, 1, position);
+            position += 1;
+        }
+        world.core.slow().contains(&slow)
+    };
+    assert!(!look(&mut world, 10_000, 600));
+    assert!(!look(&mut world, 1000, 45_000), "a bad moment");
+    assert!(!look(&mut world, 10_000, 600));
+    assert!(look(&mut world, 4000, 45_000));
+    let opened = world.opened();
+    assert!(opened.iter().any(|(_, hops)| hops.iter().all(|(name, _)| name != "b")), "{opened:?}");
+    assert!(look(&mut world, 10_000, 600), "it is left alone for a while");
+    assert!(!look(&mut world, 6000, 600));
+}
+
+#[test]
+fn sessions_of_a_gateway_that_ends_are_told() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    world.core.end_all(world.now_ms, &mut world.out);
+    let failed = |effect: &GatewayEffect| {
+        matches!(effect, GatewayEffect::Failed { session: SessionId(1), error: Failure::Ending })
+    };
+    assert!(world.out.iter().any(failed));
+    assert_eq!(world.core.counts(), (0, 0));
+}

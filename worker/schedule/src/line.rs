@@ -1,0 +1,425 @@
+//! Jobs that wait, and batches made of them.
+//!
+//! Jobs of one segment run in order, and what is contiguous runs together, however it arrived. A batch has rows of one layer range: first
+//! steps of sequences that wait for their next token, in the order in which they came; then parts of replays, then of prompts, older
+//! sessions first, until the budget is used. So a long prompt delays tokens of others by one part at most, and nobody who is first in
+//! line is passed over by more than one batch of another layer range.
+//!
+//! Pages go to older sessions first. What does not fit waits here; a session that could go on only with pages of an older one never gets them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use dunlin_planner::{Layers, Position};
+use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+
+use crate::pages::{PageTable, SegmentKey};
+
+/// Rows of one segment that run in this batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Whose.
+    pub key: SegmentKey,
+    /// Which try they belong to.
+    pub attempt: u32,
+    /// With which adapter, if any.
+    pub adapter: Option<Arc<str>>,
+    /// Position of the first row.
+    pub start: Position,
+    /// Number of rows.
+    pub count: u32,
+    /// What they are made from, one behind the other.
+    pub inputs: Vec<Input>,
+    /// The last layers of the model are among them.
+    pub last: bool,
+    /// Sample from the last row.
+    pub sample: Option<SampleRequest>,
+}
+
+/// Bounds of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Rows of sequences that wait for a token.
+    pub step_rows: u32,
+    /// Rows of replays and prompts.
+    pub prefill_rows: u32,
+    /// Replays and prompts that end with it, so that a token is sampled from their last row.
+    pub prefill_ends: u32,
+}
+
+/// Jobs that wait.
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    queues: BTreeMap<SegmentKey, Queue>,
+    arrivals: u64,
+    rows: u32,
+    /// The layer range of whoever was first in line and not in the last batch.
+    owed: Option<Layers>,
+    starved: bool,
+}
+
+/// Jobs of one segment; never empty.
+#[derive(Debug, Default)]
+struct Queue {
+    /// With the order of their arrival.
+    jobs: VecDeque<(u64, Job)>,
+    rows: u32,
+}
+
+/// A segment whose turn may have come.
+struct Candidate {
+    key: SegmentKey,
+    line: Line,
+    arrival: u64,
+    /// Rows that may run: as many as wait, as there are pages for, and as a batch can have.
+    rows: u32,
+}
+
+impl Scheduler {
+    /// Takes a job; it runs after those of its segment that are here.
+    pub fn push(&mut self, job: Job) {
+        self.arrivals += 1;
+        self.rows += job.count;
+        let queue = self.queues.entry((job.session, job.layers)).or_default();
+        queue.rows += job.count;
+        queue.jobs.push_back((self.arrivals, job));
+    }
+
+    /// Forgets the jobs of a segment.
+    pub fn forget(&mut self, key: &SegmentKey) {
+        if let Some(queue) = self.queues.remove(key) {
+            self.rows -= queue.rows;
+        }
+    }
+
+    /// Rows that wait.
+    #[must_use]
+    pub fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// The last batch was empty for lack of pages.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// The next batch; empty when nothing waits, or when there are no pages for anything that does. `hidden` is the width of a row.
+    pub fn next(&mut self, budget: Budget, hidden: usize, pages: &PageTable) -> Vec<Part> {
+        let candidates = self.candidates(budget, pages);
+        self.starved = candidates.is_empty() && !self.is_empty();
+        let (mut steps, mut long): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|c| c.line.urgency == Urgency::Step);
+        steps.sort_unstable_by_key(|c| c.arrival);
+        long.sort_unstable_by_key(|c| (c.line, c.arrival));
+        let owed = self.owed.take().filter(|owed| steps.iter().chain(&long).any(|c| c.key.1 == *owed));
+        let Some(layers) = owed.or_else(|| steps.first().or(long.first()).map(|c| c.key.1)) else {
+            return Vec::new();
+        };
+        self.owed = long.first().map(|c| c.key.1).filter(|first| *first != layers);
+        let mut parts = Vec::new();
+        let all =
+            [(steps, budget.step_rows, budget.step_rows), (long, budget.prefill_rows, budget.prefill_ends)];
+        for (candidates, rows, ends) in all {
+            let (mut left, mut ends) = (rows.max(1), ends.max(1));
+            for candidate in candidates.into_iter().filter(|c| c.key.1 == layers) {
+                if left == 0 || ends == 0 {
+                    break;
+                }
+                let Some(part) = self.take(candidate.key, candidate.rows.min(left), hidden) else { continue };
+                left -= part.count;
+                ends -= u32::from(part.sample.is_some());
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Segments that can run, with how many rows. Older sessions take pages first, and whatever an older one lacks is not given to a younger.
+    fn candidates(&self, budget: Budget, pages: &PageTable) -> Vec<Candidate> {
+        let mut all: Vec<(Candidate, Position)> = self
+            .queues
+            .iter()
+            .filter_map(|(key, queue)| {
+                let (arrival, job) = queue.jobs.front()?;
+                let rows = match job.line.urgency {
+                    Urgency::Step => job.count,
+                    Urgency::Replay | Urgency::Prompt => queue.rows.min(budget.prefill_rows.max(1)),
+                };
+                Some((Candidate { key: *key, line: job.line, arrival: *arrival, rows }, job.start))
+            })
+            .collect();
+        all.sort_unstable_by_key(|(c, _)| (c.line.born_ms, c.key));
+        let mut free = pages.free();
+        all.retain_mut(|(candidate, start)| {
+            let start = *start as usize;
+            let reach = pages.reach(&candidate.key, free);
+            let fits = reach.saturating_sub(start).min(candidate.rows as usize);
+            if fits < candidate.rows as usize {
+                // It takes what there is; nobody behind it takes more.
+                free = 0;
+            } else {
+                free -= pages.lacking(&candidate.key, start + fits);
+            }
+            candidate.rows = fits as u32;
+            fits > 0
+        });
+        all.into_iter().map(|(candidate, _)| candidate).collect()
+    }
+
+    /// Takes up to `limit` rows off the jobs of a segment, up to the end of the first that samples.
+    fn take(&mut self, key: SegmentKey, limit: u32, hidden: usize) -> Option<Part> {
+        let queue = self.queues.get_mut(&key)?;
+        let (_, first) = queue.jobs.front()?;
+        let mut part = Part {
+            key,
+            attempt: first.attempt,
+            adapter: first.adapter.clone(),
+            start: first.start,
+            count: 0,
+            inputs: Vec::new(),
+            last: first.last,
+            sample: None,
+        };
+        while part.count < limit && part.sample.is_none() {
+            let Some((_, job)) =
+                queue.jobs.front_mut().filter(|(_, job)| job.start == part.start + part.count)
+            else {
+                break;
+            };
+            let count = job.count.min(limit - part.count);
+            part.count += count;
+            if count == job.count {
+                let Some((_, job)) = queue.jobs.pop_front() else { break };
+                part.inputs.push(job.input);
+                part.sample = job.sample;
+            } else {
+                part.inputs.push(split(&mut job.input, count as usize, hidden));
+                job.start += count;
+                job.count -= count;
+            }
+        }
+        queue.rows -= part.count;
+        self.rows -= part.count;
+        if queue.jobs.is_empty() {
+            self.queues.remove(&key);
+        }
+        Some(part)
+    }
+}
+
+/// Takes the first `rows` rows off an input.
+fn split(input: &mut Input, rows: usize, hidden: usize) -> Input {
+    match input {
+        Input::Tokens(tokens) => {
+            let rest = tokens.split_off(rows);
+            Input::Tokens(std::mem::replace(tokens, rest))
+        }
+        Input::Rows(data) => {
+            let first = data.slice(0, rows * hidden);
+            *data = data.slice(rows * hidden, data.len());
+            Input::Rows(first)
+        }
+    }
+}
+
+/// The layers a batch runs through; all parts of a batch have the same.
+#[must_use]
+pub fn layers_of(parts: &[Part]) -> Layers {
+    parts.first().map_or_else(Layers::default, |p| p.key.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dunlin_planner::Layers;
+    use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+    use dunlin_protocol::{RowData, SamplingParams, SessionId};
+
+    use super::{Budget, Scheduler};
+    use crate::pages::PageTable;
+
+    const BUDGET: Budget = Budget { step_rows: 3, prefill_rows: 8, prefill_ends: 2 };
+
+    /// A job of a session that is as old as its number is small.
+    fn job(session: u64, urgency: Urgency, start: u32, count: u32) -> Job {
+        Job {
+            session: SessionId(session),
+            attempt: 1,
+            layers: Layers::new(0, 2),
+            adapter: None,
+            line: Line { urgency, born_ms: session },
+            start,
+            count,
+            input: Input::Tokens((start..start + count).collect()),
+            last: false,
+            sample: None,
+        }
+    }
+
+    fn step(session: u64, start: u32) -> Job {
+        job(session, Urgency::Step, start, 1)
+    }
+
+    fn prompt(session: u64, start: u32, count: u32) -> Job {
+        job(session, Urgency::Prompt, start, count)
+    }
+
+    /// Runs a batch; pages are taken for what it has.
+    fn batch_of(scheduler: &mut Scheduler, pages: &mut PageTable) -> Vec<(u64, u32, u32)> {
+        let parts = scheduler.next(BUDGET, 1, pages);
+        for part in &parts {
+            let tokens = part.inputs.iter().flat_map(|input| match input {
+                Input::Tokens(tokens) => tokens.clone(),
+                Input::Rows(rows) => rows.as_slice().iter().map(|v| *v as u32).collect(),
+            });
+            assert!(tokens.eq(part.start..part.start + part.count));
+            pages.grow(part.key, (part.start + part.count) as usize).unwrap();
+        }
+        parts.iter().map(|p| (p.key.0.0, p.start, p.count)).collect()
+    }
+
+    fn batch(scheduler: &mut Scheduler) -> Vec<(u64, u32, u32)> {
+        batch_of(scheduler, &mut PageTable::new(1000))
+    }
+
+    #[test]
+    fn a_long_prompt_delays_tokens_by_one_part_at_most() {
+        let mut scheduler = Scheduler::default();
+        scheduler.push(prompt(1, 0, 20));
+        scheduler.push(step(2, 7));
+        assert_eq!(batch(&mut scheduler), [(2, 7, 1), (1, 0, 8)]);
+        scheduler.push(step(2, 8));
+        assert_eq!(batch(&mut scheduler), [(2, 8, 1), (1, 8, 8)]);
+        assert_eq!(batch(&mut scheduler), [(1, 16, 4)]);
+        assert!(scheduler.is_empty() && scheduler.rows() == 0);
+    }
+
+    #[test]
+    fn tokens_are_served_in_the_order_in_which_they_came_within_the_budget() {
+        let mut scheduler = Scheduler::default();
+        for session in [5, 3, 9, 1] {
+            scheduler.push(step(session, 4));
+        }
+        assert_eq!(batch(&mut scheduler), [(5, 4, 1), (3, 4, 1), (9, 4, 1)]);
+        assert_eq!(batch(&mut scheduler), [(1, 4, 1)]);
+    }
+
+    #[test]
+    fn an_answer_that_had_begun_goes_before_prompts_and_older_sessions_before_younger() {
+        let mut scheduler = Scheduler::default();
+        scheduler.push(prompt(1, 0, 3));
+        scheduler.push(job(9, Urgency::Replay, 0, 3));
+        scheduler.push(job(7, Urgency::Replay, 0, 3));
+        scheduler.push(prompt(0, 0, 3));
+        assert_eq!(batch(&mut scheduler), [(7, 0, 3), (9, 0, 3), (0, 0, 2)], "several in one batch");
+        assert_eq!(batch(&mut scheduler), [(0, 2, 1), (1, 0, 3)]);
+    }
+
+    #[test]
+    fn few_prompts_end_with_one_batch_however_short_they_are() {
+        let sampled = SampleRequest {
+            params: Arc::new(SamplingParams::default()),
+            tokens: Arc::new(vec![0]),
+            prompt_len: 1,
+        };
+        let mut scheduler = Scheduler::default();
+        for session in 1..=5 {
+            scheduler.push(Job { last: true, sample: Some(sampled.clone()), ..prompt(session, 0, 1) });
+        }
+        assert_eq!(batch(&mut scheduler), [(1, 0, 1), (2, 0, 1)]);
+        assert_eq!(batch(&mut scheduler), [(3, 0, 1), (4, 0, 1)]);
+        assert_eq!(batch(&mut scheduler), [(5, 0, 1)]);
+    }
+
+    #[test]
+    fn rows_that_came_one_by_one_run_together() {
+        let mut scheduler = Scheduler::default();
+        let one = |position: u32| Job {
+            input: Input::Rows(RowData::new(vec![position as f32])),
+            ..job(1, Urgency::Replay, position, 1)
+        };
+        (0..18).for_each(|position| scheduler.push(one(position)));
+        let sample = SampleRequest {
+            params: Arc::new(SamplingParams::default()),
+            tokens: Arc::new(Vec::new()),
+            prompt_len: 1,
+        };
+        scheduler.push(Job { sample: Some(sample), line: step(1, 0).line, ..one(18) });
+        assert_eq!(scheduler.rows(), 19);
+        assert_eq!(batch(&mut scheduler), [(1, 0, 8)]);
+        assert_eq!(batch(&mut scheduler), [(1, 8, 8)]);
+        let parts = scheduler.next(BUDGET, 1, &PageTable::new(10));
+        assert!(parts[0].sample.is_some() && parts[0].count == 3, "{parts:?}");
+        assert!(scheduler.is_empty() && scheduler.rows() == 0);
+    }
+
+    #[test]
+    fn a_part_ends_where_a_token_is_sampled() {
+        let mut scheduler = Scheduler::default();
+        let sample = SampleRequest { params: Arc::default(), tokens: Arc::new(Vec::new()), prompt_len: 1 };
+        scheduler.push(Job { sample: Some(sample), ..prompt(1, 0, 5) });
+        scheduler.push(step(1, 5));
+        assert_eq!(batch(&mut scheduler), [(1, 0, 5)]);
+        assert_eq!(batch(&mut scheduler), [(1, 5, 1)]);
+    }
+
+    #[test]
+    fn jobs_of_a_segment_can_be_forgotten() {
+        let mut scheduler = Scheduler::default();
+        scheduler.push(prompt(1, 0, 10));
+        scheduler.push(step(1, 10));
+        assert_eq!(batch(&mut scheduler), [(1, 0, 8)]);
+        assert_eq!(scheduler.rows(), 3);
+        scheduler.forget(&(SessionId(1), Layers::new(0, 2)));
+        assert!(scheduler.is_empty() && scheduler.rows() == 0);
+        assert_eq!(batch(&mut scheduler), []);
+    }
+
+    #[test]
+    fn whoever_is_first_in_line_is_passed_over_by_one_batch_of_another_layer_range_at_most() {
+        let mut scheduler = Scheduler::default();
+        let elsewhere = Layers::new(2, 4);
+        scheduler.push(Job { layers: elsewhere, ..job(1, Urgency::Replay, 0, 20) });
+        for round in 0..2 {
+            scheduler.push(step(2, round));
+            scheduler.push(step(3, round));
+            scheduler.push(prompt(4 + u64::from(round), 0, 2));
+            assert_eq!(batch(&mut scheduler).first(), Some(&(2, round, 1)));
+            scheduler.push(step(2, 100 + round));
+            assert_eq!(batch(&mut scheduler), [(1, round * 8, 8)]);
+            scheduler.forget(&(SessionId(2), Layers::new(0, 2)));
+        }
+    }
+
+    #[test]
+    fn older_sessions_get_pages_first_and_what_does_not_fit_waits() {
+        // Two layers, so a page of positions takes two.
+        let (mut scheduler, mut pages) = (Scheduler::default(), PageTable::new(6));
+        for (session, from) in [(3, 0), (2, 0)] {
+            scheduler.push(prompt(session, from, 8));
+            batch_of(&mut scheduler, &mut pages);
+        }
+        assert_eq!(pages.free(), 2);
+        scheduler.push(prompt(3, 8, 12));
+        scheduler.push(prompt(1, 0, 20));
+        // 3 needs no page yet; 1 is older and takes the last one, so that 3 waits at the end of its own.
+        assert_eq!(batch_of(&mut scheduler, &mut pages), [(1, 0, 8)]);
+        assert_eq!(batch_of(&mut scheduler, &mut pages), [(1, 8, 8)]);
+        assert_eq!(batch_of(&mut scheduler, &mut pages), [(3, 8, 8)]);
+        assert_eq!(batch_of(&mut scheduler, &mut pages), []);
+        assert!(scheduler.is_starved() && !scheduler.is_empty());
+        // The youngest gives its page back: the oldest goes on.
+        scheduler.forget(&(SessionId(3), Layers::new(0, 2)));
+        pages.shrink((SessionId(3), Layers::new(0, 2)), 0);
+        assert_eq!(batch_of(&mut scheduler, &mut pages), [(1, 16, 4)]);
+        assert!(!scheduler.is_starved() && scheduler.is_empty());
+    }
+}

@@ -1,0 +1,166 @@
+//! What happens in a run, and what came of it.
+
+use std::collections::BTreeMap;
+
+use dunlin_protocol::gateway::Disturbance;
+
+use super::model::mix;
+
+/// What happens in a run.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Stages.
+    pub peers: u32,
+    /// Gateways: one or two.
+    pub gateways: u64,
+    /// Every span has a shadow on the next peer.
+    pub shadows: bool,
+    /// Sessions.
+    pub sessions: u32,
+    /// They are asked for within this time.
+    pub asked_ms: u64,
+    /// Tokens of a prompt, at most, and exactly when `is_exact`.
+    pub prompt_max: u64,
+    /// Tokens of an answer, as above.
+    pub answer_max: u64,
+    /// All prompts and answers have their full length.
+    pub is_exact: bool,
+    /// Sessions that run at once on a gateway.
+    pub running_max: usize,
+    /// Faults at random.
+    pub faults: u32,
+    /// Faults at given times.
+    pub plan: Vec<(u64, Fault)>,
+    /// Pages of one layer that each peer has.
+    pub pages: usize,
+    /// Bytes of journals that each peer has.
+    pub journal_bytes_max: usize,
+    /// What a row takes in one layer.
+    pub row_us: u64,
+    /// Largest delay of a frame.
+    pub delay_ms: u64,
+    /// Some peers have their adapters a while after they serve, one perhaps never.
+    pub late_adapters: bool,
+    /// A fault that no swarm may have: peers pass sessions on without their adapter.
+    pub loses_adapters: bool,
+    /// A peer and a gateway that are on no route send false frames of the sessions of others.
+    pub impostors: bool,
+    /// Keep a trace.
+    pub trace: bool,
+}
+
+/// Something that goes wrong with the peer that has this place in the topology.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is killed and its streams are reset; another takes its place so many milliseconds later, with this version of the arithmetic.
+    Kill {
+        /// Which.
+        place: usize,
+        /// Until there is another.
+        replaced_ms: u64,
+        /// What that one computes with.
+        arithmetic: u32,
+    },
+    /// It takes this many times as long for everything.
+    Slow {
+        /// Which.
+        place: usize,
+        /// How much.
+        factor: u64,
+    },
+}
+
+impl Scenario {
+    /// A scenario drawn from its seed.
+    #[must_use]
+    pub fn from_seed(seed: u64) -> Self {
+        // Some have prompts of several windows and batches.
+        let is_long = mix(seed, 5).is_multiple_of(6);
+        Self {
+            seed,
+            peers: 2 + (mix(seed, 1) % 3) as u32,
+            sessions: 1 + (mix(seed, 2) % 6) as u32,
+            asked_ms: 850,
+            prompt_max: if is_long { 900 } else { 40 },
+            answer_max: 80,
+            faults: (mix(seed, 3) % 6) as u32,
+            pages: match (mix(seed, 4) % 4, is_long) {
+                (0, false) => 60,
+                (0, true) => 600,
+                _ => 4000,
+            },
+            journal_bytes_max: if seed.is_multiple_of(3) { 2000 } else { 1 << 20 },
+            delay_ms: if seed.is_multiple_of(5) { 40 } else { 4 },
+            late_adapters: true,
+            ..Self::quiet(seed)
+        }
+    }
+
+    /// A swarm of three with shadows to which nothing happens.
+    #[must_use]
+    pub fn quiet(seed: u64) -> Self {
+        Self {
+            seed,
+            peers: 3,
+            gateways: 2,
+            shadows: true,
+            sessions: 1,
+            asked_ms: 1,
+            prompt_max: 30,
+            answer_max: 60,
+            is_exact: false,
+            running_max: 4,
+            faults: 0,
+            plan: Vec::new(),
+            pages: 4000,
+            journal_bytes_max: 1 << 20,
+            row_us: 100,
+            delay_ms: 4,
+            late_adapters: false,
+            loses_adapters: false,
+            impostors: false,
+            trace: false,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What does not hold.
+    pub violations: Vec<String>,
+    /// Faults that happened.
+    pub faults: u32,
+    /// Sessions that went on after a disturbance, by what it was.
+    pub recoveries: BTreeMap<Disturbance, u32>,
+    /// Rows that gateways planned to have computed again, over all hops.
+    pub replayed_rows: u64,
+    /// Longest stall of a session that went on.
+    pub stall_ms_max: u64,
+    /// Rows that a layer computed more than once, by layer.
+    pub again: BTreeMap<u32, u64>,
+    /// When the last session was finished.
+    pub finished_ms: u64,
+    /// False frames of impostors that were refused.
+    pub refused: u32,
+    /// Largest number of frames on their way at once.
+    pub in_flight_max: usize,
+    /// What happened, if asked for.
+    pub trace: Vec<String>,
+}
+
+impl Outcome {
+    /// `ok`, or the first thing that does not hold.
+    #[must_use]
+    pub fn verdict(&self) -> String {
+        self.violations.first().cloned().unwrap_or_else(|| "ok".to_owned())
+    }
+
+    /// Sessions that went on after a disturbance.
+    #[must_use]
+    pub fn recovered(&self) -> u32 {
+        self.recoveries.values().sum()
+    }
+}
