@@ -9,6 +9,7 @@ NAME ?= dunlin
 NODES ?= 4
 NODE ?= n2
 NOTICE_S ?= 15
+MINUTES ?= 30
 CLUSTER := NAME=$(NAME) NODES=$(NODES) e2e/cluster/cluster
 
 help: ## this list
@@ -97,6 +98,15 @@ chart-lint: cluster-build ## helm lint --strict, and the same bytes from two ren
 bench-recovery: preflight images ## stall on node loss, 20 kills and 20 silences (root, ~20 min)
 	$(TARGET)/release/recovery
 
+bench-stalls: build model ## stall of 1 and 8 streams at positions 100 and 1000 when the middle one of three processes is killed (~25 min)
+	$(TARGET)/release/stalls --model $$(e2e/fetch-model.sh) $(STALLS)
+
+bench-chaos: build model ## 8 streams for MINUTES=30 while a process is killed every 20 s and one is stopped every 60 s
+	$(TARGET)/release/chaos --model $$(e2e/fetch-model.sh) --minutes $(MINUTES) $(CHAOS)
+
+bench-overload: build model ## 500 requests at once: nobody is lost, and nothing is computed twice
+	$(TARGET)/release/overload --model $$(e2e/fetch-model.sh) $(OVERLOAD)
+
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
@@ -119,4 +129,4 @@ bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemi
 
 .PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
-	bench-recovery bench-decode bench-average bench-faults bench-links bench-loss bench-train
+	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train

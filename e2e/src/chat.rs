@@ -14,6 +14,8 @@ pub struct Question {
     pub model: String,
     /// What the user says.
     pub text: String,
+    /// Tokens to be continued instead, as they are.
+    pub prompt: Option<Vec<u32>>,
     /// Exactly this many tokens are generated (`ignore_eos`).
     pub tokens: u32,
     /// Sampling temperature; 0 is greedy.
@@ -26,13 +28,34 @@ impl Question {
     /// A greedy question of fixed length.
     #[must_use]
     pub fn greedy(model: &str, text: &str, tokens: u32) -> Self {
-        Self { model: model.to_owned(), text: text.to_owned(), tokens, temperature: 0.0, seed: 0 }
+        let (model, text) = (model.to_owned(), text.to_owned());
+        Self { model, text, prompt: None, tokens, temperature: 0.0, seed: 0 }
+    }
+
+    /// A greedy question of fixed length whose prompt is `len` tokens drawn from `seed`.
+    #[must_use]
+    pub fn drawn(model: &str, len: usize, seed: u64, tokens: u32) -> Self {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+        let token = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            1000 + (state >> 33) as u32 % 20_000
+        };
+        let prompt = Some(std::iter::repeat_with(token).take(len).collect());
+        Self { prompt, ..Self::greedy(model, "", tokens) }
+    }
+
+    fn path(&self) -> &'static str {
+        if self.prompt.is_some() { "/v1/completions" } else { "/v1/chat/completions" }
     }
 
     fn body(&self) -> Value {
+        let (key, what) = match &self.prompt {
+            Some(tokens) => ("prompt", json!(tokens)),
+            None => ("messages", json!([{"role": "user", "content": self.text}])),
+        };
         json!({
             "model": self.model,
-            "messages": [{"role": "user", "content": self.text}],
+            key: what,
             "max_tokens": self.tokens,
             "temperature": self.temperature,
             "seed": self.seed,
@@ -96,7 +119,7 @@ impl Stream {
     #[must_use]
     pub fn start(url: &str, question: &Question) -> Self {
         let (sender, events) = channel();
-        let url = format!("{url}/v1/chat/completions");
+        let url = format!("{url}{}", question.path());
         let body = question.body().to_string();
         let started = Instant::now();
         std::thread::spawn(move || {
@@ -209,7 +232,8 @@ fn read(url: &str, body: &str, send: &mut dyn FnMut(Event) -> bool) -> Result<()
         let choice = &chunk["choices"][0];
         let ids: Vec<u64> =
             choice["token_ids"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-        let text = choice["delta"]["content"].as_str().unwrap_or_default().to_owned();
+        let text =
+            choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default().to_owned();
         if (!ids.is_empty() || !text.is_empty()) && !send(Event::Tokens { ids, text, at }) {
             return Ok(());
         }

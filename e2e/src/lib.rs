@@ -2,7 +2,8 @@
 //! OpenAI client that knows when each token arrived, and the scenarios themselves.
 //!
 //! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
-//! * [`local`] runs a swarm without Kubernetes
+//! * [`local`] runs a swarm without Kubernetes, [`losses`] ends and stops its processes
+//! * [`chaos`] keeps streams going through losses, [`overload`] asks more than there is room for
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
 //! * [`store`] is a server that takes checkpoints
 //! * [`training`] the same of a training run
@@ -11,10 +12,13 @@
 //! * [`scenarios`] are the promises of the product, one function each
 #![allow(clippy::print_stdout, reason = "test drivers and the quick start talk to a terminal")]
 
+pub mod chaos;
 pub mod chat;
 pub mod cluster;
 pub mod deploy;
 pub mod local;
+pub mod losses;
+pub mod overload;
 pub mod report;
 pub mod scenarios;
 pub mod store;

@@ -261,6 +261,19 @@ pub fn children(supervisor: u32) -> Result<BTreeMap<String, u64>> {
     Ok(found)
 }
 
+/// The model of e2e/fetch-model.sh.
+///
+/// # Errors
+/// When it is not in the cache.
+pub fn cached_model() -> Result<PathBuf> {
+    let cache = std::env::var_os("DUNLIN_CACHE").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/dunlin"));
+    let cache = cache.or_else(home).context("neither DUNLIN_CACHE nor HOME is set")?;
+    let file = cache.join("models/smollm2-135m-instruct-q4_1.gguf");
+    ensure!(file.exists(), "{} is missing: run e2e/fetch-model.sh", file.display());
+    Ok(file)
+}
+
 /// `target/release` of this checkout, or of `CARGO_TARGET_DIR`.
 #[must_use]
 pub fn release_dir() -> PathBuf {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dunlin_e2e::chat::{self, Question, Stream};
-use dunlin_e2e::local::Local;
+use dunlin_e2e::local::{self, Local};
 use dunlin_e2e::wait;
 
 fn worker() -> &'static Path {
@@ -13,12 +13,7 @@ fn worker() -> &'static Path {
 }
 
 fn model() -> PathBuf {
-    let cache = std::env::var_os("DUNLIN_CACHE").map(PathBuf::from);
-    let cache =
-        cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/dunlin"));
-    let file = cache.join("models/smollm2-135m-instruct-q4_1.gguf");
-    assert!(file.exists(), "{} is missing: run e2e/fetch-model.sh", file.display());
-    file
+    local::cached_model().unwrap()
 }
 
 fn question(local: &Local, tokens: u32) -> Question {
