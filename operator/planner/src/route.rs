@@ -41,8 +41,7 @@ pub fn route(
             (peer, load, held(peer, load))
         })
         .collect();
-    // best[b] = (cost to stand at boundary b, peer and layers of the hop that got there)
-    let mut best: BTreeMap<u32, (u64, Option<(&TopologyPeer, Layers)>)> = BTreeMap::from([(0, (0, None))]);
+    let mut best: BTreeMap<u32, Reached> = BTreeMap::from([(0, (0, None))]);
     for at in 0..total {
         let Some(&(cost, _)) = best.get(&at) else { continue };
         for (peer, load, held) in &holders {
@@ -68,6 +67,9 @@ pub fn route(
     hops.reverse();
     Ok(hops)
 }
+
+/// What it costs to stand at a border, and the peer and layers of the hop that got there.
+type Reached<'a> = (u64, Option<(&'a TopologyPeer, Layers)>);
 
 /// What a peer can execute now.
 fn held(peer: &TopologyPeer, load: Option<&Load>) -> Vec<Layers> {

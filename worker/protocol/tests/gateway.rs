@@ -181,12 +181,12 @@ fn waiting_in_the_line_of_an_engine_that_works_is_progress() {
     let held = Held { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 0, waiting: 500 };
     for _ in 0..100 {
         world.loads.get_mut("a").unwrap().layer_rows += 128;
-        world.pong("a", &[held.clone()]);
+        world.pong("a", std::slice::from_ref(&held));
         world.pass(200);
     }
     assert_eq!(world.opened(), [], "20 s are no stall");
     for _ in 0..11 {
-        world.pong("a", &[held.clone()]);
+        world.pong("a", std::slice::from_ref(&held));
         world.pass(200);
     }
     assert_eq!(world.opened().len(), 1, "the engine stands still");

@@ -53,7 +53,7 @@ impl Stage {
         wire: &WireRuntime,
     ) -> Links {
         let role = if hello.gateway { Role::Gateway } else { Role::Stage };
-        let tls = self.authority.issue(role, &[hello.name.clone()]).unwrap();
+        let tls = self.authority.issue(role, std::slice::from_ref(&hello.name)).unwrap();
         let mut links = Links::new(LinksConfig::new(hello, Some(tls)), events, pulse, wire.handle());
         links.dial(&"b".into(), &self.addr.to_string());
         links

@@ -18,6 +18,9 @@ pub(super) enum Command {
     Truncate(SessionId, Layers, Position),
 }
 
+/// Whose rows, the position of the first, and how many.
+pub type Rows = (SegmentKey, Position, u32);
+
 #[derive(Default)]
 struct Segment {
     caches: Vec<Cache>,
@@ -70,7 +73,7 @@ impl Engine {
     }
 
     /// Begins the next batch, if none is on its way: rows times layers, and who has which positions computed.
-    pub fn begin(&mut self) -> Option<(u64, Vec<(SegmentKey, Position, u32)>)> {
+    pub fn begin(&mut self) -> Option<(u64, Vec<Rows>)> {
         if self.running.is_some() {
             return None;
         }

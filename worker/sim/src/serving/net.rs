@@ -75,12 +75,12 @@ impl World {
                 }
                 g.core.frame(&peer, frame, now, out);
             }),
-            (from, Who::Peer(name)) => self.to_peer(&from, &name, frame),
+            (from, Who::Peer(name)) => self.reach_peer(&from, &name, frame),
             (Who::Gateway(_), Who::Gateway(_)) => {}
         }
     }
 
-    fn to_peer(&mut self, from: &Who, name: &PeerName, frame: Frame) {
+    fn reach_peer(&mut self, from: &Who, name: &PeerName, frame: Frame) {
         let now = self.now;
         let held = self.topology.peer(name).map(TopologyPeer::hold).unwrap_or_default();
         let row_us = self.scenario.row_us;
