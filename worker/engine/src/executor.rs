@@ -114,6 +114,8 @@ pub struct EngineStatus {
     pub rows_per_s_per_layer: f64,
     /// Memory of weights, in bytes.
     pub weight_bytes: u64,
+    /// Layers that were installed so far, those that were dropped again among them: whoever gave so many knows that all have been taken.
+    pub installed: u64,
 }
 
 /// A handle on the thread; it ends when the handle is dropped.
@@ -191,6 +193,7 @@ struct Executor {
     model: ModelConfig,
     positions_max: usize,
     layers: BTreeMap<u32, Arc<LayerWeights>>,
+    installed: u64,
     embedding: Option<Embedding>,
     head: Option<Arc<Head>>,
     adapters: BTreeMap<Arc<str>, Arc<Adapter>>,
@@ -216,6 +219,7 @@ impl Executor {
             model: config.model,
             positions_max: config.positions_max,
             layers: BTreeMap::new(),
+            installed: 0,
             embedding: None,
             head: None,
             adapters: BTreeMap::new(),
@@ -273,6 +277,7 @@ impl Executor {
             Command::Free { session, layers } => self.truncate((session, layers), 0),
             Command::Install(layer, weights) => {
                 self.layers.insert(layer, weights);
+                self.installed += 1;
                 if self.pace.is_none() {
                     self.pace = self.measure();
                 }
@@ -532,6 +537,7 @@ impl Executor {
                 .filter(|&l| (l > 0 || self.embedding.is_some()) && (l < last || self.head.is_some()))
                 .collect();
             status.held = ranges(&usable);
+            status.installed = self.installed;
             let layers = self.layers.values().map(|l| l.bytes()).sum::<usize>();
             let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
             let head = self.head.as_ref().map_or(0, |h| h.bytes());

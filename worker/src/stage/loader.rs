@@ -152,7 +152,7 @@ fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &M
         budget,
         adapters,
         shared: None,
-        given: BTreeSet::new(),
+        given: 0,
         kv_bytes: 0,
         wanted: Hold::default(),
     };
@@ -217,8 +217,8 @@ struct Holder {
     adapters: Vec<NamedAdapter>,
     /// Embedding and output matrix, if they are one: kept as long as one of them is wanted, so that it is never there twice.
     shared: Option<Embedding>,
-    /// Layers that the engine was given. It may not have taken them yet.
-    given: BTreeSet<u32>,
+    /// Layers that the engine was given so far. It may not have taken all of them yet, and may have given some up again.
+    given: u64,
     /// What the engine was told.
     kv_bytes: u64,
     wanted: Hold,
@@ -228,7 +228,8 @@ impl Holder {
     fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) -> Result<Step, Problem> {
         // Who has layers has every adapter: nothing is loaded before.
         self.open_adapters()?;
-        let held = layer_set(&self.engine.status().held);
+        let status = self.engine.status();
+        let held = layer_set(&status.held);
         let Hold { span, shadows } = &self.wanted;
         let out_of_memory = |error: dunlin_engine::memory::OutOfMemory| Problem {
             reason: OUT_OF_MEMORY,
@@ -265,14 +266,11 @@ impl Holder {
         if fit.layers.is_subset(&held) {
             return Ok(Step::Holds(fit.left_out));
         }
-        self.given.retain(|layer| fit.layers.contains(layer));
-        let here = |layer: &u32| held.contains(layer) || self.given.contains(layer);
-        let missing: BTreeSet<u32> = fit.layers.iter().copied().filter(|layer| !here(layer)).collect();
-        if missing.is_empty() || !keeps || self.engine.status().kv_bytes > fit.kv_bytes {
+        if status.installed < self.given || !keeps || self.engine.status().kv_bytes > fit.kv_bytes {
             return Ok(Step::Waits);
         }
         memory::trim();
-        let newer = self.load(&missing, inbox).map_err(|error| problem(&error))?;
+        let newer = self.load(&(&fit.layers - &held), inbox).map_err(|error| problem(&error))?;
         Ok(newer.map_or(Step::Waits, Step::Newer))
     }
 
@@ -310,12 +308,70 @@ impl Holder {
             if !self.engine.send(Command::Install(layer, Arc::new(weights))) {
                 return Ok(None);
             }
-            self.given.insert(layer);
+            self.given += 1;
             if let Ok(newer) = inbox.try_recv() {
                 return Ok(Some(newer));
             }
         }
         info!(layers = missing.len(), "layers are loaded");
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use dunlin_engine::{Command, Engine, EngineConfig};
+    use dunlin_model::random_model::{self, RandomModelSpec};
+    use dunlin_planner::Layers;
+
+    use super::{Hold, Loader, Location, Source};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn until(what: &str, mut met: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !met() {
+            assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn layers_that_were_given_up_are_loaded_again_when_they_are_wanted_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec =
+            RandomModelSpec { layers: 3, hidden: 32, heads: 2, kv_heads: 1, ffn: 32, vocab: 300, seed: 1 };
+        random_model::write(folder.path(), &spec).unwrap();
+        let (engine_in, engines) = channel();
+        let source = Source {
+            location: Location::Path(folder.path().to_owned()),
+            adapters: Vec::new(),
+            max_seq_len: 32,
+            memory: 1 << 30,
+        };
+        let start = move |file: &dunlin_model::ModelFile, positions: u32| {
+            let model = file.config().clone();
+            let config = EngineConfig { model, threads: 1, positions_max: positions as usize, kv_bytes: 0 };
+            let engine = Engine::start(config, Box::new(|_| ()))?;
+            engine_in.send(engine.clone()).unwrap();
+            Ok(engine)
+        };
+        let loader = Loader::start(source, Box::new(start)).unwrap();
+        let engine = engines.recv_timeout(LIMIT).unwrap();
+        let (span, shadow) = (Layers::new(1, 3), Layers::new(0, 1));
+        for _ in 0..2 {
+            loader.want(Hold { span, shadows: vec![shadow] });
+            until("span and shadow are held", || engine.status().held == [Layers::new(0, 3)]);
+            let less = Hold { span, shadows: Vec::new() };
+            loader.want(less.clone());
+            until("it is seen what fits", || loader.progress().fit.is_some_and(|(of, _)| of == less));
+            assert!(engine.send(Command::Retain(vec![span])));
+            until("the shadow is given up", || engine.status().held == [span]);
+        }
     }
 }
