@@ -123,14 +123,15 @@ async fn many_rows_wait_for_each_other_and_none_is_lost() {
     let (links, mut events, pulse) = stage.dialled_by_a(1, &wire);
     let b = PeerName::from("b");
     assert!(matches!(event(&mut events).await, LinkEvent::Up(_)));
-    // 128 MiB, far more than sockets and streams hold.
+    // 128 MiB, far more than sockets and streams hold. They are all given at once: while nothing is taken here, pings wait behind rows.
+    let data = RowData::new(vec![0.5; WINDOW_ROWS as usize * 1024]);
     let rows = |index| Frame::Rows {
         session: SessionId(1),
         attempt: 1,
         index,
         start: 0,
         count: WINDOW_ROWS,
-        data: RowData::new(vec![0.5; WINDOW_ROWS as usize * 1024]),
+        data: data.clone(),
     };
     assert!((0..128).all(|index| links.send(&b, rows(index))));
     let mut next = 0;

@@ -13,7 +13,9 @@ use super::session::{Phase, Session};
 use crate::frame::SessionId;
 
 /// A line that is no longer than this many rows is left as it is.
-const LINE_ROWS_MIN: u32 = 256;
+const LINE_ROWS_MIN: f64 = 256.0;
+/// Whoever leaves a line is done elsewhere in at most this part of the time: what is known of lines is a pong old.
+const PART_OF_TIME: f64 = 0.75;
 
 /// A session that would lose nothing by leaving one of its hops.
 struct Waiting {
@@ -24,14 +26,11 @@ struct Waiting {
 
 impl GatewayCore {
     /// Rule: of whom a hop has computed nothing may leave it, if its peer stands in for another, for a peer that has the layers as its
-    /// own. The youngest leave first, as long as they are done there in half the time that the line takes in which they are.
+    /// own. The youngest leave first, as long as they are done there in clearly less time than the line takes in which they are.
     pub(super) fn share_lines(&mut self, now_ms: u64, out: &mut Vec<GatewayEffect>) {
-        let long = |load: &Load| load.queue_rows > LINE_ROWS_MIN;
+        let mut lines = self.lines();
         let crowded: Vec<PeerName> =
-            self.loads().iter().filter(|(_, load)| long(load)).map(|(name, _)| name.clone()).collect();
-        // Rows in line; those that move are counted where they go.
-        let mut lines: BTreeMap<PeerName, f64> =
-            self.loads().iter().map(|(name, load)| (name.clone(), f64::from(load.queue_rows))).collect();
+            lines.iter().filter(|(_, rows)| **rows > LINE_ROWS_MIN).map(|(name, _)| name.clone()).collect();
         for peer in crowded {
             let mut waiting: Vec<Waiting> = self
                 .sessions
@@ -51,6 +50,23 @@ impl GatewayCore {
                 }
             }
         }
+    }
+
+    /// Rows in the line of each peer: those that it reports, or those that sessions here will send it, if that is more. A session sends no
+    /// more than a window at a time. Those that move are counted where they go.
+    fn lines(&self) -> BTreeMap<PeerName, f64> {
+        let mut own: BTreeMap<PeerName, f64> = BTreeMap::new();
+        for s in self.sessions.values().filter(|s| s.phase == Phase::Running && !s.filled) {
+            for hop in &s.route {
+                let known = s.known.get(&(hop.peer.clone(), hop.layers)).copied().unwrap_or(0);
+                *own.entry(hop.peer.clone()).or_default() += f64::from(s.resume_from().saturating_sub(known));
+            }
+        }
+        let line = |(name, load): (&PeerName, &Load)| {
+            let own = own.get(name).copied().unwrap_or(0.0);
+            (name.clone(), own.max(f64::from(load.queue_rows)))
+        };
+        self.loads().iter().map(line).collect()
     }
 
     /// The rows of a hop that computed none of them are not computed again: they are counted where they go.
@@ -93,7 +109,7 @@ impl GatewayCore {
         let choices = self.loads().iter().filter(|(name, load)| is_choice(name, load));
         let times = choices.map(|(name, _)| (seconds(name, line(name) + rows), name));
         let (there_s, other) = times.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)))?;
-        if there_s * 2.0 > seconds(&hop.peer, line(&hop.peer)) {
+        if there_s > PART_OF_TIME * seconds(&hop.peer, line(&hop.peer)) {
             return None;
         }
         let addr = topology.peer(other)?.addr.clone();
