@@ -199,8 +199,8 @@ pub enum TokenizerKind {
 /// The pods that read the data and drive it through the stages. They hold no weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrainersSpec {
-    /// How many.
-    #[serde(default = "one")]
+    /// How many. With two, the loss of one costs nothing: its microbatches go to the other.
+    #[serde(default = "two")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
     /// Requests and limits of each; 100m of CPU and 512Mi of memory when absent. It holds all tokens of the data, 4 bytes each.
@@ -210,7 +210,7 @@ pub struct TrainersSpec {
 
 impl Default for TrainersSpec {
     fn default() -> Self {
-        Self { replicas: one(), resources: None }
+        Self { replicas: two(), resources: None }
     }
 }
 
@@ -364,6 +364,10 @@ fn us_east_1() -> String {
 
 fn one() -> u32 {
     1
+}
+
+fn two() -> u32 {
+    2
 }
 
 fn three() -> u32 {
