@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -155,7 +156,8 @@ impl Drop for Supervisor {
 /// A running `dunlin-worker local-train`; dropping it ends it.
 pub struct LocalTraining {
     supervisor: Supervisor,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// What it prints, as long as nobody else reads it.
+    lines: Option<Lines<BufReader<ChildStdout>>>,
     /// Its first line: `url` of the conductor's page, `processes` with role, name, stage, pid, addr.
     pub swarm: Value,
 }
@@ -183,7 +185,7 @@ impl LocalTraining {
             .spawn()
             .with_context(|| format!("cannot start {}", worker.display()))?;
         let output = supervisor.stdout.take().context("stdout is piped")?;
-        let lines = BufReader::new(output).lines();
+        let lines = Some(BufReader::new(output).lines());
         let mut training = Self { supervisor: Supervisor(supervisor), lines, swarm: Value::Null };
         training.swarm = training.line()?.context("it ended before every stage had a peer")?;
         Ok(training)
@@ -194,7 +196,7 @@ impl LocalTraining {
     /// # Errors
     /// When the run has failed, or a line is no JSON.
     pub fn line(&mut self) -> Result<Option<Value>> {
-        match self.lines.next() {
+        match self.lines.as_mut().and_then(Iterator::next) {
             Some(line) => {
                 let line = line?;
                 Ok(Some(serde_json::from_str(&line).with_context(|| format!("no JSON line: {line:?}"))?))
@@ -212,6 +214,52 @@ impl LocalTraining {
     pub fn pids(&self, role: &str) -> Vec<u64> {
         let all = self.swarm["processes"].as_array().into_iter().flatten();
         all.filter(|p| p["role"] == role).filter_map(|p| p["pid"].as_u64()).collect()
+    }
+
+    /// Has all that it prints from now on read by a thread, which ends with it and gives the steps.
+    pub fn read_on(&mut self) -> JoinHandle<Vec<u64>> {
+        let lines = self.lines.take();
+        std::thread::spawn(move || {
+            let lines = lines.into_iter().flatten().map_while(Result::ok);
+            let step = |line: String| serde_json::from_str::<Value>(&line).ok()?["step"].as_u64();
+            lines.filter_map(step).collect()
+        })
+    }
+
+    /// Pids of the processes with `role` that are there now; those that were lost have others in their place.
+    ///
+    /// # Errors
+    /// When the processes of this machine cannot be listed.
+    pub fn present(&self, role: &str) -> Result<Vec<u64>> {
+        let role = if role == "peer" { "train-peer" } else { role };
+        let parent = self.supervisor.0.id().to_string();
+        let mut pids = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let Some(pid) = path.file_name().and_then(|n| n.to_str()?.parse::<u64>().ok()) else { continue };
+            // A process that ends meanwhile is none.
+            let (Ok(stat), Ok(command)) =
+                (std::fs::read_to_string(path.join("stat")), std::fs::read(path.join("cmdline")))
+            else {
+                continue;
+            };
+            // Behind the name, which is in brackets: state, pid of the parent.
+            let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+            let (state, ours) = (fields.next(), fields.next() == Some(&parent));
+            if ours && state != Some("Z") && command.split(|b| *b == 0).any(|word| word == role.as_bytes()) {
+                pids.push(pid);
+            }
+        }
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// The names and stages of peers that serve, as the conductor sees it now; none when it does not answer.
+    #[must_use]
+    pub fn status(&self) -> Option<Value> {
+        let url = self.swarm["url"].as_str()?;
+        let (status, body) = crate::chat::get(&format!("{url}/status")).ok()?;
+        (status == 200).then(|| serde_json::from_str(&body).ok()).flatten()
     }
 
     /// Reads to the end: all steps that are left, and the line with the checkpoint.

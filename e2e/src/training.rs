@@ -105,12 +105,23 @@ impl Training<'_> {
 /// # Errors
 /// When it cannot be read or has none.
 pub fn weights(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    tensors(folder, |name| name.starts_with("model") || name == "adapter_model.safetensors")
+}
+
+/// The same with the optimizer's vectors.
+///
+/// # Errors
+/// As [`weights`].
+pub fn states(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    tensors(folder, |name| name.starts_with("model") || name.starts_with("optimizer"))
+}
+
+fn tensors(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Vec<u8>)>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let whole = name.starts_with("model") || name == "adapter_model.safetensors";
-        if !whole || !name.ends_with(".safetensors") {
+        if !wanted(&name) || !name.ends_with(".safetensors") {
             continue;
         }
         let bytes = std::fs::read(&path)?;

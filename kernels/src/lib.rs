@@ -8,6 +8,7 @@
 //! * [`attention`] over KV pages of 16 positions
 //! * [`norm`], [`rope`], [`activation`], [`softmax`] the rest of a decoder block
 //! * [`math`] exp, sin and cos of our own: libm differs between systems
+//! * [`gradient_sum`], [`bit_sum`] sums that any order of additions gives, and what tells that memory has changed
 //! * [`pool`] threads that split columns, rows or heads, never sums
 #![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -15,6 +16,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bit_sum;
 pub mod buffer;
 pub mod causal;
 pub mod embedding;
@@ -35,7 +37,7 @@ pub use activation::{add, add_bias, swiglu, swiglu_backward};
 pub use attention::{AttentionRow, PAGE, attention, page_len, write_kv};
 pub use causal::{CausalForward, CausalScratch, CausalShape, causal_attention, causal_attention_backward};
 pub use embedding::embedding_gradient;
-pub use gradient_sum::OutOfRange;
+pub use gradient_sum::{Changed, GradientSums, OutOfRange};
 pub use isa::Isa;
 pub use linear::{Scratch, TransposedScratch, linear, linear_add, linear_many, linear_transposed};
 pub use loss::{IGNORED, cross_entropy};

@@ -264,8 +264,8 @@ pub struct LocalTrainArgs {
     /// Peers, at least as many as stages.
     #[arg(long, default_value_t = 4)]
     pub peers: usize,
-    /// Trainers.
-    #[arg(long, default_value_t = 1)]
+    /// Trainers. With two, the loss of one costs nothing: its microbatches go to the other.
+    #[arg(long, default_value_t = 2)]
     pub trainers: usize,
     /// Threads of each peer that compute.
     #[arg(long, default_value_t = 1)]

@@ -9,6 +9,7 @@ use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::{Local, LocalTraining};
 use dunlin_e2e::training::weights;
+use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole};
 use dunlin_wire::access::Rpc;
 use dunlin_wire::proto::control_client::ControlClient;
@@ -145,10 +146,10 @@ impl Run {
 async fn say_hello(channel: Channel, name: &str, trainer: bool) -> Option<Status> {
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
     let me = Mate { name: name.into(), addr: "127.0.0.1:1".into(), host: String::new() };
-    let hello = serde_json::to_string(&Hello { me, role }).unwrap();
-    let failed = PeerReport::Failed { step: 0, microbatch: 0, what: "a lie".to_owned() };
+    let hello = serde_json::to_string(&Hello { me, arithmetic: ARITHMETIC_VERSION, role }).unwrap();
+    let corrupt = PeerReport::Corrupt { what: "a lie".to_owned() };
     let (say, said) = mpsc::channel(4);
-    for json in [hello, serde_json::to_string(&failed).unwrap()] {
+    for json in [hello, serde_json::to_string(&corrupt).unwrap()] {
         say.send(proto::Said { json }).await.unwrap();
     }
     match TrainClient::new(channel).join(ReceiverStream::new(said)).await {

@@ -1,83 +1,18 @@
 //! A whole training run as real processes: what it prints, what its checkpoints are, and that SIGKILLs change no bit of the weights.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod run;
+
 use std::path::{Path, PathBuf};
 
-use dunlin_e2e::cluster::repository;
-use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::store::Store;
 use dunlin_e2e::training::weights;
 use dunlin_model::{Adapter, ModelFile};
+use run::{Run, signal};
 use serde_json::{Value, json};
 
-/// A folder of its own, removed at the end.
-struct Run {
-    folder: PathBuf,
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        // What is left over says what went wrong with its removal.
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-impl Run {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("dunlin-train-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Self { folder }
-    }
-
-    fn checkpoints(&self) -> PathBuf {
-        self.folder.join("checkpoints")
-    }
-
-    /// A small Llama that learns the documentation of this repository.
-    fn config(&self, stages: u32, change: impl FnOnce(&mut Value)) -> PathBuf {
-        let text = ["concepts.md", "api.md", "protocol.md", "install.md"]
-            .map(|name| std::fs::read_to_string(repository().join("docs").join(name)).unwrap())
-            .concat();
-        let data = self.folder.join("text.txt");
-        std::fs::write(&data, text).unwrap();
-        let mut config = json!({
-            "model": {"config": {"architecture": "llama", "hiddenSize": 32, "layers": 4, "heads": 4, "kvHeads": 2,
-                                 "ffn": 64, "contextLength": 64, "ropeBase": 10000.0, "rmsEps": 1e-5, "tied": true}},
-            "data": {"text": {"path": data}, "tokenizer": "Bytes", "validationFraction": 0.1},
-            "sequenceLength": 32, "globalBatch": 16, "microbatch": 2, "steps": 24, "seed": 7,
-            "optimizer": {"kind": "AdamW", "learningRate": 0.003, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8,
-                          "weightDecay": 0.1, "momentum": 0.0, "clip": 1.0,
-                          "schedule": {"kind": "Constant", "warmupSteps": 4}},
-            "stages": stages,
-            "checkpoint": {"everySteps": 8, "keep": 9, "destination": self.checkpoints()},
-            "validation": {"everySteps": 8, "batches": 2},
-        });
-        change(&mut config);
-        let file = self.folder.join("run.json");
-        std::fs::write(&file, config.to_string()).unwrap();
-        file
-    }
-
-    fn start(&self, stages: u32, peers: u32) -> LocalTraining {
-        self.start_with(stages, peers, |_| {})
-    }
-
-    fn start_with(&self, stages: u32, peers: u32, change: impl FnOnce(&mut Value)) -> LocalTraining {
-        let worker = Path::new(env!("CARGO_BIN_EXE_dunlin-worker"));
-        LocalTraining::start(worker, &self.config(stages, change), peers).unwrap()
-    }
-
-    /// Tensors of the checkpoint of `step`.
-    fn weights(&self, step: u64) -> Vec<(String, Vec<u8>)> {
-        weights(&self.checkpoints().join(format!("step-{step:08}"))).unwrap()
-    }
-}
-
 fn kill(pid: u64) {
-    // SAFETY: kill(2) with the pid of a process that this test has started.
-    #[allow(unsafe_code, reason = "std cannot kill a process that is not its child")]
-    let killed = unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGKILL) };
-    assert_eq!(killed, 0, "no process {pid}");
+    signal(pid, libc::SIGKILL);
 }
 
 fn numbers(steps: &[Value]) -> Vec<u64> {
@@ -120,7 +55,7 @@ fn kills_change_no_bit(delayed: bool) {
     let mut training = run.start_with(2, 4, updates(delayed));
     let (peers, conductor, trainer) =
         (training.pids("peer"), training.pids("conductor"), training.pids("trainer"));
-    assert_eq!((peers.len(), conductor.len(), trainer.len()), (4, 1, 1), "{}", training.swarm);
+    assert_eq!((peers.len(), conductor.len(), trainer.len()), (4, 1, 2), "{}", training.swarm);
     let mut seen = Vec::new();
     while let Some(line) = training.line().unwrap() {
         match line.get("step").and_then(Value::as_u64) {
@@ -129,7 +64,7 @@ fn kills_change_no_bit(delayed: bool) {
                 match step {
                     3 => kill(peers[0]),
                     8 => kill(peers[2]),
-                    13 => kill(trainer[0]),
+                    13 => trainer.iter().for_each(|pid| kill(*pid)),
                     17 => kill(conductor[0]),
                     _ => {}
                 }
@@ -304,7 +239,7 @@ fn nothing_outlives_the_supervisor() {
     let mut training = run.start_with(2, 2, |config| config["steps"] = json!(100_000));
     training.line().unwrap().unwrap();
     let pids: Vec<u64> = ["peer", "conductor", "trainer"].iter().flat_map(|r| training.pids(r)).collect();
-    assert_eq!(pids.len(), 4);
+    assert_eq!(pids.len(), 5);
     drop(training);
     let alive: Vec<_> = pids.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).collect();
     assert!(alive.is_empty(), "{alive:?}");

@@ -272,6 +272,12 @@ impl Matrix {
         self.data.len()
     }
 
+    /// The packed values, padding included.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     pub(crate) fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }

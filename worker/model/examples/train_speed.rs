@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use dunlin_kernels::{Pool, RopeLayout, RopeScaling};
+use dunlin_kernels::{GradientSums, Pool, RopeLayout, RopeScaling};
 use dunlin_model::ModelConfig;
 use dunlin_model::training::{Grad, StageInput, StageModel, initialise};
 
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokens: Vec<u32> = (0..count).map(token).collect();
     let targets: Vec<u32> = (1..=count).map(token).collect();
     let grad = Grad::Targets { targets: &targets, scale: 1.0 / count as f32 };
-    let mut sums = vec![0i64; parameters.len()];
+    let mut sums = GradientSums::new(parameters.len());
     let mut step = || model.backward(&pool, StageInput::Tokens(&tokens), grad, Some(&mut sums), 256.0);
     let loss = step()?.loss.unwrap_or(f64::NAN) / count as f64;
     let mut best = f64::INFINITY;

@@ -214,6 +214,11 @@ impl Embedding {
     pub fn bytes(&self) -> usize {
         self.0.bytes()
     }
+
+    /// What is there.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 /// Final norm and output matrix, for the last stage.

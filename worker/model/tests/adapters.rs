@@ -10,7 +10,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use dunlin_kernels::gradient_sum::to_f32;
-use dunlin_kernels::{Isa, Pool};
+use dunlin_kernels::{GradientSums, Isa, Pool, bit_sum};
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, peft};
 use dunlin_model::generate::Whole;
 use dunlin_model::training::export::{write_config, write_safetensors};
@@ -77,11 +77,17 @@ fn gradients(path: &Path, config: &ModelConfig, shape: &AdapterShape, pool: &Poo
     let mut model = stage(path, config, shape, 0..config.layers);
     let values = trained(model.layout());
     model.set_parameters(pool, &values).unwrap();
-    let mut sums = vec![0; values.len()];
+    let mut sums = GradientSums::new(values.len());
     let grad = Grad::Targets { targets: &targets, scale: 0.5 };
     let out = model.backward(pool, StageInput::Tokens(&tokens), grad, Some(&mut sums), LIMIT).unwrap();
     assert_eq!(model.loss(pool, StageInput::Tokens(&tokens), &targets).unwrap(), out.loss.unwrap());
-    (out.loss.unwrap(), sums)
+    let held = model.held();
+    for copy in held.iter().filter(|held| held.of.is_some()) {
+        let place = copy.of.clone().unwrap();
+        assert_eq!(copy.bits.sum(pool.isa()), bit_sum::of_values(pool.isa(), &values[place]));
+    }
+    assert!(held.iter().any(|held| held.of.is_none()), "the weights below");
+    (out.loss.unwrap(), sums.values().to_vec())
 }
 
 /// The loss in f64 of the model whose matrices have what a LoRA adapter adds added to them.
@@ -189,14 +195,15 @@ fn bits_do_not_depend_on_threads_instructions_or_cuts() {
         before.set_parameters(&pool, &all[..cut]).unwrap();
         behind.set_parameters(&pool, &all[cut..]).unwrap();
         let rows = before.forward(&pool, StageInput::Tokens(&tokens), 2).unwrap();
-        let mut cut_sums = vec![0; all.len()];
-        let (sums_before, sums_behind) = cut_sums.split_at_mut(cut);
+        let (mut sums_before, mut sums_behind) = (GradientSums::new(cut), GradientSums::new(all.len() - cut));
         let grad = Grad::Targets { targets: &targets, scale: 0.5 };
-        let out = behind.backward(&pool, StageInput::Rows(&rows), grad, Some(sums_behind), LIMIT).unwrap();
+        let out =
+            behind.backward(&pool, StageInput::Rows(&rows), grad, Some(&mut sums_behind), LIMIT).unwrap();
         let back = out.input_gradient.unwrap();
         before
-            .backward(&pool, StageInput::Tokens(&tokens), Grad::Rows(&back), Some(sums_before), LIMIT)
+            .backward(&pool, StageInput::Tokens(&tokens), Grad::Rows(&back), Some(&mut sums_before), LIMIT)
             .unwrap();
+        let cut_sums = [sums_before.values(), sums_behind.values()].concat();
         assert_eq!((loss.to_bits(), &sums), (out.loss.unwrap().to_bits(), &cut_sums));
         std::fs::remove_dir_all(&path).unwrap();
     }

@@ -8,7 +8,7 @@
 mod support;
 
 use dunlin_kernels::gradient_sum::to_f32;
-use dunlin_kernels::{IGNORED, Isa, Pool};
+use dunlin_kernels::{GradientSums, IGNORED, Isa, Pool, bit_sum};
 use dunlin_model::ModelConfig;
 use dunlin_model::training::{
     Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
@@ -34,13 +34,13 @@ fn whole(config: &ModelConfig, pool: &Pool, parameters: &[f32]) -> StageModel {
 /// Loss and sums of one microbatch through the whole model.
 fn gradients(config: &ModelConfig, pool: &Pool, parameters: &[f32], seed: u64) -> (f64, Vec<i64>) {
     let (tokens, targets) = microbatch(config, 2, seed);
-    let mut sums = vec![0; parameters.len()];
+    let mut sums = GradientSums::new(parameters.len());
     let grad = Grad::Targets { targets: &targets, scale: 0.5 };
     let mut model = whole(config, pool, parameters);
     let out = model.backward(pool, StageInput::Tokens(&tokens), grad, Some(&mut sums), LIMIT).unwrap();
     assert_eq!(out.input_gradient, None);
     assert_eq!(model.loss(pool, StageInput::Tokens(&tokens), &targets).unwrap(), out.loss.unwrap());
-    (out.loss.unwrap(), sums)
+    (out.loss.unwrap(), sums.values().to_vec())
 }
 
 #[test]
@@ -134,7 +134,8 @@ fn through_stages(config: &ModelConfig, cuts: &[u32], seed: u64) -> (f64, Vec<(S
         rows.push(out);
     }
     let (mut loss, mut back) = (0.0, Vec::new());
-    let mut sums: Vec<Vec<i64>> = stages.iter().map(|stage| vec![0; stage.layout().len()]).collect();
+    let mut sums: Vec<GradientSums> =
+        stages.iter().map(|stage| GradientSums::new(stage.layout().len())).collect();
     for i in (0..count).rev() {
         let input = if i == 0 { StageInput::Tokens(&tokens) } else { StageInput::Rows(&rows[i - 1]) };
         let grad =
@@ -145,9 +146,11 @@ fn through_stages(config: &ModelConfig, cuts: &[u32], seed: u64) -> (f64, Vec<(S
         loss = out.loss.unwrap_or(loss);
         back = out.input_gradient.unwrap_or_default();
     }
-    let named = |(stage, sums): (&StageModel, &Vec<i64>)| {
+    let named = |(stage, sums): (&StageModel, &GradientSums)| {
         let tensors = stage.layout().tensors().iter();
-        tensors.map(|tensor| (tensor.name.clone(), sums[tensor.range()].to_vec())).collect::<Vec<_>>()
+        tensors
+            .map(|tensor| (tensor.name.clone(), sums.values()[tensor.range()].to_vec()))
+            .collect::<Vec<_>>()
     };
     (loss, stages.iter().zip(&sums).flat_map(named).collect())
 }
@@ -181,7 +184,7 @@ fn microbatches_add_up_in_any_order() {
     let (pool, parameters) = (Pool::new(2), parameters(&config, &layout));
     let mut model = whole(&config, &pool, &parameters);
     let mut all = |order: &[u64]| {
-        let mut sums = vec![0; layout.len()];
+        let mut sums = GradientSums::new(layout.len());
         for seed in order {
             let (tokens, targets) = microbatch(&config, 1, *seed);
             let grad = Grad::Targets { targets: &targets, scale: 0.01 };
@@ -207,6 +210,34 @@ fn a_sequence_does_not_see_its_neighbours() {
     }
 }
 
+/// What computations read can be told from something else by the parameters alone.
+#[test]
+fn copies_have_the_sums_of_bits_of_the_parameters() {
+    for family in ["llama", "mistral", "qwen2"] {
+        for tied in [true, false] {
+            let config = config(family, tied);
+            for (first, last) in [(true, true), (true, false), (false, true), (false, false)] {
+                let layout = ParameterLayout::new(&config, 0..2, first, last);
+                let (pool, values) = (Pool::new(2), parameters(&config, &layout));
+                let mut model = StageModel::new(&config, 0..2, first, last, LENGTH).unwrap();
+                model.set_parameters(&pool, &values).unwrap();
+                let mut copied = vec![false; layout.len()];
+                for held in model.held() {
+                    let place = held.of.unwrap();
+                    assert_eq!(
+                        held.bits.sum(pool.isa()),
+                        bit_sum::of_values(pool.isa(), &values[place.clone()])
+                    );
+                    let parts = held.bits.parts(100).into_iter().map(|part| part.sum(pool.isa()));
+                    assert_eq!(parts.sum::<u64>(), held.bits.sum(pool.isa()));
+                    copied[place].fill(true);
+                }
+                assert!(copied.into_iter().all(|copied| copied), "{family} {tied} {first} {last}");
+            }
+        }
+    }
+}
+
 #[test]
 fn ignored_targets_count_nothing() {
     let config = config("llama", false);
@@ -222,19 +253,20 @@ fn ignored_targets_count_nothing() {
         .collect();
     targets[LENGTH..].fill(IGNORED);
     let grad = Grad::Targets { targets: &targets, scale: 1.0 };
-    let mut sums = vec![0; layout.len()];
+    let mut sums = GradientSums::new(layout.len());
     let out = model.backward(&pool, StageInput::Tokens(&tokens), grad, Some(&mut sums), LIMIT).unwrap();
     assert!((out.loss.unwrap() - losses[0]).abs() < 1e-9);
-    let mut alone = vec![0; layout.len()];
+    let mut alone = GradientSums::new(layout.len());
     let grad = Grad::Targets { targets: &targets[..LENGTH], scale: 1.0 };
     model.backward(&pool, StageInput::Tokens(&tokens[..LENGTH]), grad, Some(&mut alone), LIMIT).unwrap();
     let close = |(a, b): (&i64, &i64)| (to_f32(*a) - to_f32(*b)).abs() < 1e-6 * (1.0 + to_f32(*a).abs());
-    assert!(sums.iter().zip(&alone).all(close));
+    assert!(sums.values().iter().zip(alone.values()).all(close));
     targets.fill(IGNORED);
     let grad = Grad::Targets { targets: &targets, scale: 1.0 };
-    sums.fill(0);
+    sums.clear();
     let out = model.backward(&pool, StageInput::Tokens(&tokens), grad, Some(&mut sums), LIMIT).unwrap();
-    assert!(out == Backward { input_gradient: None, loss: Some(0.0) } && sums.iter().all(|sum| *sum == 0));
+    assert_eq!(out, Backward { input_gradient: None, loss: Some(0.0) });
+    assert!(sums.values().iter().all(|sum| *sum == 0));
 }
 
 #[test]
@@ -248,10 +280,10 @@ fn what_goes_wrong_is_named_and_adds_nothing() {
     let rows: Vec<f32> = (0..LENGTH * config.hidden).map(|i| (i % 17) as f32 / 9.0 - 1.0).collect();
     let mut fails = |parameters: &[f32], rows: &[f32], scale: f32, limit: f32| {
         model.set_parameters(&pool, parameters).unwrap();
-        let mut sums = vec![7; layout.len()];
+        let mut sums = GradientSums::new(layout.len());
         let grad = Grad::Targets { targets: &targets, scale };
         let error = model.backward(&pool, StageInput::Rows(rows), grad, Some(&mut sums), limit).unwrap_err();
-        assert!(sums.iter().all(|sum| *sum == 7), "{error}");
+        assert_eq!(sums, GradientSums::new(layout.len()), "{error}");
         error
     };
     let with = |name: &str, value: f32| {
@@ -324,7 +356,7 @@ fn requests_that_make_no_sense_are_refused() {
     errors.push(last.backward(&pool, StageInput::Rows(&rows), Grad::Rows(&rows), None, 1.0).unwrap_err());
     let wide = Grad::Targets { targets: &wide, scale: 1.0 };
     errors.push(last.backward(&pool, StageInput::Rows(&rows), wide, None, 1.0).unwrap_err());
-    let few = last.backward(&pool, StageInput::Rows(&rows), goal, Some(&mut [0; 3]), 1.0);
+    let few = last.backward(&pool, StageInput::Rows(&rows), goal, Some(&mut GradientSums::new(3)), 1.0);
     errors.push(few.unwrap_err());
     assert!(errors.iter().all(|error| matches!(error, TrainingError::Input(_))), "{errors:?}");
 }

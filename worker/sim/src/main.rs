@@ -1,4 +1,4 @@
-//! Replays seeds with a trace: `dunlin-sim [training | notice] FIRST [COUNT]`. `dunlin-sim latency`: what round trips cost training.
+//! Replays seeds with a trace: `dunlin-sim [training | notice | wrong] FIRST [COUNT]`. `dunlin-sim latency`: what round trips cost training.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
 
 use dunlin_sim::latency::Pipeline;
@@ -17,6 +17,7 @@ fn main() {
     let kinds = match arguments.first().map(String::as_str) {
         Some("training") => Some(Kinds::All),
         Some("notice") => Some(Kinds::Notice),
+        Some("wrong") => Some(Kinds::Wrong),
         _ => None,
     };
     for seed in first..first + count {
@@ -55,7 +56,11 @@ fn show_inference(seed: u64, trace: bool) {
 }
 
 fn show_training(seed: u64, kinds: Kinds, trace: bool) {
-    let outcome = training::run(&training::Scenario { kinds, trace, ..training::Scenario::from_seed(seed) });
+    let scenario = match kinds {
+        Kinds::Wrong => training::Scenario::wrong(seed),
+        _ => training::Scenario { kinds, ..training::Scenario::from_seed(seed) },
+    };
+    let outcome = training::run(&training::Scenario { trace, ..scenario });
     for line in &outcome.trace {
         println!("{line}");
     }

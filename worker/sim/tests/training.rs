@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
-use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, Script, run};
+use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, Script, Struck, run};
+
+/// Whom a message strikes, one after the other.
+const STRUCK: [Struck; 2] = [Struck::Receiver, Struck::Sender];
 
 fn check(scenarios: impl Iterator<Item = (String, Scenario)>) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
@@ -35,7 +38,7 @@ fn four_thousand_seeds_give_the_weights_of_an_undisturbed_run() {
         }
     }
     // The faults are real, of every kind, and they hit work that is under way.
-    assert!(faults.len() == 12 && faults.values().all(|count| *count > 300), "{faults:?}");
+    assert!(faults.len() == 13 && faults.values().all(|count| *count > 300), "{faults:?}");
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let (redone, lost, back) =
         (sum(|o| u64::from(o.redone)), sum(|o| o.lost), sum(|o| u64::from(o.went_back)));
@@ -81,7 +84,7 @@ fn a_kill_at_any_message_changes_no_weight() {
     for seed in 0..3 {
         let deliveries = run(&Scenario::small(seed)).deliveries;
         assert!(deliveries > 200, "{deliveries}");
-        let scenarios = (0..deliveries).flat_map(|at| [(at, true), (at, false)]).map(|kill_at| {
+        let scenarios = (0..deliveries).flat_map(|at| STRUCK.map(|struck| (at, struck))).map(|kill_at| {
             (format!("{seed} {kill_at:?}"), Scenario { kill_at: Some(kill_at), ..Scenario::small(seed) })
         });
         let outcomes = check(scenarios);
@@ -100,7 +103,7 @@ fn delayed(seed: u64) -> Scenario {
 fn a_kill_at_any_message_changes_no_weight_when_updates_are_delayed() {
     for seed in 0..3 {
         let deliveries = run(&delayed(seed)).deliveries;
-        let scenarios = (0..deliveries).flat_map(|at| [(at, true), (at, false)]).map(|kill_at| {
+        let scenarios = (0..deliveries).flat_map(|at| STRUCK.map(|struck| (at, struck))).map(|kill_at| {
             (format!("{seed} {kill_at:?}"), Scenario { kill_at: Some(kill_at), ..delayed(seed) })
         });
         let outcomes = check(scenarios);
@@ -232,7 +235,7 @@ fn a_kill_at_any_message_of_a_move_changes_no_weight() {
         let undisturbed = run(&scenario);
         assert_eq!((undisturbed.moves, undisturbed.handed_over), (1, brings), "{:?}", undisturbed.members);
         let scenarios = (0..undisturbed.deliveries)
-            .flat_map(|at| [(at, true), (at, false)])
+            .flat_map(|at| STRUCK.map(|struck| (at, struck)))
             .map(|kill_at| (format!("{kill_at:?}"), Scenario { kill_at: Some(kill_at), ..scenario.clone() }));
         check(scenarios);
     }
@@ -250,6 +253,44 @@ fn with_notice_nothing_is_computed_again() {
     let (moves, handed_over): (u32, u32) =
         (outcomes.iter().map(|o| o.moves).sum(), outcomes.iter().map(|o| o.handed_over).sum());
     assert!(moves > 1600 && handed_over > 5, "{moves} moves, {handed_over} with sums");
+}
+
+/// A checkpoint at every step, so that its manifest is being written most of the time: it is used, if it becomes complete.
+#[test]
+fn all_peers_killed_at_any_message_go_on_from_the_checkpoint_that_is_being_completed() {
+    for seed in 0..3 {
+        let scenario = Scenario { checkpoint_every: 1, steps: 4, ..Scenario::small(seed) };
+        let deliveries = run(&scenario).deliveries;
+        let scenarios = (0..deliveries).map(|at| {
+            let kill_at = Some((at, Struck::AllPeers));
+            (format!("{seed} {at}"), Scenario { kill_at, ..scenario.clone() })
+        });
+        let outcomes = check(scenarios);
+        assert!(outcomes.iter().filter(|o| o.went_back > 0).count() > 20);
+    }
+}
+
+/// Memory that changes, updates that come out wrong, false failures, other averages, hellos and reports from the future: nothing of it gets into a weight, or ends a run.
+#[test]
+fn whoever_is_wrong_changes_no_weight_and_ends_no_run() {
+    let outcomes = check((0..2000).map(|seed| (format!("wrong {seed}"), Scenario::wrong(seed))));
+    let mut faults: BTreeMap<&str, u32> = BTreeMap::new();
+    for outcome in &outcomes {
+        for (kind, count) in &outcome.faults {
+            *faults.entry(kind).or_insert(0) += count;
+        }
+    }
+    for kind in [
+        "memory flips",
+        "update comes out wrong",
+        "false failure",
+        "other averages",
+        "other checkpoint",
+        "hello from the future",
+    ] {
+        assert!(faults[kind] > 150, "{faults:?}");
+    }
+    assert!(faults["report of a far step"] > 150, "{faults:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use dunlin_train::checkpoint::{
     self, Checkpoint, CheckpointError, Claim, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord,
     Tensor, TensorSpec, Texts,
 };
+use dunlin_train::stage::Snapshot;
 use dunlin_train::{Run, Stage};
 use tracing::{info, warn};
 
@@ -87,28 +88,26 @@ pub fn read_stage(
     Ok(Stage::from_state(run, stage, step, parameters, state.slots, pool)?)
 }
 
-/// Writes the files of a stage; the record for the manifest, as JSON.
+/// Writes the files of a stage, if they are to be written somewhere; the record for the manifest, as JSON.
 ///
 /// # Errors
 /// When they cannot be written.
-pub fn write_stage(
-    destination: &Destination,
-    step: Step,
-    run: &Run,
-    stage: u32,
-    parameters: &[f32],
-    slots: &[Vec<f32>],
-) -> anyhow::Result<String> {
+pub fn write_stage(destination: Option<&Destination>, run: &Run, state: &Snapshot) -> anyhow::Result<String> {
+    let (step, stage) = (state.step(), state.stage());
     let layout = run.layout(stage);
     let files = checkpoint::Stage {
         adapter: run.config.adapter.is_some(),
         stage,
         stages: run.config.stages,
         layers: run.layers(stage),
-        parameters: tensors(&layout, parameters),
-        slots: slots.iter().map(|slot| tensors(&layout, slot)).collect(),
+        parameters: tensors(&layout, state.parameters()),
+        slots: state.slots().map(|slot| tensors(&layout, slot)).collect(),
     };
-    Ok(serde_json::to_string(&destination.write_stage(step, &files)?)?)
+    let record = match destination {
+        Some(destination) => destination.write_stage(step, &files)?,
+        None => files.record()?,
+    };
+    Ok(serde_json::to_string(&record)?)
 }
 
 fn tensors<'a>(layout: &'a ParameterLayout, values: &'a [f32]) -> Vec<Tensor<'a>> {

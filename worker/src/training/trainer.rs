@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
+use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
@@ -46,6 +47,11 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
         tokio::task::spawn_blocking(move || read_data(&config)).await?.context("cannot use the data")?
     };
     info!(tokens = data.training_tokens(), sequences = data.sequences(), "the data is read");
+    let call_bytes_max = {
+        // The model says how wide rows are; of its weights nothing is read.
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || super::run_of(config)).await??.call_bytes_max()
+    };
     let (link_in, link_events) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
     let (done_in, done) = mpsc::channel(1024);
@@ -60,7 +66,7 @@ pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
         microbatches: u32::try_from(config.microbatches())?,
         stages: config.stages,
         data,
-        clients: Clients::new(links),
+        clients: Clients::new(links, call_bytes_max),
         tensors: BTreeMap::new(),
         calls: BTreeMap::new(),
         conductor: None,
@@ -155,6 +161,7 @@ impl Trainer {
                 let me = Mate { name: self.name.clone(), addr: String::new(), host: String::new() };
                 let hello = serde_json::to_string(&Hello {
                     me,
+                    arithmetic: ARITHMETIC_VERSION,
                     role: Role::Trainer { data: self.data.sha256().to_owned() },
                 })?;
                 self.core.connected(out);
@@ -202,7 +209,7 @@ impl Trainer {
                 proto::ComputeRefusal::ComputeStale => CallOutcome::Stale,
                 proto::ComputeRefusal::ComputeFailed => {
                     warn!(peer = %done.peer, "{}", reply.message);
-                    CallOutcome::Refused
+                    CallOutcome::Failed(reply.message)
                 }
                 _ => CallOutcome::Refused,
             },
@@ -280,6 +287,7 @@ impl Trainer {
             stage: call.stage,
             step: call.step,
             microbatch: call.microbatch,
+            attempt: call.attempt,
             kind: match call.kind {
                 CallKind::Forward => proto::ComputeKind::ComputeForward,
                 CallKind::Backward => proto::ComputeKind::ComputeBackward,

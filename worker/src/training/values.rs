@@ -1,6 +1,7 @@
 //! Values that travel as bytes, little-endian, and calls to the peers that have them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,36 @@ use tonic::transport::Channel;
 
 /// A mate that gives nothing for so long is lost.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why something could not be got of mates.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Who did not give it, if it was somebody else.
+    pub mate: Option<PeerName>,
+    /// What happened.
+    pub why: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.mate {
+            Some(mate) => write!(f, "{mate}: {}", self.why),
+            None => f.write_str(&self.why),
+        }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(why: String) -> Self {
+        Self { mate: None, why }
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
 
 /// Connections that are kept; with more, all are made anew.
 const OPEN_MAX: usize = 256;
@@ -63,13 +94,15 @@ pub fn from_bytes<const N: usize, T: Word<N>>(bytes: &[u8]) -> impl Iterator<Ite
 #[derive(Clone)]
 pub struct Clients {
     links: LinksConfig,
+    /// The largest call or answer to one.
+    call_bytes_max: usize,
     open: Arc<Mutex<BTreeMap<PeerName, StageClient>>>,
 }
 
 impl Clients {
     /// No connections yet.
-    pub fn new(links: LinksConfig) -> Self {
-        Self { links, open: Arc::default() }
+    pub fn new(links: LinksConfig, call_bytes_max: usize) -> Self {
+        Self { links, call_bytes_max, open: Arc::default() }
     }
 
     fn open(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerName, StageClient>> {
@@ -84,7 +117,7 @@ impl Clients {
         if let Some(client) = self.open().get(&mate.name) {
             return Ok(client.clone());
         }
-        let client = dial_stage(&self.links, mate.name.as_str(), &mate.addr).await?;
+        let client = dial_stage(&self.links, mate.name.as_str(), &mate.addr, self.call_bytes_max).await?;
         let mut open = self.open();
         if open.len() >= OPEN_MAX {
             open.clear();
@@ -116,14 +149,14 @@ impl Clients {
     ///
     /// # Errors
     /// The same with the mate's name.
-    pub fn blame<T>(&self, mate: &Mate, outcome: Result<T, String>) -> Result<T, String> {
+    pub fn blame<T>(&self, mate: &Mate, outcome: Result<T, String>) -> Result<T, Fault> {
         outcome.map_err(|why| {
             self.forget(&mate.name);
-            format!("{}: {why}", mate.name)
+            Fault { mate: Some(mate.name.clone()), why }
         })
     }
 
-    /// Pulls values from a mate, `count` of them if that is known. With the step that they are of.
+    /// Pulls `count` values from a mate. With the step that they are of.
     ///
     /// # Errors
     /// Which mate failed, and how.
@@ -132,24 +165,22 @@ impl Clients {
         mate: &Mate,
         stage: StageId,
         what: What,
-        count: Option<usize>,
-    ) -> Result<(Step, Vec<T>), String> {
+        count: usize,
+    ) -> Result<(Step, Vec<T>), Fault> {
         let pulled = async {
             let mut pieces = self.ask(mate, stage, what).await?;
-            let (mut step, mut values) = (0, Vec::with_capacity(count.unwrap_or_default()));
+            let (mut step, mut values) = (0, Vec::with_capacity(count));
             while let Some(piece) = pieces.next().await? {
                 step = piece.step;
                 values.extend(from_bytes::<N, T>(&piece.data));
-                if count.is_some_and(|count| values.len() > count) {
+                if values.len() > count {
                     return Err("more values than asked for".to_owned());
                 }
             }
-            match count {
-                Some(count) if values.len() != count => {
-                    Err(format!("{} of {count} values came", values.len()))
-                }
-                _ => Ok((step, values)),
+            if values.len() != count {
+                return Err(format!("{} of {count} values came", values.len()));
             }
+            Ok((step, values))
         };
         self.blame(mate, pulled.await)
     }

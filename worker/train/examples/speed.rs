@@ -41,7 +41,7 @@ fn main() {
             let config = serde_json::from_str(&config).unwrap();
             let tensors = vec![TensorRange { range: 0..COUNT, decay: true }];
             let mut optimizer = Optimizer::new(&config, tensors, COUNT).unwrap();
-            let mut parameters = values.clone();
+            let mut parameters = optimizer.checked(values.clone()).unwrap();
             let seconds = fastest(|| optimizer.step(&pool, 1e-3, 1.0, &mut parameters, &values).unwrap());
             println!("{kind}, {threads} threads: {:.0} million parameters/s", rate(seconds));
         }

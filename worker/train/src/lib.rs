@@ -7,6 +7,7 @@
 //! * [`codec`] rows and gradients as bytes
 //! * [`average`] what the peers of a stage make of their gradient sums, and what is kept of the error of codecs
 //! * [`scratch`] folders for what is temporary
+//! * [`root`] what a state is, in 32 bytes
 //! * [`schedule`], [`squares`] learning rate of a step, what a stage knows of the norm of its gradient
 //!
 //! Everything that changes a weight gives the same bits on every machine and with any number of threads.
@@ -17,6 +18,7 @@ pub mod codec;
 pub mod config;
 pub mod data;
 pub mod optimizer;
+pub mod root;
 pub mod run;
 pub mod schedule;
 pub mod scratch;
@@ -26,6 +28,7 @@ pub mod stage;
 pub use config::{ConfigError, TrainingConfig};
 pub use data::{Batch, DataError, Dataset};
 pub use optimizer::{Optimizer, OptimizerState, TensorRange};
+pub use root::StateRoot;
 pub use run::Run;
 pub use stage::Stage;
 

@@ -13,6 +13,13 @@ use crate::config::{ConfigError, TrainingConfig};
 use crate::optimizer::{Optimizer, TensorRange};
 use crate::stage::UPDATES_KEPT;
 
+/// What a message has besides the values of a call.
+const CALL_BYTES_AROUND: usize = 64 << 10;
+/// Memory for calls that wait at a peer.
+const CALLS_BYTES_MAX: usize = 512 << 20;
+/// Calls that wait at a peer, whatever their size: at least, and at most.
+const CALLS: (usize, usize) = (8, 256);
+
 /// A run: its configuration and the model it trains.
 #[derive(Clone)]
 pub struct Run {
@@ -160,6 +167,20 @@ impl Run {
             blocks + embedding + if last { file.head_bytes() } else { 0 }
         });
         trained as u64 + base
+    }
+
+    /// The largest call, or answer to one, in bytes: rows of a microbatch both ways, or its tokens and targets, and what is around them.
+    #[must_use]
+    pub fn call_bytes_max(&self) -> usize {
+        let rows = self.row_codec().bytes(self.values_per_microbatch());
+        let tokens = 4 * self.config.microbatch * self.config.sequence_length;
+        2 * rows.max(tokens) + CALL_BYTES_AROUND
+    }
+
+    /// Calls that may wait at a peer: as many as there is work for, but no more than fit in a part of its memory.
+    #[must_use]
+    pub fn calls_max(&self) -> usize {
+        (CALLS_BYTES_MAX / self.call_bytes_max()).clamp(CALLS.0, CALLS.1)
     }
 
     /// How rows travel.

@@ -1,22 +1,28 @@
 //! A stage in training: parameters, gradient sums, optimizer state, and the last few averages for those that join.
 //!
 //! Values that travel are bytes here, little-endian.
+//!
+//! * [`memory`] whether it still holds what was written
+//! * [`snapshot`] its state, for those that read it while training goes on
+
+mod memory;
+pub mod snapshot;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
 use std::sync::Arc;
 
-use dunlin_kernels::Pool;
+use dunlin_kernels::{GradientSums, Pool};
 use dunlin_model::ModelError;
 use dunlin_model::training::{Backward, Base, Grad, ParameterLayout, StageInput, StageModel, TrainingError};
 use thiserror::Error;
 
 use crate::average::{Average, Share, has_feedback};
 use crate::codec::{Codec, CodecError};
-use crate::optimizer::{Optimizer, OptimizerError, OptimizerState, TensorRange};
+use crate::optimizer::{Checked, Optimizer, OptimizerError, OptimizerState, TensorRange};
 use crate::run::Run;
 use crate::schedule::learning_rate;
 use crate::squares::sums_of_squares;
+pub use snapshot::Snapshot;
 
 /// Averages that are kept for peers that join.
 pub(crate) const UPDATES_KEPT: usize = 4;
@@ -39,6 +45,22 @@ pub enum StageError {
     /// Values that arrived are not those of this stage.
     #[error("{0}")]
     Shape(String),
+    /// A value in memory is not the one that was written.
+    #[error("memory has changed: {0}")]
+    Memory(String),
+}
+
+impl StageError {
+    /// Has memory changed by itself? Then nothing here is to be trusted any more.
+    #[must_use]
+    pub fn is_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Memory(_)
+                | Self::Optimizer(OptimizerError::Changed { .. })
+                | Self::Codec(CodecError::Changed(_))
+        )
+    }
 }
 
 /// What was computed for a call.
@@ -88,13 +110,17 @@ pub struct Stage {
     step: u64,
     model: StageModel,
     optimizer: Optimizer,
-    parameters: Vec<f32>,
+    parameters: Checked,
     /// Those before the last update, when updates are delayed.
-    before: Option<Vec<f32>>,
+    before: Option<Checked>,
     /// Which of both the model has packed.
     packed: Option<Version>,
+    /// Something was computed with what is packed since it was compared.
+    used: bool,
+    /// The sums of bits of the weights below an adapter.
+    frozen: Vec<u64>,
     /// Of this step, and of the one behind it when updates are delayed. Shared with whoever is sending them.
-    sums: VecDeque<Arc<Vec<i64>>>,
+    sums: VecDeque<Arc<GradientSums>>,
     /// What averages have lost and the next one gets; as long as the parameters, empty without error feedback.
     residual: Arc<Vec<f32>>,
     updates: VecDeque<Update>,
@@ -166,16 +192,27 @@ impl Stage {
             .iter()
             .map(|t| TensorRange { range: t.range(), decay: t.decay })
             .collect();
-        let state = OptimizerState { step, slots };
-        let optimizer = Optimizer::with_state(&run.config.optimizer, tensors, parameters.len(), state)?;
+        let (len, state) = (parameters.len(), OptimizerState { step, slots });
+        let optimizer = Optimizer::with_state(&run.config.optimizer, tensors, len, state)?;
         let open = if delayed { 2 } else { 1 };
-        let sums = (0..open).map(|_| Arc::new(vec![0; parameters.len()])).collect();
-        let kept = if has_feedback(run.config.wire.gradients) { parameters.len() } else { 0 };
-        let residual = Arc::new(vec![0.0; kept]);
-        let run = Arc::clone(run);
-        let updates = VecDeque::new();
-        let packed = Some(Version::Now);
-        Ok(Self { run, index, step, model, optimizer, parameters, before, packed, sums, residual, updates })
+        let kept = if has_feedback(run.config.wire.gradients) { len } else { 0 };
+        let mut stage = Self {
+            run: Arc::clone(run),
+            index,
+            step,
+            model,
+            parameters: optimizer.checked(parameters)?,
+            before: before.map(|before| optimizer.checked(before)).transpose()?,
+            optimizer,
+            packed: Some(Version::Now),
+            used: false,
+            frozen: Vec::new(),
+            sums: (0..open).map(|_| Arc::new(GradientSums::new(len))).collect(),
+            residual: Arc::new(vec![0.0; kept]),
+            updates: VecDeque::new(),
+        };
+        stage.sum_frozen(pool);
+        Ok(stage)
     }
 
     /// Which stage.
@@ -196,11 +233,12 @@ impl Stage {
         self.model.layout()
     }
 
-    /// Parameters, and what is kept beside them ([`Run::state_slots`] vectors): the optimizer's vectors, the parameters before the last update.
+    /// Its state as it is now: parameters, and what is kept beside them ([`Run::state_slots`] vectors), which are the optimizer's vectors and the parameters before the
+    /// last update.
     #[must_use]
-    pub fn state(&self) -> (&[f32], Vec<&[f32]>) {
-        let slots = self.optimizer.state().slots.iter().chain(&self.before);
-        (&self.parameters, slots.map(Vec::as_slice).collect())
+    pub fn snapshot(&self) -> Snapshot {
+        let vectors = std::iter::once(&self.parameters).chain(self.optimizer.vectors()).chain(&self.before);
+        Snapshot::new(self.index, self.step, vectors.cloned().collect())
     }
 
     /// Packs the parameters that a purpose asks for, if they are not.
@@ -215,11 +253,14 @@ impl Stage {
             }
         };
         if self.packed != Some(version) {
+            // What was computed with the others counts.
+            self.check(pool)?;
             let before = self.before.as_ref().filter(|_| version == Version::Before);
             self.packed = None;
-            self.model.set_parameters(pool, before.unwrap_or(&self.parameters))?;
+            self.model.set_parameters(pool, before.unwrap_or(&self.parameters).values())?;
             self.packed = Some(version);
         }
+        self.used = true;
         Ok(())
     }
 
@@ -278,7 +319,7 @@ impl Stage {
         let sums = (step.checked_sub(self.step))
             .and_then(|ahead| self.sums.get_mut(usize::try_from(ahead).ok()?))
             .filter(|_| accumulate)
-            .map(|sums| Arc::make_mut(sums).as_mut_slice());
+            .map(Arc::make_mut);
         let Backward { input_gradient, loss } =
             self.model.backward(pool, input.as_input(), grad, sums, self.run.gradient_limit())?;
         let data = match input_gradient {
@@ -288,21 +329,21 @@ impl Stage {
         Ok(Computed { data, loss })
     }
 
-    /// Gradient sums of all parameters in a step; none when it is over or not begun.
-    #[must_use]
-    pub fn sums(&self, step: u64) -> Option<&[i64]> {
-        let ahead = usize::try_from(step.checked_sub(self.step)?).ok()?;
-        self.sums.get(ahead).map(|sums| sums.as_slice())
-    }
-
     /// Empties the sums of all steps.
     pub fn clear(&mut self) {
-        self.sums.iter_mut().for_each(zero);
+        self.sums.iter_mut().for_each(empty);
     }
 
     /// What this peer contributes to the average of a shard in this step, as of now.
-    #[must_use]
-    pub fn share(&self, shard: u32) -> Share {
+    ///
+    /// # Errors
+    /// [`StageError::Memory`] when what it was computed with is not what it was.
+    pub fn share(&mut self, pool: &Pool, shard: u32) -> Result<Share, StageError> {
+        self.check(pool)?;
+        Ok(self.share_unchecked(shard))
+    }
+
+    fn share_unchecked(&self, shard: u32) -> Share {
         let tensors = self.shard(shard).into_iter().map(|t| t.range).collect();
         let (sums, residual) = (Arc::clone(&self.sums[0]), Arc::clone(&self.residual));
         Share::new(self.run.config.wire.gradients, sums, residual, tensors)
@@ -313,13 +354,13 @@ impl Stage {
     /// # Errors
     /// When there are more or fewer of them.
     pub fn add_sums(&mut self, step: u64, sums: &[i64]) -> Result<(), StageError> {
-        let (found, expected) = (sums.len(), self.parameters.len());
+        let (found, expected) = (sums.len(), self.layout().len());
         if found != expected {
             return Err(StageError::Shape(format!("{found} gradient sums, not {expected}")));
         }
         let ahead = step.checked_sub(self.step).and_then(|ahead| usize::try_from(ahead).ok());
         if let Some(ours) = ahead.and_then(|ahead| self.sums.get_mut(ahead)) {
-            Arc::make_mut(ours).iter_mut().zip(sums).for_each(|(sum, more)| *sum += more);
+            Arc::make_mut(ours).add_sums(sums);
         }
         Ok(())
     }
@@ -346,20 +387,24 @@ impl Stage {
     }
 
     /// Updates with the averages of all shards, of which [`Stage::share`] was a part; empties the sums of the step, and keeps what the averages have
-    /// lost.
-    /// The hash of the new parameters.
+    /// lost. The [fingerprint](Self::fingerprint) of the new state.
     ///
     /// # Errors
-    /// When a shard is missing, or a parameter is no longer finite.
+    /// When a shard is missing, a parameter is no longer finite, or memory has changed; the state is of no use then.
     pub fn apply(
         &mut self,
         pool: &Pool,
         scale: f32,
         averages: &BTreeMap<u32, Arc<Average>>,
     ) -> Result<u64, StageError> {
-        let mut gradient = vec![0.0; self.parameters.len()];
+        let mut gradient = vec![0.0; self.layout().len()];
         let mut covered = 0;
         for (&shard, average) in averages {
+            if !average.is_intact() {
+                return Err(StageError::Memory(format!(
+                    "the average of shard {shard} is not what was formed"
+                )));
+            }
             let mut at = 0;
             for tensor in self.shard(shard) {
                 let values = average.values.get(at..at + tensor.range.len());
@@ -376,7 +421,7 @@ impl Stage {
         }
         if !self.residual.is_empty() {
             for (&shard, average) in averages {
-                let remaining = self.share(shard).remaining(pool, average)?;
+                let remaining = self.share_unchecked(shard).remaining(pool, average)?;
                 let residual = Arc::make_mut(&mut self.residual);
                 for (range, lost) in remaining {
                     residual[range].copy_from_slice(&lost);
@@ -387,10 +432,10 @@ impl Stage {
     }
 
     /// Updates with the scaled average of a step that was made without this peer. Whether the residual was a part of it is not known: it is
-    /// given up, because sending it twice would be an error, and not sending it is only a loss. The hash of the new parameters.
+    /// given up, because sending it twice would be an error, and not sending it is only a loss. The [fingerprint](Self::fingerprint) of the new state.
     ///
     /// # Errors
-    /// When it has another length, or a parameter is no longer finite.
+    /// As [`Self::apply`].
     pub fn follow(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
         zero(&mut self.residual);
         self.update_with(pool, gradient)
@@ -399,7 +444,7 @@ impl Stage {
     fn update_with(&mut self, pool: &Pool, gradient: Arc<Vec<f32>>) -> Result<u64, StageError> {
         let rate = learning_rate(&self.run.config.optimizer, self.step, self.run.config.steps);
         if let Some(before) = &mut self.before {
-            before.copy_from_slice(&self.parameters);
+            before.copy_from(&self.parameters);
         }
         self.optimizer.step(pool, rate, 1.0, &mut self.parameters, &gradient)?;
         self.packed = match (&self.before, self.packed) {
@@ -407,36 +452,24 @@ impl Stage {
             (Some(_), Some(Version::Now)) => Some(Version::Before),
             (Some(_), _) => None,
             (None, _) => {
-                self.model.set_parameters(pool, &self.parameters)?;
+                self.model.set_parameters(pool, self.parameters.values())?;
                 Some(Version::Now)
             }
         };
         self.sums.rotate_left(1);
-        self.sums.back_mut().into_iter().for_each(zero);
+        self.sums.back_mut().into_iter().for_each(empty);
         self.updates.push_back(Update { step: self.step, gradient });
         if self.updates.len() > UPDATES_KEPT {
             self.updates.pop_front();
         }
         self.step += 1;
-        Ok(hash(&self.parameters))
+        Ok(self.fingerprint())
     }
 
     /// The scaled average that led from `step` to the next, if it is still here.
     #[must_use]
     pub fn update(&self, step: u64) -> Option<Update> {
         self.updates.iter().find(|u| u.step == step).cloned()
-    }
-
-    /// A range of [`Stage::state`]: parameters, and what is kept beside them, one vector after the other.
-    #[must_use]
-    pub fn state_of(&self, range: Range<usize>) -> Vec<f32> {
-        let range = range.start.min(self.parameters.len())..range.end.min(self.parameters.len());
-        let (parameters, slots) = self.state();
-        let mut out = Vec::with_capacity(range.len() * (1 + slots.len()));
-        for vector in std::iter::once(parameters).chain(slots) {
-            out.extend_from_slice(&vector[range.clone()]);
-        }
-        out
     }
 
     fn codec(&self) -> Codec {
@@ -486,29 +519,20 @@ fn tokens(bytes: &[u8]) -> Result<Vec<u32>, StageError> {
     Ok(words.iter().map(|w| u32::from_le_bytes(*w)).collect())
 }
 
+/// Sums of nothing; a copy that somebody else reads stays.
+fn empty(sums: &mut Arc<GradientSums>) {
+    match Arc::get_mut(sums) {
+        Some(sums) => sums.clear(),
+        None => *sums = Arc::new(GradientSums::new(sums.len())),
+    }
+}
+
 /// All zero; a copy that somebody else reads stays.
 fn zero<T: Clone + Default>(values: &mut Arc<Vec<T>>) {
     match Arc::get_mut(values) {
         Some(values) => values.fill(T::default()),
         None => *values = Arc::new(vec![T::default(); values.len()]),
     }
-}
-
-/// A hash over the bits of all parameters: 8 lanes of multiply and add, so that it costs no more than reading them.
-fn hash(parameters: &[f32]) -> u64 {
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    const LANES: usize = 8;
-    let mut lanes = [0xcbf2_9ce4_8422_2325u64; LANES];
-    let (blocks, rest) = parameters.as_chunks::<LANES>();
-    for block in blocks {
-        for (lane, value) in lanes.iter_mut().zip(block) {
-            *lane = (*lane ^ u64::from(value.to_bits())).wrapping_mul(PRIME);
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = (*lane ^ u64::from(value.to_bits())).wrapping_mul(PRIME);
-    }
-    lanes.iter().fold(parameters.len() as u64, |all, lane| (all ^ lane).wrapping_mul(PRIME).rotate_left(29))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_protocol::training::{Hello, Role as HelloRole};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, interval, timeout};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +19,7 @@ use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
-use crate::train::{CALL_BYTES_MAX, PING, QUEUE_MAX, SILENCE, Sayer};
+use crate::train::{PIECE_MESSAGE_MAX, PING, QUEUE_MAX, SILENCE, Sayer};
 
 /// Streams to a conductor at once.
 const STREAMS_MAX: usize = 4096;
@@ -217,15 +217,22 @@ pub type PieceSender = mpsc::Sender<Result<proto::Piece, Status>>;
 pub struct TrainStageService {
     events: mpsc::Sender<StageInbound>,
     next: Arc<AtomicU64>,
+    /// Calls that are here; more are refused, so that their memory is bounded.
+    calls: Arc<Semaphore>,
 }
 
 impl TrainStageService {
-    /// The service, reporting to `events`.
+    /// The service, reporting to `events`; a call has at most `call_bytes_max` bytes, and at most `calls_max` are here at once.
     #[must_use]
-    pub fn service(events: mpsc::Sender<StageInbound>) -> TrainStageServer<Self> {
-        TrainStageServer::new(Self { events, next: Arc::default() })
-            .max_decoding_message_size(CALL_BYTES_MAX)
-            .max_encoding_message_size(CALL_BYTES_MAX)
+    pub fn service(
+        events: mpsc::Sender<StageInbound>,
+        call_bytes_max: usize,
+        calls_max: usize,
+    ) -> TrainStageServer<Self> {
+        let calls = Arc::new(Semaphore::new(calls_max));
+        TrainStageServer::new(Self { events, next: Arc::default(), calls })
+            .max_decoding_message_size(call_bytes_max)
+            .max_encoding_message_size(call_bytes_max.max(PIECE_MESSAGE_MAX))
     }
 }
 
@@ -252,6 +259,10 @@ impl TrainStage for TrainStageService {
         request: Request<proto::ComputeRequest>,
     ) -> Result<Response<proto::ComputeReply>, Status> {
         let caller = Rpc::Compute.admit(&request)?;
+        let Ok(_permit) = self.calls.try_acquire() else {
+            let refusal = proto::ComputeRefusal::ComputeBusy.into();
+            return Ok(Response::new(proto::ComputeReply { refusal, ..Default::default() }));
+        };
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, wait) = oneshot::channel();
         let ends = || Status::unavailable("the peer ends");

@@ -19,10 +19,10 @@ pub use crate::services::{
     ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
 };
 
-/// Largest message of a call: the rows of a microbatch.
-pub const CALL_BYTES_MAX: usize = 1 << 30;
 /// Bytes of a piece.
 pub const PIECE_BYTES: usize = 1 << 20;
+/// Largest message with a piece, whatever its values are.
+pub(crate) const PIECE_MESSAGE_MAX: usize = 2 * PIECE_BYTES;
 /// Pause between signs of life.
 pub(crate) const PING: Duration = Duration::from_millis(250);
 /// Nothing heard for so long: the other side is lost.
@@ -117,7 +117,7 @@ async fn converse(config: &LinksConfig, addr: &str, events: &mpsc::Sender<Conduc
     }
 }
 
-/// A client of a peer at `addr` (`host:port`) whose certificate says `name`.
+/// A client of a peer at `addr` (`host:port`) whose certificate says `name`; a call or its answer has at most `call_bytes_max` bytes.
 ///
 /// # Errors
 /// When it cannot be reached.
@@ -125,13 +125,14 @@ pub async fn dial_stage(
     config: &LinksConfig,
     name: &str,
     addr: &str,
+    call_bytes_max: usize,
 ) -> Result<TrainStageClient<tonic::transport::Channel>, String> {
     match timeout(config.connect, connect(config, name, addr)).await {
         Err(_) => Err(format!("connecting to {name} took too long")),
         Ok(Err(error)) => Err(crate::links::chain(&error)),
         Ok(Ok(channel)) => Ok(TrainStageClient::new(channel)
-            .max_decoding_message_size(CALL_BYTES_MAX)
-            .max_encoding_message_size(CALL_BYTES_MAX)),
+            .max_decoding_message_size(call_bytes_max.max(PIECE_MESSAGE_MAX))
+            .max_encoding_message_size(call_bytes_max)),
     }
 }
 

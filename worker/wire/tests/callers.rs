@@ -52,7 +52,7 @@ impl World {
             .add_service(inbound.service())
             .add_service(ControlService::service(questions_in))
             .add_service(ConductorService::service(conductor_in))
-            .add_service(TrainStageService::service(stage_in));
+            .add_service(TrainStageService::service(stage_in, 1 << 20, 64));
         tokio::spawn(router.serve_with_incoming(incoming(listener)));
         tokio::spawn(answer_questions(questions, others_in.clone()));
         tokio::spawn(answer_calls(stage, others_in));
@@ -163,7 +163,7 @@ async fn exchange(
 fn greeting(name: &str, trainer: bool) -> String {
     let me = Mate { name: name.into(), addr: "a:1".into(), host: String::new() };
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
-    serde_json::to_string(&Hello { me, role }).unwrap()
+    serde_json::to_string(&Hello { me, arithmetic: 1, role }).unwrap()
 }
 
 /// A stream to a conductor that begins with `json`.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use dunlin_kernels::{Begin, GradientScratch, Matrix, Pool, Scratch, linear, linear_add, weight_gradient};
 
+use super::copies::Held;
 use super::layer::{Through, slices};
 use super::layout::ParameterLayout;
 use crate::adapter::low_rank::{LowRank, file_row, in_file_order};
@@ -68,6 +69,18 @@ impl TrainedAdapter {
     /// What it adds.
     pub(super) fn layer(&self) -> &LayerAdapter {
         &self.layer
+    }
+
+    /// What of it is held.
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+        for (pair, trained) in self.layer.pairs.iter().zip(&self.pairs) {
+            let (Some(pair), Some(trained)) = (pair, trained) else { continue };
+            for (place, copies) in
+                [(&trained.a_at, [&pair.a, &trained.a_t]), (&trained.b_at, [&pair.b, &trained.b_t])]
+            {
+                out.extend(copies.map(|matrix| Held::of(place.clone(), matrix.into())));
+            }
+        }
     }
 
     /// Packs its part of the stage's parameters.

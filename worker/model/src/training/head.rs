@@ -9,6 +9,7 @@ use dunlin_kernels::{
 };
 
 use super::TrainingError;
+use super::copies::{Bits, Held};
 use super::layer::{Through, Work, fit};
 use super::layout::{NORM, ParameterLayout};
 use crate::block::Flaw;
@@ -66,6 +67,19 @@ impl TrainedHead {
             dnormed: Vec::new(),
             logits: Vec::new(),
             losses: Vec::new(),
+        }
+    }
+
+    /// What of it is held.
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+        let (norm, output) = (Bits::Values(&self.head.norm), Bits::from(&*self.head.output));
+        match &self.trained {
+            None => out.extend([Held::frozen(norm), Held::frozen(output)]),
+            Some(trained) => out.extend([
+                Held::of(trained.norm_at.clone(), norm),
+                Held::of(trained.output_at.clone(), output),
+                Held::of(trained.output_at.clone(), (&trained.output_t).into()),
+            ]),
         }
     }
 

@@ -11,6 +11,7 @@ use dunlin_kernels::{
 
 use super::TrainingError;
 use super::adapter::{AdapterWork, TrainedAdapter};
+use super::copies::{Bits, Held};
 use super::layout::ParameterLayout;
 use crate::adapter::{AdaptedRows, AdapterShape, Projection};
 use crate::block::{Flaw, Inner, Parts, Projected};
@@ -132,6 +133,31 @@ impl Layer {
                 w.ffn_norm.copy_from_slice(&parameters[places.ffn_norm.clone()]);
                 for (bias, place) in w.bias.iter_mut().flatten().zip(&places.bias) {
                     bias.copy_from_slice(&parameters[place.clone()]);
+                }
+            }
+        }
+    }
+
+    /// What of the block is held.
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+        let w = &self.weights;
+        match &self.trained {
+            Trained::Adapter(adapter) => {
+                out.extend(Projection::ALL.map(|which| Held::frozen(w.matrix(which).into())));
+                let vectors = [&w.attention_norm, &w.ffn_norm].into_iter().chain(w.bias.iter().flatten());
+                out.extend(vectors.map(|values| Held::frozen(Bits::Values(values))));
+                adapter.held(out);
+            }
+            Trained::Whole { places, transposed } => {
+                for (which, transposed) in Projection::ALL.into_iter().zip(&**transposed) {
+                    let place = &places.matrices[which as usize];
+                    out.push(Held::of(place.clone(), w.matrix(which).into()));
+                    out.push(Held::of(place.clone(), transposed.into()));
+                }
+                out.push(Held::of(places.attention_norm.clone(), Bits::Values(&w.attention_norm)));
+                out.push(Held::of(places.ffn_norm.clone(), Bits::Values(&w.ffn_norm)));
+                for (bias, place) in w.bias.iter().flatten().zip(&places.bias) {
+                    out.push(Held::of(place.clone(), Bits::Values(bias)));
                 }
             }
         }

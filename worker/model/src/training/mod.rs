@@ -8,9 +8,11 @@
 //! * [`stage`] the model of a stage: [`StageModel`]
 //! * [`export`] an ordinary Hugging Face folder of it
 //! * [`base`] the weights that an adapter is trained over
+//! * [`copies`] what computations read, to tell whether memory has changed
 //! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction
 
 pub mod base;
+pub mod copies;
 pub mod export;
 pub mod initialise;
 pub mod layout;
@@ -23,6 +25,7 @@ mod layer;
 use thiserror::Error;
 
 pub use base::Base;
+pub use copies::{Bits, Held};
 pub use dunlin_kernels::IGNORED;
 pub use initialise::{initialise, initialise_adapter, load};
 pub use layout::{ParameterLayout, ParameterTensor};

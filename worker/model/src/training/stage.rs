@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use dunlin_kernels::gradient_sum;
-use dunlin_kernels::{CausalShape, IGNORED, OutOfRange, Pool, bias_gradient, embedding_gradient};
+use dunlin_kernels::{
+    CausalShape, GradientSums, IGNORED, OutOfRange, Pool, bias_gradient, embedding_gradient,
+};
 
 use super::TrainingError;
 use super::base::Base;
+use super::copies::{Bits, Held};
 use super::head::{Goal, TrainedHead};
 use super::initialise::{initialise, initialise_adapter};
 use super::layer::{Layer, Saved, Work};
@@ -211,6 +214,29 @@ impl StageModel {
         Ok(())
     }
 
+    /// Everything that is held of the parameters, and of weights that stay as they are: what computations read.
+    #[must_use]
+    pub fn held(&self) -> Vec<Held<'_>> {
+        let mut held = Vec::new();
+        match &self.first {
+            Some(FirstRows::Embedding(values)) => {
+                held.push(Held::of(self.layout.range(EMBEDDING), Bits::Values(values)));
+            }
+            Some(FirstRows::Frozen { embedding, prompt }) => {
+                held.push(Held::frozen(Bits::Bytes(embedding.as_bytes())));
+                if self.prompt_rows > 0 {
+                    held.push(Held::of(self.layout.range(PROMPT), Bits::Values(prompt)));
+                }
+            }
+            None => {}
+        }
+        self.layers.iter().for_each(|layer| layer.held(&mut held));
+        if let Some(head) = &self.head {
+            head.held(&mut held);
+        }
+        held
+    }
+
     /// The rows behind the blocks, `sequences * sequence_length * hidden`: what the next stage takes.
     ///
     /// # Errors
@@ -263,7 +289,7 @@ impl StageModel {
         pool: &Pool,
         input: StageInput<'_>,
         grad: Grad<'_>,
-        sums: Option<&mut [i64]>,
+        sums: Option<&mut GradientSums>,
         limit: f32,
     ) -> Result<Backward, TrainingError> {
         let rows = self.rows(input)?;
@@ -339,7 +365,7 @@ impl StageModel {
         &mut self,
         pool: &Pool,
         input: StageInput<'_>,
-        sums: &mut [i64],
+        sums: &mut GradientSums,
         limit: f32,
     ) -> Result<(), TrainingError> {
         let hidden = self.parts.config.hidden;
@@ -361,12 +387,12 @@ impl StageModel {
             self.dx.chunks_exact(sequence).for_each(|rows| self.id_rows.extend_from_slice(&rows[..prompt]));
             bias_gradient(pool, &self.id_rows, &mut self.gradient[self.layout.range(PROMPT)]);
         }
-        gradient_sum::accumulate(pool, &mut sums[skip..], &self.gradient, limit)
+        sums.add(pool, skip, &self.gradient, limit)
             .map_err(|wrong| self.out_of_range(OutOfRange { index: skip + wrong.index, ..wrong }))?;
         if tokens.is_some() {
             for (id, row) in self.ids.iter().zip(self.id_rows.chunks_exact(hidden)) {
-                let sums = &mut sums[*id as usize * hidden..][..hidden];
-                gradient_sum::accumulate(pool, sums, row, limit).map_err(|wrong| self.out_of_range(wrong))?;
+                sums.add(pool, *id as usize * hidden, row, limit)
+                    .map_err(|wrong| self.out_of_range(wrong))?;
             }
         }
         Ok(())

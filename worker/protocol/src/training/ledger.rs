@@ -181,6 +181,21 @@ impl Ledger {
         self.done == self.keys.len()
     }
 
+    /// Since when a peer has this key without having added it.
+    #[must_use]
+    pub fn claimed_ms(&self, microbatch: Microbatch, peer: &PeerName) -> Option<u64> {
+        match self.keys.get(microbatch as usize)? {
+            Key::Claimed { by, since_ms, .. } if by == peer => Some(*since_ms),
+            _ => None,
+        }
+    }
+
+    /// Keys that are done.
+    #[must_use]
+    pub fn count_done(&self) -> u32 {
+        u32::try_from(self.done).unwrap_or(u32::MAX)
+    }
+
     /// Is this key done?
     #[must_use]
     pub fn is_done(&self, microbatch: Microbatch) -> bool {

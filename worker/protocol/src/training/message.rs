@@ -11,6 +11,9 @@ use super::mates::Mates;
 pub type Step = u64;
 /// Index of a microbatch within its step. From [`super::ConductorConfig::microbatches`] on they are for validation.
 pub type Microbatch = u32;
+/// Which attempt at the steps that are open a microbatch is driven in: all of them are begun anew when a peer turns out to have computed with wrong values. Grows,
+/// also from one life of the conductor to the next.
+pub type Attempt = u64;
 /// Index of a stage in the pipeline.
 pub type StageId = u32;
 /// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.
@@ -33,6 +36,9 @@ pub struct Mate {
 pub struct Hello {
     /// Who it is and where others reach it.
     pub me: Mate,
+    /// Version of the arithmetic that it computes with: others compute other bits.
+    #[serde(default)]
+    pub arithmetic: u32,
     /// What it does.
     pub role: Role,
 }
@@ -65,6 +71,28 @@ pub struct Held {
     pub averaged: BTreeMap<ShardId, Vec<f64>>,
     /// The scale of the last update.
     pub scale: Option<f32>,
+    /// What its state is.
+    #[serde(default)]
+    pub state: StateDigest,
+}
+
+/// What the state of a stage is, as far as its peer can tell: parameters, and all that is kept beside them. Peers of a stage at one step have the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// In 64 bits, which cost nothing: bits that are wrong by accident change it.
+    pub fingerprint: u64,
+    /// SHA-256 over all of it, hexadecimal, when it was asked for or the state has just come: nobody can make another state for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub root: Option<String>,
+}
+
+impl StateDigest {
+    /// Can both be of one state?
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        let roots = self.root.as_ref().zip(other.root.as_ref());
+        self.fingerprint == other.fingerprint && roots.is_none_or(|(a, b)| a == b)
+    }
 }
 
 /// The gradient sums of one step.
@@ -95,10 +123,10 @@ impl Held {
     }
 
     /// An update was made.
-    pub fn applied(&mut self, step: Step, scale: f32) {
+    pub fn applied(&mut self, step: Step, scale: f32, state: StateDigest) {
         let made = usize::try_from(step.saturating_sub(self.step)).unwrap_or(usize::MAX);
         self.sums.drain(..made.min(self.sums.len()));
-        (self.step, self.scale) = (step, Some(scale));
+        (self.step, self.scale, self.state) = (step, Some(scale), state);
         self.averaged.clear();
     }
 }
@@ -121,6 +149,8 @@ pub enum PeerReport {
         step: Step,
         /// Which.
         microbatch: Microbatch,
+        /// In which attempt it is driven.
+        attempt: Attempt,
     },
     /// I will not, after all.
     Released {
@@ -138,13 +168,9 @@ pub enum PeerReport {
         /// Time that the backward pass took by itself, in microseconds.
         took_us: u64,
     },
-    /// It cannot be computed: a value is not finite, or too large.
-    Failed {
-        /// Of which step.
-        step: Step,
-        /// Which.
-        microbatch: Microbatch,
-        /// Layer and operation.
+    /// My memory has changed by itself: nothing that I have is to be trusted.
+    Corrupt {
+        /// What has, and how that was noticed.
         what: String,
     },
     /// I hold the average.
@@ -168,6 +194,9 @@ pub enum PeerReport {
         round: u64,
         /// What happened.
         why: String,
+        /// Who did not give what it should, when it was somebody else.
+        #[serde(default)]
+        mate: Option<PeerName>,
     },
     /// The update is done.
     Applied {
@@ -175,8 +204,8 @@ pub enum PeerReport {
         step: Step,
         /// The scale of the last.
         scale: f32,
-        /// Hash of the stage's parameters.
-        hash: u64,
+        /// What the state is now.
+        state: StateDigest,
     },
     /// I have the state of a stage.
     Ready {
@@ -184,6 +213,8 @@ pub enum PeerReport {
         stage: StageId,
         /// Updates applied.
         step: Step,
+        /// What it is.
+        state: StateDigest,
     },
     /// I cannot get it.
     FetchFailed {
@@ -193,6 +224,13 @@ pub enum PeerReport {
         failure: FetchFailure,
         /// What happened.
         why: String,
+    },
+    /// What a mate gave is not right; I got it from others.
+    Wrong {
+        /// Who.
+        mate: PeerName,
+        /// What is not right.
+        what: String,
     },
     /// I have added the sums of a mate that leaves.
     Taken {
@@ -258,8 +296,38 @@ pub enum TrainerReport {
         step: Step,
         /// Which.
         microbatch: Microbatch,
+        /// In which attempt.
+        attempt: Attempt,
         /// Loss summed over tokens, for validation.
         loss: Option<f64>,
+    },
+    /// A peer cannot compute what another peer of its stage has computed, of the same values.
+    Contradicted {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// In which attempt.
+        attempt: Attempt,
+        /// Who cannot.
+        peer: PeerName,
+        /// Who can.
+        by: PeerName,
+        /// What the first said.
+        what: String,
+    },
+    /// Nobody can compute a microbatch: driven twice, over other peers where there are others, it was refused by all that were asked.
+    Failed {
+        /// Of which step.
+        step: Step,
+        /// Which.
+        microbatch: Microbatch,
+        /// In which attempt.
+        attempt: Attempt,
+        /// Who could not.
+        peers: Vec<PeerName>,
+        /// What the last of them said: layer and operation.
+        what: String,
     },
 }
 
@@ -292,6 +360,9 @@ pub enum ToPeer {
         step: Step,
         /// Who has it.
         mates: Vec<Mate>,
+        /// What is here already is not right: get all of it.
+        #[serde(default)]
+        whole: bool,
     },
     /// Form the average of a shard.
     Average {
@@ -310,6 +381,8 @@ pub enum ToPeer {
         step: Step,
         /// Factor of the gradient, from clipping.
         scale: f32,
+        /// Say the root of the state behind it.
+        prove: bool,
     },
     /// Add the sums of a mate that leaves.
     Take {
@@ -324,12 +397,22 @@ pub enum ToPeer {
     Save {
         /// The state after this many updates.
         step: Step,
+        /// Write nothing, and say what should be in them: somebody else writes them.
+        #[serde(default)]
+        check: bool,
     },
     /// Empty the gradient sums of this step: their keys went to others. Answered by [`PeerReport::Ready`], and what was said before that
-    /// counts no longer.
+    /// counts no longer. Calls of earlier attempts are not answered any more.
     Clear {
         /// Which step.
         step: Step,
+        /// The attempt that counts now.
+        attempt: Attempt,
+    },
+    /// What you compute or hold is not right: end, and begin anew as somebody else.
+    Expelled {
+        /// What was found, for people.
+        why: String,
     },
     /// To whom you give values from now on.
     Mates(Mates),
@@ -355,6 +438,8 @@ pub enum ToTrainer {
         microbatch: Microbatch,
         /// Forward only, for the loss.
         validation: bool,
+        /// In which attempt.
+        attempt: Attempt,
     },
     /// The step is complete: what is left of it is of no use.
     Committed {
@@ -366,6 +451,8 @@ pub enum ToTrainer {
         /// What is wrong.
         why: String,
     },
+    /// All that is on its way is of no use: it may have gone through a peer that computes with wrong values, or everybody goes back.
+    Anew,
     /// Nobody needs you any longer.
     Retire,
 }

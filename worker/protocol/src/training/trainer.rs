@@ -2,12 +2,13 @@
 //!
 //! It keeps the inputs of every stage until the microbatch is through, so that any peer of a stage can take any call again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 
-use super::message::{Mate, Microbatch, StageId, Step, ToTrainer, TrainerReport};
+use super::message::{Attempt, Mate, Microbatch, StageId, Step, ToTrainer, TrainerReport};
 use super::peer::{Call, CallKind};
+use super::speed::Speed;
 use super::wiring::{BACKWARD_ROWS, Wiring};
 
 /// A call of this trainer.
@@ -19,6 +20,9 @@ const BAN_MS: u64 = 1000;
 const PAUSE_MS: u64 = 20;
 /// The time that a call may take is doubled so often at most.
 const DOUBLINGS_MAX: u32 = 6;
+/// A call may take so many times as long as calls to its stage do, and so long in any case.
+const LATE: f64 = 10.0;
+const CALL_MS_MIN: f64 = 2_000.0;
 
 /// How a call ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +38,8 @@ pub enum CallOutcome {
     Stale,
     /// The stream broke.
     Broken,
+    /// The peer says that it cannot be computed: layer and operation.
+    Failed(String),
 }
 
 /// What the shell must do, in this order.
@@ -75,18 +81,46 @@ pub struct TrainerCore {
     wiring: Vec<Wiring>,
     /// How often the time that a call to a stage may take was doubled.
     doubled: Vec<u32>,
+    /// What a forward call to a stage takes, waiting included.
+    usual: Vec<Speed>,
     flights: BTreeMap<(Step, Microbatch), Flight>,
     calls: BTreeMap<CallId, Started>,
     next_call: CallId,
 }
 
 struct Flight {
+    attempt: Attempt,
     validation: bool,
     stage: StageId,
     backward: bool,
     call: Option<CallId>,
     /// Not before.
     again_ms: u64,
+    /// Peers that have computed something for it on this way.
+    way: BTreeSet<PeerName>,
+    /// Peers that say that they cannot compute what is next, and what they say.
+    failed: BTreeMap<PeerName, String>,
+    /// Peers that are not asked as long as there are others.
+    avoid: BTreeSet<PeerName>,
+    /// It was driven before, and failed.
+    again: bool,
+}
+
+impl Flight {
+    fn new(attempt: Attempt, validation: bool) -> Self {
+        Self {
+            attempt,
+            validation,
+            stage: 0,
+            backward: false,
+            call: None,
+            again_ms: 0,
+            way: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            avoid: BTreeSet::new(),
+            again: false,
+        }
+    }
 }
 
 struct Started {
@@ -104,13 +138,9 @@ impl Started {
     }
 }
 
-fn limit_ms(forward_ms_max: u64, rows: f64, doubled: u32) -> u64 {
-    (forward_ms_max as f64 * rows) as u64 * (1 << doubled)
-}
-
 impl TrainerCore {
-    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that; twice as long
-    /// when the stage has not answered in time.
+    /// A trainer that knows nobody yet. A forward call may take `forward_ms_max`, a backward call 2.5 times that, and less when calls to the stage are known to take much
+    /// less; twice as long when the stage has not answered in time.
     #[must_use]
     pub fn new(seed: u64, forward_ms_max: u64) -> Self {
         Self {
@@ -119,6 +149,7 @@ impl TrainerCore {
             roster: Vec::new(),
             wiring: Vec::new(),
             doubled: Vec::new(),
+            usual: Vec::new(),
             flights: BTreeMap::new(),
             calls: BTreeMap::new(),
             next_call: 0,
@@ -145,6 +176,7 @@ impl TrainerCore {
             ToTrainer::Roster { stages, closing } => {
                 self.wiring.resize_with(stages.len(), Wiring::default);
                 self.doubled.resize(stages.len(), 0);
+                self.usual.resize(stages.len(), Speed::default());
                 for (wiring, mates) in self.wiring.iter_mut().zip(&stages) {
                     wiring.set(mates.iter().map(|m| &m.name));
                 }
@@ -159,10 +191,14 @@ impl TrainerCore {
                     self.ended(id, CallOutcome::Broken, now_ms, out);
                 }
             }
-            ToTrainer::Work { step, microbatch, validation } => {
-                let flight = Flight { validation, stage: 0, backward: false, call: None, again_ms: 0 };
-                self.flights.entry((step, microbatch)).or_insert(flight);
+            ToTrainer::Work { step, microbatch, validation, attempt } => {
+                let key = (step, microbatch);
+                if self.flights.get(&key).is_some_and(|f| f.attempt < attempt) {
+                    self.drop_flight(key, out);
+                }
+                self.flights.entry(key).or_insert_with(|| Flight::new(attempt, validation));
             }
+            ToTrainer::Anew => self.connected(out),
             ToTrainer::Committed { step } => {
                 let old: Vec<_> = self.flights.range(..(step + 1, 0)).map(|(&flight, _)| flight).collect();
                 for flight in old {
@@ -194,8 +230,8 @@ impl TrainerCore {
             out.push(TrainerEffect::Abandon { id });
             // Twice as long from now on: a stage whose peers are all slower than expected is slow, not stuck.
             if let Some(started) = self.calls.get(&id)
+                && started.limit_ms >= self.limit_ms(started.call.stage, started.rows())
                 && let Some(doubled) = self.doubled.get_mut(started.call.stage as usize)
-                && started.limit_ms >= limit_ms(self.forward_ms_max, started.rows(), *doubled)
             {
                 *doubled = (*doubled + 1).min(DOUBLINGS_MAX);
             }
@@ -221,6 +257,21 @@ impl TrainerCore {
                 if let Some(wiring) = self.wiring.get_mut(stage as usize) {
                     wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
                 }
+                if let Some(usual) = self.usual.get_mut(stage as usize) {
+                    usual.measure((now_ms - started.at_ms) as f64 / started.rows());
+                }
+                // It computes what others could not, of the same values.
+                for (peer, what) in std::mem::take(&mut flight.failed) {
+                    out.push(TrainerEffect::Tell(TrainerReport::Contradicted {
+                        step: key.0,
+                        microbatch: key.1,
+                        attempt: flight.attempt,
+                        peer,
+                        by: started.peer.clone(),
+                        what,
+                    }));
+                }
+                flight.way.insert(started.peer.clone());
                 let last = stage as usize + 1 >= self.roster.len();
                 match started.call.kind {
                     CallKind::Forward => {
@@ -234,7 +285,9 @@ impl TrainerCore {
                     }
                     CallKind::Backward | CallKind::Loss => {
                         let loss = loss.filter(|_| last);
-                        let report = TrainerReport::Finished { step: key.0, microbatch: key.1, loss };
+                        let attempt = flight.attempt;
+                        let report =
+                            TrainerReport::Finished { step: key.0, microbatch: key.1, attempt, loss };
                         self.flights.remove(&key);
                         out.push(TrainerEffect::Tell(report));
                         out.push(TrainerEffect::Forget { step: key.0, microbatch: key.1 });
@@ -244,6 +297,7 @@ impl TrainerCore {
             CallOutcome::Refused => flight.again_ms = now_ms + PAUSE_MS,
             // The conductor says when the step is over; until then this may be a peer that is ahead of it.
             CallOutcome::Stale => flight.again_ms = now_ms + PAUSE_MS,
+            CallOutcome::Failed(what) => self.failed(started, what, out),
             CallOutcome::Broken => {
                 if let Some(wiring) = self.wiring.get_mut(started.call.stage as usize) {
                     wiring.ban(&started.peer, now_ms + BAN_MS);
@@ -253,10 +307,50 @@ impl TrainerCore {
         self.launch(now_ms, out);
     }
 
+    /// A peer says that it cannot compute a microbatch. That may be so; or its memory fails it; or what it was given is wrong, because somebody's on the way did. So another
+    /// of its stage is asked, on another machine if there is one. When all say so, all of it is driven once more, over others where there are others. Only then it is so.
+    fn failed(&mut self, started: Started, what: String, out: &mut Vec<TrainerEffect>) {
+        let Some(flight) = self.flights.get_mut(&started.flight) else { return };
+        let Some(mates) = self.roster.get(started.call.stage as usize) else { return };
+        flight.failed.insert(started.peer.clone(), what.clone());
+        let asked = |m: &&Mate| flight.failed.contains_key(&m.name);
+        let machines: BTreeSet<&str> =
+            mates.iter().filter(asked).map(|m| m.host.as_str()).filter(|h| !h.is_empty()).collect();
+        let elsewhere = mates.iter().any(|m| !asked(&m) && !machines.contains(m.host.as_str()));
+        let enough = flight.failed.len() > 1 && machines.len() != 1;
+        if elsewhere || (!enough && mates.iter().any(|m| !asked(&m))) {
+            let here = mates.iter().filter(|m| elsewhere && machines.contains(m.host.as_str()));
+            flight.avoid.extend(here.map(|m| m.name.clone()));
+            flight.avoid.extend(flight.failed.keys().cloned());
+        } else if !flight.again {
+            flight.avoid = std::mem::take(&mut flight.way);
+            flight.avoid.extend(std::mem::take(&mut flight.failed).into_keys());
+            flight.again = true;
+            (flight.stage, flight.backward) = (0, false);
+        } else {
+            let (step, microbatch) = started.flight;
+            let (attempt, peers) = (flight.attempt, std::mem::take(&mut flight.failed).into_keys().collect());
+            out.push(TrainerEffect::Tell(TrainerReport::Failed { step, microbatch, attempt, peers, what }));
+            // Who drives it once more, if anybody, says the conductor.
+            self.drop_flight(started.flight, out);
+        }
+    }
+
+    /// How long a call may take.
+    fn limit_ms(&self, stage: StageId, rows: f64) -> u64 {
+        let stage = stage as usize;
+        let usual = self.usual.get(stage).and_then(Speed::seconds_per_row);
+        let late = usual.map_or(f64::INFINITY, |ms| (LATE * ms * rows).max(CALL_MS_MIN));
+        let limit = (self.forward_ms_max as f64 * rows).min(late);
+        limit as u64 * (1 << self.doubled.get(stage).copied().unwrap_or_default())
+    }
+
     /// Makes the next call of every microbatch that has none, oldest first.
     fn launch(&mut self, now_ms: u64, out: &mut Vec<TrainerEffect>) {
         let stages = self.roster.len();
-        for (&key, flight) in &mut self.flights {
+        let waiting: Vec<(Step, Microbatch)> = self.flights.keys().copied().collect();
+        for key in waiting {
+            let Some(flight) = self.flights.get_mut(&key) else { continue };
             if flight.call.is_some() || flight.again_ms > now_ms || stages == 0 {
                 continue;
             }
@@ -266,16 +360,17 @@ impl TrainerCore {
                 (false, true, true) => CallKind::Loss,
                 (false, false, _) => CallKind::Forward,
             };
-            let call = Call { stage: flight.stage, step: key.0, microbatch: key.1, kind };
+            let stage = flight.stage;
+            let call = Call { stage, step: key.0, microbatch: key.1, attempt: flight.attempt, kind };
             let rows = if kind == CallKind::Backward { BACKWARD_ROWS } else { 1.0 };
-            let wiring = &mut self.wiring[flight.stage as usize];
-            let Some(name) = wiring.choose(rows, now_ms, self.seed) else { continue };
-            let mates = &self.roster[flight.stage as usize];
+            let wiring = &mut self.wiring[stage as usize];
+            let Some(name) = wiring.choose(rows, now_ms, self.seed, &flight.avoid) else { continue };
+            let mates = &self.roster[stage as usize];
             let Some(peer) = mates.iter().find(|m| m.name == name).cloned() else { continue };
             let id = self.next_call;
             self.next_call += 1;
             flight.call = Some(id);
-            let limit_ms = limit_ms(self.forward_ms_max, rows, self.doubled[flight.stage as usize]);
+            let limit_ms = self.limit_ms(stage, rows);
             self.calls.insert(id, Started { flight: key, call, peer: name, at_ms: now_ms, limit_ms });
             out.push(TrainerEffect::Call { id, peer, call });
         }

@@ -3,7 +3,7 @@
 //! Every peer has a priority, the time at which it would be free if it got nothing but what it was given so far. The lowest is next,
 //! and is charged with the time that the work is expected to take, from a moving average of its throughput.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 
@@ -41,14 +41,22 @@ impl Wiring {
         }
     }
 
-    /// The peer for `rows` of work, charged with it; `None` when there is none that is not banned.
-    pub fn choose(&mut self, rows: f64, now_ms: u64, seed: u64) -> Option<PeerName> {
+    /// The peer for `rows` of work, charged with it; `None` when there is none that is not banned. Rather none of `avoid`.
+    pub fn choose(
+        &mut self,
+        rows: f64,
+        now_ms: u64,
+        seed: u64,
+        avoid: &BTreeSet<PeerName>,
+    ) -> Option<PeerName> {
         self.draws += 1;
         let draws = self.draws;
         let usable = self.peers.iter().filter(|(_, p)| p.banned_until_ms <= now_ms);
-        let best = usable.enumerate().min_by(|(i, (_, a)), (j, (_, b))| {
+        let best = usable.enumerate().min_by(|(i, (n, a)), (j, (m, b))| {
             let tie = |index: &usize| mix(seed ^ draws, *index as u64);
-            a.priority.total_cmp(&b.priority).then_with(|| tie(i).cmp(&tie(j)))
+            let avoided = |name: &PeerName| avoid.contains(name);
+            let rather = avoided(n).cmp(&avoided(m));
+            rather.then(a.priority.total_cmp(&b.priority)).then_with(|| tie(i).cmp(&tie(j)))
         })?;
         let name = best.1.0.clone();
         let known: Vec<f64> = self.peers.values().filter_map(|p| p.speed.seconds_per_row()).collect();
@@ -88,7 +96,7 @@ pub(crate) fn mix(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use dunlin_planner::PeerName;
 
@@ -104,7 +112,7 @@ mod tests {
         for i in 0..rows {
             // A new row each time that the whole stage could have taken one.
             let now = u64::from(i) * 20;
-            let Some(peer) = wiring.choose(1.0, now, 7) else { break };
+            let Some(peer) = wiring.choose(1.0, now, 7, &BTreeSet::new()) else { break };
             let ms = speeds.iter().find(|(n, _)| *n == peer.0).map_or(1, |(_, ms)| *ms);
             let start = free[&peer].max(now);
             free.insert(peer.clone(), start + ms);
@@ -125,16 +133,23 @@ mod tests {
     fn banned_peers_get_nothing_until_the_ban_ends_and_newcomers_are_tried_at_once() {
         let (a, b) = (PeerName::from("a"), PeerName::from("b"));
         let mut wiring = Wiring::default();
-        assert_eq!(wiring.choose(1.0, 0, 1), None);
+        let none = BTreeSet::new();
+        assert_eq!(wiring.choose(1.0, 0, 1, &none), None);
         wiring.set([&a].into_iter());
         for _ in 0..10 {
-            wiring.choose(1.0, 0, 1);
+            wiring.choose(1.0, 0, 1, &none);
         }
         wiring.ban(&a, 100);
-        assert_eq!(wiring.choose(1.0, 99, 1), None);
-        assert_eq!(wiring.choose(1.0, 100, 1), Some(a.clone()));
+        assert_eq!(wiring.choose(1.0, 99, 1, &none), None);
+        assert_eq!(wiring.choose(1.0, 100, 1, &none), Some(a.clone()));
         wiring.set([&a, &b].into_iter());
-        let both: Vec<_> = (0..2).filter_map(|_| wiring.choose(1.0, 100, 1)).collect();
+        let both: Vec<_> = (0..2).filter_map(|_| wiring.choose(1.0, 100, 1, &none)).collect();
         assert!(both.contains(&b), "{both:?}");
+        // Those that are to be avoided get work when there is nobody else.
+        for _ in 0..10 {
+            assert_eq!(wiring.choose(1.0, 100, 1, &BTreeSet::from([a.clone()])), Some(b.clone()));
+        }
+        let all = BTreeSet::from([a, b]);
+        assert!(wiring.choose(1.0, 100, 1, &all).is_some());
     }
 }

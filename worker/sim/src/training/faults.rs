@@ -1,10 +1,14 @@
 //! What goes wrong.
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::{ConductorEvent, Phase, StageId, Step};
+use dunlin_protocol::training::{
+    ConductorEvent, Contribution, Held, HeldSums, Hello, Mate, PeerReport, Phase, Role, StageId, StateDigest,
+    Step,
+};
 
+use super::net::ARITHMETIC;
 use super::peer::PeerShell;
-use super::scenario::{Kinds, Loss};
+use super::scenario::{Kinds, Loss, Struck};
 use super::world::{Event, World};
 
 /// Whoever hangs is killed after this long, by whoever watches processes.
@@ -13,6 +17,23 @@ const PROBE_MS: u64 = 15_000;
 const NOTICE_MS: u64 = 20_000;
 /// The conductor's shell takes a stream for broken after this long without a sign of life.
 const SILENCE_MS: u64 = 2_000;
+
+/// What can be wrong with a peer, its memory or its words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// A bit of its parameters has changed; it computes with that until it notices.
+    Flipped,
+    /// Its next update comes out wrong, and it does not notice.
+    Miscalculates,
+    /// Its last update came out wrong.
+    Differs,
+    /// It says that it cannot compute the next call.
+    Refuses,
+    /// Its next average is another than that of the others.
+    OtherAverage,
+    /// What it writes of its next checkpoint is not what it has.
+    Miswrites,
+}
 
 impl World {
     pub(super) fn fault(&mut self, kind: &'static str) {
@@ -32,9 +53,18 @@ impl World {
             return;
         }
         let kind = match self.scenario.kinds {
-            Kinds::All => self.draw(14),
+            Kinds::All => self.draw(15),
             Kinds::Notice => 8 + self.draw(2),
+            Kinds::Wrong => [3, 4, 9, 14, 20, 21, 22, 23, 24, 25, 26][self.draw(11) as usize],
         };
+        // A wrong update that nobody else is there to compare with nobody can find out.
+        let hidden = |p: &PeerShell| {
+            use Flaw::{Differs, Miscalculates, Miswrites, OtherAverage};
+            matches!(p.flaw, Some(Miscalculates | Differs | OtherAverage | Miswrites))
+        };
+        if matches!(kind, 3 | 4 | 14) && self.peers.values().any(hidden) {
+            return;
+        }
         let healthy: Vec<PeerName> = self.healthy().into_iter().collect();
         let one = self.draw(healthy.len() as u64) as usize;
         let Some(one) = healthy.get(one).cloned() else { return };
@@ -125,8 +155,12 @@ impl World {
                 self.conduct(ConductorEvent::Suspend);
             }
             11 | 12 if self.kill_at.is_none() => {
-                let (left, receiver) = (self.draw(60), self.draw(2) == 0);
-                self.kill_at = Some((left, receiver));
+                let struck = match self.draw(8) {
+                    0 => Struck::AllPeers,
+                    1..=4 => Struck::Receiver,
+                    _ => Struck::Sender,
+                };
+                self.kill_at = Some((self.draw(60), struck));
             }
             13 => {
                 self.fault("disk full");
@@ -134,8 +168,93 @@ impl World {
                     peer.broken_disk = true;
                 }
             }
+            14 if self.conductor.is_some() => {
+                self.fault("conductor sleeps");
+                self.sleep_conductor();
+            }
+            20 => self.flaw(&one, "memory flips", Flaw::Flipped),
+            21 => self.flaw(&one, "update comes out wrong", Flaw::Miscalculates),
+            22 => self.flaw(&one, "false failure", Flaw::Refuses),
+            23 => self.flaw(&one, "other averages", Flaw::OtherAverage),
+            26 => self.flaw(&one, "other checkpoint", Flaw::Miswrites),
+            24 => self.prophet(),
+            25 => self.far_report(&one),
             _ => {}
         }
+    }
+
+    /// Something becomes wrong with a peer that has a mate: the only one of a stage nobody can compare with anything.
+    fn flaw(&mut self, name: &PeerName, kind: &'static str, flaw: Flaw) {
+        let serves = |p: &PeerShell| p.healthy() && p.node.serving() && !p.leaving;
+        let Some(peer) = self.peers.get(name).filter(|p| serves(p) && p.flaw.is_none()) else { return };
+        let stage = peer.node.position().0;
+        let mates =
+            self.peers.values().filter(|p| serves(p) && p.flaw.is_none() && p.node.position().0 == stage);
+        if flaw != Flaw::Flipped && mates.count() < 2 {
+            return;
+        }
+        self.fault(kind);
+        self.wrong = true;
+        self.unforeseen = true;
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.flaw = Some(flaw);
+            if flaw == Flaw::Flipped {
+                peer.state.now.own ^= 1 << 40;
+                peer.state.before.own ^= 1 << 40;
+            }
+        }
+    }
+
+    /// Somebody says hello who has been where nobody can have been.
+    fn prophet(&mut self) {
+        let stages = u64::from(self.scenario.shape.stages);
+        let (stage, far) = (self.draw(stages) as StageId, self.draw(2) == 0);
+        let step = if far { 1_000_000 } else { self.draw(self.scenario.steps + 1) };
+        self.fault("hello from the future");
+        self.wrong = true;
+        let name = PeerName(format!("x{}", self.count()));
+        let done = (0..100).map(|microbatch| Contribution { microbatch, loss: None }).collect();
+        let held = Held {
+            stage,
+            step,
+            sums: vec![HeldSums { done, adding: vec![7; 50] }; if far { 9 } else { 0 }],
+            scale: Some(0.5),
+            state: StateDigest { fingerprint: 666, root: None },
+            ..Held::default()
+        };
+        let me = Mate { name: name.clone(), addr: "nowhere".to_owned(), host: String::new() };
+        let role = Role::Peer { held: Some(held) };
+        self.conduct(ConductorEvent::Connected(Hello { me, arithmetic: ARITHMETIC, role }));
+        let stream = self.count();
+        self.accepted.insert(name.clone(), stream);
+        let after = 500 + self.draw(3000);
+        self.at(after, Event::ConductorLearns { stream, name });
+    }
+
+    /// A peer says that it is where nobody can be.
+    fn far_report(&mut self, name: &PeerName) {
+        if !self.accepted.contains_key(name) {
+            return;
+        }
+        self.fault("report of a far step");
+        // It may be the last of its stage.
+        self.wrong = true;
+        self.unforeseen = true;
+        let step = 1_000_000 + self.draw(10);
+        let state = StateDigest::default();
+        let report = PeerReport::Applied { step, scale: 1.0, state };
+        self.conduct(ConductorEvent::Peer(name.clone(), report));
+    }
+
+    /// All peers at once, as when a zone fails; others come.
+    pub(super) fn kill_all(&mut self) {
+        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        for name in names {
+            self.kill_peer(&name, false);
+            let after = 100 + self.draw(1500);
+            self.at(after, Event::Join);
+        }
+        self.last_fault = self.now;
     }
 
     /// A checkpoint is complete. It may not stay what it is.

@@ -21,5 +21,5 @@ pub mod scenario;
 mod trainer;
 pub mod world;
 
-pub use scenario::{Kinds, Loss, Outcome, Scenario, Script};
+pub use scenario::{Kinds, Loss, Outcome, Scenario, Script, Struck};
 pub use world::run;

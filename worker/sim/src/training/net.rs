@@ -14,6 +14,8 @@ use super::world::{Down, Event, Up, World};
 
 /// Peers that are told in time serve until so long before their end.
 const HAND_OVER_MS: u64 = 5_000;
+/// The version that everybody computes with.
+pub(super) const ARITHMETIC: u32 = 1;
 /// In a script, where calls take long.
 const CLAIM_LONG_MS: u64 = 120_000;
 
@@ -45,9 +47,14 @@ impl World {
             policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
             fetch_ms: script.map_or(200, |s| s.fetch_ms),
             incarnation: self.life,
+            arithmetic: ARITHMETIC,
         };
         let found = self.checkpoints();
         self.say(|| format!("conductor {} starts, checkpoints: {found:?}", config.incarnation));
+        self.promised = match found {
+            Checkpoints::Newest(step) => Some(step),
+            _ => None,
+        };
         self.conductor = Some(Conductor::new(config));
         self.conduct(ConductorEvent::Checkpoints(found));
     }
@@ -81,6 +88,17 @@ impl World {
         self.accepted.clear();
         let after = 100 + self.draw(2500);
         self.at(after, Event::StartConductor);
+    }
+
+    /// It does nothing for a while, and everybody has hung up when it goes on.
+    pub(super) fn sleep_conductor(&mut self) {
+        let broken: Vec<u64> = self.streams.keys().copied().collect();
+        for stream in broken {
+            self.break_stream(stream, false);
+        }
+        self.accepted.clear();
+        self.begun = false;
+        self.conduct(ConductorEvent::Woke);
     }
 
     /// Both ends learn of it in their own time.
@@ -206,7 +224,8 @@ impl World {
         for effect in effects {
             match effect {
                 ConductorEffect::ToPeer(name, message) => {
-                    if let ToPeer::Load { step, .. } = message {
+                    if let ToPeer::Load { step, checkpoint, .. } = message {
+                        self.loads(step, checkpoint);
                         self.goes_back(step);
                     }
                     self.down(&name, Down::Peer(message));
@@ -226,6 +245,7 @@ impl World {
                     self.at(after, Event::Confirmed { life: self.life, step });
                 }
                 ConductorEffect::Seal { step, records } => {
+                    self.promised = self.promised.max(Some(step));
                     let after = 5 + self.draw(200);
                     self.at(after, Event::Sealed { life: self.life, step, records });
                 }

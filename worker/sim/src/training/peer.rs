@@ -9,17 +9,22 @@ use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::{self, Mates};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, FetchFailure, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, SaveFailure,
-    ShardId, StageId, Step,
+    Call, CallId, CallKind, Conductor, FetchFailure, Job, Mate, PeerConfig, PeerEffect, PeerNode, PeerReport,
+    Refused, RequestId, SaveFailure, ShardId, StageId, StateDigest, Step,
 };
 
+use super::faults::Flaw;
+use super::net::ARITHMETIC;
 use super::numbers::{Keys, Shape, State, Sums};
 use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
+use crate::model::mix;
 
 /// A mate that does not answer is given up after this long.
 const PULL_MS_MAX: u64 = 1200;
 /// A fetch fails after this long.
 const FETCH_MS_MAX: u64 = 4000;
+/// Calls that may wait at a peer.
+const CALLS_MAX: usize = 256;
 /// Steps whose averages are kept for those that fetch.
 const KEEP: Step = 4;
 /// The same in a script, where fetches take long: processes collect what is made meanwhile.
@@ -39,6 +44,7 @@ enum Work {
     },
     Save {
         step: Step,
+        check: bool,
     },
     /// A fetch that begins with what is here.
     Begin {
@@ -81,12 +87,16 @@ pub(super) struct PeerShell {
     pub(super) leaving: bool,
     /// The next checkpoint that it writes fails.
     pub(super) broken_disk: bool,
+    /// What is wrong with it, if it was not noticed yet.
+    pub(super) flaw: Option<Flaw>,
     slowness: u64,
     engine: VecDeque<Work>,
     requests: Requests,
+    /// What was computed for calls that are not answered yet.
+    answers: BTreeMap<RequestId, (Asked, Answer)>,
     stage: StageId,
     step: Step,
-    state: State,
+    pub(super) state: State,
     /// Of this step, and the one behind it.
     sums: BTreeMap<Step, Sums>,
     open: BTreeMap<ShardId, u64>,
@@ -156,8 +166,12 @@ impl World {
         let peer = PeerShell {
             node: PeerNode::new(
                 Mate { name: name.clone(), addr: name.to_string(), host },
-                self.scenario.shape.microbatches,
-                self.scenario.shape.delayed_updates,
+                PeerConfig {
+                    microbatches: self.scenario.shape.microbatches,
+                    delayed_updates: self.scenario.shape.delayed_updates,
+                    calls_max: CALLS_MAX,
+                    arithmetic: ARITHMETIC,
+                },
             ),
             stream: None,
             retired: false,
@@ -165,9 +179,11 @@ impl World {
             silent: false,
             leaving: false,
             broken_disk: false,
+            flaw: None,
             slowness: script.as_ref().map(|s| s.forward_ms).or(given).unwrap_or(drawn),
             engine: VecDeque::new(),
             requests: Requests::new(),
+            answers: BTreeMap::new(),
             stage: 0,
             step: 0,
             state: State::default(),
@@ -268,9 +284,19 @@ impl World {
             let Some(peer) = self.peers.get_mut(name) else { return };
             match effect {
                 PeerEffect::Run(job) => self.give(name, Work::Job(job)),
+                PeerEffect::Reply(request) => {
+                    if let Some((asked, answer)) = peer.answers.remove(&request) {
+                        self.answer(name, asked, answer);
+                    }
+                }
                 PeerEffect::Refuse(request, why) => {
-                    if let Some(asked) = peer.requests.remove(&request) {
-                        let answer = if why == Refused::Stale { Answer::Stale } else { Answer::Refused };
+                    let computed = peer.answers.remove(&request).map(|(asked, _)| asked);
+                    if let Some(asked) = peer.requests.remove(&request).or(computed) {
+                        let answer = match why {
+                            Refused::Stale => Answer::Stale,
+                            Refused::Failed(what) => Answer::Failed(what),
+                            Refused::NotServing | Refused::Busy => Answer::Refused,
+                        };
                         self.answer(name, asked, answer);
                     }
                 }
@@ -304,8 +330,16 @@ impl World {
                     let after = self.latency();
                     self.at(after, Event::AskSums { peer: name.clone(), take, until: now + PULL_MS_MAX });
                 }
-                PeerEffect::Save { step } => self.give(name, Work::Save { step }),
                 PeerEffect::GiveTo(mates) => peer.mates = mates,
+                PeerEffect::Save { step, check } => self.give(name, Work::Save { step, check }),
+                PeerEffect::End(why) => {
+                    self.say(|| format!("{name} ends: {why}"));
+                    self.end_peer(name);
+                    if self.scenario.script.is_none() {
+                        let after = 100 + self.draw(500);
+                        self.at(after, Event::Join);
+                    }
+                }
                 PeerEffect::Retire => {
                     self.say(|| format!("{name} retires"));
                     if let Some(peer) = self.peers.get_mut(name) {
@@ -349,8 +383,13 @@ impl World {
             self.start(name);
         }
         match work {
-            Work::Job(Job::Compute { request, call, accumulate }) => {
-                self.compute(name, request, call, accumulate)
+            Work::Job(Job::Compute { request, call, accumulate, check }) => {
+                if !check || !self.notices(name) {
+                    self.compute(name, request, call, accumulate);
+                }
+            }
+            Work::Job(Job::Check) => {
+                self.notices(name);
             }
             Work::Job(Job::Clear) => {
                 self.say(|| format!("{name} has cleared"));
@@ -367,8 +406,15 @@ impl World {
                 }
                 self.with_peer(name, |node, out| node.added(take, out));
             }
-            Work::Job(Job::Apply { step, scale }) => self.apply(name, step, scale),
+            Work::Job(Job::Apply { step, scale, prove }) => {
+                if !self.notices(name) {
+                    self.apply(name, step, scale, prove);
+                }
+            }
             Work::Open { shard, round } => {
+                if self.notices(name) {
+                    return;
+                }
                 let Some(peer) = self.peers.get_mut(name) else { return };
                 if peer.averages.get(&shard).is_some_and(|(_, a)| a.round == round) {
                     peer.open.insert(shard, round);
@@ -378,19 +424,29 @@ impl World {
                 }
             }
             Work::Hand { to, take } => {
+                if self.notices(name) {
+                    return;
+                }
                 let sums = self.peers.get(name).map(|p| p.sums.get(&take.step).cloned().unwrap_or_default());
                 let after = self.latency();
                 self.at(after, Event::Sums { peer: to, take, sums });
             }
-            Work::Save { step } => {
+            Work::Save { step, check } => {
+                if self.notices(name) {
+                    return;
+                }
+                let compared = self.is_compared(name);
                 let Some(peer) = self.peers.get_mut(name) else { return };
-                let broken = std::mem::take(&mut peer.broken_disk);
-                let (stage, state) = (peer.stage, peer.state);
+                let broken = !check && std::mem::take(&mut peer.broken_disk);
+                let (stage, mut state) = (peer.stage, peer.state);
+                if peer.flaw.take_if(|flaw| *flaw == Flaw::Miswrites).is_some() && compared {
+                    state.now.own ^= 1 << 3;
+                }
                 if peer.step != step {
                     let at = peer.step;
                     self.violation(format!("{name} saves step {step} and is at {at}"));
                 }
-                let works = !broken && !self.is_away();
+                let works = check || (!broken && !self.is_away());
                 let after = 5 + self.draw(150);
                 self.at(after, Event::Written { peer: name.clone(), step, stage, state, works });
             }
@@ -417,7 +473,8 @@ impl World {
                 peer.history.clear();
                 peer.averages.clear();
                 self.check(name, stage, step, state);
-                self.with_peer(name, |node, out| node.ready(stage, step, out));
+                let digest = digest(&state, true);
+                self.with_peer(name, |node, out| node.ready(stage, step, digest, out));
             }
         }
     }
@@ -441,6 +498,13 @@ impl World {
         };
         let took_us = 1000 * duration(call.kind, peer.slowness);
         let asked = peer.requests.remove(&request);
+        if let Some(asked) = asked.clone()
+            && peer.flaw.take_if(|flaw| *flaw == Flaw::Refuses).is_some()
+        {
+            peer.answers.insert(request, (asked, Answer::Broken));
+            let what = "a value that is not finite".to_owned();
+            return self.with_peer(name, |node, out| node.computed(request, Err(what), took_us, out));
+        }
         let (mut loss, mut tensor, mut added) = (None, 0, None);
         if let Some(asked) = &asked {
             match call.kind {
@@ -467,15 +531,29 @@ impl World {
         } else if asked.is_none() {
             self.say(|| format!("{name} has no inputs of {call:?}"));
         }
-        self.with_peer(name, |node, out| node.computed(request, Ok(loss), took_us, out));
-        if let Some(asked) = asked {
-            self.answer(name, asked, Answer::Tensors(tensor, loss));
+        if let (Some(asked), Some(peer)) = (asked, self.peers.get_mut(name)) {
+            peer.answers.insert(request, (asked, Answer::Tensors(tensor, loss)));
         }
+        self.with_peer(name, |node, out| node.computed(request, Ok(loss), took_us, out));
+    }
+
+    /// Does a peer whose memory has changed notice that, before it does harm?
+    fn notices(&mut self, name: &PeerName) -> bool {
+        let Some(peer) = self.peers.get_mut(name).filter(|p| p.flaw == Some(Flaw::Flipped)) else {
+            return false;
+        };
+        peer.engine.clear();
+        peer.fetching = None;
+        let what = "a parameter is not what was written".to_owned();
+        self.say(|| format!("{name} notices that its memory has changed"));
+        self.with_peer(name, |node, out| node.corrupt(what, out));
+        true
     }
 
     /// The update: the averages must contain every key once.
-    fn apply(&mut self, name: &PeerName, step: Step, scale: f32) {
+    fn apply(&mut self, name: &PeerName, step: Step, scale: f32, prove: bool) {
         let shape = self.scenario.shape;
+        let compared = self.is_compared(name);
         // Whoever fetches for long has to be followed for long.
         let keep = if self.scenario.script.is_some() { KEEP_LONG } else { KEEP };
         let Some(peer) = self.peers.get_mut(name) else { return };
@@ -503,6 +581,10 @@ impl World {
             return;
         }
         peer.state = shape.next(&peer.state, shape.update(stage, &peer.state.now, &averages, scale));
+        if peer.flaw.take_if(|flaw| *flaw == Flaw::Miscalculates).is_some() && compared {
+            peer.state.now.own ^= 1 << 17;
+            peer.flaw = Some(Flaw::Differs);
+        }
         peer.step += 1;
         peer.sums = peer.sums.split_off(&peer.step);
         peer.changed();
@@ -510,13 +592,28 @@ impl World {
         peer.history.retain(|s, _| s + keep > step);
         let state = peer.state;
         self.check(name, stage, step + 1, state);
-        self.with_peer(name, |node, out| node.applied(step + 1, state.now.hash(), out));
+        let digest = digest(&state, prove);
+        self.with_peer(name, |node, out| node.applied(step + 1, digest, out));
+    }
+
+    /// Does anybody serve the stage of a peer who is right? What the only one does nobody can compare with anything.
+    fn is_compared(&self, name: &PeerName) -> bool {
+        let stages = self.conductor.iter().flat_map(Conductor::members);
+        let right =
+            |other: &&PeerName| self.peers.get(*other).is_some_and(|p| p.healthy() && p.flaw.is_none());
+        stages.filter(|members| members.contains(name)).any(|members| {
+            let wrong =
+                |other: &PeerName| self.peers.get(other).is_some_and(|p| p.flaw == Some(Flaw::Differs));
+            let others = || members.iter().filter(|other| *other != name);
+            others().filter(right).count() > 0 && !others().any(wrong)
+        })
     }
 
     /// Are these the weights of the steps done one after the other?
     fn check(&mut self, name: &PeerName, stage: StageId, step: Step, state: State) {
         let right = self.truth.get(step as usize).map(|t| t.states[stage as usize]);
-        if right != Some(state) {
+        // What is wrong with somebody who is, others have to notice.
+        if right != Some(state) && !self.wrong {
             self.violation(format!("{name}, stage {stage}, step {step}: {state:?} instead of {right:?}"));
         }
     }
@@ -530,11 +627,17 @@ impl World {
         let step = *step;
         let stages = self.scenario.shape.stages;
         let Some(mate) = average.group.get(index) else {
-            let squares = self.scenario.shape.squares(average.sum);
+            let mut squares = self.scenario.shape.squares(average.sum);
             let text = format!("{name} has the average of shard {shard}, round {round}: {:?}", average.keys);
             self.say(|| text);
-            if let Some((_, average)) = self.peers.get_mut(name).and_then(|p| p.averages.get_mut(&shard)) {
-                average.complete = true;
+            let compared = self.is_compared(name);
+            if let Some(peer) = self.peers.get_mut(name) {
+                if peer.flaw.take_if(|flaw| *flaw == Flaw::OtherAverage).is_some() && compared {
+                    squares[0] += 1.0;
+                }
+                if let Some((_, average)) = peer.averages.get_mut(&shard) {
+                    average.complete = true;
+                }
             }
             self.with_peer(name, |node, out| node.averaged(step, shard, round, squares, out));
             return;
@@ -571,7 +674,9 @@ impl World {
             None => self.at(25, Event::Pull { peer: name.clone(), shard, round, index, until }),
             Some(why) => {
                 let why = format!("{mate} is {why}");
-                self.with_peer(name, |node, out| node.average_failed(step, shard, round, why, out));
+                self.with_peer(name, |node, out| {
+                    node.average_failed(step, shard, round, why, Some(mate), out)
+                });
             }
         }
     }
@@ -670,7 +775,12 @@ impl World {
         };
         let mut have = fetching.have;
         let mut after = 30;
-        if let Some(mate) = self.peers.get(mate).filter(answers) {
+        let mate = mate.clone();
+        if self.notices(&mate) {
+            self.at(after, Event::Fetch { peer: name.clone(), fetch });
+            return;
+        }
+        if let Some(mate) = self.peers.get(&mate).filter(answers) {
             have = match have {
                 None => {
                     after = whole_ms.unwrap_or(40 + draw as u64 / 5);
@@ -694,7 +804,7 @@ impl World {
 
     pub(super) fn written(&mut self, name: &PeerName, step: Step, stage: StageId, state: State, works: bool) {
         let report = if works {
-            let record = format!("{stage}/{step}/{name}");
+            let record = format!("{stage}/{step}/{:x}", mix(state.now.hash(), state.before.hash()));
             self.files.insert(record.clone(), (step, stage, state));
             PeerReport::Saved { step, record }
         } else {
@@ -747,4 +857,10 @@ impl World {
         }
         self.with_peer(name, |node, out| node.leave(within_ms, out));
     }
+}
+
+/// What a peer says that its state is.
+fn digest(state: &State, prove: bool) -> StateDigest {
+    let fingerprint = mix(state.now.hash(), state.before.hash());
+    StateDigest { fingerprint, root: prove.then(|| format!("{fingerprint:x}")) }
 }

@@ -15,6 +15,19 @@ pub enum Kinds {
     All,
     /// Peers leave with notice, and join.
     Notice,
+    /// Peers compute, remember or say what is wrong; the conductor is killed, streams break, others join.
+    Wrong,
+}
+
+/// Who is killed at a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Struck {
+    /// Whom it would reach.
+    Receiver,
+    /// Who sent it.
+    Sender,
+    /// All peers; as many others come.
+    AllPeers,
 }
 
 /// Peers of one stage that go.
@@ -90,8 +103,8 @@ pub struct Scenario {
     pub damages: bool,
     /// From when until when the destination of checkpoints takes nothing.
     pub away_ms: (u64, u64),
-    /// When this delivery is due, its receiver (true) or its sender is killed instead.
-    pub kill_at: Option<(u64, bool)>,
+    /// When this delivery is due, somebody is killed instead.
+    pub kill_at: Option<(u64, Struck)>,
     /// Keep a trace.
     pub trace: bool,
 }
@@ -133,6 +146,18 @@ impl Scenario {
             away_ms: (0, 0),
             kill_at: None,
             trace: false,
+        }
+    }
+
+    /// One in which peers are wrong, two or three a stage, so that in some others can tell who is.
+    #[must_use]
+    pub fn wrong(seed: u64) -> Self {
+        let scenario = Self::from_seed(seed);
+        Self {
+            kinds: Kinds::Wrong,
+            peers: scenario.shape.stages * (2 + (seed % 2) as u32),
+            faults: scenario.faults + 1,
+            ..scenario
         }
     }
 

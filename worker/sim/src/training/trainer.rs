@@ -8,6 +8,7 @@ use dunlin_protocol::training::{
     TrainerEffect,
 };
 
+use super::net::ARITHMETIC;
 use super::world::{Answer, Asked, Event, Up, World};
 use crate::model::mix;
 
@@ -51,7 +52,8 @@ impl World {
         trainer.stream = Some(stream);
         trainer.core.connected(&mut out);
         let me = Mate { name: name.clone(), addr: name.to_string(), host: String::new() };
-        self.up(name, Some(stream), Up::Hello(Hello { me, role: Role::Trainer { data: String::new() } }));
+        let role = Role::Trainer { data: String::new() };
+        self.up(name, Some(stream), Up::Hello(Hello { me, arithmetic: ARITHMETIC, role }));
         self.trainer_effects(name, out);
     }
 
@@ -93,6 +95,7 @@ impl World {
             Answer::Refused => CallOutcome::Refused,
             Answer::Stale => CallOutcome::Stale,
             Answer::Broken => CallOutcome::Broken,
+            Answer::Failed(what) => CallOutcome::Failed(what),
         };
         trainer.core.ended(id, outcome, now, &mut out);
         self.say(|| text);

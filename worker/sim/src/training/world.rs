@@ -12,7 +12,7 @@ use dunlin_protocol::training::{
 
 use super::numbers::{State, Sums, Truth, sequential};
 use super::peer::PeerShell;
-use super::scenario::{Kinds, Loss, Outcome, Scenario};
+use super::scenario::{Kinds, Loss, Outcome, Scenario, Struck};
 use super::trainer::TrainerShell;
 use crate::model::mix;
 
@@ -57,6 +57,8 @@ pub(super) enum Answer {
     Refused,
     Stale,
     Broken,
+    /// It cannot be computed.
+    Failed(String),
 }
 
 pub(super) enum Event {
@@ -188,6 +190,8 @@ pub(super) struct World {
     /// Files of checkpoints by their record.
     pub(super) files: BTreeMap<String, (Step, StageId, State)>,
     pub(super) sealed: BTreeMap<Step, Vec<State>>,
+    /// The newest that this life of the conductor found, has completed or is completing.
+    pub(super) promised: Option<Step>,
     /// Those of which some file is no longer what it was.
     pub(super) damaged: BTreeSet<Step>,
     pub(super) truth: Vec<Truth>,
@@ -201,8 +205,10 @@ pub(super) struct World {
     /// Somebody left with no time or no mate, or was lost: work may be done again.
     pub(super) unforeseen: bool,
     pub(super) suspending: bool,
-    /// Armed: the so manieth delivery kills its receiver or its sender.
-    pub(super) kill_at: Option<(u64, bool)>,
+    /// Somebody computes or says what is wrong, or has done so.
+    pub(super) wrong: bool,
+    /// Armed: what the so manieth delivery is followed by.
+    pub(super) kill_at: Option<(u64, Struck)>,
     pub(super) finished_at: Option<u64>,
     pub(super) out: Outcome,
 }
@@ -246,6 +252,7 @@ impl World {
             counter: 0,
             files: BTreeMap::new(),
             sealed: BTreeMap::new(),
+            promised: None,
             damaged: BTreeSet::new(),
             truth: sequential(&scenario.shape, scenario.steps),
             born: 0,
@@ -255,6 +262,7 @@ impl World {
             reached: 0,
             unforeseen: false,
             suspending: false,
+            wrong: false,
             kill_at: scenario.kill_at,
             finished_at: None,
             out: Outcome::default(),
@@ -325,17 +333,26 @@ impl World {
         if self.draw(3) == 0 { 1 + self.draw(1500) } else { 1 + self.draw(50) }
     }
 
-    /// Counts a delivery; true when its receiver or sender is killed instead.
+    /// Counts a delivery; true when somebody is killed instead.
     fn strikes(&mut self, from: Option<&PeerName>, to: Option<&PeerName>) -> bool {
         self.out.deliveries += 1;
-        let Some((left, receiver)) = self.kill_at else { return false };
+        let Some((left, struck)) = self.kill_at else { return false };
         if left > 0 {
-            self.kill_at = Some((left - 1, receiver));
+            self.kill_at = Some((left - 1, struck));
             return false;
         }
         self.kill_at = None;
         self.fault("at a message");
-        match if receiver { to } else { from } {
+        let one = match struck {
+            Struck::Receiver => to,
+            Struck::Sender => from,
+            Struck::AllPeers => {
+                self.kill_all();
+                // What others say to each other arrives.
+                return [from, to].into_iter().flatten().any(|name| !self.trainers.contains_key(name));
+            }
+        };
+        match one {
             None => self.kill_conductor(),
             Some(name) if self.trainers.contains_key(name) => self.kill_trainer(&name.clone()),
             Some(name) => self.kill_peer(&name.clone(), true),
@@ -497,6 +514,18 @@ impl World {
         }
     }
 
+    /// Somebody is told to load: that must be there, and be the newest that this conductor has completed or is completing, unless that is damaged.
+    pub(super) fn loads(&mut self, step: Step, checkpoint: bool) {
+        let there = if checkpoint { self.sealed.contains_key(&step) } else { step == 0 };
+        let newest = self.promised.filter(|newest| !self.damaged.contains(newest));
+        let right = newest.is_none_or(|newest| checkpoint && step >= newest);
+        if !there || !right {
+            self.violation(format!(
+                "load step {step}, checkpoint {checkpoint}, and the newest is {newest:?}"
+            ));
+        }
+    }
+
     /// All are told to load a checkpoint: has a stage really nobody left?
     pub(super) fn goes_back(&mut self, to: Step) {
         if to >= self.reached {
@@ -516,7 +545,7 @@ impl World {
         let lost = (0..self.scenario.shape.stages).any(|s| !holds(s));
         let newest = self.sealed.keys().next_back().copied().unwrap_or(0);
         self.say(|| format!("back from step {reached} to {to}"));
-        if !lost {
+        if !lost && !self.wrong {
             self.violation(format!("back from step {reached} to {to}, and every stage has a peer"));
         }
         if to > newest {

@@ -1,5 +1,6 @@
 //! The role that owns the ledger: streams, checkpoints and a page around [`Conductor`].
 //!
+//! * [`streams`] who speaks on which stream, and when one ends
 //! * [`keeper`] the destination of checkpoints, off the loop
 //! * [`page`] what people and scrapers see
 //! * [`record`] the course of the run, as shown
@@ -7,12 +8,14 @@
 mod keeper;
 mod page;
 mod record;
+mod streams;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
+use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
@@ -35,6 +38,7 @@ use crate::exit::NeedsUser;
 use crate::health;
 use keeper::{Keeper, Kept, Opened, Order};
 use record::Record;
+use streams::{Streams, Who};
 
 /// How long peers may take to report after a start.
 const GATHER_MS: u64 = 2000;
@@ -48,6 +52,8 @@ const FETCH_MS: u64 = 10_000;
 const END: Duration = Duration::from_secs(2);
 /// How often time passes.
 const TICK: Duration = Duration::from_millis(50);
+/// This process did nothing for so long: whoever has a stream to it has hung up, or is about to.
+const SLEPT: Duration = Duration::from_millis(1250);
 
 /// Runs a conductor until SIGTERM.
 ///
@@ -82,6 +88,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
         incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
+        arithmetic: ARITHMETIC_VERSION,
     };
     let record = Arc::new(Mutex::new(record));
     let listener = TcpListener::bind(args.process.listen)
@@ -107,14 +114,13 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let shell = Shell {
         core: Conductor::new(config),
         data: None,
-        data_of: BTreeMap::new(),
         run,
         keeper,
         claimed: false,
-        streams: BTreeMap::new(),
-        names: BTreeMap::new(),
+        streams: Streams::default(),
         record,
         started: Instant::now(),
+        turned: Instant::now(),
     };
     shell.run(inbound, kept).await
 }
@@ -131,28 +137,20 @@ fn other_data(name: &PeerName, data: &str, known: &str) -> String {
     )
 }
 
-struct Stream {
-    sayer: Sayer,
-    name: PeerName,
-    is_trainer: bool,
-}
-
 struct Shell {
     core: Conductor,
     /// Digest of the tokens of the run, once a trainer or a checkpoint has told it.
     data: Option<String>,
-    /// Digests of the tokens of trainers.
-    data_of: BTreeMap<PeerName, String>,
     run: Arc<Run>,
     /// Where checkpoints go, if anywhere.
     keeper: Option<Keeper>,
     /// The keeper was told that the run makes steps.
     claimed: bool,
-    streams: BTreeMap<StreamId, Stream>,
-    /// The present stream of everybody.
-    names: BTreeMap<PeerName, StreamId>,
+    streams: Streams,
     record: Arc<Mutex<Record>>,
     started: Instant,
+    /// The end of the last turn of the loop.
+    turned: Instant,
 }
 
 impl Shell {
@@ -170,13 +168,28 @@ impl Shell {
                     self.end(&mut kept).await;
                     return Ok(());
                 }
-                Some(event) = inbound.recv() => self.arrived(event),
+                Some(event) = inbound.recv() => {
+                    self.wakes();
+                    self.arrived(event);
+                }
                 Some(kept) = kept.recv() => self.kept(kept)?,
                 _ = ticks.tick() => {
+                    self.wakes();
                     self.handle(ConductorEvent::Tick);
                     lock(&self.record).look(&self.core);
                 }
             }
+            self.turned = Instant::now();
+        }
+    }
+
+    /// Others are not to be taken for lost because this process stood still.
+    fn wakes(&mut self) {
+        let slept = self.turned.elapsed();
+        if slept > SLEPT {
+            warn!(ms = slept.as_millis(), "this process stood still");
+            self.streams.clear();
+            self.handle(ConductorEvent::Woke);
         }
     }
 
@@ -194,10 +207,10 @@ impl Shell {
             ConductorInbound::Said(id, json) => {
                 if let Err(why) = self.said(id, &json) {
                     warn!(why, "a stream that makes no sense is closed");
-                    self.close(id);
+                    self.ended(id);
                 }
             }
-            ConductorInbound::Closed(id) => self.close(id),
+            ConductorInbound::Closed(id) => self.ended(id),
             ConductorInbound::Observe(_, answer) => {
                 let _ = answer.send(self.observation());
             }
@@ -210,12 +223,9 @@ impl Shell {
         }
     }
 
-    fn close(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.remove(&id) else { return };
-        if self.names.get(&stream.name) == Some(&id) {
-            self.names.remove(&stream.name);
-            self.data_of.remove(&stream.name);
-            self.handle(ConductorEvent::Gone(stream.name));
+    fn ended(&mut self, id: StreamId) {
+        if let Some(lost) = self.streams.end(id) {
+            self.handle(ConductorEvent::Gone(lost));
         }
     }
 
@@ -232,38 +242,39 @@ impl Shell {
                 }
                 return Err(why);
             }
-            self.data_of.insert(name.clone(), data.clone());
         }
-        let is_trainer = matches!(hello.role, Role::Trainer { .. });
-        self.streams.insert(id, Stream { sayer, name: name.clone(), is_trainer });
-        // What an older stream of the same process still says is of the past.
-        if let Some(old) = self.names.insert(name, id) {
-            self.streams.remove(&old);
-        }
+        let data = match &hello.role {
+            Role::Trainer { data } => Some(data.clone()),
+            Role::Peer { .. } => None,
+        };
+        self.streams.opened(id, Who { name, data }, sayer);
         self.handle(ConductorEvent::Connected(hello));
         Ok(())
     }
 
     fn said(&mut self, id: StreamId, json: &str) -> Result<(), String> {
-        let Some(stream) = self.streams.get(&id) else { return Ok(()) };
-        let name = stream.name.clone();
-        let wrong = |e: serde_json::Error| format!("{name}: {e}");
-        if stream.is_trainer {
-            let report: TrainerReport = serde_json::from_str(json).map_err(wrong)?;
-            self.handle(ConductorEvent::Trainer(name, report));
+        let wrong = |who: &Who, e: serde_json::Error| format!("{}: {e}", who.name);
+        // Without one it ended, and this was still on its way.
+        let Some(who) = self.streams.who(id).cloned() else { return Ok(()) };
+        if who.data.is_some() {
+            let report: TrainerReport = serde_json::from_str(json).map_err(|e| wrong(&who, e))?;
+            self.handle(ConductorEvent::Trainer(who.name, report));
         } else {
-            let report: PeerReport = serde_json::from_str(json).map_err(wrong)?;
-            self.handle(ConductorEvent::Peer(name, report));
+            let report: PeerReport = serde_json::from_str(json).map_err(|e| wrong(&who, e))?;
+            self.handle(ConductorEvent::Peer(who.name, report));
         }
         Ok(())
     }
 
+    /// The core decides, and is obeyed. Whoever turns out to be lost when it is to be told something is the next event.
     fn handle(&mut self, event: ConductorEvent) {
-        let mut out = Vec::new();
-        let now = self.now();
-        self.core.handle(now, event, &mut out);
-        for effect in out {
-            self.perform(effect);
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut out = Vec::new();
+            let now = self.now();
+            self.core.handle(now, event, &mut out);
+            let lost = out.into_iter().filter_map(|effect| self.perform(effect));
+            events.extend(lost.map(ConductorEvent::Gone));
         }
     }
 
@@ -325,19 +336,16 @@ impl Shell {
 
     /// It is known now which data the run was begun with. Trainers that have other data may have been here before that.
     fn begun_with(&mut self, data: String) {
-        let others: Vec<(PeerName, String)> = self
-            .data_of
-            .iter()
-            .filter(|(_, of)| **of != data)
-            .map(|(n, of)| (n.clone(), of.clone()))
-            .collect();
-        for (name, of) in others {
-            let why = other_data(&name, &of, &data);
+        for who in self.streams.all() {
+            let Some(why) = who.data.filter(|of| *of != data).map(|of| other_data(&who.name, &of, &data))
+            else {
+                continue;
+            };
             self.note(why.clone());
-            self.say(&name, &ToTrainer::Refused { why });
-            if let Some(id) = self.names.get(&name).copied() {
-                self.close(id);
+            if self.say(&who.name, &ToTrainer::Refused { why }).is_none() {
+                self.streams.hang_up(&who.name);
             }
+            self.handle(ConductorEvent::Gone(who.name));
         }
         self.data = Some(data);
     }
@@ -358,15 +366,12 @@ impl Shell {
         }
     }
 
-    fn perform(&mut self, effect: ConductorEffect) {
+    /// Who was lost on the way.
+    fn perform(&mut self, effect: ConductorEffect) -> Option<PeerName> {
         match effect {
-            ConductorEffect::ToPeer(name, message) => self.say(&name, &message),
-            ConductorEffect::ToTrainer(name, message) => self.say(&name, &message),
-            ConductorEffect::Drop(name) => {
-                if let Some(id) = self.names.remove(&name) {
-                    self.streams.remove(&id);
-                }
-            }
+            ConductorEffect::ToPeer(name, message) => return self.say(&name, &message),
+            ConductorEffect::ToTrainer(name, message) => return self.say(&name, &message),
+            ConductorEffect::Drop(name) => self.streams.hang_up(&name),
             ConductorEffect::Note(text) => self.note(text),
             ConductorEffect::Moved(moved) => {
                 info!(peer = %moved.peer, from = moved.from, to = moved.to, "moves: {}", moved.reason);
@@ -387,20 +392,16 @@ impl Shell {
                 self.order(Order::Seal(step, records, self.data.clone().unwrap_or_default()));
             }
         }
+        None
     }
 
-    fn say(&mut self, name: &PeerName, message: &impl serde::Serialize) {
-        let Some(stream) = self.names.get(name).and_then(|id| self.streams.get(id)) else { return };
+    fn say(&mut self, name: &PeerName, message: &impl serde::Serialize) -> Option<PeerName> {
         match serde_json::to_string(message) {
-            // A stream that takes nothing more is broken: dropping its sayer ends it.
-            Ok(json) => {
-                if stream.sayer.try_send(json).is_err()
-                    && let Some(id) = self.names.get(name)
-                {
-                    self.streams.remove(&id.clone());
-                }
+            Ok(json) => self.streams.say(name, json),
+            Err(error) => {
+                warn!(%error, "a message cannot be written");
+                None
             }
-            Err(error) => warn!(%error, "a message cannot be written"),
         }
     }
 }

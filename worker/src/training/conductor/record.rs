@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use dunlin_planner::PeerName;
-use dunlin_protocol::training::conductor::{Committed, Moved, Totals};
+use dunlin_protocol::training::conductor::{Committed, Expelled, Moved, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
 use dunlin_train::Run;
 use serde::Serialize;
@@ -79,6 +79,7 @@ pub struct Record {
     peers: Vec<usize>,
     members: Vec<Vec<PeerName>>,
     totals: Totals,
+    expelled: Vec<Expelled>,
     checkpoint: Option<(Step, String, String)>,
     sequences_per_step: usize,
     validation_loss: Option<f64>,
@@ -109,6 +110,7 @@ impl Record {
             peers: vec![0; run.config.stages as usize],
             members: Vec::new(),
             totals: Totals::default(),
+            expelled: Vec::new(),
             checkpoint: None,
             sequences_per_step: run.config.global_batch,
             validation_loss: None,
@@ -125,6 +127,10 @@ impl Record {
         self.totals = core.totals();
         self.trouble = core.checkpoint_trouble();
         self.checkpoints_known = core.knows_checkpoints();
+        if self.expelled.len() != core.expelled().len() || self.expelled.last() != core.expelled().next_back()
+        {
+            self.expelled = core.expelled().cloned().collect();
+        }
         if let Some(sum) = core.final_validation() {
             self.validation_loss = Some(sum / self.validation_tokens as f64);
         }
@@ -242,6 +248,9 @@ impl Record {
             "loss": last.map(|s| s.loss), "validationLoss": self.validation_loss,
             "tokensPerSecond": tokens, "stages": stages,
             "redone": self.totals.redone, "lost": self.totals.lost, "moves": self.totals.moves,
+            "expelled": self.expelled.iter().map(|e| {
+                json!({"peer": e.peer, "host": e.host, "step": e.step, "why": e.why})
+            }).collect::<Vec<_>>(),
             "lastCheckpoint": self.checkpoint.as_ref().map(|(step, path, sha256)| {
                 json!({"step": step, "path": path, "sha256": sha256})
             }),

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use dunlin_protocol::training::{Mate, ShardId, StageId, Step};
 use dunlin_train::average::{Average, Share, Total, chunks, part, result_codec};
+use dunlin_train::codec::CodecError;
 use dunlin_train::config::GradientWire;
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
@@ -19,9 +20,9 @@ use futures::future::try_join_all;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
-use super::super::values::{Clients, PATIENCE};
-use super::engine::Engine;
-use super::serve::{index, refuse};
+use super::super::values::{Clients, Fault, PATIENCE};
+use super::engine::{Bench, Engine};
+use super::serve::{Alarm, index, send_bytes};
 
 /// Which average.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,51 +108,65 @@ fn range_of(part: &proto::PartOf) -> Range<usize> {
 }
 
 /// Gives a mate the part that it asks for of the sums here.
-pub async fn give_share(engine: Engine, part: proto::PartOf, pieces: PieceSender) {
-    let share = match share(&engine, Which::of(&part)).await {
-        Ok(share) => share,
-        Err(why) => return refuse(&pieces, &why),
-    };
+pub async fn give_share(
+    engine: &Engine,
+    part: proto::PartOf,
+    pieces: &PieceSender,
+    alarm: &Alarm,
+) -> Result<(), String> {
+    let share = share(engine, Which::of(&part), alarm).await?;
     let range = range_of(&part);
     if range.start > range.end || range.end > share.len() {
-        return refuse(&pieces, "the shard has fewer values");
+        return Err("the shard has fewer values".to_owned());
     }
     let mut scratch = Vec::new();
     for chunk in chunks(range) {
-        let bytes = match share.encode(chunk, &mut scratch) {
-            Ok(bytes) => bytes,
-            Err(error) => return refuse(&pieces, &error.to_string()),
-        };
+        let encoded = share.encode(chunk, &mut scratch);
+        let bytes = intact(encoded, alarm).await?;
         // The mate is gone when it no longer wants them.
-        if pieces.send(Ok(proto::Piece { data: bytes.into(), step: part.step })).await.is_err() {
-            return;
+        if !send_bytes(bytes.into(), part.step, pieces).await {
+            return Ok(());
         }
     }
+    Ok(())
 }
 
 /// Gives a mate the part that was formed here, chunk by chunk, as they are formed.
-pub async fn give_result(formed: Arc<Formed>, part: proto::PartOf, pieces: PieceSender) {
+pub async fn give_result(formed: &Formed, part: proto::PartOf, pieces: &PieceSender) -> Result<(), String> {
     let (which, range) = (Which::of(&part), range_of(&part));
     for (index, _) in chunks(range.clone()).enumerate() {
-        let Some(data) = formed.wait(which, &range, index).await else {
-            return refuse(&pieces, "this peer has not formed that part");
-        };
-        if pieces.send(Ok(proto::Piece { data, step: part.step })).await.is_err() {
-            return;
+        let data = formed.wait(which, &range, index).await.ok_or("this peer has not formed that part")?;
+        if !send_bytes(data, part.step, pieces).await {
+            return Ok(());
         }
     }
+    Ok(())
+}
+
+/// Sums that are not what was added to them are given to nobody.
+async fn intact<T>(encoded: Result<T, CodecError>, alarm: &Alarm) -> Result<T, String> {
+    if let Err(error @ CodecError::Changed(_)) = &encoded {
+        alarm.raise(error.to_string()).await;
+    }
+    encoded.map_err(|error| error.to_string())
 }
 
 /// What this peer contributes, as of now.
-async fn share(engine: &Engine, which: Which) -> Result<Share, String> {
+async fn share(engine: &Engine, which: Which, alarm: &Alarm) -> Result<Share, String> {
     let (share_in, share) = oneshot::channel();
-    engine.run(move |bench| {
-        let stage = bench.stage.as_ref().filter(|stage| stage.step() == which.step);
+    let alarm = alarm.clone();
+    engine.run(move |Bench { stage, pool }| {
+        let stage = stage.as_mut().filter(|stage| stage.step() == which.step);
+        let share = stage.map(|stage| stage.share(pool, which.shard)).transpose();
+        let share = share.map_err(|error| {
+            alarm.raise_blocking(error.to_string());
+            error.to_string()
+        });
         // The receiver is gone when the attempt was given up.
-        let _ = share_in.send(stage.map(|stage| stage.share(which.shard)));
+        let _ = share_in.send(share);
     });
     let share = share.await.map_err(|_| "the engine ended")?;
-    share.ok_or_else(|| "this peer is not at that step".to_owned())
+    share?.ok_or_else(|| "this peer is not at that step".to_owned())
 }
 
 /// Forms the average of a shard with `group`, in which this peer is `me`. `values` is that of an average that is no longer needed, if there is one: what is
@@ -168,10 +183,11 @@ pub async fn form(
     stage: StageId,
     group: &[Mate],
     me: &Mate,
+    alarm: &Alarm,
     mut values: Vec<f32>,
-) -> Result<Average, String> {
+) -> Result<Average, Fault> {
     let index = group.iter().position(|m| m.name == me.name).ok_or("this peer is not in the group")?;
-    let share = share(engine, which).await?;
+    let share = share(engine, which, alarm).await?;
     let (len, count) = (share.len(), group.len());
     values.resize(len, 0.0);
     let (mut rest, mut own, mut pulls) = (values.as_mut_slice(), Default::default(), Vec::new());
@@ -189,9 +205,9 @@ pub async fn form(
         }
     }
     formed.begin(which, part(len, index, count));
-    let reduced = reduce(clients, formed, wire, which, stage, group, index, &share, own);
+    let reduced = reduce(clients, formed, wire, which, stage, group, index, &share, alarm, own);
     let (lost, _) = tokio::try_join!(reduced, try_join_all(pulls))?;
-    Ok(Average { values, index, count, lost })
+    Ok(Average { values, index, count, lost, bits: 0 })
 }
 
 /// Adds this peer's part of everybody's sums, to `out` and for the others to pull. What its encoding lost.
@@ -204,8 +220,9 @@ async fn reduce(
     group: &[Mate],
     index: usize,
     share: &Share,
+    alarm: &Alarm,
     out: &mut [f32],
-) -> Result<Vec<f32>, String> {
+) -> Result<Vec<f32>, Fault> {
     let range = part(share.len(), index, group.len());
     let asks = group.iter().enumerate().map(|(i, mate)| {
         let what = What::Sums(which.part(&range));
@@ -222,7 +239,7 @@ async fn reduce(
         total.begin(chunk.len());
         for (mate, pieces) in group.iter().zip(&mut theirs) {
             match pieces {
-                None => total.add_own(share, &chunk),
+                None => intact(total.add_own(share, &chunk), alarm).await?,
                 Some(pieces) => {
                     let added = next(pieces).await;
                     let added = added.and_then(|bytes| total.add(&bytes).map_err(|e| e.to_string()));

@@ -49,7 +49,7 @@ impl Files {
 }
 
 impl Collected {
-    /// Collects updates from that of `step` on, as long as they take no more than `bytes_max`.
+    /// Collects updates of `len` values from that of `step` on, as long as they take no more than `bytes_max`.
     ///
     /// # Errors
     /// When there is nowhere to put them.
@@ -58,11 +58,12 @@ impl Collected {
         stage: StageId,
         step: Step,
         mates: Vec<Mate>,
+        len: usize,
         bytes_max: u64,
     ) -> std::io::Result<Self> {
         let folder = Scratch::new("updates")?;
         let files = Arc::new(Files { folder, bytes: AtomicU64::new(0), end: watch::Sender::new(step) });
-        let task = tokio::spawn(collect(clients, stage, step, mates, Arc::clone(&files), bytes_max));
+        let task = tokio::spawn(collect(clients, (stage, len), step, mates, Arc::clone(&files), bytes_max));
         Ok(Self { files, task })
     }
 
@@ -85,7 +86,7 @@ impl Drop for Collected {
 
 async fn collect(
     clients: Clients,
-    stage: StageId,
+    (stage, len): (StageId, usize),
     from: Step,
     mates: Vec<Mate>,
     files: Arc<Files>,
@@ -93,7 +94,7 @@ async fn collect(
 ) {
     let mut step = from;
     loop {
-        let Ok(gradient) = made_update(&clients, stage, step, &mates).await else {
+        let Ok(gradient) = made_update(&clients, (stage, len), step, &mates).await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
@@ -132,11 +133,14 @@ mod tests {
 
     use super::super::average::Formed;
     use super::super::engine::Engine;
-    use super::super::{serve, server};
+    use super::super::serve::{Alarm, Giver};
+    use super::super::server;
     use super::{Clients, Collected};
 
     /// Whatever is waited for comes within this time.
     const LIMIT: Duration = Duration::from_secs(20);
+    /// Of one call.
+    const CALL_BYTES: usize = 1 << 20;
 
     /// A peer that makes updates when it is told to, and gives them to whoever asks.
     struct Maker {
@@ -162,20 +166,21 @@ mod tests {
             let model = shape.model_config(256).unwrap();
             let run = Arc::new(Run::new(config, model).unwrap());
             let stage = Stage::initial(&run, 0, &Pool::new(1)).unwrap();
-            let (values, engine) = (stage.layout().len(), Engine::start(1).unwrap());
+            let (values, (engine, _)) = (stage.layout().len(), Engine::start(1).unwrap());
             engine.run(move |bench| bench.stage = Some(stage));
             let (stage_in, mut inbound) = mpsc::channel(16);
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap().to_string();
-            let router = server(&links()).unwrap().add_service(TrainStageService::service(stage_in));
+            let service = TrainStageService::service(stage_in, CALL_BYTES, 4);
+            let router = server(&links()).unwrap().add_service(service);
             let tester = Caller::unproven(Role::Peer, "tester");
             let incoming = dunlin_wire::incoming_in_plain_text(listener, tester).unwrap();
             tokio::spawn(router.serve_with_incoming(incoming));
-            let (served, formed) = (engine.clone(), Arc::<Formed>::default());
+            let giver = Giver::new(engine.clone(), Arc::<Formed>::default(), Alarm::silent());
             tokio::spawn(async move {
                 while let Some(event) = inbound.recv().await {
                     if let StageInbound::Pull(_, request, pieces) = event {
-                        serve::serve(&served, &formed, request, pieces);
+                        giver.serve(request, pieces);
                     }
                 }
             });
@@ -199,7 +204,8 @@ mod tests {
         }
 
         fn collect(&self, bytes_max: u64) -> Collected {
-            Collected::start(Clients::new(links()), 0, 0, vec![self.mate.clone()], bytes_max).unwrap()
+            let mates = vec![self.mate.clone()];
+            Collected::start(Clients::new(links(), CALL_BYTES), 0, 0, mates, self.values, bytes_max).unwrap()
         }
     }
 
@@ -220,7 +226,8 @@ mod tests {
             has(&collected, step).await;
         }
         let mates = std::slice::from_ref(&maker.mate);
-        assert!(super::made_update(&Clients::new(links()), 0, 2, mates).await.is_err());
+        let clients = Clients::new(links(), CALL_BYTES);
+        assert!(super::made_update(&clients, (0, maker.values), 2, mates).await.is_err());
         for step in 0..7 {
             assert_eq!(collected.take(step).await.unwrap(), maker.gradient(step), "step {step}");
             assert!(collected.take(step).await.is_none(), "it takes no place any longer");

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use anyhow::Context;
 use dunlin_kernels::Pool;
 use dunlin_train::Stage;
+use tokio::sync::oneshot;
 
 /// Work on the stage, if there is one yet.
 type Work = Box<dyn FnOnce(&mut Bench) + Send>;
@@ -21,28 +22,34 @@ pub struct Bench {
 #[derive(Clone)]
 pub struct Engine(mpsc::Sender<Work>);
 
+/// Ends when the thread does, which it does by itself only when work panics.
+pub type Ended = oneshot::Receiver<()>;
+
 impl Engine {
     /// Starts the thread; `threads` compute.
     ///
     /// # Errors
     /// When there can be no more threads.
-    pub fn start(threads: usize) -> anyhow::Result<Self> {
+    pub fn start(threads: usize) -> anyhow::Result<(Self, Ended)> {
         let (work_in, work) = mpsc::channel::<Work>();
+        let (alive, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
+                // Dropped with the thread's stack, however that ends.
+                let _alive: oneshot::Sender<()> = alive;
                 let mut bench = Bench { stage: None, pool: Pool::new(threads) };
                 for job in work {
                     job(&mut bench);
                 }
             })
             .context("cannot start a thread")?;
-        Ok(Self(work_in))
+        Ok((Self(work_in), ended))
     }
 
-    /// Adds work. How much can be waiting is bounded by who asks: calls by the node's queue, pulls by the mates.
+    /// Adds work. How much can be waiting is bounded by who asks: one call at a time, what the conductor wants, and as many pulls as are served at once.
     pub fn run(&self, work: impl FnOnce(&mut Bench) + Send + 'static) {
-        // The thread ends only with the process.
+        // Whoever started the thread hears when it has ended.
         let _ = self.0.send(Box::new(work));
     }
 }

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 use super::super::values::Clients;
 use super::average::{Formed, Which, form};
 use super::engine::Engine;
-use super::{memory, serve, server};
+use super::serve::{Alarm, Giver};
+use super::{memory, server};
 use crate::cli::AverageMemberArgs;
 use crate::print;
 
@@ -42,24 +43,25 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     stage.add_sums(0, &sums)?;
     drop(sums);
     let count = stage.layout().len();
-    let engine = Engine::start(1)?;
+    let (engine, _) = Engine::start(1)?;
     engine.run(move |bench| bench.stage = Some(stage));
 
     let (stage_in, mut inbound) = mpsc::channel(256);
     let hello = proto::Hello { name: args.index.to_string(), ..proto::Hello::default() };
     let links = LinksConfig::new(hello, None);
     let listener = TcpListener::bind(&args.group[args.index]).await?;
-    let router = server(&links)?.add_service(TrainStageService::service(stage_in));
+    let service = TrainStageService::service(stage_in, run.call_bytes_max(), 1);
+    let router = server(&links)?.add_service(service);
     // Without encryption, as what it is measured beside.
     let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
     let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
     tokio::spawn(router.serve_with_incoming(incoming));
     let formed = Arc::<Formed>::default();
-    let (served, engine_served) = (Arc::clone(&formed), engine.clone());
+    let giver = Giver::new(engine.clone(), Arc::clone(&formed), Alarm::silent());
     tokio::spawn(async move {
         while let Some(event) = inbound.recv().await {
             if let StageInbound::Pull(_, request, pieces) = event {
-                serve::serve(&engine_served, &served, request, pieces);
+                giver.serve(request, pieces);
             }
         }
     });
@@ -72,7 +74,7 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
             host: String::new(),
         })
         .collect();
-    let (me, clients) = (&group[args.index], Clients::new(links));
+    let (me, clients) = (&group[args.index], Clients::new(links, run.call_bytes_max()));
     if print::line(json!({"values": count}))?.is_break() {
         return Ok(());
     }
@@ -87,8 +89,9 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
         round += 1;
         let which = Which { step: 0, shard: 0, round };
         let begin = Instant::now();
-        let average = form(&clients, &engine, &formed, wire, which, 0, &group, me, values).await;
-        let average = average.map_err(|why| anyhow!(why))?;
+        let alarm = Alarm::silent();
+        let average = form(&clients, &engine, &formed, wire, which, 0, &group, me, &alarm, values).await;
+        let average = average.map_err(|fault| anyhow!("{fault}"))?;
         let seconds = begin.elapsed().as_secs_f64();
         let digest = average
             .values

@@ -2,7 +2,8 @@
 //!
 //! * [`engine`] the thread that owns the stage
 //! * [`average`] averages among the peers of a stage
-//! * [`fetch`] the state of a stage, from mates or a checkpoint
+//! * [`fetch`] a stage, from mates or a checkpoint
+//! * [`state`] its state from several mates, checked
 //! * [`collect`] the updates that are made meanwhile
 //! * [`serve`] what mates pull, [`give`] who is a mate
 //! * [`memory`] what is freed is kept
@@ -16,6 +17,7 @@ mod give;
 pub mod member;
 mod memory;
 mod serve;
+mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,10 +25,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dunlin_kernels::{ARITHMETIC_VERSION, Pool};
+use dunlin_planner::PeerName;
+use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallKind, Job, Mate, PeerEffect, PeerNode, PeerReport, Refused, RequestId, SaveFailure, ShardId,
-    StageId, Step,
+    Call, CallKind, Job, Mate, PeerConfig, PeerEffect, PeerNode, PeerReport, Refused, RequestId, SaveFailure,
+    ShardId, StageId, StateDigest, Step,
 };
 use dunlin_train::average::Average;
 use dunlin_train::checkpoint::Destination;
@@ -44,33 +49,42 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::values::Clients;
-use super::{advertised, first, links, read_config};
+use super::values::{Clients, Fault};
+use super::{advertised, first, links, read_config, saved};
 use crate::cli::TrainPeerArgs;
 use crate::exit::NeedsUser;
 use crate::health;
 use average::{Averages, Formed, Which};
 use collect::Collected;
-use engine::{Bench, Engine};
+use engine::{Bench, Ended, Engine};
 use give::Giving;
+use serve::{Alarm, Giver, root_of};
 
 /// Longest time between notice and end.
 const DRAIN: Duration = Duration::from_secs(25);
+/// Whoever cannot trust its memory tells the conductor, and waits so long for its answer.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// What happens to a peer.
 enum Event {
     /// With the microseconds that it took.
     Computed(RequestId, u64, Result<Computed, String>),
-    Applied(Step, Result<u64, String>),
+    Applied(Step, Result<StateDigest, String>),
     Added(Take, Result<(), String>),
+    /// Memory has changed by itself.
+    Corrupt(String),
+    /// It has not, and that was the last thing to do.
+    Sound,
+    /// A mate gave what is not right.
+    Wrong(PeerName, String),
     /// The state of a stage is here.
     Fetched(u64, Result<Box<Stage>, fetch::Unfetched>),
     /// The engine has it, or has followed an update.
-    Installed(u64, Result<Step, String>),
+    Installed(u64, Result<(Step, StateDigest), String>),
     /// An update that was missed.
     Update(u64, Result<Vec<f32>, String>),
-    Averaged(Which, Result<(Average, Vec<f64>), String>),
-    Received(Take, Result<Vec<i64>, String>),
+    Averaged(Which, Result<(Average, Vec<f64>), Fault>),
+    Received(Take, Result<Vec<i64>, Fault>),
     Saved(Step, Result<String, String>),
 }
 
@@ -94,10 +108,11 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         host: args.host,
     };
     info!(addr = me.addr, "peer {} listens", me.name);
-    let (stage_in, inbound) = mpsc::channel(256);
+    let (stage_in, inbound) = mpsc::channel(CALLS_QUEUED);
+    let (call_bytes_max, calls_max) = (run.call_bytes_max(), run.calls_max());
     let (questions_in, questions) = mpsc::channel(64);
     let router = server(&links)?
-        .add_service(TrainStageService::service(stage_in))
+        .add_service(TrainStageService::service(stage_in, call_bytes_max, calls_max))
         .add_service(ControlService::service(questions_in));
     tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
     let ready = Arc::new(AtomicBool::new(false));
@@ -105,16 +120,25 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     let (link_in, link) = mpsc::channel(256);
     dial_conductor(links.clone(), args.conductor, link_in);
     let (events_in, events) = mpsc::channel(1024);
-    let microbatches = u32::try_from(run.config.microbatches())?;
+    let config = PeerConfig {
+        microbatches: u32::try_from(run.config.microbatches())?,
+        delayed_updates: run.config.optimizer.delayed_updates,
+        calls_max,
+        arithmetic: ARITHMETIC_VERSION,
+    };
+    let (engine, ended) = Engine::start(args.threads)?;
+    let (formed, alarm) = (Arc::<Formed>::default(), Alarm::new(events_in.clone()));
     let peer = Peer {
-        node: PeerNode::new(me.clone(), microbatches, run.config.optimizer.delayed_updates),
+        node: PeerNode::new(me.clone(), config),
         me,
         destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
         run,
-        clients: Clients::new(links),
-        engine: Engine::start(args.threads)?,
-        formed: Arc::default(),
+        clients: Clients::new(links, call_bytes_max),
         giving: Giving::new(),
+        giver: Giver::new(engine.clone(), Arc::clone(&formed), alarm.clone()),
+        engine,
+        alarm,
+        formed,
         averages: Averages::new(),
         averaging: BTreeMap::new(),
         spare: BTreeMap::new(),
@@ -126,8 +150,10 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         events: events_in,
         ready,
         leaving: None,
+        corrupt: None,
+        retired: false,
     };
-    peer.run(inbound, link, events, questions).await
+    peer.run(inbound, link, events, questions, ended).await
 }
 
 /// The server of a peer, without services yet.
@@ -141,10 +167,15 @@ fn server(links: &LinksConfig) -> anyhow::Result<tonic::transport::Server> {
     })
 }
 
+/// Calls that have come and were not looked at.
+const CALLS_QUEUED: usize = 16;
+
 /// A trainer's call that waits.
 struct Waiting {
     request: proto::ComputeRequest,
     reply: oneshot::Sender<proto::ComputeReply>,
+    /// What was computed for it.
+    computed: Option<Computed>,
 }
 
 /// State on its way.
@@ -173,6 +204,8 @@ struct Peer {
     engine: Engine,
     formed: Arc<Formed>,
     giving: Giving,
+    giver: Giver,
+    alarm: Alarm,
     /// Averages of the present step.
     averages: Averages,
     averaging: BTreeMap<ShardId, AbortHandle>,
@@ -189,6 +222,10 @@ struct Peer {
     ready: Arc<AtomicBool>,
     /// It must be gone by then.
     leaving: Option<Instant>,
+    /// Its memory has changed by itself.
+    corrupt: Option<String>,
+    /// It has nothing more to do.
+    retired: bool,
 }
 
 impl Peer {
@@ -198,6 +235,7 @@ impl Peer {
         mut link: mpsc::Receiver<ConductorLinkEvent>,
         mut events: mpsc::Receiver<Event>,
         mut questions: mpsc::Receiver<ControlRequest>,
+        mut ended: Ended,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut out = Vec::new();
@@ -207,6 +245,7 @@ impl Peer {
                 tokio::select! {
                     biased;
                     _ = terminate.recv() => self.leave(DRAIN, &mut out),
+                    _ = &mut ended => bail!("the thread that computes has ended: see above why"),
                     Some(event) = events.recv() => self.happened(event, &mut out)?,
                     Some(event) = link.recv() => self.heard(event, &mut out)?,
                     Some(request) = questions.recv() => self.asked(request, &mut out),
@@ -216,19 +255,21 @@ impl Peer {
             };
             match timeout_at(deadline, turn).await {
                 Err(_) if self.leaving.is_some() => {
+                    if let Some(what) = self.corrupt {
+                        bail!("{what}; the conductor could not be told");
+                    }
                     warn!("the time to hand over is up");
                     return Ok(());
                 }
                 Err(_) => {}
                 Ok(done) => done?,
             }
-            while !out.is_empty() {
-                for effect in std::mem::take(&mut out) {
-                    if !self.perform(effect, &mut out)? {
-                        info!("retired");
-                        return Ok(());
-                    }
-                }
+            for effect in std::mem::take(&mut out) {
+                self.perform(effect)?;
+            }
+            if self.retired {
+                info!("retired");
+                return Ok(());
             }
             self.ready.store(self.node.serving(), Ordering::Relaxed);
         }
@@ -285,13 +326,14 @@ impl Peer {
                     stage: request.stage,
                     step: request.step,
                     microbatch: request.microbatch,
+                    attempt: request.attempt,
                     kind: match request.kind() {
                         proto::ComputeKind::ComputeForward => CallKind::Forward,
                         proto::ComputeKind::ComputeBackward => CallKind::Backward,
                         proto::ComputeKind::ComputeLoss => CallKind::Loss,
                     },
                 };
-                self.calls.insert(id, Waiting { request, reply });
+                self.calls.insert(id, Waiting { request, reply, computed: None });
                 self.node.call(id, call, out);
             }
             StageInbound::HungUp(id) => {
@@ -302,13 +344,12 @@ impl Peer {
                 let (stage, _) = self.node.position();
                 // The mates of a shared embedding serve another stage.
                 let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));
-                if !shared && stage != Some(request.stage) {
+                if self.corrupt.is_some() || !(shared || stage == Some(request.stage)) {
                     return serve::refuse(&pieces, "this peer does not serve that stage");
                 }
-                let (engine, formed) = (self.engine.clone(), Arc::clone(&self.formed));
-                self.giving.give(&caller, request, pieces, move |request, pieces| {
-                    serve::serve(&engine, &formed, request, pieces);
-                });
+                let giver = self.giver.clone();
+                self.giving
+                    .give(&caller, request, pieces, move |request, pieces| giver.serve(request, pieces));
             }
         }
     }
@@ -317,36 +358,35 @@ impl Peer {
         match event {
             Event::Computed(id, took_us, Ok(computed)) => {
                 let loss = computed.loss;
-                if let Some(waiting) = self.calls.remove(&id) {
-                    let reply =
-                        proto::ComputeReply { data: computed.data.into(), loss, ..Default::default() };
-                    // The conductor hears of it first: see `perform`.
-                    self.node.computed(id, Ok(loss), took_us, out);
-                    let _ = waiting.reply.send(reply);
-                } else {
-                    self.node.computed(id, Ok(loss), took_us, out);
+                if let Some(waiting) = self.calls.get_mut(&id) {
+                    waiting.computed = Some(computed);
                 }
+                self.node.computed(id, Ok(loss), took_us, out);
             }
             Event::Computed(id, took_us, Err(what)) => self.node.computed(id, Err(what), took_us, out),
-            Event::Applied(step, Ok(hash)) => {
+            Event::Applied(step, Ok(digest)) => {
                 let applied = std::mem::take(&mut self.averages).into_iter();
                 self.spare = applied
                     .filter_map(|(shard, (_, average))| Some((shard, Arc::try_unwrap(average).ok()?.values)))
                     .collect();
-                self.node.applied(step + 1, hash, out);
+                self.node.applied(step + 1, digest, out);
             }
+            Event::Corrupt(what) => self.corrupted(what, out),
+            Event::Sound => self.retired = true,
+            Event::Wrong(mate, what) => out.push(PeerEffect::Tell(PeerReport::Wrong { mate, what })),
             Event::Applied(step, Err(why)) => bail!("the update of step {step} failed: {why}"),
             Event::Added(take, Ok(())) => self.node.added(take, out),
             Event::Added(take, Err(why)) => bail!("the sums of {} do not fit: {why}", take.from.name),
             Event::Fetched(ticket, stage) => self.fetched(ticket, stage, out)?,
-            Event::Installed(ticket, step) => self.installed(ticket, step, out),
-            Event::Update(ticket, update) => self.follow(ticket, update, out),
+            Event::Installed(ticket, at) => self.installed(ticket, at, out),
+            Event::Update(ticket, update) => self.follow(ticket, update),
             Event::Averaged(which, Ok((average, squares))) => {
                 self.averages.insert(which.shard, (which.round, Arc::new(average)));
                 self.node.averaged(which.step, which.shard, which.round, squares, out);
             }
-            Event::Averaged(which, Err(why)) => {
-                self.node.average_failed(which.step, which.shard, which.round, why, out);
+            Event::Averaged(which, Err(fault)) => {
+                let (why, mate) = (fault.to_string(), fault.mate);
+                self.node.average_failed(which.step, which.shard, which.round, why, mate, out);
             }
             Event::Received(take, Ok(sums)) => {
                 // The node says whether they are still wanted; then they are added by the job that follows.
@@ -359,8 +399,8 @@ impl Peer {
                     }
                 }
             }
-            Event::Received(take, Err(why)) => {
-                warn!(from = %take.from.name, why, "sums could not be taken over");
+            Event::Received(take, Err(fault)) => {
+                warn!(%fault, "sums could not be taken over");
                 self.node.received(take, false, out);
             }
             Event::Saved(step, Ok(record)) => {
@@ -374,8 +414,7 @@ impl Peer {
         Ok(())
     }
 
-    /// False when the process is to end.
-    fn perform(&mut self, effect: PeerEffect, out: &mut Vec<PeerEffect>) -> anyhow::Result<bool> {
+    fn perform(&mut self, effect: PeerEffect) -> anyhow::Result<()> {
         match effect {
             PeerEffect::Tell(report) => {
                 if let Some(conductor) = &self.conductor
@@ -385,6 +424,13 @@ impl Peer {
                 }
             }
             PeerEffect::Run(job) => self.job(job)?,
+            PeerEffect::Reply(id) => {
+                // A caller that has hung up waits no longer.
+                if let Some(Waiting { reply, computed: Some(computed), .. }) = self.calls.remove(&id) {
+                    let (data, loss) = (computed.data.into(), computed.loss);
+                    let _ = reply.send(proto::ComputeReply { data, loss, ..Default::default() });
+                }
+            }
             PeerEffect::Refuse(id, why) => {
                 if let Some(waiting) = self.calls.remove(&id) {
                     let (refusal, message) = match why {
@@ -399,20 +445,45 @@ impl Peer {
                 }
             }
             PeerEffect::Load { stage, step, checkpoint } => self.load(stage, step, checkpoint),
-            PeerEffect::Fetch { stage, step, from, mates } => self.fetch(stage, step, from, mates, out),
+            PeerEffect::Fetch { stage, step, from, mates } => self.fetch(stage, step, from, mates),
             PeerEffect::Average { step, shard, round, group } => {
                 self.average(Which { step, shard, round }, group);
             }
             PeerEffect::Take(take) => self.take(take),
-            PeerEffect::Save { step } => self.save(step),
+            PeerEffect::Save { step, check } => self.save(step, check),
             PeerEffect::GiveTo(mates) => self.giving.to(mates),
-            PeerEffect::Retire => return Ok(false),
+            PeerEffect::Retire => {
+                // The last chance to say that what others got from here was not right.
+                let (events, alarm) = (self.events.clone(), self.alarm.clone());
+                self.engine.run(move |Bench { stage, pool }| {
+                    match stage.as_mut().map(|stage| stage.check(pool)) {
+                        Some(Err(error)) => alarm.raise_blocking(error.to_string()),
+                        _ => drop(events.blocking_send(Event::Sound)),
+                    }
+                });
+            }
+            PeerEffect::End(why) => bail!("expelled: {why}"),
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Nothing here is to be trusted: the conductor hears of it, and nobody gets any of it.
+    fn corrupted(&mut self, what: String, out: &mut Vec<PeerEffect>) {
+        if self.corrupt.is_none() {
+            warn!("{what}");
+            self.fetching = None;
+            self.giving.to(Mates::default());
+            for (_, task) in std::mem::take(&mut self.averaging) {
+                task.abort();
+            }
+            self.leaving = Some(Instant::now() + LAST_WORDS);
+            self.corrupt = Some(what.clone());
+            self.node.corrupt(what, out);
+        }
     }
 
     /// Work of the engine that ends with an event. Without a stage there is none to do.
-    fn with_stage(&self, work: impl FnOnce(&mut Stage, &dunlin_kernels::Pool) -> Event + Send + 'static) {
+    fn with_stage(&self, work: impl FnOnce(&mut Stage, &Pool) -> Event + Send + 'static) {
         let events = self.events.clone();
         self.engine.run(move |Bench { stage, pool }| {
             if let Some(stage) = stage {
@@ -424,7 +495,7 @@ impl Peer {
 
     fn job(&mut self, job: Job) -> anyhow::Result<()> {
         match job {
-            Job::Compute { request, call, accumulate } => {
+            Job::Compute { request, call, accumulate, check } => {
                 // A call that hangs up while it waits is no longer in the node's queue.
                 let waiting =
                     self.calls.get_mut(&request).context("a call was chosen that nobody waits for")?;
@@ -440,7 +511,23 @@ impl Peer {
                         CallKind::Backward => stage.backward(pool, call.step, &input, &output, accumulate),
                     };
                     let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    Event::Computed(request, took_us, computed.map_err(|e| e.to_string()))
+                    // What cannot be computed may be the fault of what it was computed with.
+                    let computed = match computed {
+                        Ok(computed) if !check => Ok(computed),
+                        computed => stage.check(pool).and(computed),
+                    };
+                    match computed {
+                        Err(error) if error.is_of_memory() => Event::Corrupt(error.to_string()),
+                        computed => Event::Computed(request, took_us, computed.map_err(|e| e.to_string())),
+                    }
+                });
+            }
+            Job::Check => {
+                let alarm = self.alarm.clone();
+                self.engine.run(move |Bench { stage, pool }| {
+                    if let Some(Err(error)) = stage.as_mut().map(|stage| stage.check(pool)) {
+                        alarm.raise_blocking(error.to_string());
+                    }
                 });
             }
             Job::Clear => self.engine.run(|bench| {
@@ -448,10 +535,15 @@ impl Peer {
                     stage.clear();
                 }
             }),
-            Job::Apply { step, scale } => {
+            Job::Apply { step, scale, prove } => {
                 let averages = self.averages.iter().map(|(&shard, (_, a))| (shard, Arc::clone(a))).collect();
-                self.with_stage(move |stage, pool| {
-                    Event::Applied(step, stage.apply(pool, scale, &averages).map_err(|e| e.to_string()))
+                self.with_stage(move |stage, pool| match stage.apply(pool, scale, &averages) {
+                    Ok(fingerprint) => {
+                        let root = prove.then(|| root_of(&stage.snapshot(), pool));
+                        Event::Applied(step, Ok(StateDigest { fingerprint, root }))
+                    }
+                    Err(error) if error.is_of_memory() => Event::Corrupt(error.to_string()),
+                    Err(error) => Event::Applied(step, Err(error.to_string())),
                 });
             }
             // Done where the sums arrive.
@@ -473,19 +565,21 @@ impl Peer {
         }
         let (Some(stage), _) = self.node.position() else { return };
         let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
-        let (me, events) = (self.me.clone(), self.events.clone());
+        let (me, events, alarm) = (self.me.clone(), self.events.clone(), self.alarm.clone());
         let wire = self.run.config.wire.gradients;
         let spare = self.spare.remove(&which.shard).unwrap_or_default();
         let task = tokio::spawn(async move {
             let result =
-                average::form(&clients, &engine, &formed, wire, which, stage, &group, &me, spare).await;
+                average::form(&clients, &engine, &formed, wire, which, stage, &group, &me, &alarm, spare)
+                    .await;
             match result {
-                Ok(average) => engine.run(move |bench| {
+                Ok(mut average) => engine.run(move |bench| {
                     let Some(stage) = &bench.stage else { return };
                     let squares = stage.squares(&bench.pool, which.shard, &average.values);
+                    average.seal();
                     let _ = events.blocking_send(Event::Averaged(which, Ok((average, squares))));
                 }),
-                Err(why) => drop(events.send(Event::Averaged(which, Err(why))).await),
+                Err(fault) => drop(events.send(Event::Averaged(which, Err(fault))).await),
             }
         });
         self.averaging.insert(which.shard, task.abort_handle());
@@ -494,14 +588,16 @@ impl Peer {
     fn take(&mut self, take: Take) {
         let (Some(stage), _) = self.node.position() else { return };
         let (clients, events) = (self.clients.clone(), self.events.clone());
+        let len = self.run.layout(stage).len();
         tokio::spawn(async move {
-            let sums = clients.pull(&take.from, stage, What::AllSums(take.step), None).await;
+            let sums = clients.pull(&take.from, stage, What::AllSums(take.step), len).await;
             let sums = sums.map(|(_, sums)| sums);
             let _ = events.send(Event::Received(take, sums)).await;
         });
     }
 
-    fn save(&self, step: Step) {
+    /// Writes the present state, or says what would be written.
+    fn save(&self, step: Step, check: bool) {
         let events = self.events.clone();
         let (run, Some(destination)) = (Arc::clone(&self.run), self.destination.clone()) else {
             tokio::spawn(async move {
@@ -512,11 +608,20 @@ impl Peer {
         };
         self.engine.run(move |bench| {
             let Some(stage) = &bench.stage else { return };
-            // A copy, so that training goes on while it is written.
-            let snapshot = fetch::Snapshot::of(stage);
+            // Training goes on while it is written.
+            let snapshot = stage.snapshot();
             std::thread::spawn(move || {
-                let record = snapshot.write(&run, &destination).map_err(|e| format!("{e:#}"));
-                let _ = events.blocking_send(Event::Saved(step, record));
+                let place = (!check).then_some(&destination);
+                let record = saved::write_stage(place, &run, &snapshot).map_err(|e| format!("{e:#}"));
+                // What was written is what updates have made, or it is of no use.
+                let event = match snapshot.changed() {
+                    Some(chunk) => Event::Corrupt(format!(
+                        "memory has changed: values {} to {} of the state are not what was written",
+                        chunk.start, chunk.end
+                    )),
+                    None => Event::Saved(step, record),
+                };
+                let _ = events.blocking_send(event);
             });
         });
     }

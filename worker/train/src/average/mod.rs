@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dunlin_kernels::{Pool, gradient_sum};
+use dunlin_kernels::{GradientSums, Isa, Pool, bit_sum, gradient_sum};
 
 use crate::codec::{Codec, CodecError};
 use crate::config::GradientWire;
@@ -63,6 +63,21 @@ pub struct Average {
     pub count: usize,
     /// What the encoding of its own part lost; nothing without feedback.
     pub lost: Vec<f32>,
+    /// The sum of the bits of `values` when they were complete.
+    pub bits: u64,
+}
+
+impl Average {
+    /// The values are complete, and are what they should be until the update.
+    pub fn seal(&mut self) {
+        self.bits = bit_sum::of_values(Isa::best(), &self.values);
+    }
+
+    /// Are the values those that were sealed?
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.bits == bit_sum::of_values(Isa::best(), &self.values)
+    }
 }
 
 /// Values, and where they are in the stage's vectors.
@@ -72,21 +87,22 @@ pub type Placed = Vec<(Range<usize>, Vec<f32>)>;
 #[derive(Clone, Debug)]
 pub struct Share {
     wire: GradientWire,
-    sums: Arc<Vec<i64>>,
+    sums: Arc<GradientSums>,
     residual: Arc<Vec<f32>>,
     /// The shard's tensors in `sums` and `residual`.
     tensors: Vec<Range<usize>>,
+    isa: Isa,
 }
 
 impl Share {
     /// Of the values at `tensors` in `sums`; `residual` is what was lost of the same values before, empty without feedback.
     pub(crate) fn new(
         wire: GradientWire,
-        sums: Arc<Vec<i64>>,
+        sums: Arc<GradientSums>,
         residual: Arc<Vec<f32>>,
         tensors: Vec<Range<usize>>,
     ) -> Self {
-        Self { wire, sums, residual, tensors }
+        Self { wire, sums, residual, tensors, isa: Isa::best() }
     }
 
     /// Values of the shard.
@@ -116,43 +132,49 @@ impl Share {
     }
 
     /// Appends the rounded sums of `range`, with what was lost before, to `out`.
-    fn values(&self, range: &Range<usize>, out: &mut Vec<f32>) {
+    fn values(&self, range: &Range<usize>, out: &mut Vec<f32>) -> Result<(), CodecError> {
         out.reserve(range.len());
         for piece in self.pieces(range) {
-            let sums = self.sums[piece.clone()].iter().map(|sum| gradient_sum::to_f32(*sum));
+            let sums = self.sums.checked(self.isa, piece.clone())?;
+            let sums = sums.iter().map(|sum| gradient_sum::to_f32(*sum));
             match self.residual.get(piece) {
                 Some(residual) => out.extend(sums.zip(residual).map(|(sum, lost)| sum + lost)),
                 None => out.extend(sums),
             }
         }
+        Ok(())
     }
 
     /// `range` (of the shard's values) as it travels: [`sum_bytes`] bytes. `scratch` saves memory from being taken again.
     ///
     /// # Errors
-    /// When a value cannot be encoded.
+    /// When a value cannot be encoded, or sums are not what was added to them.
     pub fn encode(&self, range: Range<usize>, scratch: &mut Vec<f32>) -> Result<Vec<u8>, CodecError> {
         // What has no feedback has no residual, and sums are finite.
         match self.wire {
-            GradientWire::Exact => return Ok(self.words(&range, i64::to_le_bytes)),
+            GradientWire::Exact => return self.words(&range, i64::to_le_bytes),
             GradientWire::F32 => {
-                return Ok(self.words(&range, |sum| gradient_sum::to_f32(sum).to_le_bytes()));
+                return self.words(&range, |sum| gradient_sum::to_f32(sum).to_le_bytes());
             }
             GradientWire::F16 | GradientWire::Q8 => {}
         }
         let mut out = Vec::new();
         scratch.clear();
-        self.values(&range, scratch);
+        self.values(&range, scratch)?;
         result_codec(self.wire).encode(scratch, &mut out)?;
         Ok(out)
     }
 
-    fn words<const N: usize>(&self, range: &Range<usize>, word: impl Fn(i64) -> [u8; N]) -> Vec<u8> {
+    fn words<const N: usize>(
+        &self,
+        range: &Range<usize>,
+        word: impl Fn(i64) -> [u8; N],
+    ) -> Result<Vec<u8>, CodecError> {
         let mut words = Vec::with_capacity(range.len());
         for piece in self.pieces(range) {
-            words.extend(self.sums[piece].iter().map(|sum| word(*sum)));
+            words.extend(self.sums.checked(self.isa, piece)?.iter().map(|sum| word(*sum)));
         }
-        words.into_flattened()
+        Ok(words.into_flattened())
     }
 
     /// What is to be sent in the next step, after `average` was formed of this share: in the part of everybody else what was lost on the way
@@ -227,17 +249,26 @@ impl Total {
 
     /// Adds the owner's own share, of which nothing is lost.
     ///
+    /// # Errors
+    /// When sums are not what was added to them.
+    ///
     /// # Panics
     /// When `chunk` has another length than the chunk that was begun.
-    pub fn add_own(&mut self, share: &Share, chunk: &Range<usize>) {
+    pub fn add_own(&mut self, share: &Share, chunk: &Range<usize>) -> Result<(), CodecError> {
         if self.wire == GradientWire::Exact {
-            let sums = share.pieces(chunk).into_iter().flat_map(|piece| &share.sums[piece]);
-            self.sums.iter_mut().zip(sums).for_each(|(sum, more)| *sum = sum.wrapping_add(*more));
-            return;
+            let mut at = 0;
+            for piece in share.pieces(chunk) {
+                let more = share.sums.checked(share.isa, piece)?;
+                let sums = &mut self.sums[at..at + more.len()];
+                sums.iter_mut().zip(more).for_each(|(sum, more)| *sum = sum.wrapping_add(*more));
+                at += more.len();
+            }
+            return Ok(());
         }
         self.decoded.clear();
-        share.values(chunk, &mut self.decoded);
+        share.values(chunk, &mut self.decoded)?;
         self.add_decoded();
+        Ok(())
     }
 
     /// Adds what another member sent.

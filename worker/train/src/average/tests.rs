@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dunlin_kernels::{Pool, gradient_sum};
+use dunlin_kernels::{GradientSums, Pool, gradient_sum};
 
 use super::{Average, CHUNK, Share, Total, chunks, has_feedback, part, result_codec, sum_bytes};
 use crate::config::GradientWire;
@@ -26,21 +26,24 @@ fn tensors(len: usize) -> Vec<Range<usize>> {
 
 /// A member between steps.
 struct Member {
-    sums: Arc<Vec<i64>>,
+    sums: Arc<GradientSums>,
     residual: Arc<Vec<f32>>,
 }
 
 impl Member {
     fn new(wire: GradientWire, len: usize) -> Self {
         let kept = if has_feedback(wire) { len + 7 } else { 0 };
-        Self { sums: Arc::new(vec![0; len + 7]), residual: Arc::new(vec![0.0; kept]) }
+        Self { sums: Arc::new(GradientSums::new(len + 7)), residual: Arc::new(vec![0.0; kept]) }
     }
 
     fn compute(&mut self, seed: u64) {
         let mut next = noise(seed);
         // More bits than an f32 has.
         let mut sum = || gradient_sum::to_fixed(next() * 1e-5) + gradient_sum::to_fixed(next() * 1e-9);
-        self.sums = Arc::new(self.sums.iter().map(|_| sum()).collect());
+        let added: Vec<i64> = (0..self.sums.len()).map(|_| sum()).collect();
+        let mut sums = GradientSums::new(added.len());
+        sums.add_sums(&added);
+        self.sums = Arc::new(sums);
     }
 
     fn share(&self, wire: GradientWire, len: usize) -> Share {
@@ -60,7 +63,7 @@ impl Member {
 /// The average of a group, as each of its members holds it.
 pub(crate) fn form(wire: GradientWire, shares: &[Share]) -> Vec<Average> {
     let (len, count) = (shares[0].len(), shares.len());
-    let of = |index| Average { values: vec![0.0; len], index, count, lost: Vec::new() };
+    let of = |index| Average { values: vec![0.0; len], index, count, lost: Vec::new(), bits: 0 };
     let mut all: Vec<Average> = (0..count).map(of).collect();
     for owner in 0..count {
         let mut total = Total::new(wire, count);
@@ -68,7 +71,7 @@ pub(crate) fn form(wire: GradientWire, shares: &[Share]) -> Vec<Average> {
             total.begin(chunk.len());
             for (member, share) in shares.iter().enumerate() {
                 if member == owner {
-                    total.add_own(share, &chunk);
+                    total.add_own(share, &chunk).unwrap();
                 } else {
                     let bytes = share.encode(chunk.clone(), &mut Vec::new()).unwrap();
                     assert_eq!(bytes.len(), sum_bytes(wire, chunk.len()));
@@ -84,6 +87,7 @@ pub(crate) fn form(wire: GradientWire, shares: &[Share]) -> Vec<Average> {
             }
         }
     }
+    all.iter_mut().for_each(Average::seal);
     all
 }
 
@@ -116,7 +120,8 @@ fn all_members_hold_the_same_bits_and_the_error_is_that_of_the_codec() {
             seeds.clone().map(one).collect()
         };
         let all = shares(GradientWire::Exact);
-        let exact: Vec<i64> = (0..LEN + 7).map(|i| all.iter().map(|share| share.sums[i]).sum()).collect();
+        let exact: Vec<i64> =
+            (0..LEN + 7).map(|i| all.iter().map(|share| share.sums.values()[i]).sum()).collect();
         let exact: Vec<f32> = of_shard(&exact, LEN).into_iter().map(gradient_sum::to_f32).collect();
         for wire in ALL {
             let averages = form(wire, &shares(wire));
@@ -155,7 +160,7 @@ fn with_feedback_errors_do_not_add_up_even_if_members_come_and_own_other_parts()
             for (seed, member) in (0..).zip(&mut members) {
                 // Nearly the same gradient each time, so that its error is, too.
                 member.compute(seed);
-                exact.iter_mut().zip(member.sums.iter()).for_each(|(sum, more)| *sum += more);
+                exact.iter_mut().zip(member.sums.values().iter()).for_each(|(sum, more)| *sum += more);
             }
             let exact: Vec<f32> = of_shard(&exact, LEN).into_iter().map(gradient_sum::to_f32).collect();
             add(&mut wanted, &wide(&exact));

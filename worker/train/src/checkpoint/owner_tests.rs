@@ -47,6 +47,11 @@ fn who_was_replaced_completes_no_checkpoint() {
     let destination = Destination::from(folder.path());
     let mut first = claim(&destination, "one", |_| {}).unwrap();
     let records = || each_stage(10, 2, |stage| destination.write_stage(10, stage)).unwrap();
+    assert_eq!(
+        records(),
+        each_stage(10, 2, |stage| stage.record()).unwrap(),
+        "what is written is known without writing it"
+    );
     let mut second = claim(&destination, "two", |_| {}).unwrap();
     let sealed = identified(10, |identity| first.seal(identity, records(), 1));
     assert!(matches!(sealed, Err(CheckpointError::TakenOver(_))), "{sealed:?}");

@@ -1,6 +1,7 @@
 //! Writing: stages first, each by any of its peers, then everything beside them, the manifest last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,55 @@ pub struct Stage<'a> {
     pub parameters: Vec<Tensor<'a>>,
     /// Vectors of its optimizer: tensors with the names and shapes of the parameters.
     pub slots: Vec<Vec<Tensor<'a>>>,
+}
+
+impl Stage<'_> {
+    /// What [`Destination::write_stage`](super::Destination::write_stage) would say of this, without writing anything.
+    ///
+    /// # Errors
+    /// When tensors do not fit together.
+    pub fn record(&self) -> Result<StageRecord, CheckpointError> {
+        self.written(|name, tensors| {
+            let written = tensors::write(name, tensors, &mut io::sink());
+            written.map_err(|source| CheckpointError::Write { path: PathBuf::from(name), source })
+        })
+    }
+
+    /// The record of files that are written one after the other.
+    fn written(
+        &self,
+        write: impl Fn(&str, &[(String, Tensor<'_>)]) -> Result<FileRecord, CheckpointError>,
+    ) -> Result<StageRecord, CheckpointError> {
+        let own = |tensor: &&Tensor<'_>| self.stage == 0 || tensor.name != EMBEDDING;
+        let parameters: Vec<_> =
+            self.parameters.iter().filter(own).map(|tensor| (tensor.name.to_owned(), *tensor)).collect();
+        let mut vectors = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let alike = slot.len() == self.parameters.len()
+                && slot.iter().zip(&self.parameters).all(|(a, b)| a.name == b.name && a.shape == b.shape);
+            if !alike {
+                let text =
+                    format!("vector {index} of the optimizer has not the tensors of stage {}", self.stage);
+                return Err(CheckpointError::Mismatch(text));
+            }
+            vectors.extend(slot.iter().filter(own).map(|tensor| (slot_name(index, tensor.name), *tensor)));
+        }
+        for (name, tensor) in parameters.iter().chain(&vectors) {
+            if tensor.shape.iter().product::<usize>() != tensor.values.len() {
+                let text =
+                    format!("tensor `{name}` of shape {:?} has {} values", tensor.shape, tensor.values.len());
+                return Err(CheckpointError::Mismatch(text));
+            }
+        }
+        let [model, optimizer] = stage_files(self.adapter, self.stage, self.stages);
+        Ok(StageRecord {
+            stage: self.stage,
+            layers: [self.layers.start, self.layers.end],
+            model: write(&model, &parameters)?,
+            optimizer: write(&optimizer, &vectors)?,
+            tensors: parameters.into_iter().map(|(name, _)| name).collect(),
+        })
+    }
 }
 
 /// What a checkpoint is of.
@@ -84,38 +134,7 @@ pub(super) fn write_stage_on(
 ) -> Result<StageRecord, CheckpointError> {
     let folder = folder(destination, step);
     disk.make(&folder)?;
-    let own = |tensor: &&Tensor<'_>| stage.stage == 0 || tensor.name != EMBEDDING;
-    let parameters: Vec<_> =
-        stage.parameters.iter().filter(own).map(|tensor| (tensor.name.to_owned(), *tensor)).collect();
-    let mut vectors = Vec::new();
-    for (index, slot) in stage.slots.iter().enumerate() {
-        let alike = slot.len() == stage.parameters.len()
-            && slot.iter().zip(&stage.parameters).all(|(a, b)| a.name == b.name && a.shape == b.shape);
-        if !alike {
-            let text =
-                format!("vector {index} of the optimizer has not the tensors of stage {}", stage.stage);
-            return Err(CheckpointError::Mismatch(text));
-        }
-        vectors.extend(slot.iter().filter(own).map(|tensor| (slot_name(index, tensor.name), *tensor)));
-    }
-    for (name, tensor) in parameters.iter().chain(&vectors) {
-        if tensor.shape.iter().product::<usize>() != tensor.values.len() {
-            let text =
-                format!("tensor `{name}` of shape {:?} has {} values", tensor.shape, tensor.values.len());
-            return Err(CheckpointError::Mismatch(text));
-        }
-    }
-    let [model, optimizer] = stage_files(stage.adapter, stage.stage, stage.stages);
-    let write = |name: String, tensors: &[(String, Tensor<'_>)]| {
-        disk.write(&folder, &name, |out| tensors::write(&name, tensors, out))
-    };
-    Ok(StageRecord {
-        stage: stage.stage,
-        layers: [stage.layers.start, stage.layers.end],
-        model: write(model, &parameters)?,
-        optimizer: write(optimizer, &vectors)?,
-        tensors: parameters.into_iter().map(|(name, _)| name).collect(),
-    })
+    stage.written(|name, tensors| disk.write(&folder, name, |out| tensors::write(name, tensors, out)))
 }
 
 /// Names of what a stage writes: parameters, and vectors of the optimizer.

@@ -13,6 +13,7 @@
 mod f16;
 mod q8;
 
+use dunlin_kernels::Changed;
 use thiserror::Error;
 
 use crate::config::{ActivationWire, GradientWire};
@@ -65,6 +66,9 @@ pub enum CodecError {
         /// Sums asked for.
         values: usize,
     },
+    /// Gradient sums that are not what was added to them.
+    #[error(transparent)]
+    Changed(#[from] Changed),
     /// Bytes that no encoder makes.
     #[error("the bytes at {0} are not an encoding: the message is damaged")]
     Malformed(usize),

@@ -2,25 +2,29 @@
 //!
 //! * [`formula`] the updates, element by element
 //! * [`parts`] a vector cut in chunks that threads share
+//! * [`checked`] vectors that know what was written to them
 //!
 //! Every operation is one that IEEE 754 defines to the last bit, elements do not depend on each other, and norms (LAMB) are sums over a
 //! tensor in fixed chunks: the bits do not depend on the machine, on the number of threads, nor on where stages are cut.
 
+mod checked;
 mod formula;
 mod parts;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dunlin_kernels::Pool;
+use dunlin_kernels::{Isa, Pool, bit_sum};
 use thiserror::Error;
 
 use crate::config::{OptimizerConfig, OptimizerKind};
 use crate::squares::squares;
+pub use checked::Checked;
 use formula::{AdamStep, sgd};
-pub(crate) use parts::{CHUNK, chunks, in_parts, split_mut};
+pub(crate) use parts::{CHUNK, Chunks, chunks, in_parts, split_mut};
 
 /// Above this norm LAMB treats a tensor as if it had it.
 const LAMB_NORM_MAX: f64 = 1e4;
@@ -76,14 +80,27 @@ pub enum OptimizerError {
         "the update of step {0} made parameters that are not finite: use a lower learning rate, or an earlier checkpoint"
     )]
     NonFinite(u64),
+    /// A value is not the one that was written.
+    #[error("memory has changed: {what} at {from} to {to} is not what the last update wrote")]
+    Changed {
+        /// Which vector.
+        what: &'static str,
+        /// The chunk's first value.
+        from: usize,
+        /// Behind its last.
+        to: usize,
+    },
 }
 
 /// An optimizer with its state.
 pub struct Optimizer {
     config: OptimizerConfig,
     tensors: Vec<TensorRange>,
+    chunks: Arc<Chunks>,
     length: usize,
-    state: OptimizerState,
+    /// Updates so far.
+    step: u64,
+    slots: Vec<Checked>,
 }
 
 /// A chunk of a tensor with what belongs to it.
@@ -92,6 +109,10 @@ struct Work<'a> {
     parameters: &'a mut [f32],
     gradient: &'a [f32],
     slots: Vec<&'a mut [f32]>,
+    /// Sums of bits that the parameters and the slots should have.
+    sums: Vec<&'a mut u64>,
+    /// Which of them had another.
+    changed: Option<usize>,
     /// Sums of squares of parameters and of the update (Lamb).
     squares: [f64; 2],
 }
@@ -147,43 +168,66 @@ impl Optimizer {
                 expected: length,
             });
         }
-        Ok(Self { config: config.clone(), tensors, length, state })
+        let chunks = Arc::new(chunks(&tensors));
+        let slots = state.slots.into_iter().map(|slot| Checked::new(&chunks, slot)).collect();
+        Ok(Self { config: config.clone(), tensors, chunks, length, step: state.step, slots })
     }
 
-    /// What it remembers.
+    /// Updates so far.
     #[must_use]
-    pub fn state(&self) -> &OptimizerState {
-        &self.state
+    pub fn updates(&self) -> u64 {
+        self.step
+    }
+
+    /// The vectors it remembers.
+    #[must_use]
+    pub fn vectors(&self) -> &[Checked] {
+        &self.slots
+    }
+
+    /// The same, to be changed as memory changes: for tests of that.
+    pub fn vectors_mut(&mut self) -> &mut [Checked] {
+        &mut self.slots
     }
 
     /// Takes the state out, to change tensors or stage.
     #[must_use]
     pub fn into_state(self) -> OptimizerState {
-        self.state
+        OptimizerState { step: self.step, slots: self.slots.into_iter().map(Checked::into_values).collect() }
+    }
+
+    /// Parameters for this optimizer, right as they are now.
+    ///
+    /// # Errors
+    /// When there are more or fewer than it has.
+    pub fn checked(&self, parameters: Vec<f32>) -> Result<Checked, OptimizerError> {
+        self.fits("the vector of parameters", parameters.len())?;
+        Ok(Checked::new(&self.chunks, parameters))
+    }
+
+    fn fits(&self, what: &'static str, found: usize) -> Result<(), OptimizerError> {
+        let expected = self.length;
+        if found == expected { Ok(()) } else { Err(OptimizerError::Length { what, found, expected }) }
     }
 
     /// Updates `parameters` by `scale * gradient` (of clipping) at `learning_rate` (see [`crate::schedule`]).
     ///
     /// # Errors
-    /// When a vector has another length (nothing is changed then), or a parameter is no longer finite (the state is of no use then).
+    /// When a vector has another length (nothing is changed then), a parameter is no longer finite, or a value that the update reads is not what was written (the
+    /// state is of no use then).
     pub fn step(
         &mut self,
         pool: &Pool,
         learning_rate: f64,
         scale: f32,
-        parameters: &mut [f32],
+        parameters: &mut Checked,
         gradient: &[f32],
     ) -> Result<(), OptimizerError> {
-        for (what, found) in
-            [("the vector of parameters", parameters.len()), ("the gradient", gradient.len())]
-        {
-            if found != self.length {
-                return Err(OptimizerError::Length { what, found, expected: self.length });
-            }
-        }
-        self.state.step += 1;
-        let step = self.state.step;
-        let work = works(&self.tensors, parameters, gradient, &mut self.state.slots);
+        self.fits("the vector of parameters", parameters.values().len())?;
+        self.fits("the gradient", gradient.len())?;
+        self.step += 1;
+        let (step, isa) = (self.step, pool.isa());
+        let work = works(&self.chunks, parameters, gradient, &mut self.slots);
         let sound = AtomicBool::new(true);
         let check = |values: &[f32]| {
             if !all_finite(values) {
@@ -192,10 +236,11 @@ impl Optimizer {
         };
         let (config, tensors) = (&self.config, &self.tensors);
         let decay = |tensor: usize| if tensors[tensor].decay { config.weight_decay } else { 0.0 };
-        match config.kind {
+        let work = match config.kind {
             OptimizerKind::AdamW => {
                 let adam = AdamStep::new(config, step);
                 in_parts(pool, work, |w| {
+                    w.read(isa);
                     if let [mean, square] = w.slots.as_mut_slice() {
                         adam.adamw(
                             learning_rate,
@@ -208,11 +253,13 @@ impl Optimizer {
                         );
                     }
                     check(w.parameters);
-                });
+                    w.written(isa);
+                })
             }
             OptimizerKind::Lamb => {
                 let adam = AdamStep::new(config, step);
                 let work = in_parts(pool, work, |w| {
+                    w.read(isa);
                     if let [mean, square] = w.slots.as_mut_slice() {
                         let decay = decay(w.tensor);
                         let update = adam.lamb_moments(decay, scale, w.parameters, w.gradient, mean, square);
@@ -232,37 +279,69 @@ impl Optimizer {
                         adam.lamb_apply(learning_rate * trust, decay(w.tensor), w.parameters, mean, square);
                     }
                     check(w.parameters);
-                });
+                    w.written(isa);
+                })
             }
-            OptimizerKind::Sgd => {
-                in_parts(pool, work, |w| {
-                    let momentum = w.slots.first_mut().map(|slot| (config.momentum as f32, &mut **slot));
-                    sgd(learning_rate, decay(w.tensor), scale, w.parameters, w.gradient, momentum);
-                    check(w.parameters);
-                });
-            }
+            OptimizerKind::Sgd => in_parts(pool, work, |w| {
+                w.read(isa);
+                let momentum = w.slots.first_mut().map(|slot| (config.momentum as f32, &mut **slot));
+                sgd(learning_rate, decay(w.tensor), scale, w.parameters, w.gradient, momentum);
+                check(w.parameters);
+                w.written(isa);
+            }),
+        };
+        let changed =
+            work.iter().zip(&*self.chunks).find_map(|(w, (_, range))| Some((w.changed?, range.clone())));
+        if let Some((which, Range { start: from, end: to })) = changed {
+            let what = if which == 0 { "a parameter" } else { "a vector of the optimizer" };
+            return Err(OptimizerError::Changed { what, from, to });
         }
         if sound.into_inner() { Ok(()) } else { Err(OptimizerError::NonFinite(step)) }
     }
 }
 
+impl Work<'_> {
+    /// Compares all that the update is about to read with what was written.
+    fn read(&mut self, isa: Isa) {
+        let sums = self.sums_of_bits(isa);
+        self.changed = sums.iter().zip(&self.sums).position(|(found, written)| *found != **written);
+    }
+
+    /// The chunk is as it will be until the next update.
+    fn written(&mut self, isa: Isa) {
+        let sums = self.sums_of_bits(isa);
+        self.sums.iter_mut().zip(sums).for_each(|(written, sum)| **written = sum);
+    }
+
+    fn sums_of_bits(&self, isa: Isa) -> Vec<u64> {
+        let vectors = std::iter::once(&*self.parameters).chain(self.slots.iter().map(|slot| &**slot));
+        vectors.map(|values| bit_sum::of_values(isa, values)).collect()
+    }
+}
+
 fn works<'a>(
-    tensors: &[TensorRange],
-    parameters: &'a mut [f32],
+    chunks: &[(usize, Range<usize>)],
+    parameters: &'a mut Checked,
     gradient: &'a [f32],
-    slots: &'a mut [Vec<f32>],
+    slots: &'a mut [Checked],
 ) -> Vec<Work<'a>> {
-    let chunks = chunks(tensors);
     let ranges: Vec<Range<usize>> = chunks.iter().map(|(_, range)| range.clone()).collect();
-    let mut slots: Vec<_> = slots.iter_mut().map(|slot| split_mut(slot, &ranges).into_iter()).collect();
+    let (parameters, sums) = parameters.writing();
+    let (mut sums, mut vectors) = (vec![sums.iter_mut()], Vec::new());
+    for (values, of_slot) in slots.iter_mut().map(Checked::writing) {
+        sums.push(of_slot.iter_mut());
+        vectors.push(split_mut(values, &ranges).into_iter());
+    }
     split_mut(parameters, &ranges)
         .into_iter()
         .zip(chunks)
         .map(|(parameters, (tensor, range))| Work {
-            tensor,
+            tensor: *tensor,
             parameters,
-            gradient: &gradient[range],
-            slots: slots.iter_mut().filter_map(Iterator::next).collect(),
+            gradient: &gradient[range.clone()],
+            slots: vectors.iter_mut().filter_map(Iterator::next).collect(),
+            sums: sums.iter_mut().filter_map(Iterator::next).collect(),
+            changed: None,
             squares: [0.0; 2],
         })
         .collect()

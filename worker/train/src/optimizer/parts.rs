@@ -10,8 +10,11 @@ use super::TensorRange;
 /// Values of a chunk, except the last of a tensor. Sums over a tensor are sums of its chunks', so this number is a part of the arithmetic.
 pub(crate) const CHUNK: usize = 1 << 14;
 
-/// Chunks of `tensors` in order: which tensor, and where.
-pub(crate) fn chunks(tensors: &[TensorRange]) -> Vec<(usize, Range<usize>)> {
+/// Chunks in order: which tensor, and where.
+pub(crate) type Chunks = Vec<(usize, Range<usize>)>;
+
+/// The chunks of `tensors`.
+pub(crate) fn chunks(tensors: &[TensorRange]) -> Chunks {
     let of = |(index, tensor): (usize, &TensorRange)| {
         let Range { start, end } = tensor.range;
         (start..end).step_by(CHUNK).map(move |at| (index, at..end.min(at + CHUNK)))

@@ -32,19 +32,20 @@ fn updates_are_those_of_pytorch() {
     let expected: Value = serde_json::from_str(include_str!("torch.json")).unwrap();
     let pool = Pool::new(2);
     for (name, json) in [("AdamW", ADAMW), ("Sgd", SGD), ("SgdPlain", SGD_PLAIN)] {
-        let mut parameters: Vec<f32> = (0..24).map(number).collect();
         let mut optimizer =
             Optimizer::new(&config(json), tensors(&[(0..16, true), (16..24, false)]), 24).unwrap();
+        let mut parameters = optimizer.checked((0..24).map(number).collect()).unwrap();
         for (step, row) in expected[name].as_array().unwrap().iter().enumerate() {
             let rate = 0.01 / (step + 1) as f64;
             optimizer.step(&pool, rate, 1.0, &mut parameters, &gradient(step, 24)).unwrap();
-            for (i, (found, expected)) in parameters.iter().zip(row.as_array().unwrap()).enumerate() {
+            for (i, (found, expected)) in parameters.values().iter().zip(row.as_array().unwrap()).enumerate()
+            {
                 let error = (f64::from(*found) - expected.as_f64().unwrap()).abs();
                 // Two roundings of numbers up to 1 per step.
                 assert!(error <= 1.2e-7 * (step + 1) as f64, "{name} step {step} [{i}]: {found} {expected}");
             }
         }
-        assert_eq!(optimizer.state().step, 6);
+        assert_eq!(optimizer.updates(), 6);
     }
 }
 
@@ -97,12 +98,12 @@ fn updates_are_those_of_the_papers_and_threads_change_no_bit() {
         let config = config(json);
         let run = |threads| {
             let pool = Pool::new(threads);
-            let mut parameters: Vec<f32> = (0..length).map(number).collect();
             let mut optimizer = Optimizer::new(&config, tensors(&ranges), length).unwrap();
+            let mut parameters = optimizer.checked((0..length).map(number).collect()).unwrap();
             for step in 0..3 {
                 optimizer.step(&pool, 0.01, 0.5, &mut parameters, &gradient(step, length)).unwrap();
             }
-            (parameters, optimizer.into_state())
+            (parameters.into_values(), optimizer.into_state())
         };
         let (parameters, state) = run(1);
         for (i, (found, expected)) in
@@ -122,19 +123,20 @@ fn a_state_goes_on_where_it_was_and_the_cut_in_stages_changes_no_bit() {
     let ranges = [(0..cut, true), (cut..length, true)];
     for json in [ADAMW, LAMB, SGD] {
         let (config, pool) = (config(json), Pool::new(2));
-        let mut whole: Vec<f32> = (0..length).map(number).collect();
         let mut optimizer = Optimizer::new(&config, tensors(&ranges), length).unwrap();
-        let mut part = whole[cut..].to_vec();
+        let mut whole = optimizer.checked((0..length).map(number).collect()).unwrap();
+        let mut part = whole.values()[cut..].to_vec();
         let one = || tensors(&[(0..length - cut, true)]);
         let mut state = Optimizer::new(&config, one(), length - cut).unwrap().into_state();
         for step in 0..4 {
             let gradient = gradient(step, length);
             optimizer.step(&pool, 0.01, 1.0, &mut whole, &gradient).unwrap();
             let mut again = Optimizer::with_state(&config, one(), length - cut, state).unwrap();
-            again.step(&pool, 0.01, 1.0, &mut part, &gradient[cut..]).unwrap();
-            state = again.into_state();
+            let mut checked = again.checked(part).unwrap();
+            again.step(&pool, 0.01, 1.0, &mut checked, &gradient[cut..]).unwrap();
+            (part, state) = (checked.into_values(), again.into_state());
         }
-        assert_eq!(whole[cut..], part, "{json}");
+        assert_eq!(whole.values()[cut..], part, "{json}");
         assert_eq!(state.step, 4);
     }
 }
@@ -151,9 +153,44 @@ fn what_does_not_fit_is_refused() {
     let error = Optimizer::with_state(&adamw, vec![], 10, state).err().unwrap();
     assert!(matches!(error, OptimizerError::Slots { found: 1, expected: 2, .. }));
     let mut optimizer = Optimizer::new(&adamw, tensors(&[(0..10, true)]), 10).unwrap();
-    let error = optimizer.step(&pool, 0.1, 1.0, &mut [0.0; 10], &[0.0; 9]).unwrap_err();
+    optimizer.checked(vec![0.0; 11]).unwrap_err();
+    let mut parameters = optimizer.checked(vec![0.0; 10]).unwrap();
+    let error = optimizer.step(&pool, 0.1, 1.0, &mut parameters, &[0.0; 9]).unwrap_err();
     assert!(error.to_string().contains("the gradient has 9 values"), "{error}");
-    assert_eq!(optimizer.state().step, 0);
-    let error = optimizer.step(&pool, 0.1, 1.0, &mut [0.0; 10], &[f32::NAN; 10]).unwrap_err();
+    assert_eq!(optimizer.updates(), 0);
+    let error = optimizer.step(&pool, 0.1, 1.0, &mut parameters, &[f32::NAN; 10]).unwrap_err();
     assert!(matches!(error, OptimizerError::NonFinite(1)), "{error}");
+}
+
+#[test]
+fn a_value_that_changes_by_itself_is_noticed_by_the_update_that_reads_it() {
+    let length = 2 * CHUNK + 101;
+    let ranges = [(0..64, false), (64..length, true)];
+    for json in [ADAMW, LAMB, SGD] {
+        let vectors = Optimizer::slots(&config(json));
+        for (vector, place) in (0..=vectors).flat_map(|v| [0, 63, 64, CHUNK + 64, length - 1].map(|p| (v, p)))
+        {
+            let pool = Pool::new(2);
+            let mut optimizer = Optimizer::new(&config(json), tensors(&ranges), length).unwrap();
+            let mut parameters = optimizer.checked((0..length).map(number).collect()).unwrap();
+            optimizer.step(&pool, 0.01, 1.0, &mut parameters, &gradient(0, length)).unwrap();
+            assert_eq!(parameters.changed(pool.isa()), None);
+            // Who reads them as they were does not see what comes.
+            let (before, as_read) = (parameters.clone(), parameters.values().to_vec());
+            let changed = match vector {
+                0 => &mut parameters,
+                slot => &mut optimizer.vectors_mut()[slot - 1],
+            };
+            let value = &mut changed.values_mut()[place];
+            *value = f32::from_bits(value.to_bits() ^ 1 << (place % 32));
+            assert!(changed.changed(pool.isa()).unwrap().contains(&place));
+            let error = optimizer.step(&pool, 0.01, 1.0, &mut parameters, &gradient(1, length)).unwrap_err();
+            let OptimizerError::Changed { from, to, what } = error else { panic!("{json}: {error}") };
+            assert!(
+                (from..to).contains(&place) && (what == "a parameter") == (vector == 0),
+                "{what} {from} {to}"
+            );
+            assert_eq!(before.values(), as_read);
+        }
+    }
 }

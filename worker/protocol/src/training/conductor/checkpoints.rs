@@ -76,11 +76,10 @@ impl Conductor {
         if first {
             self.trouble_is_over(now_ms, "it is known which checkpoints there are", out);
         }
-        let newest = self.saving.known.newest().unwrap_or(0);
         match self.phase {
-            Phase::Gathering if self.gathering.restores() && newest != self.step => self.restore(now_ms, out),
-            Phase::Gathering if !self.gathering.restores() => {
-                self.step = newest;
+            Phase::Gathering if self.gathering.restores() => self.follow_newest(now_ms, out),
+            Phase::Gathering => {
+                self.step = self.saving.newest().unwrap_or(0);
                 self.open_anew();
             }
             // The run goes on from the memory of its peers; what they have wants to be in a sound checkpoint soon.

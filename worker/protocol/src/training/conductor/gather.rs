@@ -1,25 +1,30 @@
-//! The beginning of a run, and beginning again: after a restart of the conductor from what the peers hold, after the loss of a stage
-//! from the last checkpoint.
+//! The beginning of a run, and beginning again after a restart of the conductor, from what the peers hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorEffect, Phase, Place};
 use crate::training::ledger::Claimed;
-use crate::training::message::{Held, Microbatch, PeerReport, StageId, Step, ToPeer, ToTrainer};
+use crate::training::message::{Held, PeerReport, StageId, Step, ToPeer};
 
 /// Peers that hold a stage nobody else has are waited for this many times as long.
 const PATIENCE: u64 = 10;
+/// Claims that a peer can have made before the run goes on; more than calls can wait at one.
+const CLAIMS_MAX: usize = 1024;
 
 /// Since when peers report, and whether what they hold was looked at.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gathering {
-    since_ms: Option<u64>,
+    pub(super) since_ms: Option<u64>,
     /// Nobody is asked to load before that.
-    not_before_ms: u64,
+    pub(super) not_before_ms: u64,
     /// What peers hold is of no use: everybody loads the checkpoint.
-    restore: bool,
+    pub(super) restore: bool,
+    /// Those who were there before, when that is known: nobody else is waited for.
+    pub(super) awaited: BTreeSet<PeerName>,
+    /// A manifest that is being written is waited for until then.
+    pub(super) seal_until_ms: u64,
 }
 
 impl Gathering {
@@ -38,13 +43,28 @@ impl Gathering {
 }
 
 impl Conductor {
+    /// Nobody is known any more; those who were there will say what they hold.
+    pub(super) fn gather_again(&mut self, now_ms: u64, awaited: BTreeSet<PeerName>) {
+        self.phase = Phase::Gathering;
+        self.gathering = Gathering { since_ms: Some(now_ms), awaited, ..Gathering::default() };
+        self.states.clear();
+        self.in_doubt.clear();
+        self.saving.forget();
+        for stage in &mut self.stages {
+            stage.lost_ms = None;
+        }
+    }
+
     /// Begins as soon as every stage has somebody.
     pub(super) fn try_begin(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let Some(since) = self.gathering.since_ms else { return };
         if now_ms < self.gathering.not_before_ms {
             return;
         }
-        let waited = now_ms >= since + self.config.gather_ms;
+        let awaited = &self.gathering.awaited;
+        let there = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.held.is_some());
+        let all = !awaited.is_empty() && awaited.iter().all(there);
+        let waited = all || now_ms >= since + self.config.gather_ms;
         if !self.gathering.restore {
             if self.peers.values().any(|p| p.held.is_some()) {
                 // How many there are nobody knows: whoever comes too late begins the step anew.
@@ -61,8 +81,10 @@ impl Conductor {
                 return;
             }
             self.gathering.restore = true;
+            self.step = self.saving.newest().unwrap_or(0);
+            self.open_anew();
         }
-        if !self.may_load(out) {
+        if !self.may_load(now_ms, out) {
             return;
         }
         self.load_all(now_ms, out);
@@ -75,22 +97,13 @@ impl Conductor {
         }
     }
 
-    /// Is there something that peers can begin with? When every checkpoint is damaged the run ends here: it would lose all steps without a
-    /// word if it began anew.
-    fn may_load(&mut self, out: &mut Vec<ConductorEffect>) -> bool {
-        if let Some(why) = self.saving.all_damaged() {
-            self.fail(why, out);
-        }
-        self.phase == Phase::Gathering && self.saving.is_certain()
-    }
-
     /// What was asked before there were steps.
     fn answer_claims(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        let asked: Vec<(PeerName, Vec<(Step, Microbatch)>)> =
+        let asked: Vec<_> =
             self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
         for (name, claims) in asked {
-            for (step, microbatch) in claims {
-                self.claim(now_ms, &name, step, microbatch, out);
+            for claim in claims {
+                self.claim(now_ms, &name, claim, out);
             }
         }
     }
@@ -99,22 +112,33 @@ impl Conductor {
     pub(super) fn hear_gathering(&mut self, name: &PeerName, report: &PeerReport) -> bool {
         let Some(peer) = self.peers.get_mut(name) else { return false };
         match (report, &mut peer.held) {
-            (PeerReport::Claim { step, microbatch }, _) => peer.claims.push((*step, *microbatch)),
+            (PeerReport::Claim { step, microbatch, attempt }, _) => {
+                if peer.claims.len() < CLAIMS_MAX {
+                    peer.claims.insert((*step, *microbatch, *attempt));
+                }
+            }
             (PeerReport::Released { step, microbatch }, _) => {
-                peer.claims.retain(|claim| claim != &(*step, *microbatch));
+                peer.claims.retain(|(s, m, _)| (s, m) != (step, microbatch));
             }
             (PeerReport::Done { step, contribution, .. }, Some(held)) => {
                 held.add(*step, contribution.clone())
             }
-            (PeerReport::Applied { step, scale, .. }, Some(held)) => {
-                held.applied(*step, *scale);
+            (PeerReport::Applied { step, scale, state }, Some(held)) if *step == held.step + 1 => {
+                held.applied(*step, *scale, state.clone());
                 peer.step = *step;
             }
-            (PeerReport::Ready { stage, step }, None) if peer.place == Place::Idle => {
-                peer.held = Some(Held { stage: *stage, step: *step, ..Held::default() });
-                peer.step = *step;
+            (PeerReport::Ready { stage, step, state }, None) if peer.place == Place::Idle => {
+                let (stage, step, state) = (*stage, *step, state.clone());
+                peer.held = Some(Held { stage, step, state, ..Held::default() });
+                peer.step = step;
             }
-            (PeerReport::Ready { .. } | PeerReport::FetchFailed { .. } | PeerReport::Leaving { .. }, _) => {
+            (
+                PeerReport::Ready { .. }
+                | PeerReport::FetchFailed { .. }
+                | PeerReport::Leaving { .. }
+                | PeerReport::Corrupt { .. },
+                _,
+            ) => {
                 return true;
             }
             _ => {}
@@ -126,46 +150,44 @@ impl Conductor {
     fn go_on(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let held: BTreeMap<PeerName, Held> =
             self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
-        let Some(newest) = held.values().map(|h| h.step).max() else { return };
-        let scale = held.values().filter(|h| h.step == newest).find_map(|h| h.scale);
-        let can_follow = |h: &Held| {
-            h.step == newest || (h.step + 1 == newest && scale.is_some() && self.holds_all_averages(h))
-        };
-        let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
-        let missing =
-            (0..self.config.stages).find(|s| !held.values().any(|h| h.stage == *s && can_follow(h)));
-        if let Some(stage) = missing {
-            if now_ms < patience {
-                // Going back to a checkpoint costs more than waiting for who may yet come.
-                return;
+        let Some((newest, scale)) = self.newest_whole(held.values()) else {
+            let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
+            // Going back to a checkpoint costs more than waiting for who may yet come.
+            if now_ms >= patience {
+                let steps: BTreeSet<String> =
+                    held.values().map(|h| format!("stage {} at step {}", h.stage, h.step)).collect();
+                let steps: Vec<String> = steps.into_iter().collect();
+                out.push(ConductorEffect::Note(format!(
+                    "there is no step at which every stage has a peer: they hold {}",
+                    steps.join(", ")
+                )));
+                self.restore(now_ms, out);
             }
-            out.push(ConductorEffect::Note(format!("no peer holds stage {stage} at step {newest}")));
-            self.restore(now_ms, out);
             return;
-        }
-        let follows: Vec<(PeerName, bool)> = held.iter().map(|(n, h)| (n.clone(), can_follow(h))).collect();
+        };
         self.step = newest;
         self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
+        self.states.clear();
         self.open_anew();
-        for (name, follows) in follows {
-            let Some(held) = held.get(&name) else { continue };
-            if !follows {
+        for (name, held) in &held {
+            if !self.can_follow(held, newest, scale) {
                 continue;
             }
-            self.place(&name, Place::Member { stage: held.stage });
+            self.place(name, Place::Member { stage: held.stage });
+            self.hear_state(name, (held.stage, held.step), held.state.clone(), false);
             if held.step < newest {
-                let apply = ToPeer::Apply { step: held.step, scale: scale.unwrap_or(1.0) };
+                let (step, prove) = (held.step, self.proves(newest));
+                let apply = ToPeer::Apply { step, scale: scale.unwrap_or(1.0), prove };
                 out.push(ConductorEffect::ToPeer(name.clone(), apply));
             }
-            if !self.restore_keys(now_ms, &name, held) {
+            if !self.restore_keys(now_ms, name, held) {
                 // Somebody else has added some of it as well: this peer begins the step anew.
                 for open in &mut self.open {
-                    open.ledgers[held.stage as usize].release(&name, now_ms);
+                    open.ledgers[held.stage as usize].release(name, now_ms);
                 }
-                self.place(&name, Place::Fetching { stage: held.stage });
-                out.push(ConductorEffect::ToPeer(name, ToPeer::Clear { step: newest }));
+                self.clear(name, held.stage, newest, out);
             }
         }
         self.answer_claims(now_ms, out);
@@ -182,6 +204,47 @@ impl Conductor {
         self.plan_save();
     }
 
+    /// The newest step at which every stage has a peer that is there or can follow, and the scale of the update before it. A step that somebody claims to be at and nobody
+    /// else is, counts for nothing.
+    fn newest_whole<'a>(&self, held: impl Iterator<Item = &'a Held> + Clone) -> Option<(Step, Option<f32>)> {
+        let mut steps: BTreeSet<Step> = held.clone().map(|h| h.step).collect();
+        // This life may have decided an update that nobody has heard of.
+        let decided = self.last_scale.map(|scale| (self.step, scale));
+        steps.extend(decided.map(|(step, _)| step));
+        steps.into_iter().rev().find_map(|step| {
+            let mut scales: BTreeMap<u32, usize> = BTreeMap::new();
+            if let Some((_, scale)) = decided.filter(|(s, _)| *s == step) {
+                scales.insert(scale.to_bits(), usize::MAX / 2);
+            }
+            for scale in held.clone().filter(|h| h.step == step).filter_map(|h| h.scale) {
+                *scales.entry(scale.to_bits()).or_default() += 1;
+            }
+            let scale =
+                scales.into_iter().max_by_key(|(_, count)| *count).map(|(bits, _)| f32::from_bits(bits));
+            let whole = (0..self.config.stages)
+                .all(|s| held.clone().any(|h| h.stage == s && self.can_follow(h, step, scale)));
+            whole.then_some((step, scale))
+        })
+    }
+
+    /// Is a peer at this step, or can it make the last update before it?
+    fn can_follow(&self, held: &Held, step: Step, scale: Option<f32>) -> bool {
+        held.step == step || (held.step + 1 == step && scale.is_some() && self.holds_all_averages(held))
+    }
+
+    /// A peer empties its sums, of which everybody else knows nothing or something else; then it serves.
+    pub(super) fn clear(
+        &mut self,
+        name: &PeerName,
+        stage: StageId,
+        step: Step,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        self.place(name, Place::Clearing { stage });
+        let attempt = self.attempt;
+        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step, attempt }));
+    }
+
     /// Enters what a peer has added and is adding to the steps that are open; what was in a step before those is in its update. False when
     /// somebody else has some of it.
     fn restore_keys(&mut self, now_ms: u64, name: &PeerName, held: &Held) -> bool {
@@ -195,73 +258,5 @@ impl Conductor {
     /// Has a peer every average that its update needs?
     pub(super) fn holds_all_averages(&self, held: &Held) -> bool {
         self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
-    }
-
-    /// Peers without a stage load one. When a stage has nobody then, and another more than it needs, somebody moves.
-    fn load_all(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        for (name, stage) in self.places(now_ms, false, out) {
-            let has = [Place::Member { stage }, Place::Fetching { stage }];
-            if self.peers.get(&name).is_some_and(|p| !has.contains(&p.place)) {
-                self.load(name, stage, out);
-            }
-        }
-    }
-
-    /// A peer begins with a stage, from the newest checkpoint if there is one.
-    fn load(&mut self, name: PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
-        self.place(&name, Place::Fetching { stage });
-        let checkpoint = self.saving.newest().is_some();
-        out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
-    }
-
-    /// The last peer of a stage is gone, with the newest state of its layers.
-    pub(super) fn stage_lost(&mut self, now_ms: u64, stage: StageId, out: &mut Vec<ConductorEffect>) {
-        let newest: Step = self.saving.newest().unwrap_or(0);
-        out.push(ConductorEffect::Note(format!(
-            "stage {stage} has no peer left at step {}: all go back to step {newest}",
-            self.step
-        )));
-        self.restore(now_ms, out);
-    }
-
-    /// Everybody loads the newest checkpoint, once it is known which that is.
-    pub(super) fn restore(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step: self.step }));
-        }
-        self.step = self.saving.newest().unwrap_or(0);
-        self.phase = Phase::Gathering;
-        self.hashes.clear();
-        self.last_scale = None;
-        for stage in &mut self.stages {
-            stage.lost_ms = None;
-        }
-        self.saving.forget();
-        self.in_doubt.clear();
-        self.gathering = Gathering { since_ms: Some(now_ms), not_before_ms: 0, restore: true };
-        self.open_anew();
-        self.roster_changed = true;
-        if !self.may_load(out) {
-            for peer in self.peers.values_mut().filter(|p| p.place != Place::Retired) {
-                (peer.place, peer.held) = (Place::Idle, None);
-            }
-            return;
-        }
-        let places = self.places(now_ms, true, out);
-        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
-        for name in names {
-            let Some(peer) = self.peers.get_mut(&name) else { continue };
-            peer.held = None;
-            peer.claims.clear();
-            peer.moving = None;
-            match (places.get(&name), &peer.place) {
-                (Some(stage), _) => self.load(name, *stage, out),
-                (None, Place::Retired | Place::Idle) => {}
-                (None, _) => {
-                    self.place(&name, Place::Retired);
-                    out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
-                }
-            }
-        }
     }
 }

@@ -15,6 +15,7 @@ impl Place {
             Self::Fetching { stage }
             | Self::Parked { stage }
             | Self::Member { stage }
+            | Self::Clearing { stage }
             | Self::HandingOver { stage, .. } => Some(*stage),
             Self::Idle | Self::Retired => None,
         }

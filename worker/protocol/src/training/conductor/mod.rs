@@ -2,214 +2,52 @@
 //!
 //! It carries no tensors and keeps nothing on disk: after a restart it asks the peers what they hold ([`gather`]). One file per concern:
 //!
-//! * [`roster`] who is there and what stage each serves; joining, leaving
-//! * [`mates`] to whom each gives values
+//! * [`shell`] what happens, and what is to be done
+//! * [`roster`] who is there and what stage each serves · [`leaving`] going in peace · [`mates`] to whom each gives values
 //! * [`moves`] which stage a peer should serve
 //! * [`open`] the steps that are being done
-//! * [`step`] keys, averages, the commit
-//! * [`gather`] beginning, and beginning again from what peers or a checkpoint have
-//! * [`checkpoints`] what there is to go on from · [`save`] writing more · [`trouble`] when that cannot be done
+//! * [`step`] work and keys · [`average`] averages, the commit
+//! * [`trust`] what peers say of their states, and what becomes of those that are wrong; [`verdict`] who that is
+//! * [`patience`] how long somebody may keep others waiting
+//! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
+//! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing · [`trouble`] when that cannot be done
 
+mod agree;
+mod average;
 mod checkpoints;
 mod gather;
+mod leaving;
 mod mates;
 mod moves;
 mod open;
+mod patience;
+mod restore;
 mod roster;
 mod save;
 #[cfg(test)]
 mod save_tests;
+mod shell;
 mod step;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod trust;
+#[cfg(test)]
+mod trust_tests;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dunlin_planner::PeerName;
-use dunlin_planner::rebalance::Policy;
 
 use super::mates::Mates;
 use super::message::{
-    Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
+    Attempt, Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer,
 };
 use super::speed::Speed;
-
-/// Bounds and shape of a run.
-#[derive(Clone, Debug)]
-pub struct ConductorConfig {
-    /// Number of stages.
-    pub stages: u32,
-    /// Microbatches of a step.
-    pub microbatches: u32,
-    /// Rows of a microbatch.
-    pub rows: u32,
-    /// Work of a row at each stage, in one unit.
-    pub costs: Vec<f64>,
-    /// Updates in all.
-    pub steps: Step,
-    /// The microbatches of a step are computed with the parameters before the last update: its averages are formed behind them.
-    pub delayed_updates: bool,
-    /// The first and the last stage share the embedding.
-    pub tied: bool,
-    /// Largest global norm of the gradient; above it is scaled down.
-    pub clip: Option<f64>,
-    /// Is there somewhere to save to? Without, a lost stage begins from its first values.
-    pub saves: bool,
-    /// A checkpoint every so many steps (and at the end); 0 for the end only.
-    pub checkpoint_every: Step,
-    /// Validation every so many steps; 0 for never.
-    pub validate_every: Step,
-    /// Microbatches of a validation.
-    pub validation_batches: u32,
-    /// How long peers may take to report after a start before those that did go on.
-    pub gather_ms: u64,
-    /// A peer that keeps a key from others for longer is taken to be lost.
-    pub claim_ms_max: u64,
-    /// A peer that will be gone serves on until so long before.
-    pub hand_over_ms: u64,
-    /// How eagerly peers change their stage. Its step is measured, and its shadows are not kept.
-    pub policy: Policy,
-    /// Time in which the state of a stage is fetched, as long as that was not measured.
-    pub fetch_ms: u64,
-    /// Distinguishes this life of the conductor from others: larger than those before.
-    pub incarnation: u64,
-}
-
-/// What happens.
-#[derive(Clone, Debug)]
-pub enum ConductorEvent {
-    /// A stream is open.
-    Connected(Hello),
-    /// It broke or fell silent.
-    Gone(PeerName),
-    /// A peer speaks.
-    Peer(PeerName, PeerReport),
-    /// A trainer speaks.
-    Trainer(PeerName, TrainerReport),
-    /// What there is to go on from: said at the start, and after [`ConductorEffect::Inspect`].
-    Checkpoints(Checkpoints),
-    /// The destination cannot be read, for this reason. At the start it is tried again until [`ConductorEvent::Checkpoints`].
-    Unread(String),
-    /// The destination can take another checkpoint, or why it cannot.
-    Prepared(Option<String>),
-    /// The files of a checkpoint are complete, or not.
-    Sealed {
-        /// Of which step.
-        step: Step,
-        /// What is in the way.
-        error: Option<String>,
-    },
-    /// A checkpoint is there as it was written, or not.
-    Confirmed {
-        /// Of which step.
-        step: Step,
-        /// What is wrong.
-        error: Option<String>,
-    },
-    /// The run cannot go on here, for this reason, which a user must do something about.
-    Refused(String),
-    /// Save and stop at the next edge of a step.
-    Suspend,
-    /// Time passes.
-    Tick,
-}
-
-/// What there is to go on from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checkpoints {
-    /// No checkpoint was ever completed.
-    None,
-    /// The newest sound one; damaged ones are passed over.
-    Newest(Step),
-    /// There are some, and none is sound: which, what is wrong with them, and how to begin anew on purpose.
-    AllDamaged(String),
-}
-
-/// What the shell must do, in this order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ConductorEffect {
-    /// Tell a peer.
-    ToPeer(PeerName, ToPeer),
-    /// Tell a trainer.
-    ToTrainer(PeerName, ToTrainer),
-    /// Find the newest checkpoint that is sound, reading all of it. Then [`ConductorEvent::Checkpoints`], or [`ConductorEvent::Unread`].
-    Inspect,
-    /// Remove what an attempt at a checkpoint left.
-    Discard {
-        /// Of which step.
-        step: Step,
-    },
-    /// Make the destination ready for another attempt, and find out whether it takes anything. Then [`ConductorEvent::Prepared`].
-    Prepare,
-    /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
-    Seal {
-        /// Of which step.
-        step: Step,
-        /// Of every stage, in order.
-        records: Vec<String>,
-    },
-    /// Read the last checkpoint of the run again. Then [`ConductorEvent::Confirmed`].
-    Confirm {
-        /// Of which step.
-        step: Step,
-    },
-    /// A step is complete.
-    Committed(Committed),
-    /// A peer goes to another stage.
-    Moved(Moved),
-    /// End a stream: its other side must begin anew.
-    Drop(PeerName),
-    /// For people.
-    Note(String),
-}
-
-/// What came of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Committed {
-    /// Updates applied before it.
-    pub step: Step,
-    /// Loss summed over the tokens of the global batch.
-    pub loss: f64,
-    /// Of the validation before the update, if there was one: summed over its tokens.
-    pub validation: Option<f64>,
-    /// Norm of the gradient before clipping.
-    pub norm: f64,
-    /// Contributions that were computed again because a peer was lost.
-    pub redone: u32,
-}
-
-/// One peer that went to another stage, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Moved {
-    /// The step under way.
-    pub step: Step,
-    /// Who.
-    pub peer: PeerName,
-    /// From where.
-    pub from: StageId,
-    /// Where to.
-    pub to: StageId,
-    /// For people.
-    pub reason: String,
-}
-
-/// Where a run is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Waiting for peers, or for what they hold.
-    Gathering,
-    /// Steps are made.
-    Running,
-    /// Waiting for the last checkpoint.
-    Finishing,
-    /// Done; everybody may go.
-    Finished,
-    /// Stopped at the edge of a step, with a checkpoint.
-    Suspended,
-    /// What a user must mend.
-    Failed(String),
-}
+pub use shell::{
+    Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, Moved, Phase, Totals,
+};
 
 /// The ledger of a run.
 pub struct Conductor {
@@ -219,36 +57,31 @@ pub struct Conductor {
     stages: Vec<StageState>,
     shards: Vec<ShardState>,
     peers: BTreeMap<PeerName, PeerState>,
-    /// What each trainer has.
-    trainers: BTreeMap<PeerName, BTreeSet<(Step, Microbatch)>>,
+    /// What each trainer has, and since when.
+    trainers: BTreeMap<PeerName, BTreeMap<(Step, Microbatch), u64>>,
     /// From the step that is decided next on.
     open: VecDeque<open::Open>,
     /// Of the oldest of them.
     validation: BTreeMap<Microbatch, Option<f64>>,
     round: u64,
+    /// Of the open steps.
+    attempt: Attempt,
     gathering: gather::Gathering,
     saving: save::Saving,
     suspend: bool,
     totals: Totals,
     measured: moves::Measured,
-    hashes: BTreeMap<(StageId, Step), u64>,
+    usual: patience::Usual,
+    states: trust::States,
+    expelled: trust::ExpelledPeers,
+    /// The furthest step at which nobody could tell whose state is right, and how often that was.
+    ties: (Step, u32),
     /// The update that was decided last: the step before this one.
     last_scale: Option<f32>,
     /// Lost while handing over: whether the mate has their sums is not known yet.
     in_doubt: BTreeMap<PeerName, InDoubt>,
     /// Membership changed since others were told.
     roster_changed: bool,
-}
-
-/// Counts of the whole run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Contributions computed again.
-    pub redone: u64,
-    /// Peers lost without notice.
-    pub lost: u64,
-    /// Peers that went from one stage to another.
-    pub moves: u64,
 }
 
 /// A lost peer whose sums a mate may or may not have added.
@@ -273,17 +106,22 @@ struct ShardState {
     averaging: Option<Averaging>,
     /// An average that failed is not formed again before.
     not_before_ms: u64,
+    /// How often its members held different averages in this step.
+    differed: u32,
+    /// How often somebody was a part of an average of this step that could not be formed: who could not, and who did not give what it should.
+    failures: BTreeMap<PeerName, u32>,
 }
 
 impl ShardState {
     fn of(stages: Vec<StageId>) -> Self {
-        Self { stages, averaging: None, not_before_ms: 0 }
+        Self { stages, averaging: None, not_before_ms: 0, differed: 0, failures: BTreeMap::new() }
     }
 }
 
 #[derive(Clone, Debug)]
 struct Averaging {
     round: u64,
+    since_ms: u64,
     group: BTreeSet<PeerName>,
     squares: BTreeMap<PeerName, Vec<f64>>,
 }
@@ -319,7 +157,11 @@ struct PeerState {
     /// Since when it has brought nothing, or owes nothing.
     quiet_since_ms: u64,
     /// What it asked for meanwhile.
-    claims: Vec<(Step, Microbatch)>,
+    claims: BTreeSet<(Step, Microbatch, Attempt)>,
+    /// How often it got a state that is not the right one.
+    wrong_states: u32,
+    /// The newest step of which a mate has taken its sums, since they were emptied without an update.
+    gave: Option<Step>,
     /// To whom it gives values, as it was told last.
     mates: Mates,
 }
@@ -343,6 +185,8 @@ enum Place {
     Parked { stage: StageId },
     /// Serves a stage.
     Member { stage: StageId },
+    /// Has it, and empties its sums; then it serves.
+    Clearing { stage: StageId },
     /// Serves no longer; its sums are being handed over.
     HandingOver { stage: StageId, to: Option<PeerName> },
     /// May go.
@@ -368,12 +212,16 @@ impl Conductor {
             open: VecDeque::new(),
             validation: BTreeMap::new(),
             round: config.incarnation << 20,
+            attempt: config.incarnation << 20,
             gathering: gather::Gathering::default(),
             saving: save::Saving::new(config.saves),
             suspend: false,
             totals: Totals::default(),
             measured: moves::Measured::new(config.stages, config.fetch_ms),
-            hashes: BTreeMap::new(),
+            usual: patience::Usual::new(config.stages),
+            states: trust::States::new(),
+            expelled: trust::ExpelledPeers::new(),
+            ties: (0, 0),
             last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
@@ -414,6 +262,12 @@ impl Conductor {
         (self.step >= self.config.steps && complete).then(|| self.validation.values().flatten().sum())
     }
 
+    /// Peers that were expelled, the newest last; as many as are remembered.
+    #[must_use]
+    pub fn expelled(&self) -> impl ExactSizeIterator<Item = &Expelled> + DoubleEndedIterator {
+        self.expelled.iter()
+    }
+
     /// Peers that serve each stage.
     #[must_use]
     pub fn members(&self) -> Vec<Vec<PeerName>> {
@@ -430,7 +284,7 @@ impl Conductor {
                     self.peer_report(now_ms, &name, report, out);
                 }
             }
-            ConductorEvent::Trainer(name, report) => self.trainer_report(&name, report),
+            ConductorEvent::Trainer(name, report) => self.trainer_report(now_ms, &name, report, out),
             ConductorEvent::Checkpoints(found) => self.found(now_ms, found, out),
             ConductorEvent::Unread(why) => self.unread(now_ms, why, out),
             ConductorEvent::Prepared(error) => self.prepared(now_ms, error, out),
@@ -439,6 +293,7 @@ impl Conductor {
             // What becomes of the destination of a run that is over is no longer its business.
             ConductorEvent::Refused(_) if matches!(self.phase, Phase::Finished | Phase::Suspended) => {}
             ConductorEvent::Refused(why) => self.fail(why, out),
+            ConductorEvent::Woke => self.woke(now_ms, out),
             ConductorEvent::Suspend => self.suspend = true,
             ConductorEvent::Tick => self.tick(now_ms, out),
         }
@@ -449,13 +304,27 @@ impl Conductor {
         let name = hello.me.name.clone();
         // A new stream of somebody we know replaces the old one.
         self.gone(now_ms, &name, out);
+        let (ours, theirs) = (self.config.arithmetic, hello.arithmetic);
+        let other = format!(
+            "it computes with version {theirs} of the arithmetic, this run with {ours}: give all processes the same image"
+        );
+        if let Some(why) = self.expelled_for(&name).or((ours != theirs).then_some(other)) {
+            out.push(ConductorEffect::Note(format!("{name} is turned away: {why}")));
+            let message = match hello.role {
+                Role::Peer { .. } => ConductorEffect::ToPeer(name.clone(), ToPeer::Expelled { why }),
+                Role::Trainer { .. } => ConductorEffect::ToTrainer(name.clone(), ToTrainer::Refused { why }),
+            };
+            out.extend([message, ConductorEffect::Drop(name)]);
+            return;
+        }
+        let held = self.believable(&hello);
         match hello.role {
             Role::Trainer { .. } => {
-                self.trainers.insert(name.clone(), BTreeSet::new());
+                self.trainers.insert(name.clone(), BTreeMap::new());
                 let roster = self.roster();
                 out.push(ConductorEffect::ToTrainer(name, roster));
             }
-            Role::Peer { held } => self.peer_joins(now_ms, hello.me, held, out),
+            Role::Peer { .. } => self.peer_joins(now_ms, hello.me, held, out),
         }
     }
 
@@ -475,22 +344,27 @@ impl Conductor {
             peer.quiet_since_ms = now_ms;
         }
         match report {
-            PeerReport::Claim { step, microbatch } => self.claim(now_ms, name, step, microbatch, out),
+            PeerReport::Claim { step, microbatch, attempt } => {
+                self.claim(now_ms, name, (step, microbatch, attempt), out);
+            }
             PeerReport::Released { step, microbatch } => self.unclaim(now_ms, name, step, microbatch, out),
             PeerReport::Done { step, contribution, took_us } => {
-                self.done(name, step, &contribution, took_us, out);
+                self.done(now_ms, name, step, &contribution, took_us, out);
             }
-            PeerReport::Failed { step, microbatch, what } => self.failed(step, microbatch, &what, out),
+            PeerReport::Corrupt { what } => self.corrupt(now_ms, name, &what, out),
             PeerReport::Averaged { step, shard, round, squares } => {
-                self.averaged(name, step, shard, round, squares);
+                self.averaged(now_ms, name, step, shard, round, squares);
             }
-            PeerReport::AverageFailed { step, shard, round, why } => {
-                self.average_failed(now_ms, name, step, shard, round, &why, out);
+            PeerReport::AverageFailed { step, shard, round, why, mate } => {
+                self.average_failed(now_ms, name, (step, shard, round), &why, mate, out);
             }
-            PeerReport::Applied { step, hash, .. } => self.applied(name, step, hash, out),
-            PeerReport::Ready { stage, step } => self.ready(now_ms, name, stage, step, out),
+            PeerReport::Applied { step, state, .. } => self.applied(now_ms, name, step, state, out),
+            PeerReport::Ready { stage, step, state } => self.ready(now_ms, name, stage, step, state, out),
             PeerReport::FetchFailed { stage, failure, why } => {
                 self.fetch_failed(now_ms, name, stage, failure, &why, out);
+            }
+            PeerReport::Wrong { mate, what } => {
+                out.push(ConductorEffect::Note(format!("{name} got from {mate} what is not right: {what}")));
             }
             PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
             PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
@@ -507,6 +381,9 @@ impl Conductor {
         if self.phase == Phase::Gathering {
             self.try_begin(now_ms, out);
         }
+        if self.live() {
+            self.judge_states(now_ms, out);
+        }
         if self.phase == Phase::Running {
             self.try_hand_over(now_ms, out);
             self.admit_parked();
@@ -516,23 +393,18 @@ impl Conductor {
         self.try_end(now_ms, out);
         self.tell_roster(out);
         if self.live() {
-            self.give_work(out);
+            self.give_work(now_ms, out);
         }
     }
 
     fn tick(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        let limit = self.config.claim_ms_max;
-        let mut overdue: BTreeSet<PeerName> =
-            self.open.iter().flat_map(|open| &open.ledgers).flat_map(|l| l.overdue(now_ms, limit)).collect();
+        let mut overdue = self.overdue(now_ms);
         overdue.extend(self.quiet(now_ms));
         for name in overdue {
-            out.push(ConductorEffect::Note(format!(
-                "{name} does not do what others wait for: it is taken to be lost"
-            )));
-            self.gone(now_ms, &name, out);
-            out.push(ConductorEffect::Drop(name));
+            self.give_up(now_ms, &name, "it does not do what others wait for", out);
         }
         self.leave_in_time(now_ms, out);
+        self.drive_late_work(now_ms);
         self.give_up_lost_stages(now_ms, out);
         self.settle(now_ms, out);
     }

@@ -44,6 +44,11 @@ impl Measured {
         self.edge_ms.is_some_and(|at| now_ms < at + patience)
     }
 
+    /// When the last step was decided.
+    pub(super) fn edge_ms(&self) -> Option<u64> {
+        self.edge_ms
+    }
+
     pub(super) fn peer_gone(&mut self, lived_ms: u64) {
         self.lived_ms += lived_ms;
         self.gone += 1;
@@ -131,7 +136,7 @@ impl Conductor {
         let (stage, fetching) = match &peer.place {
             Place::Idle => (None, None),
             Place::Fetching { stage } | Place::Parked { stage } => (None, fetching(*stage)),
-            Place::Member { stage } => (Some(*stage as usize), None),
+            Place::Member { stage } | Place::Clearing { stage } => (Some(*stage as usize), None),
             Place::HandingOver { .. } => (None, fetching(peer.moving.as_ref()?.to)),
             Place::Retired => return None,
         };
@@ -183,7 +188,7 @@ impl Conductor {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.fetch_since_ms = Some(now_ms);
         }
-        self.fetch(name, to, out);
+        self.fetch(name, to, false, out);
     }
 
     /// A peer stops serving, to go to another stage. Others of its stage must be there, and somebody who has the state of the other.

@@ -1,6 +1,8 @@
 //! The steps whose microbatches are being done: the one that is decided next and, with delayed updates, the one behind it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_planner::PeerName;
 
 use super::Conductor;
 use crate::training::ledger::Ledger;
@@ -13,6 +15,8 @@ pub(super) struct Open {
     pub ledgers: Vec<Ledger>,
     /// Microbatches that no trainer has.
     pub todo: BTreeSet<Microbatch>,
+    /// Microbatches that nobody can compute, by the word of these trainers, one for each time.
+    pub failed: BTreeMap<Microbatch, Vec<PeerName>>,
     /// Contributions that were computed again.
     pub redone: u32,
 }
@@ -22,6 +26,7 @@ impl Open {
         Self {
             ledgers: vec![Ledger::new(microbatches); stages as usize],
             todo: (0..microbatches).collect(),
+            failed: BTreeMap::new(),
             redone: 0,
         }
     }
@@ -30,6 +35,7 @@ impl Open {
 impl Conductor {
     /// The step `self.step` begins with all its keys open, and so does the one behind it if there is one.
     pub(super) fn open_anew(&mut self) {
+        self.attempt += 1;
         self.open.clear();
         for work in self.trainers.values_mut() {
             work.clear();
@@ -41,7 +47,7 @@ impl Conductor {
     pub(super) fn open_next(&mut self) {
         self.open.pop_front();
         for work in self.trainers.values_mut() {
-            work.retain(|(step, _)| *step >= self.step);
+            work.retain(|(step, _), _| *step >= self.step);
         }
         self.begin_oldest();
     }
@@ -51,6 +57,8 @@ impl Conductor {
         for shard in &mut self.shards {
             shard.averaging = None;
             shard.not_before_ms = 0;
+            shard.differed = 0;
+            shard.failures.clear();
         }
         let (count, steps) = (self.config.microbatches, self.config.steps);
         let last = if self.config.delayed_updates { self.step + 1 } else { self.step };

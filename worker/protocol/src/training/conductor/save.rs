@@ -28,6 +28,8 @@ pub(super) struct Saving {
     /// The next attempt is not before.
     not_before_ms: u64,
     trouble: Option<Trouble>,
+    /// Attempts in a row in which peers of a stage would have written different things.
+    pub(super) differed: u32,
     confirmation: Confirmation,
 }
 
@@ -53,22 +55,24 @@ enum Confirmation {
 }
 
 #[derive(Clone, Debug)]
-struct UnderWay {
-    step: Step,
-    writers: BTreeMap<StageId, Writer>,
+pub(super) struct UnderWay {
+    pub(super) step: Step,
+    pub(super) writers: BTreeMap<StageId, Writer>,
+    /// Others of the same stages, who say what should have been written.
+    pub(super) checkers: Vec<(StageId, Writer)>,
     sealing: bool,
 }
 
 /// Who writes a stage, and what came of it.
 #[derive(Clone, Debug)]
-struct Writer {
-    name: PeerName,
-    host: String,
-    outcome: Outcome,
+pub(super) struct Writer {
+    pub(super) name: PeerName,
+    pub(super) host: String,
+    pub(super) outcome: Outcome,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Outcome {
+pub(super) enum Outcome {
     Open,
     Written(String),
     /// The destination takes it not.
@@ -130,9 +134,15 @@ impl Saving {
         }
     }
 
+    /// The manifest of this step is being written.
+    pub(super) fn seals(&self) -> Option<Step> {
+        self.under_way.as_ref().filter(|u| u.sealing).map(|u| u.step)
+    }
+
     pub(super) fn waits_for(&self, name: &PeerName) -> bool {
         let writes = |w: &Writer| w.name == *name && w.outcome == Outcome::Open;
-        self.under_way.as_ref().is_some_and(|u| u.writers.values().any(writes))
+        let all = |u: &UnderWay| u.writers.values().chain(u.checkers.iter().map(|(_, c)| c)).any(writes);
+        self.under_way.as_ref().is_some_and(all)
     }
 }
 
@@ -180,15 +190,34 @@ impl Conductor {
         }
         let mut writers = BTreeMap::new();
         for stage in 0..self.config.stages {
+            // Whoever empties its sums can say in a moment what is to be written.
+            let clearing = self.peers.values().any(|p| p.place == Place::Clearing { stage });
+            if clearing || !self.is_agreed(stage) {
+                return;
+            }
             let Some(name) = self.writer_of(stage) else { return };
-            let host = self.peers.get(&name).map(|p| p.mate.host.clone()).unwrap_or_default();
-            writers.insert(stage, Writer { name, host, outcome: Outcome::Open });
+            writers.insert(stage, self.writer(name));
         }
+        let checkers: Vec<(StageId, Writer)> = writers
+            .iter()
+            .flat_map(|(stage, w)| {
+                self.checkers_of(*stage, &w.name).into_iter().map(|c| (*stage, self.writer(c)))
+            })
+            .collect();
         self.saving.due = false;
+        let step = self.step;
         for writer in writers.values() {
-            out.push(ConductorEffect::ToPeer(writer.name.clone(), ToPeer::Save { step: self.step }));
+            out.push(ConductorEffect::ToPeer(writer.name.clone(), ToPeer::Save { step, check: false }));
         }
-        self.saving.under_way = Some(UnderWay { step: self.step, writers, sealing: false });
+        for (_, checker) in &checkers {
+            out.push(ConductorEffect::ToPeer(checker.name.clone(), ToPeer::Save { step, check: true }));
+        }
+        self.saving.under_way = Some(UnderWay { step, writers, checkers, sealing: false });
+    }
+
+    fn writer(&self, name: PeerName) -> Writer {
+        let host = self.peers.get(&name).map(|p| p.mate.host.clone()).unwrap_or_default();
+        Writer { name, host, outcome: Outcome::Open }
     }
 
     /// Who writes a stage: somebody on a machine that could write so far, if there is one; after failures another one each time.
@@ -233,7 +262,7 @@ impl Conductor {
         }
     }
 
-    /// A writer is done. False when nobody waited for it.
+    /// A writer or checker is done. False when nobody waited for it.
     fn written(
         &mut self,
         now_ms: u64,
@@ -244,7 +273,8 @@ impl Conductor {
     ) -> bool {
         let Some(under_way) = self.saving.under_way.as_mut().filter(|u| u.step == step) else { return false };
         let open = |w: &&mut Writer| w.name == *name && w.outcome == Outcome::Open;
-        let Some(writer) = under_way.writers.values_mut().find(open) else { return false };
+        let checkers = under_way.checkers.iter_mut().map(|(_, checker)| checker);
+        let Some(writer) = under_way.writers.values_mut().chain(checkers).find(open) else { return false };
         writer.outcome = outcome;
         self.settle_attempt(now_ms, out);
         true
@@ -269,8 +299,20 @@ impl Conductor {
             _ => None,
         };
         if let Some(records) = under_way.writers.values().map(record).collect() {
-            under_way.sealing = true;
-            out.push(ConductorEffect::Seal { step, records });
+            if under_way.checkers.iter().any(|(_, c)| c.outcome == Outcome::Open) {
+                return;
+            }
+            let wrong = under_way.compare();
+            // What was to be compared, and was not, may be wrong as well.
+            let compared = under_way.checkers.iter().all(|(_, c)| record(c).is_some());
+            let right = compared && under_way.writers.values().all(|w| !wrong.names(&w.name));
+            if right && !wrong.is_tied() {
+                under_way.sealing = true;
+                out.push(ConductorEffect::Seal { step, records });
+            } else {
+                self.give_up_attempt(now_ms, step, out);
+            }
+            self.disagree(now_ms, step, wrong, out);
             return;
         }
         let writers = std::mem::take(&mut under_way.writers);
@@ -323,12 +365,14 @@ impl Conductor {
         }
         let writers = self.saving.under_way.take().map(|u| u.writers).unwrap_or_default();
         self.saving.known.completed(step);
+        self.saving.differed = 0;
         self.saving.confirmation = Confirmation::Open;
         if let Some(trouble) = &self.saving.trouble {
             let able = writers.values().map(|w| (&w.name, w.host.as_str()));
             out.extend(trouble.blame(able).into_iter().map(ConductorEffect::Note));
         }
         self.trouble_is_over(now_ms, &format!("the checkpoint of step {step} is written"), out);
+        self.follow_newest(now_ms, out);
     }
 
     /// The last checkpoint was read again.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::message::{
-    FetchFailure, Held, Hello, Mate, PeerReport, Role, SaveFailure, StageId, Step, ToPeer,
+    FetchFailure, Held, Hello, Mate, PeerReport, Role, SaveFailure, StageId, StateDigest, Step, ToPeer,
 };
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];
@@ -14,7 +14,7 @@ const PEERS: [&str; 4] = ["a", "b", "c", "d"];
 fn holder(name: &str, host: &str, stage: StageId, step: Step) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
     let held = Some(Held { stage, step, ..Held::default() });
-    ConductorEvent::Connected(Hello { me, role: Role::Peer { held } })
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: Role::Peer { held } })
 }
 
 /// A run of two stages and ten steps that saves.
@@ -133,7 +133,7 @@ fn damage_that_is_seen_from_here_too_takes_everybody_to_the_checkpoint_before() 
     assert_eq!(run.inspections(), 1, "it is read once");
     // Meanwhile nobody begins with it, not even those that could read their part.
     for (name, stage) in [("a", 0), ("b", 1), ("c", 0), ("d", 1)] {
-        run.report(name, PeerReport::Ready { stage, step: 8 });
+        run.report(name, PeerReport::Ready { stage, step: 8, state: StateDigest::default() });
     }
     run.pass(5_000);
     assert!(run.loads().is_empty() && *run.conductor.phase() == Phase::Gathering);
@@ -195,13 +195,29 @@ fn finishing() -> Run {
 }
 
 impl Run {
-    /// Who was told to write the last state. Forgets what was told.
-    fn writers(&mut self) -> Vec<String> {
-        let write = |effect: ConductorEffect| match effect {
-            ConductorEffect::ToPeer(name, ToPeer::Save { step: 10 }) => Some(name.to_string()),
+    /// Who was told to write the last state, and who to say what it is. Forgets what was told.
+    fn savers(&mut self) -> (Vec<String>, Vec<String>) {
+        let save = |effect: ConductorEffect| match effect {
+            ConductorEffect::ToPeer(name, ToPeer::Save { step: 10, check }) => {
+                Some((name.to_string(), check))
+            }
             _ => None,
         };
-        std::mem::take(&mut self.out).into_iter().filter_map(write).collect()
+        let all = std::mem::take(&mut self.out).into_iter().filter_map(save);
+        let (checkers, writers): (Vec<_>, Vec<_>) = all.partition(|(_, check)| *check);
+        let names = |all: Vec<(String, bool)>| all.into_iter().map(|(name, _)| name).collect();
+        (names(writers), names(checkers))
+    }
+
+    /// Who was told to write the last state. Whoever is to say what that is says what the writer will. Forgets what was told.
+    fn writers(&mut self) -> Vec<String> {
+        let (writers, checkers) = self.savers();
+        for checker in checkers {
+            let stage = |name: &str| ["a", "b"].contains(&name);
+            let writer = writers.iter().find(|w| stage(w) == stage(&checker)).unwrap();
+            self.report(&checker, PeerReport::Saved { step: 10, record: writer.clone() });
+        }
+        writers
     }
 
     fn wrote(&mut self, name: &str) {
@@ -365,4 +381,81 @@ fn a_destination_that_is_anothers_ends_the_run_unless_that_is_over() {
     let mut run = finishing();
     run.hear(ConductorEvent::Refused("taken over".to_owned()));
     assert_eq!(*run.conductor.phase(), Phase::Failed("taken over".to_owned()));
+}
+
+#[test]
+fn what_two_peers_have_differently_becomes_no_checkpoint_and_all_go_back_when_nobody_can_tell() {
+    let mut run = finishing();
+    for attempt in 0..3 {
+        let (writers, checkers) = run.savers();
+        assert_eq!(
+            (writers.as_slice(), checkers.as_slice()),
+            (["a", "c"].map(String::from).as_slice(), ["b", "d"].map(String::from).as_slice())
+        );
+        for name in ["a", "c", "d"] {
+            let record = if name == "a" { "a" } else { "c" }.to_owned();
+            run.report(name, PeerReport::Saved { step: 10, record });
+        }
+        let sealed = |run: &Run| run.out.iter().any(|e| matches!(e, ConductorEffect::Seal { .. }));
+        assert!(!sealed(&run), "b has not answered yet");
+        run.report("b", PeerReport::Saved { step: 10, record: "another".to_owned() });
+        assert!(!sealed(&run) && run.asks_for(&ConductorEffect::Discard { step: 10 }));
+        assert!(run.notes().contains("a and b have different values of stage 0"), "{}", run.notes());
+        if attempt < 2 {
+            run.pause();
+            run.out.clear();
+            run.hear(ConductorEvent::Prepared(None));
+        }
+    }
+    assert_eq!(*run.conductor.phase(), Phase::Gathering, "{}", run.notes());
+}
+
+#[test]
+fn of_three_peers_the_one_that_writes_something_else_is_expelled() {
+    let mut run = Run::gathered([
+        holder("a", "n1", 0, 10),
+        holder("b", "n2", 0, 10),
+        holder("c", "n3", 0, 10),
+        holder("d", "n1", 1, 10),
+    ]);
+    run.hear(ConductorEvent::Checkpoints(Checkpoints::None));
+    for attempt in 0..2 {
+        let (writers, checkers) = run.savers();
+        assert_eq!(
+            (writers.len(), checkers.len()),
+            (2, 1 + attempt),
+            "all others are asked once two have differed"
+        );
+        for name in writers.iter().chain(&checkers) {
+            let record = if name == "a" { "wrong" } else { "right" }.to_owned();
+            run.report(name, PeerReport::Saved { step: 10, record });
+        }
+        if attempt == 0 {
+            run.pause();
+            run.out.clear();
+            run.hear(ConductorEvent::Prepared(None));
+        }
+    }
+    let expelled: Vec<_> = run.conductor.expelled().map(|e| e.peer.as_str()).collect();
+    assert_eq!(expelled, ["a"], "{}", run.notes());
+    assert_eq!(*run.conductor.phase(), Phase::Finishing);
+}
+
+#[test]
+fn what_was_to_be_compared_and_was_not_becomes_no_checkpoint() {
+    let mut run = finishing();
+    let (writers, _) = run.savers();
+    writers.iter().for_each(|name| run.wrote(name));
+    run.report("d", PeerReport::Saved { step: 10, record: "c".to_owned() });
+    run.hear(ConductorEvent::Gone("b".into()));
+    let sealed = |run: &Run| run.out.iter().any(|e| matches!(e, ConductorEffect::Seal { .. }));
+    assert!(!sealed(&run) && run.asks_for(&ConductorEffect::Discard { step: 10 }), "{:?}", run.out);
+    run.pause();
+    run.out.clear();
+    run.hear(ConductorEvent::Prepared(None));
+    // There is nobody to compare stage 0 with any longer.
+    let (writers, checkers) = run.savers();
+    assert_eq!((writers.len(), checkers), (2, vec!["d".to_owned()]));
+    run.report("d", PeerReport::Saved { step: 10, record: "c".to_owned() });
+    run.ends_well(&writers);
 }

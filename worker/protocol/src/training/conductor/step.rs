@@ -1,24 +1,18 @@
-//! One step: work for trainers, keys for peers, averages, the commit.
+//! One step: work for trainers, keys for peers, updates.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use dunlin_planner::PeerName;
 
-use super::{Averaging, Committed, Conductor, ConductorEffect, PeerState, Phase, Place};
-use crate::training::clip;
-use crate::training::ledger::{Claimed, Ledger, Released};
+use super::{Conductor, ConductorEffect, Place};
+use crate::training::ledger::{Claimed, Released};
 use crate::training::message::{
-    Contribution, Mate, Microbatch, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
+    Attempt, Contribution, Microbatch, StageId, StateDigest, Step, ToPeer, ToTrainer, TrainerReport,
 };
-
-/// An average that failed is formed again after this long.
-const AVERAGE_AGAIN_MS: u64 = 100;
-/// Newcomers that miss one update are waited for so long, or for as long as the last step took.
-const NEWCOMERS_MS_MIN: u64 = 500;
 
 impl Conductor {
     /// Trainers get microbatches, as many as keep the peers busy.
-    pub(super) fn give_work(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn give_work(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         if self.trainers.is_empty() || (0..self.config.stages).any(|s| self.members_of(s).next().is_none()) {
             return;
         }
@@ -27,31 +21,103 @@ impl Conductor {
         let wanted = 2 * members + self.config.stages as usize;
         let window = wanted.div_ceil(self.trainers.len()).max(2);
         // The oldest step first.
-        while let Some((step, microbatch)) =
-            (self.step..).zip(&self.open).find_map(|(step, open)| Some((step, *open.todo.first()?)))
-        {
-            let free = self.trainers.iter().filter(|(_, work)| work.len() < window);
-            let Some(name) = free.min_by_key(|(_, work)| work.len()).map(|(name, _)| name.clone()) else {
+        for index in 0..self.open.len() {
+            let step = self.step + index as Step;
+            if self.trainers.values().all(|work| work.len() >= window) {
                 return;
-            };
-            if let Some(index) = self.index(step) {
+            }
+            for microbatch in self.open[index].todo.clone() {
+                let key = (step, microbatch);
+                // Not one that said of it that nobody can compute it, as long as there is another, which may be busy now.
+                let failed = self.open[index].failed.get(&microbatch);
+                let times = |name: &PeerName| failed.map_or(0, |by| by.iter().filter(|n| *n == name).count());
+                let fewest = self.trainers.keys().map(times).min();
+                let takes = |name: &PeerName, work: &BTreeMap<_, _>| {
+                    work.len() < window && !work.contains_key(&key) && fewest.is_none_or(|n| times(name) <= n)
+                };
+                let free = self.trainers.iter_mut().filter(|(name, work)| takes(name, work));
+                let Some((name, work)) = free.min_by_key(|(name, work)| (times(name), work.len())) else {
+                    continue;
+                };
+                work.insert(key, now_ms);
+                let name = name.clone();
                 self.open[index].todo.remove(&microbatch);
+                let (validation, attempt) = (microbatch >= self.config.microbatches, self.attempt);
+                let work = ToTrainer::Work { step, microbatch, validation, attempt };
+                out.push(ConductorEffect::ToTrainer(name, work));
             }
-            if let Some(work) = self.trainers.get_mut(&name) {
-                work.insert((step, microbatch));
-            }
-            let validation = microbatch >= self.config.microbatches;
-            out.push(ConductorEffect::ToTrainer(name, ToTrainer::Work { step, microbatch, validation }));
         }
     }
 
-    pub(super) fn trainer_report(&mut self, name: &PeerName, report: TrainerReport) {
-        let TrainerReport::Finished { step, microbatch, loss } = report;
-        let Some(index) = self.index(step).filter(|_| self.live()) else { return };
-        let Some(work) = self.trainers.get_mut(name) else { return };
-        if !work.remove(&(step, microbatch)) {
+    pub(super) fn trainer_report(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        report: TrainerReport,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if !self.live() || !self.trainers.contains_key(name) {
             return;
         }
+        match report {
+            TrainerReport::Finished { step, microbatch, attempt, loss } => {
+                if attempt == self.attempt {
+                    self.finished(now_ms, name, step, microbatch, loss);
+                }
+            }
+            TrainerReport::Contradicted { attempt, peer, by, what, .. } => {
+                if attempt == self.attempt {
+                    self.contradicted(now_ms, &peer, &by, &what, out);
+                }
+            }
+            TrainerReport::Failed { step, microbatch, attempt, peers, what } => {
+                if attempt == self.attempt && self.index(step).is_some() {
+                    self.failed(name, (step, microbatch), &peers, &what, out);
+                }
+            }
+        }
+    }
+
+    /// Microbatches that a trainer is late with, when there is nothing else to do: whoever is free drives them as well. A gradient counts once, whoever comes first.
+    pub(super) fn drive_late_work(&mut self, now_ms: u64) {
+        if !self.live() || self.trainers.len() < 2 || self.open.iter().any(|open| !open.todo.is_empty()) {
+            return;
+        }
+        let limit = self.usual.flight_ms_max(self.config.claim_ms_max);
+        let late: Vec<(Step, Microbatch)> = self
+            .trainers
+            .values_mut()
+            .flat_map(|work| work.iter_mut().filter(|(_, since)| now_ms > **since + limit))
+            .map(|(key, since)| {
+                // Not again at once.
+                *since = now_ms;
+                *key
+            })
+            .collect();
+        for (step, microbatch) in late {
+            let Some(index) = self.index(step) else { continue };
+            let needed = microbatch >= self.config.microbatches
+                || self.open[index].ledgers.iter().any(|ledger| !ledger.is_done(microbatch));
+            if needed {
+                self.open[index].todo.insert(microbatch);
+            }
+        }
+    }
+
+    fn finished(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        step: Step,
+        microbatch: Microbatch,
+        loss: Option<f64>,
+    ) {
+        let Some(index) = self.index(step) else { return };
+        let Some(since_ms) = self.trainers.get_mut(name).and_then(|work| work.remove(&(step, microbatch)))
+        else {
+            return;
+        };
+        self.usual.drove(now_ms.saturating_sub(since_ms));
         let open = &mut self.open[index];
         let again = if let Some(slot) = self.validation.get_mut(&microbatch) {
             *slot = slot.or(loss);
@@ -69,12 +135,12 @@ impl Conductor {
         &mut self,
         now_ms: u64,
         name: &PeerName,
-        step: Step,
-        microbatch: Microbatch,
+        (step, microbatch, attempt): (Step, Microbatch, Attempt),
         out: &mut Vec<ConductorEffect>,
     ) {
         let Some(stage) = self.serving_stage(name) else { return };
-        let member = self.member_stage(name).is_some();
+        // What it was given may be of an attempt that was given up.
+        let member = self.member_stage(name).is_some() && attempt == self.attempt;
         let Some(ledger) = self.ledger(step, stage) else { return };
         let granted = match member {
             // It takes nothing new; the call was on its way already.
@@ -107,6 +173,7 @@ impl Conductor {
 
     pub(super) fn done(
         &mut self,
+        now_ms: u64,
         name: &PeerName,
         step: Step,
         contribution: &Contribution,
@@ -116,6 +183,10 @@ impl Conductor {
         let Some(stage) = self.serving_stage(name).filter(|_| self.index(step).is_some()) else { return };
         let microbatch = contribution.microbatch;
         self.timed(name, stage, took_us);
+        let since_ms = self.ledger(step, stage).and_then(|ledger| ledger.claimed_ms(microbatch, name));
+        if let Some(since_ms) = since_ms {
+            self.usual.claimed(stage, now_ms.saturating_sub(since_ms));
+        }
         let waited = self.ledger(step, stage).and_then(|ledger| ledger.done(contribution, name));
         for peer in waited.into_iter().flatten() {
             out.push(ConductorEffect::ToPeer(peer, ToPeer::Grant { step, microbatch, granted: false }));
@@ -123,27 +194,10 @@ impl Conductor {
     }
 
     /// The stage of a member, or of one that is finishing what it has claimed.
-    fn serving_stage(&self, name: &PeerName) -> Option<StageId> {
+    pub(super) fn serving_stage(&self, name: &PeerName) -> Option<StageId> {
         match self.peers.get(name)?.place {
             Place::Member { stage } | Place::HandingOver { stage, .. } => Some(stage),
             _ => None,
-        }
-    }
-
-    pub(super) fn failed(
-        &mut self,
-        step: Step,
-        microbatch: Microbatch,
-        what: &str,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        if self.index(step).is_some() && self.phase == Phase::Running {
-            self.fail(
-                format!(
-                    "step {step}, microbatch {microbatch}: {what}. Every peer would compute the same; lower the learning rate or the clip, or mend the data, and go on from the last checkpoint"
-                ),
-                out,
-            );
         }
     }
 
@@ -160,18 +214,6 @@ impl Conductor {
         }
         for shard in self.shards_of(stage) {
             self.form_anew(now_ms, shard, out);
-        }
-    }
-
-    /// An average must be formed from the sums that are still there: what was only in the old one is open again.
-    fn form_anew(&mut self, now_ms: u64, shard: ShardId, out: &mut Vec<ConductorEffect>) {
-        self.shards[shard as usize].averaging = None;
-        for stage in self.shards[shard as usize].stages.clone() {
-            for holder in self.open[0].ledgers[stage as usize].holders() {
-                if self.serving_stage(&holder) != Some(stage) && !self.in_doubt.contains_key(&holder) {
-                    self.release(now_ms, self.step, stage, &holder, out);
-                }
-            }
         }
     }
 
@@ -199,159 +241,33 @@ impl Conductor {
     }
 
     /// A microbatch must be done again, unless a trainer has it: that one will report it finished, and then it comes back.
-    fn bring_back(&mut self, step: Step, microbatch: Microbatch) {
-        let flies = self.trainers.values().any(|work| work.contains(&(step, microbatch)));
+    pub(super) fn bring_back(&mut self, step: Step, microbatch: Microbatch) {
+        let flies = self.trainers.values().any(|work| work.contains_key(&(step, microbatch)));
         if let Some(index) = self.index(step).filter(|_| !flies) {
             self.open[index].todo.insert(microbatch);
         }
     }
 
-    /// Shards whose keys are all done are averaged as soon as they are.
-    pub(super) fn start_averages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        if self.step >= self.config.steps {
-            return;
-        }
-        for shard in 0..self.shards.len() {
-            let stages = self.shards[shard].stages.clone();
-            let complete = stages.iter().all(|&s| {
-                self.open[0].ledgers[s as usize].complete()
-                    && self.members_of(s).next().is_some()
-                    && self.members_of(s).all(|n| self.peers.get(n).is_some_and(|p| p.step == self.step))
-                    && !self.handing_over(s)
-                    && !self.nearly_there(now_ms, s)
-            });
-            let early = now_ms < self.shards[shard].not_before_ms;
-            if self.shards[shard].averaging.is_some() || !complete || early {
-                continue;
-            }
-            self.round += 1;
-            let names: BTreeSet<PeerName> =
-                stages.iter().flat_map(|&s| self.members_of(s)).cloned().collect();
-            let group: Vec<Mate> =
-                names.iter().filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
-            for name in &names {
-                let average = ToPeer::Average {
-                    step: self.step,
-                    shard: shard as ShardId,
-                    round: self.round,
-                    group: group.clone(),
-                };
-                out.push(ConductorEffect::ToPeer(name.clone(), average));
-            }
-            self.shards[shard].averaging =
-                Some(Averaging { round: self.round, group: names, squares: BTreeMap::new() });
-        }
-    }
-
-    /// With delayed updates the averages of a step begin as soon as the step before is decided. Whoever waited for that, and gets the update that
-    /// it missed, takes part all the same: there is time, as the microbatches of the next step are being done.
-    fn nearly_there(&self, now_ms: u64, stage: StageId) -> bool {
-        let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.step;
-        self.config.delayed_updates
-            && self.measured.is_after_edge(now_ms, NEWCOMERS_MS_MIN)
-            && self.peers.values().any(comes)
-    }
-
-    pub(super) fn averaged(
-        &mut self,
-        name: &PeerName,
-        step: Step,
-        shard: ShardId,
-        round: u64,
-        squares: Vec<f64>,
-    ) {
-        if step != self.step {
-            return;
-        }
-        let averaging = self.shards.get_mut(shard as usize).and_then(|s| s.averaging.as_mut());
-        if let Some(averaging) = averaging.filter(|a| a.round == round && a.group.contains(name)) {
-            averaging.squares.insert(name.clone(), squares);
-        }
-    }
-
-    pub(super) fn average_failed(
+    pub(super) fn applied(
         &mut self,
         now_ms: u64,
         name: &PeerName,
         step: Step,
-        shard: ShardId,
-        round: u64,
-        why: &str,
+        state: StateDigest,
         out: &mut Vec<ConductorEffect>,
     ) {
-        let Some(state) = self.shards.get_mut(shard as usize).filter(|_| step == self.step) else { return };
-        if state.averaging.as_ref().is_some_and(|a| a.round == round) {
-            // Whoever is lost will be reported as such; until then another attempt now and then costs little.
-            state.not_before_ms = now_ms + AVERAGE_AGAIN_MS;
-            self.form_anew(now_ms, shard, out);
-            out.push(ConductorEffect::Note(format!(
-                "{name} could not average step {step}: {why}; trying again"
-            )));
-        }
-    }
-
-    /// Everything is averaged everywhere: the step is decided.
-    pub(super) fn try_commit(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        let averaged = self.shards.iter().all(|s| s.averaging.as_ref().is_some_and(Averaging::complete));
-        let served = (0..self.config.stages).all(|s| self.members_of(s).next().is_some());
-        let validated = self.validation.values().all(Option::is_some);
-        if !averaged || !served || !validated || self.phase != Phase::Running {
+        // Of a leaver too: what it hands over was computed with that.
+        let Some(stage) = self.serving_stage(name) else { return };
+        let Some(peer) = self.peers.get_mut(name).filter(|p| step > p.step) else { return };
+        if step > self.step {
+            let why = format!("it says that it is at step {step}, and the run is at step {}", self.step);
+            self.expel(now_ms, [name.clone()], &why, out);
             return;
         }
-        let mut squares = Vec::new();
-        // Canonical order of tensors: the shared embedding is the first, then stage by stage.
-        let (own, shared) = self.shards.split_at(self.config.stages as usize);
-        for averaging in shared.iter().chain(own).filter_map(|s| s.averaging.as_ref()) {
-            let mut all = averaging.squares.values();
-            let first = all.next().cloned().unwrap_or_default();
-            if all.any(|other| other.iter().map(|v| v.to_bits()).ne(first.iter().map(|v| v.to_bits()))) {
-                self.fail(format!("peers of one stage hold different averages of step {}", self.step), out);
-                return;
-            }
-            squares.extend(first);
+        peer.step = step;
+        if let Some(edge_ms) = self.measured.edge_ms().filter(|_| step == self.step) {
+            self.usual.updated(now_ms.saturating_sub(edge_ms));
         }
-        let norm = match clip::norm(&squares) {
-            Ok(norm) => norm,
-            Err(diverged) => return self.fail(format!("step {}: {diverged}", self.step), out),
-        };
-        let scale = clip::scale(norm, self.config.clip);
-        let step = self.step;
-        let members: Vec<PeerName> =
-            (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
-        for name in members {
-            out.push(ConductorEffect::ToPeer(name, ToPeer::Apply { step, scale }));
-        }
-        for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step }));
-        }
-        let losses = self.open[0].ledgers.last().map_or(0.0, Ledger::loss);
-        let validation: Option<f64> =
-            (!self.validation.is_empty()).then(|| self.validation.values().flatten().sum());
-        out.push(ConductorEffect::Committed(Committed {
-            step,
-            loss: losses,
-            validation,
-            norm,
-            redone: self.open[0].redone,
-        }));
-        self.step += 1;
-        self.last_scale = Some(scale);
-        self.open_next();
-        self.after_commit(now_ms, out);
-    }
-
-    pub(super) fn applied(&mut self, name: &PeerName, step: Step, hash: u64, out: &mut Vec<ConductorEffect>) {
-        let Some(stage) = self.member_stage(name) else { return };
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.step = step;
-        }
-        let first = *self.hashes.entry((stage, step)).or_insert(hash);
-        self.hashes.retain(|(_, s), _| s + 2 > step);
-        if first != hash {
-            self.fail(
-                format!("peers of stage {stage} differ after step {step}: {name} has other weights"),
-                out,
-            );
-        }
+        self.hear_state(name, (stage, step), state, false);
     }
 }

@@ -6,7 +6,7 @@ use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::mates::Mates;
-use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, ToPeer};
+use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, StateDigest, ToPeer};
 
 pub(super) const GATHER_MS: u64 = 2000;
 
@@ -30,6 +30,7 @@ pub(super) fn config(stages: StageId) -> ConductorConfig {
         policy: Policy::default(),
         fetch_ms: 100,
         incarnation: 1,
+        arithmetic: 1,
     }
 }
 
@@ -39,7 +40,7 @@ fn conductor(stages: StageId) -> Conductor {
 
 pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
-    ConductorEvent::Connected(Hello { me, role: Role::Peer { held: None } })
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: Role::Peer { held: None } })
 }
 
 /// The stage that each peer was sent to last.
@@ -96,7 +97,7 @@ fn peers_of_unknown_machines_are_spread_evenly() {
 fn serving(stages_count: StageId, peers: &[(&str, &str)]) -> Conductor {
     let (mut conductor, mut out) = gathered(stages_count, peers);
     for (name, stage) in stages(&out) {
-        let ready = PeerReport::Ready { stage, step: 0 };
+        let ready = PeerReport::Ready { stage, step: 0, state: StateDigest::default() };
         conductor.handle(GATHER_MS, ConductorEvent::Peer(name.as_str().into(), ready), &mut out);
     }
     conductor
@@ -139,7 +140,10 @@ fn a_stage_on_one_machine_gets_a_peer_of_another_at_the_edge_of_a_step() {
     }
     conductor.handle(GATHER_MS, hello("g", "n1"), &mut out);
     assert_eq!(stages(&out)["g"], 0);
-    let ready = ConductorEvent::Peer("g".into(), PeerReport::Ready { stage: 0, step: 0 });
+    let ready = ConductorEvent::Peer(
+        "g".into(),
+        PeerReport::Ready { stage: 0, step: 0, state: StateDigest::default() },
+    );
     conductor.handle(GATHER_MS, ready, &mut out);
     let host = |name: &PeerName| if name.as_str() == "g" { "n1" } else { host(name) };
     let before = conductor.members();
@@ -169,7 +173,7 @@ fn a_newcomer_goes_to_the_stage_that_its_machine_does_not_have() {
         let (mut conductor, mut out) = gathered(2, &[("a", "n1"), ("b", "n2")]);
         let at = stages(&out);
         for (name, &stage) in &at {
-            let ready = PeerReport::Ready { stage, step: 0 };
+            let ready = PeerReport::Ready { stage, step: 0, state: StateDigest::default() };
             conductor.handle(GATHER_MS, ConductorEvent::Peer(name.as_str().into(), ready), &mut out);
         }
         assert_eq!(conductor.members().iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
@@ -211,7 +215,7 @@ fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
     // One more is told of by those that it fetches from, and by nobody whom it does not concern.
     out.clear();
     for (name, stage) in &at {
-        let ready = PeerReport::Ready { stage: *stage, step: 0 };
+        let ready = PeerReport::Ready { stage: *stage, step: 0, state: StateDigest::default() };
         conductor.handle(GATHER_MS, ConductorEvent::Peer(name.as_str().into(), ready), &mut out);
     }
     out.clear();

@@ -1,0 +1,263 @@
+//! Leaving: whoever will be gone takes nothing new in time, and a mate adds its sums to its own.
+
+use dunlin_planner::PeerName;
+
+use super::{Conductor, ConductorEffect, PeerState, Phase, Place};
+use crate::training::message::{Contribution, StageId, Step, ToPeer};
+
+impl Conductor {
+    /// A peer will be gone: those without work go at once, others serve on as long as there is time.
+    pub(super) fn doomed(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        within_ms: u64,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let (live, hand_over_ms) = (self.live(), self.config.hand_over_ms);
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let doomed_ms = now_ms + within_ms;
+        peer.doomed_ms = Some(peer.doomed_ms.map_or(doomed_ms, |before| before.min(doomed_ms)));
+        match peer.place {
+            Place::Member { stage } if live && within_ms > hand_over_ms => {
+                self.last_will_leave(now_ms, name, stage, out)
+            }
+            _ => self.leaving(now_ms, name, out),
+        }
+    }
+
+    /// Those whose time is nearly up.
+    pub(super) fn leave_in_time(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let due = |p: &PeerState| {
+            !p.leaving && p.doomed_ms.is_some_and(|at| now_ms + self.config.hand_over_ms >= at)
+        };
+        let due: Vec<PeerName> =
+            self.peers.iter().filter(|(_, p)| due(p)).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.leaving(now_ms, &name, out);
+        }
+    }
+
+    /// A peer will be gone. When it is the last of its stage that was to stay, what it knows must be on disk before it goes, and somebody
+    /// else must come.
+    pub(super) fn last_will_leave(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        stage: StageId,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.stays(stage) {
+            return;
+        }
+        // Whoever was about to go to another stage, and has not begun to hand over, stays instead.
+        let back: Vec<PeerName> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.place == Place::HandingOver { stage, to: None } && p.doomed_ms.is_none())
+            .map(|(n, _)| n.clone())
+            .collect();
+        if back.is_empty() {
+            self.saving.want_now(self.config.saves);
+            out.push(ConductorEffect::Note(format!(
+                "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
+            )));
+            self.settle(now_ms, out);
+        }
+        for other in back {
+            self.stays_after_all(now_ms, &other, stage, out);
+        }
+    }
+
+    /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
+    pub(super) fn leaving(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+        let live = self.live();
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if std::mem::replace(&mut peer.leaving, true) {
+            return;
+        }
+        if self.phase == Phase::Gathering && peer.held.is_some() {
+            // What it holds counts; it goes when the step goes on.
+            return;
+        }
+        match peer.place {
+            Place::Member { stage } if live => self.last_will_leave(now_ms, name, stage, out),
+            Place::Member { .. } | Place::HandingOver { .. } | Place::Clearing { .. } => {}
+            Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
+                self.place(name, Place::Retired);
+                out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Retire));
+            }
+        }
+    }
+
+    /// Has a stage a peer that will not be gone, as far as is known?
+    pub(super) fn stays(&self, stage: StageId) -> bool {
+        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| p.doomed_ms.is_none()))
+    }
+
+    /// Has a stage a peer that does not leave yet?
+    pub(super) fn is_relieved(&self, stage: StageId) -> bool {
+        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
+    }
+
+    pub(super) fn handing_over(&self, stage: StageId) -> bool {
+        self.peers.values().any(|p| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage))
+            || self.in_doubt.values().any(|d| d.stage == stage)
+    }
+
+    /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
+    /// stays until the step is decided.
+    pub(super) fn try_hand_over(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
+        // the same peers.
+        let relieved: Vec<(PeerName, StageId)> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.leaving)
+            .filter_map(|(name, p)| match p.place {
+                Place::Member { stage } if self.is_relieved(stage) && self.collecting(stage) => {
+                    Some((name.clone(), stage))
+                }
+                _ => None,
+            })
+            .collect();
+        for (name, stage) in relieved {
+            self.relieve(&name, stage, out);
+        }
+        let waiting: Vec<(PeerName, StageId)> = self
+            .peers
+            .iter()
+            .filter_map(|(name, peer)| match &peer.place {
+                Place::HandingOver { stage, to: None } => Some((name.clone(), *stage)),
+                _ => None,
+            })
+            .collect();
+        for (name, stage) in waiting {
+            if self.occupied(&name, stage) {
+                continue;
+            }
+            let Some((step, contributions)) = self.contributions(&name, stage) else {
+                self.released(now_ms, &name, out);
+                continue;
+            };
+            // One mate at a time takes from one leaver, and it must not be leaving itself.
+            let busy = |mate: &PeerName| {
+                self.peers
+                    .values()
+                    .any(|p| matches!(&p.place, Place::HandingOver { to: Some(t), .. } if t == mate))
+            };
+            // Rather one that stays.
+            let stays = |mate: &&PeerName| self.peers.get(*mate).is_some_and(|p| p.doomed_ms.is_none());
+            let free: Vec<&PeerName> = self.members_of(stage).filter(|mate| !busy(mate)).collect();
+            let mate = free.iter().copied().find(stays).or(free.first().copied()).cloned();
+            let from = self.peers.get(&name).map(|p| p.mate.clone());
+            if let (Some(mate), Some(from)) = (mate, from) {
+                self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
+                out.push(ConductorEffect::ToPeer(mate, ToPeer::Take { step, from, contributions }));
+            }
+        }
+    }
+
+    /// A peer takes nothing new from now on.
+    pub(super) fn relieve(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+        self.place(name, Place::HandingOver { stage, to: None });
+        // What it waits for it must not get once its sums are on their way to a mate.
+        for (step, open) in (self.step..).zip(&mut self.open) {
+            for microbatch in open.ledgers[stage as usize].refuse_waiting(name) {
+                let refusal = ToPeer::Grant { step, microbatch, granted: false };
+                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+            }
+        }
+    }
+
+    /// A peer on its way out serves on. Sums of which a mate has taken a part would count that twice: they are emptied.
+    pub(super) fn stays_after_all(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        stage: StageId,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.moving = None;
+        if peer.gave.is_none_or(|step| step < self.step) {
+            return self.place(name, Place::Member { stage });
+        }
+        self.reopen(now_ms, stage, name, out);
+        self.clear(name, stage, self.step, out);
+    }
+
+    /// Is there something that a peer does before it can hand over?
+    pub(super) fn occupied(&self, name: &PeerName, stage: StageId) -> bool {
+        let averages = self
+            .shards_of(stage)
+            .iter()
+            .any(|&s| self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(name)));
+        // Sums that it is given, or has been given without a word yet, are handed over with its own.
+        let gives = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        averages
+            || self.peers.values().any(gives)
+            || self.in_doubt.values().any(|d| d.mate == *name)
+            || self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name))
+    }
+
+    /// What a peer of a stage has added to the oldest step that it has added anything to.
+    pub(super) fn contributions(&self, name: &PeerName, stage: StageId) -> Option<(Step, Vec<Contribution>)> {
+        let mut all = self.ledgers(stage).map(|(step, ledger)| (step, ledger.of(name)));
+        all.find(|(_, contributions)| !contributions.is_empty())
+    }
+
+    /// Can a peer of a stage go without a word?
+    pub(super) fn has_nothing(&self, name: &PeerName, stage: StageId) -> bool {
+        !self.occupied(name, stage) && self.contributions(name, stage).is_none()
+    }
+
+    pub(super) fn taken(
+        &mut self,
+        now_ms: u64,
+        mate: &PeerName,
+        step: Step,
+        from: &PeerName,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let Some(index) = self.index(step) else { return };
+        if let Some(doubt) = self.in_doubt.get(from) {
+            // Lost, but its sums are safe.
+            if doubt.step == step && doubt.mate == *mate {
+                self.open[index].ledgers[doubt.stage as usize].transfer(from, mate);
+                self.in_doubt.remove(from);
+            }
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(from) else { return };
+        let Place::HandingOver { stage, to } = &mut peer.place else { return };
+        if to.as_ref() != Some(mate) {
+            return;
+        }
+        let stage = *stage;
+        *to = None;
+        peer.gave = Some(step);
+        self.open[index].ledgers[stage as usize].transfer(from, mate);
+        if self.has_nothing(from, stage) {
+            self.released(now_ms, from, out);
+        }
+    }
+
+    pub(super) fn take_failed(
+        &mut self,
+        now_ms: u64,
+        step: Step,
+        from: &PeerName,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        if self.index(step).is_none() {
+            return;
+        }
+        if let Some(doubt) = self.in_doubt.remove(from) {
+            self.reopen(now_ms, doubt.stage, from, out);
+        }
+        if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
+            *to = None;
+        }
+    }
+}

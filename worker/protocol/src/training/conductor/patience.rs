@@ -1,0 +1,199 @@
+//! How long somebody may keep others waiting, though its stream works.
+//!
+//! What usual work takes is measured, and many times that is waited for: a slow peer is not a lost one. As long as nothing was measured, and for what has no usual time, the
+//! configured limit holds.
+
+use std::collections::BTreeSet;
+
+use dunlin_planner::PeerName;
+
+use super::{Averaging, Conductor, ConductorEffect, Place};
+use crate::training::message::{StageId, ToPeer};
+
+/// A peer may owe something for so many times as long as it may keep a microbatch from others.
+const QUIET: u64 = 3;
+/// Usual times that something may take.
+const TIMES: u64 = 20;
+/// And so long on top: processes stand still for moments.
+const AND_MS: u64 = 5_000;
+/// Averages of a step that may fail with the same peer in them.
+const FAILURES_MAX: u32 = 20;
+
+/// What takes how long, lately.
+#[derive(Clone, Debug)]
+pub(super) struct Usual {
+    /// From a claim to its microbatch, by stage.
+    claim_ms: Vec<Option<u64>>,
+    /// An average.
+    average_ms: Option<u64>,
+    /// An update.
+    update_ms: Option<u64>,
+    /// A microbatch on its way through all stages.
+    flight_ms: Option<u64>,
+}
+
+/// The newest counts an eighth; one that is longer, half.
+fn measure(usual: &mut Option<u64>, ms: u64) {
+    *usual = Some(match *usual {
+        None => ms,
+        Some(before) if ms > before => before.midpoint(ms),
+        Some(before) => (7 * before + ms) / 8,
+    });
+}
+
+impl Usual {
+    pub(super) fn new(stages: u32) -> Self {
+        Self { claim_ms: vec![None; stages as usize], average_ms: None, update_ms: None, flight_ms: None }
+    }
+
+    /// A microbatch was added, so long after it was claimed.
+    pub(super) fn claimed(&mut self, stage: StageId, ms: u64) {
+        if let Some(usual) = self.claim_ms.get_mut(stage as usize) {
+            measure(usual, ms);
+        }
+    }
+
+    /// An average was formed by everybody.
+    pub(super) fn averaged(&mut self, ms: u64) {
+        measure(&mut self.average_ms, ms);
+    }
+
+    /// A peer has made an update.
+    pub(super) fn updated(&mut self, ms: u64) {
+        measure(&mut self.update_ms, ms);
+    }
+
+    /// A trainer drove a microbatch through all stages.
+    pub(super) fn drove(&mut self, ms: u64) {
+        measure(&mut self.flight_ms, ms);
+    }
+
+    /// How long a microbatch may be on its way before somebody else drives it as well: that costs no more than a few passes.
+    pub(super) fn flight_ms_max(&self, limit_ms: u64) -> u64 {
+        self.flight_ms.map_or(limit_ms, |usual| (FLIGHTS_LATE * usual).max(FLIGHT_MS_MIN).min(limit_ms))
+    }
+}
+
+/// A microbatch that is on its way for so many usual times, and for so long at least, is driven by another trainer as well.
+const FLIGHTS_LATE: u64 = 4;
+const FLIGHT_MS_MIN: u64 = 2_000;
+
+fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
+    usual.map_or(limit_ms, |usual| (TIMES * usual + AND_MS).min(limit_ms))
+}
+
+impl Conductor {
+    /// Peers that keep a microbatch from others for too long.
+    pub(super) fn overdue(&self, now_ms: u64) -> BTreeSet<PeerName> {
+        let limit = |stage: usize| {
+            patience(self.usual.claim_ms.get(stage).copied().flatten(), self.config.claim_ms_max)
+        };
+        let ledgers = self.open.iter().flat_map(|open| open.ledgers.iter().enumerate());
+        ledgers.flat_map(|(stage, ledger)| ledger.overdue(now_ms, limit(stage))).collect()
+    }
+
+    /// Peers that owe something and have brought nothing for long.
+    pub(super) fn quiet(&mut self, now_ms: u64) -> Vec<PeerName> {
+        let mut quiet = Vec::new();
+        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        for name in names {
+            let owed = self.owes(&name);
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            match owed {
+                None => peer.quiet_since_ms = now_ms,
+                Some(limit_ms) if now_ms > peer.quiet_since_ms + limit_ms => quiet.push(name),
+                Some(_) => {}
+            }
+        }
+        quiet
+    }
+
+    /// How long others wait for this peer at most, if they do: for a microbatch, an average, an update, sums of a mate, a file.
+    fn owes(&self, name: &PeerName) -> Option<u64> {
+        let peer = self.peers.get(name).filter(|_| self.live())?;
+        let limit_ms = QUIET * self.config.claim_ms_max;
+        let (Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage }) =
+            peer.place
+        else {
+            return None;
+        };
+        let takes =
+            |p: &super::PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        let forms = |a: &Averaging| a.group.contains(name) && !a.squares.contains_key(name);
+        let averages = self.shards.iter().filter_map(|s| s.averaging.as_ref()).any(forms);
+        // What has no usual time.
+        if self.peers.values().any(takes)
+            || self.in_doubt.values().any(|d| d.mate == *name)
+            || self.saving.waits_for(name)
+        {
+            return Some(limit_ms);
+        }
+        let claim_ms = self.usual.claim_ms.get(stage as usize).copied().flatten();
+        let owed = [
+            (self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name)), claim_ms),
+            (matches!(peer.place, Place::Clearing { .. }), claim_ms),
+            (peer.step < self.step && self.member_stage(name).is_some(), self.usual.update_ms),
+            (averages, self.usual.average_ms),
+        ];
+        let owed = owed.into_iter().filter(|(owes, _)| *owes);
+        // Half as patient as with whoever keeps a microbatch from others: here nobody else can do it.
+        owed.map(|(_, usual)| patience(usual.map(|ms| QUIET * ms), limit_ms)).max()
+    }
+
+    /// A peer is taken to be lost, though its stream works. Should it live, it begins anew.
+    pub(super) fn give_up(
+        &mut self,
+        now_ms: u64,
+        name: &PeerName,
+        why: &str,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        out.push(ConductorEffect::Note(format!("{name} is taken to be lost: {why}")));
+        self.gone(now_ms, name, out);
+        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Expelled { why: why.to_owned() }));
+        out.push(ConductorEffect::Drop(name.clone()));
+    }
+
+    /// An average could not be formed because of two peers: one that did not get something, one that did not give it. Whoever is one of them again and again is taken to be lost,
+    /// though the conductor hears of it.
+    pub(super) fn blame(
+        &mut self,
+        now_ms: u64,
+        shard: usize,
+        name: &PeerName,
+        mate: Option<PeerName>,
+        out: &mut Vec<ConductorEffect>,
+    ) {
+        let failures = &mut self.shards[shard].failures;
+        for peer in std::iter::once(name).chain(&mate) {
+            *failures.entry(peer.clone()).or_default() += 1;
+        }
+        let most = failures.values().copied().max().unwrap_or_default();
+        if most < FAILURES_MAX {
+            return;
+        }
+        let worst = |peer: &&PeerName| failures.get(*peer) == Some(&most);
+        let lost = mate.as_ref().filter(worst).or(Some(name).filter(worst)).cloned();
+        failures.clear();
+        if let Some(lost) = lost.filter(|lost| self.peers.contains_key(lost)) {
+            let why = format!("{most} averages of step {} could not be formed with it", self.step);
+            self.give_up(now_ms, &lost, &why, out);
+        }
+    }
+
+    /// All streams have ended, because this process stood still. What everybody holds and has added is as it was: it goes on as after a restart, and nobody is lost who comes
+    /// back.
+    pub(super) fn woke(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+        let awaited: BTreeSet<PeerName> =
+            (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
+        self.peers.clear();
+        self.trainers.clear();
+        self.roster_changed = true;
+        if self.live() {
+            out.push(ConductorEffect::Note(
+                "the conductor itself stood still, so that all streams ended: the run goes on from what peers hold".to_owned(),
+            ));
+            self.gather_again(now_ms, awaited);
+        }
+    }
+}

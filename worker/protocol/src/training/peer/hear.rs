@@ -1,0 +1,158 @@
+//! What the conductor says, and what comes of it: averages, and the sums of mates that leave.
+
+use dunlin_planner::PeerName;
+
+use super::super::message::{PeerReport, SaveFailure, ShardId, Step, ToPeer};
+use super::{Call, CallKind, Job, PeerEffect, PeerNode, Right, Take};
+
+impl PeerNode {
+    /// The conductor speaks.
+    pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
+        // Whoever cannot trust its memory does nothing more but end.
+        if self.corrupt.is_some() && !matches!(message, ToPeer::Expelled { .. } | ToPeer::Retire) {
+            return;
+        }
+        match message {
+            ToPeer::Grant { step, microbatch, granted } => {
+                let key = (step, microbatch);
+                if self.rights.get(&key) != Some(&Right::Asked) {
+                    return;
+                }
+                let wants = |c: &Call| (c.kind, c.key()) == (CallKind::Backward, key);
+                if !self.queue.values().any(wants) {
+                    self.rights.remove(&key);
+                    if granted {
+                        out.push(PeerEffect::Tell(PeerReport::Released { step, microbatch }));
+                    }
+                    return;
+                }
+                self.rights.insert(key, if granted { Right::Granted } else { Right::Refused });
+                self.next(out);
+            }
+            ToPeer::Load { stage, step, checkpoint } => {
+                self.start_over(stage, out);
+                out.push(PeerEffect::Load { stage, step, checkpoint });
+            }
+            ToPeer::Fetch { stage, step, mates, whole } => {
+                // An update under way is done before anything else.
+                let here = self.step + Step::from(self.applying);
+                let usable = self.stage == Some(stage) && self.serving && here <= step && !whole;
+                let from = usable.then_some(here);
+                self.start_over(stage, out);
+                out.push(PeerEffect::Fetch { stage, step, from, mates });
+            }
+            ToPeer::Average { step, shard, round, group } => {
+                if step == self.step && self.serving {
+                    self.averaged.remove(&shard);
+                    self.rounds.insert(shard, round);
+                    out.push(PeerEffect::Average { step, shard, round, group });
+                } else {
+                    let why = "the state of that step is not here".to_owned();
+                    let report = PeerReport::AverageFailed { step, shard, round, why, mate: None };
+                    out.push(PeerEffect::Tell(report));
+                }
+            }
+            ToPeer::Apply { step, scale, prove } => {
+                // Told again after a conductor's restart, it is done already or under way.
+                if step == self.step && self.serving && !self.applying {
+                    self.applying = true;
+                    self.scale = Some(scale);
+                    self.give_up_running(step);
+                    out.push(PeerEffect::Run(Job::Apply { step, scale, prove }));
+                }
+            }
+            ToPeer::Take { step, from, contributions } => {
+                // An update under way is done before the sums arrive.
+                let ahead = Step::from(self.applying);
+                if (self.step + ahead..=self.last() + ahead).contains(&step) && self.serving {
+                    let (generation, stream) = (self.generation, self.stream);
+                    out.push(PeerEffect::Take(Take { step, from, contributions, generation, stream }));
+                } else {
+                    out.push(PeerEffect::Tell(PeerReport::TakeFailed { step, from: from.name }));
+                }
+            }
+            ToPeer::Save { step, check } => {
+                if step == self.step && self.serving {
+                    out.push(PeerEffect::Save { step, check });
+                } else {
+                    let why = format!("the state is that of step {}", self.step);
+                    let failure = SaveFailure::OtherStep;
+                    out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, failure, why }));
+                }
+            }
+            ToPeer::Clear { step, attempt } => {
+                if !self.serving {
+                    return;
+                }
+                self.attempt_begins(attempt, out);
+                if self.applying {
+                    self.told_to_clear = true;
+                    return;
+                }
+                if step == self.step {
+                    self.clear(out);
+                }
+                self.tell_ready(out);
+            }
+            ToPeer::Mates(mates) => out.push(PeerEffect::GiveTo(mates)),
+            ToPeer::Expelled { why } => {
+                self.stop_serving(out);
+                out.push(PeerEffect::End(why));
+            }
+            ToPeer::Retire => out.push(PeerEffect::Retire),
+        }
+    }
+
+    /// An average is complete.
+    pub fn averaged(
+        &mut self,
+        step: Step,
+        shard: ShardId,
+        round: u64,
+        squares: Vec<f64>,
+        out: &mut Vec<PeerEffect>,
+    ) {
+        if step == self.step && self.serving && self.rounds.get(&shard) == Some(&round) {
+            self.averaged.insert(shard, squares.clone());
+            out.push(PeerEffect::Tell(PeerReport::Averaged { step, shard, round, squares }));
+        }
+    }
+
+    /// An average could not be formed; `mate` did not give what it should, if it was somebody else.
+    pub fn average_failed(
+        &mut self,
+        step: Step,
+        shard: ShardId,
+        round: u64,
+        why: String,
+        mate: Option<PeerName>,
+        out: &mut Vec<PeerEffect>,
+    ) {
+        if step == self.step && self.serving {
+            out.push(PeerEffect::Tell(PeerReport::AverageFailed { step, shard, round, why, mate }));
+        }
+    }
+
+    /// A mate's sums are here, or not: they are added if ours were not emptied meanwhile.
+    pub fn received(&mut self, take: Take, arrived: bool, out: &mut Vec<PeerEffect>) {
+        if take.generation != self.generation || take.step < self.step || take.stream != self.stream {
+            return;
+        }
+        if arrived {
+            self.adding.push(take.clone());
+            out.push(PeerEffect::Run(Job::Add(take)));
+        } else {
+            out.push(PeerEffect::Tell(PeerReport::TakeFailed { step: take.step, from: take.from.name }));
+        }
+    }
+
+    /// A mate's sums are added.
+    pub fn added(&mut self, take: Take, out: &mut Vec<PeerEffect>) {
+        self.adding.retain(|other| *other != take);
+        if take.generation == self.generation && take.step >= self.step {
+            self.done.extend(take.contributions.into_iter().map(|c| ((take.step, c.microbatch), c)));
+            out.push(PeerEffect::Tell(PeerReport::Taken { step: take.step, from: take.from.name }));
+            self.next(out);
+        }
+    }
+}
