@@ -110,8 +110,9 @@ bench-overload: build model ## 500 requests at once: nobody is lost, and nothing
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
-bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run
+bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run; 200 losses of all kinds on a loaded machine
 	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/faults.json
+	python3 e2e/bench/losses.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/losses.json
 
 bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s each, by codec (root)
 	python3 e2e/bench/links.py --worker $(abspath $(TARGET))/release/dunlin-worker --out $(TARGET)/bench/links.json
