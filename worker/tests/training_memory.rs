@@ -135,7 +135,7 @@ fn strike(training: &LocalTraining, run: &Run, peer: &Peer, place: Place) -> boo
             let memory = File::open(format!("/proc/{}/mem", peer.pid)).unwrap();
             let alone = |address: &u64| {
                 let mut next = [0; 4];
-                address % 4 == 0
+                address.is_multiple_of(4)
                     && memory.read_exact_at(&mut next, address + 4).is_ok()
                     && next != *value(index + 1)
             };

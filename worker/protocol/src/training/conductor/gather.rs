@@ -112,10 +112,8 @@ impl Conductor {
     pub(super) fn hear_gathering(&mut self, name: &PeerName, report: &PeerReport) -> bool {
         let Some(peer) = self.peers.get_mut(name) else { return false };
         match (report, &mut peer.held) {
-            (PeerReport::Claim { step, microbatch, attempt }, _) => {
-                if peer.claims.len() < CLAIMS_MAX {
-                    peer.claims.insert((*step, *microbatch, *attempt));
-                }
+            (PeerReport::Claim { step, microbatch, attempt }, _) if peer.claims.len() < CLAIMS_MAX => {
+                peer.claims.insert((*step, *microbatch, *attempt));
             }
             (PeerReport::Released { step, microbatch }, _) => {
                 peer.claims.retain(|(s, m, _)| (s, m) != (step, microbatch));
