@@ -25,8 +25,10 @@ struct World {
 impl World {
     /// All pods are there and the conductor says that it trains.
     fn training() -> Self {
+        let mut swarm = training_swarm(1);
+        swarm.spec.trainers.replicas = 1;
         let mut world = Self {
-            swarm: training_swarm(1),
+            swarm,
             view: SwarmView::default(),
             answers: BTreeMap::new(),
             memory: Memory::default(),

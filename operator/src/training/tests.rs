@@ -67,6 +67,9 @@ fn serve(mut server: Server, seen: Seen) -> tokio::task::JoinHandle<()> {
     })
 }
 
+/// A conductor, four peers, two trainers.
+const PODS: usize = 7;
+
 #[tokio::test(start_paused = true)]
 async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     let (client, server) = mock_client();
@@ -91,9 +94,9 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     let mut expected = vec!["GET secrets", "POST secrets"];
     expected.extend(["PATCH networkpolicies"; 3]);
     expected.extend(["PATCH services", "PATCH poddisruptionbudgets", "PATCH configmaps"]);
-    expected.extend(["PATCH secrets", "PATCH pods", "PATCH secrets"].iter().cycle().take(18));
+    expected.extend(["PATCH secrets", "PATCH pods", "PATCH secrets"].iter().cycle().take(3 * PODS));
     expected.push("PATCH trainingswarms");
-    expected.extend(["POST events"; 6]);
+    expected.extend(["POST events"; PODS]);
     assert_eq!(kinds(&seen.calls()), expected, "{:?}", seen.calls());
     let status = &seen.bodies("PATCH trainingswarms/")[0]["status"];
     assert_eq!(
@@ -133,5 +136,5 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     assert!(!kinds(&seen.calls()).contains(&"DELETE pods".to_owned()));
     tokio::time::sleep(Duration::from_secs(2)).await;
     reconcile(suspended, Arc::clone(&context)).await.unwrap();
-    assert_eq!(kinds(&seen.calls()).iter().filter(|k| *k == "DELETE pods").count(), 6);
+    assert_eq!(kinds(&seen.calls()).iter().filter(|k| *k == "DELETE pods").count(), PODS);
 }
