@@ -127,5 +127,7 @@ fn a_swarm_whose_output_nobody_reads_ends_quietly() {
     drop(supervisor.stdout.take());
     let output = supervisor.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("panicked") && !said.contains("Error"), "{said}");
+    // An error that ends a program is a line of its own; logs may quote those of links that end with it.
+    let ended_by_error = said.lines().any(|line| line.starts_with("Error"));
+    assert!(output.status.success() && !said.contains("panicked") && !ended_by_error, "{said}");
 }
