@@ -181,18 +181,23 @@ impl Budget {
     /// Room for weights and KV cache.
     #[must_use]
     pub fn room(&self) -> u64 {
-        (self.limit - self.limit / ALLOCATOR_PART).saturating_sub(self.needs.fixed())
+        self.usable().saturating_sub(self.needs.fixed())
+    }
+
+    /// What the allocator does not lose.
+    fn usable(&self) -> u64 {
+        self.limit - self.limit / ALLOCATOR_PART
     }
 
     /// What is held for `span` and, in their order and as far as there is room, `shadows`. Shadows that are here already (`held`) come
     /// first.
     ///
     /// # Errors
-    /// When there is no room for the span.
+    /// When there is no room for the span, or for what is needed without any layer.
     pub fn fit(&self, span: Layers, shadows: &[Layers], held: &BTreeSet<u32>) -> Result<Fit, OutOfMemory> {
         let (needs, room) = (&self.needs, self.room());
         let cache = u64::from(span.len()) * needs.sequence_bytes();
-        let takes = |layers: &BTreeSet<u32>| needs.weights(layers) + cache <= room;
+        let takes = |layers: &BTreeSet<u32>| needs.fixed() + needs.weights(layers) + cache <= self.usable();
         let mut layers: BTreeSet<u32> = span.iter().collect();
         if !takes(&layers) {
             return Err(OutOfMemory { span, budget: self.clone() });
@@ -339,6 +344,14 @@ mod tests {
         assert!(shorter.fit(Layers::new(0, 30), &[], &BTreeSet::new()).is_ok());
         let told = fit(100, (0, 1), &[]).unwrap_err();
         assert!(told.ends_with("no number of peers of this size suffices"), "{told}");
+    }
+
+    #[test]
+    fn what_does_not_fit_without_any_layer_is_refused() {
+        assert!(
+            fit(64, (0, 0), &[(0, 1)]).unwrap_err().ends_with("no number of peers of this size suffices")
+        );
+        assert!(fit(121, (0, 0), &[(0, 1)]).unwrap().layers.is_empty());
     }
 
     #[test]

@@ -235,10 +235,10 @@ impl Holder {
             reason: OUT_OF_MEMORY,
             message: error.to_string(),
         };
-        let mut fit = self.budget.fit(*span, shadows, &held).map_err(out_of_memory)?;
         if self.wanted.is_empty() {
             return Ok(Step::Holds(Vec::new()));
         }
+        let mut fit = self.budget.fit(*span, shadows, &held).map_err(out_of_memory)?;
         // What is here and not wanted any more stays until everything else is, if there is memory for both.
         let others: BTreeSet<u32> = held.difference(&fit.layers).copied().collect();
         let both = self.budget.fit(*span, &[shadows.clone(), ranges(&others)].concat(), &held);
