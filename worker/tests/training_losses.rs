@@ -94,7 +94,9 @@ fn sealing(run: &Run) -> bool {
     false
 }
 
-fn lose(loss: Loss, training: &LocalTraining, run: &Run, draw: &mut Draw) {
+/// Returns when something was lost, and the step that was under way then.
+fn lose(loss: Loss, training: &LocalTraining, run: &Run, draw: &mut Draw) -> (Instant, u64) {
+    let mut lost = (Instant::now(), step(training));
     let peers = training.present("peer").unwrap();
     let (trainers, conductor) =
         (training.present("trainer").unwrap(), training.present("conductor").unwrap());
@@ -110,6 +112,7 @@ fn lose(loss: Loss, training: &LocalTraining, run: &Run, draw: &mut Draw) {
         Loss::AllPeersWhileSealing => {
             sealing(run);
             kill(&peers);
+            lost = (Instant::now(), step(training));
         }
         Loss::Trainer => kill(&[draw.one(&trainers)]),
         Loss::Conductor => kill(&conductor),
@@ -128,15 +131,19 @@ fn lose(loss: Loss, training: &LocalTraining, run: &Run, draw: &mut Draw) {
                 _ => conductor[0],
             };
             stop(pid);
-            let begin = Instant::now();
-            let from = step(training);
-            let most = if matches!(loss, Loss::ConductorStops) { 2 } else { 8 };
-            while begin.elapsed() < Duration::from_secs(most) && step(training) < from + 3 {
-                std::thread::sleep(Duration::from_millis(20));
+            let (begin, from) = lost;
+            if matches!(loss, Loss::ConductorStops) {
+                // Nobody can be asked meanwhile.
+                std::thread::sleep(Duration::from_secs(2));
+            } else {
+                while begin.elapsed() < Duration::from_secs(8) && step(training) < from + 3 {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
             resume(pid);
         }
     }
+    lost
 }
 
 #[test]
@@ -148,15 +155,14 @@ fn twenty_five_losses_of_all_kinds_change_no_bit_and_hold_nobody_up() {
     let mut gaps = Vec::new();
     for i in 0..LOSSES {
         let loss = KINDS[i % KINDS.len()];
-        let before = step(&training);
-        lose(loss, &training, &run, &mut draw);
-        let begin = Instant::now();
+        let (begin, before) = lose(loss, &training, &run, &mut draw);
         let goes_on = wait::until_true(&format!("the run goes on after {i}: {loss:?}"), GAP_MAX, || {
             let now = step(&training);
             Ok((now > before + 2, format!("step {now}, {before} before; {:?}", training.status())))
         });
-        gaps.push((begin.elapsed(), loss));
         goes_on.unwrap();
+        assert!(begin.elapsed() < GAP_MAX, "{:?} until the run goes on after {i}: {loss:?}", begin.elapsed());
+        gaps.push((begin.elapsed(), loss));
     }
     let (longest, loss) = gaps.iter().max_by_key(|(gap, _)| *gap).unwrap();
     println!("{LOSSES} losses, the longest gap {longest:?} after {loss:?}");
