@@ -17,6 +17,13 @@ fn again(outcome: &Outcome) -> Vec<u64> {
     outcome.again.values().copied().collect()
 }
 
+/// Checks that no session was disturbed, and no row of the six layers computed again.
+#[track_caller]
+fn undisturbed(seed: u64, outcome: &Outcome) {
+    let found = (outcome.recovered(), again(outcome));
+    assert_eq!(found, (0, vec![0; 6]), "seed {seed}: {:?}", outcome.recoveries);
+}
+
 #[test]
 fn a_holder_that_comes_back_after_two_seconds_gets_only_the_lost_layers_replayed() {
     for seed in 0..50 {
@@ -60,12 +67,7 @@ fn waiting_in_line_disturbs_nobody() {
         };
         let outcome = sound(&scenario);
         assert!(outcome.finished_ms > 10_000, "{} ms", outcome.finished_ms);
-        assert_eq!(
-            (outcome.recovered(), again(&outcome)),
-            (0, vec![0; 6]),
-            "seed {seed}: {:?}",
-            outcome.recoveries
-        );
+        undisturbed(seed, &outcome);
     }
 }
 
@@ -84,12 +86,7 @@ fn short_of_pages_sessions_wait_and_none_is_computed_twice() {
             ..Scenario::quiet(seed)
         };
         let outcome = sound(&scenario);
-        assert_eq!(
-            (outcome.recovered(), again(&outcome)),
-            (0, vec![0; 6]),
-            "seed {seed}: {:?}",
-            outcome.recoveries
-        );
+        undisturbed(seed, &outcome);
     }
 }
 
