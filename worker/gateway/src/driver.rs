@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub loads: dunlin_planner::Loads,
     /// Peers with a working link.
     pub up: Vec<PeerName>,
+    /// Peers that are not known to hold all that the topology gives them.
+    pub behind: Vec<PeerName>,
     /// Peers that sessions go around because others are much faster.
     pub slow: Vec<PeerName>,
     /// Sessions.
@@ -303,6 +305,7 @@ impl Driver {
                     topology: self.core.topology().cloned(),
                     loads: self.core.loads().clone(),
                     up: self.core.up().iter().cloned().collect(),
+                    behind: self.core.behind().into_iter().collect(),
                     slow: self.core.slow().into_iter().collect(),
                     sessions: self.core.views(),
                     not_ready: self.core.ready().err().map(|e| e.to_string()),

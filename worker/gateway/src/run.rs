@@ -209,6 +209,7 @@ async fn control_loop(
             epoch: topology.epoch,
             sessions: u32::try_from(snapshot.sessions.len()).unwrap_or(u32::MAX),
             lost: lost.collect(),
+            behind: snapshot.behind.into_iter().map(|name| name.0).collect(),
             tokens: metrics.tokens(),
             ..proto::Status::default()
         };

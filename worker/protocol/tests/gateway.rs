@@ -143,6 +143,22 @@ fn hops(list: &[(&str, u32)]) -> Vec<(String, u32)> {
 }
 
 #[test]
+fn a_peer_is_behind_until_it_has_said_that_it_holds_what_it_was_given() {
+    let mut world = World::new();
+    assert!(world.core.behind().is_empty());
+    world.lose("a");
+    world.core.peer_up("a".into());
+    assert!(world.core.behind().contains(&"a".into()));
+    // Its own layers, and not yet its shadows.
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+    world.pong("a", &[]);
+    assert!(world.core.behind().contains(&"a".into()));
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 4)];
+    world.pong("a", &[]);
+    assert!(world.core.behind().is_empty());
+}
+
+#[test]
 fn a_session_waits_for_a_holder_without_forgetting_who_has_what() {
     let mut world = World::new();
     world.submit(1, 10, 100);

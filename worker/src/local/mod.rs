@@ -164,12 +164,13 @@ impl Supervisor {
         if let Some(gateway) = &gateway {
             self.crashes.served(gateway.tokens);
         }
+        let whole = gateway.as_ref().is_some_and(|s| s.behind.is_empty());
         let answers = gateway.is_some_and(|s| s.state() == proto::State::Ready && s.lost.is_empty());
         self.problems(answers)?;
         if self.served.is_none() && self.started.elapsed() > START {
             bail!("the swarm does not serve after {} s: {}", START.as_secs(), self.states());
         }
-        if self.served.is_none() && self.serves(answers) {
+        if self.served.is_none() && self.serves(answers && whole) {
             if self.tell_user()?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -251,7 +252,7 @@ impl Supervisor {
         Ok(ask(&self.links, &mut self.gateway_control, &self.gateway, push).await)
     }
 
-    /// Has everybody loaded what it was given, and does the gateway reach it?
+    /// Has everybody loaded what it was given, and does the gateway know it? From then on a stage may be lost.
     fn serves(&self, answers: bool) -> bool {
         let planned =
             self.topology.peers.iter().all(|p| p.state == PeerState::Ready) && self.topology.epoch > 0;

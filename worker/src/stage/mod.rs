@@ -402,6 +402,7 @@ impl Stage {
                 .map(|p| proto::Problem { reason: p.reason.to_owned(), message: p.message }),
             weight_bytes: self.commands.engine().map_or(0, |e| e.status().weight_bytes),
             lost: Vec::new(),
+            behind: Vec::new(),
             tokens: 0,
         }
     }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::{Load, Loads, PeerName, PeerState, Topology};
+use dunlin_planner::topology::layer_set;
+use dunlin_planner::{Load, Loads, PeerName, PeerState, Topology, TopologyPeer};
 
 use super::pace::Pace;
 use super::recovery::{Disturbance, Recovery};
@@ -66,6 +67,18 @@ impl GatewayCore {
     #[must_use]
     pub fn up(&self) -> &BTreeSet<PeerName> {
         self.routes.up()
+    }
+
+    /// Peers of the topology that do not hold all that it gives them, as far as they have said here: their link does not work yet, or what
+    /// they have loaded since is not known yet.
+    #[must_use]
+    pub fn behind(&self) -> BTreeSet<PeerName> {
+        let there = |peer: &TopologyPeer| {
+            let load = self.loads().get(&peer.name).filter(|_| self.up().contains(&peer.name));
+            load.is_some_and(|load| layer_set(&load.held).is_superset(&layer_set(&peer.hold())))
+        };
+        let peers = self.topology().into_iter().flat_map(|t| &t.peers);
+        peers.filter(|peer| !there(peer)).map(|peer| peer.name.clone()).collect()
     }
 
     /// Peers that sessions go around because others are much faster.
