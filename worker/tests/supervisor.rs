@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dunlin_e2e::chat::{self, Question};
 use dunlin_e2e::local::{Local, children};
+use dunlin_e2e::losses::{self, Signal};
 use dunlin_e2e::wait;
 use dunlin_model::random_model::{self, RandomModelSpec};
 use tempfile::TempDir;
@@ -63,6 +64,23 @@ fn as_long_as_something_is_served_in_between_any_number_of_losses_is_survived() 
         })
         .unwrap();
     }
+}
+
+#[test]
+fn the_replacement_of_a_lost_stage_serves_while_another_one_is_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    let local = Local::start(worker(), &model(&folder), 3, 1).unwrap();
+    let question = Question::greedy("model", "Hello", 2);
+    let expected = chat::ask(&local.url, &question).unwrap().ids;
+    // The third holds the layers of the first as shadows; nobody is left who holds those of the second.
+    let peers = losses::stages(&local).unwrap();
+    losses::signal(peers[0].1, Signal::Stop).unwrap();
+    losses::signal(peers[1].1, Signal::Kill).unwrap();
+    let answered = wait::until("the swarm serves again", Duration::from_secs(20), || {
+        Ok(chat::ask(&local.url, &question).ok())
+    });
+    losses::signal(peers[0].1, Signal::Continue).unwrap();
+    assert_eq!(answered.unwrap().ids, expected);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub struct Member {
     pub state: PeerState,
 }
 
-/// The topology for `members`: those that have a span keep it, newcomers take the spans of the lost.
+/// The topology for `members`: those that have a span keep it, newcomers take the spans of the lost, first those that nobody keeps as shadows.
 ///
 /// # Errors
 /// When there are no members.
@@ -41,6 +41,10 @@ pub fn plan(
     let gaps = ranges(&(0..layers).filter(|l| !served.contains(l)).collect());
     let usual = layers.div_ceil(u32::try_from(wanted.max(1)).unwrap_or(u32::MAX));
     let mut open: Vec<Layers> = gaps.iter().flat_map(|gap| cut(*gap, usual)).collect();
+    // What somebody keeps as a shadow can wait for the next replacement.
+    let before = |m: &Member| previous.peer(&PeerName::from(m.name.as_str())).map(|p| p.shadows.clone());
+    let kept = layer_set(&members.iter().filter_map(before).flatten().collect::<Vec<_>>());
+    open.sort_by_key(|span| (span.iter().all(|layer| kept.contains(&layer)), span.start));
     open.reverse();
     for span in spans.iter_mut().filter(|s| s.is_none()) {
         *span = open.pop();
@@ -137,10 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn a_replacement_takes_first_what_nobody_keeps() {
+        let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 3, 1).unwrap();
+        // The layers of a are shadows of c, those of b were shadows of a.
+        let alone = plan(&members(&["c"]), &first, 3, 1).unwrap();
+        let replaced = plan(&members(&["c", "d"]), &alone, 3, 1).unwrap();
+        assert_eq!(replaced.peer(&"d".into()).unwrap().span, Layers::new(10, 20));
+        let served: std::collections::BTreeSet<u32> =
+            layer_set(&replaced.peers.iter().flat_map(|p| p.hold()).collect::<Vec<_>>());
+        assert_eq!(served.len(), 30, "{replaced:?}");
+    }
+
+    #[test]
     fn two_replacements_share_what_two_neighbours_had() {
         let first = plan(&members(&["a", "b", "c"]), &Topology::default(), 3, 1).unwrap();
         let alone = plan(&members(&["a"]), &first, 3, 1).unwrap();
         let both = plan(&members(&["a", "d", "e"]), &alone, 3, 1).unwrap();
-        assert_eq!(spans(&both), [("a".into(), 0, 10, 1), ("d".into(), 10, 20, 1), ("e".into(), 20, 30, 1)]);
+        assert_eq!(spans(&both), [("a".into(), 0, 10, 1), ("e".into(), 10, 20, 1), ("d".into(), 20, 30, 1)]);
     }
 }

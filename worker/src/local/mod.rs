@@ -3,6 +3,7 @@
 //! The supervisor does what the operator does in a cluster: it starts stages, gives them layers, tells the gateway, and
 //! replaces those that are lost.
 
+mod control;
 mod crashes;
 mod layout;
 pub mod process;
@@ -13,32 +14,27 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use dunlin_planner::{PeerState, Topology};
-use dunlin_wire::{LinksConfig, links, proto};
+use dunlin_wire::{LinksConfig, proto};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tonic::transport::Channel;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::certificates::LocalTrust;
 use crate::cli::LocalArgs;
 use crate::model::{Location, adapters};
 use crate::print;
+use control::{Control, LOOK, Plan};
 use crashes::Crashes;
 use layout::Member;
 use process::Process;
 
-/// How often stages are asked how they are.
-const LOOK: Duration = Duration::from_millis(100);
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_millis(1000);
 /// A swarm serves within this time or not at all.
 const START: Duration = Duration::from_secs(120);
 /// A swarm that served and has no holder of some layer for so long, because a stage has a problem, ends with that.
 const UNSERVED: Duration = Duration::from_secs(10);
-
-type Control = proto::control_client::ControlClient<Channel>;
 
 /// Runs a local swarm until SIGTERM or SIGINT, or until nobody reads what it prints.
 ///
@@ -53,13 +49,16 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     let control = free_addr("127.0.0.1:0".parse()?).await?;
     let trust = LocalTrust::new(&args.authority)?;
     let gateway = Process::gateway(&args, &trust, http, control)?;
+    let links = trust.links();
+    let gateway_control = Control::new(links.clone(), &gateway.name, gateway.addr.to_string());
     let mut supervisor = Supervisor {
-        links: trust.links(),
+        links,
         trust,
         gateway,
-        gateway_control: None,
+        gateway_control,
         stages: Vec::new(),
         topology: Topology::default(),
+        plan: watch::Sender::default(),
         made: 0,
         crashes: Crashes::default(),
         served: None,
@@ -95,10 +94,10 @@ pub async fn free_addr(addr: SocketAddr) -> anyhow::Result<SocketAddr> {
 
 struct Stage {
     process: Process,
-    control: Option<Control>,
+    /// What it said last, from the task that asks it.
+    said: watch::Receiver<Option<proto::Status>>,
+    /// The same as this round sees it.
     status: Option<proto::Status>,
-    /// Epoch it has acknowledged.
-    epoch: u64,
     /// Since when it is ready.
     ready: Option<Instant>,
 }
@@ -121,9 +120,11 @@ struct Supervisor {
     links: LinksConfig,
     http: SocketAddr,
     gateway: Process,
-    gateway_control: Option<Control>,
+    gateway_control: Control,
     stages: Vec<Stage>,
     topology: Topology,
+    /// The topology as it is sent.
+    plan: watch::Sender<Plan>,
     made: u32,
     crashes: Crashes,
     /// When the gateway last said that every layer has a holder.
@@ -134,7 +135,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    /// One round: replace the lost, ask everybody, plan, tell everybody. `Break` when nobody reads where the swarm is.
+    /// One round: replace the lost, see what everybody said, plan, tell everybody. `Break` when nobody reads where the swarm is.
     async fn look(&mut self) -> anyhow::Result<ControlFlow<()>> {
         if let Some(status) = self.gateway.ended() {
             let why = self.gateway.last_words().await.map_or_else(String::new, |words| format!(": {words}"));
@@ -142,10 +143,7 @@ impl Supervisor {
         }
         self.replace().await?;
         for stage in &mut self.stages {
-            stage.status = ask(&self.links, &mut stage.control, &stage.process, |mut c| async move {
-                c.get_status(proto::StatusRequest {}).await
-            })
-            .await;
+            stage.status = stage.said.borrow().clone();
             if stage.is_ready() {
                 stage.ready.get_or_insert_with(Instant::now);
             }
@@ -157,9 +155,11 @@ impl Supervisor {
             let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
             if planned != self.topology {
                 info!(epoch = planned.epoch, peers = planned.peers.len(), "new topology");
+                self.plan.send_replace(Plan::of(&planned)?);
                 self.topology = planned;
             }
-            gateway = self.tell().await?;
+            let plan = self.plan.borrow().clone();
+            gateway = self.gateway_control.gateway(&plan).await;
         }
         if let Some(gateway) = &gateway {
             self.crashes.served(gateway.tokens);
@@ -228,28 +228,10 @@ impl Supervisor {
         let health = free_addr("127.0.0.1:0".parse()?).await?;
         let name = format!("peer-{}", self.made);
         let process = Process::stage(&self.args, &self.trust, &name, addr, health)?;
-        self.stages.push(Stage { process, control: None, status: None, epoch: 0, ready: None });
+        let control = Control::new(self.links.clone(), &name, addr.to_string());
+        let said = control::attend(control, self.plan.subscribe());
+        self.stages.push(Stage { process, said, status: None, ready: None });
         Ok(())
-    }
-
-    /// Gives the topology to everybody who has not acknowledged it; what the gateway answers.
-    async fn tell(&mut self) -> anyhow::Result<Option<proto::Status>> {
-        let json = serde_json::to_string(&self.topology)?;
-        let epoch = self.topology.epoch;
-        for stage in self.stages.iter_mut().filter(|s| s.epoch != epoch) {
-            let topology = json.clone();
-            let status = ask(&self.links, &mut stage.control, &stage.process, |mut c| async move {
-                c.assign(proto::Assignment { epoch, topology }).await
-            })
-            .await;
-            if status.is_some_and(|s| s.epoch == epoch) {
-                stage.epoch = epoch;
-            }
-        }
-        // Pushed again and again: a gateway ignores what it knows.
-        let push =
-            |mut c: Control| async move { c.push_topology(proto::TopologyPush { topology: json }).await };
-        Ok(ask(&self.links, &mut self.gateway_control, &self.gateway, push).await)
     }
 
     /// Has everybody loaded what it was given, and does the gateway know it? From then on a stage may be lost.
@@ -320,31 +302,4 @@ fn member(stage: &Stage) -> Option<Member> {
             _ => PeerState::Loading,
         },
     })
-}
-
-/// Asks over a connection that is made when needed and dropped when it fails.
-async fn ask<F>(
-    links: &LinksConfig,
-    control: &mut Option<Control>,
-    process: &Process,
-    question: impl FnOnce(Control) -> F,
-) -> Option<proto::Status>
-where
-    F: Future<Output = Result<tonic::Response<proto::Status>, tonic::Status>>,
-{
-    let client = match control {
-        Some(client) => client.clone(),
-        None => {
-            let addr = process.addr.to_string();
-            let channel = timeout(ANSWER, links::connect(links, &process.name, &addr)).await.ok()?.ok()?;
-            control.insert(Control::new(channel)).clone()
-        }
-    };
-    match timeout(ANSWER, question(client)).await {
-        Ok(Ok(response)) => Some(response.into_inner()),
-        _ => {
-            *control = None;
-            None
-        }
-    }
 }
