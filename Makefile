@@ -44,8 +44,9 @@ test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built 
 	tools/install.sh nextest
 	e2e/s3/run.sh
 
-test-page: build ## the page of a training run in headless Chromium (installs it with apt)
-	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/page/run.sh $(abspath $(TARGET))/page
+test-page: build model ## the pages of a gateway and of a training run in headless Chromium (installs it with apt)
+	python3 e2e/page/serving.py --worker $(TARGET)/release/dunlin-worker --model $$(e2e/fetch-model.sh) --out $(TARGET)/page
+	python3 e2e/page/training.py --worker $(TARGET)/release/dunlin-worker --text $$(e2e/fetch-text.sh) --out $(TARGET)/page
 
 test-peft: build ## adapters trained here, in Hugging Face's PEFT: same tokens (installs PyTorch and PEFT from PyPI into the cache)
 	$$(e2e/torch/setup.sh) e2e/torch/adapters.py --worker $(TARGET)/release/dunlin-worker --text $$(e2e/fetch-text.sh)

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::metrics::Metrics;
+use crate::recent::{Recent, Recovered};
 
 /// Commands that may wait.
 const COMMANDS_MAX: usize = 1024;
@@ -71,6 +72,8 @@ pub struct Snapshot {
     pub slow: Vec<PeerName>,
     /// Sessions.
     pub sessions: Vec<SessionView>,
+    /// The last recoveries, the newest first, each with the milliseconds since.
+    pub recoveries: Vec<(Recovered, u64)>,
     /// Why no new session can run, if so.
     pub not_ready: Option<String>,
 }
@@ -98,6 +101,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Its session, by which logs and `/swarm` name it.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
     /// What happens next; `None` after the end.
     pub async fn next(&mut self) -> Option<Event> {
         if self.over {
@@ -169,6 +178,7 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     listeners: BTreeMap<SessionId, mpsc::Sender<Event>>,
     metrics: Arc<Metrics>,
+    recent: Recent,
     next_session: u64,
     started: Instant,
     pulse: Pulse,
@@ -194,6 +204,7 @@ impl Driver {
             commands,
             listeners: BTreeMap::new(),
             metrics,
+            recent: Recent::default(),
             next_session,
             started: Instant::now(),
             pulse,
@@ -308,6 +319,11 @@ impl Driver {
                     behind: self.core.behind().into_iter().collect(),
                     slow: self.core.slow().into_iter().collect(),
                     sessions: self.core.views(),
+                    recoveries: self
+                        .recent
+                        .iter()
+                        .map(|r| (r.clone(), now_ms.saturating_sub(r.at_ms)))
+                        .collect(),
                     not_ready: self.core.ready().err().map(|e| e.to_string()),
                 };
                 // Whoever asked may be gone.
@@ -357,6 +373,7 @@ impl Driver {
                         "a session went on"
                     );
                     self.metrics.recovered(&recovery);
+                    self.recent.push(Recovered { session, at_ms: now_ms, recovery });
                 }
             }
         }

@@ -10,6 +10,7 @@
 pub mod driver;
 pub mod metrics;
 pub mod openai;
+pub mod recent;
 pub mod run;
 pub mod template;
 #[cfg(test)]

@@ -6,17 +6,17 @@
 mod control;
 mod crashes;
 mod layout;
+pub mod ports;
 pub mod process;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use dunlin_planner::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
 use serde_json::json;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -29,6 +29,7 @@ use crate::print;
 use control::{Control, LOOK, Plan};
 use crashes::Crashes;
 use layout::Member;
+use ports::free_addr;
 use process::Process;
 
 /// A swarm serves within this time or not at all.
@@ -84,12 +85,6 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     };
     supervisor.stop().await;
     outcome
-}
-
-/// An address nobody listens on; port 0 means any.
-pub async fn free_addr(addr: SocketAddr) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
-    Ok(listener.local_addr()?)
 }
 
 struct Stage {
@@ -273,7 +268,26 @@ impl Supervisor {
             })
             .collect();
         let url = format!("http://{}", self.http);
+        print::hint(self.things_to_try(&url));
         print::line(json!({"url": url, "gateway": {"addr": self.gateway.addr}, "peers": peers}))
+    }
+
+    /// For whoever sees it for the first time.
+    fn things_to_try(&self, url: &str) -> String {
+        let mut order: Vec<&Stage> = self.stages.iter().collect();
+        let start =
+            |stage: &Stage| self.topology.peer(&stage.process.name.as_str().into()).map(|p| p.span.start);
+        order.sort_by_key(|stage| start(stage));
+        let middle = order.get(order.len() / 2).map_or(0, |stage| stage.process.pid());
+        let question =
+            r#"{"stream": true, "messages": [{"role": "user", "content": "Tell me a long story."}]}"#;
+        format!(
+            "The swarm serves. Three things to try:\n  \
+             talk to it, and watch its layers:   open {url}/ in a browser\n  \
+             ask it as any OpenAI client would:  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{question}'\n  \
+             lose a stage while it answers:      kill -9 {middle}\n\
+             Ctrl-C ends it."
+        )
     }
 
     async fn stop(mut self) {

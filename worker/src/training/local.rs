@@ -22,7 +22,7 @@ use super::restarts::Restarts;
 use crate::certificates::LocalTrust;
 use crate::cli::LocalTrainArgs;
 use crate::exit::{LAST_WORDS, NEEDS_USER, NeedsUser};
-use crate::local::free_addr;
+use crate::local::ports::free_addr;
 use crate::local::process::{Process, child};
 use crate::print;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
@@ -125,8 +125,20 @@ pub async fn answer(
         name,
         prompt_tokens: prompts.iter().map(Vec::len).sum(),
     };
-    if params.stream { Ok(stream(envelope, params, choices)) } else { whole(envelope, params, choices).await }
+    let sessions: Vec<String> = choices.iter().map(|choice| choice.session().to_string()).collect();
+    let mut response = if params.stream {
+        stream(envelope, params, choices)
+    } else {
+        whole(envelope, params, choices).await?
+    };
+    if let Ok(sessions) = HeaderValue::from_str(&sessions.join(",")) {
+        response.headers_mut().insert(SESSIONS, sessions);
+    }
+    Ok(response)
 }
+
+/// The sessions of an answer, by which logs and `/swarm` name them, in the order of its choices.
+const SESSIONS: HeaderName = HeaderName::from_static("x-dunlin-sessions");
 
 /// One whole answer.
 struct Finished {

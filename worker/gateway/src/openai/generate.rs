@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_protocol::FinishReason;
+use dunlin_protocol::{FinishReason, SessionId};
 use tokio::time::Instant;
 
 use super::error::ApiError;
@@ -105,6 +105,11 @@ impl Choice {
             tokens: 0,
             over: false,
         })
+    }
+
+    /// Its session, by which logs and `/swarm` name it.
+    pub fn session(&self) -> SessionId {
+        self.answer.session()
     }
 
     /// The next piece; `None` after the one that has `finish`.

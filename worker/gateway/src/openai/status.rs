@@ -84,8 +84,19 @@ pub async fn swarm(State(app): State<App>) -> axum::Json<Value> {
             })
         })
         .collect();
+    let recoveries: Vec<Value> = snapshot
+        .recoveries
+        .iter()
+        .map(|(r, ago_ms)| {
+            json!({
+                "session": r.session.to_string(), "ago_ms": ago_ms, "reason": r.recovery.reason.as_str(),
+                "answered": r.recovery.answered, "stall_ms": r.recovery.stall_ms,
+                "replayed_rows": r.recovery.replayed_rows,
+            })
+        })
+        .collect();
     axum::Json(json!({
         "model": topology.model.name, "epoch": topology.epoch, "layers": topology.layers, "peers": peers,
-        "sessions": sessions, "not_ready": snapshot.not_ready,
+        "sessions": sessions, "recoveries": recoveries, "tokens": app.metrics.tokens(), "not_ready": snapshot.not_ready,
     }))
 }

@@ -243,6 +243,7 @@ impl GatewayCore {
         if let Some(disturbed) = s.disturbed.take() {
             let recovery = Recovery {
                 reason: disturbed.reason,
+                answered: position.saturating_sub(s.prompt_len),
                 stall_ms: now_ms.saturating_sub(disturbed.since_ms),
                 replayed_rows: disturbed.rows,
             };

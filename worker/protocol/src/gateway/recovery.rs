@@ -72,6 +72,8 @@ impl fmt::Display for Disturbance {
 pub struct Recovery {
     /// What disturbed it first.
     pub reason: Disturbance,
+    /// Tokens of the answer that were there when it was disturbed.
+    pub answered: u32,
     /// From the disturbance to the next token.
     pub stall_ms: u64,
     /// Rows that were computed again, over all hops.

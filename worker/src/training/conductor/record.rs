@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
-use dunlin_planner::PeerName;
-use dunlin_protocol::training::conductor::{Committed, Expelled, Moved, Totals};
+use dunlin_protocol::training::conductor::{Committed, Expelled, MemberView, Moved, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
 use dunlin_train::Run;
 use serde::Serialize;
@@ -19,6 +18,8 @@ const STEPS_KEPT: usize = 20_000;
 const NOTES_KEPT: usize = 200;
 /// Moves that are kept.
 const MOVES_KEPT: usize = 100;
+/// Checkpoints that are kept.
+const CHECKPOINTS_KEPT: usize = 200;
 /// Steps over which speed is averaged.
 const SPEED_STEPS: usize = 10;
 
@@ -42,6 +43,8 @@ pub struct StepRecord {
     pub seconds: f64,
     /// Peers of every stage.
     pub peers: Vec<usize>,
+    /// Peers lost without notice since the start of the conductor.
+    pub lost: u64,
 }
 
 /// Something that was said, as often as it was.
@@ -77,10 +80,12 @@ pub struct Record {
     phase: Phase,
     step: Step,
     peers: Vec<usize>,
-    members: Vec<Vec<PeerName>>,
+    members: Vec<Vec<MemberView>>,
     totals: Totals,
     expelled: Vec<Expelled>,
     checkpoint: Option<(Step, String, String)>,
+    /// Steps of the last checkpoints.
+    checkpoints: VecDeque<Step>,
     sequences_per_step: usize,
     validation_loss: Option<f64>,
     validation_tokens: u64,
@@ -112,6 +117,7 @@ impl Record {
             totals: Totals::default(),
             expelled: Vec::new(),
             checkpoint: None,
+            checkpoints: VecDeque::new(),
             sequences_per_step: run.config.global_batch,
             validation_loss: None,
             validation_tokens: run.validation_tokens().max(1),
@@ -122,7 +128,7 @@ impl Record {
     pub fn look(&mut self, core: &Conductor) {
         self.phase = core.phase().clone();
         self.step = core.step();
-        self.members = core.members();
+        self.members = core.member_views();
         self.peers = self.members.iter().map(Vec::len).collect();
         self.totals = core.totals();
         self.trouble = core.checkpoint_trouble();
@@ -159,6 +165,7 @@ impl Record {
             norm: c.norm,
             seconds,
             peers: self.peers.clone(),
+            lost: self.totals.lost,
         });
         if self.steps.len() > STEPS_KEPT {
             self.steps.pop_front();
@@ -167,6 +174,10 @@ impl Record {
 
     /// A checkpoint is complete.
     pub fn saved(&mut self, step: Step, sealed: &Sealed) {
+        self.checkpoints.push_back(step);
+        if self.checkpoints.len() > CHECKPOINTS_KEPT {
+            self.checkpoints.pop_front();
+        }
         self.checkpoint = Some((step, sealed.path.display().to_string(), sealed.sha256.clone()));
     }
 
@@ -240,9 +251,17 @@ impl Record {
         let stages: Vec<_> = (0..)
             .zip(self.peers.iter().zip(&self.layers))
             .map(|(stage, (peers, layers)): (u32, _)| {
-                json!({"stage": stage, "layers": layers, "peers": peers, "samplesPerSecond": samples})
+                let members = self.members.get(stage as usize).into_iter().flatten();
+                let members: Vec<_> = members
+                    .map(|m| json!({"name": m.name, "host": m.host, "rowsPerSecond": m.rows_per_s}))
+                    .collect();
+                json!({
+                    "stage": stage, "layers": layers, "peers": peers, "samplesPerSecond": samples, "members": members,
+                })
             })
             .collect();
+        let names: Vec<Vec<_>> =
+            self.members.iter().map(|stage| stage.iter().map(|m| &m.name).collect()).collect();
         json!({
             "phase": phase, "message": message, "step": self.step, "steps": self.total,
             "loss": last.map(|s| s.loss), "validationLoss": self.validation_loss,
@@ -260,7 +279,7 @@ impl Record {
             "degraded": self.trouble.as_ref().map(|message| {
                 json!({"reason": "CheckpointsFailing", "message": message})
             }),
-            "checkpointsKnown": self.checkpoints_known, "changes": self.changes, "members": self.members,
+            "checkpointsKnown": self.checkpoints_known, "changes": self.changes, "members": names, "checkpoints": self.checkpoints,
             "notes": self.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
         .to_string()

@@ -46,7 +46,8 @@ use super::message::{
 };
 use super::speed::Speed;
 pub use shell::{
-    Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, Moved, Phase, Totals,
+    Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
+    Phase, Totals,
 };
 
 /// The ledger of a run.
@@ -272,6 +273,13 @@ impl Conductor {
     #[must_use]
     pub fn members(&self) -> Vec<Vec<PeerName>> {
         (0..self.config.stages).map(|stage| self.members_of(stage).cloned().collect()).collect()
+    }
+
+    /// The same with their machines and speeds.
+    #[must_use]
+    pub fn member_views(&self) -> Vec<Vec<MemberView>> {
+        let view = |name: &PeerName| self.peers.get(name).map(|peer| moves::view(name, peer));
+        (0..self.config.stages).map(|stage| self.members_of(stage).filter_map(view).collect()).collect()
     }
 
     /// Something happens.

@@ -10,7 +10,7 @@ use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
 use dunlin_planner::speed::even_out;
 
-use super::{Conductor, ConductorEffect, Moved, Moving, PeerState, Phase, Place};
+use super::{Conductor, ConductorEffect, MemberView, Moved, Moving, PeerState, Phase, Place};
 use crate::training::message::{StageId, ToPeer};
 use crate::training::wiring::BACKWARD_ROWS;
 
@@ -323,6 +323,11 @@ fn go_to(peers: &mut [Peer], step: &Move) {
     if let Some(peer) = peers.iter_mut().find(|p| p.name == step.peer) {
         peer.stage = Some(step.to);
     }
+}
+
+/// A peer as people see it.
+pub(super) fn view(name: &PeerName, peer: &PeerState) -> MemberView {
+    MemberView { name: name.clone(), host: peer.mate.host.clone(), rows_per_s: rows_per_s(peer) }
 }
 
 /// Rows of a stage of cost 1 that a peer takes forward and back in a second; 0 as long as that is not known.

@@ -168,6 +168,17 @@ pub struct Moved {
     pub reason: String,
 }
 
+/// A peer of a stage, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    /// Who.
+    pub name: PeerName,
+    /// The machine it runs on; empty when nobody said.
+    pub host: String,
+    /// Rows a second that it takes forward and back through a stage of cost 1; 0 as long as that is not known. Those of all peers compare.
+    pub rows_per_s: f64,
+}
+
 /// A peer that was expelled because it was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expelled {
