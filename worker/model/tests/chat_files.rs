@@ -87,6 +87,7 @@ fn templates_call_the_beginning_and_the_end_what_tokenizer_config_calls_them() {
     assert_eq!(texts(&both), (some("a"), some("c")));
     let tokenizer = Folder::new(&[map]).open().tokenizer().unwrap();
     assert_eq!(tokenizer.eos(), [u32::from(b'c'), 299], "it ends answers, too");
+    assert_eq!(tokenizer.document_end(), Some(299));
 }
 
 /// The model with another `tokenizer.json`: `change` is made to the usual one.

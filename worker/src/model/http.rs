@@ -35,7 +35,8 @@ impl HttpSource {
     /// # Errors
     /// When the server does not answer, or not with a file that can be read by range.
     pub fn open(url: &str) -> io::Result<Self> {
-        Self::if_there(url)?.ok_or_else(|| io::Error::other("the server answers HTTP 404"))
+        Self::if_there(url)?
+            .ok_or_else(|| io::Error::other("the server has no such file, or does not give it away"))
     }
 
     /// The same; none when the server has no such file.
@@ -50,7 +51,8 @@ impl HttpSource {
         let len = range.and_then(|v| v.rsplit('/').next()).and_then(|v| v.parse().ok());
         match (status, len) {
             (206, Some(len)) => Ok(Some(Self { agent, url: url.to_owned(), len })),
-            (404, _) => Ok(None),
+            // Buckets answer 403 where there is nothing, to whoever may not list them.
+            (403 | 404, _) => Ok(None),
             (200, _) => Err(io::Error::other("the server ignores Range requests; use one that knows them")),
             _ => Err(io::Error::other(format!("the server answers HTTP {status}"))),
         }

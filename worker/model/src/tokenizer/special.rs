@@ -55,12 +55,12 @@ impl Special {
             None => ids(&config["bos_token_id"]).first().copied(),
         };
         let named_eos = said("eos_token").and_then(id);
-        let mut of_documents = ids(&config["eos_token_id"]);
-        of_documents.extend(named_eos);
-        of_documents.sort_unstable();
-        let document_end = of_documents.first().copied();
+        // Data that was tokenised before the other files were read stays what it is.
+        let mut ends = ids(&config["eos_token_id"]);
+        ends.extend(tokenizer.get("eos_token").map(text).and_then(id));
+        let document_end = ends.iter().min().copied();
         let eos = named_eos.or(document_end);
-        let mut ends = of_documents;
+        ends.extend(named_eos);
         ends.extend(ids(&generation["eos_token_id"]));
         ends.sort_unstable();
         ends.dedup();
