@@ -35,12 +35,6 @@ pub fn trim(value: &Value, chars: Option<String>) -> String {
     }
 }
 
-/// `wordcount`: runs of letters, digits and underscores.
-pub fn wordcount(value: &Value) -> usize {
-    let text = value.to_string();
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|word| !word.is_empty()).count()
-}
-
 /// `indent(width=4, first=false, blank=false)`: lines as Python cuts them, joined with line feeds.
 ///
 /// # Errors
