@@ -40,6 +40,10 @@ e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
 
+test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
+	cargo build --locked --release -p dunlin-gateway --example prompts
+	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin-worker
+
 test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
 	tools/install.sh nextest
 	e2e/s3/run.sh
@@ -129,6 +133,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use dunlin_gateway::template::ChatTemplate;
+use dunlin_gateway::template::{ChatTemplate, told};
 use dunlin_gateway::{GatewayOptions, ModelText, ServedAdapter, serve};
 use dunlin_model::ModelFile;
+use dunlin_wire::proto;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::certificates::tls;
 use crate::cli::GatewayArgs;
@@ -38,12 +39,25 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
             match location.open().and_then(|file| text(&file, &name, &adapters, max_seq_len)) {
                 Ok(text) => {
                     // The receivers live as long as the process.
+                    let _ = trouble_in.send(None);
                     let _ = model_in.send(Some(Arc::new(text)));
                     return;
                 }
                 Err(problem) => {
-                    warn!(reason = problem.reason, message = problem.message, "the model cannot be opened");
-                    let _ = trouble_in.send(Some(problem.message));
+                    let problem =
+                        proto::Problem { reason: problem.reason.to_owned(), message: problem.message };
+                    trouble_in.send_if_modified(|told: &mut Option<proto::Problem>| {
+                        let news = told.as_ref() != Some(&problem);
+                        if news {
+                            warn!(
+                                reason = problem.reason,
+                                message = problem.message,
+                                "the model cannot be opened"
+                            );
+                            *told = Some(problem);
+                        }
+                        news
+                    });
                 }
             }
             std::thread::sleep(pause);
@@ -87,12 +101,19 @@ fn text(
     max_seq_len: u32,
 ) -> Result<ModelText, Problem> {
     let tokenizer = file.tokenizer().map_err(|error| problem(&error))?;
-    let (bos, eos) = (tokenizer.bos_text(), tokenizer.eos_text());
-    let source = file.chat_template().map_err(|error| problem(&error))?;
-    let template = ChatTemplate::new(source.as_deref(), bos, eos).map_err(|error| Problem {
+    let invalid = |error| Problem {
         reason: "ModelInvalid",
-        message: format!("its chat template cannot be parsed: {error:#}"),
-    })?;
+        message: format!(
+            "its chat template cannot be used: {}; mend the template, or take it out to serve completions only",
+            told(&error)
+        ),
+    };
+    let source = file.chat_template().map_err(|error| problem(&error))?;
+    let template = source.map(|source| ChatTemplate::new(&source, tokenizer.names().clone()));
+    let template = template.transpose().map_err(invalid)?;
+    if template.is_none() {
+        info!("the model has no chat template: it completes texts, and chats are refused");
+    }
     let config = file.config();
     let vocab = config.vocab as u32;
     let served = |adapter: &NamedAdapter| {

@@ -2,12 +2,14 @@
 //! killed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::local::Local;
-use dunlin_gateway::template::ChatTemplate;
+use dunlin_gateway::template::{ChatTemplate, Message};
 use dunlin_kernels::Pool;
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
 use dunlin_model::generate::Whole;
@@ -57,8 +59,9 @@ impl Models {
     /// What one process answers.
     fn reference(&self, question: &Question) -> Vec<u64> {
         let file = ModelFile::open_path(&self.path("base")).unwrap();
-        let template = ChatTemplate::new(file.chat_template().unwrap().as_deref(), None, None).unwrap();
-        let text = template.render(&[json!({"role": "user", "content": question.text})]).unwrap();
+        let template = ChatTemplate::new(&file.chat_template().unwrap().unwrap(), BTreeMap::new()).unwrap();
+        let message = [("role", "user"), ("content", question.text.as_str())];
+        let text = template.render(vec![Message::from_pairs(message)], SystemTime::UNIX_EPOCH).unwrap();
         let text = file.tokenizer().unwrap().encode(&text, false).unwrap();
         let mut whole = Whole::load(&file, Pool::new(1), 1024).unwrap();
         let mut tokens = Vec::new();

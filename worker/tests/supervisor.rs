@@ -124,6 +124,28 @@ fn what_no_other_stage_would_mend_ends_the_swarm_at_once_with_its_cause() {
 }
 
 #[test]
+fn what_only_the_gateway_objects_to_ends_the_swarm_at_once_with_its_cause() {
+    for (file, content, cause) in [
+        ("tokenizer.json", None, "Error: ModelInvalid: the tokenizer cannot be used: "),
+        ("tokenizer.json", Some("{}"), "Error: ModelInvalid: the tokenizer cannot be used: "),
+        ("tokenizer_config.json", Some("{}}"), "Error: ModelInvalid: "),
+        ("chat_template.jinja", Some("{% if %}"), "Error: ModelInvalid: its chat template cannot be used: "),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model(&folder);
+        match content {
+            Some(content) => std::fs::write(model.join(file), content).unwrap(),
+            None => std::fs::remove_file(model.join(file)).unwrap(),
+        }
+        let started = Instant::now();
+        let output = Local::command(worker(), &model, 2, 1).output().unwrap();
+        let last = last_line(&output);
+        assert!(last.starts_with(cause), "{file}: {last}");
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    }
+}
+
+#[test]
 fn a_gateway_that_is_lost_ends_the_swarm_and_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 2, 1));

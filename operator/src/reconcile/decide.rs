@@ -358,10 +358,12 @@ fn facts(
         |at_least: u32| u32::try_from(holders.values().filter(|n| **n >= at_least).count()).unwrap_or(0);
     let current =
         |name: &&String| matches!(roster.standings.get(*name), Some(Standing::Ready | Standing::Coming));
+    // Gateways object to what no peer reads: tokenizer and chat template.
     let trouble = view
         .workers
         .keys()
         .filter(current)
+        .chain(view.gateways.keys())
         .find_map(|name| answers.get(name)?.report.as_ref()?.error.clone());
     let pending = view.workers.values().find_map(|w| match &w.phase {
         Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
@@ -632,6 +634,20 @@ mod tests {
             world.decide(10 + patience + second);
         }
         assert_eq!(world.spans(), uneven);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_gateway_objects_to_is_for_a_user_to_mend() {
+        let mut world = World::new();
+        let gateway =
+            GatewayView { name: "g".to_owned(), ip: None, running: true, ready: false, has_role: true };
+        world.view.gateways.insert("g".into(), gateway);
+        let error = ("ModelInvalid".to_owned(), "its chat template cannot be used".to_owned());
+        let report = Report { error: Some(error.clone()), ..Report::default() };
+        world.answers.insert("g".into(), Answer { report: Some(report), ..Answer::default() });
+        assert_eq!(world.decide(4).facts.trouble, Some(error));
+        world.answers.remove("g");
+        assert_eq!(world.decide(5).facts.trouble, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,8 +46,8 @@ pub struct ModelText {
     pub adapters: Vec<ServedAdapter>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    /// Messages to a prompt.
-    pub template: ChatTemplate,
+    /// Messages to a prompt; a base model has none.
+    pub template: Option<ChatTemplate>,
     /// Tokens that the model knows; its tokenizer may have more.
     pub vocab: u32,
     /// Longest sequence.
@@ -85,8 +85,8 @@ pub struct GatewayOptions {
     pub topology: Option<PathBuf>,
     /// Tokenizer and template, once the model is there.
     pub model: watch::Receiver<Option<Arc<ModelText>>>,
-    /// Why the model is not there yet.
-    pub trouble: watch::Receiver<Option<String>>,
+    /// Why the model is not there: what a user must mend.
+    pub trouble: watch::Receiver<Option<proto::Problem>>,
     /// Sessions that run at once.
     pub running_max: usize,
     /// Sessions that wait for their turn.
@@ -131,7 +131,8 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let control = server.add_service(ControlService::service(questions_in));
     wire.serve(listener, move |incoming| control.serve_with_incoming(incoming))?;
     let figures = Arc::clone(&metrics);
-    tokio::spawn(control_loop(options.name, questions, handle.clone(), options.model.clone(), figures));
+    let (model, trouble) = (options.model.clone(), options.trouble.clone());
+    tokio::spawn(control_loop(options.name, questions, handle.clone(), model, trouble, figures));
     if let Some(path) = options.topology {
         tokio::spawn(watch_topology(path, handle.clone()));
     }
@@ -193,6 +194,7 @@ async fn control_loop(
     mut questions: mpsc::Receiver<ControlRequest>,
     handle: Handle,
     model: watch::Receiver<Option<Arc<ModelText>>>,
+    trouble: watch::Receiver<Option<proto::Problem>>,
     metrics: Arc<Metrics>,
 ) {
     while let Some(request) = questions.recv().await {
@@ -211,6 +213,7 @@ async fn control_loop(
             lost: lost.collect(),
             behind: snapshot.behind.into_iter().map(|name| name.0).collect(),
             tokens: metrics.tokens(),
+            problem: trouble.borrow().clone(),
             ..proto::Status::default()
         };
         // Whoever asked may be gone.

@@ -1,6 +1,8 @@
 //! A model's text for tests.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
+
 use dunlin_model::ModelFile;
 use dunlin_model::random_model::{self, RandomModelSpec};
 
@@ -29,7 +31,7 @@ pub fn model() -> ModelText {
         name: "base".to_owned(),
         adapters: vec![adapter("lora", 0), adapter("prompt", 3)],
         tokenizer: file.tokenizer().unwrap(),
-        template: ChatTemplate::new(None, None, None).unwrap(),
+        template: Some(ChatTemplate::new(&file.chat_template().unwrap().unwrap(), BTreeMap::new()).unwrap()),
         vocab: VOCAB,
         max_len: 20,
         since_s: 7,

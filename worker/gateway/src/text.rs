@@ -57,6 +57,22 @@ impl Writer {
     }
 }
 
+/// Counts the characters of an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Counter {
+    decoder: Decoder,
+    whole: usize,
+}
+
+impl Counter {
+    /// Characters that are whole before this token.
+    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> usize {
+        let before = self.whole;
+        self.whole += self.decoder.push(tokenizer, token).chars().count();
+        before
+    }
+}
+
 /// Length of the longest end of `text` that is a beginning of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
@@ -65,7 +81,8 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::Writer;
+    use super::{Counter, Writer};
+    use crate::testing::model;
 
     fn write(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
         let mut writer = Writer::new(stop.iter().map(|s| (*s).to_owned()).collect());
@@ -96,5 +113,13 @@ mod tests {
     fn the_first_of_several_counts_and_characters_stay_whole() {
         let (out, stopped) = write(&["zz", "é!"], &["aé", "!bzz"]);
         assert_eq!((out.concat().as_str(), stopped), ("a", true));
+    }
+
+    #[test]
+    fn a_character_of_several_tokens_counts_once() {
+        let (mut counter, tokenizer) = (Counter::default(), model().tokenizer);
+        let tokens = tokenizer.encode("aéé.", false).unwrap();
+        let offsets: Vec<usize> = tokens.iter().map(|token| counter.push(&tokenizer, *token)).collect();
+        assert_eq!(offsets, [0, 1, 1, 2, 2, 3]);
     }
 }

@@ -1,4 +1,4 @@
-//! A random Llama on disk: config.json, model.safetensors (f32), tokenizer.json. For tests and benchmarks.
+//! A random Llama on disk: config.json, model.safetensors (f32), tokenizer.json, a chat template. For tests and benchmarks.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -27,6 +27,10 @@ pub struct RandomModelSpec {
     pub seed: u64,
 }
 
+/// ChatML, the template of many models.
+const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
 /// Writes the model into `folder`, which is made if need be.
 ///
 /// # Errors
@@ -46,6 +50,7 @@ pub fn write(folder: &Path, spec: &RandomModelSpec) -> io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config(spec))?)?;
     std::fs::write(folder.join("tokenizer.json"), tokenizer(spec.vocab).to_string())?;
+    std::fs::write(folder.join("tokenizer_config.json"), json!({"chat_template": TEMPLATE}).to_string())?;
     write_weights(&folder.join("model.safetensors"), spec)
 }
 

@@ -253,10 +253,10 @@ fn gguf_configurations() {
 
 #[test]
 fn gguf_tokenizers() {
-    refused_in_use("its kind is", |f| {
+    refused_in_use("it is SentencePiece (`llama`)", |f| {
         f.set_text("tokenizer.ggml.model", "llama");
     });
-    refused_in_use("its pre-tokenizer is `x`", |f| {
+    refused_in_use("the way in which it splits text is `x`", |f| {
         f.set_text("tokenizer.ggml.pre", "x");
     });
     refused_in_use("no lists of tokens and merges", |f| {

@@ -60,13 +60,17 @@ impl Control {
         .await
     }
 
-    /// Gives a gateway the plan, which it ignores if it knows it; what it answers.
+    /// Asks a gateway how it is, and gives it the plan, if there is one, which it ignores if it knows it.
     pub async fn gateway(&mut self, plan: &Plan) -> Option<proto::Status> {
-        let topology = plan.json.to_string();
-        let push = |mut client: proto::control_client::ControlClient<Channel>| async move {
-            client.push_topology(proto::TopologyPush { topology }).await
-        };
-        self.ask(push).await
+        let (epoch, topology) = (plan.epoch, plan.json.to_string());
+        self.ask(|mut client| async move {
+            if epoch == 0 {
+                client.get_status(proto::StatusRequest {}).await
+            } else {
+                client.push_topology(proto::TopologyPush { topology }).await
+            }
+        })
+        .await
     }
 
     async fn ask<F>(

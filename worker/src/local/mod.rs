@@ -98,15 +98,19 @@ struct Stage {
 }
 
 impl Stage {
-    /// What a user must mend. It may be one that the stage can live with.
-    fn problem(&self) -> Option<String> {
-        let problem = self.status.as_ref()?.problem.as_ref()?;
-        Some(format!("{}: {}", problem.reason, problem.message))
-    }
-
     fn is_ready(&self) -> bool {
-        self.status.as_ref().is_some_and(|s| s.state() == proto::State::Ready)
+        self.status.as_ref().is_some_and(is_ready)
     }
+}
+
+fn is_ready(status: &proto::Status) -> bool {
+    status.state() == proto::State::Ready
+}
+
+/// What a user must mend. It may be one that the process can live with.
+fn problem(status: &proto::Status) -> Option<String> {
+    let problem = status.problem.as_ref()?;
+    Some(format!("{}: {}", problem.reason, problem.message))
 }
 
 struct Supervisor {
@@ -145,7 +149,6 @@ impl Supervisor {
         }
         let members: Vec<Member> = self.stages.iter().filter_map(member).collect();
         // The first plan waits for everybody; later ones make do with who is there.
-        let mut gateway = None;
         if members.len() == self.args.peers || self.topology.epoch > 0 {
             let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
             if planned != self.topology {
@@ -153,15 +156,15 @@ impl Supervisor {
                 self.plan.send_replace(Plan::of(&planned)?);
                 self.topology = planned;
             }
-            let plan = self.plan.borrow().clone();
-            gateway = self.gateway_control.gateway(&plan).await;
         }
+        let plan = self.plan.borrow().clone();
+        let gateway = self.gateway_control.gateway(&plan).await;
         if let Some(gateway) = &gateway {
             self.crashes.served(gateway.tokens);
         }
         let whole = gateway.as_ref().is_some_and(|s| s.behind.is_empty());
-        let answers = gateway.is_some_and(|s| s.state() == proto::State::Ready && s.lost.is_empty());
-        self.problems(answers)?;
+        let answers = gateway.as_ref().is_some_and(|s| is_ready(s) && s.lost.is_empty());
+        self.problems(gateway.as_ref(), answers)?;
         if self.served.is_none() && self.started.elapsed() > START {
             bail!("the swarm does not serve after {} s: {}", START.as_secs(), self.states());
         }
@@ -177,9 +180,10 @@ impl Supervisor {
     }
 
     /// What no new stage would mend ends the swarm at once if it does not serve yet, and after a while if it no longer does.
-    fn problems(&mut self, answers: bool) -> anyhow::Result<()> {
-        let of = |stage: &Stage| Some((stage.problem()?, stage.is_ready()));
-        let mut problems: Vec<(String, bool)> = self.stages.iter().filter_map(of).collect();
+    fn problems(&mut self, gateway: Option<&proto::Status>, answers: bool) -> anyhow::Result<()> {
+        let of = |status: &proto::Status| Some((problem(status)?, is_ready(status)));
+        let statuses = self.stages.iter().filter_map(|stage| stage.status.as_ref()).chain(gateway);
+        let mut problems: Vec<(String, bool)> = statuses.filter_map(of).collect();
         problems.sort_by_key(|(_, ready)| *ready);
         let Some((problem, ready)) = problems.into_iter().next() else { return Ok(()) };
         let over = match self.served {

@@ -35,22 +35,20 @@ impl HttpSource {
     /// # Errors
     /// When the server does not answer, or not with a file that can be read by range.
     pub fn open(url: &str) -> io::Result<Self> {
-        Self::if_there(url)?.ok_or_else(|| io::Error::other("the server answers HTTP 404"))
+        Self::ask(url)?.map_err(|status| io::Error::other(format!("the server answers HTTP {status}")))
     }
 
-    /// The same; none when the server has no such file.
-    ///
-    /// # Errors
-    /// As [`HttpSource::open`].
-    fn if_there(url: &str) -> io::Result<Option<Self>> {
+    /// The same; the status when there is no such file, as far as we may know.
+    fn ask(url: &str) -> io::Result<Result<Self, u16>> {
         let agent = agent();
         let response = agent.get(url).header("range", "bytes=0-0").call().map_err(io::Error::other)?;
         let status = response.status().as_u16();
         let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
         let len = range.and_then(|v| v.rsplit('/').next()).and_then(|v| v.parse().ok());
         match (status, len) {
-            (206, Some(len)) => Ok(Some(Self { agent, url: url.to_owned(), len })),
-            (404, _) => Ok(None),
+            (206, Some(len)) => Ok(Ok(Self { agent, url: url.to_owned(), len })),
+            // Buckets answer 403 where there is nothing, to whoever may not list them.
+            (403 | 404, _) => Ok(Err(status)),
             (200, _) => Err(io::Error::other("the server ignores Range requests; use one that knows them")),
             _ => Err(io::Error::other(format!("the server answers HTTP {status}"))),
         }
@@ -75,8 +73,8 @@ impl HttpFolder {
 impl Folder for HttpFolder {
     fn open(&self, name: &str) -> Result<Option<Arc<dyn ByteSource>>, ModelError> {
         let url = format!("{}/{name}", self.url);
-        let found = HttpSource::if_there(&url).map_err(|source| ModelError::Read { what: url, source })?;
-        Ok(found.map(|file| Arc::new(file) as Arc<dyn ByteSource>))
+        let found = HttpSource::ask(&url).map_err(|source| ModelError::Read { what: url, source })?;
+        Ok(found.ok().map(|file| Arc::new(file) as Arc<dyn ByteSource>))
     }
 
     fn names(&self) -> Result<Option<Vec<String>>, ModelError> {
@@ -112,9 +110,38 @@ impl ByteSource for HttpSource {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::TcpListener;
 
     use super::*;
+
+    /// The URL of a server that answers one request with this status.
+    fn server(status: u16) -> (String, std::thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/m", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        (url, server)
+    }
+
+    #[test]
+    fn a_file_that_need_not_be_there_is_absent_or_cannot_be_read_for_the_moment() {
+        for (status, absent) in [(404, Some(true)), (403, Some(true)), (503, None), (500, None)] {
+            let (url, answering) = server(status);
+            let found = HttpFolder { url }.open("tokenizer_config.json");
+            assert_eq!(found.as_ref().ok().map(Option::is_none), absent, "HTTP {status}");
+            assert!(found.err().is_none_or(|error| error.is_unreachable()));
+            answering.join().unwrap();
+            let (url, answering) = server(status);
+            let error = HttpSource::open(&url).err().unwrap().to_string();
+            assert!(error.contains(&status.to_string()), "{error}");
+            answering.join().unwrap();
+        }
+    }
 
     #[test]
     fn https_has_certificates_to_trust_and_a_server_that_hangs_up_is_an_error() {

@@ -59,7 +59,7 @@ impl Envelope {
                 Endpoint::Completions => entry["text"] = json!(text),
             }
             if params.sampling.logprobs.is_some() {
-                entry["logprobs"] = self.logprobs(&tokens, 0);
+                entry["logprobs"] = self.logprobs(&tokens);
             }
             if params.return_token_ids {
                 entry["token_ids"] = tokens.iter().map(|t| t.token).collect();
@@ -72,10 +72,10 @@ impl Envelope {
         object
     }
 
-    fn logprobs(&self, tokens: &[TokenLogProb], offset: usize) -> Value {
+    fn logprobs(&self, tokens: &[TokenLogProb]) -> Value {
         match self.endpoint {
             Endpoint::Chat => logprobs::chat(&self.model.tokenizer, tokens),
-            Endpoint::Completions => logprobs::completions(&self.model.tokenizer, tokens, offset),
+            Endpoint::Completions => logprobs::completions(&self.model.tokenizer, tokens),
         }
     }
 }
@@ -172,7 +172,6 @@ struct Running {
     index: usize,
     choice: Choice,
     first: bool,
-    offset: usize,
     over: bool,
 }
 
@@ -182,7 +181,7 @@ fn stream(envelope: Envelope, params: Params, choices: Vec<Choice>) -> Response 
     let generated = Arc::new(AtomicU64::new(0));
     let mut all = SelectAll::new();
     for (index, choice) in choices.into_iter().enumerate() {
-        let running = Running { index, choice, first: true, offset: 0, over: false };
+        let running = Running { index, choice, first: true, over: false };
         let (envelope, params, generated) =
             (Arc::clone(&envelope), Arc::clone(&params), Arc::clone(&generated));
         all.push(Box::pin(futures::stream::unfold(running, move |mut running| {
@@ -206,7 +205,7 @@ fn stream(envelope: Envelope, params: Params, choices: Vec<Choice>) -> Response 
                         }
                     };
                     generated.fetch_add(u64::from(piece.token.is_some()), Ordering::Relaxed);
-                    if let Some(choice) = choice_of(&envelope, &params, &mut running, &piece) {
+                    if let Some(choice) = choice_of(&envelope, &params, running.index, &piece) {
                         return Some((chunk(&envelope, &params, choice), running));
                     }
                 }
@@ -232,12 +231,12 @@ fn stream(envelope: Envelope, params: Params, choices: Vec<Choice>) -> Response 
 }
 
 /// The choice object of a piece; `None` when it has nothing to say.
-fn choice_of(envelope: &Envelope, params: &Params, running: &mut Running, piece: &Piece) -> Option<Value> {
+fn choice_of(envelope: &Envelope, params: &Params, index: usize, piece: &Piece) -> Option<Value> {
     let wanted = params.return_token_ids || params.sampling.logprobs.is_some();
     if piece.text.is_empty() && piece.finish.is_none() && !(wanted && piece.token.is_some()) {
         return None;
     }
-    let mut choice = json!({"index": running.index, "logprobs": null, "finish_reason": piece.finish});
+    let mut choice = json!({"index": index, "logprobs": null, "finish_reason": piece.finish});
     match envelope.endpoint {
         Endpoint::Chat if piece.text.is_empty() && piece.finish.is_some() => choice["delta"] = json!({}),
         Endpoint::Chat => choice["delta"] = json!({"content": piece.text}),
@@ -245,12 +244,11 @@ fn choice_of(envelope: &Envelope, params: &Params, running: &mut Running, piece:
     }
     let token = piece.token.as_slice();
     if params.sampling.logprobs.is_some() && !token.is_empty() {
-        choice["logprobs"] = envelope.logprobs(token, running.offset);
+        choice["logprobs"] = envelope.logprobs(token);
     }
     if params.return_token_ids {
         choice["token_ids"] = token.iter().map(|t| t.token).collect();
     }
-    running.offset += piece.text.chars().count();
     Some(choice)
 }
 

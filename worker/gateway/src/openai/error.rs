@@ -44,6 +44,14 @@ impl ApiError {
         Self { code: Some("unsupported_parameter"), ..Self::invalid(param, message) }
     }
 
+    /// 400: a base model.
+    #[must_use]
+    pub fn no_template() -> Self {
+        let message = "the model has no chat template, as base models have none: ask /v1/completions to go on with a text, or put the template \
+                       that it was trained with into its folder as chat_template.jinja (in GGUF it is tokenizer.chat_template)";
+        Self { code: Some("no_chat_template"), ..Self::invalid("messages", message) }
+    }
+
     /// 400: prompt and answer do not fit.
     #[must_use]
     pub fn too_long(prompt: usize, limit: usize) -> Self {

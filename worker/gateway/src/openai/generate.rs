@@ -12,7 +12,7 @@ use super::params::Params;
 use crate::driver::{Answer, Event, Generation, Handle};
 use crate::metrics::Metrics;
 use crate::run::{ModelText, ServedAdapter};
-use crate::text::Writer;
+use crate::text::{Counter, Writer};
 
 /// A part of an answer.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,8 @@ pub struct Piece {
 pub struct Choice {
     answer: Answer,
     writer: Writer,
+    /// All text so far, what a stop string may yet take back included: only its characters are counted.
+    counter: Counter,
     model: Arc<ModelText>,
     metrics: Arc<Metrics>,
     began: Instant,
@@ -98,6 +100,7 @@ impl Choice {
         Ok(Self {
             answer,
             writer: Writer::new(params.stop.clone()),
+            counter: Counter::default(),
             model: Arc::clone(model),
             metrics: Arc::clone(metrics),
             began: now,
@@ -124,8 +127,9 @@ impl Choice {
                 self.last = now;
                 self.tokens += 1;
                 let text = self.writer.push(&self.model.tokenizer, token);
+                let offset = self.counter.push(&self.model.tokenizer, token);
                 let finish = self.writer.stopped().then(|| self.finished("stop"));
-                Ok(Piece { text, token: Some(TokenLogProb { token, logprob, top }), finish })
+                Ok(Piece { text, token: Some(TokenLogProb { token, logprob, top, offset }), finish })
             }
             Some(Event::Finished(reason)) => {
                 let text = self.writer.finish();

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, Response};
 use axum::routing::{get, post};
+use dunlin_wire::proto;
 use serde_json::Value;
 use tokio::sync::watch;
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tracing::{Instrument, info_span};
 
 use super::answer::answer;
@@ -27,6 +29,8 @@ use crate::run::ModelText;
 
 /// Longest request id that is echoed.
 const REQUEST_ID_MAX: usize = 128;
+/// A browser asks again after this long whether a page may ask.
+const PREFLIGHT: Duration = Duration::from_secs(3600);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What handlers share.
@@ -36,8 +40,8 @@ pub struct App {
     pub handle: Handle,
     /// Tokenizer and template, once the model is there.
     pub model: watch::Receiver<Option<Arc<ModelText>>>,
-    /// Why the model is not there yet.
-    pub trouble: watch::Receiver<Option<String>>,
+    /// Why the model is not there: what a user must mend.
+    pub trouble: watch::Receiver<Option<proto::Problem>>,
     /// Figures.
     pub metrics: Arc<Metrics>,
     /// Numbers requests; begins at a number drawn at start.
@@ -64,7 +68,19 @@ pub fn router(app: App) -> Router {
         // The intake has a limit of its own, and refuses in OpenAI's words.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), request_id))
+        .layer(cors())
         .with_state(app)
+}
+
+/// Pages of any server may ask, with a key in their headers if they like: there are no cookies that a browser would add.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::POST])
+        // `*` would not stand for `authorization`.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .max_age(PREFLIGHT)
 }
 
 /// Echoes x-request-id, or makes one; the request's span carries it.
@@ -88,8 +104,9 @@ impl App {
     /// While it is not there.
     pub fn model(&self) -> Result<Arc<ModelText>, ApiError> {
         self.model.borrow().clone().ok_or_else(|| {
-            let trouble = self.trouble.borrow().clone().unwrap_or_else(|| "it is being opened".to_owned());
-            ApiError::unavailable(format!("the model is not there yet: {trouble}"), 1)
+            let trouble = self.trouble.borrow();
+            let why = trouble.as_ref().map_or("it is being opened", |problem| &problem.message);
+            ApiError::unavailable(format!("the model is not there yet: {why}"), 1)
         })
     }
 
@@ -146,6 +163,7 @@ mod tests {
 
     use axum::body::{Body, to_bytes};
     use axum::http::{Request, StatusCode};
+    use axum::response::Response;
     use dunlin_protocol::{GatewayConfig, GatewayId};
     use dunlin_wire::{LinksConfig, proto};
     use serde_json::{Value, json};
@@ -154,10 +172,21 @@ mod tests {
 
     use super::{App, router};
     use crate::driver::Driver;
+    use crate::run::ModelText;
     use crate::testing::{VOCAB, model};
 
     /// The answer of a gateway without stages.
     async fn ask(path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let method = if body.is_some() { "POST" } else { "GET" };
+        let body = body.map_or_else(Body::empty, |body| body.to_string().into());
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let response = answer(model(), request.body(body).unwrap()).await;
+        let status = response.status();
+        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    async fn answer(model: ModelText, request: Request<Body>) -> Response {
         let id = GatewayId { name: "g".to_owned(), incarnation: 1 };
         let config = GatewayConfig {
             id,
@@ -170,18 +199,44 @@ mod tests {
         let links = LinksConfig::new(proto::Hello::default(), None);
         let (driver, handle) = Driver::new(config, links, Arc::default(), tokio::runtime::Handle::current());
         tokio::spawn(driver.run());
-        let (_model, receiver) = watch::channel(Some(Arc::new(model())));
+        let (_model, receiver) = watch::channel(Some(Arc::new(model)));
         let (_trouble, trouble) = watch::channel(None);
         let requests = Arc::new(AtomicU64::new(0));
         let (metrics, intake) = (Arc::default(), Arc::default());
         let app = App { handle, model: receiver, trouble, metrics, requests, intake };
-        let method = if body.is_some() { "POST" } else { "GET" };
-        let body = body.map_or_else(Body::empty, |body| body.to_string().into());
-        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
-        let response = router(app).call(request.body(body).unwrap()).await.unwrap();
-        let status = response.status();
+        router(app).call(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_base_model_is_not_chatted_with_and_says_what_to_do() {
+        let base = ModelText { template: None, ..model() };
+        let body = json!({"messages": [{"role": "user", "content": "a"}]}).to_string();
+        let request = Request::post("/v1/chat/completions").header("content-type", "application/json");
+        let response = answer(base, request.body(body.into()).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        (status, serde_json::from_slice(&bytes).unwrap())
+        let answer: Value = serde_json::from_slice(&bytes).unwrap();
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains("/v1/completions") && message.contains("chat_template.jinja"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn pages_of_other_servers_may_ask() {
+        let preflight = Request::options("/v1/chat/completions")
+            .header("origin", "http://app.example")
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type")
+            .body(Body::empty())
+            .unwrap();
+        let allowed = answer(model(), preflight).await;
+        let header = |name: &str| allowed.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or("");
+        assert_eq!((allowed.status(), header("access-control-allow-origin")), (StatusCode::OK, "*"));
+        assert_eq!(header("access-control-allow-headers"), "authorization,content-type");
+        assert!(header("access-control-allow-methods").contains("POST"));
+        let request = Request::get("/v1/nothing").header("origin", "http://app.example");
+        let refused = answer(model(), request.body(Body::empty()).unwrap()).await;
+        assert_eq!(refused.status(), StatusCode::NOT_FOUND);
+        assert_eq!(refused.headers()["access-control-allow-origin"], "*", "errors are readable, too");
     }
 
     #[tokio::test]

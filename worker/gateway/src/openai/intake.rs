@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody, to_bytes};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use futures::StreamExt;
@@ -18,6 +18,8 @@ use super::error::ApiError;
 
 /// Largest request.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
+/// Of a body that is refused so much is read.
+const DRAINED_MAX: usize = 8 * BODY_BYTES_MAX;
 /// Bodies up to this length are short.
 const SHORT_BYTES: usize = 64 << 10;
 /// A body arrives within this time.
@@ -88,28 +90,47 @@ impl Intake {
         // Nothing is known of a body that is sent in chunks.
         let length = body.size_hint().exact().map_or(BODY_BYTES_MAX as u64, |length| length);
         if length > BODY_BYTES_MAX as u64 {
+            drain(body.into_data_stream()).await;
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
         let lane = if length <= SHORT_BYTES as u64 { &self.short } else { &self.long };
         let _place = match lane.enter() {
             Ok(place) => place,
             Err(busy) => {
-                // Whoever still sends would find the connection broken, and never see the answer.
-                let _ =
-                    timeout(READ_LIMIT, body.into_data_stream().for_each(|_| std::future::ready(()))).await;
+                drain(body.into_data_stream()).await;
                 return Err(busy);
             }
         };
-        let bytes = match timeout(READ_LIMIT, to_bytes(body, length as usize)).await {
-            Ok(Ok(bytes)) => bytes,
-            // It ended early, or it came in chunks and was too large.
-            Ok(Err(error)) => {
-                return Err(ApiError::invalid("", format!("the body cannot be read: {error}")));
-            }
-            Err(_) => return Err(ApiError::too_slow(READ_LIMIT)),
-        };
+        let read = timeout(READ_LIMIT, read(body, length as usize)).await;
+        let bytes = read.map_err(|_| ApiError::too_slow(READ_LIMIT))??;
         lane.run(move || work(&head.headers, &bytes)).await
     }
+}
+
+/// Reads a body that may come in chunks.
+async fn read(body: Body, most: usize) -> Result<Bytes, ApiError> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|e| ApiError::invalid("", format!("the body cannot be read: {e}")))?;
+        if bytes.len() + piece.len() > most {
+            drain(pieces).await;
+            return Err(ApiError::too_large(BODY_BYTES_MAX));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.into())
+}
+
+/// Reads what is left of a body that nobody wants: whoever still sends would find the connection broken, and never see the answer.
+async fn drain(body: BodyDataStream) {
+    let mut left = DRAINED_MAX;
+    let enough = body.take_while(|piece| {
+        left = left.saturating_sub(piece.as_ref().map_or(left, Bytes::len));
+        std::future::ready(left > 0)
+    });
+    // What takes longer is cut off.
+    let _ = timeout(READ_LIMIT, enough.for_each(|_| std::future::ready(()))).await;
 }
 
 #[cfg(test)]
@@ -171,7 +192,7 @@ mod tests {
         assert_eq!(answer(Request::new(endless)).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
         let pieces = (0..9).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 1 << 20])));
         let chunked = Body::from_stream(futures::stream::iter(pieces));
-        assert_eq!(answer(Request::new(chunked)).await.unwrap_err().status, StatusCode::BAD_REQUEST);
+        assert_eq!(answer(Request::new(chunked)).await.unwrap_err().status, StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(intake.long.places.available_permits(), 8);
     }
 

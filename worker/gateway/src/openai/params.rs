@@ -1,4 +1,4 @@
-//! Parameters of a request: every one is honoured or refused, none is ignored that would change the answer.
+//! Parameters of a request: every one that this or another server knows is honoured or refused, if it would change the answer.
 
 use dunlin_protocol::SamplingParams;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
@@ -45,18 +45,56 @@ pub struct Params {
     pub seeded: bool,
 }
 
-/// Accepted and without meaning for the answer.
-const HARMLESS: &[&str] =
-    &["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"];
-/// Values of unsupported parameters that ask for nothing.
-const NOTHING: &[(&str, &str)] = &[
-    ("best_of", "1"),
-    ("echo", "false"),
-    ("response_format", r#"{"type":"text"}"#),
-    ("tool_choice", "\"none\""),
-    ("tools", "[]"),
-    ("parallel_tool_calls", "true"),
-    ("suffix", "\"\""),
+/// What other servers know and this one does not, with the values that ask for nothing. Any other value would change the answer, so it is
+/// refused; fields that no server knows cannot.
+const UNSUPPORTED: &[(&str, &[&str])] = &[
+    // OpenAI's.
+    ("audio", &[]),
+    ("best_of", &["1"]),
+    ("echo", &["false"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("modalities", &[r#"["text"]"#]),
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("suffix", &["\"\""]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("tools", &["[]"]),
+    ("web_search_options", &[]),
+    // vLLM's and llama.cpp's.
+    ("add_generation_prompt", &["true"]),
+    ("add_special_tokens", &[]),
+    ("allowed_token_ids", &["[]"]),
+    ("bad_words", &["[]"]),
+    ("chat_template", &[]),
+    ("chat_template_kwargs", &["{}"]),
+    ("continue_final_message", &["false"]),
+    ("documents", &["[]"]),
+    ("dry_multiplier", &["0", "0.0"]),
+    ("dynatemp_range", &["0", "0.0"]),
+    ("grammar", &["\"\""]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("include_stop_str_in_output", &["false"]),
+    ("json_schema", &["{}"]),
+    ("length_penalty", &["1", "1.0"]),
+    ("logits_processors", &["[]"]),
+    ("min_tokens", &["0"]),
+    ("mirostat", &["0"]),
+    ("n_predict", &[]),
+    ("n_probs", &["0"]),
+    ("prompt_logprobs", &["0"]),
+    ("repeat_penalty", &["1", "1.0"]),
+    ("skip_special_tokens", &["true"]),
+    ("stop_token_ids", &["[]"]),
+    ("structured_outputs", &["{}"]),
+    ("tfs_z", &["1", "1.0"]),
+    ("top_a", &["0", "0.0"]),
+    ("truncate_prompt_tokens", &["-1"]),
+    ("typical_p", &["1", "1.0"]),
+    ("use_beam_search", &["false"]),
+    ("xtc_probability", &["0", "0.0"]),
 ];
 
 struct Fields<'a>(&'a Map<String, Value>);
@@ -73,7 +111,10 @@ impl Fields<'_> {
 
     fn integer(&self, name: &str, low: u64, high: u64) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let number = value.as_u64().filter(|v| (low..=high).contains(v));
+        // Languages with one kind of number write 4.0.
+        let whole =
+            || value.as_f64().filter(|v| v.fract() == 0.0 && (0.0..=9e15).contains(v)).map(|v| v as u64);
+        let number = value.as_u64().or_else(whole).filter(|v| (low..=high).contains(v));
         let wrong =
             || ApiError::invalid(name, format!("`{name}` must be a whole number between {low} and {high}"));
         number.map(Some).ok_or_else(wrong)
@@ -95,18 +136,15 @@ impl Params {
     /// 400, naming the parameter.
     pub fn parse(endpoint: Endpoint, body: &Map<String, Value>) -> Result<Self, ApiError> {
         let f = Fields(body);
-        refuse_unknown(endpoint, body)?;
+        refuse_unsupported(endpoint, body)?;
         let model = match f.get("model") {
             None => None,
             Some(Value::String(model)) => Some(model.clone()),
             Some(_) => return Err(ApiError::invalid("model", "`model` must be text")),
         };
         let stream = f.bool("stream")?;
-        let options = f.get("stream_options");
-        if options.is_some() && !stream {
-            return Err(ApiError::invalid("stream_options", "`stream_options` needs `stream`: true"));
-        }
-        let include_usage = options.is_some_and(|o| o["include_usage"] == Value::Bool(true));
+        // A whole answer has its usage anyway.
+        let include_usage = f.get("stream_options").is_some_and(|o| o["include_usage"] == Value::Bool(true));
         let max = f.integer("max_completion_tokens", 1, u64::from(u32::MAX))?;
         let max = max.or(f.integer("max_tokens", 1, u64::from(u32::MAX))?);
         let max_tokens = match (max, endpoint) {
@@ -149,43 +187,22 @@ impl Params {
     }
 }
 
-fn refuse_unknown(endpoint: Endpoint, body: &Map<String, Value>) -> Result<(), ApiError> {
-    const KNOWN: &[&str] = &[
-        "model",
-        "stream",
-        "stream_options",
-        "max_tokens",
-        "max_completion_tokens",
-        "n",
-        "stop",
-        "seed",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "logprobs",
-        "ignore_eos",
-        "return_token_ids",
-    ];
-    let own: &[&str] = match endpoint {
-        Endpoint::Chat => &["messages", "top_logprobs"],
-        Endpoint::Completions => &["prompt"],
-    };
-    for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
-        let name = name.as_str();
-        if KNOWN.contains(&name) || own.contains(&name) || HARMLESS.contains(&name) {
-            continue;
-        }
+fn refuse_unsupported(endpoint: Endpoint, body: &Map<String, Value>) -> Result<(), ApiError> {
+    for (name, nothing) in UNSUPPORTED {
+        let Some(value) = body.get(*name).filter(|value| !value.is_null()) else { continue };
         let text = value.to_string();
-        if !NOTHING.iter().any(|(known, nothing)| *known == name && *nothing == text) {
+        // Chats have their special tokens from the template, other texts from the tokenizer.
+        let usual = *name == "add_special_tokens" && *value == Value::Bool(endpoint == Endpoint::Completions);
+        if !usual && !nothing.contains(&text.as_str()) {
             return Err(ApiError::unsupported(name));
         }
     }
-    Ok(())
+    // The other endpoint's prompt would not be read.
+    let other = if endpoint == Endpoint::Chat { "prompt" } else { "messages" };
+    match body.get(other) {
+        Some(value) if !value.is_null() => Err(ApiError::unsupported(other)),
+        _ => Ok(()),
+    }
 }
 
 /// vLLM takes -1 and 0 for "all".
@@ -218,7 +235,7 @@ fn logprobs(endpoint: Endpoint, f: &Fields<'_>) -> Result<Option<u8>, ApiError> 
         Endpoint::Chat => {
             let top = f.integer("top_logprobs", 0, most)?;
             let wanted = f.bool("logprobs")?;
-            if top.is_some() && !wanted {
+            if top.is_some_and(|top| top > 0) && !wanted {
                 return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
             }
             Ok(wanted.then(|| top.unwrap_or(0) as u8))
@@ -266,14 +283,19 @@ mod tests {
             json!({"tools": [{"type": "function"}]}),
             json!({"response_format": {"type": "json_object"}}),
             json!({"best_of": 3}),
-            json!({"no_such_thing": 1}),
+            json!({"tool_choice": "required"}),
+            json!({"chat_template_kwargs": {"enable_thinking": false}}),
+            json!({"repeat_penalty": 1.1}),
+            json!({"stop_token_ids": [1]}),
+            json!({"add_special_tokens": true}),
+            json!({"prompt": "a"}),
+            json!({"max_tokens": 1.5}),
             json!({"temperature": 3}),
             json!({"temperature": "hot"}),
             json!({"n": 99}),
             json!({"stop": ["a", ""]}),
             json!({"logit_bias": {"x": 1}}),
             json!({"top_logprobs": 3}),
-            json!({"stream_options": {"include_usage": true}}),
             json!({"max_tokens": 0}),
         ] {
             let name = body.as_object().unwrap().keys().next().unwrap().clone();
@@ -288,5 +310,18 @@ mod tests {
             "user": "u", "tools": [], "response_format": {"type": "text"}, "seed": null, "best_of": 1, "echo": false,
         });
         assert!(parse(Endpoint::Completions, &body).is_ok());
+        for body in [
+            json!({"tool_choice": "auto", "functions": [], "function_call": "none", "parallel_tool_calls": false}),
+            json!({"reasoning_effort": "low", "verbosity": "medium", "modalities": ["text"], "prediction": null}),
+            json!({"chat_template_kwargs": {}, "skip_special_tokens": true, "add_generation_prompt": true}),
+            json!({"store": true, "metadata": {"a": "b"}, "service_tier": "auto", "cache_prompt": true}),
+            json!({"logprobs": false, "top_logprobs": 0, "stop": [], "no_such_thing": 1, "add_special_tokens": false}),
+            json!({"stream_options": {"include_usage": true}}),
+        ] {
+            assert!(parse(Endpoint::Chat, &body).is_ok(), "{body}");
+        }
+        let completion = json!({"add_special_tokens": true, "min_tokens": 0});
+        assert!(parse(Endpoint::Completions, &completion).is_ok());
+        assert_eq!(parse(Endpoint::Chat, &json!({"max_tokens": 4.0})).unwrap().max_tokens, Some(4));
     }
 }

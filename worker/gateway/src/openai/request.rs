@@ -1,11 +1,15 @@
 //! From the body of a request to what it asks for: parameters, and prompts as tokens. All of this may take long: see [`super::intake`].
 
+use std::time::SystemTime;
+
 use axum::http::{HeaderMap, header};
+use minijinja::value::{Value as Said, ValueKind};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::params::{Endpoint, Params};
 use crate::run::ModelText;
+use crate::template::told;
 
 /// Prompts in one completions request.
 const PROMPTS_MAX: usize = 16;
@@ -26,9 +30,10 @@ pub struct Asked {
 pub fn chat(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Result<Asked, ApiError> {
     let body = body(headers, bytes)?;
     let params = Params::parse(Endpoint::Chat, &body)?;
-    let prompt = model.template.render(&messages(&body)?);
-    let prompt = prompt
-        .map_err(|e| ApiError::invalid("messages", format!("the chat template refuses them: {e:#}")))?;
+    let template = model.template.as_ref().ok_or_else(ApiError::no_template)?;
+    let prompt = template.render(messages(bytes)?, SystemTime::now());
+    let refused = |e| ApiError::invalid("messages", format!("the chat template refuses them: {}", told(&e)));
+    let prompt = prompt.map_err(refused)?;
     Ok(Asked { params, prompts: vec![encode(model, &prompt, false, "messages")?] })
 }
 
@@ -50,7 +55,8 @@ pub fn tokenize(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Result<
     let body = body(headers, bytes)?;
     let text = body.get("prompt").and_then(Value::as_str);
     let text = text.ok_or_else(|| ApiError::invalid("prompt", "`prompt` must be text"))?;
-    let tokens = encode(model, text, true, "prompt")?;
+    let whole = body.get("add_special_tokens") != Some(&Value::Bool(false));
+    let tokens = encode(model, text, whole, "prompt")?;
     Ok(json!({"count": tokens.len(), "tokens": tokens, "max_model_len": model.max_len}))
 }
 
@@ -69,9 +75,9 @@ pub fn detokenize(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Resul
 }
 
 /// The tokens of a text, which may not be longer than a sequence.
-fn encode(model: &ModelText, text: &str, begin: bool, param: &str) -> Result<Vec<u32>, ApiError> {
+fn encode(model: &ModelText, text: &str, whole: bool, param: &str) -> Result<Vec<u32>, ApiError> {
     let most = model.max_len as usize;
-    let tokens = model.tokenizer.encode_at_most(text, begin, most);
+    let tokens = model.tokenizer.encode_at_most(text, whole, most);
     let tokens = tokens.map_err(|error| ApiError::invalid(param, error.to_string()))?;
     tokens.ok_or_else(|| ApiError::longer_than(param, most))
 }
@@ -89,33 +95,86 @@ fn body(headers: &HeaderMap, bytes: &[u8]) -> Result<Map<String, Value>, ApiErro
     }
 }
 
-/// `[{role, content}]` with content as text, as templates want it.
-fn messages(body: &Map<String, Value>) -> Result<Vec<Value>, ApiError> {
+/// The messages of a body as templates want them: as they are, in the order of their keys, but with content as one text.
+fn messages(bytes: &[u8]) -> Result<Vec<Said>, ApiError> {
     let wrong = |what: &str| ApiError::invalid("messages", format!("`messages` {what}"));
-    let list = body.get("messages").and_then(Value::as_array).ok_or_else(|| wrong("must be a list"))?;
-    if list.is_empty() {
+    let body: Said = serde_json::from_slice(bytes)
+        .map_err(|e| ApiError::invalid("", format!("the body is not JSON: {e}")))?;
+    let list = body.get_attr("messages").ok().filter(|list| list.kind() == ValueKind::Seq);
+    let list = list.and_then(|list| list.try_iter().ok()).ok_or_else(|| wrong("must be a list"))?;
+    let messages = list.map(|message| said(&message).map_err(|what| wrong(&what)));
+    let messages = messages.collect::<Result<Vec<_>, _>>()?;
+    if messages.is_empty() {
         return Err(wrong("must not be empty"));
     }
-    list.iter()
-        .map(|message| {
-            let role = message["role"].as_str().ok_or_else(|| wrong("need a `role` each"))?;
-            if !matches!(role, "system" | "developer" | "user" | "assistant") {
-                return Err(wrong(&format!("cannot have the role `{role}`")));
-            }
-            let role = if role == "developer" { "system" } else { role };
-            let content = match &message["content"] {
-                Value::String(text) => text.clone(),
-                Value::Array(parts) => {
-                    let text = |part: &Value| {
-                        (part["type"] == "text").then(|| part["text"].as_str().map(str::to_owned)).flatten()
-                    };
-                    let parts: Option<Vec<String>> = parts.iter().map(text).collect();
-                    parts.ok_or_else(|| wrong("can have parts of type `text` only"))?.concat()
-                }
-                _ => return Err(wrong("need `content` as text each")),
+    Ok(messages)
+}
+
+/// One message; what is wrong with it otherwise.
+fn said(message: &Said) -> Result<Said, String> {
+    let field = |name: &str| message.get_attr(name).unwrap_or_default();
+    let role = field("role").as_str().ok_or("need a `role` each")?.to_owned();
+    if !matches!(role.as_str(), "system" | "developer" | "user" | "assistant" | "tool") {
+        return Err(format!("cannot have the role `{role}`"));
+    }
+    let content = content(&field("content"), role == "assistant")?;
+    let mut fields: Vec<(Said, Said)> = Vec::new();
+    for name in message.try_iter().into_iter().flatten() {
+        let value = match name.as_str() {
+            Some("role") => Said::from(if role == "developer" { "system" } else { &role }),
+            Some("content") => Said::from(content.as_str()),
+            Some("tool_calls") => calls(&field("tool_calls")),
+            _ => message.get_item(&name).unwrap_or_default(),
+        };
+        fields.push((name, value));
+    }
+    if !fields.iter().any(|(name, _)| name.as_str() == Some("content")) {
+        fields.push((Said::from("content"), Said::from(content)));
+    }
+    Ok(Said::from_pairs(fields))
+}
+
+/// The text of a message; parts stand on lines of their own. An assistant that called a tool may have said nothing.
+fn content(content: &Said, may_be_silent: bool) -> Result<String, String> {
+    const PARTS: &str = "can have parts of type `text` only";
+    match content.kind() {
+        ValueKind::String => Ok(content.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Seq => {
+            let text = |part: Said| {
+                let is_text = part.get_attr("type").ok()?.as_str() == Some("text");
+                part.get_attr("text").ok()?.as_str().filter(|_| is_text).map(str::to_owned)
             };
-            Ok(json!({"role": role, "content": content}))
-        })
+            let parts: Option<Vec<String>> = content.try_iter().map_err(|_| PARTS)?.map(text).collect();
+            Ok(parts.ok_or(PARTS)?.join("\n"))
+        }
+        ValueKind::None | ValueKind::Undefined if may_be_silent => Ok(String::new()),
+        _ => Err("need `content` as text each".to_owned()),
+    }
+}
+
+/// Calls of tools with arguments as objects: OpenAI has them as text, templates do not.
+fn calls(calls: &Said) -> Said {
+    let changed = |map: &Said, name: &str, change: &dyn Fn(&Said) -> Said| {
+        if map.kind() != ValueKind::Map {
+            return map.clone();
+        }
+        let fields = map.try_iter().into_iter().flatten().map(|key| {
+            let value = map.get_item(&key).unwrap_or_default();
+            let value = if key.as_str() == Some(name) { change(&value) } else { value };
+            (key, value)
+        });
+        Said::from_pairs(fields.collect::<Vec<_>>())
+    };
+    let parsed = |arguments: &Said| {
+        let object = arguments.as_str().and_then(|text| serde_json::from_str::<Said>(text).ok());
+        object.filter(|value| value.kind() == ValueKind::Map).unwrap_or_else(|| arguments.clone())
+    };
+    if calls.kind() != ValueKind::Seq {
+        return calls.clone();
+    }
+    let calls = calls.try_iter().into_iter().flatten();
+    calls
+        .map(|call| changed(&call, "function", &|function| changed(function, "arguments", &parsed)))
         .collect()
 }
 
@@ -152,4 +211,51 @@ fn prompts(body: &Map<String, Value>, model: &ModelText) -> Result<Vec<Vec<u32>>
         return Err(ApiError::invalid("prompt", "`prompt` must not be empty"));
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::messages;
+
+    fn read(list: &serde_json::Value) -> Result<String, String> {
+        let read = messages(json!({ "messages": list }).to_string().as_bytes()).map_err(|e| e.message)?;
+        Ok(serde_json::to_string(&read).unwrap())
+    }
+
+    #[test]
+    fn messages_are_what_templates_want() {
+        let body = br#"{"messages": [{"role": "developer", "name": "a", "content": "x"}, {"content": [{"type": "text", "text": "a"},
+            {"text": "b", "type": "text"}], "role": "user"}]}"#;
+        assert_eq!(
+            serde_json::to_string(&messages(body).unwrap()).unwrap(),
+            r#"[{"role":"system","name":"a","content":"x"},{"content":"a\nb","role":"user"}]"#
+        );
+    }
+
+    #[test]
+    fn an_assistant_that_called_a_tool_may_have_said_nothing() {
+        let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}});
+        let silent = json!([{"role": "assistant", "content": null, "tool_calls": [call]}]);
+        let called = r#""tool_calls":[{"function":{"arguments":{"z":1,"a":2},"name":"f"},"id":"1","type":"function"}]"#;
+        assert_eq!(read(&silent).unwrap(), format!(r#"[{{"content":"","role":"assistant",{called}}}]"#));
+        assert!(read(&json!([{"role": "assistant", "tool_calls": []}])).unwrap().contains(r#""content":"""#));
+        assert!(read(&json!([{"role": "tool", "tool_call_id": "1", "content": "42"}])).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_with_messages_is_said() {
+        for (list, what) in [
+            (json!([]), "must not be empty"),
+            (json!("a"), "must be a list"),
+            (json!(["a"]), "need a `role` each"),
+            (json!([{"role": "function", "content": "a"}]), "cannot have the role `function`"),
+            (json!([{"role": "user", "content": null}]), "need `content` as text each"),
+            (json!([{"role": "user", "content": [{"type": "image_url"}]}]), "parts of type `text` only"),
+        ] {
+            let error = read(&list).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+    }
 }

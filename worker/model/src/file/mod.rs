@@ -141,10 +141,12 @@ impl ModelFile {
         let tokenizer = match &self.text {
             Text::Gguf(values) => Tokenizer::from_gguf(values)?,
             Text::Folder { folder, config } => {
-                let json = side_file(&**folder, "tokenizer.json", TOKENIZER_MAX)?;
+                let json = file_if_there(&**folder, "tokenizer.json", TOKENIZER_MAX)?;
+                let json = json.ok_or_else(|| no_tokenizer(&**folder))?;
                 let files = TokenFiles {
                     config: config.clone(),
                     tokenizer: json_if_there(&**folder, "tokenizer_config.json")?,
+                    map: json_if_there(&**folder, "special_tokens_map.json")?,
                     generation: json_if_there(&**folder, "generation_config.json")?,
                 };
                 Tokenizer::from_json(&json, &files)?
@@ -152,7 +154,9 @@ impl ModelFile {
         };
         if tokenizer.vocab_size() > self.config.vocab {
             let (tokens, vocab) = (tokenizer.vocab_size(), self.config.vocab);
-            return Err(ModelError::Tokenizer(format!("it has {tokens} tokens, the model {vocab}")));
+            return Err(ModelError::Tokenizer(format!(
+                "it has {tokens} tokens, the model {vocab}; use the tokenizer that was made for this model"
+            )));
         }
         Ok(tokenizer)
     }
@@ -184,8 +188,8 @@ impl ModelFile {
         }
     }
 
-    /// The chat template (Jinja), if it has one: as transformers looks for it, `chat_template.jinja` before that in `tokenizer_config.json`, and
-    /// of several there the one named `default`.
+    /// The chat template (Jinja), if it has one: as transformers looks for it, `chat_template.jinja` before `chat_template.json` before that in
+    /// `tokenizer_config.json`, and of several the one named `default`.
     ///
     /// # Errors
     /// When a file that is there cannot be read.
@@ -206,14 +210,25 @@ impl ModelFile {
             };
             return String::from_utf8(bytes).map(Some).map_err(wrong);
         }
-        Ok(match &json_if_there(folder, "tokenizer_config.json")?["chat_template"] {
-            Value::String(template) => Some(template.clone()),
-            Value::Array(named) => {
-                let default = named.iter().find(|t| t["name"] == "default");
-                default.and_then(|t| t["template"].as_str().map(str::to_owned))
+        for file in ["chat_template.json", "tokenizer_config.json"] {
+            match &json_if_there(folder, file)?["chat_template"] {
+                Value::Null => {}
+                Value::String(template) => return Ok(Some(template.clone())),
+                Value::Array(named) => {
+                    let default = named.iter().find(|t| t["name"] == "default");
+                    return Ok(default.and_then(|t| t["template"].as_str().map(str::to_owned)));
+                }
+                Value::Object(named) => {
+                    return Ok(named.get("default").and_then(|t| t.as_str().map(str::to_owned)));
+                }
+                _ => {
+                    let what = "its `chat_template` is neither text nor a list of named texts".to_owned();
+                    let file = format!("{}/{file}", folder.describe());
+                    return Err(ModelError::Malformed { file, format: "JSON", what });
+                }
             }
-            _ => None,
-        })
+        }
+        Ok(None)
     }
 
     /// Bytes in the file of one decoder block.
@@ -462,6 +477,15 @@ pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -
         }
     }
     Ok(())
+}
+
+/// What to do about a folder that has no tokenizer.json.
+fn no_tokenizer(folder: &dyn Folder) -> ModelError {
+    ModelError::Tokenizer(format!(
+        "{} has no tokenizer.json; make it with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers, or copy it from \
+         where the model is from",
+        folder.describe()
+    ))
 }
 
 /// A file that must be there.

@@ -3,15 +3,20 @@
 //! GGUF metadata (byte-level BPE) is turned into the JSON that the `tokenizers` crate reads, so that both kinds of model go one way.
 //! Decoding is ours: a token is some bytes, and text is what is complete UTF-8 so far.
 
+mod from_gguf;
 mod pieces;
+mod special;
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::gguf;
-use pieces::{LOOSE_TOKENS, bytes_per_token_max, cuts_cleanly, pieces};
+use from_gguf::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT};
+use pieces::{LOOSE_TOKENS, bytes_per_token_max, cuts_cleanly, pieces, steps};
+use special::Special;
+pub use special::TokenFiles;
 
 /// A tokenizer with the ids that begin and end sequences.
 pub struct Tokenizer {
@@ -23,45 +28,12 @@ pub struct Tokenizer {
     bytes_per_token_max: Option<usize>,
     /// Long texts may be cut in pieces between words.
     cuts_cleanly: bool,
+    /// The first word is given a space when it is read, which goes when it is written.
+    first_space: bool,
 }
-
-/// Tokens that stand for no text.
-#[derive(Clone, Debug, Default)]
-struct Special {
-    /// Begins sequences.
-    bos: Option<u32>,
-    /// Whether a prompt that is no chat begins with it.
-    add_bos: bool,
-    /// End an answer, in order.
-    ends: Vec<u32>,
-    /// What a chat template calls the end of a sequence.
-    eos: Option<u32>,
-    /// Ends a document of training data.
-    document_end: Option<u32>,
-}
-
-/// The files of a folder that say which tokens begin and end sequences; those that are not there are null.
-#[derive(Clone, Debug, Default)]
-pub struct TokenFiles {
-    /// `config.json`.
-    pub config: Value,
-    /// `tokenizer_config.json`.
-    pub tokenizer: Value,
-    /// `generation_config.json`.
-    pub generation: Value,
-}
-
-/// Splits of the pre-tokenizers that GGUF names, as regular expressions.
-const GPT2_SPLIT: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// More tokens than any model has.
 const VOCAB_MAX: usize = 1 << 22;
-
-/// GGUF token types that stand for themselves in text: control (3) and user-defined (4).
-const CONTROL: f64 = 3.0;
-const USER_DEFINED: f64 = 4.0;
 
 fn unusable(what: impl Into<String>) -> ModelError {
     ModelError::Tokenizer(what.into())
@@ -73,70 +45,11 @@ impl Tokenizer {
     /// # Errors
     /// When the kind of tokenizer is not known here, or its lists do not fit together.
     pub fn from_gguf(values: &BTreeMap<String, gguf::Value>) -> Result<Self, ModelError> {
-        let get = |key: &str| values.get(&format!("tokenizer.ggml.{key}"));
-        match get("model").and_then(gguf::Value::as_text) {
-            Some("gpt2") => {}
-            other => return Err(unusable(format!("its kind is {other:?}, not byte-level BPE (`gpt2`)"))),
-        }
-        let (Some(gguf::Value::Texts(tokens)), Some(gguf::Value::Texts(merges))) =
-            (get("tokens"), get("merges"))
-        else {
-            return Err(unusable("the file has no lists of tokens and merges"));
-        };
-        let kinds = match get("token_type") {
-            Some(gguf::Value::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
-            None => vec![1.0; tokens.len()],
-            _ => return Err(unusable("the list of token types is not as long as that of tokens")),
-        };
-        let split = match get("pre").and_then(gguf::Value::as_text).unwrap_or("default") {
-            "default" | "gpt-2" => json!([pattern(GPT2_SPLIT)]),
-            "smollm" => json!([{"type": "Digits", "individual_digits": true}, pattern(GPT2_SPLIT)]),
-            "llama-bpe" | "llama3" => json!([pattern(LLAMA3_SPLIT)]),
-            "qwen2" => json!([pattern(QWEN2_SPLIT)]),
-            other => return Err(unusable(format!("its pre-tokenizer is `{other}`"))),
-        };
-        let mut steps = split.as_array().cloned().unwrap_or_default();
-        steps.push(
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
-        );
-        let added: Vec<Value> = tokens
-            .iter()
-            .zip(&kinds)
-            .enumerate()
-            .filter(|(_, (_, kind))| **kind == CONTROL || **kind == USER_DEFINED)
-            .map(|(id, (token, kind))| {
-                json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": *kind == CONTROL})
-            })
-            .collect();
-        let vocab: BTreeMap<&str, usize> =
-            tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
-        if vocab.len() != tokens.len() {
-            return Err(unusable("two tokens are the same text"));
-        }
-        let json = json!({
-            "version": "1.0",
-            "added_tokens": added,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-            "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-        });
-        let id =
-            |key: &str| get(key).and_then(gguf::Value::as_u32).filter(|id| (*id as usize) < tokens.len());
-        let mut eos: Vec<u32> =
-            ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
-        eos.dedup();
-        let add_bos = get("add_bos_token").and_then(gguf::Value::as_u32).unwrap_or(0) == 1;
-        let first = eos.first().copied();
-        let special =
-            Special { bos: id("bos_token_id"), add_bos, eos: first, document_end: first, ends: eos };
+        let (json, special) = from_gguf::read(values)?;
         Ok(Self { special, ..Self::build(&json)? })
     }
 
     /// From `tokenizer.json`, with the files that say which tokens begin and end sequences.
-    ///
-    /// As in transformers, the names in `tokenizer_config.json` are what a template calls `bos_token` and `eos_token`; answers end with what
-    /// `generation_config.json` says, `config.json` and `tokenizer_config.json` too.
     ///
     /// # Errors
     /// When the `tokenizers` crate does not take it.
@@ -144,32 +57,8 @@ impl Tokenizer {
         let json: Value =
             serde_json::from_slice(json).map_err(|e| unusable(format!("tokenizer.json: {e}")))?;
         let out = Self::build(&json)?;
-        let TokenFiles { config, tokenizer, generation } = files;
-        let ids = |value: &Value| -> Vec<u32> {
-            let one = value.as_u64().into_iter();
-            let many = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
-            one.chain(many).filter_map(|id| u32::try_from(id).ok()).collect()
-        };
-        let named = |key: &str| {
-            let name = tokenizer[key].as_str().or_else(|| tokenizer[key]["content"].as_str());
-            name.and_then(|name| out.inner.token_to_id(name))
-        };
-        // A file that says `null` means none.
-        let bos = match tokenizer.get("bos_token") {
-            Some(_) => named("bos_token"),
-            None => ids(&config["bos_token_id"]).first().copied(),
-        };
-        let mut of_documents = ids(&config["eos_token_id"]);
-        of_documents.extend(named("eos_token"));
-        of_documents.sort_unstable();
-        let document_end = of_documents.first().copied();
-        let mut ends = of_documents;
-        ends.extend(ids(&generation["eos_token_id"]));
-        ends.sort_unstable();
-        ends.dedup();
-        let add_bos = tokenizer["add_bos_token"].as_bool().unwrap_or(false);
-        let eos = named("eos_token").or(document_end);
-        Ok(Self { special: Special { bos, add_bos, ends, eos, document_end }, ..out })
+        let special = Special::of_files(files, &json, &out.inner);
+        Ok(Self { special, ..out })
     }
 
     fn build(json: &Value) -> Result<Self, ModelError> {
@@ -207,6 +96,7 @@ impl Tokenizer {
             special: Special::default(),
             bytes_per_token_max: bytes_per_token_max(json, longest),
             cuts_cleanly: cuts_cleanly(json, &[GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT]),
+            first_space: takes_first_space(&json["decoder"]),
         })
     }
 
@@ -234,24 +124,18 @@ impl Tokenizer {
         self.special.document_end
     }
 
-    /// The text of the token that begins sequences, if any.
+    /// Texts of special tokens, by the names that chat templates have for them: `bos_token`, `eos_token`, ...
     #[must_use]
-    pub fn bos_text(&self) -> Option<String> {
-        self.inner.id_to_token(self.special.bos?)
+    pub fn names(&self) -> &BTreeMap<String, String> {
+        &self.special.names
     }
 
-    /// The text of the token that ends sequences, if any.
-    #[must_use]
-    pub fn eos_text(&self) -> Option<String> {
-        self.inner.id_to_token(self.special.eos?)
-    }
-
-    /// Tokens of `text`; `begin` puts the beginning-of-sequence token before them if this model wants one.
+    /// Tokens of `text`; `whole` puts those before and behind it that the model wants around a text that is no chat.
     ///
     /// # Errors
     /// When the `tokenizers` crate fails.
-    pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<u32>, ModelError> {
-        Ok(self.begun(self.ids(text)?, begin))
+    pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>, ModelError> {
+        Ok(self.around(self.ids(text)?, whole))
     }
 
     /// The same, but `None` when they are more than `most`: that is found out without looking at much more of the text.
@@ -261,7 +145,7 @@ impl Tokenizer {
     pub fn encode_at_most(
         &self,
         text: &str,
-        begin: bool,
+        whole: bool,
         most: usize,
     ) -> Result<Option<Vec<u32>>, ModelError> {
         if self.bytes_per_token_max.is_some_and(|bytes| text.len() > most.saturating_mul(bytes)) {
@@ -278,7 +162,7 @@ impl Tokenizer {
         if loose > 0 {
             ids = self.ids(text)?;
         }
-        let ids = self.begun(ids, begin);
+        let ids = self.around(ids, whole);
         Ok((ids.len() <= most).then_some(ids))
     }
 
@@ -287,12 +171,14 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// With the token that begins sequences, if it is wanted and not there.
-    fn begun(&self, mut ids: Vec<u32>, begin: bool) -> Vec<u32> {
-        if let (true, true, Some(bos)) = (begin, self.special.add_bos, self.special.bos)
-            && ids.first() != Some(&bos)
-        {
-            ids.insert(0, bos);
+    /// With the tokens around them that are wanted and not there.
+    fn around(&self, mut ids: Vec<u32>, whole: bool) -> Vec<u32> {
+        let Special { before, after, .. } = &self.special;
+        if whole && !ids.starts_with(before) {
+            ids.splice(0..0, before.iter().copied());
+        }
+        if whole && !ids.ends_with(after) {
+            ids.extend(after);
         }
         ids
     }
@@ -303,11 +189,20 @@ impl Tokenizer {
         self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// Text of `ids`; what is not UTF-8 becomes U+FFFD.
+    /// The name of a token that stands for no text: `<|im_end|>`, ...; none for one that has bytes or is unknown.
+    #[must_use]
+    pub fn token_name(&self, id: u32) -> Option<String> {
+        let name = self.inner.id_to_token(id)?;
+        (self.token_bytes(id).is_empty() && !name.is_empty()).then_some(name)
+    }
+
+    /// The whole text of `ids`; what is not UTF-8 becomes U+FFFD.
     #[must_use]
     pub fn decode(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.token_bytes(*id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let text = String::from_utf8_lossy(&bytes);
+        let cut = text.strip_prefix(' ').filter(|_| self.first_space);
+        cut.unwrap_or(&text).to_owned()
     }
 }
 
@@ -351,8 +246,13 @@ impl Decoder {
     }
 }
 
-fn pattern(regex: &str) -> Value {
-    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
+/// Does this decoder (of `tokenizer.json`) take a space away from the beginning of a text, as SentencePiece does?
+fn takes_first_space(decoder: &Value) -> bool {
+    steps(decoder, "decoders").iter().any(|step| match step["type"].as_str() {
+        Some("Strip") => step["content"] == " " && step["start"].as_u64() > Some(0),
+        Some("Metaspace") => step["prepend_scheme"] != "never" && step["add_prefix_space"] != false,
+        _ => false,
+    })
 }
 
 /// GPT-2's printable stand-ins for bytes: printable bytes stand for themselves, the others for U+0100 on.
@@ -384,7 +284,8 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, Special, Tokenizer, byte_of_char, pattern};
+    use super::from_gguf::pattern;
+    use super::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, Special, Tokenizer, byte_of_char};
 
     /// All bytes and some merges, also of letters with a space before them, behind each of the known ways to split.
     fn tokenizers() -> Vec<Tokenizer> {
@@ -412,12 +313,14 @@ mod tests {
         ]
         .into_iter()
         .map(|pre_tokenizer| {
+            let composed = pre_tokenizer.to_string().contains(r"\\p{N}|");
             let json = json!({
                 "version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer,
+                "normalizer": composed.then(|| json!({"type": "NFC"})),
                 "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
                 "model": {"type": "BPE", "vocab": vocab, "merges": merges},
             });
-            let special = Special { bos: Some(0), add_bos: true, ..Special::default() };
+            let special = Special { before: vec![0], ..Special::default() };
             Tokenizer { special, ..Tokenizer::build(&json).unwrap() }
         })
         .collect()
@@ -431,7 +334,7 @@ mod tests {
             words in prop::collection::vec(
                 prop::sample::select(vec![
                     "ab", " ab", " a", "  ", "\n\n", " \n", "the", " the", "'s", "12", " 345", "é", " 鳥", "\u{1f426}", "!?", " (",
-                    "\t", "tha", "n't", "A1b2", ".", ", ", "\u{a0}",
+                    "\t", "e\u{301}", " \u{301}", "n't", "A1b2", ".", ", ", "\u{a0}",
                 ]),
                 300..600,
             ),

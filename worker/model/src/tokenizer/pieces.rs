@@ -90,7 +90,8 @@ pub(super) fn cuts_cleanly(json: &Value, patterns: &[&str]) -> bool {
         let text = token["content"].as_str().unwrap_or_default();
         text.contains(' ') || token["lstrip"] == true || token["rstrip"] == true
     };
-    json["normalizer"].is_null()
+    // Canonical composition goes across no space.
+    (json["normalizer"].is_null() || json["normalizer"]["type"] == "NFC")
         && json["model"]["type"] == "BPE"
         && steps.iter().all(known)
         && steps.iter().any(splits)
@@ -98,7 +99,7 @@ pub(super) fn cuts_cleanly(json: &Value, patterns: &[&str]) -> bool {
 }
 
 /// A step, or the steps of a sequence.
-fn steps<'a>(step: &'a Value, of: &str) -> Vec<&'a Value> {
+pub(super) fn steps<'a>(step: &'a Value, of: &str) -> Vec<&'a Value> {
     match step["type"].as_str() {
         Some("Sequence") => step[of].as_array().into_iter().flatten().collect(),
         Some(_) => vec![step],
@@ -142,7 +143,7 @@ mod tests {
             let split = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior});
             json!({"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel", "use_regex": false}]})
         };
-        assert_eq!(changed("/normalizer", json!({"type": "NFC"})), (Some(30), false));
+        assert_eq!(changed("/normalizer", json!({"type": "NFC"})), (Some(30), true));
         assert_eq!(changed("/normalizer", json!({"type": "Strip"})), (None, false));
         assert_eq!(changed("/pre_tokenizer", json!({"type": "Whitespace"})), (None, false));
         assert_eq!(changed("/pre_tokenizer", split("known", "Isolated")), (Some(10), true));

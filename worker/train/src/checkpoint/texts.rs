@@ -17,12 +17,13 @@ use crate::data::TextTokenizer;
 /// How the model is used when nobody says otherwise, the ends of answers among it.
 pub(super) const GENERATION: &str = "generation_config.json";
 /// Names of files as transformers writes them, with the longest that is taken.
-pub(super) const FILES: [(&str, u64); 6] = [
+pub(super) const FILES: [(&str, u64); 7] = [
     ("tokenizer.json", 64 << 20),
     ("tokenizer_config.json", 4 << 20),
     ("special_tokens_map.json", 4 << 20),
     ("added_tokens.json", 4 << 20),
     ("chat_template.jinja", 1 << 20),
+    ("chat_template.json", 4 << 20),
     (GENERATION, 1 << 20),
 ];
 /// Fields of `config.json` that name tokens.

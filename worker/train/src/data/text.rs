@@ -115,7 +115,7 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer, DataError> {
     let files = TokenFiles {
         config: beside("config.json")?,
         tokenizer: beside("tokenizer_config.json")?,
-        generation: Value::Null,
+        ..TokenFiles::default()
     };
     Ok(Tokenizer::from_json(&json, &files)?)
 }
