@@ -14,8 +14,8 @@ pub struct Question {
     pub model: String,
     /// What the user says.
     pub text: String,
-    /// Tokens to be continued instead, as they are.
-    pub prompt: Option<Vec<u32>>,
+    /// What is continued instead: a text, or tokens as they are.
+    pub prompt: Option<Value>,
     /// Exactly this many tokens are generated (`ignore_eos`).
     pub tokens: u32,
     /// Sampling temperature; 0 is greedy.
@@ -30,6 +30,12 @@ impl Question {
     pub fn greedy(model: &str, text: &str, tokens: u32) -> Self {
         let (model, text) = (model.to_owned(), text.to_owned());
         Self { model, text, prompt: None, tokens, temperature: 0.0, seed: 0 }
+    }
+
+    /// A greedy continuation of a text, of fixed length: a model that was trained from nothing has no chat template.
+    #[must_use]
+    pub fn continued(model: &str, text: &str, tokens: u32) -> Self {
+        Self { prompt: Some(json!(text)), ..Self::greedy(model, "", tokens) }
     }
 
     /// A greedy question of fixed length whose prompt is `len` tokens drawn from `seed`.
@@ -50,7 +56,7 @@ impl Question {
 
     fn body(&self) -> Value {
         let (key, what) = match &self.prompt {
-            Some(tokens) => ("prompt", json!(tokens)),
+            Some(prompt) => ("prompt", prompt.clone()),
             None => ("messages", json!([{"role": "user", "content": self.text}])),
         };
         json!({

@@ -244,7 +244,7 @@ fn serve(bench: &Bench<'_>, run: &Run<'_>, checkpoint: &Path) -> Result<()> {
     bench.cluster.apply(&example.replace("path: CHECKPOINT", &format!("path: {path}")))?;
     let swarm = Swarm { cluster: bench.cluster, name: "bible-served".into(), model: BIBLE.name.into() };
     swarm.wait_whole(2)?;
-    let question = Question::greedy(&swarm.model, "In the beginning", 24);
+    let question = Question::continued(&swarm.model, "In the beginning", 24);
     let answer = chat::ask(&swarm.gateway(&[])?, &question)?;
     ensure!(answer.ids.len() == 24, "{} of 24 tokens came: {:?}", answer.ids.len(), answer.text);
     same(&answer, &chat::ask(&swarm.gateway(&[])?, &question)?)?;
