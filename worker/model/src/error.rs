@@ -31,6 +31,14 @@ pub enum ModelError {
     /// A kind of model that is not known here.
     #[error("{0}; Dunlin runs Llama, Mistral and Qwen2 models from GGUF or safetensors")]
     Unsupported(String),
+    /// Something in a model of a known kind that is not known here.
+    #[error("{what}; {remedy}")]
+    Refused {
+        /// Where it is, and what.
+        what: String,
+        /// What to do, or what runs.
+        remedy: String,
+    },
     /// A tensor is not there.
     #[error("the model has no tensor `{0}`; the file is incomplete or of another architecture")]
     MissingTensor(String),
@@ -79,4 +87,10 @@ impl ModelError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
+}
+
+/// As much as a message quotes of a text from a file.
+pub(crate) fn excerpt(text: &str) -> &str {
+    const CHARACTERS: usize = 80;
+    text.char_indices().nth(CHARACTERS).map_or(text, |(end, _)| &text[..end])
 }
