@@ -3,6 +3,7 @@
 mod beginning;
 mod names;
 mod places;
+mod rounding;
 mod weight_files;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use beginning::of_safetensors;
 pub(crate) use names::{Names, Outer};
+use rounding::Rounding;
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
@@ -293,16 +295,18 @@ impl ModelFile {
         let format = place.stored.packed_from(name)?;
         let mut packer = Packer::new(format, n, k).map_err(cannot)?;
         let mut bytes = vec![0; piece_bytes(place.bytes, n)];
+        let mut rounding = Rounding::default();
         let mut at = 0;
         while at < place.bytes {
             let piece = &mut bytes[..(place.bytes - at).min(piece_bytes(place.bytes, n))];
             self.read_at(name, place, at, piece)?;
             if place.stored == Stored::Plain(Dtype::Bf16) {
-                bf16_to_f16(name, piece)?;
+                rounding.bf16_to_f16(piece);
             }
             packer.push(piece).map_err(cannot)?;
             at += piece.len();
         }
+        rounding.check(name)?;
         packer.finish().map_err(cannot)
     }
 
@@ -393,17 +397,6 @@ fn piece_bytes(tensor: usize, n: usize) -> usize {
     let panel = panel_bytes(tensor, n);
     let panels = PIECE_BYTES.checked_div(panel).unwrap_or(0).max(1);
     panel.saturating_mul(panels).min(tensor)
-}
-
-/// Rounds bf16 values to f16, in place.
-fn bf16_to_f16(name: &str, bytes: &mut [u8]) -> Result<(), ModelError> {
-    let mut finite = true;
-    for value in bytes.as_chunks_mut::<2>().0 {
-        let rounded = f16::from_f32(bf16::from_le_bytes(*value).to_f32());
-        finite &= rounded.is_finite();
-        *value = rounded.to_le_bytes();
-    }
-    if finite { Ok(()) } else { Err(ModelError::Range(name.to_owned())) }
 }
 
 /// Plain floats of a file as f32.
