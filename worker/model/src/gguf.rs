@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use dunlin_kernels::Format;
 
 use crate::error::{ModelError, excerpt};
+use crate::file::mistaken;
 use crate::source::ByteSource;
 
 /// The header may not be longer than this.
@@ -179,10 +180,12 @@ impl Reader<'_> {
 
     fn header(mut self) -> Result<Header, ModelError> {
         if self.source.len() < 24 || self.take(4)? != b"GGUF" {
+            mistaken::for_gguf(self.source)?;
             return Err(self.wrong("it does not begin with GGUF"));
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
+            mistaken::for_gguf(self.source)?;
             return Err(self.wrong(format!("version {version}, not 2 or 3")));
         }
         let (tensors, keys) = (self.u64()?, self.u64()?);

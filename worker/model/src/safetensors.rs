@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use crate::error::{ModelError, excerpt};
-use crate::file::of_safetensors;
+use crate::file::mistaken;
 use crate::source::ByteSource;
 
 /// As the format's own limit.
@@ -91,9 +91,9 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
     }
     let mut length = [0; 8];
     source.read_at(0, &mut length).map_err(read)?;
-    of_safetensors(source)?;
     let length = u64::from_le_bytes(length);
     if length > HEADER_MAX || length + 8 > source.len() {
+        mistaken::for_safetensors(source)?;
         return Err(wrong(format!("a header of {length} bytes in a file of {}", source.len())));
     }
     let mut header = vec![0; length as usize];

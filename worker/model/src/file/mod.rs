@@ -1,6 +1,6 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
-mod beginning;
+pub(crate) mod mistaken;
 mod names;
 mod places;
 mod rounding;
@@ -21,7 +21,6 @@ use crate::safetensors::{self, Dtype};
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
-pub(crate) use beginning::of_safetensors;
 pub(crate) use names::{Names, Outer};
 use rounding::Rounding;
 
@@ -78,7 +77,6 @@ impl ModelFile {
     /// When it cannot be read or is not sound.
     pub fn open(source: Arc<dyn ByteSource>) -> Result<Self, ModelError> {
         let file = source.describe();
-        beginning::of_gguf(source.as_ref())?;
         let header = gguf::read_header(source.as_ref())?;
         let divisors = rope_divisors(source.as_ref(), &header)?;
         let config = config::from_gguf(&file, &header, divisors.as_deref())?;
@@ -102,7 +100,7 @@ impl ModelFile {
     pub fn open_folder(folder: Arc<dyn Folder>) -> Result<Self, ModelError> {
         let json = match folder.open("config.json")? {
             Some(_) => side_json(&*folder, "config.json")?,
-            None => return Err(beginning::of_folder(&*folder)),
+            None => return Err(mistaken::folder(&*folder)),
         };
         let mut config = config::from_json(&format!("{}/config.json", folder.describe()), &json)?;
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{beginning, side_file};
+use super::{mistaken, side_file};
 use crate::error::{ModelError, excerpt};
 use crate::source::Folder;
 
@@ -30,7 +30,7 @@ pub(super) fn names(folder: &dyn Folder) -> Result<Vec<String>, ModelError> {
         names
     };
     match names.len() {
-        0 => Err(beginning::without_weights(folder)),
+        0 => Err(mistaken::folder_without_weights(folder)),
         1..=FILES_MAX => Ok(names),
         many => Err(ModelError::Refused {
             what: format!("{} has {many} safetensors files", folder.describe()),

@@ -1,4 +1,4 @@
-//! What a file or a folder is that is not a model as it should be: people give the file beside the right one.
+//! What a file or a folder is that is not a model as it should be: people give the one beside the right one. Asked only when it turned out so.
 
 use std::path::Path;
 
@@ -32,19 +32,16 @@ fn git_lfs(source: &dyn ByteSource, first: &[u8]) -> Result<(), ModelError> {
     Err(refused(what, "fetch the file with `git lfs pull`"))
 }
 
-/// Is this something else than a GGUF file that can be told?
+/// What is this, if it is no GGUF file of this machine's order?
 ///
 /// # Errors
-/// With what it is.
-pub(super) fn of_gguf(source: &dyn ByteSource) -> Result<(), ModelError> {
+/// With what it is, if that can be told.
+pub(crate) fn for_gguf(source: &dyn ByteSource) -> Result<(), ModelError> {
     let (file, first) = (source.describe(), first_bytes(source));
     git_lfs(source, &first)?;
     if BIG_ENDIAN.iter().any(|begin| first.starts_with(begin)) {
         let what = format!("{file} is a big-endian GGUF file");
         return Err(refused(what, "convert it with gguf-py's `gguf_convert_endian.py FILE little`"));
-    }
-    if first.starts_with(b"GGUF") {
-        return Ok(());
     }
     if first.starts_with(ZIP) {
         let what = format!("{file} is an archive, as PyTorch writes it");
@@ -57,16 +54,16 @@ pub(super) fn of_gguf(source: &dyn ByteSource) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Is this something else than a safetensors file that can be told?
+/// What is this, if it is no safetensors file?
 ///
 /// # Errors
-/// With what it is.
-pub(crate) fn of_safetensors(source: &dyn ByteSource) -> Result<(), ModelError> {
+/// With what it is, if that can be told.
+pub(crate) fn for_safetensors(source: &dyn ByteSource) -> Result<(), ModelError> {
     git_lfs(source, &first_bytes(source))
 }
 
 /// Why a folder without config.json is no model.
-pub(super) fn of_folder(folder: &dyn Folder) -> ModelError {
+pub(super) fn folder(folder: &dyn Folder) -> ModelError {
     let (place, names) = (folder.describe(), folder.names().ok().flatten().unwrap_or_default());
     if let Some(file) = names.iter().find(|name| Path::new(name).extension().is_some_and(|end| end == "gguf"))
     {
@@ -85,7 +82,7 @@ pub(super) fn of_folder(folder: &dyn Folder) -> ModelError {
 }
 
 /// Why a folder without safetensors is no model.
-pub(super) fn without_weights(folder: &dyn Folder) -> ModelError {
+pub(super) fn folder_without_weights(folder: &dyn Folder) -> ModelError {
     let place = folder.describe();
     let bin = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
     if bin.iter().any(|name| matches!(folder.open(name), Ok(Some(_)))) {
