@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), from tables we compute ourselves.
 
+use std::sync::Arc;
+
 use crate::isa::{Isa, vectorised};
 use crate::math::{powf, sin_cos};
 use crate::pool::{Pool, SMALL};
@@ -14,7 +16,7 @@ pub enum RopeLayout {
 }
 
 /// How frequencies are stretched for longer contexts.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Not.
     None,
@@ -31,6 +33,8 @@ pub enum RopeScaling {
         /// Context length of the original training.
         original_context: f64,
     },
+    /// Each divided by a number of its own, `head_dim / 2` of them.
+    Divided(Arc<[f64]>),
 }
 
 /// cos and sin for every (position, pair).
@@ -44,7 +48,7 @@ impl RopeTable {
     /// For heads of `head_dim` values (even) and positions below `positions_max`.
     ///
     /// # Panics
-    /// When `head_dim` is odd or 0.
+    /// When `head_dim` is odd or 0, or there are not as many divisors as pairs.
     #[must_use]
     pub fn new(head_dim: usize, base: f64, scaling: RopeScaling, positions_max: usize) -> Self {
         assert!(
@@ -52,8 +56,8 @@ impl RopeTable {
             "rope needs an even head dimension, not {head_dim}"
         );
         let half = head_dim / 2;
-        let frequencies: Vec<f64> =
-            (0..half).map(|i| stretch(powf(base, -2.0 * i as f64 / head_dim as f64), scaling)).collect();
+        let frequency = |i: usize| powf(base, -2.0 * i as f64 / head_dim as f64);
+        let frequencies: Vec<f64> = (0..half).map(|i| stretch(i, frequency(i), &scaling)).collect();
         let mut values = Vec::with_capacity(positions_max * half);
         for position in 0..positions_max {
             values.extend(frequencies.iter().map(|frequency| {
@@ -76,9 +80,11 @@ impl RopeTable {
     }
 }
 
-fn stretch(frequency: f64, scaling: RopeScaling) -> f64 {
-    match scaling {
+/// The frequency of pair `i`.
+fn stretch(i: usize, frequency: f64, scaling: &RopeScaling) -> f64 {
+    match *scaling {
         RopeScaling::None => frequency,
+        RopeScaling::Divided(ref by) => frequency / by[i],
         RopeScaling::Linear(factor) => frequency / factor,
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
             let turns = original_context * frequency / (2.0 * std::f64::consts::PI);

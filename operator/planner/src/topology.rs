@@ -111,6 +111,29 @@ impl fmt::Display for Layers {
     }
 }
 
+/// `layers 0 to 1, 7 and 9 to 11`, the last ones included.
+fn in_words(layers: &[Layers]) -> String {
+    let range = |l: &Layers| match l.end.saturating_sub(1) {
+        last if last > l.start => format!("{} to {last}", l.start),
+        _ => l.start.to_string(),
+    };
+    let noun = if let [Layers { start, end }] = layers
+        && end - start < 2
+    {
+        "layer"
+    } else {
+        "layers"
+    };
+    match layers {
+        [] => "some layers".to_owned(),
+        [one] => format!("{noun} {}", range(one)),
+        [all @ .., last] => {
+            let all: Vec<String> = all.iter().map(range).collect();
+            format!("{noun} {} and {}", all.join(", "), range(last))
+        }
+    }
+}
+
 /// Joins sorted or unsorted layer indices into maximal ranges.
 #[must_use]
 pub fn ranges(layers: &BTreeSet<u32>) -> Vec<Layers> {
@@ -318,7 +341,7 @@ pub struct RouteHop {
 
 /// No peers cover these layers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no peer holds layers {missing:?} at the moment")]
+#[error("no peer holds {} at the moment", in_words(.missing))]
 pub struct NoRoute {
     /// What nobody holds.
     pub missing: Vec<Layers>,
@@ -326,3 +349,22 @@ pub struct NoRoute {
 
 /// Loads by peer.
 pub type Loads = BTreeMap<PeerName, Load>;
+
+#[cfg(test)]
+mod tests {
+    use super::{Layers, NoRoute};
+
+    #[test]
+    fn missing_layers_are_told_in_words() {
+        let said = |missing: &[(u32, u32)]| {
+            let missing = missing.iter().map(|&(start, end)| Layers::new(start, end)).collect();
+            NoRoute { missing }.to_string()
+        };
+        assert_eq!(said(&[(0, 2)]), "no peer holds layers 0 to 1 at the moment");
+        assert_eq!(said(&[(3, 4)]), "no peer holds layer 3 at the moment");
+        assert_eq!(
+            said(&[(0, 2), (5, 6), (9, 12)]),
+            "no peer holds layers 0 to 1, 5 and 9 to 11 at the moment"
+        );
+    }
+}

@@ -86,7 +86,8 @@ fn fit(buffer: &mut Vec<f32>, len: usize) {
 impl Parts {
     /// For positions below `positions_max`.
     pub(crate) fn new(config: &ModelConfig, positions_max: usize) -> Self {
-        let rope = RopeTable::new(config.head_dim, config.rope_base, config.rope_scaling, positions_max);
+        let rope =
+            RopeTable::new(config.head_dim, config.rope_base, config.rope_scaling.clone(), positions_max);
         Self {
             config: config.clone(),
             rope,

@@ -31,6 +31,14 @@ pub enum ModelError {
     /// A kind of model that is not known here.
     #[error("{0}; Dunlin runs Llama, Mistral and Qwen2 models from GGUF or safetensors")]
     Unsupported(String),
+    /// Something in a model of a known kind that is not known here.
+    #[error("{what}; {remedy}")]
+    Refused {
+        /// Where it is, and what.
+        what: String,
+        /// What to do, or what runs.
+        remedy: String,
+    },
     /// A tensor is not there.
     #[error("the model has no tensor `{0}`; the file is incomplete or of another architecture")]
     MissingTensor(String),
@@ -52,9 +60,14 @@ pub enum ModelError {
         /// Why.
         source: PackError,
     },
-    /// A bf16 value does not fit in f16.
-    #[error("tensor `{0}` has bf16 values beyond the range of f16; convert the model to f32 or f16")]
-    Range(String),
+    /// Values in bf16 that f16, in which they are held, has no place for.
+    #[error("tensor `{name}` has bf16 values that are {which}")]
+    Range {
+        /// Which tensor.
+        name: String,
+        /// What they are, and what to do.
+        which: &'static str,
+    },
     /// The weights make values that are not finite.
     #[error(
         "{0}; the weights are damaged or not made for this configuration, use an intact copy of the model"
@@ -79,4 +92,10 @@ impl ModelError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
+}
+
+/// As much as a message quotes of a text from a file.
+pub(crate) fn excerpt(text: &str) -> &str {
+    const CHARACTERS: usize = 80;
+    text.char_indices().nth(CHARACTERS).map_or(text, |(end, _)| &text[..end])
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use dunlin_kernels::Format;
 
-use crate::error::ModelError;
+use crate::error::{ModelError, excerpt};
+use crate::file::mistaken;
 use crate::source::ByteSource;
 
 /// The header may not be longer than this.
@@ -179,10 +180,12 @@ impl Reader<'_> {
 
     fn header(mut self) -> Result<Header, ModelError> {
         if self.source.len() < 24 || self.take(4)? != b"GGUF" {
+            mistaken::for_gguf(self.source)?;
             return Err(self.wrong("it does not begin with GGUF"));
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
+            mistaken::for_gguf(self.source)?;
             return Err(self.wrong(format!("version {version}, not 2 or 3")));
         }
         let (tensors, keys) = (self.u64()?, self.u64()?);
@@ -278,11 +281,10 @@ impl Reader<'_> {
         }
         let kind = self.u32()?;
         let offset = self.u64()?;
-        let format = format(kind).ok_or_else(|| {
-            ModelError::Unsupported(format!(
-                "tensor `{name}` of {} has GGML type {kind}",
-                self.source.describe()
-            ))
+        let format = format(kind).ok_or_else(|| ModelError::Refused {
+            what: format!("tensor `{}` of {} is {}", excerpt(&name), self.source.describe(), type_name(kind)),
+            remedy: "F32, F16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are the types of GGUF files that run here"
+                .to_owned(),
         })?;
         if values == 0 {
             return Err(self.wrong(format!("tensor `{name}` of shape {shape:?} has no values")));
@@ -349,4 +351,38 @@ fn format(kind: u32) -> Option<Format> {
         14 => Format::Q6_K,
         _ => return None,
     })
+}
+
+/// What ggml calls a type that is not read here, after its `ggml.h`.
+fn type_name(kind: u32) -> String {
+    let name = match kind {
+        6 => "Q5_0",
+        7 => "Q5_1",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        13 => "Q5_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        30 => "BF16",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        40 => "NVFP4",
+        _ => return format!("of GGML type {kind}"),
+    };
+    name.to_owned()
 }

@@ -1,22 +1,21 @@
-//! Header of a safetensors file and the configuration beside it, with limits.
+//! Header of a safetensors file, with limits.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dunlin_kernels::{RopeLayout, RopeScaling};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Value, json};
 
-use crate::config::ModelConfig;
-use crate::error::ModelError;
+use crate::error::{ModelError, excerpt};
+use crate::file::mistaken;
 use crate::source::ByteSource;
 
 /// As the format's own limit.
 const HEADER_MAX: u64 = 100_000_000;
 const TENSORS_MAX: usize = 1 << 18;
 
-/// Element types that are read here.
+/// Element types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// 32-bit floats.
@@ -25,11 +24,45 @@ pub enum Dtype {
     F16,
     /// bfloat16, turned into f16 on loading.
     Bf16,
+    /// One that the format has and that is not read here, by the format's name.
+    Other(&'static str),
 }
 
+/// The format's other types and their bits.
+const OTHERS: [(&str, usize); 19] = [
+    ("BOOL", 8),
+    ("U8", 8),
+    ("I8", 8),
+    ("U16", 16),
+    ("I16", 16),
+    ("U32", 32),
+    ("I32", 32),
+    ("U64", 64),
+    ("I64", 64),
+    ("F64", 64),
+    ("C64", 64),
+    ("F8_E4M3", 8),
+    ("F8_E5M2", 8),
+    ("F8_E8M0", 8),
+    ("F6_E2M3", 6),
+    ("F6_E3M2", 6),
+    ("F4", 4),
+    ("F8_E4M3FNUZ", 8),
+    ("F8_E5M2FNUZ", 8),
+];
+
 impl Dtype {
-    fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+    /// By the format's name, and how many bits a value has.
+    fn parse(name: &str) -> Option<(Self, usize)> {
+        match name {
+            "F32" => Some((Self::F32, 32)),
+            "F16" => Some((Self::F16, 16)),
+            "BF16" => Some((Self::Bf16, 16)),
+            other => {
+                let found = OTHERS.iter().find(|(name, _)| *name == other);
+                found.map(|&(name, bits)| (Self::Other(name), bits))
+            }
+        }
     }
 }
 
@@ -60,6 +93,7 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
     source.read_at(0, &mut length).map_err(read)?;
     let length = u64::from_le_bytes(length);
     if length > HEADER_MAX || length + 8 > source.len() {
+        mistaken::for_safetensors(source)?;
         return Err(wrong(format!("a header of {length} bytes in a file of {}", source.len())));
     }
     let mut header = vec![0; length as usize];
@@ -70,19 +104,14 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
     let mut out = BTreeMap::new();
     let mut spans = Vec::new();
     for (name, Entry { dtype, shape, data_offsets: [start, end] }) in entries {
-        let dtype = match dtype.as_str() {
-            "F32" => Dtype::F32,
-            "F16" => Dtype::F16,
-            "BF16" => Dtype::Bf16,
-            other => {
-                let file = source.describe();
-                let what = format!("tensor `{name}` of {file} has type `{other}`, not F32, F16 or BF16");
-                return Err(ModelError::Unsupported(what));
-            }
+        let Some((dtype, bits)) = Dtype::parse(&dtype) else {
+            let what = format!("tensor `{}` has type `{}`", excerpt(&name), excerpt(&dtype));
+            return Err(wrong(what));
         };
         let shape: Vec<usize> = shape.into_iter().map(|s| usize::try_from(s).unwrap_or(usize::MAX)).collect();
         let values = shape.iter().try_fold(1usize, |product, &s| product.checked_mul(s));
-        let bytes = values.and_then(|v| v.checked_mul(dtype.bytes()));
+        let bits = values.and_then(|v| v.checked_mul(bits)).filter(|bits| bits.is_multiple_of(8));
+        let bytes = bits.map(|bits| bits / 8);
         let Some(bytes) = bytes.filter(|b| start.checked_add(*b as u64) == Some(end)) else {
             return Err(wrong(format!("tensor `{name}` of shape {shape:?} is at {start}..{end}")));
         };
@@ -165,83 +194,4 @@ impl<'de> Deserialize<'de> for Entries {
         }
         deserializer.deserialize_map(Tensors)
     }
-}
-
-/// The configuration from Hugging Face's `config.json`.
-///
-/// # Errors
-/// When something is missing, or is not known here.
-pub fn config(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
-    let missing = |key: &str| ModelError::Malformed {
-        file: file.to_owned(),
-        format: "config.json",
-        what: format!("no usable `{key}`"),
-    };
-    let number =
-        |key: &str| json[key].as_u64().and_then(|v| usize::try_from(v).ok()).ok_or_else(|| missing(key));
-    let architecture = json["architectures"][0].as_str().unwrap_or_default();
-    let (name, bias) = match architecture {
-        "LlamaForCausalLM" => ("llama", json["attention_bias"].as_bool().unwrap_or(false)),
-        "MistralForCausalLM" => ("mistral", false),
-        "Qwen2ForCausalLM" => ("qwen2", true),
-        other => return Err(ModelError::Unsupported(format!("{file}: the architecture is `{other}`"))),
-    };
-    if json["mlp_bias"].as_bool().unwrap_or(false) || (name == "llama" && bias) {
-        return Err(ModelError::Unsupported(format!(
-            "{file}: biases in attention output or feed-forward layers"
-        )));
-    }
-    if json["hidden_act"].as_str().unwrap_or("silu") != "silu" {
-        return Err(ModelError::Unsupported(format!("{file}: hidden_act is {}", json["hidden_act"])));
-    }
-    let (hidden, heads) = (number("hidden_size")?, number("num_attention_heads")?);
-    let mut context_length = number("max_position_embeddings")?;
-    let slides = name == "mistral" || json["use_sliding_window"].as_bool().unwrap_or(false);
-    if let (true, Some(window)) = (slides, json["sliding_window"].as_u64()) {
-        // Inside of the window a sliding one changes nothing.
-        context_length = context_length.min(window as usize);
-    }
-    let config = ModelConfig {
-        architecture: name.to_owned(),
-        layers: u32::try_from(number("num_hidden_layers")?).unwrap_or(u32::MAX),
-        hidden,
-        heads,
-        kv_heads: json["num_key_value_heads"].as_u64().map_or(heads, |v| v as usize),
-        head_dim: json["head_dim"].as_u64().map_or(hidden / heads.max(1), |v| v as usize),
-        ffn: number("intermediate_size")?,
-        vocab: number("vocab_size")?,
-        rms_eps: json["rms_norm_eps"].as_f64().ok_or_else(|| missing("rms_norm_eps"))? as f32,
-        rope_base: json["rope_theta"]
-            .as_f64()
-            .or_else(|| json["rope_parameters"]["rope_theta"].as_f64())
-            .unwrap_or(10_000.0),
-        rope_scaling: rope_scaling(file, json)?,
-        rope_layout: RopeLayout::Halves,
-        context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
-        qkv_bias: bias,
-        tied: json["tie_word_embeddings"].as_bool().unwrap_or(false),
-    };
-    config.validate(file)?;
-    Ok(config)
-}
-
-fn rope_scaling(file: &str, json: &Value) -> Result<RopeScaling, ModelError> {
-    let scaling =
-        if json["rope_scaling"].is_object() { &json["rope_scaling"] } else { &json["rope_parameters"] };
-    let kind = scaling["rope_type"].as_str().or_else(|| scaling["type"].as_str());
-    let number = |key: &str| scaling[key].as_f64().filter(|v| v.is_finite() && *v > 0.0);
-    let scaled = match kind {
-        None | Some("default") => Some(RopeScaling::None),
-        Some("linear") => number("factor").map(RopeScaling::Linear),
-        Some("llama3") => (|| {
-            Some(RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: number("low_freq_factor")?,
-                high_freq_factor: number("high_freq_factor")?,
-                original_context: number("original_max_position_embeddings")?,
-            })
-        })(),
-        Some(_) => None,
-    };
-    scaled.ok_or_else(|| ModelError::Unsupported(format!("{file}: rope scaling {scaling}")))
 }

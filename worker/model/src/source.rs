@@ -48,7 +48,11 @@ impl Folder for LocalFolder {
     fn open(&self, name: &str) -> Result<Option<Arc<dyn ByteSource>>, ModelError> {
         match FileSource::open(&self.0.join(name)) {
             Ok(file) => Ok(Some(Arc::new(file))),
-            Err(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(ModelError::Read { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && self.0.is_dir() =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -7,7 +7,7 @@ use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
 use crate::adapter::{Adapter, Projection};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::file::ModelFile;
+use crate::file::{ModelFile, Outer};
 
 /// One decoder block.
 pub struct LayerWeights {
@@ -34,7 +34,7 @@ impl LayerWeights {
         let name = |role: &str| file.layer_name(layer, role);
         let matrix = |role: &str, n, k| file.matrix(&name(role), n, k);
         let (q_width, kv_width) = (c.q_width(), c.kv_width());
-        let bias = if has_biases(file, layer) {
+        let bias = if c.qkv_bias {
             Some([
                 file.vector(&name("attn_q.bias"), q_width)?,
                 file.vector(&name("attn_k.bias"), kv_width)?,
@@ -75,7 +75,7 @@ impl LayerWeights {
             ("ffn_down.weight", c.hidden, c.ffn),
         ];
         let matrices = matrices.into_iter().map(|(role, n, k)| file.matrix_bytes(&name(role), n, k));
-        let biases = if has_biases(file, layer) { q_width + 2 * kv_width } else { 0 };
+        let biases = if c.qkv_bias { q_width + 2 * kv_width } else { 0 };
         Ok(matrices.sum::<Result<u64, _>>()? + floats(2 * c.hidden + biases))
     }
 
@@ -147,11 +147,6 @@ impl LayerWeights {
     }
 }
 
-/// Do queries, keys and values of block `layer` have biases?
-fn has_biases(file: &ModelFile, layer: u32) -> bool {
-    file.config().qkv_bias || file.has(&file.layer_name(layer, "attn_q.bias"))
-}
-
 /// Bytes of so many f32.
 fn floats(count: usize) -> u64 {
     (count * size_of::<f32>()) as u64
@@ -176,7 +171,7 @@ impl Embedding {
     /// When it is missing, of another shape, or cannot be read.
     pub fn load(file: &ModelFile) -> Result<Self, ModelError> {
         let c = file.config();
-        Ok(Self(Arc::new(file.matrix(file.name("embed"), c.vocab, c.hidden)?)))
+        Ok(Self(Arc::new(file.matrix(file.name(Outer::Embedding), c.vocab, c.hidden)?)))
     }
 
     /// Memory that it will take.
@@ -185,7 +180,7 @@ impl Embedding {
     /// When it is missing, of another shape, or cannot be packed.
     pub fn bytes_in(file: &ModelFile) -> Result<u64, ModelError> {
         let c = file.config();
-        file.matrix_bytes(file.name("embed"), c.vocab, c.hidden)
+        file.matrix_bytes(file.name(Outer::Embedding), c.vocab, c.hidden)
     }
 
     /// Tokens of the vocabulary.
@@ -238,9 +233,9 @@ impl Head {
         let output = match (c.tied, embedding) {
             (true, Some(embedding)) => Arc::clone(&embedding.0),
             (true, None) => Embedding::load(file)?.0,
-            (false, _) => Arc::new(file.matrix(file.name("head"), c.vocab, c.hidden)?),
+            (false, _) => Arc::new(file.matrix(file.name(Outer::Head), c.vocab, c.hidden)?),
         };
-        Ok(Self { norm: file.vector(file.name("norm"), c.hidden)?, eps: c.rms_eps, output })
+        Ok(Self { norm: file.vector(file.name(Outer::Norm), c.hidden)?, eps: c.rms_eps, output })
     }
 
     /// Memory that they will take, the output matrix included also when it is shared.
@@ -249,7 +244,7 @@ impl Head {
     /// When a tensor is missing, of another shape, or cannot be packed.
     pub fn bytes_in(file: &ModelFile) -> Result<u64, ModelError> {
         let c = file.config();
-        let output = file.name(if c.tied { "embed" } else { "head" });
+        let output = file.name(if c.tied { Outer::Embedding } else { Outer::Head });
         Ok(file.matrix_bytes(output, c.vocab, c.hidden)? + floats(c.hidden))
     }
 

@@ -389,7 +389,7 @@ fn what_has_no_place_is_refused() {
         ("bias", json!("all"), "it has `bias`"),
         ("modules_to_save", json!(["lm_head"]), "it has `modules_to_save`"),
         ("lora_alpha", json!(null), "no usable `lora_alpha`"),
-        ("peft_type", json!("PROMPT_TUNING"), "it has no tensor `prompt_embeddings`"),
+        ("peft_type", json!("PROMPT_TUNING"), "it has `init_lora_weights`"),
     ] {
         let error = refused(key, value);
         assert!(error.contains(message), "{key}: {error}");

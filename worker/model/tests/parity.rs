@@ -175,11 +175,11 @@ fn what_would_compute_something_else_is_refused() {
         refused("llama", &|c| c["rope_parameters"]["rope_type"] = kind.into(), kind);
     }
     refused("llama3-rope", &|c| c["rope_parameters"]["factor"] = Value::Null, "rope scaling");
-    refused("llama", &|c| c["attention_bias"] = true.into(), "biases");
-    refused("llama", &|c| c["mlp_bias"] = true.into(), "biases");
+    refused("llama", &|c| c["attention_bias"] = true.into(), "`attention_bias`");
+    refused("llama", &|c| c["mlp_bias"] = true.into(), "`mlp_bias`");
     refused("llama", &|c| c["hidden_act"] = "gelu".into(), "gelu");
     refused("llama", &|c| c["architectures"] = serde_json::json!(["PhiForCausalLM"]), "PhiForCausalLM");
-    refused("mistral", &|c| c["architectures"] = Value::Null, "architecture");
+    refused("mistral", &|c| c["architectures"] = serde_json::json!(["LlamaForCausalLM"]), "`mistral`");
 }
 
 type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));

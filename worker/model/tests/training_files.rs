@@ -92,7 +92,7 @@ fn configurations_come_back_as_they_were() {
         for name in ["llama", "mistral", "qwen2"] {
             for tied in [false, true] {
                 let mut config = config(name, tied);
-                (config.rope_scaling, config.rope_base, config.rms_eps) = (scaling, 500_000.0, 1e-6);
+                (config.rope_scaling, config.rope_base, config.rms_eps) = (scaling.clone(), 500_000.0, 1e-6);
                 write_config(&path, &config).unwrap();
                 let json = std::fs::read(path.join("config.json")).unwrap();
                 let json: serde_json::Value = serde_json::from_slice(&json).unwrap();

@@ -11,6 +11,9 @@ pub mod low_rank;
 pub mod peft;
 pub mod random;
 
+mod peft_keys;
+mod strangers;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::ModelConfig;

@@ -8,9 +8,10 @@ use dunlin_kernels::Packer;
 use serde_json::{Value, json};
 
 use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
-use super::{AdapterShape, Projection};
+use super::strangers::{self, PREFIX};
+use super::{AdapterShape, Projection, peft_keys};
 use crate::config::ModelConfig;
-use crate::error::ModelError;
+use crate::error::{ModelError, excerpt};
 use crate::file::{Stored, side_json, widen};
 use crate::safetensors::{self, Tensor};
 use crate::source::{ByteSource, FileSource, LocalFolder};
@@ -21,6 +22,8 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The name of the rows of a prompt.
 pub const PROMPT: &str = "prompt_embeddings";
+/// PEFT's rank where none is said.
+const RANK: u64 = 8;
 /// Widest that is read.
 const RANK_MAX: usize = 4096;
 /// Most rows of a prompt.
@@ -29,7 +32,7 @@ const PROMPT_MAX: usize = 1 << 14;
 /// The name of one of both thin matrices, `lora_A` or `lora_B`.
 #[must_use]
 pub fn lora_name(layer: u32, which: Projection, part: &str) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.{part}.weight", which.module())
+    format!("{PREFIX}model.layers.{layer}.{}.{part}.weight", which.module())
 }
 
 /// What PEFT needs to know of an adapter of the model at `base`.
@@ -81,20 +84,21 @@ impl Adapter {
         };
         match file.kind(&json)? {
             Kind::Lora => {
-                let scale = Scale::read(&json).map_err(|what| file.wrong(what))?;
+                let said = Said::read(&json).map_err(|what| file.wrong(what))?;
                 for (layer, own) in adapter.layers.iter_mut().enumerate() {
                     for which in Projection::ALL {
-                        own.pairs[which as usize] = file.pair(config, layer as u32, which, &scale)?;
+                        own.pairs[which as usize] = file.pair(config, layer as u32, which, &said)?;
                     }
                 }
             }
-            Kind::Prompt => adapter.prompt = file.prompt(config)?,
+            Kind::Prompt => adapter.prompt = file.prompt(config, &json)?,
         }
         if let Some(name) = file.tensors.keys().next() {
-            let what = format!(
-                "tensor `{name}` has no place: adapters of embeddings, norms and the output matrix are not known here"
-            );
+            let what = format!("tensor `{}` has no place: {}", excerpt(name), strangers::why(name, config));
             return Err(file.wrong(what));
+        }
+        if adapter.bytes() == 0 {
+            return Err(file.wrong("it has no tensors: use a complete copy of it".to_owned()));
         }
         Ok(adapter)
     }
@@ -107,7 +111,7 @@ impl Adapter {
         let (json, mut file) = (side_json(&LocalFolder(folder.to_owned()), CONFIG)?, Weights::open(folder)?);
         match file.kind(&json)? {
             Kind::Lora => Ok(0),
-            Kind::Prompt => Ok(file.prompt(config)?.len() / config.hidden),
+            Kind::Prompt => Ok(file.prompt(config, &json)?.len() / config.hidden),
         }
     }
 
@@ -166,41 +170,47 @@ enum Kind {
     Prompt,
 }
 
-/// By what products count.
-struct Scale {
+/// What its configuration says of a LoRA.
+struct Said {
     alpha: f32,
     root: bool,
+    /// Widths that a product may have.
+    ranks: Vec<u64>,
+    /// Modules that are changed; none when they are said in another way than by their names.
+    modules: Option<Vec<String>>,
 }
 
-impl Scale {
+impl Said {
     fn read(json: &Value) -> Result<Self, String> {
-        let set = |key: &str| match &json[key] {
-            Value::Null | Value::Bool(false) => false,
-            Value::Array(list) => !list.is_empty(),
-            Value::Object(map) => !map.is_empty(),
-            Value::String(text) => text != "none",
-            _ => true,
+        let unusable = |key: &str| format!("it has no usable `{key}`");
+        let alpha = json["lora_alpha"].as_f64().filter(|v| v.is_finite());
+        let alpha = alpha.ok_or_else(|| unusable("lora_alpha"))?;
+        let flag = |key: &str| match &json[key] {
+            Value::Null => Ok(false),
+            value => value.as_bool().ok_or_else(|| unusable(key)),
         };
-        let unknown = [
-            "use_dora",
-            "modules_to_save",
-            "fan_in_fan_out",
-            "bias",
-            "alpha_pattern",
-            "layer_replication",
-            "alora_invocation_tokens",
-            "arrow_config",
-        ];
-        if let Some(key) = unknown.into_iter().find(|key| set(key)) {
-            return Err(format!("it has `{key}`, which is not known here"));
-        }
-        let alpha =
-            json["lora_alpha"].as_f64().filter(|v| v.is_finite()).ok_or("it has no usable `lora_alpha`")?;
-        Ok(Self { alpha: alpha as f32, root: json["use_rslora"].as_bool().unwrap_or(false) })
+        let rank = match &json["r"] {
+            Value::Null => RANK,
+            value => value.as_u64().ok_or_else(|| unusable("r"))?,
+        };
+        let pattern = json["rank_pattern"].as_object().into_iter().flatten();
+        let ranks = std::iter::once(rank).chain(pattern.filter_map(|(_, rank)| rank.as_u64())).collect();
+        let modules = json["target_modules"].as_array();
+        let modules =
+            modules.map(|list| list.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
+        Ok(Self { alpha: alpha as f32, root: flag("use_rslora")?, ranks, modules })
     }
 
-    fn of(&self, rank: usize) -> f32 {
+    /// By what a product of this rank counts.
+    fn scale(&self, rank: usize) -> f32 {
         self.alpha / if self.root { (rank as f32).sqrt() } else { rank as f32 }
+    }
+
+    /// Is this module changed? PEFT leaves out tensors of the others.
+    fn names(&self, layer: u32, which: Projection) -> bool {
+        let path = format!("model.layers.{layer}.{}", which.module());
+        let ends = |name: &String| path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        self.modules.as_ref().is_none_or(|names| names.iter().any(|name| *name == path || ends(name)))
     }
 }
 
@@ -213,9 +223,19 @@ struct Weights {
 
 impl Weights {
     fn open(folder: &Path) -> Result<Self, ModelError> {
+        let place = folder.display().to_string();
+        if !folder.join(WEIGHTS).exists() && folder.exists() {
+            let what = if folder.join("adapter_model.bin").exists() {
+                "it has adapter_model.bin, and no safetensors: save it with PEFT's `save_pretrained`"
+                    .to_owned()
+            } else {
+                format!("it has no {WEIGHTS}: use a complete copy of it")
+            };
+            return Err(ModelError::Adapter { folder: place, what });
+        }
         let source = FileSource::open(&folder.join(WEIGHTS))?;
         let tensors = safetensors::read_header(&source)?;
-        Ok(Self { folder: folder.display().to_string(), source, tensors })
+        Ok(Self { folder: place, source, tensors })
     }
 
     fn wrong(&self, what: String) -> ModelError {
@@ -223,20 +243,30 @@ impl Weights {
     }
 
     fn kind(&self, json: &Value) -> Result<Kind, ModelError> {
-        match json["peft_type"].as_str() {
-            Some("LORA") => Ok(Kind::Lora),
-            Some("PROMPT_TUNING") => Ok(Kind::Prompt),
+        let kind = match json["peft_type"].as_str() {
+            Some("LORA") => Kind::Lora,
+            Some("PROMPT_TUNING") => Kind::Prompt,
             other => {
-                let kind = other.unwrap_or("none");
-                Err(self.wrong(format!("its peft_type is {kind}, not LORA or PROMPT_TUNING")))
+                let kind = excerpt(other.unwrap_or("none"));
+                return Err(self.wrong(format!("its peft_type is {kind}, not LORA or PROMPT_TUNING")));
             }
-        }
+        };
+        peft_keys::check(json, matches!(kind, Kind::Lora)).map_err(|what| self.wrong(what))?;
+        Ok(kind)
     }
 
     /// The rows of a prompt.
-    fn prompt(&mut self, config: &ModelConfig) -> Result<Vec<f32>, ModelError> {
+    fn prompt(&mut self, config: &ModelConfig, json: &Value) -> Result<Vec<f32>, ModelError> {
         let rows = self.rows(PROMPT, config.hidden, PROMPT_MAX)?;
-        Ok(rows.ok_or_else(|| self.wrong(format!("it has no tensor `{PROMPT}`")))?.1)
+        let (rows, values) = rows.ok_or_else(|| self.wrong(format!("it has no tensor `{PROMPT}`")))?;
+        let said = &json["num_virtual_tokens"];
+        if !said.is_null() && said.as_u64() != Some(rows as u64) {
+            let said = excerpt(&said.to_string()).to_owned();
+            return Err(
+                self.wrong(format!("its `num_virtual_tokens` is {said}, and `{PROMPT}` has {rows} rows"))
+            );
+        }
+        Ok(values)
     }
 
     /// A matrix with rows of `width` values, up to `rows_max` of them; none if it is not there.
@@ -273,7 +303,7 @@ impl Weights {
         config: &ModelConfig,
         layer: u32,
         which: Projection,
-        scale: &Scale,
+        said: &Said,
     ) -> Result<Option<LowRank>, ModelError> {
         let (n, k) = which.shape(config);
         let (name_a, name_b) = (lora_name(layer, which, "lora_A"), lora_name(layer, which, "lora_B"));
@@ -281,6 +311,15 @@ impl Weights {
             // A lonely B is found at the end, as a tensor without a place.
             return Ok(None);
         };
+        if !said.ranks.contains(&(rank as u64)) {
+            let what =
+                format!("tensor `{name_a}` has {rank} rows, and its `r` and `rank_pattern` say otherwise");
+            return Err(self.wrong(what));
+        }
+        if !said.names(layer, which) {
+            let what = format!("it has tensor `{name_a}`, and its `target_modules` do not name the module");
+            return Err(self.wrong(what));
+        }
         let Some((rows, b)) = self.rows(&name_b, rank, n)? else {
             return Err(self.wrong(format!("it has no tensor `{name_b}`")));
         };
@@ -289,6 +328,6 @@ impl Weights {
         }
         let mut ordered = Vec::new();
         in_file_order(config, which, &b, rank, &mut ordered);
-        Ok(Some(LowRank::new((n, k, rank), &a, &ordered, scale.of(rank))))
+        Ok(Some(LowRank::new((n, k, rank), &a, &ordered, said.scale(rank))))
     }
 }

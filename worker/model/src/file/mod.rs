@@ -1,33 +1,33 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
-mod gguf_config;
+pub(crate) mod mistaken;
+mod names;
+mod places;
+mod rounding;
+mod weight_files;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use dunlin_kernels::{Format, Matrix, Packer};
 use half::{bf16, f16};
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::ModelConfig;
+use crate::config::{self, ModelConfig, ROPE_DIVISORS};
 use crate::error::ModelError;
 use crate::gguf;
 use crate::safetensors::{self, Dtype};
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
-use gguf_config::gguf_config;
+
+pub(crate) use names::{Names, Outer};
+use rounding::Rounding;
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
 /// As above, config.json and tokenizer_config.json, which take many times their length in memory.
 const CONFIG_MAX: u64 = 4 << 20;
-/// Which file has which tensor.
-const INDEX: &str = "model.safetensors.index.json";
-/// As above, of that.
-const INDEX_MAX: u64 = 64 << 20;
-const SHARDS_MAX: usize = 4096;
 /// Bytes of a matrix that are read at once, unless one panel of rows has more.
 const PIECE_BYTES: usize = 8 << 20;
 
@@ -56,7 +56,7 @@ pub struct ModelFile {
     sources: Vec<Arc<dyn ByteSource>>,
     tensors: BTreeMap<String, Place>,
     text: Text,
-    gguf_names: bool,
+    names: Names,
 }
 
 impl ModelFile {
@@ -76,23 +76,21 @@ impl ModelFile {
     /// # Errors
     /// When it cannot be read or is not sound.
     pub fn open(source: Arc<dyn ByteSource>) -> Result<Self, ModelError> {
+        let file = source.describe();
         let header = gguf::read_header(source.as_ref())?;
-        let tied = !header.tensors.contains_key("output.weight");
-        let config = gguf_config(&source.describe(), &header.values, &header.tensors, tied)?;
-        let tensors = header.tensors.into_iter().map(|(name, t)| {
-            (
-                name,
-                Place {
-                    shape: t.shape,
-                    stored: Stored::Ggml(t.format),
-                    source: 0,
-                    offset: t.offset,
-                    bytes: t.bytes,
-                },
-            )
-        });
-        let tensors = tensors.collect();
-        Ok(Self { config, sources: vec![source], tensors, text: Text::Gguf(header.values), gguf_names: true })
+        let divisors = rope_divisors(source.as_ref(), &header)?;
+        let config = config::from_gguf(&file, &header, divisors.as_deref())?;
+        let place = |t: gguf::Tensor| Place {
+            shape: t.shape,
+            stored: Stored::Ggml(t.format),
+            source: 0,
+            offset: t.offset,
+            bytes: t.bytes,
+        };
+        let tensors = header.tensors.into_iter().map(|(name, t)| (name, place(t))).collect();
+        let (names, text) = (Names::Gguf, Text::Gguf(header.values));
+        let tensors = places::settle(&file, names, &config, tensors)?;
+        Ok(Self { config, sources: vec![source], tensors, text, names })
     }
 
     /// Opens a folder with config.json and safetensors, wherever it is; reads headers only.
@@ -100,16 +98,14 @@ impl ModelFile {
     /// # Errors
     /// When it cannot be read or is not sound.
     pub fn open_folder(folder: Arc<dyn Folder>) -> Result<Self, ModelError> {
-        let json = side_json(&*folder, "config.json")?;
-        let mut config = safetensors::config(&format!("{}/config.json", folder.describe()), &json)?;
-        let names = weight_files(&*folder)?;
-        if names.is_empty() || names.len() > SHARDS_MAX {
-            let what = format!("{} has {} safetensors files", folder.describe(), names.len());
-            return Err(ModelError::Unsupported(what));
-        }
+        let json = match folder.open("config.json")? {
+            Some(_) => side_json(&*folder, "config.json")?,
+            None => return Err(mistaken::folder(&*folder)),
+        };
+        let mut config = config::from_json(&format!("{}/config.json", folder.describe()), &json)?;
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
         let mut tensors = BTreeMap::new();
-        for name in names {
+        for name in weight_files::names(&*folder)? {
             let file = open(&*folder, &name)?;
             for (name, t) in safetensors::read_header(file.as_ref())? {
                 let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
@@ -122,9 +118,24 @@ impl ModelFile {
             }
             sources.push(file);
         }
-        config.tied |= !tensors.contains_key("lm_head.weight");
+        let names = Names::HuggingFace;
+        // An output matrix that is there is used, as transformers 5 does.
+        let has_head = tensors.contains_key(names.outer(Outer::Head));
+        if !config.tied && !has_head && tensors.contains_key(names.outer(Outer::Embedding)) {
+            return Err(ModelError::Refused {
+                what: format!(
+                    "{} has no tensor `lm_head.weight`, and config.json does not say `\"tie_word_embeddings\": true`",
+                    folder.describe()
+                ),
+                remedy:
+                    "use an intact copy of it, or say so in config.json if the embedding is the output matrix"
+                        .to_owned(),
+            });
+        }
+        config.tied &= !has_head;
+        let tensors = places::settle(&folder.describe(), names, &config, tensors)?;
         let text = Text::Folder { folder, config: json };
-        Ok(Self { config, sources, tensors, text, gguf_names: false })
+        Ok(Self { config, sources, tensors, text, names })
     }
 
     /// The shape of the model.
@@ -234,56 +245,31 @@ impl ModelFile {
     /// Bytes in the file of one decoder block.
     #[must_use]
     pub fn layer_bytes(&self, layer: u32) -> u64 {
-        let prefix = if self.gguf_names { format!("blk.{layer}.") } else { format!("model.layers.{layer}.") };
+        let prefix = self.names.block(layer);
         self.tensors.iter().filter(|(name, _)| name.starts_with(&prefix)).map(|(_, t)| t.bytes as u64).sum()
     }
 
     /// Bytes in the file of the embedding.
     #[must_use]
     pub fn embedding_bytes(&self) -> u64 {
-        self.tensors.get(self.name("embed")).map_or(0, |t| t.bytes as u64)
+        self.tensors.get(self.name(Outer::Embedding)).map_or(0, |t| t.bytes as u64)
     }
 
     /// Bytes in the file of the output matrix (the embedding when tied).
     #[must_use]
     pub fn head_bytes(&self) -> u64 {
-        let name = if self.config.tied { "embed" } else { "head" };
-        self.tensors.get(self.name(name)).map_or(0, |t| t.bytes as u64)
+        let which = if self.config.tied { Outer::Embedding } else { Outer::Head };
+        self.tensors.get(self.name(which)).map_or(0, |t| t.bytes as u64)
     }
 
     /// Name in the file of a tensor that is not in a block.
-    pub(crate) fn name(&self, role: &str) -> &'static str {
-        match (role, self.gguf_names) {
-            ("embed", true) => "token_embd.weight",
-            ("embed", false) => "model.embed_tokens.weight",
-            ("norm", true) => "output_norm.weight",
-            ("norm", false) => "model.norm.weight",
-            (_, true) => "output.weight",
-            (_, false) => "lm_head.weight",
-        }
+    pub(crate) fn name(&self, which: Outer) -> &'static str {
+        self.names.outer(which)
     }
 
     /// Name in the file of tensor `role` of a block, `role` being GGUF's name.
     pub(crate) fn layer_name(&self, layer: u32, role: &str) -> String {
-        if self.gguf_names {
-            return format!("blk.{layer}.{role}");
-        }
-        let role = match role {
-            "attn_norm.weight" => "input_layernorm.weight",
-            "ffn_norm.weight" => "post_attention_layernorm.weight",
-            "attn_q.weight" => "self_attn.q_proj.weight",
-            "attn_k.weight" => "self_attn.k_proj.weight",
-            "attn_v.weight" => "self_attn.v_proj.weight",
-            "attn_output.weight" => "self_attn.o_proj.weight",
-            "attn_q.bias" => "self_attn.q_proj.bias",
-            "attn_k.bias" => "self_attn.k_proj.bias",
-            "attn_v.bias" => "self_attn.v_proj.bias",
-            "ffn_gate.weight" => "mlp.gate_proj.weight",
-            "ffn_up.weight" => "mlp.up_proj.weight",
-            "ffn_down.weight" => "mlp.down_proj.weight",
-            other => other,
-        };
-        format!("model.layers.{layer}.{role}")
+        self.names.in_block(layer, role)
     }
 
     /// The tensor of that name, which must have this shape.
@@ -319,19 +305,21 @@ impl ModelFile {
     pub(crate) fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, ModelError> {
         let place = self.place(name, &[n, k])?;
         let cannot = |source| ModelError::Pack { name: name.to_owned(), source };
-        let format = place.stored.packed_from();
+        let format = place.stored.packed_from(name)?;
         let mut packer = Packer::new(format, n, k).map_err(cannot)?;
         let mut bytes = vec![0; piece_bytes(place.bytes, n)];
+        let mut rounding = Rounding::default();
         let mut at = 0;
         while at < place.bytes {
             let piece = &mut bytes[..(place.bytes - at).min(piece_bytes(place.bytes, n))];
             self.read_at(name, place, at, piece)?;
             if place.stored == Stored::Plain(Dtype::Bf16) {
-                bf16_to_f16(name, piece)?;
+                rounding.bf16_to_f16(piece);
             }
             packer.push(piece).map_err(cannot)?;
             at += piece.len();
         }
+        rounding.check(name)?;
         packer.finish().map_err(cannot)
     }
 
@@ -340,7 +328,7 @@ impl ModelFile {
     /// # Errors
     /// When it is missing, of another shape, or cannot be packed.
     pub(crate) fn matrix_bytes(&self, name: &str, n: usize, k: usize) -> Result<u64, ModelError> {
-        let format = self.place(name, &[n, k])?.stored.packed_from();
+        let format = self.place(name, &[n, k])?.stored.packed_from(name)?;
         let bytes = Matrix::packed_bytes(format, n, k);
         bytes.map(|b| b as u64).map_err(|source| ModelError::Pack { name: name.to_owned(), source })
     }
@@ -378,60 +366,36 @@ impl ModelFile {
 
     /// Has it the names and the layout of Hugging Face?
     pub(crate) fn is_folder(&self) -> bool {
-        !self.gguf_names
-    }
-
-    /// Is the tensor there?
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.names == Names::HuggingFace
     }
 }
 
-/// The files with weights: those that `model.safetensors.index.json` names; else `model.safetensors`, beside which some models have the same
-/// weights in another form; else all that there are.
-fn weight_files(folder: &dyn Folder) -> Result<Vec<String>, ModelError> {
-    const WHOLE: &str = "model.safetensors";
-    if folder.open(INDEX)?.is_some() {
-        return indexed_files(folder);
-    }
-    if folder.open(WHOLE)?.is_some() {
-        return Ok(vec![WHOLE.to_owned()]);
-    }
-    let mut names = folder.names()?.unwrap_or_default();
-    names.retain(|name| Path::new(name).extension().is_some_and(|e| e == "safetensors"));
-    names.sort();
-    Ok(names)
-}
-
-fn indexed_files(folder: &dyn Folder) -> Result<Vec<String>, ModelError> {
-    let wrong = |what: String| ModelError::Malformed {
-        file: format!("{}/{INDEX}", folder.describe()),
-        format: "JSON",
-        what,
+/// The values of [`ROPE_DIVISORS`], if a Llama has them.
+fn rope_divisors(source: &dyn ByteSource, header: &gguf::Header) -> Result<Option<Vec<f32>>, ModelError> {
+    /// Half of the widest head.
+    const PAIRS_MAX: usize = 128;
+    let Some(tensor) = header.tensors.get(ROPE_DIVISORS) else { return Ok(None) };
+    let &[pairs @ ..=PAIRS_MAX] = tensor.shape.as_slice() else {
+        let (name, found) = (ROPE_DIVISORS.to_owned(), tensor.shape.clone());
+        return Err(ModelError::Shape { name, found, expected: vec![PAIRS_MAX] });
     };
-    let json = side_file(folder, INDEX, INDEX_MAX)?;
-    let json: Index = serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))?;
-    let names: BTreeSet<String> = json.weight_map.into_values().collect();
-    // A name with a path could point anywhere.
-    match names.iter().find(|name| Path::new(name).file_name().is_none_or(|own| own != name.as_str())) {
-        Some(name) => Err(wrong(format!("it names `{name}`, which is not a file of the folder"))),
-        None => Ok(names.into_iter().collect()),
-    }
-}
-
-/// `model.safetensors.index.json`: which file has which tensor.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
+    let mut bytes = vec![0; tensor.bytes];
+    source
+        .read_at(tensor.offset, &mut bytes)
+        .map_err(|error| ModelError::Read { what: source.describe(), source: error })?;
+    let mut divisors = vec![0.0; pairs];
+    widen(ROPE_DIVISORS, Stored::Ggml(tensor.format), &bytes, &mut divisors)?;
+    Ok(Some(divisors))
 }
 
 impl Stored {
     /// The format of the bytes that are packed.
-    fn packed_from(self) -> Format {
+    fn packed_from(self, name: &str) -> Result<Format, ModelError> {
         match self {
-            Self::Ggml(format) => format,
-            Self::Plain(Dtype::F32) => Format::F32,
-            Self::Plain(Dtype::F16 | Dtype::Bf16) => Format::F16,
+            Self::Ggml(format) => Ok(format),
+            Self::Plain(Dtype::F32) => Ok(Format::F32),
+            Self::Plain(Dtype::F16 | Dtype::Bf16) => Ok(Format::F16),
+            Self::Plain(Dtype::Other(dtype)) => Err(of_another_type(name, dtype)),
         }
     }
 }
@@ -448,17 +412,6 @@ fn piece_bytes(tensor: usize, n: usize) -> usize {
     panel.saturating_mul(panels).min(tensor)
 }
 
-/// Rounds bf16 values to f16, in place.
-fn bf16_to_f16(name: &str, bytes: &mut [u8]) -> Result<(), ModelError> {
-    let mut finite = true;
-    for value in bytes.as_chunks_mut::<2>().0 {
-        let rounded = f16::from_f32(bf16::from_le_bytes(*value).to_f32());
-        finite &= rounded.is_finite();
-        *value = rounded.to_le_bytes();
-    }
-    if finite { Ok(()) } else { Err(ModelError::Range(name.to_owned())) }
-}
-
 /// Plain floats of a file as f32.
 pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
     let halves = bytes.as_chunks::<2>().0;
@@ -472,9 +425,8 @@ pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -
         Stored::Plain(Dtype::Bf16) => {
             out.iter_mut().zip(halves).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
         }
-        Stored::Ggml(format) => {
-            return Err(ModelError::Unsupported(format!("tensor `{name}` is {format:?}")));
-        }
+        Stored::Ggml(format) => return Err(of_another_type(name, &format!("{format:?}"))),
+        Stored::Plain(Dtype::Other(dtype)) => return Err(of_another_type(name, dtype)),
     }
     Ok(())
 }
@@ -488,11 +440,19 @@ fn no_tokenizer(folder: &dyn Folder) -> ModelError {
     ))
 }
 
+/// Where floats are needed.
+fn of_another_type(name: &str, found: &str) -> ModelError {
+    ModelError::Refused {
+        what: format!("tensor `{name}` has type {found}"),
+        remedy: "F32, F16 and, in safetensors, BF16 run here".to_owned(),
+    }
+}
+
 /// A file that must be there.
 fn open(folder: &dyn Folder, name: &str) -> Result<Arc<dyn ByteSource>, ModelError> {
-    folder.open(name)?.ok_or_else(|| ModelError::Read {
-        what: format!("{}/{name}", folder.describe()),
-        source: std::io::ErrorKind::NotFound.into(),
+    folder.open(name)?.ok_or_else(|| ModelError::Refused {
+        what: format!("{} has no {name}", folder.describe()),
+        remedy: "use a complete copy of it".to_owned(),
     })
 }
 

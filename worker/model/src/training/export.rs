@@ -26,7 +26,7 @@ pub fn config_json(config: &ModelConfig) -> Value {
         "hidden_size": c.hidden, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
         "vocab_size": c.vocab, "max_position_embeddings": c.context_length,
-        "rms_norm_eps": shortest(c.rms_eps), "rope_theta": c.rope_base, "rope_scaling": rope_scaling(c.rope_scaling),
+        "rms_norm_eps": shortest(c.rms_eps), "rope_theta": c.rope_base, "rope_scaling": rope_scaling(&c.rope_scaling),
         "tie_word_embeddings": c.tied, "torch_dtype": "float32",
         "attention_bias": false, "mlp_bias": false, "sliding_window": null, "use_sliding_window": false,
     })
@@ -37,13 +37,17 @@ fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }
 
-fn rope_scaling(scaling: RopeScaling) -> Value {
+fn rope_scaling(scaling: &RopeScaling) -> Value {
     match scaling {
         RopeScaling::None => Value::Null,
         RopeScaling::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context,
+        }),
+        // What transformers has for a divisor of each frequency.
+        RopeScaling::Divided(by) => json!({
+            "rope_type": "longrope", "short_factor": &by[..], "long_factor": &by[..], "attention_factor": 1.0,
         }),
     }
 }

@@ -3,5 +3,6 @@
 
 pub mod allocations;
 pub mod gguf;
+pub mod model_folder;
 pub mod smollm2;
 pub mod training;

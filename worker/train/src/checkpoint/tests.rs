@@ -177,7 +177,7 @@ fn a_checkpoint_is_a_model_with_a_tokenizer() {
         let mut other = model(&config());
         (other.architecture, other.qkv_bias) = (architecture.to_owned(), architecture == "qwen2");
         let json = model::config_json(&other, &Default::default());
-        assert_eq!(dunlin_model::safetensors::config("x", &json).unwrap(), other);
+        assert_eq!(dunlin_model::config::from_json("x", &json).unwrap(), other);
     }
 }
 

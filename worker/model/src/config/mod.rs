@@ -1,8 +1,23 @@
 //! The shape of a Llama-family decoder.
+//!
+//! * [`json`] from Hugging Face's config.json, [`json_keys`] its keys, [`json_rope`] what it says of rotary embeddings
+//! * [`gguf`] from the metadata of a GGUF file, [`gguf_keys`] its keys
+
+mod gguf;
+mod gguf_keys;
+mod json;
+mod json_keys;
+mod json_rope;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
 
 use crate::error::ModelError;
+
+pub(crate) use gguf::{ROPE_DIVISORS, from_gguf};
+pub use json::from_json;
+
+/// Largest and smallest factor of a rope scaling.
+const FACTORS: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 
 /// Everything that the forward pass needs to know beside the weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +77,10 @@ impl ModelConfig {
             }
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(8) || self.head_dim > 256 {
-            return wrong(format!("the head dimension is {}, not a multiple of 8 up to 256", self.head_dim));
+            return Err(ModelError::Refused {
+                what: format!("{file}: the head dimension is {}", self.head_dim),
+                remedy: "multiples of 8 up to 256 run here".to_owned(),
+            });
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong(format!("{} heads are not a multiple of {} KV heads", self.heads, self.kv_heads));
@@ -74,25 +92,30 @@ impl ModelConfig {
         {
             return wrong(format!("rms epsilon {} or rope base {}", self.rms_eps, self.rope_base));
         }
-        let factor = |factor: f64| (1e-3..=1e6).contains(&factor);
-        let sound = match self.rope_scaling {
+        let factors = FACTORS;
+        let sound = match &self.rope_scaling {
             RopeScaling::None => true,
-            RopeScaling::Linear(by) => factor(by),
+            RopeScaling::Linear(by) => factors.contains(by),
             RopeScaling::Llama3 {
                 factor: by,
                 low_freq_factor: low,
                 high_freq_factor: high,
                 original_context,
             } => {
-                factor(by)
-                    && factor(low)
-                    && factor(high)
+                [by, low, high].into_iter().all(|by| factors.contains(by))
                     && low < high
-                    && (1.0..=1e9).contains(&original_context)
+                    && (1.0..=1e9).contains(original_context)
+            }
+            RopeScaling::Divided(by) => {
+                by.len() == self.head_dim / 2 && by.iter().all(|by| factors.contains(by))
             }
         };
         if !sound {
-            return wrong(format!("a rope scaling of {:?}", self.rope_scaling));
+            return wrong(format!(
+                "the rope scaling is out of bounds: factors are between {} and {}, and the low one is below the high one",
+                factors.start(),
+                factors.end()
+            ));
         }
         Ok(())
     }

@@ -1,0 +1,226 @@
+//! The shape of a model from Hugging Face's config.json.
+
+use dunlin_kernels::RopeLayout;
+use serde_json::{Map, Value};
+
+use super::{ModelConfig, json_keys, json_rope};
+use crate::error::{ModelError, excerpt};
+
+/// Mistral's and Qwen2's window when config.json does not say one; null is none.
+const WINDOW: usize = 4096;
+/// From this layer on Qwen2 slides when config.json does not say which do.
+const FIRST_SLIDING: usize = 28;
+
+/// Reads it, and refuses what would be computed wrongly: every key is honoured, known to change no number, or refused.
+///
+/// # Errors
+/// When something is missing, or is not known here.
+pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
+    let c = Section::new(file, "", json)?;
+    let family = Family::of(&c)?;
+    json_keys::check(&c)?;
+    let needed = |key: &str| c.whole(key)?.ok_or_else(|| c.unusable(key));
+    let (hidden, heads) = (needed("hidden_size")?, needed("num_attention_heads")?);
+    let layers = needed("num_hidden_layers")?;
+    let mut context_length = needed("max_position_embeddings")?;
+    if let Some(window) = family.window(&c, layers)? {
+        // Inside of the window a sliding one changes nothing.
+        context_length = context_length.min(window);
+    }
+    let rope = json_rope::rope(&c)?;
+    let config = ModelConfig {
+        architecture: family.name().to_owned(),
+        layers: u32::try_from(layers).unwrap_or(u32::MAX),
+        hidden,
+        heads,
+        kv_heads: c.whole("num_key_value_heads")?.unwrap_or(heads),
+        head_dim: c.whole("head_dim")?.unwrap_or(hidden / heads.max(1)),
+        ffn: needed("intermediate_size")?,
+        vocab: needed("vocab_size")?,
+        rms_eps: c.number("rms_norm_eps")?.ok_or_else(|| c.unusable("rms_norm_eps"))? as f32,
+        rope_base: rope.base,
+        rope_scaling: rope.scaling,
+        rope_layout: RopeLayout::Halves,
+        context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
+        qkv_bias: family.qkv_bias(&c)?,
+        tied: c.flag("tie_word_embeddings")?.unwrap_or(false),
+    };
+    activation(&c)?;
+    config.validate(file)?;
+    Ok(config)
+}
+
+/// The kinds of models that run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Llama, Self::Mistral, Self::Qwen2];
+
+    /// Also what config.json calls its `model_type`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    fn class(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+
+    /// By `architectures`; without it by `model_type`, by which transformers goes.
+    fn of(c: &Section<'_>) -> Result<Self, ModelError> {
+        let unsupported = |what: String| Err(ModelError::Unsupported(format!("{}: {what}", c.file)));
+        let kind = c.text("model_type")?;
+        let class = match c.get("architectures") {
+            None => None,
+            Some(Value::Array(classes)) if classes.is_empty() => None,
+            Some(classes) => Some(classes[0].as_str().ok_or_else(|| c.unusable("architectures"))?),
+        };
+        match (class, kind) {
+            (Some(class), kind) => match (Self::ALL.into_iter().find(|f| f.class() == class), kind) {
+                (Some(family), Some(kind)) if kind != family.name() => unsupported(format!(
+                    "`architectures` says `{class}`, and `model_type` says `{}`",
+                    excerpt(kind)
+                )),
+                (Some(family), _) => Ok(family),
+                (None, _) => unsupported(format!("the architecture is `{}`", excerpt(class))),
+            },
+            (None, Some(kind)) => match Self::ALL.into_iter().find(|f| f.name() == kind) {
+                Some(family) => Ok(family),
+                None => unsupported(format!("the `model_type` is `{}`", excerpt(kind))),
+            },
+            (None, None) => unsupported("neither `architectures` nor `model_type` is there".to_owned()),
+        }
+    }
+
+    /// Positions behind which attention forgets, if any layer does.
+    fn window(self, c: &Section<'_>, layers: usize) -> Result<Option<usize>, ModelError> {
+        let some_slide = some_layers_slide(c, layers)?;
+        let (window, on) = (c.whole("sliding_window")?, c.flag("use_sliding_window")?);
+        let window = match c.map.contains_key("sliding_window") {
+            false if self != Self::Llama => Some(WINDOW),
+            _ => window,
+        };
+        let slides = match self {
+            Self::Llama => on != Some(false),
+            Self::Mistral => true,
+            Self::Qwen2 => on == Some(true) && some_slide,
+        };
+        Ok(window.filter(|_| slides))
+    }
+
+    /// Have queries, keys and values biases?
+    fn qkv_bias(self, c: &Section<'_>) -> Result<bool, ModelError> {
+        match (self, c.flag("attention_bias")?) {
+            // It has these, and none of the output matrix, whatever the key says.
+            (Self::Qwen2, _) => Ok(true),
+            (_, None | Some(false)) => Ok(false),
+            (_, Some(true)) => Err(c.refused(
+                "`attention_bias` is true",
+                "models whose attention has a bias of the output matrix do not run here",
+            )),
+        }
+    }
+}
+
+/// As Qwen2 says it: by `layer_types`, or by the first layer that does.
+fn some_layers_slide(c: &Section<'_>, layers: usize) -> Result<bool, ModelError> {
+    let first = c.whole("max_window_layers")?.unwrap_or(FIRST_SLIDING);
+    let Some(types) = c.get("layer_types") else { return Ok(first < layers) };
+    let types = types.as_array().filter(|types| types.len() == layers);
+    let types = types.ok_or_else(|| c.unusable("layer_types"))?;
+    let known = |kind: &&Value| **kind == "full_attention" || **kind == "sliding_attention";
+    match types.iter().find(|kind| !known(kind)) {
+        Some(kind) => Err(c.refused(
+            &format!("`layer_types` has {}", excerpt(&kind.to_string())),
+            "layers of `full_attention` and `sliding_attention` run here",
+        )),
+        None => Ok(types.iter().any(|kind| kind == "sliding_attention")),
+    }
+}
+
+fn activation(c: &Section<'_>) -> Result<(), ModelError> {
+    match c.text("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(other) => {
+            Err(c.refused(&format!("`hidden_act` is `{}`", excerpt(other)), "`silu` is what runs here"))
+        }
+    }
+}
+
+/// An object of config.json whose values are of the type that is asked for, or refused. Null is as good as nothing.
+pub(super) struct Section<'a> {
+    pub(super) file: &'a str,
+    /// What stands before its keys, `rope_scaling.`.
+    at: String,
+    pub(super) map: &'a Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(file: &'a str, at: &str, json: &'a Value) -> Result<Self, ModelError> {
+        let at = at.to_owned();
+        match json.as_object() {
+            Some(map) => Ok(Self { file, at, map }),
+            None => Err(ModelError::Malformed {
+                file: file.to_owned(),
+                format: "JSON",
+                what: format!(
+                    "{} is not an object",
+                    if at.is_empty() { "it" } else { at.trim_end_matches('.') }
+                ),
+            }),
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn typed<T>(&self, key: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, ModelError> {
+        self.get(key).map(|value| read(value).ok_or_else(|| self.unusable(key))).transpose()
+    }
+
+    pub(super) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        self.typed(key, |value| value.as_u64().and_then(|v| usize::try_from(v).ok()))
+    }
+
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        self.typed(key, Value::as_f64)
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        self.typed(key, Value::as_bool)
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        self.typed(key, Value::as_str)
+    }
+
+    /// The key as a user finds it.
+    pub(super) fn path(&self, key: &str) -> String {
+        format!("{}{}", self.at, excerpt(key))
+    }
+
+    pub(super) fn unusable(&self, key: &str) -> ModelError {
+        ModelError::Malformed {
+            file: self.file.to_owned(),
+            format: "config.json",
+            what: format!("no usable `{}`", self.path(key)),
+        }
+    }
+
+    pub(super) fn refused(&self, what: &str, remedy: &str) -> ModelError {
+        ModelError::Refused { what: format!("{}: {what}", self.file), remedy: remedy.to_owned() }
+    }
+}
