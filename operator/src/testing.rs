@@ -122,6 +122,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         zone: String::new(),
         ip: Some("10.0.0.1".into()),
         phase: crate::observe::Phase::Running,
+        blocked: None,
         ready: false,
         unplaced: false,
         deleting: false,
@@ -196,7 +197,11 @@ pub async fn described(request: http::Request<Body>) -> (String, Value) {
     let method = request.method().clone();
     let bytes = request.into_body().collect_bytes().await.unwrap();
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    (format!("{method} {}", path[at..].join("/")), body)
+    let mut path = path[at..].join("/");
+    if method == http::Method::POST {
+        path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap_or_default());
+    }
+    (format!("{method} {path}"), body)
 }
 
 /// Calls without names.

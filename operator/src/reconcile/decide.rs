@@ -112,6 +112,7 @@ pub fn decide(
         (decision.layout, decision.summary) = (planned.layout, planned.summary);
         shortage = planned.shortage;
     }
+    decision.delete.extend(lost_gateways(view, answers, now, silence));
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     let crashing = memory.turnover.held("workers", &desired.template, now);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
@@ -119,6 +120,19 @@ pub fn decide(
         decision.facts.trouble = shortage.map(|told| ("OutOfMemory".to_owned(), told.to_string()));
     }
     Ok(decision)
+}
+
+/// Gateways that are silent on nodes that are: their Deployment replaces them when they are deleted, and not before Kubernetes gives up the node.
+fn lost_gateways<'a>(
+    view: &'a SwarmView,
+    answers: &'a BTreeMap<String, Answer>,
+    now: Instant,
+    silence: Duration,
+) -> impl Iterator<Item = Deletion> + 'a {
+    let silent =
+        move |name: &str| answers.get(name).is_none_or(|a| a.at.is_none() || a.is_silent(now, silence));
+    let lost = view.gateways.values().filter(move |g| g.node_gone && silent(&g.name));
+    lost.map(|g| Deletion { name: g.name.clone(), uid: g.uid.clone(), now: true })
 }
 
 /// Sizes of the model, from any worker that was made for it.
@@ -358,15 +372,25 @@ fn facts(
         |at_least: u32| u32::try_from(holders.values().filter(|n| **n >= at_least).count()).unwrap_or(0);
     let current =
         |name: &&String| matches!(roster.standings.get(*name), Some(Standing::Ready | Standing::Coming));
-    let trouble = view
-        .workers
-        .keys()
-        .filter(current)
-        .find_map(|name| answers.get(name)?.report.as_ref()?.error.clone());
-    let pending = view.workers.values().find_map(|w| match &w.phase {
-        Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
-        _ => None,
-    });
+    let said = |name: &String| answers.get(name)?.report.as_ref()?.error.clone();
+    let trouble = view.workers.keys().filter(current).find_map(said);
+    // What only a gateway refuses nobody else tells.
+    let trouble = trouble.or_else(|| view.gateways.keys().find_map(said));
+    let workers = view.workers.values().filter_map(|w| w.blocked.as_ref().map(|b| ("peer", b)));
+    let gateways = view.gateways.values().filter_map(|g| g.blocked.as_ref().map(|b| ("gateway", b)));
+    let blocked: Vec<_> = workers.chain(gateways).collect();
+    // A pod that is missing while the swarm serves degrades it.
+    let serves = layers > 0 && count(1) == layers && view.gateways_ready() > 0;
+    let hopeless = || {
+        let of_pods = blocked
+            .iter()
+            .find_map(|(who, b)| Some((b.reason?.to_owned(), format!("a {who} cannot start: {}", b.why))));
+        let refused = view.gateways_refused.as_ref();
+        of_pods.or(refused.map(|why| ("PodRefused".to_owned(), format!("cannot create gateways: {why}"))))
+    };
+    let trouble = trouble.or_else(|| if serves || desired.suspended { None } else { hopeless() });
+    let pending = blocked.first().map(|(who, b)| format!("a {who} waits: {}", b.why));
+    let refused = view.gateways_refused.as_ref().map(|why| format!("cannot create gateways: {why}"));
     let ready = roster.standings.values().filter(|s| **s == Standing::Ready).count();
     Facts {
         generation,
@@ -381,7 +405,7 @@ fn facts(
         gateways_desired: desired.gateways,
         gateways_ready: u32::try_from(view.gateways_ready()).unwrap_or(u32::MAX),
         trouble,
-        waiting: crashing.or(pending),
+        waiting: crashing.or(pending).or(refused),
     }
 }
 
@@ -389,7 +413,7 @@ fn facts(
 mod tests {
     use super::*;
     use crate::convert::PoolDesired;
-    use crate::observe::GatewayView;
+    use crate::observe::{Blocked, GatewayView};
     use crate::peers::Report;
     use crate::testing::{desired, pool, worker};
     use crate::turnover::FALLBACK_PATIENCE;
@@ -524,6 +548,9 @@ mod tests {
             running: true,
             ready: true,
             has_role,
+            uid: format!("uid-{name}"),
+            node_gone: false,
+            blocked: None,
         };
         world.view.gateways.insert("older".into(), gateway("older", false));
         world.view.gateways.insert("newer".into(), gateway("newer", true));
@@ -541,6 +568,57 @@ mod tests {
         world.view.gateways.remove("older");
         let gone: Vec<String> = world.decide(7).delete.into_iter().map(|d| d.name).collect();
         assert_eq!(gone, ["a", "b", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_not_serve() {
+        let mut world = World::new();
+        let mut gateway = GatewayView {
+            name: "g".into(),
+            ip: None,
+            running: true,
+            ready: false,
+            has_role: true,
+            uid: "uid-g".into(),
+            node_gone: false,
+            blocked: Some(Blocked { why: "ErrImagePull: gone".into(), reason: Some("ImageUnavailable") }),
+        };
+        world.view.gateways.insert("g".into(), gateway.clone());
+        let facts = world.decide(4).facts;
+        assert_eq!(facts.waiting.as_deref(), Some("a gateway waits: ErrImagePull: gone"));
+        let told = ("ImageUnavailable".to_owned(), "a gateway cannot start: ErrImagePull: gone".to_owned());
+        assert_eq!(facts.trouble, Some(told));
+        // Another one answers: it is below plan, and nothing is hopeless.
+        (gateway.ready, gateway.blocked) = (true, None);
+        world.view.gateways.insert("h".into(), gateway);
+        let facts = world.decide(4).facts;
+        assert!(facts.trouble.is_none() && facts.waiting.is_some());
+        world.view.gateways.clear();
+        world.view.gateways_refused = Some("exceeded quota".into());
+        let told = ("PodRefused".to_owned(), "cannot create gateways: exceeded quota".to_owned());
+        assert_eq!(world.decide(4).facts.trouble, Some(told));
+        // What only a gateway finds out about the model.
+        world.view.gateways_refused = None;
+        let error = Some(("ModelInvalid".to_owned(), "its chat template is none".to_owned()));
+        world.view.gateways.insert("g".into(), GatewayView { name: "g".into(), ..GatewayView::default() });
+        let report = Report { error: error.clone(), ..Report::default() };
+        world.answers.insert("g".into(), Answer { report: Some(report), ..Answer::default() });
+        assert_eq!(world.decide(4).facts.trouble, error);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_gateway_on_a_silent_node_is_deleted() {
+        let mut world = World::new();
+        let gone =
+            GatewayView { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayView::default() };
+        world.view.gateways.insert("g".into(), gone);
+        world.answer("g", WorkerState::Ready, 2);
+        assert!(world.decide(4).delete.is_empty(), "it answers");
+        for name in ["a", "b", "c"] {
+            world.answer(name, WorkerState::Ready, 5);
+        }
+        let deleted = world.decide(5).delete;
+        assert_eq!(deleted, [Deletion { name: "g".into(), uid: "u".into(), now: true }]);
     }
 
     #[tokio::test(start_paused = true)]

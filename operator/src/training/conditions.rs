@@ -83,8 +83,9 @@ impl Facts {
         let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
         match &self.trouble {
             _ if self.finished => (true, "Succeeded", format!("all {} steps are done", self.steps)),
+            // What is asked for is there: as a Deployment without replicas is Available.
             _ if self.suspended && self.pods == 0 => {
-                (false, "Suspended", resting("spec.suspend is true: no pods run; training rests"))
+                (true, "Suspended", resting("spec.suspend is true, and no pods run; training rests"))
             }
             _ if self.suspended && self.waits => {
                 let words = resting("spec.suspend is true: a checkpoint is being written");
@@ -224,10 +225,7 @@ mod tests {
         );
         let gone = Facts { waits: false, pods: 0, training: false, step: 7, ..waits };
         let last = told(&gone, &first, Some(2));
-        assert_eq!(
-            words(&last)[..2],
-            [("Ready", "False", "Suspended"), ("Reconciling", "False", "Observed")]
-        );
+        assert_eq!(words(&last)[..2], [("Ready", "True", "Suspended"), ("Reconciling", "False", "Observed")]);
         assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
         assert_eq!(words(&last)[4], ("Succeeded", "False", "Suspended"));
     }
