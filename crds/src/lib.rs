@@ -1,15 +1,18 @@
 //! The API of Dunlin: group `dunlin.dev`, version `v1alpha1`.
 //!
+//! * [`amount`] quantities
 //! * [`inference`] the resource `InferenceSwarm` · [`training`] the resource `TrainingSwarm` · [`shared`] what both have
 //! * [`generated`] what is made from them: the chart's CustomResourceDefinitions and the references for readers
 //! * [`reference`] Markdown from a CustomResourceDefinition
 
+pub mod amount;
 pub mod generated;
 pub mod inference;
 pub mod reference;
 pub mod shared;
 pub mod training;
 
+pub use amount::*;
 pub use inference::*;
 pub use shared::*;
 pub use training::*;

@@ -50,6 +50,9 @@ fn under_load(bench: &Bench<'_>, change: impl FnOnce() -> Result<()>) -> Result<
 }
 
 fn scaled(bench: &Bench<'_>) -> Result<()> {
+    // The example's least is three.
+    let fewer = r#"[{"op": "replace", "path": "/spec/pools/0/peers/min", "value": 2}]"#;
+    bench.cluster.kubectl(&["patch", "inferenceswarm", &bench.swarm.name, "--type=json", "-p", fewer])?;
     under_load(bench, || {
         for peers in [5, 2] {
             let count = format!("--replicas={peers}");
