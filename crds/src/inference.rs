@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::ResourcesSpec;
+use crate::pod::PodTemplateSpec;
 use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
 
 /// A model and the pools of preemptible pods that serve it together.
@@ -154,6 +155,7 @@ fn one() -> u32 {
 
 /// The pods that answer clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewaySpec {
     /// How many.
     #[serde(default = "two")]
@@ -162,11 +164,14 @@ pub struct GatewaySpec {
     /// Requests and limits of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
+    /// What their pods get beside what they need. A changed one rolls them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None }
+        Self { replicas: two(), resources: None, pod_template: None }
     }
 }
 

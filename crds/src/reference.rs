@@ -124,6 +124,9 @@ fn kind(node: &Value) -> String {
     if node["x-kubernetes-int-or-string"] == true {
         return "quantity".to_owned();
     }
+    if node["x-kubernetes-preserve-unknown-fields"] == true {
+        return "object of Kubernetes".to_owned();
+    }
     let plain = node["type"].as_str().unwrap_or("any");
     match plain {
         "array" => format!("list of {}", kind(&node["items"])),

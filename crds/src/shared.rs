@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
+use crate::pod::PodTemplateSpec;
 
 /// Where the weights are: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -81,6 +82,9 @@ pub struct PoolSpec {
     pub device: DeviceSpec,
     /// What a peer may use.
     pub memory: MemorySpec,
+    /// What its pods get beside what they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 /// Number of peers of a pool.

@@ -20,6 +20,7 @@ pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
 
 use crate::amount::ResourcesSpec;
+use crate::pod::PodTemplateSpec;
 use crate::shared::{HttpSource, PoolSpec, VolumeSource};
 
 /// A model and the pools of preemptible pods that train it together.
@@ -138,6 +139,9 @@ pub struct TrainingSwarmSpec {
     /// The pods that read the data and drive it through the stages.
     #[serde(default)]
     pub trainers: TrainersSpec,
+    /// The pod that keeps the ledger of the run.
+    #[serde(default)]
+    pub conductor: ConductorSpec,
     /// How numbers travel.
     #[serde(default)]
     pub wire: WireSpec,
@@ -202,6 +206,7 @@ pub enum TokenizerKind {
 
 /// The pods that read the data and drive it through the stages. They hold no weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainersSpec {
     /// How many. With two, the loss of one costs nothing: its microbatches go to the other.
     #[serde(default = "two")]
@@ -210,11 +215,23 @@ pub struct TrainersSpec {
     /// Requests and limits of each; 100m of CPU and 512Mi of memory when absent. It holds all tokens of the data, 4 bytes each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
+    /// What their pods get beside what they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
+}
+
+/// The pod that keeps the ledger of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConductorSpec {
+    /// What it gets beside what it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 impl Default for TrainersSpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None }
+        Self { replicas: two(), resources: None, pod_template: None }
     }
 }
 

@@ -34,6 +34,11 @@ const BAD: &[(&str, &str, &str)] = &[
     ("host: 512Mi", "host: 0", "at least 16Mi"),
     ("host: 512Mi", "host: a lot", "host"),
     ("request: 200m", "request: 0", "at least 1m"),
+    (
+        "      memory:\n",
+        "      podTemplate: {labels: {dunlin.dev/role: gateway}}\n      memory:\n",
+        "are the operator's",
+    ),
     ("url: \"http://models.default.svc/", "url: \"http:///", "name a host"),
     (
         "    replicas: 2\n",

@@ -269,6 +269,40 @@ async fn stages_and_gateways_are_told_of_adapters_and_see_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stages_and_gateways_get_what_their_templates_give_and_stay_what_they_are() {
+    let world = world("");
+    let mut swarm = swarm(1, false).as_ref().clone();
+    let template = |team: &str| {
+        let template = json!({
+            "labels": {"team": team}, "priorityClassName": team, "runtimeClassName": team,
+            "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+            "volumes": [{"name": "extra", "emptyDir": {}}],
+            "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
+        });
+        Some(serde_json::from_value(template).unwrap())
+    };
+    swarm.spec.pools[0].pod_template = template("peers");
+    swarm.spec.gateway.pod_template = template("fronts");
+    world.reconcile(&Arc::new(swarm)).await.unwrap();
+    let pod = world.seen.bodies("PATCH pods/")[0].clone();
+    let deployment = world.seen.bodies("PATCH deployments/")[0].clone();
+    crate::testing::assert_typed::<Pod>(&pod);
+    crate::testing::assert_typed::<k8s_openapi::api::apps::v1::Deployment>(&deployment);
+    for (team, role, pod) in
+        [("peers", "stage", &pod), ("fronts", "gateway", &deployment["spec"]["template"])]
+    {
+        crate::testing::assert_restricted(&pod["spec"]);
+        let labels = &pod["metadata"]["labels"];
+        assert_eq!((&labels["team"], &labels["dunlin.dev/role"]), (&json!(team), &json!(role)));
+        assert_eq!(pod["spec"]["priorityClassName"], team);
+        let of = |list: &str, name: &str| {
+            pod["spec"][list].as_array().unwrap().iter().filter(|v| v["name"] == name).count()
+        };
+        assert_eq!((of("volumes", "extra"), of("volumes", "tls")), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pass_in_which_nothing_changed_writes_nothing() {
     let mut world = world("");
     let manifest = swarm(1, false);
@@ -479,6 +513,12 @@ async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
         ("Deployment", "smollm2-gateway", vec!["PATCH deployments/smollm2-gateway"]),
         ("PodDisruptionBudget", "smollm2-gateway", vec!["PATCH poddisruptionbudgets/smollm2-gateway"]),
         ("NetworkPolicy", "smollm2-stage", vec!["PATCH networkpolicies/smollm2-stage"]),
+        // It is read first: another operator may have published.
+        (
+            "ConfigMap",
+            "smollm2-topology",
+            vec!["GET configmaps/smollm2-topology", "PATCH configmaps/smollm2-topology"],
+        ),
         ("Secret", "smollm2-ca", vec!["PATCH secrets/smollm2-ca"]),
         (
             "Secret",
@@ -491,16 +531,7 @@ async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
             watcher::Event::Delete(child(kind, name, "somebody")),
         ] {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            world.context.caches.tell(
-                match kind {
-                    "Service" => "Service",
-                    "Deployment" => "Deployment",
-                    "PodDisruptionBudget" => "PodDisruptionBudget",
-                    "NetworkPolicy" => "NetworkPolicy",
-                    _ => "Secret",
-                },
-                &event,
-            );
+            world.context.caches.tell(kind, &event);
             world.seen.clear();
             world.reconcile(&manifest).await.unwrap();
             let calls = world.seen.calls();

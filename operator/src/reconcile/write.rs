@@ -172,6 +172,7 @@ async fn gateways(
         model: &desired.model,
         cache_bytes: desired.gateway_cache_bytes,
         resources: &desired.gateway_resources,
+        extra: &desired.gateway_extra,
         model_args: &desired.model_args,
         mounts: &desired.mounts,
         template: &desired.template,
