@@ -96,7 +96,13 @@ impl Context {
 }
 
 /// Memory per swarm, of one kind.
-pub struct Memories<M>(Mutex<BTreeMap<Trigger, (String, Arc<tokio::sync::Mutex<M>>)>>);
+pub struct Memories<M>(Mutex<BTreeMap<Trigger, Known<M>>>);
+
+/// That of the swarm with this UID.
+struct Known<M> {
+    uid: String,
+    memory: Arc<tokio::sync::Mutex<M>>,
+}
 
 impl<M> Default for Memories<M> {
     fn default() -> Self {
@@ -108,11 +114,12 @@ impl<M: Default> Memories<M> {
     /// That of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it go.
     pub fn of(&self, swarm: &Trigger, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = memories.entry(swarm.clone()).or_default();
-        if known.0 != uid {
-            *known = (uid.to_owned(), Arc::default());
+        let new = || Known { uid: uid.to_owned(), memory: Arc::default() };
+        let known = memories.entry(swarm.clone()).or_insert_with(new);
+        if known.uid != uid {
+            *known = new();
         }
-        Arc::clone(&known.1)
+        Arc::clone(&known.memory)
     }
 }
 

@@ -51,6 +51,7 @@ impl Making {
     }
 
     fn name(&mut self, owner: &Owner, pool: &str, generation: u64) -> String {
+        self.names.retain(|(_, of), _| *of == generation);
         let name = self.names.entry((pool.to_owned(), generation));
         name.or_insert_with(|| pod_name(&owner.name, pool, random())).clone()
     }

@@ -16,8 +16,10 @@ use super::{Trigger, swarm_of};
 /// Kind and name.
 pub type Key = (String, String);
 
-/// That something was deleted is remembered this long.
+/// That something was deleted is remembered this long,
 const DELETED_MAX: Duration = Duration::from_secs(60);
+/// and longer as long as it is not more than this.
+const DELETIONS_MAX: usize = 1024;
 /// A watch shows what was written within this long; an object that it then does not show, or shows as another, is another.
 const LAG_MAX: Duration = Duration::from_secs(30);
 /// Objects of kinds that are not watched are written again after this long.
@@ -50,6 +52,8 @@ pub(super) struct Children {
     of: BTreeMap<Trigger, BTreeMap<Key, Child>>,
     /// Kinds that are watched, and whether they have been listed once.
     kinds: BTreeMap<&'static str, bool>,
+    /// Deletions since those of long ago were forgotten.
+    deleted: usize,
     /// What is in the list that a watch begins anew with.
     listed: BTreeMap<&'static str, BTreeSet<(Trigger, String)>>,
 }
@@ -125,18 +129,28 @@ impl Children {
     }
 
     fn lose(&mut self, swarm: &Trigger, kind: &'static str, name: &str, now: Instant) -> bool {
+        self.deleted += 1;
+        if self.deleted > DELETIONS_MAX {
+            self.forget_deleted(now);
+        }
         let Some(objects) = self.of.get_mut(swarm) else { return false };
-        objects.retain(|_, child| child.version.is_some() || now.duration_since(child.seen) < DELETED_MAX);
         let lost =
             objects.get_mut(&(kind.to_owned(), name.to_owned())).filter(|child| child.version.is_some());
         let told = lost.is_some();
         if let Some(child) = lost {
             *child = Child { version: None, failure: None, seen: now };
         }
-        if objects.is_empty() {
-            self.of.remove(swarm);
-        }
         told
+    }
+
+    /// Forgets what was deleted long ago, and swarms of which nothing is left.
+    fn forget_deleted(&mut self, now: Instant) {
+        self.deleted = 0;
+        self.of.retain(|_, objects| {
+            objects
+                .retain(|_, child| child.version.is_some() || now.duration_since(child.seen) < DELETED_MAX);
+            !objects.is_empty()
+        });
     }
 }
 
@@ -153,8 +167,8 @@ impl Seen {
     pub fn is_another(&self, key: &Key, ours: &str, at: Instant, now: Instant) -> bool {
         let since = now.duration_since(at);
         match (self.kinds.get(key.0.as_str()), self.objects.get(key)) {
-            (None, _) => since >= UNWATCHED_MAX,
-            (Some(false), _) => false,
+            // Nobody watches it, or may.
+            (None | Some(false), _) => since >= UNWATCHED_MAX,
             (Some(true), Some(child)) if child.version.as_deref() == Some(ours) => false,
             // It may have been said of what was there before.
             (Some(true), Some(child)) => child.seen > at || since >= LAG_MAX,

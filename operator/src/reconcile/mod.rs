@@ -1,6 +1,7 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
 
 mod decide;
+mod facts;
 mod memory;
 #[cfg(test)]
 mod tests;
