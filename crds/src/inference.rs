@@ -4,12 +4,13 @@
 // Columns repeat keys such as `type_`; the lint takes them for one attribute.
 #![allow(clippy::duplicated_attributes)]
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::amount::ResourcesSpec;
+use crate::pod::PodTemplateSpec;
 use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
 
 /// A model and the pools of preemptible pods that serve it together.
@@ -50,7 +51,9 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     selectable = ".spec.model.name",
     selectable = ".spec.suspend",
     validation = Rule::new("!has(self.spec.adapters) || self.spec.adapters.all(a, a.name != (has(self.spec.model.name) ? self.spec.model.name : self.metadata.name))")
-        .message("the name of an adapter must not be that of the model")
+        .message("the name of an adapter must not be that of the model"),
+    validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name of a swarm is part of the names of its Services and pods: at most 48 characters a-z, 0-9 and '-', the first a letter, the last no '-'")
 )]
 #[x_kube(
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
@@ -59,7 +62,11 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
         .message("redundancy.shadows must be less than the number of peers in all pools together"),
     validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
-        .message("replicas must be at most peers.max of the first pool")
+        .message("replicas must be at most peers.max of the first pool"),
+    validation = Rule::new("!has(self.replicas) || self.replicas >= self.pools[0].peers.min")
+        .message("replicas must be at least peers.min of the first pool"),
+    validation = Rule::new("has(self.replicas) || self.pools.exists(p, p.peers.min > 0)")
+        .message("some pool needs peers: raise peers.min, or set replicas; suspend: true is the way to run nothing")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmSpec {
@@ -148,6 +155,7 @@ fn one() -> u32 {
 
 /// The pods that answer clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewaySpec {
     /// How many.
     #[serde(default = "two")]
@@ -155,12 +163,15 @@ pub struct GatewaySpec {
     pub replicas: u32,
     /// Requests and limits of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourceRequirements>,
+    pub resources: Option<ResourcesSpec>,
+    /// What their pods get beside what they need. A changed one rolls them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None }
+        Self { replicas: two(), resources: None, pod_template: None }
     }
 }
 

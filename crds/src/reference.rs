@@ -6,20 +6,10 @@ use std::fmt::Write;
 use serde_json::Value;
 
 /// Types of Kubernetes itself: named, with a link, instead of described. (path, words)
-const KUBERNETES: &[(&str, &str)] = &[
-    (
-        "spec.gateway.resources",
-        "[ResourceRequirements](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#resourcerequirements-v1-core)",
-    ),
-    (
-        "spec.trainers.resources",
-        "[ResourceRequirements](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#resourcerequirements-v1-core)",
-    ),
-    (
-        "status.conditions",
-        "list of [Condition](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#condition-v1-meta)",
-    ),
-];
+const KUBERNETES: &[(&str, &str)] = &[(
+    "status.conditions",
+    "list of [Condition](https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.33/#condition-v1-meta)",
+)];
 
 /// One field.
 #[derive(Default)]
@@ -131,6 +121,12 @@ fn fields(path: &str, node: &Value, out: &mut Vec<Field>, rules: &mut Vec<Rule>)
 }
 
 fn kind(node: &Value) -> String {
+    if node["x-kubernetes-int-or-string"] == true {
+        return "quantity".to_owned();
+    }
+    if node["x-kubernetes-preserve-unknown-fields"] == true {
+        return "object of Kubernetes".to_owned();
+    }
     let plain = node["type"].as_str().unwrap_or("any");
     match plain {
         "array" => format!("list of {}", kind(&node["items"])),

@@ -6,6 +6,9 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::amount::Amount;
+use crate::pod::PodTemplateSpec;
+
 /// Where the weights are: exactly one of the fields.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("has(self.http) != has(self.volume)").message("exactly one source must be given: http or volume"))]
@@ -25,7 +28,7 @@ pub struct HttpSource {
     /// `http://` or `https://`.
     #[schemars(length(max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
+        validation = Rule::new("self.matches('^https?://[^/?#]+')").message("url must start with http:// or https:// and name a host")
     )]
     pub url: String,
     /// SHA-256 of the file, not of a folder, in lowercase hex. Without it, whatever the URL serves is trusted.
@@ -73,12 +76,15 @@ pub struct PoolSpec {
     pub peers: PeersSpec,
     /// Labels that nodes must have. A label about the kind of capacity replaces what `capacityType` would add.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}))]
     pub node_selector: BTreeMap<String, String>,
     /// What computes.
     pub device: DeviceSpec,
     /// What a peer may use.
     pub memory: MemorySpec,
+    /// What its pods get beside what they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 /// Number of peers of a pool.
@@ -101,27 +107,33 @@ pub struct DeviceSpec {
 }
 
 /// Processor cores of a peer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 pub struct CpuSpec {
     /// Threads that compute.
     #[schemars(range(min = 1, max = 256))]
     pub cores: u32,
     /// CPU request of the pod as a quantity; `cores` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?m?$"))]
-    pub request: Option<String>,
+    #[x_kube(
+        validation = Rule::new("quantity(string(self)).compareTo(quantity('1m')) >= 0").message("cpu.request must be at least 1m")
+    )]
+    pub request: Option<Amount>,
 }
 
 /// What a peer may use.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 pub struct MemorySpec {
-    /// Main memory, such as `512Mi`: limit and request of the pod.
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
-    pub host: String,
+    /// Main memory, such as `512Mi`: limit and request of the pod. Below 16Mi no container starts.
+    #[x_kube(
+        validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.host must be at least 16Mi")
+    )]
+    pub host: Amount,
     /// Room for downloads on the node's disk, such as `10Gi`, which is the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16), regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
-    pub disk: Option<String>,
+    #[x_kube(
+        validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.disk must be at least 16Mi")
+    )]
+    pub disk: Option<Amount>,
 }
 
 /// Peers in all pools.

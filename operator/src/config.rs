@@ -24,6 +24,9 @@ pub struct Config {
     /// Watch nodes: spot markers, taints and readiness. Needs a ClusterRole.
     #[arg(long, env = "DUNLIN_WATCH_NODES", default_value_t = true, action = clap::ArgAction::Set)]
     pub watch_nodes: bool,
+    /// Watch names and versions of the Secrets of swarms: what is deleted comes back at once. Needs the right to list Secrets.
+    #[arg(long, env = "DUNLIN_WATCH_SECRETS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub watch_secrets: bool,
     /// Namespace of the operator: where its lease lives and which NetworkPolicies let in.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub namespace: String,

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use dunlin_wire::TlsFiles;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
-use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::apply::Applier;
@@ -23,9 +20,6 @@ use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
 use crate::peers::{Monitor, Role, Target};
 use crate::status::events::Happening;
 use crate::{reconcile, training};
-
-/// A pod that the watch has not shown for this long after its creation is gone.
-const UNSEEN_MAX: Duration = Duration::from_secs(30);
 
 /// What reconciliations share.
 pub struct Context {
@@ -62,10 +56,17 @@ impl Context {
     #[must_use]
     pub fn retry(&self, swarm: &Trigger, failure: &Error, attempt: u32) -> Action {
         let pause = failure.backoff(attempt, random());
-        let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
         let (kind, namespace, name) = (swarm.kind.name(), &swarm.namespace, &swarm.name);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        error!(kind, namespace, swarm = name, category = failure.category(), %failure, cause, pause_ms, "reconciliation failed");
+        error!(
+            kind,
+            namespace,
+            swarm = name,
+            category = failure.category(),
+            failure = failure.sentence(),
+            pause_ms,
+            "reconciliation failed"
+        );
         Action::requeue(pause)
     }
 
@@ -94,15 +95,14 @@ impl Context {
     }
 }
 
-/// A failure with its cause, for the status.
-#[must_use]
-pub fn told(failure: &Error) -> String {
-    let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
-    format!("{failure}: {cause}")
-}
-
 /// Memory per swarm, of one kind.
-pub struct Memories<M>(Mutex<BTreeMap<Trigger, Arc<tokio::sync::Mutex<M>>>>);
+pub struct Memories<M>(Mutex<BTreeMap<Trigger, Known<M>>>);
+
+/// That of the swarm with this UID.
+struct Known<M> {
+    uid: String,
+    memory: Arc<tokio::sync::Mutex<M>>,
+}
 
 impl<M> Default for Memories<M> {
     fn default() -> Self {
@@ -111,10 +111,15 @@ impl<M> Default for Memories<M> {
 }
 
 impl<M: Default> Memories<M> {
-    /// That of `swarm`.
-    pub fn of(&self, swarm: &Trigger) -> Arc<tokio::sync::Mutex<M>> {
+    /// That of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it go.
+    pub fn of(&self, swarm: &Trigger, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(memories.entry(swarm.clone()).or_default())
+        let new = || Known { uid: uid.to_owned(), memory: Arc::default() };
+        let known = memories.entry(swarm.clone()).or_insert_with(new);
+        if known.uid != uid {
+            *known = new();
+        }
+        Arc::clone(&known.memory)
     }
 }
 
@@ -122,25 +127,6 @@ impl<M> Memories<M> {
     /// Drops that of `swarm`.
     pub fn forget(&self, swarm: &Trigger) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
-    }
-}
-
-/// Pods just created, until the watch shows them.
-#[derive(Default)]
-pub struct Created(Vec<(Pod, Instant)>);
-
-impl Created {
-    /// `pod` has just been created.
-    pub fn push(&mut self, pod: Pod, now: Instant) {
-        self.0.push((pod, now));
-    }
-
-    /// Those that the watch has not shown yet; the others are forgotten.
-    pub fn unseen(&mut self, caches: &Caches, namespace: &str, now: Instant) -> Vec<Pod> {
-        self.0.retain(|(pod, at)| {
-            !caches.has_pod(namespace, &pod.name_any()) && now.duration_since(*at) < UNSEEN_MAX
-        });
-        self.0.iter().map(|(pod, _)| pod.clone()).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PoolSpec};
+use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -52,6 +52,8 @@ pub struct Desired {
     pub gateway_cache_bytes: u64,
     /// Resources of a gateway container.
     pub gateway_resources: Value,
+    /// What gateways get beside what they need.
+    pub gateway_extra: PodTemplateSpec,
     /// Nothing should run.
     pub suspended: bool,
 }
@@ -96,7 +98,8 @@ impl Desired {
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
             gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
-            gateway_resources: json!(spec.gateway.resources),
+            gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
+            gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
             pools,
             suspended,
         }
@@ -154,6 +157,7 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
                 threads: cpu.cores,
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+                extra: pool.pod_template.clone().unwrap_or_default(),
             },
         }
     });

@@ -1,6 +1,8 @@
 //! One term of leadership: everything that writes lives and dies with it.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +10,8 @@ use futures::{Stream, StreamExt, TryFuture, stream};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::reflector::{ObjectRef, store};
+use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -95,7 +97,13 @@ async fn control<K, F>(
     let api: Api<K> =
         if namespace.is_empty() { Api::all(client) } else { Api::namespaced(client, namespace) };
     let config = ControllerConfig::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
-    Controller::new(api, watcher::Config::default())
+    let (swarms, writer) = store();
+    let mut asked = Asked::default();
+    let news = watcher(api, watcher::Config::default())
+        .default_backoff()
+        .reflect(writer)
+        .filter_map(move |event| std::future::ready(event.map(|event| asked.news(event)).transpose()));
+    Controller::for_stream(news, swarms)
         .with_config(config)
         .reconcile_on(references(kind, triggers.subscribe()))
         .run(reconcile, retry, Arc::clone(context))
@@ -111,6 +119,31 @@ async fn control<K, F>(
             std::future::ready(())
         })
         .await;
+}
+
+/// What was last seen of each swarm that is worth a reconciliation: all but its status, which we write ourselves.
+#[derive(Default)]
+struct Asked(BTreeMap<(Option<String>, Option<String>), u64>);
+
+impl Asked {
+    /// The swarm of `event` if anything about it is new.
+    fn news<K: Resource>(&mut self, event: watcher::Event<K>) -> Option<K> {
+        match event {
+            watcher::Event::Apply(swarm) | watcher::Event::InitApply(swarm) => {
+                let meta = swarm.meta();
+                let mut hasher = DefaultHasher::new();
+                (&meta.uid, meta.generation, &meta.labels, &meta.annotations).hash(&mut hasher);
+                meta.deletion_timestamp.is_some().hash(&mut hasher);
+                let (key, now) = ((meta.namespace.clone(), meta.name.clone()), hasher.finish());
+                (self.0.insert(key, now) != Some(now)).then_some(swarm)
+            }
+            watcher::Event::Delete(swarm) => {
+                self.0.remove(&(swarm.meta().namespace.clone(), swarm.meta().name.clone()));
+                Some(swarm)
+            }
+            watcher::Event::Init | watcher::Event::InitDone => None,
+        }
+    }
 }
 
 /// Triggers as the controller takes them. Those missed because there were too many come again with the periodic look at each swarm.
@@ -133,4 +166,37 @@ where
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_crds::InferenceSwarm;
+    use serde_json::json;
+    use watcher::Event;
+
+    use super::*;
+
+    fn swarm(uid: &str, generation: i64, ready: &str) -> InferenceSwarm {
+        let value = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m", "namespace": "default", "uid": uid, "generation": generation},
+            "spec": {"model": {"source": {"http": {"url": "http://models/m.gguf"}}}, "pools": []},
+            "status": {"model": ready},
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn our_own_status_writes_do_not_wake_us() {
+        let mut asked = Asked::default();
+        let mut wakes = |event| asked.news(event).is_some();
+        assert!(wakes(Event::Apply(swarm("1", 1, "a"))));
+        assert!(!wakes(Event::Apply(swarm("1", 1, "b"))), "a status");
+        assert!(!wakes(Event::InitApply(swarm("1", 1, "b"))), "the watch begins anew");
+        assert!(wakes(Event::Apply(swarm("1", 2, "b"))), "an edit");
+        assert!(wakes(Event::Apply(swarm("2", 2, "b"))), "another swarm of the name");
+        assert!(wakes(Event::Delete(swarm("2", 2, "b"))));
+        assert!(wakes(Event::Apply(swarm("2", 2, "b"))));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
 //! * [`convert`] the manifest in numbers · [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
-//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`context`] what both kinds share
+//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods · [`context`] what both kinds share
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
 
@@ -15,6 +15,7 @@ mod health;
 mod labels;
 mod lead;
 mod lease;
+mod making;
 mod metrics;
 mod observe;
 mod peers;
@@ -58,8 +59,12 @@ async fn main() -> Result<()> {
     let (leader, mut leading) = watch::channel(false);
     let (triggers, _) = broadcast::channel(TRIGGERS_MAX);
 
-    let (caches, watches) =
-        observe::run(&client, &config.watch_namespace, config.watch_nodes, triggers.clone());
+    let scope = observe::Scope {
+        namespace: config.watch_namespace.clone(),
+        nodes: config.watch_nodes,
+        secrets: config.watch_secrets,
+    };
+    let (caches, watches) = observe::run(&client, &scope, triggers.clone());
     // One task waits for the caches and tells everybody: of several waiters on one store only the last is woken.
     let (sync, synced) = watch::channel(false);
     let wait_for_caches = {
@@ -71,7 +76,9 @@ async fn main() -> Result<()> {
         }
     };
     let health = Health { metrics: Arc::clone(&metrics), synced: synced.clone() };
-    let leases = Api::namespaced(client.clone(), &config.namespace);
+    // A connection of its own: the lease does not wait behind what a slow API server has not answered yet.
+    let leases = Client::try_default().await.context("no kubeconfig and no ServiceAccount")?;
+    let leases = Api::namespaced(leases, &config.namespace);
     let elector = Elector::new(leases, labels::MANAGER, &config.identity);
     let address = config.http;
     let parts = lead::Parts {

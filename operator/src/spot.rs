@@ -25,9 +25,9 @@ const NOTICES: &[&str] = &[
     "node.kubernetes.io/out-of-service",
 ];
 
-/// How long a pod may stay bound to a node that Kubernetes finds not ready or unreachable, in seconds. Short: the operator replaces the
-/// peer long before, this only tidies up.
-const UNREACHABLE_S: i64 = 2;
+/// How long a pod stays bound to a node that Kubernetes finds not ready or unreachable, in seconds; as long as any pod's, by default. A node that
+/// reports late may serve well: that a peer is lost is decided by its silence, and the operator deletes it then.
+const UNREACHABLE_S: i64 = 300;
 
 /// Whether node labels mark a preemptible node.
 #[must_use]
@@ -164,5 +164,12 @@ mod tests {
     fn on_demand_pods_do_not_tolerate_spot_taints() {
         assert_eq!(tolerations(false).len(), 2);
         assert_eq!(tolerations(true).len(), 2 + MARKERS.len());
+    }
+
+    #[test]
+    fn a_node_that_reports_late_does_not_cost_its_peers() {
+        for toleration in &tolerations(false) {
+            assert_eq!(toleration["tolerationSeconds"], 300, "the default of every pod");
+        }
     }
 }

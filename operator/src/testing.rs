@@ -42,6 +42,7 @@ pub fn pool(name: &str, spot: bool) -> PoolTemplate {
         threads: 1,
         memory_bytes: 512 << 20,
         disk_bytes: 1 << 30,
+        extra: Default::default(),
     }
 }
 
@@ -105,6 +106,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         gateways: 2,
         gateway_cache_bytes: 1 << 30,
         gateway_resources: serde_json::json!({}),
+        gateway_extra: Default::default(),
         suspended: false,
     }
 }
@@ -122,6 +124,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         zone: String::new(),
         ip: Some("10.0.0.1".into()),
         phase: crate::observe::Phase::Running,
+        blocked: None,
         ready: false,
         unplaced: false,
         deleting: false,
@@ -196,7 +199,11 @@ pub async fn described(request: http::Request<Body>) -> (String, Value) {
     let method = request.method().clone();
     let bytes = request.into_body().collect_bytes().await.unwrap();
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    (format!("{method} {}", path[at..].join("/")), body)
+    let mut path = path[at..].join("/");
+    if method == http::Method::POST {
+        path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap_or_default());
+    }
+    (format!("{method} {path}"), body)
 }
 
 /// Calls without names.
@@ -206,4 +213,15 @@ pub fn kinds(calls: &[String]) -> Vec<String> {
         format!("{method} {}", path.split('/').next().unwrap())
     };
     calls.iter().map(kind).collect()
+}
+
+/// What kstatus makes of an object with these conditions, of which the generation is observed: its rules for kinds that it does not know.
+pub fn kstatus(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> &'static str {
+    let is = |kind: &str, status: &str| conditions.iter().any(|c| c.type_ == kind && c.status == status);
+    match () {
+        () if is("Reconciling", "True") => "InProgress",
+        () if is("Stalled", "True") => "Failed",
+        () if is("Ready", "False") || is("Ready", "Unknown") => "InProgress",
+        () => "Current",
+    }
 }

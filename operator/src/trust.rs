@@ -3,23 +3,20 @@
 use std::sync::Arc;
 
 use dunlin_wire::{Authority, Role, TlsFiles};
-use k8s_openapi::api::core::v1::Pod;
-use kube::Resource;
-use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::apply::certificates::{
-    CertificateError, authority_secret, generate, leaf_secret, load, operator_names,
-};
-use crate::apply::{Applier, hand_to_pod};
-use crate::context::Created;
+use crate::apply::certificates::{CertificateError, authority_secret, generate, load, operator_names};
+use crate::apply::holds::Key;
+use crate::apply::{Applied, Applier};
 use crate::error::Error;
-use crate::labels::{Owner, leaf};
+use crate::labels::Owner;
+use crate::observe::version;
 
 /// The authority of a swarm and our own certificate from it.
+#[derive(Clone)]
 pub struct Trust {
     /// Signs leaves.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// Who we are to workers.
     pub identity: Arc<TlsFiles>,
 }
@@ -29,18 +26,35 @@ impl Trust {
     ///
     /// # Errors
     /// When the API server does not answer, or its Secret cannot be used.
-    pub async fn restore(owner: &Owner, applier: &Applier) -> Result<Self, Error> {
+    pub async fn restore(owner: &Owner, applier: &Applier, applied: &mut Applied) -> Result<Self, Error> {
+        let key = authority_key(owner);
+        applied.holds.check(&key, 0, Instant::now())?;
         let found = applier.secret(&owner.namespace, &owner.authority()).await?;
-        let authority = match found {
-            Some(secret) => load(owner, &secret.data.unwrap_or_default())?,
+        let secret = match found {
+            Some(secret) => secret,
             None => {
-                let ours = generate(owner)?;
-                let there = applier.create_or_get(&authority_secret(owner, &ours)).await?;
-                load(owner, &there.data.unwrap_or_default())?
+                let ours = generate(owner).map_err(Arc::new)?;
+                let went = applier.create_or_get(&authority_secret(owner, &ours)).await;
+                applied.holds.note(key.clone(), 0, went, Instant::now())?
             }
         };
+        let authority = load(owner, &secret.data.unwrap_or_default()).map_err(Arc::new)?;
+        applied.found(key, version(&secret.metadata), Instant::now());
         let identity = issue(&authority, Role::Operator, &operator_names(owner))?;
-        Ok(Self { authority, identity: Arc::new(identity) })
+        Ok(Self { authority: Arc::new(authority), identity: Arc::new(identity) })
+    }
+
+    /// Puts the authority's Secret back, which somebody has changed or deleted: all pods have certificates of this one.
+    ///
+    /// # Errors
+    /// The API server's refusal, the last one as long as it rests.
+    pub async fn keep(&self, owner: &Owner, applier: &Applier, applied: &mut Applied) -> Result<(), Error> {
+        let key = authority_key(owner);
+        applied.holds.check(&key, 0, Instant::now())?;
+        let went = applier.apply(&authority_secret(owner, &self.authority)).await;
+        let made = applied.holds.note(key.clone(), 0, went, Instant::now())?;
+        applied.found(key, version(&made.metadata), Instant::now());
+        Ok(())
     }
 
     /// A certificate with `role` for `names`.
@@ -50,34 +64,13 @@ impl Trust {
     pub fn issue(&self, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
         issue(&self.authority, role, names)
     }
+}
 
-    /// Makes a worker pod called `name`, labelled `label`, and its certificate with `role` for `names`. The certificate is there before the pod,
-    /// and goes with it. The pod is in `created` even when what comes after it fails.
-    ///
-    /// # Errors
-    /// The API server's refusal.
-    pub async fn create_pod(
-        &self,
-        owner: &Owner,
-        (name, label, role): (&str, &str, Role),
-        names: &[String],
-        manifest: &Value,
-        applier: &Applier,
-        created: &mut Created,
-    ) -> Result<(), Error> {
-        let mut secret = leaf_secret(owner, &leaf(name), label, &self.issue(role, names)?);
-        applier.apply(&secret).await?;
-        let made = applier.apply(manifest).await?;
-        let pod: Pod = serde_json::to_value(&made)
-            .and_then(serde_json::from_value)
-            .map_err(|source| Error::Json { what: "the created pod", source })?;
-        created.push(pod, Instant::now());
-        hand_to_pod(&mut secret, made.meta());
-        applier.apply(&secret).await?;
-        Ok(())
-    }
+/// The Secret with the authority.
+pub fn authority_key(owner: &Owner) -> Key {
+    ("Secret".to_owned(), owner.authority())
 }
 
 fn issue(authority: &Authority, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
-    Ok(authority.issue(role, names).map_err(CertificateError::from)?)
+    Ok(authority.issue(role, names).map_err(|failure| Arc::new(CertificateError::from(failure)))?)
 }

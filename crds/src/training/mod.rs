@@ -10,7 +10,6 @@ pub mod model;
 pub mod optimizer;
 pub mod status;
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,6 +19,8 @@ pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, Trai
 pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
 
+use crate::amount::ResourcesSpec;
+use crate::pod::PodTemplateSpec;
 use crate::shared::{HttpSource, PoolSpec, VolumeSource};
 
 /// A model and the pools of preemptible pods that train it together.
@@ -62,7 +63,9 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
         priority = 1
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    selectable = ".spec.suspend"
+    selectable = ".spec.suspend",
+    validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name of a swarm is part of the names of its Services and pods: at most 48 characters a-z, 0-9 and '-', the first a letter, the last no '-'")
 )]
 #[x_kube(
     validation = Rule::new("self.model == oldSelf.model").message("model cannot change: another model is another TrainingSwarm"),
@@ -89,6 +92,8 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
     validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
     validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
         .message("replicas must be at most peers.max of the first pool"),
+    validation = Rule::new("!has(self.replicas) || self.replicas >= self.pools[0].peers.min")
+        .message("replicas must be at least peers.min of the first pool"),
     validation = Rule::new("(has(self.replicas) ? self.replicas - self.pools[0].peers.min : 0) + self.pools.map(p, p.peers.min).sum() >= self.stages")
         .message("the pools need at least one peer for each stage: raise peers.min (or replicas), or lower stages")
 )]
@@ -134,6 +139,9 @@ pub struct TrainingSwarmSpec {
     /// The pods that read the data and drive it through the stages.
     #[serde(default)]
     pub trainers: TrainersSpec,
+    /// The pod that keeps the ledger of the run.
+    #[serde(default)]
+    pub conductor: ConductorSpec,
     /// How numbers travel.
     #[serde(default)]
     pub wire: WireSpec,
@@ -198,6 +206,7 @@ pub enum TokenizerKind {
 
 /// The pods that read the data and drive it through the stages. They hold no weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainersSpec {
     /// How many. With two, the loss of one costs nothing: its microbatches go to the other.
     #[serde(default = "two")]
@@ -205,12 +214,24 @@ pub struct TrainersSpec {
     pub replicas: u32,
     /// Requests and limits of each; 100m of CPU and 512Mi of memory when absent. It holds all tokens of the data, 4 bytes each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resources: Option<ResourceRequirements>,
+    pub resources: Option<ResourcesSpec>,
+    /// What their pods get beside what they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
+}
+
+/// The pod that keeps the ledger of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConductorSpec {
+    /// What it gets beside what it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplateSpec>,
 }
 
 impl Default for TrainersSpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None }
+        Self { replicas: two(), resources: None, pod_template: None }
     }
 }
 
@@ -313,7 +334,7 @@ pub struct HttpDestination {
     /// `http://` or `https://`; of this run alone.
     #[schemars(length(max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("url must start with http:// or https://")
+        validation = Rule::new("self.matches('^https?://[^/?#]+')").message("url must start with http:// or https:// and name a host")
     )]
     pub url: String,
     /// Name of a Secret in the namespace of the swarm whose keys are names of headers, and go with every request: `Authorization`, say. It may
@@ -331,7 +352,7 @@ pub struct S3Destination {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(
-        validation = Rule::new("self.startsWith('http://') || self.startsWith('https://')").message("endpoint must start with http:// or https://")
+        validation = Rule::new("self.matches('^https?://[^/?#]+')").message("endpoint must start with http:// or https:// and name a host")
     )]
     pub endpoint: Option<String>,
     /// Region that requests are signed for.

@@ -145,7 +145,7 @@ fn next_commands(args: &Args, swarm: &Swarm<'_>) -> Result<()> {
     println!("  {kubeconfig}");
     println!("  {kubectl} get isw,pods -o wide");
     println!("  {kubectl} explain inferenceswarm.spec");
-    println!("  {kubectl} scale isw {} --replicas 2", swarm.name);
+    println!("  {kubectl} scale isw {} --replicas 4", swarm.name);
     println!("  curl {url}/v1/chat/completions -H 'content-type: application/json' \\");
     println!(
         "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",

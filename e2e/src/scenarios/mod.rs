@@ -8,6 +8,7 @@ mod capacity;
 mod clients;
 mod loss;
 mod manifests;
+mod manners;
 mod outage;
 mod training;
 
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
     scenarios.extend(manifests::scenarios());
+    scenarios.extend(manners::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
     scenarios
@@ -101,10 +103,11 @@ impl Bench<'_> {
     /// When it does not heal in time.
     pub fn heal(&self) -> Result<()> {
         heal(self.cluster)?;
-        deploy::apply_example(self.cluster, "smollm2.yaml")?;
-        // The manifest leaves `replicas` to `kubectl scale`: what a scenario has set there stays.
+        // The manifest leaves `replicas` to `kubectl scale`: what a scenario has set there stays, and must not be less than the manifest's
+        // least.
         let count = format!("--replicas={PEERS}");
         self.cluster.kubectl(&["scale", "inferenceswarm", &self.swarm.name, &count])?;
+        deploy::apply_example(self.cluster, "smollm2.yaml")?;
         self.swarm.wait_whole(PEERS)
     }
 }

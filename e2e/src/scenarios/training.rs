@@ -218,7 +218,7 @@ fn short(bench: &Bench<'_>) -> Result<()> {
         bench.cluster.kubectl(&["patch", "trainingswarm", BIBLE.name, "--type=merge", "-p", &patch])
     };
     suspend(true)?;
-    training.wait_condition("Ready", "False", "Suspended", LIMIT)?;
+    training.wait_condition("Ready", "True", "Suspended", LIMIT)?;
     let status = training.status()?;
     ensure!(
         status["lastCheckpoint"]["step"] == status["step"],

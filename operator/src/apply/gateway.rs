@@ -1,8 +1,10 @@
 //! Gateways: Deployment, Service and PodDisruptionBudget.
 
+use dunlin_crds::PodTemplateSpec;
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
+use crate::apply::passthrough;
 use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, ROLE_GATEWAY, TEMPLATE, leaf};
 use crate::spot;
@@ -21,6 +23,8 @@ pub struct Gateway<'a> {
     pub replicas: u32,
     /// Container resources as Kubernetes writes them.
     pub resources: &'a Value,
+    /// What they get beside what they need.
+    pub extra: &'a PodTemplateSpec,
     /// The name clients ask for.
     pub model: &'a str,
     /// Size limit of what it downloads, in bytes.
@@ -101,6 +105,8 @@ impl Gateway<'_> {
         for mount in self.mounts {
             mount.add(&mut spec);
         }
+        let mut template = json!({"metadata": {"labels": labels}, "spec": spec});
+        passthrough::add(self.extra, &mut template);
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -110,7 +116,7 @@ impl Gateway<'_> {
                 "revisionHistoryLimit": 2,
                 "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": {"metadata": {"labels": labels}, "spec": spec},
+                "template": template,
             },
         })
     }
@@ -159,6 +165,7 @@ mod tests {
             image: &image,
             replicas: 2,
             resources: &resources,
+            extra: &PodTemplateSpec::default(),
             model: "m",
             cache_bytes: 1 << 30,
             model_args: &[],

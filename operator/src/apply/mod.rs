@@ -1,11 +1,13 @@
 //! Writes what a plan asks for: server-side apply with one field manager, only where something changed.
 //!
-//! * [`pods`], [`gateway`], [`network`], [`certificates`], [`topology`] build manifests and do no IO
-//! * [`Applier`] sends them
+//! * [`pods`], [`gateway`], [`network`], [`certificates`], [`topology`], [`passthrough`] build manifests and do no IO
+//! * [`Applier`] sends them · [`holds`] what failed rests before it is sent again
 
 pub mod certificates;
 pub mod gateway;
+pub mod holds;
 pub mod network;
+pub mod passthrough;
 pub mod pods;
 pub mod topology;
 
@@ -22,35 +24,62 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
+use crate::apply::holds::{Holds, Key};
 use crate::error::Error;
 use crate::labels::MANAGER;
 use crate::metrics::Metrics;
+use crate::observe::{Seen, version};
 
 /// Deadline of one call.
 const CALL: Duration = Duration::from_secs(10);
-/// An unchanged object is written again after this long: what somebody else changed or deleted comes back.
-const REFRESH: Duration = Duration::from_secs(300);
+/// An unchanged object is written again after this long, whatever the watches say.
+const REFRESH: Duration = Duration::from_secs(3600);
 
-/// What was written last, by kind and name.
+/// What was written last, by kind and name, and what could not be.
 #[derive(Default)]
-pub struct Applied(BTreeMap<(String, String), (u64, Instant)>);
+pub struct Applied {
+    written: BTreeMap<Key, Written>,
+    /// Writes that failed.
+    pub holds: Holds,
+}
+
+/// One object as it was written.
+struct Written {
+    fingerprint: u64,
+    /// What it became.
+    version: String,
+    at: Instant,
+}
 
 impl Applied {
     /// Whether `object` differs from what was written, or was written long ago.
     #[must_use]
     pub fn is_due(&self, object: &Value, now: Instant) -> bool {
-        self.0
-            .get(&key(object))
-            .is_none_or(|(hash, at)| *hash != fingerprint(object) || now.duration_since(*at) >= REFRESH)
+        self.written.get(&key(object)).is_none_or(|written| {
+            written.fingerprint != fingerprint(object) || now.duration_since(written.at) >= REFRESH
+        })
     }
 
-    /// `object` has just been written.
-    pub fn remember(&mut self, object: &Value, now: Instant) {
-        self.0.insert(key(object), (fingerprint(object), now));
+    /// `object` has just been written, and has become `version`.
+    pub fn remember(&mut self, object: &Value, version: String, now: Instant) {
+        self.written.insert(key(object), Written { fingerprint: fingerprint(object), version, at: now });
+    }
+
+    /// The object `key`, of which only somebody else's writes matter, has just been found or made like this.
+    pub fn found(&mut self, key: Key, version: String, now: Instant) {
+        self.written.insert(key, Written { fingerprint: 0, version, at: now });
+    }
+
+    /// Forgets what somebody else has changed or deleted since, and says what that is.
+    pub fn forget_touched(&mut self, seen: &Seen, now: Instant) -> Vec<Key> {
+        let touched = self.written.iter().filter(|(key, w)| seen.is_another(key, &w.version, w.at, now));
+        let touched: Vec<Key> = touched.map(|(key, _)| key.clone()).collect();
+        self.written.retain(|key, _| !touched.contains(key));
+        touched
     }
 }
 
-fn key(object: &Value) -> (String, String) {
+fn key(object: &Value) -> Key {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     (text(&object["kind"]), text(&object["metadata"]["name"]))
 }
@@ -75,17 +104,53 @@ impl Applier {
         Self { client, metrics }
     }
 
-    /// Applies `object` unless it was written like this a short while ago.
+    /// Applies `object` unless it was written like this a short while ago, or could not be.
     ///
     /// # Errors
-    /// The API server's refusal.
+    /// The API server's refusal, the last one as long as it rests.
     pub async fn ensure(&self, applied: &mut Applied, object: &Value) -> Result<(), Error> {
         let now = Instant::now();
         if applied.is_due(object, now) {
-            self.apply(object).await?;
-            applied.remember(object, now);
+            let (key, of) = (key(object), fingerprint(object));
+            applied.holds.check(&key, of, now)?;
+            let went = self.apply(object).await;
+            let written = applied.holds.note(key, of, went, Instant::now())?;
+            applied.remember(object, version(&written.metadata), Instant::now());
         }
         Ok(())
+    }
+
+    /// Makes the pod of `manifest`. Its name is chosen anew for each pod, so it is left out of the API server's words: they then stay the same
+    /// as long as the reason does.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn create_pod(&self, manifest: &Value) -> Result<Pod, Error> {
+        let (_, name) = key(manifest);
+        let api: Api<Pod> = Api::namespaced(
+            self.client.clone(),
+            manifest["metadata"]["namespace"].as_str().unwrap_or_default(),
+        );
+        let params = PatchParams::apply(MANAGER).force();
+        let made = call("create a pod".into(), api.patch(&name, &params, &Patch::Apply(manifest))).await;
+        let pod = made.map_err(|failure| nameless(failure, &name))?;
+        self.metrics.applied.inc();
+        Ok(pod)
+    }
+
+    /// Creates the Secret `object`; one of its name is as good.
+    ///
+    /// # Errors
+    /// The API server's refusal.
+    pub async fn create_secret(&self, object: &Value) -> Result<(), Error> {
+        let secret: Secret =
+            serde_json::from_value(object.clone()).map_err(|source| Error::json("a Secret", source))?;
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace().unwrap_or_default());
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match call("create the Secret of a pod".into(), api.create(&params, &secret)).await {
+            Err(Error::Api { source, .. }) if is_code(&source, 409) => Ok(()),
+            other => other.map(drop).map_err(|failure| nameless(failure, &secret.name_any())),
+        }
     }
 
     /// Applies `object` and returns what the server made of it.
@@ -102,11 +167,11 @@ impl Applier {
         Ok(written)
     }
 
-    /// Publishes `object` on top of what was `version`, `None` when there was nothing; returns the version that it became.
+    /// Publishes `object` on top of what was `version`, `None` when there was nothing; returns what it became.
     ///
     /// # Errors
     /// A conflict when somebody else has published since; the API server's refusal.
-    pub async fn publish(&self, object: &Value, version: Option<&str>) -> Result<Option<String>, Error> {
+    pub async fn publish(&self, object: &Value, version: Option<&str>) -> Result<ObjectMeta, Error> {
         let (kind, name) = key(object);
         let api = self.dynamic(object);
         let action = format!("publish {kind} {name}");
@@ -114,7 +179,7 @@ impl Applier {
             None => {
                 let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
                 let object = serde_json::from_value(object.clone())
-                    .map_err(|source| Error::Json { what: "the topology", source })?;
+                    .map_err(|source| Error::json("the topology", source))?;
                 call(action, api.create(&params, &object)).await?
             }
             Some(version) => {
@@ -125,7 +190,7 @@ impl Applier {
             }
         };
         self.metrics.applied.inc();
-        Ok(written.metadata.resource_version)
+        Ok(written.metadata)
     }
 
     /// Creates the Secret `object`, or returns the one that is there: whoever comes first makes the authority.
@@ -134,8 +199,8 @@ impl Applier {
     /// The API server's refusal.
     pub async fn create_or_get(&self, object: &Value) -> Result<Secret, Error> {
         let (_, name) = key(object);
-        let secret: Secret = serde_json::from_value(object.clone())
-            .map_err(|source| Error::Json { what: "a Secret", source })?;
+        let secret: Secret =
+            serde_json::from_value(object.clone()).map_err(|source| Error::json("a Secret", source))?;
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace().unwrap_or_default());
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         match call(format!("create Secret {name}"), api.create(&params, &secret)).await {
@@ -212,18 +277,34 @@ pub async fn call<T>(
 ) -> Result<T, Error> {
     match timeout(CALL, future).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(Error::Api { action, source: Box::new(source) }),
+        Ok(Err(source)) => Err(Error::api(action, source)),
         Err(_) => Err(Error::Timeout { action, limit_s: CALL.as_secs() }),
     }
 }
 
+/// `failure` without the random end of `name`, which the API server repeats.
+fn nameless(failure: Error, name: &str) -> Error {
+    let stem = name.rsplit_once('-').map_or(name, |(stem, _)| stem);
+    match failure {
+        Error::Api { action, source, attempt } => match source.as_ref() {
+            kube::Error::Api(status) => {
+                let mut status = status.clone();
+                status.message = status.message.replace(name, &format!("{stem}-…"));
+                Error::Api { action, source: Arc::new(kube::Error::Api(status)), attempt }
+            }
+            _ => Error::Api { action, source, attempt },
+        },
+        other => other,
+    }
+}
+
 /// Makes the pod an object's only owner, so that the object goes with it.
-pub fn hand_to_pod(object: &mut Value, pod: &ObjectMeta) {
+pub fn hand_to_pod(object: &mut Value, name: &str, uid: &str) {
     object["metadata"]["ownerReferences"] = serde_json::json!([{
         "apiVersion": "v1",
         "kind": "Pod",
-        "name": pod.name,
-        "uid": pod.uid,
+        "name": name,
+        "uid": uid,
     }]);
 }
 
@@ -240,7 +321,7 @@ mod tests {
         let changed = json!({"kind": "Service", "metadata": {"name": "a"}, "spec": {"x": 2}});
         let now = Instant::now();
         assert!(applied.is_due(&object, now));
-        applied.remember(&object, now);
+        applied.remember(&object, String::new(), now);
         assert!(!applied.is_due(&object, now));
         assert!(applied.is_due(&changed, now));
         assert!(applied.is_due(&object, now + REFRESH));

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use dunlin_crds::PodTemplateSpec;
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
+use crate::apply::passthrough;
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
 use crate::spot;
 
@@ -47,6 +49,8 @@ pub struct PoolTemplate {
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
+    /// What pods get beside what they need.
+    pub extra: PodTemplateSpec,
 }
 
 impl PoolTemplate {
@@ -209,7 +213,9 @@ impl WorkerPod<'_> {
         for mount in &self.mounts {
             mount.add(&mut spec);
         }
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        passthrough::add(&self.pool.extra, &mut pod);
+        pod
     }
 }
 

@@ -1,15 +1,18 @@
 //! What the cluster looks like: caches fed by watches, and one immutable [`SwarmView`] per swarm made from them.
 
+mod children;
 mod nodes;
 mod pods;
 mod watches;
 
-pub use pods::{NodeView, Phase, WorkerView, node, worker};
-pub use watches::{Caches, Trigger, run};
+pub use children::{Seen, version};
+pub use pods::{Blocked, NodeView, Phase, WorkerView, node, worker};
+pub use watches::{Caches, Scope, Trigger, run};
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 
 use crate::labels::{
@@ -17,7 +20,7 @@ use crate::labels::{
 };
 
 /// A gateway pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GatewayView {
     /// Pod name.
     pub name: String,
@@ -27,8 +30,14 @@ pub struct GatewayView {
     pub running: bool,
     /// Ready condition.
     pub ready: bool,
+    /// What keeps it from running.
+    pub blocked: Option<Blocked>,
     /// Its certificate says its role: without, stages that ask for one do not talk to it.
     pub has_role: bool,
+    /// Pod UID.
+    pub uid: String,
+    /// Its node does not confirm deletions.
+    pub node_gone: bool,
 }
 
 /// One swarm as the cluster shows it at one moment.
@@ -42,23 +51,46 @@ pub struct SwarmView {
     pub conductors: BTreeMap<String, WorkerView>,
     /// Trainers by name.
     pub trainers: BTreeMap<String, WorkerView>,
+    /// Why the gateways' Deployment gets no pods, if it gets none.
+    pub gateways_refused: Option<String>,
+    /// Pods of the swarm without the labels of such: nobody sees them, so they go.
+    pub strays: Vec<Stray>,
     /// Some node of the cluster carries a spot marker.
     pub spot_nodes_marked: bool,
 }
 
+/// A pod that the swarm owns and that lost its labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// Pod name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// Its node does not confirm deletions.
+    pub node_gone: bool,
+}
+
 impl SwarmView {
-    /// The view made from all pods with the swarm's label and the nodes, by name.
+    /// The view made from all pods of a swarm and the nodes, by name.
     #[must_use]
     pub fn new<'a>(pods: impl Iterator<Item = &'a Pod>, nodes: &BTreeMap<String, NodeView>) -> Self {
         let mut view = Self { spot_nodes_marked: nodes.values().any(|n| n.spot), ..Self::default() };
         for pod in pods {
             let node = pod.spec.as_ref().and_then(|s| nodes.get(s.node_name.as_deref()?));
+            if is_stray(pod) {
+                if pod.metadata.deletion_timestamp.is_none() {
+                    let node_gone = node.is_some_and(|n| !n.ready);
+                    let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+                    view.strays.push(Stray { name, uid, node_gone });
+                }
+                continue;
+            }
             let crew = match pod.labels().get(ROLE).map(String::as_str) {
                 Some(ROLE_STAGE | ROLE_PEER) => &mut view.workers,
                 Some(ROLE_CONDUCTOR) => &mut view.conductors,
                 Some(ROLE_TRAINER) => &mut view.trainers,
                 Some(ROLE_GATEWAY) => {
-                    view.gateways.insert(pod.name_any(), gateway(pod));
+                    view.gateways.insert(pod.name_any(), gateway(pod, node));
                     continue;
                 }
                 _ => continue,
@@ -75,22 +107,45 @@ impl SwarmView {
     }
 }
 
-fn gateway(pod: &Pod) -> GatewayView {
+fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayView {
     let status = pod.status.clone().unwrap_or_default();
     let running = status.phase.as_deref() == Some("Running") && pod.metadata.deletion_timestamp.is_none();
+    let blocked = pods::blocked(&status);
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     GatewayView {
         name: pod.name_any(),
         ip: status.pod_ip.filter(|ip| !ip.is_empty()),
         running,
         ready: running && ready,
+        blocked,
         has_role: pods::has_role(pod),
+        uid: pod.uid().unwrap_or_default(),
+        node_gone: node.is_some_and(|n| !n.ready),
     }
 }
 
-/// The swarm that an object with our labels belongs to.
+/// Whether a pod that a swarm owns says otherwise, or not what it is for.
+fn is_stray(pod: &Pod) -> bool {
+    owned_by(pod).is_some_and(|owner| {
+        let labels = pod.labels();
+        let says = |key: &str, value: &str| labels.get(key).is_some_and(|label| label == value);
+        !says(SWARM, &owner.name) || !says(KIND, &owner.kind) || !labels.contains_key(ROLE)
+    })
+}
+
+/// The swarm in the object's owner references.
+#[must_use]
+pub fn owned_by<K: ResourceExt>(object: &K) -> Option<&OwnerReference> {
+    object.owner_references().iter().find(|owner| owner.api_version.starts_with("dunlin.dev/"))
+}
+
+/// The swarm that an object belongs to: its owner, else what its labels say.
 #[must_use]
 pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<Trigger> {
+    if let Some(owner) = owned_by(object) {
+        let (kind, namespace) = (Kind::parse(&owner.kind)?, object.namespace()?);
+        return Some(Trigger { kind, namespace, name: owner.name.clone() });
+    }
     let labels = object.labels();
     let kind = Kind::parse(labels.get(KIND)?)?;
     Some(Trigger { kind, namespace: object.namespace()?, name: labels.get(SWARM)?.clone() })

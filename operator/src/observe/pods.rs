@@ -48,6 +48,8 @@ pub struct WorkerView {
     pub ip: Option<String>,
     /// State.
     pub phase: Phase,
+    /// What keeps it from running.
+    pub blocked: Option<Blocked>,
     /// Its readiness probe succeeds.
     pub ready: bool,
     /// The scheduler finds no node for it.
@@ -60,6 +62,15 @@ pub struct WorkerView {
     pub last_words: Option<String>,
     /// It ended with something that another start does not change.
     pub needs_user: bool,
+}
+
+/// What keeps a pod from running, and how it is called when only a user can mend it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// In Kubernetes' own words, or in those of the container that ended.
+    pub why: String,
+    /// CamelCase, when waiting does not help.
+    pub reason: Option<&'static str>,
 }
 
 /// A node, as far as plans care.
@@ -113,6 +124,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
         phase: phase(pod, node),
+        blocked: blocked(&status),
         ready: status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True"),
         unplaced: scheduled(&status).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
@@ -139,7 +151,10 @@ fn memory_bytes(pod: &Pod) -> Option<u64> {
 
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.
 fn last_words(status: &PodStatus) -> Option<String> {
-    let ended = ended(status)?;
+    words_of(ended(status)?)
+}
+
+fn words_of(ended: &ContainerStateTerminated) -> Option<String> {
     let said = ended.message.as_deref().filter(|_| ended.exit_code != 0)?;
     let error = said.rfind("Error: ").map_or(said, |at| &said[at + "Error: ".len()..]);
     let words = error.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -167,7 +182,7 @@ fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
     if node.is_some_and(|n| n.notice) {
         return Phase::Draining("its node is being reclaimed");
     }
-    if running { Phase::Running } else { Phase::Pending(waiting_for(pod)) }
+    if running { Phase::Running } else { Phase::Pending(blocked(&status).map(|blocked| blocked.why)) }
 }
 
 /// What the scheduler says of a pod that it has not placed.
@@ -175,18 +190,37 @@ fn scheduled(status: &PodStatus) -> Option<&PodCondition> {
     status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False")
 }
 
-/// Why a pod does not run, in Kubernetes' own words.
-fn waiting_for(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let unscheduled = scheduled(status).and_then(|c| c.message.clone());
-    let waiting = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .find_map(|c| c.state.as_ref()?.waiting.clone())
-        .filter(|w| w.reason.as_deref() != Some("ContainerCreating"))
-        .map(|w| [w.reason, w.message].into_iter().flatten().collect::<Vec<_>>().join(": "));
-    unscheduled.or(waiting)
+/// Why a pod does not run.
+#[must_use]
+pub fn blocked(status: &PodStatus) -> Option<Blocked> {
+    if let Some(why) = scheduled(status).and_then(|c| c.message.clone()) {
+        return Some(Blocked { why, reason: None });
+    }
+    let statuses = status.container_statuses.iter().flatten();
+    let (container, waiting) = statuses
+        .filter_map(|c| Some((c, c.state.as_ref()?.waiting.as_ref()?)))
+        .find(|(_, waiting)| waiting.reason.as_deref() != Some("ContainerCreating"))?;
+    let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let reason = match waiting.reason.as_deref() {
+        Some("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull") => {
+            Some("ImageUnavailable")
+        }
+        Some("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError") => {
+            Some("CannotStart")
+        }
+        Some("CrashLoopBackOff") if last.is_some_and(|last| last.exit_code == NEEDS_USER) => {
+            Some("CannotStart")
+        }
+        _ => None,
+    };
+    let said = last.filter(|_| waiting.reason.as_deref() == Some("CrashLoopBackOff")).and_then(words_of);
+    let why = match said {
+        Some(said) => format!("its container ends: {said}"),
+        None => {
+            [&waiting.reason, &waiting.message].into_iter().flatten().cloned().collect::<Vec<_>>().join(": ")
+        }
+    };
+    Some(Blocked { why, reason })
 }
 
 #[cfg(test)]
@@ -259,6 +293,32 @@ mod tests {
         );
         let expected = Phase::Pending(Some("ImagePullBackOff: no such image".into()));
         assert_eq!(worker(&pulling, None).phase, expected);
+    }
+
+    #[test]
+    fn what_waiting_does_not_help_is_told_apart() {
+        let waiting = |reason: &str, last: Value| {
+            let pod = pod(
+                json!({"phase": "Running", "containerStatuses": [{
+                    "name": "gateway", "image": "x", "imageID": "", "ready": false, "restartCount": 3,
+                    "state": {"waiting": {"reason": reason, "message": "words"}}, "lastState": last,
+                }]}),
+                false,
+            );
+            blocked(&pod.status.unwrap()).map(|blocked| (blocked.why, blocked.reason))
+        };
+        let told = |why: &str, reason| Some((why.to_owned(), reason));
+        let none = json!({});
+        assert_eq!(waiting("ContainerCreating", none.clone()), None);
+        let image = Some("ImageUnavailable");
+        assert_eq!(waiting("ErrImagePull", none.clone()), told("ErrImagePull: words", image));
+        let config = Some("CannotStart");
+        let expected = told("CreateContainerConfigError: words", config);
+        assert_eq!(waiting("CreateContainerConfigError", none), expected);
+        let ended = |code: i32| json!({"terminated": {"exitCode": code, "message": "Error: no template"}});
+        let expected = |reason| told("its container ends: no template", reason);
+        assert_eq!(waiting("CrashLoopBackOff", ended(1)), expected(None));
+        assert_eq!(waiting("CrashLoopBackOff", ended(78)), expected(config));
     }
 
     #[test]

@@ -1,21 +1,29 @@
-//! Watches of pods and nodes that fill the caches and say which swarms to look at again. They run on every replica, so that a new leader
+//! Watches of pods, nodes and other objects that fill the caches and say which swarms to look at again. They run on every replica, so that a new leader
 //! starts with a full picture.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 use tracing::warn;
 
+use super::children::{Children, Seen};
 use super::nodes::Nodes;
-use super::{NodeView, SwarmView, swarm_of};
-use crate::labels::{Kind, SWARM};
+use super::{NodeView, SwarmView, owned_by, swarm_of};
+use crate::labels::{Kind, MANAGER, SWARM};
 
 /// A swarm to look at again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,19 +41,23 @@ pub struct Trigger {
 pub struct Caches {
     pods: Store<Pod>,
     nodes: Arc<RwLock<Nodes>>,
+    children: Arc<RwLock<Children>>,
 }
 
 impl Caches {
     /// Caches over a filled store and known nodes.
     #[must_use]
     pub fn new(pods: Store<Pod>, nodes: BTreeMap<String, NodeView>) -> Self {
-        Self { pods, nodes: Arc::new(RwLock::new(Nodes::new(nodes))) }
+        Self { pods, nodes: Arc::new(RwLock::new(Nodes::new(nodes))), children: Arc::default() }
     }
 
-    /// One swarm at this moment. `created`: pods just made that the watch may not have seen yet.
+    /// One swarm at this moment. `uid`: of the swarm, which may have had a predecessor of its name; `created`: pods just made that the watch may
+    /// not have seen yet.
     #[must_use]
-    pub fn view(&self, swarm: &Trigger, created: &[Pod]) -> SwarmView {
-        let ours = |pod: &Pod| swarm_of(pod).as_ref() == Some(swarm);
+    pub fn view(&self, swarm: &Trigger, uid: &str, created: &[Pod]) -> SwarmView {
+        let ours = |pod: &Pod| {
+            swarm_of(pod).as_ref() == Some(swarm) && owned_by(pod).is_none_or(|owner| owner.uid == uid)
+        };
         let seen = self.pods.state_filter(ours);
         let known = |pod: &&Pod| !seen.iter().any(|s| s.name_any() == pod.name_any());
         let pods = seen.iter().map(AsRef::as_ref).chain(created.iter().filter(known));
@@ -68,6 +80,26 @@ impl Caches {
     pub async fn synced(&self) {
         // An error means that the watch ended: the process is going down.
         let _ = self.pods.wait_until_ready().await;
+    }
+
+    /// What is known of the objects of `swarm` that are no pods.
+    #[must_use]
+    pub fn children(&self, swarm: &Trigger) -> Seen {
+        self.children.read().unwrap_or_else(PoisonError::into_inner).of(swarm)
+    }
+
+    /// Does what a watch of `kind` would.
+    #[cfg(test)]
+    pub fn tell<K: ResourceExt>(&self, kind: &'static str, event: &watcher::Event<K>) {
+        self.children.write().unwrap_or_else(PoisonError::into_inner).take(kind, event, |_| None);
+    }
+
+    /// Objects of `kind` are watched from now on.
+    #[cfg(test)]
+    pub fn watch(&self, kind: &'static str) {
+        let mut children = self.children.write().unwrap_or_else(PoisonError::into_inner);
+        children.watch(kind);
+        children.take::<Pod>(kind, &watcher::Event::InitDone, |_| None);
     }
 
     fn nodes(&self) -> RwLockReadGuard<'_, Nodes> {
@@ -125,23 +157,99 @@ impl Concerned {
     }
 }
 
-/// The caches, and the future that keeps them up to date for ever. `namespace`: the only one to watch, or empty.
+/// What is watched, and where.
+#[derive(Clone)]
+pub struct Scope {
+    /// The only namespace, or empty.
+    pub namespace: String,
+    /// Nodes, too.
+    pub nodes: bool,
+    /// Secrets, too: their names, labels and versions.
+    pub secrets: bool,
+}
+
+impl Scope {
+    fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        if self.namespace.is_empty() {
+            Api::all(client.clone())
+        } else {
+            Api::namespaced(client.clone(), &self.namespace)
+        }
+    }
+}
+
+/// Keeps what is known of the objects of one kind up to date. `failure`: what one says is wrong with it.
+fn follow<K>(
+    api: Api<K>,
+    caches: &Caches,
+    triggers: &broadcast::Sender<Trigger>,
+    failure: fn(&K) -> Option<String>,
+) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    // Of a handful of kinds, each once.
+    let kind: &'static str = Box::leak(K::kind(&()).into_owned().into_boxed_str());
+    let (children, triggers) = (Arc::clone(&caches.children), triggers.clone());
+    children.write().unwrap_or_else(PoisonError::into_inner).watch(kind);
+    watcher(api, watcher::Config::default().labels(SWARM))
+        .default_backoff()
+        .inspect_err(move |error| warn!(%error, kind, "watching objects of swarms"))
+        .filter_map(|event| async move { event.ok() })
+        .for_each(move |event| {
+            let mut children = children.write().unwrap_or_else(PoisonError::into_inner);
+            for swarm in children.take(kind, &event, failure) {
+                // Nobody listens on a replica that is not the leader.
+                let _ = triggers.send(swarm);
+            }
+            std::future::ready(())
+        })
+        .boxed()
+}
+
+/// Objects of which metadata say all that matters.
+type Metadata<K> = PartialObjectMeta<K>;
+
+/// Why a Deployment gets no pods.
+fn replica_failure(deployment: &Deployment) -> Option<String> {
+    let conditions = deployment.status.as_ref()?.conditions.iter().flatten();
+    let failed = conditions.filter(|c| c.type_ == "ReplicaFailure" && c.status == "True");
+    let message = failed.filter_map(|c| c.message.clone()).next()?;
+    // Each attempt has a pod name of its own.
+    let stem = format!("\"{}-", deployment.name_any());
+    let Some((start, rest)) = message.split_once(&stem) else { return Some(message) };
+    let end = rest.find('"').map_or("", |at| &rest[at..]);
+    Some(format!("{start}{stem}…{end}"))
+}
+
+/// The caches, and the future that keeps them up to date for ever.
 pub fn run(
     client: &Client,
-    namespace: &str,
-    watch_nodes: bool,
+    scope: &Scope,
     triggers: broadcast::Sender<Trigger>,
 ) -> (Caches, impl Future<Output = ()> + Send + 'static) {
     let (pods, writer) = store::<Pod>();
     let caches = Caches::new(pods, BTreeMap::new());
-    let api: Api<Pod> = if namespace.is_empty() {
-        Api::all(client.clone())
-    } else {
-        Api::namespaced(client.clone(), namespace)
-    };
+    let api: Api<Pod> = scope.api(client);
+    let watch_nodes = scope.nodes;
+    let mut objects = vec![
+        follow::<Metadata<Service>>(scope.api(client), &caches, &triggers, |_| None),
+        follow::<Deployment>(scope.api(client), &caches, &triggers, replica_failure),
+        follow::<Metadata<ConfigMap>>(scope.api(client), &caches, &triggers, |_| None),
+        follow::<Metadata<PodDisruptionBudget>>(scope.api(client), &caches, &triggers, |_| None),
+        follow::<Metadata<NetworkPolicy>>(scope.api(client), &caches, &triggers, |_| None),
+    ];
+    if scope.secrets {
+        objects.push(follow::<Metadata<Secret>>(scope.api(client), &caches, &triggers, |_| None));
+    }
     let (pod_triggers, pod_caches) = (triggers.clone(), caches.clone());
     let mut concerned = Concerned::default();
-    let pods = watcher(api, watcher::Config::default().labels(SWARM))
+    // By a label that does not say whose they are: who loses one that does is seen all the same.
+    let managed = format!("app.kubernetes.io/managed-by={MANAGER}");
+    let pods = watcher(api, watcher::Config::default().labels(&managed))
         .default_backoff()
         .reflect(writer)
         .inspect_err(|error| warn!(%error, "watching pods"))
@@ -172,7 +280,7 @@ pub fn run(
             .await;
     };
     (caches, async move {
-        futures::join!(pods, nodes);
+        futures::join!(pods, nodes, futures::future::join_all(objects));
     })
 }
 
@@ -222,7 +330,7 @@ mod tests {
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n2", "True"))).is_empty());
         assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), ours);
-        assert!(matches!(caches.view(&swarm(), &[]).workers["a"].phase, Phase::Lost(_)));
+        assert!(matches!(caches.view(&swarm(), "", &[]).workers["a"].phase, Phase::Lost(_)));
     }
 
     /// An API server that lists `lists` of pods and nodes one after the other, and ends each watch but the last as too old.
@@ -235,7 +343,11 @@ mod tests {
             let mut open = Vec::new();
             while let Some((request, respond)) = server.next_request().await {
                 let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or(""));
-                let of = if path.ends_with("/pods") { "pods" } else { "nodes" };
+                let Some(of) = ["pods", "nodes"].into_iter().find(|kind| path.ends_with(kind)) else {
+                    // Of the others there are none.
+                    open.push(respond);
+                    continue;
+                };
                 let left = lists.get_mut(of).and_then(Value::as_array_mut).unwrap();
                 let body = if query.contains("watch=true") {
                     if left.is_empty() {
@@ -259,17 +371,35 @@ mod tests {
             vec![vec![pod("a", "n1"), pod("b", "n2"), pod("c", "n1")], vec![pod("a", "n1"), pod("b", "n2")]];
         let server = serve(server, pods, vec![both(), vec![node_object("n1", "True")]]);
         let (triggers, mut triggered) = broadcast::channel(64);
-        let (caches, watches) = run(&client, "", true, triggers);
+        let everything = Scope { namespace: String::new(), nodes: true, secrets: true };
+        let (caches, watches) = run(&client, &everything, triggers);
         let watches = tokio::spawn(watches);
         // Virtual time passes only when everything else waits: both lists have been read by then.
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let view = caches.view(&swarm(), &[]);
+        let view = caches.view(&swarm(), "", &[]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(view.workers["a"].phase, Phase::Running);
         assert!(matches!(view.workers["b"].phase, Phase::Lost(_)), "{:?}", view.workers["b"].phase);
         assert_eq!(triggered.try_recv().unwrap(), swarm());
         watches.abort();
         server.abort();
+    }
+
+    #[test]
+    fn a_deployment_that_gets_no_pods_says_why_in_words_that_stay() {
+        let deployment = |message: &str| -> Deployment {
+            serde_json::from_value(json!({
+                "metadata": {"name": "m-gateway"},
+                "status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": message}]},
+            }))
+            .unwrap()
+        };
+        let refused =
+            |pod: &str| replica_failure(&deployment(&format!("pods \"{pod}\" is forbidden: quota")));
+        assert_eq!(refused("m-gateway-7d-x1"), refused("m-gateway-7d-y2"));
+        assert_eq!(refused("m-gateway-7d-x1").as_deref(), Some("pods \"m-gateway-…\" is forbidden: quota"));
+        assert_eq!(replica_failure(&deployment("no room")).as_deref(), Some("no room"));
+        assert_eq!(replica_failure(&Deployment::default()), None);
     }
 
     #[test]
@@ -290,12 +420,12 @@ mod tests {
         let (reader, mut writer) = store::<Pod>();
         writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
         let caches = Caches::new(reader, BTreeMap::new());
-        let view = caches.view(&swarm(), &[pod("a", "n1"), pod("b", "n1")]);
+        let view = caches.view(&swarm(), "", &[pod("a", "n1"), pod("b", "n1")]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
         for other in
             [Trigger { namespace: "other".into(), ..swarm() }, Trigger { kind: Kind::Training, ..swarm() }]
         {
-            assert!(caches.view(&other, &[]).workers.is_empty());
+            assert!(caches.view(&other, "", &[]).workers.is_empty());
         }
         assert!(caches.has_pod("default", "a") && !caches.has_pod("default", "b"));
     }

@@ -12,6 +12,7 @@ use dunlin_planner::{
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::facts::{facts, held, ready_by_kind};
 use super::memory::Memory;
 use crate::context::address;
 use crate::convert::Desired;
@@ -112,6 +113,7 @@ pub fn decide(
         (decision.layout, decision.summary) = (planned.layout, planned.summary);
         shortage = planned.shortage;
     }
+    decision.delete.extend(lost_gateways(view, answers, now, silence));
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     let crashing = memory.turnover.held("workers", &desired.template, now);
     decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
@@ -119,6 +121,19 @@ pub fn decide(
         decision.facts.trouble = shortage.map(|told| ("OutOfMemory".to_owned(), told.to_string()));
     }
     Ok(decision)
+}
+
+/// Gateways that are silent on nodes that are: their Deployment replaces them when they are deleted, and not before Kubernetes gives up the node.
+fn lost_gateways<'a>(
+    view: &'a SwarmView,
+    answers: &'a BTreeMap<String, Answer>,
+    now: Instant,
+    silence: Duration,
+) -> impl Iterator<Item = Deletion> + 'a {
+    let silent =
+        move |name: &str| answers.get(name).is_none_or(|a| a.at.is_none() || a.is_silent(now, silence));
+    let lost = view.gateways.values().filter(move |g| g.node_gone && silent(&g.name));
+    lost.map(|g| Deletion { name: g.name.clone(), uid: g.uid.clone(), now: true })
 }
 
 /// Sizes of the model, from any worker that was made for it.
@@ -312,86 +327,11 @@ fn room_bytes(view: &SwarmView, answers: &BTreeMap<String, Answer>, name: &str) 
     said(name).or(others.min()).unwrap_or(u64::MAX)
 }
 
-/// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
-fn held(
-    view: &SwarmView,
-    answers: &BTreeMap<String, Answer>,
-    counts: impl Fn(&str) -> bool,
-) -> BTreeMap<u32, u32> {
-    let mut holders = BTreeMap::new();
-    for name in view.workers.keys().filter(|name| counts(name)) {
-        let Some(report) = answers.get(name).and_then(|a| a.report.as_ref()) else { continue };
-        if matches!(report.state, WorkerState::Ready | WorkerState::Loading | WorkerState::Draining) {
-            for layer in layer_set(&report.held) {
-                *holders.entry(layer).or_insert(0) += 1;
-            }
-        }
-    }
-    holders
-}
-
-fn ready_by_kind(desired: &Desired, view: &SwarmView, roster: &Roster) -> (u32, u32) {
-    let spot = |pool: &str| desired.pools.iter().any(|p| p.template.name == pool && p.template.spot);
-    let mut counts = (0, 0);
-    for (name, standing) in &roster.standings {
-        if *standing == Standing::Ready {
-            if spot(&view.workers[name].pool) { counts.0 += 1 } else { counts.1 += 1 }
-        }
-    }
-    counts
-}
-
-fn facts(
-    desired: &Desired,
-    generation: i64,
-    view: &SwarmView,
-    answers: &BTreeMap<String, Answer>,
-    roster: &Roster,
-    layers: u32,
-    crashing: Option<String>,
-) -> Facts {
-    let alive = |name: &str| matches!(roster.standings.get(name), Some(Standing::Ready | Standing::Leaving));
-    let holders = held(view, answers, alive);
-    // A swarm of two cannot have three holders of a layer.
-    let copies = 1 + desired.shadows.min(desired.peers().saturating_sub(1));
-    let count =
-        |at_least: u32| u32::try_from(holders.values().filter(|n| **n >= at_least).count()).unwrap_or(0);
-    let current =
-        |name: &&String| matches!(roster.standings.get(*name), Some(Standing::Ready | Standing::Coming));
-    // Gateways object to what no peer reads: tokenizer and chat template.
-    let trouble = view
-        .workers
-        .keys()
-        .filter(current)
-        .chain(view.gateways.keys())
-        .find_map(|name| answers.get(name)?.report.as_ref()?.error.clone());
-    let pending = view.workers.values().find_map(|w| match &w.phase {
-        Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
-        _ => None,
-    });
-    let ready = roster.standings.values().filter(|s| **s == Standing::Ready).count();
-    Facts {
-        generation,
-        suspended: desired.suspended,
-        layers,
-        served: count(1),
-        shadowed: count(copies),
-        shadows_wanted: if desired.shadows == 0 { 0 } else { layers },
-        peers_desired: desired.peers(),
-        peers_ready: u32::try_from(ready).unwrap_or(u32::MAX),
-        pods: u32::try_from(view.workers.len() + view.gateways.len()).unwrap_or(u32::MAX),
-        gateways_desired: desired.gateways,
-        gateways_ready: u32::try_from(view.gateways_ready()).unwrap_or(u32::MAX),
-        trouble,
-        waiting: crashing.or(pending),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::convert::PoolDesired;
-    use crate::observe::GatewayView;
+    use crate::observe::{Blocked, GatewayView};
     use crate::peers::Report;
     use crate::testing::{desired, pool, worker};
     use crate::turnover::FALLBACK_PATIENCE;
@@ -526,6 +466,9 @@ mod tests {
             running: true,
             ready: true,
             has_role,
+            uid: format!("uid-{name}"),
+            node_gone: false,
+            blocked: None,
         };
         world.view.gateways.insert("older".into(), gateway("older", false));
         world.view.gateways.insert("newer".into(), gateway("newer", true));
@@ -543,6 +486,57 @@ mod tests {
         world.view.gateways.remove("older");
         let gone: Vec<String> = world.decide(7).delete.into_iter().map(|d| d.name).collect();
         assert_eq!(gone, ["a", "b", "c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_not_serve() {
+        let mut world = World::new();
+        let mut gateway = GatewayView {
+            name: "g".into(),
+            ip: None,
+            running: true,
+            ready: false,
+            has_role: true,
+            uid: "uid-g".into(),
+            node_gone: false,
+            blocked: Some(Blocked { why: "ErrImagePull: gone".into(), reason: Some("ImageUnavailable") }),
+        };
+        world.view.gateways.insert("g".into(), gateway.clone());
+        let facts = world.decide(4).facts;
+        assert_eq!(facts.waiting.as_deref(), Some("a gateway waits: ErrImagePull: gone"));
+        let told = ("ImageUnavailable".to_owned(), "a gateway cannot start: ErrImagePull: gone".to_owned());
+        assert_eq!(facts.trouble, Some(told));
+        // Another one answers: it is below plan, and nothing is hopeless.
+        (gateway.ready, gateway.blocked) = (true, None);
+        world.view.gateways.insert("h".into(), gateway);
+        let facts = world.decide(4).facts;
+        assert!(facts.trouble.is_none() && facts.waiting.is_some());
+        world.view.gateways.clear();
+        world.view.gateways_refused = Some("exceeded quota".into());
+        let told = ("PodRefused".to_owned(), "cannot create gateways: exceeded quota".to_owned());
+        assert_eq!(world.decide(4).facts.trouble, Some(told));
+        // What only a gateway finds out about the model.
+        world.view.gateways_refused = None;
+        let error = Some(("ModelInvalid".to_owned(), "its chat template is none".to_owned()));
+        world.view.gateways.insert("g".into(), GatewayView { name: "g".into(), ..GatewayView::default() });
+        let report = Report { error: error.clone(), ..Report::default() };
+        world.answers.insert("g".into(), Answer { report: Some(report), ..Answer::default() });
+        assert_eq!(world.decide(4).facts.trouble, error);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_gateway_on_a_silent_node_is_deleted() {
+        let mut world = World::new();
+        let gone =
+            GatewayView { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayView::default() };
+        world.view.gateways.insert("g".into(), gone);
+        world.answer("g", WorkerState::Ready, 2);
+        assert!(world.decide(4).delete.is_empty(), "it answers");
+        for name in ["a", "b", "c"] {
+            world.answer(name, WorkerState::Ready, 5);
+        }
+        let deleted = world.decide(5).delete;
+        assert_eq!(deleted, [Deletion { name: "g".into(), uid: "u".into(), now: true }]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -639,8 +633,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_gateway_objects_to_is_for_a_user_to_mend() {
         let mut world = World::new();
-        let gateway =
-            GatewayView { name: "g".to_owned(), ip: None, running: true, ready: false, has_role: true };
+        let gateway = GatewayView { name: "g".to_owned(), running: true, ..GatewayView::default() };
         world.view.gateways.insert("g".into(), gateway);
         let error = ("ModelInvalid".to_owned(), "its chat template cannot be used".to_owned());
         let report = Report { error: Some(error.clone()), ..Report::default() };

@@ -7,7 +7,7 @@ use dunlin_planner::{PeerName, Topology};
 use tokio::time::Instant;
 
 use crate::apply::Applied;
-use crate::context::Created;
+use crate::making::Making;
 use crate::trust::Trust;
 use crate::turnover::Turnover;
 
@@ -16,6 +16,8 @@ use crate::turnover::Turnover;
 pub struct Memory {
     /// Certificates, once the authority is there.
     pub trust: Option<Trust>,
+    /// The Secret with the authority is as it was.
+    pub kept: bool,
     /// When what an earlier operator published was read for the first time.
     pub restored: Option<Instant>,
     /// The version of the published topology that our next one replaces; `None` when it must be read first.
@@ -38,8 +40,8 @@ pub struct Memory {
     pub slow: BTreeSet<PeerName>,
     /// Objects written.
     pub applied: Applied,
-    /// Pods created that the watch may not have seen.
-    pub created: Created,
+    /// Pods in the making.
+    pub making: Making,
     /// Since when a gateway cannot reach a peer that answers us.
     pub suspects: BTreeMap<String, Instant>,
     /// Reconciliations that failed in a row.

@@ -1,6 +1,7 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
 
 mod decide;
+mod facts;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -12,21 +13,22 @@ pub use memory::{Memory, Published};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_crds::InferenceSwarm;
+use dunlin_crds::{InferenceSwarm, InferenceSwarmStatus};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use tracing::{instrument, warn};
 
 use crate::apply::topology;
-use crate::context::{Context, targets, told};
+use crate::context::{Context, targets};
 use crate::convert::Desired;
 use crate::error::Error;
-use crate::labels::{Kind, Owner, random};
+use crate::labels::{Kind, Owner, leaf, random};
 use crate::metrics::SwarmLabels;
 use crate::observe::{Phase, SwarmView, Trigger};
 use crate::peers::Order;
 use crate::status;
+use crate::status::conditions::unreached;
 use crate::status::events::{SERVING, changes};
 use crate::trust::Trust;
 
@@ -48,7 +50,7 @@ pub async fn reconcile(swarm: Arc<InferenceSwarm>, context: Arc<Context>) -> Res
         context.forget(&key);
         return Ok(Action::await_change());
     }
-    let memory = context.serving.of(&key);
+    let memory = context.serving.of(&key, &swarm.uid().unwrap_or_default());
     let mut memory = memory.lock().await;
     let result = pass(&swarm, &key, &context, &mut memory).await;
     memory.failures = if result.is_ok() { 0 } else { memory.failures.saturating_add(1) };
@@ -60,7 +62,11 @@ pub async fn reconcile(swarm: Arc<InferenceSwarm>, context: Arc<Context>) -> Res
 #[must_use]
 pub fn retry(swarm: Arc<InferenceSwarm>, failure: &Error, context: Arc<Context>) -> Action {
     let key = key(&swarm);
-    let attempt = context.serving.of(&key).try_lock().map_or(1, |memory| memory.failures);
+    let attempt = context
+        .serving
+        .of(&key, &swarm.uid().unwrap_or_default())
+        .try_lock()
+        .map_or(1, |memory| memory.failures);
     context.retry(&key, failure, attempt)
 }
 
@@ -76,25 +82,30 @@ async fn pass(
     memory: &mut Memory,
 ) -> Result<Action, Error> {
     let owner = Owner::new(key, swarm.uid().unwrap_or_default());
-    restore(&owner, context, memory).await?;
-    let Some(trust) = &memory.trust else { return Ok(Action::requeue(UNSETTLED)) };
-    let identity = Arc::clone(&trust.identity);
-
-    // Observe.
-    let unseen = memory.created.unseen(&context.caches, &key.namespace, Instant::now());
-    let view = context.caches.view(key, &unseen);
-    context.monitor.follow(key, targets(&owner, &view, &identity));
-    let answers = context.monitor.answers(key);
-
-    // Plan.
-    let desired = Desired::new(swarm, &context.config);
     let generation = swarm.metadata.generation.unwrap_or_default();
-    let silence = context.config.silence_max();
-    let decision = decide(&desired, generation, &view, &answers, memory, Instant::now(), silence)
-        .map_err(Error::Plan)?;
-    if let Some(layout) = &decision.layout {
-        memory.topology = Some(layout.topology.clone());
+    let desired = Desired::new(swarm, &context.config);
+    let mut before = swarm.status.clone().unwrap_or_default();
+    if before.conditions.is_empty() {
+        // Before anything can fail: without conditions the swarm would count as settled.
+        before = status::first(swarm, &desired, &context.config);
+        status::write::<InferenceSwarm>(&context.client, key, &before).await?;
     }
+    let (view, decision) = match look(swarm, key, &owner, &desired, context, memory).await {
+        Ok(seen) => seen,
+        Err(failure) => {
+            if let Some(conditions) = unreached(&before.conditions, generation, &failure) {
+                let status = InferenceSwarmStatus {
+                    observed_generation: Some(generation),
+                    conditions,
+                    ..before.clone()
+                };
+                if before != status {
+                    status::write::<InferenceSwarm>(&context.client, key, &status).await?;
+                }
+            }
+            return Err(failure);
+        }
+    };
 
     // Apply, and report even when that failed: the status then says what is in the way.
     let mut happenings = decision.happenings.clone();
@@ -105,29 +116,80 @@ async fn pass(
     }
     let mut facts = decision.facts.clone();
     let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
-    if let Err(failure) = &written {
-        facts.waiting = Some(told(failure));
+    // A conflict is over with the next pass.
+    if let Err(failure) = written.as_ref()
+        && failure.category() != "conflict"
+    {
+        facts.waiting = Some(failure.sentence());
+        facts.trouble = facts.trouble.or(failure.trouble());
     }
-    let status = status::build(swarm, &desired, &decision, &facts, epoch, &context.config);
-    let before = swarm.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
-    happenings.extend(changes(&before, &status.conditions, SERVING));
-    if swarm.status.as_ref() != Some(&status) {
+    let status = status::build(swarm, &before, &desired, &decision, &facts, epoch, &context.config);
+    happenings.extend(changes(&before.conditions, &status.conditions, SERVING));
+    if before != status {
         status::write::<InferenceSwarm>(&context.client, key, &status).await?;
     }
     context.publish(&swarm.object_ref(&()), &happenings).await;
     context.measure(key, facts.peers_ready, &happenings);
     context.metrics.epoch.get_or_create(&SwarmLabels::of(key)).set(i64::try_from(epoch).unwrap_or(i64::MAX));
-    written?;
+    // What rests has been told and counted when it was tried.
+    written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;
     let pause = if facts.is_whole() && memory.suspects.is_empty() { SETTLED } else { UNSETTLED };
     // Spread, so that a thousand swarms do not move in step.
     Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))
 }
 
-/// Reads back what an earlier leader left: the authority and the topology. Makes the authority if there is none.
-async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Result<(), Error> {
-    if memory.trust.is_none() {
-        memory.trust = Some(Trust::restore(owner, &context.applier).await?);
+/// Observes and plans.
+async fn look(
+    swarm: &InferenceSwarm,
+    key: &Trigger,
+    owner: &Owner,
+    desired: &Desired,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<(SwarmView, Decision), Error> {
+    let trust = restore(key, owner, context, memory).await?;
+    let identity = Arc::clone(&trust.identity);
+    let unseen = memory.making.unseen(&context.caches, key, Instant::now());
+    let mut view = context.caches.view(key, &owner.uid, &unseen);
+    let gateways = ("Deployment".to_owned(), owner.gateway());
+    view.gateways_refused = context.caches.children(key).failure(&gateways).map(str::to_owned);
+    context.monitor.follow(key, targets(owner, &view, &identity));
+    let answers = context.monitor.answers(key);
+    let generation = swarm.metadata.generation.unwrap_or_default();
+    let silence = context.config.silence_max();
+    let decision =
+        decide(desired, generation, &view, &answers, memory, Instant::now(), silence).map_err(Error::Plan)?;
+    if let Some(layout) = &decision.layout {
+        memory.topology = Some(layout.topology.clone());
     }
+    Ok((view, decision))
+}
+
+/// Forgets what somebody else has touched, and reads back what an earlier leader left: the authority and the topology. Makes the authority if
+/// there is none.
+async fn restore(
+    key: &Trigger,
+    owner: &Owner,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<Trust, Error> {
+    let touched = memory.applied.forget_touched(&context.caches.children(key), Instant::now());
+    let is_touched = |kind: &str, name: String| touched.contains(&(kind.to_owned(), name));
+    if is_touched("ConfigMap", owner.topology()) {
+        memory.published = None;
+    }
+    memory.gateway_trusted &= !is_touched("Secret", leaf(&owner.gateway()));
+    memory.kept &= !is_touched("Secret", owner.authority());
+    let trust = match &memory.trust {
+        Some(trust) if memory.kept => trust.clone(),
+        Some(trust) => {
+            trust.keep(owner, &context.applier, &mut memory.applied).await?;
+            trust.clone()
+        }
+        None => Trust::restore(owner, &context.applier, &mut memory.applied).await?,
+    };
+    memory.kept = true;
+    memory.trust = Some(trust.clone());
     if memory.published.is_none() {
         match context.applier.config_map(&owner.namespace, &owner.topology()).await {
             Ok(map) => {
@@ -142,15 +204,14 @@ async fn restore(owner: &Owner, context: &Context, memory: &mut Memory) -> Resul
             Err(failure) => return Err(failure),
         }
     }
-    Ok(())
+    Ok(trust)
 }
 
 /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
 fn give_orders(key: &Trigger, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
     let Some(topology) = &memory.topology else { return Ok(()) };
     let epoch = topology.epoch;
-    let json =
-        serde_json::to_string(topology).map_err(|source| Error::Json { what: "the topology", source })?;
+    let json = serde_json::to_string(topology).map_err(|source| Error::json("the topology", source))?;
     let topology: Arc<str> = json.as_str().into();
     let order = |drain| Order { topology: Some((epoch, Arc::clone(&topology))), drain, suspend: false };
     for worker in view.workers.values() {

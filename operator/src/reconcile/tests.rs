@@ -106,7 +106,10 @@ fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str
             let (code, answer) = if !refuse.is_empty() && call.starts_with(refuse) {
                 (
                     403,
-                    json!({"kind": "Status", "status": "Failure", "code": 403, "message": "no quota", "reason": "Forbidden"}),
+                    json!({
+                        "kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
+                        "message": format!("{} is forbidden: exceeded quota", body["metadata"]["name"]),
+                    }),
                 )
             } else if call.contains("configmaps") {
                 published.answer(&call, &body)
@@ -221,22 +224,21 @@ impl World {
     }
 
     fn topology(&self) -> dunlin_planner::Topology {
-        let memory = self.context.serving.of(&key(&swarm(1, false)));
+        let memory = self.context.serving.of(&key(&swarm(1, false)), "1-2-3");
         memory.try_lock().unwrap().topology.clone().unwrap()
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_pass_makes_trust_then_policies_pods_and_gateways_and_reports_at_once() {
+async fn the_first_pass_reports_at_once_and_makes_trust_policies_gateways_and_pods() {
     let world = world("");
     world.reconcile(&swarm(1, false)).await.unwrap();
     let calls = world.seen.calls();
-    let pod = ["PATCH secrets", "PATCH pods", "PATCH secrets"];
-    let mut expected = vec!["GET secrets", "POST secrets", "GET configmaps"];
+    let mut expected = vec!["PATCH inferenceswarms", "GET secrets", "POST secrets", "GET configmaps"];
     expected.extend(["PATCH networkpolicies"; 2]);
-    expected.extend(pod.iter().cycle().take(9));
     expected.extend(["GET secrets", "PATCH secrets", "PATCH services", "PATCH poddisruptionbudgets"]);
-    expected.extend(["PATCH deployments", "PATCH inferenceswarms"]);
+    expected.push("PATCH deployments");
+    expected.extend(["PATCH pods", "POST secrets"].iter().cycle().take(6));
     // One Event per created peer.
     expected.extend(["POST events"; 3]);
     assert_eq!(kinds(&calls), expected, "{calls:?}");
@@ -244,8 +246,8 @@ async fn the_first_pass_makes_trust_then_policies_pods_and_gateways_and_reports_
     assert_eq!(status["conditions"].as_array().map(Vec::len), Some(5));
     assert_eq!(status["observedGeneration"], 1);
     // The certificate of a pod goes with the pod.
-    let last = world.seen.bodies("PATCH secrets/smollm2-spot");
-    assert_eq!(last[1]["metadata"]["ownerReferences"][0]["kind"], "Pod");
+    let certificates = world.seen.bodies("POST secrets");
+    assert_eq!(certificates[1]["metadata"]["ownerReferences"][0]["kind"], "Pod");
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,6 +265,40 @@ async fn stages_and_gateways_are_told_of_adapters_and_see_them() {
         assert_eq!(volumes.filter(|v| v["persistentVolumeClaim"]["claimName"] == "adapters").count(), 1);
         let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap().iter();
         assert_eq!(mounts.filter(|m| m["mountPath"] == "/adapters/adapters").count(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stages_and_gateways_get_what_their_templates_give_and_stay_what_they_are() {
+    let world = world("");
+    let mut swarm = swarm(1, false).as_ref().clone();
+    let template = |team: &str| {
+        let template = json!({
+            "labels": {"team": team}, "priorityClassName": team, "runtimeClassName": team,
+            "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+            "volumes": [{"name": "extra", "emptyDir": {}}],
+            "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
+        });
+        Some(serde_json::from_value(template).unwrap())
+    };
+    swarm.spec.pools[0].pod_template = template("peers");
+    swarm.spec.gateway.pod_template = template("fronts");
+    world.reconcile(&Arc::new(swarm)).await.unwrap();
+    let pod = world.seen.bodies("PATCH pods/")[0].clone();
+    let deployment = world.seen.bodies("PATCH deployments/")[0].clone();
+    crate::testing::assert_typed::<Pod>(&pod);
+    crate::testing::assert_typed::<k8s_openapi::api::apps::v1::Deployment>(&deployment);
+    for (team, role, pod) in
+        [("peers", "stage", &pod), ("fronts", "gateway", &deployment["spec"]["template"])]
+    {
+        crate::testing::assert_restricted(&pod["spec"]);
+        let labels = &pod["metadata"]["labels"];
+        assert_eq!((&labels["team"], &labels["dunlin.dev/role"]), (&json!(team), &json!(role)));
+        assert_eq!(pod["spec"]["priorityClassName"], team);
+        let of = |list: &str, name: &str| {
+            pod["spec"][list].as_array().unwrap().iter().filter(|v| v["name"] == name).count()
+        };
+        assert_eq!((of("volumes", "extra"), of("volumes", "tls")), (1, 1));
     }
 }
 
@@ -368,10 +404,178 @@ async fn a_refusal_is_an_error_with_back_off_and_is_in_the_status() {
     let manifest = swarm(1, false);
     let error = world.reconcile(&manifest).await.err().unwrap();
     assert_eq!(error.category(), "forbidden");
-    let status = world.seen.bodies("PATCH inferenceswarms/")[0]["status"].clone();
-    assert!(status["conditions"][0]["message"].to_string().contains("no quota"), "{status}");
+    let status = world.seen.bodies("PATCH inferenceswarms/").pop().unwrap()["status"].clone();
+    assert!(status["conditions"][0]["message"].to_string().contains("exceeded quota"), "{status}");
     assert!(retry(manifest, &error, Arc::clone(&world.context)) != Action::await_change());
     assert!(world.context.metrics.text().unwrap().contains("category=\"forbidden\"} 1"));
+}
+
+/// Reconciles `swarm` every second for `seconds`, as if somebody woke us all the time; each pass sees the status that the last one wrote.
+async fn woken(world: &World, swarm: &mut Arc<InferenceSwarm>, seconds: u64) {
+    for _ in 0..seconds {
+        let _ = world.reconcile(swarm).await;
+        if let Some(body) = world.seen.bodies("PATCH inferenceswarms/").pop() {
+            Arc::make_mut(swarm).status = Some(serde_json::from_value(body["status"].clone()).unwrap());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_pod_costs_a_write_a_minute_and_leaves_nothing_behind() {
+    let world = world("PATCH pods");
+    let mut manifest = swarm(1, false);
+    woken(&world, &mut manifest, 60).await;
+    let kinds_of = |world: &World| kinds(&world.seen.calls());
+    let first = kinds_of(&world);
+    let count = |kinds: &[String], kind: &str| kinds.iter().filter(|k| *k == kind).count();
+    assert_eq!(count(&first, "PATCH pods"), 1, "{first:?}");
+    assert_eq!(count(&first, "POST secrets"), 1, "the authority's alone: {first:?}");
+    assert_eq!(count(&first, "PATCH deployments"), 1, "gateways do not wait for pods: {first:?}");
+    let events = world.seen.bodies("POST events");
+    assert_eq!(events.iter().map(|e| &e["reason"]).collect::<Vec<_>>(), ["PodRefused"]);
+    let name = world.seen.bodies("PATCH pods")[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    world.seen.clear();
+    woken(&world, &mut manifest, 180).await;
+    // It lasts, so that a user must know: one more status and the Event again, and then nothing but the attempts.
+    let expected = ["PATCH pods", "PATCH inferenceswarms", "PATCH events", "PATCH pods", "PATCH pods"];
+    assert_eq!(kinds_of(&world), expected);
+    assert!(world.seen.bodies("PATCH pods").iter().all(|pod| pod["metadata"]["name"] == name.as_str()));
+    let conditions = manifest.status.clone().unwrap().conditions;
+    let stalled = conditions.iter().find(|c| c.type_ == "Stalled").unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", "PodRefused"));
+    let sentence = "cannot create a pod of pool spot: \"smollm2-spot-…\" is forbidden: exceeded quota";
+    assert!(conditions.iter().any(|c| c.message.contains(sentence)), "{conditions:?}");
+    assert!(conditions.iter().all(|c| !c.message.contains(&name)));
+    // A changed manifest is tried at once.
+    world.seen.clear();
+    Arc::make_mut(&mut manifest).metadata.generation = Some(2);
+    woken(&world, &mut manifest, 1).await;
+    assert_eq!(count(&kinds_of(&world), "PATCH pods"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_certificate_is_made_later_for_the_pod_that_waits_for_it() {
+    let world = world("POST secrets/smollm2-spot");
+    let mut manifest = swarm(1, false);
+    woken(&world, &mut manifest, 59).await;
+    let calls = kinds(&world.seen.calls());
+    // The authority's, and one attempt; pods that would wait in vain are not made.
+    assert_eq!(calls.iter().filter(|k| *k == "POST secrets").count(), 2, "{calls:?}");
+    assert_eq!(calls.iter().filter(|k| *k == "PATCH pods").count(), 1, "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_before_anything_is_known_is_in_the_status() {
+    let world = world("POST secrets");
+    let mut manifest = swarm(1, false);
+    woken(&world, &mut manifest, 61).await;
+    let conditions = manifest.status.clone().unwrap().conditions;
+    let told: Vec<_> = conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
+    let expected = [
+        ("Ready", "False"),
+        ("Reconciling", "False"),
+        ("Stalled", "True"),
+        ("Degraded", "False"),
+        ("ModelLoaded", "False"),
+    ];
+    assert_eq!(told, expected, "{conditions:?}");
+    assert_eq!(conditions[0].reason, "Refused");
+    assert!(conditions[2].message.ends_with("is forbidden: exceeded quota"), "{}", conditions[2].message);
+    let writes = world.seen.calls().into_iter().filter(|c| !c.starts_with("GET")).collect::<Vec<_>>();
+    assert_eq!(kinds(&writes).iter().filter(|k| *k == "POST secrets").count(), 2, "{writes:?}");
+    assert!(writes.len() <= 5, "{writes:?}");
+}
+
+/// `name` of a settled swarm, as a watch of its kind tells of it.
+fn child(kind: &str, name: &str, uid: &str) -> kube::api::DynamicObject {
+    let value = json!({
+        "apiVersion": "v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "default", "uid": uid, "labels": {
+            "dunlin.dev/swarm": "smollm2", "dunlin.dev/kind": "InferenceSwarm",
+        }},
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
+    let mut world = world("");
+    let manifest = swarm(1, false);
+    for kind in ["Service", "Deployment", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy", "Secret"] {
+        world.context.caches.watch(kind);
+    }
+    world.reconcile(&manifest).await.unwrap();
+    world.run_pods();
+    world.settle(&manifest).await;
+    for (kind, name, expected) in [
+        ("Service", "smollm2-gateway", vec!["PATCH services/smollm2-gateway"]),
+        ("Deployment", "smollm2-gateway", vec!["PATCH deployments/smollm2-gateway"]),
+        ("PodDisruptionBudget", "smollm2-gateway", vec!["PATCH poddisruptionbudgets/smollm2-gateway"]),
+        ("NetworkPolicy", "smollm2-stage", vec!["PATCH networkpolicies/smollm2-stage"]),
+        // It is read first: another operator may have published.
+        (
+            "ConfigMap",
+            "smollm2-topology",
+            vec!["GET configmaps/smollm2-topology", "PATCH configmaps/smollm2-topology"],
+        ),
+        ("Secret", "smollm2-ca", vec!["PATCH secrets/smollm2-ca"]),
+        (
+            "Secret",
+            "smollm2-gateway-tls",
+            vec!["GET secrets/smollm2-gateway-tls", "PATCH secrets/smollm2-gateway-tls"],
+        ),
+    ] {
+        for event in [
+            watcher::Event::Apply(child(kind, name, "somebody")),
+            watcher::Event::Delete(child(kind, name, "somebody")),
+        ] {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.context.caches.tell(kind, &event);
+            world.seen.clear();
+            world.reconcile(&manifest).await.unwrap();
+            let calls = world.seen.calls();
+            let about: Vec<&String> =
+                calls.iter().filter(|c| !c.contains("inferenceswarms") && !c.contains("events")).collect();
+            assert_eq!(about, expected.iter().collect::<Vec<_>>(), "{kind} {name}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_lost_its_label_is_deleted_and_replaced() {
+    let mut world = world("");
+    let manifest = swarm(1, false);
+    world.reconcile(&manifest).await.unwrap();
+    let names = world.run_pods();
+    world.settle(&manifest).await;
+    let reference = ObjectRefOf::new(&names[0]).within("default");
+    let mut pod = world.context.caches.pod(&reference).unwrap();
+    pod.metadata.labels.as_mut().unwrap().remove("dunlin.dev/swarm");
+    world.pods.apply_watcher_event(&watcher::Event::Apply(pod));
+    world.seen.clear();
+    world.reconcile(&manifest).await.unwrap();
+    let calls = world.seen.calls();
+    assert!(calls.contains(&format!("DELETE pods/{}", names[0])), "{calls:?}");
+    assert_eq!(kinds(&calls).iter().filter(|k| *k == "PATCH pods").count(), 1, "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swarm_made_again_under_the_name_of_another_is_not_that_one() {
+    let mut world = world("");
+    let manifest = swarm(1, false);
+    world.reconcile(&manifest).await.unwrap();
+    world.run_pods();
+    world.settle(&manifest).await;
+    world.seen.clear();
+    let mut other = swarm(1, false);
+    Arc::make_mut(&mut other).metadata.uid = Some("4-5-6".into());
+    world.reconcile(&other).await.unwrap();
+    let kinds = kinds(&world.seen.calls());
+    let count = |kind: &str| kinds.iter().filter(|k| *k == kind).count();
+    // Its own authority and pods; those of the other go with it.
+    assert_eq!((count("POST secrets"), count("PATCH pods")), (4, 3), "{kinds:?}");
+    assert_eq!(world.seen.bodies("PATCH pods")[0]["metadata"]["ownerReferences"][0]["uid"], "4-5-6");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,22 +1,26 @@
 //! Carries out a decision: the objects of the swarm, new pods, deletions, in the order in which they are needed.
 
 use dunlin_wire::Role;
+use kube::ResourceExt;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
 use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::gateway::Gateway;
+use crate::apply::holds::Key;
 use crate::apply::network::GRPC_PORT;
 use crate::apply::pods::{Nodes, WorkerPod, stage_args};
 use crate::apply::{network, topology};
 use crate::context::Context;
 use crate::convert::Desired;
 use crate::error::Error;
-use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf, pod_name, random};
-use crate::observe::SwarmView;
+use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
+use crate::making::{Maker, Papers, Refusals};
+use crate::observe::{SwarmView, version};
 use crate::status::events::Happening;
 
-/// Everything, most urgent first: replacements before cosmetics.
+/// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
 pub(super) async fn all(
     owner: &Owner,
     desired: &Desired,
@@ -26,62 +30,112 @@ pub(super) async fn all(
     memory: &mut Memory,
     happenings: &mut Vec<Happening>,
 ) -> Result<(), Error> {
-    for policy in network::policies(owner, &context.config.namespace) {
-        context.applier.ensure(&mut memory.applied, &policy).await?;
-    }
-    let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
+    let mut refusals = Refusals::default();
     if let Some(current) = &memory.topology {
-        let map = topology::config_map(owner, current)
-            .map_err(|source| Error::Json { what: "the topology", source })?;
+        let map =
+            topology::config_map(owner, current).map_err(|source| Error::json("the topology", source))?;
+        // What follows was decided for this plan: nothing is done when it could not be published.
         publish(&map, context, memory).await?;
     }
-    for creation in &decision.create {
-        let name = pod_name(&owner.name, &creation.pool.name, random());
-        let manifest = WorkerPod {
-            owner,
-            name: &name,
-            role: ROLE_STAGE,
-            image: &desired.image,
-            pool: &creation.pool,
-            nodes: Nodes::Own { marked: view.spot_nodes_marked },
-            args: stage_args(&creation.pool, &desired.model_args),
-            ports: &[("grpc", GRPC_PORT)],
-            resources: None,
-            mounts: desired.mounts.clone(),
-            template: &desired.template,
-            epoch: Some(epoch),
-        }
-        .manifest();
-        let Some(trust) = &memory.trust else { return Ok(()) };
-        let names = worker_names(owner, &name);
-        let (role, created) = ((name.as_str(), ROLE_STAGE, Role::Stage), &mut memory.created);
-        trust.create_pod(owner, role, &names, &manifest, &context.applier, created).await?;
-        happenings.push(Happening::created("Peer", &name, creation.replaces));
+    for policy in network::policies(owner, &context.config.namespace) {
+        refusals.pass(context.applier.ensure(&mut memory.applied, &policy).await)?;
     }
-    gateways(owner, desired, context, memory).await?;
+    gateways(owner, desired, context, memory, &mut refusals).await?;
+    stages(owner, desired, view, decision, context, memory, &mut refusals, happenings).await?;
+    for stray in &view.strays {
+        let went =
+            context.applier.delete_pod(&owner.namespace, &stray.name, &stray.uid, stray.node_gone).await;
+        refusals.pass(went)?;
+    }
     for deletion in &decision.delete {
-        context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await?;
+        let went =
+            context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await;
+        refusals.pass(went)?;
+    }
+    refusals.end()
+}
+
+/// New stages, and certificates of those that wait for theirs.
+#[allow(clippy::too_many_arguments, reason = "what a pass knows")]
+async fn stages(
+    owner: &Owner,
+    desired: &Desired,
+    view: &SwarmView,
+    decision: &Decision,
+    context: &Context,
+    memory: &mut Memory,
+    refusals: &mut Refusals,
+    happenings: &mut Vec<Happening>,
+) -> Result<(), Error> {
+    const PAPERS: Papers = Papers {
+        label: ROLE_STAGE,
+        role: Role::Stage,
+        names: |owner, name| worker_names(owner, name).to_vec(),
+    };
+    let Some(trust) = &memory.trust else { return Ok(()) };
+    let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);
+    let mut maker = Maker {
+        owner,
+        generation: decision.facts.generation,
+        trust,
+        applier: &context.applier,
+        making: &mut memory.making,
+        holds: &mut memory.applied.holds,
+    };
+    for creation in &decision.create {
+        let manifest = |name: &str| {
+            WorkerPod {
+                owner,
+                name,
+                role: ROLE_STAGE,
+                image: &desired.image,
+                pool: &creation.pool,
+                nodes: Nodes::Own { marked: view.spot_nodes_marked },
+                args: stage_args(&creation.pool, &desired.model_args),
+                ports: &[("grpc", GRPC_PORT)],
+                resources: None,
+                mounts: desired.mounts.clone(),
+                template: &desired.template,
+                epoch: Some(epoch),
+            }
+            .manifest()
+        };
+        let went = maker.create(&creation.pool.name, "Peer", creation.replaces, manifest, happenings).await;
+        if let Some(pod) = refusals.pass(went)? {
+            refusals.pass(maker.certify(&pod.name_any(), &pod.uid().unwrap_or_default(), PAPERS).await)?;
+        }
+    }
+    for pod in view.workers.values() {
+        refusals.pass(maker.certify_if_new(pod, PAPERS).await)?;
     }
     Ok(())
 }
 
 /// The topology, as the successor of what we know to be published. When that is not what is published, it is read again before anything else
 /// is done: another operator may be leading.
-async fn publish(map: &serde_json::Value, context: &Context, memory: &mut Memory) -> Result<(), Error> {
+async fn publish(map: &Value, context: &Context, memory: &mut Memory) -> Result<(), Error> {
     let now = Instant::now();
     if !memory.applied.is_due(map, now) {
         return Ok(());
     }
-    let version = match memory.published.take() {
+    let replaced = match memory.published.take() {
         None => return Err(Error::Unread),
         Some(Published::Nothing) => None,
         Some(Published::Version(version)) => Some(version),
     };
     // Without an answer it may have been written or not: then, too, it must be read.
-    let written = context.applier.publish(map, version.as_deref()).await?;
-    memory.published = written.map(Published::Version);
-    memory.applied.remember(map, now);
+    let written = context.applier.publish(map, replaced.as_deref()).await?;
+    memory.applied.remember(map, version(&written), now);
+    memory.published = written.resource_version.map(Published::Version);
     Ok(())
+}
+
+/// Writes a Secret whose content is new each time; the version that it becomes.
+async fn put(secret: &Value, key: &Key, context: &Context, memory: &mut Memory) -> Result<String, Error> {
+    memory.applied.holds.check(key, 0, Instant::now())?;
+    let went = context.applier.apply(secret).await;
+    let made = memory.applied.holds.note(key.clone(), 0, went, Instant::now())?;
+    Ok(version(&made.metadata))
 }
 
 /// The gateways' certificate, Service, budget and Deployment.
@@ -90,19 +144,26 @@ async fn gateways(
     desired: &Desired,
     context: &Context,
     memory: &mut Memory,
+    refusals: &mut Refusals,
 ) -> Result<(), Error> {
     if !memory.gateway_trusted
         && let Some(trust) = &memory.trust
     {
         let name = leaf(&owner.gateway());
-        let found = context.applier.secret(&owner.namespace, &name).await?;
-        let data = found.and_then(|s| s.data).unwrap_or_default();
+        let found = context.applier.secret(&owner.namespace, &name).await?.unwrap_or_default();
+        let (meta, data) = (found.metadata, found.data.unwrap_or_default());
+        let key = ("Secret".to_owned(), name.clone());
         if !is_current(&data, &trust.authority, Role::Gateway) {
             let leaf = trust.issue(Role::Gateway, &gateway_names(owner))?;
             let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
-            context.applier.apply(&secret).await?;
+            if let Some(made) = refusals.pass(put(&secret, &key, context, memory).await)? {
+                memory.gateway_trusted = true;
+                memory.applied.found(key, made, Instant::now());
+            }
+        } else {
+            memory.gateway_trusted = true;
+            memory.applied.found(key, version(&meta), Instant::now());
         }
-        memory.gateway_trusted = true;
     }
     let gateway = Gateway {
         owner,
@@ -111,12 +172,13 @@ async fn gateways(
         model: &desired.model,
         cache_bytes: desired.gateway_cache_bytes,
         resources: &desired.gateway_resources,
+        extra: &desired.gateway_extra,
         model_args: &desired.model_args,
         mounts: &desired.mounts,
         template: &desired.template,
     };
     for manifest in gateway.manifests() {
-        context.applier.ensure(&mut memory.applied, &manifest).await?;
+        refusals.pass(context.applier.ensure(&mut memory.applied, &manifest).await)?;
     }
     Ok(())
 }

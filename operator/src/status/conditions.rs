@@ -7,6 +7,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use crate::error::Error;
+
 /// Longest message, in characters.
 const MESSAGE_MAX: usize = 1024;
 
@@ -91,7 +93,11 @@ pub fn conditions(
     let all_served = facts.layers > 0 && facts.served == facts.layers;
 
     let ready = match &facts.trouble {
-        _ if facts.suspended => (false, "Suspended", "spec.suspend is true: no pods run".to_owned()),
+        // What is asked for is there: as a Deployment without replicas is Available.
+        _ if facts.suspended && facts.pods == 0 => {
+            (true, "Suspended", "spec.suspend is true, and no pods run".to_owned())
+        }
+        _ if facts.suspended => (false, "Suspending", "spec.suspend is true: pods end".to_owned()),
         _ if serves => (true, "Serving", format!("all {} layers are served", facts.layers)),
         Some((reason, message)) => (false, reason.as_str(), message.clone()),
         None if facts.layers == 0 => (false, "ReadingModel", missing.clone()),
@@ -147,6 +153,7 @@ impl Common<'_> {
     ) -> Vec<Condition> {
         let reconciling = match progress {
             Some(missing) => (true, "Progressing", missing),
+            None if trouble.is_some() => (false, "Blocked", "it waits for what Stalled says".to_owned()),
             None => (false, "Observed", format!("generation {} is carried out", self.generation)),
         };
         let stalled = match trouble {
@@ -166,6 +173,31 @@ impl Common<'_> {
         })
         .collect()
     }
+}
+
+/// The conditions when nothing could be found out because of `failure`: they say what is in the way, and otherwise what they said. `None` when
+/// that is not worth a word: a failure that goes by.
+#[must_use]
+pub fn unreached(before: &[Condition], generation: i64, failure: &Error) -> Option<Vec<Condition>> {
+    let trouble = failure.trouble();
+    let observed = before.iter().all(|c| c.observed_generation == Some(generation));
+    if trouble.is_none() && observed && is_true(before, "Ready") {
+        return None;
+    }
+    let sentence = failure.sentence();
+    let now = Timestamp::now();
+    let told = before.iter().map(|c| {
+        let said = match (c.type_.as_str(), &trouble) {
+            ("Ready", Some((reason, message))) if c.status == "False" => (false, reason.as_str(), message),
+            ("Ready", None) if c.status == "False" => (false, c.reason.as_str(), &sentence),
+            ("Stalled", Some((reason, message))) => (true, reason.as_str(), message),
+            ("Reconciling", None) => (true, "Progressing", &sentence),
+            ("Reconciling", Some(_)) => (false, "Blocked", &sentence),
+            _ => (c.status == "True", c.reason.as_str(), &c.message),
+        };
+        condition(&c.type_, said.0, said.1, said.2, generation, before, now)
+    });
+    Some(told.collect())
 }
 
 /// Whether the condition `kind` is True.
@@ -284,7 +316,7 @@ mod tests {
         assert_eq!(conditions(&draining, &[], None, at(1))[1].status, "True");
         let gone = Facts { pods: 0, ..draining };
         let found = conditions(&gone, &[], Some(1), at(2));
-        assert_eq!(status(&found)[0], ("Ready", "False", "Suspended"));
+        assert_eq!(status(&found)[0], ("Ready", "True", "Suspended"));
         assert_eq!(found[1].status, "False");
     }
 
@@ -296,5 +328,24 @@ mod tests {
         assert_eq!(second[0].observed_generation, Some(2));
         let lost = conditions(&Facts { served: 20, ..whole() }, &second, Some(2), at(9));
         assert_eq!(lost[0].last_transition_time, Time(at(9)));
+    }
+
+    #[test]
+    fn kstatus_reads_each_state_as_it_is_meant() {
+        let before = conditions(&whole(), &[], None, at(1));
+        let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
+        let nothing = Facts { layers: 0, served: 0, shadowed: 0, gateways_ready: 0, ..whole() };
+        for (state, facts, expected) in [
+            ("creating", Facts { peers_ready: 0, ..nothing.clone() }, "InProgress"),
+            ("ready", whole(), "Current"),
+            ("degraded", Facts { peers_ready: 2, ..whole() }, "Current"),
+            ("edited", Facts { generation: 2, peers_desired: 5, ..whole() }, "InProgress"),
+            ("stalled", Facts { trouble, ..nothing }, "Failed"),
+            ("suspending", Facts { suspended: true, ..whole() }, "InProgress"),
+            ("suspended", Facts { suspended: true, pods: 0, ..whole() }, "Current"),
+        ] {
+            let found = conditions(&facts, &before, Some(1), at(2));
+            assert_eq!(crate::testing::kstatus(&found), expected, "{state}: {found:?}");
+        }
     }
 }

@@ -41,6 +41,14 @@ impl Happening {
         }
     }
 
+    /// Pods that the API server does not take.
+    #[must_use]
+    pub fn refused(sentence: &str) -> Self {
+        let note =
+            format!("{sentence}; it is tried again once a minute, and at once when the manifest changes");
+        Self { warning: true, reason: "PodRefused".into(), note, pod: None }
+    }
+
     /// A peer that has computed at so many percent of the usual speed for minutes.
     #[must_use]
     pub fn slow(name: &str, percent: u32) -> Self {
@@ -108,8 +116,10 @@ pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<H
         let old = find(before, kind).is_some_and(|c| c.status == status);
         (!old).then_some(new)
     };
-    let ready = find(after, "Ready").is_some_and(|c| c.status == "True");
-    let was_ready = find(before, "Ready").is_some_and(|c| c.status == "True");
+    // A suspended swarm is Ready, as it is what is asked for, and does nothing.
+    let at_work =
+        |list: &[Condition]| find(list, "Ready").filter(|c| c.status == "True" && c.reason != "Suspended");
+    let (ready, was_ready) = (at_work(after).is_some(), at_work(before).is_some());
     let was_degraded = find(before, "Degraded").is_some_and(|c| c.status == "True");
     let happening = |warning, reason: &str, condition: Condition| Happening {
         warning,
@@ -121,10 +131,13 @@ pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<H
     if let Some(condition) = became("Stalled", "True") {
         all.push(happening(true, &condition.reason.clone(), condition));
     }
-    if let Some(condition) = became("Ready", "True") {
+    if !was_ready && let Some(condition) = at_work(after) {
         all.push(happening(false, words.ready, condition));
     }
-    if was_ready && let Some(condition) = became("Ready", "False") {
+    if was_ready
+        && !ready
+        && let Some(condition) = find(after, "Ready")
+    {
         let asked_for = ["Suspended", "Suspending", "Restarting"].contains(&condition.reason.as_str());
         all.push(happening(!asked_for, words.not_ready, condition));
     }
@@ -180,5 +193,14 @@ mod tests {
         assert_eq!(reasons(&degraded, &whole), ["SwarmRestored"]);
         assert_eq!(reasons(&whole, &down), ["SwarmNotReady"]);
         assert_eq!(reasons(&starting, &facts(0, 0, true)), ["ModelInvalid"]);
+        let suspended = |pods| {
+            let facts = Facts { generation: 2, suspended: true, pods, ..Facts::default() };
+            conditions(&facts, &[], Some(1), Timestamp::UNIX_EPOCH)
+        };
+        let (ends, rests) = (suspended(3), suspended(0));
+        assert_eq!(reasons(&whole, &ends), ["SwarmNotReady"]);
+        assert!(!changes(&whole, &ends, SERVING)[0].warning, "it was asked for");
+        assert!(reasons(&ends, &rests).is_empty() && reasons(&rests, &starting).is_empty());
+        assert_eq!(reasons(&rests, &whole), ["SwarmReady"]);
     }
 }

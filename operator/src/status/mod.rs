@@ -23,17 +23,32 @@ use crate::observe::Trigger;
 use crate::reconcile::Decision;
 use crate::status::conditions::{Facts, conditions};
 
-/// What the status should say.
+/// What the status says of a swarm that nobody has looked at.
+#[must_use]
+pub fn first(swarm: &InferenceSwarm, desired: &Desired, config: &Config) -> InferenceSwarmStatus {
+    let facts = Facts {
+        generation: swarm.metadata.generation.unwrap_or_default(),
+        peers_desired: desired.peers(),
+        gateways_desired: desired.gateways,
+        // Suspended or not: that nothing is left has not been seen.
+        pods: 1,
+        suspended: desired.suspended,
+        ..Facts::default()
+    };
+    build(swarm, &InferenceSwarmStatus::default(), desired, &Decision::default(), &facts, 0, config)
+}
+
+/// What the status should say. `before`: what it says.
 #[must_use]
 pub fn build(
     swarm: &InferenceSwarm,
+    before: &InferenceSwarmStatus,
     desired: &Desired,
     decision: &Decision,
     facts: &Facts,
     epoch: u64,
     config: &Config,
 ) -> InferenceSwarmStatus {
-    let before = swarm.status.clone().unwrap_or_default();
     let gateway = format!(
         "{}-gateway.{}.{}",
         swarm.name_any(),
@@ -62,7 +77,7 @@ pub fn build(
         },
         capacity_percent: percent(facts.peers_ready, desired.peers()),
         url: Some(format!("http://{gateway}/v1")),
-        plan: plan.or(before.plan),
+        plan: plan.or_else(|| before.plan.clone()),
         selector: Some(format!("{SWARM}={},{ROLE}={ROLE_STAGE}", swarm.name_any())),
     }
 }

@@ -83,8 +83,9 @@ impl Facts {
         let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
         match &self.trouble {
             _ if self.finished => (true, "Succeeded", format!("all {} steps are done", self.steps)),
+            // What is asked for is there: as a Deployment without replicas is Available.
             _ if self.suspended && self.pods == 0 => {
-                (false, "Suspended", resting("spec.suspend is true: no pods run; training rests"))
+                (true, "Suspended", resting("spec.suspend is true, and no pods run; training rests"))
             }
             _ if self.suspended && self.waits => {
                 let words = resting("spec.suspend is true: a checkpoint is being written");
@@ -224,10 +225,7 @@ mod tests {
         );
         let gone = Facts { waits: false, pods: 0, training: false, step: 7, ..waits };
         let last = told(&gone, &first, Some(2));
-        assert_eq!(
-            words(&last)[..2],
-            [("Ready", "False", "Suspended"), ("Reconciling", "False", "Observed")]
-        );
+        assert_eq!(words(&last)[..2], [("Ready", "True", "Suspended"), ("Reconciling", "False", "Observed")]);
         assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
         assert_eq!(words(&last)[4], ("Succeeded", "False", "Suspended"));
     }
@@ -282,5 +280,25 @@ mod tests {
             words(&found)[..2],
             [("Ready", "False", "Restarting"), ("Reconciling", "True", "Progressing")]
         );
+    }
+
+    #[test]
+    fn kstatus_reads_each_state_as_it_is_meant() {
+        let before = told(&whole(), &[], None);
+        let trouble = Some(("TrainingFailed".to_owned(), "no UTF-8".to_owned()));
+        let idle = Facts { training: false, trained: false, ..whole() };
+        for (state, facts, expected) in [
+            ("creating", Facts { peers_ready: 0, ..idle.clone() }, "InProgress"),
+            ("ready", whole(), "Current"),
+            ("degraded", Facts { peers_ready: 3, ..whole() }, "Current"),
+            ("edited", Facts { generation: 2, waits: true, ..whole() }, "InProgress"),
+            ("stalled", Facts { trouble, ..idle.clone() }, "Failed"),
+            ("suspending", Facts { suspended: true, ..idle.clone() }, "InProgress"),
+            ("suspended", Facts { suspended: true, pods: 0, ..idle.clone() }, "Current"),
+            ("finished", Facts { finished: true, pods: 0, ..idle }, "Current"),
+        ] {
+            let found = told(&facts, &before, Some(1));
+            assert_eq!(crate::testing::kstatus(&found), expected, "{state}: {found:?}");
+        }
     }
 }

@@ -389,10 +389,13 @@ fn facts(
     });
     let failed = memory.failed.as_ref().filter(|(_, template)| *template == desired.template);
     let failed = failed.map(|(message, _)| ("TrainingFailed".to_owned(), message.clone()));
-    let pending = pods(known.view).find_map(|w| match &w.phase {
-        Phase::Pending(Some(why)) => Some(format!("pod {} waits: {why}", w.name)),
-        _ => None,
-    });
+    let pending = pods(known.view).find_map(|w| Some(format!("a pod waits: {}", w.blocked.as_ref()?.why)));
+    let training = run.is_some_and(|run| run.phase == RunPhase::Training);
+    // A pod that is missing while the run goes on degrades it.
+    let hopeless = pods(known.view)
+        .filter(|_| !training)
+        .filter_map(|w| w.blocked.as_ref())
+        .find_map(|b| Some((b.reason?.to_owned(), format!("a pod cannot start: {}", b.why))));
     let to_mend =
         [&crews.conductor, &crews.peers, &crews.trainers].into_iter().find_map(|c| c.to_mend.clone());
     let to_mend = to_mend.map(|words| ("CannotStart".to_owned(), words));
@@ -410,14 +413,14 @@ fn facts(
         ends: course == Course::Clear,
         step: memory.last.as_ref().map_or(0, |run| run.step),
         steps: desired.steps,
-        training: run.is_some_and(|run| run.phase == RunPhase::Training),
+        training,
         trained,
         peers_desired: if wanted { desired.peers() } else { 0 },
         peers_ready: crews.peers.ready(),
         trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
         trainers_ready: crews.trainers.ready(),
         pods: count(pods(known.view).count()),
-        trouble: failed.or(problem).or(to_mend),
+        trouble: failed.or(problem).or(to_mend).or(hopeless),
         degraded: degraded(run, memory).map(|d| (d.reason.clone(), d.message.clone())),
         waiting: crashing.or(pending).or(message),
     }

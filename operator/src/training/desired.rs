@@ -1,8 +1,8 @@
 //! From the manifest to what the operator works with: the run's configuration as workers read it, volumes, pods.
 
 use dunlin_crds::{
-    CheckpointDestination, DataFormat, DataSource, TokenizerKind, TrainedModelSpec, TrainingSwarm,
-    TrainingSwarmSpec,
+    CheckpointDestination, DataFormat, DataSource, PodTemplateSpec, TokenizerKind, TrainedModelSpec,
+    TrainingSwarm, TrainingSwarmSpec,
 };
 use serde_json::{Value, json};
 
@@ -81,8 +81,15 @@ impl Desired {
             ])),
             config: run,
             image: image(config),
-            conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes)],
-            trainers: [helper("trainer", spec.trainers.replicas, 100, 512 << 20, disk_bytes)],
+            conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes, &spec.conductor.pod_template)],
+            trainers: [helper(
+                "trainer",
+                spec.trainers.replicas,
+                100,
+                512 << 20,
+                disk_bytes,
+                &spec.trainers.pod_template,
+            )],
             trainer_resources: spec.trainers.resources.as_ref().map(|r| json!(r)),
             pools,
             stages: spec.stages,
@@ -106,7 +113,14 @@ impl Desired {
 }
 
 /// Pods without weights, as a pool.
-fn helper(name: &str, count: u32, cpu_millis: u64, memory_bytes: u64, disk_bytes: u64) -> PoolDesired {
+fn helper(
+    name: &str,
+    count: u32,
+    cpu_millis: u64,
+    memory_bytes: u64,
+    disk_bytes: u64,
+    extra: &Option<PodTemplateSpec>,
+) -> PoolDesired {
     let template = PoolTemplate {
         name: name.to_owned(),
         spot: false,
@@ -115,6 +129,7 @@ fn helper(name: &str, count: u32, cpu_millis: u64, memory_bytes: u64, disk_bytes
         threads: 1,
         memory_bytes,
         disk_bytes,
+        extra: extra.clone().unwrap_or_default(),
     };
     PoolDesired { template, peers: count, peers_max: count }
 }

@@ -344,8 +344,14 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     assert_eq!(world.decide().course, Course::Rest);
     // Another leader reads it from the status.
     let facts = world.decide().facts;
-    world.swarm.status =
-        Some(status::build(&world.swarm, world.memory.last.as_ref(), &facts, (0, 0), &config()));
+    world.swarm.status = Some(status::build(
+        &world.swarm,
+        &world.swarm.status.clone().unwrap_or_default(),
+        world.memory.last.as_ref(),
+        &facts,
+        (0, 0),
+        &config(),
+    ));
     world.memory = Memory::default();
     world.memory.restore(&world.swarm);
     assert_eq!(world.decide().course, Course::Rest);
@@ -459,7 +465,14 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
         assert_eq!((decision.course, decision.suspend), (Course::Wait, true), "second {}", world.second);
     }
     let facts = world.decide().facts;
-    let status = status::build(&world.swarm, world.memory.last.as_ref(), &facts, (0, 0), &config());
+    let status = status::build(
+        &world.swarm,
+        &world.swarm.status.clone().unwrap_or_default(),
+        world.memory.last.as_ref(),
+        &facts,
+        (0, 0),
+        &config(),
+    );
     assert!(status.conditions[0].message.ends_with(": no space left"), "{}", status.conditions[0].message);
     // One that takes the place of the conductor does not know yet whether that is still so.
     degraded(&mut world, None);

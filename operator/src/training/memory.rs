@@ -6,7 +6,7 @@ use dunlin_crds::TrainingSwarm;
 use tokio::time::Instant;
 
 use crate::apply::Applied;
-use crate::context::Created;
+use crate::making::Making;
 use crate::peers::{Checkpoint, Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::trust::Trust;
@@ -17,6 +17,8 @@ use crate::turnover::Turnover;
 pub struct Memory {
     /// Certificates, once the authority is there.
     pub trust: Option<Trust>,
+    /// The Secret with the authority is as it was.
+    pub kept: bool,
     /// What the conductor said last; before it has said anything, what the status says.
     pub last: Option<Observation>,
     /// What the present conductor has counted: contributions redone, peers lost, moves.
@@ -39,8 +41,8 @@ pub struct Memory {
     pub trainers_served: BTreeSet<String>,
     /// Objects written.
     pub applied: Applied,
-    /// Pods created that the watch may not have seen.
-    pub created: Created,
+    /// Pods in the making.
+    pub making: Making,
     /// Reconciliations that failed in a row.
     pub failures: u32,
 }

@@ -20,18 +20,19 @@ pub use memory::Memory;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_crds::TrainingSwarm;
+use dunlin_crds::{TrainingSwarm, TrainingSwarmStatus};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use tracing::instrument;
 
-use crate::context::{Context, targets, told};
+use crate::context::{Context, targets};
 use crate::error::Error;
 use crate::labels::{Kind, Owner, random};
 use crate::observe::{Phase, SwarmView, Trigger};
 use crate::peers::Order;
-use crate::trust::Trust;
+use crate::status::conditions::unreached;
+use crate::trust::{Trust, authority_key};
 use decide::{Course, Decision, Known, decide};
 use desired::Desired;
 
@@ -53,7 +54,7 @@ pub async fn reconcile(swarm: Arc<TrainingSwarm>, context: Arc<Context>) -> Resu
         context.forget(&key);
         return Ok(Action::await_change());
     }
-    let memory = context.training.of(&key);
+    let memory = context.training.of(&key, &swarm.uid().unwrap_or_default());
     let mut memory = memory.lock().await;
     let result = pass(&swarm, &key, &context, &mut memory).await;
     memory.failures = if result.is_ok() { 0 } else { memory.failures.saturating_add(1) };
@@ -65,7 +66,11 @@ pub async fn reconcile(swarm: Arc<TrainingSwarm>, context: Arc<Context>) -> Resu
 #[must_use]
 pub fn retry(swarm: Arc<TrainingSwarm>, failure: &Error, context: Arc<Context>) -> Action {
     let key = key(&swarm);
-    let attempt = context.training.of(&key).try_lock().map_or(1, |memory| memory.failures);
+    let attempt = context
+        .training
+        .of(&key, &swarm.uid().unwrap_or_default())
+        .try_lock()
+        .map_or(1, |memory| memory.failures);
     context.retry(&key, failure, attempt)
 }
 
@@ -81,23 +86,47 @@ async fn pass(
     memory: &mut Memory,
 ) -> Result<Action, Error> {
     let owner = Owner::new(key, swarm.uid().unwrap_or_default());
+    let generation = swarm.metadata.generation.unwrap_or_default();
+    let desired = Desired::new(swarm, &context.config);
     memory.restore(swarm);
-    let trust = match memory.trust.take() {
-        Some(trust) => trust,
-        None => Trust::restore(&owner, &context.applier).await?,
+    let mut before = swarm.status.clone().unwrap_or_default();
+    if before.conditions.is_empty() {
+        // Before anything can fail: without conditions the swarm would count as settled.
+        before = status::first(swarm, &desired, &context.config);
+        crate::status::write::<TrainingSwarm>(&context.client, key, &before).await?;
+    }
+    let touched = memory.applied.forget_touched(&context.caches.children(key), Instant::now());
+    memory.kept &= !touched.contains(&authority_key(&owner));
+    let trust = match &memory.trust {
+        Some(trust) if memory.kept => Ok(trust.clone()),
+        Some(trust) => {
+            trust.keep(&owner, &context.applier, &mut memory.applied).await.map(|()| trust.clone())
+        }
+        None => Trust::restore(&owner, &context.applier, &mut memory.applied).await,
+    };
+    memory.kept = trust.is_ok();
+    let trust = match trust {
+        Ok(trust) => memory.trust.insert(trust),
+        Err(failure) => {
+            if let Some(conditions) = unreached(&before.conditions, generation, &failure) {
+                let observed_generation = Some(generation);
+                let status = TrainingSwarmStatus { observed_generation, conditions, ..before.clone() };
+                if before != status {
+                    crate::status::write::<TrainingSwarm>(&context.client, key, &status).await?;
+                }
+            }
+            return Err(failure);
+        }
     };
     let identity = Arc::clone(&trust.identity);
-    memory.trust = Some(trust);
 
     // Observe.
-    let unseen = memory.created.unseen(&context.caches, &key.namespace, Instant::now());
-    let view = context.caches.view(key, &unseen);
+    let unseen = memory.making.unseen(&context.caches, key, Instant::now());
+    let view = context.caches.view(key, &owner.uid, &unseen);
     context.monitor.follow(key, targets(&owner, &view, &identity));
     let answers = context.monitor.answers(key);
 
     // Decide.
-    let desired = Desired::new(swarm, &context.config);
-    let generation = swarm.metadata.generation.unwrap_or_default();
     let known =
         Known { view: &view, answers: &answers, now: Instant::now(), silence: context.config.silence_max() };
     let decision = decide(&desired, generation, &known, memory);
@@ -108,16 +137,19 @@ async fn pass(
     let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
     let mut facts = decision.facts.clone();
     if let Err(failure) = &written {
-        facts.waiting = Some(told(failure));
+        facts.waiting = Some(failure.sentence());
+        facts.trouble = facts.trouble.or(failure.trouble());
     }
-    let status = status::build(swarm, memory.last.as_ref(), &facts, decision.ready_by_kind, &context.config);
-    happenings.extend(status::happenings(&swarm.status.clone().unwrap_or_default(), &status));
-    if swarm.status.as_ref() != Some(&status) {
+    let last = memory.last.as_ref();
+    let status = status::build(swarm, &before, last, &facts, decision.ready_by_kind, &context.config);
+    happenings.extend(status::happenings(&before, &status));
+    if before != status {
         crate::status::write::<TrainingSwarm>(&context.client, key, &status).await?;
     }
     context.publish(&swarm.object_ref(&()), &happenings).await;
     context.measure(key, facts.peers_ready, &happenings);
-    written?;
+    // What rests has been told and counted when it was tried.
+    written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;
     let pause = if decision.course == Course::Rest { SETTLED } else { PROGRESS };
     // Spread, so that many swarms do not move in step.
     Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::conditions::{Facts, conditions};
-use super::desired::CHECKPOINTS_DIR;
+use super::desired::{CHECKPOINTS_DIR, Desired};
 use crate::apply::network::HTTP_PORT;
 use crate::config::Config;
 use crate::labels::{ROLE, ROLE_PEER, SWARM};
@@ -21,16 +21,32 @@ const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingIn
 /// Why a run is degraded whose checkpoints cannot be written.
 pub(super) const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 
-/// What the status should say. `last`: what the conductor said last.
+/// What the status says of a run that nobody has looked at.
+#[must_use]
+pub fn first(swarm: &TrainingSwarm, desired: &Desired, config: &Config) -> TrainingSwarmStatus {
+    let facts = Facts {
+        generation: swarm.metadata.generation.unwrap_or_default(),
+        steps: desired.steps,
+        peers_desired: desired.peers(),
+        trainers_desired: desired.trainers.iter().map(|p| p.peers).sum(),
+        // Suspended or not: that nothing is left has not been seen.
+        pods: 1,
+        suspended: desired.suspended,
+        ..Facts::default()
+    };
+    build(swarm, &TrainingSwarmStatus::default(), None, &facts, (0, 0), config)
+}
+
+/// What the status should say. `before`: what it says; `last`: what the conductor said last.
 #[must_use]
 pub fn build(
     swarm: &TrainingSwarm,
+    before: &TrainingSwarmStatus,
     last: Option<&Observation>,
     facts: &Facts,
     ready_by_kind: (u32, u32),
     config: &Config,
 ) -> TrainingSwarmStatus {
-    let before = swarm.status.clone().unwrap_or_default();
     let (name, namespace) = (swarm.name_any(), swarm.namespace().unwrap_or_default());
     let run = last.cloned().unwrap_or_default();
     // Nobody trains while no conductor does.
@@ -181,9 +197,7 @@ mod tests {
     }
 
     fn status(before: Option<TrainingSwarmStatus>, run: &Observation, facts: &Facts) -> TrainingSwarmStatus {
-        let mut swarm = training_swarm(1);
-        swarm.status = before;
-        build(&swarm, Some(run), facts, (3, 1), &config())
+        build(&training_swarm(1), &before.unwrap_or_default(), Some(run), facts, (3, 1), &config())
     }
 
     #[test]

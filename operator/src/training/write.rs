@@ -1,6 +1,7 @@
 //! Carries out a decision about a run: its objects, new pods, deletions, in the order in which they are needed.
 
 use dunlin_wire::Role;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::decide::{Decision, Post};
@@ -11,7 +12,8 @@ use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
 use crate::apply::pods::{Mount, Nodes, PoolTemplate, WorkerPod, common_args};
 use crate::context::Context;
 use crate::error::Error;
-use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER, pod_name, random};
+use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
+use crate::making::{Maker, Papers, Refusals};
 use crate::observe::SwarmView;
 use crate::status::events::Happening;
 
@@ -20,7 +22,7 @@ const KEY: &str = "training.json";
 /// Where pods mount it.
 const CONFIG_DIR: &str = "/etc/dunlin/training";
 
-/// Everything, most urgent first.
+/// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
 pub(super) async fn all(
     owner: &Owner,
     desired: &Desired,
@@ -30,33 +32,78 @@ pub(super) async fn all(
     memory: &mut Memory,
     happenings: &mut Vec<Happening>,
 ) -> Result<(), Error> {
-    for policy in network::policies(owner, &context.config.namespace) {
-        context.applier.ensure(&mut memory.applied, &policy).await?;
-    }
-    for object in [service(owner), disruption_budget(owner, desired)] {
-        context.applier.ensure(&mut memory.applied, &object).await?;
-    }
+    let mut refusals = Refusals::default();
+    let mut objects = network::policies(owner, &context.config.namespace);
+    objects.extend([service(owner), disruption_budget(owner, desired)]);
     if decision.configure {
-        context.applier.ensure(&mut memory.applied, &config_map(owner, &desired.config)).await?;
+        objects.push(config_map(owner, &desired.config));
     }
-    let pools = desired.templates();
-    for (post, creation) in &decision.create {
-        let Some(trust) = &memory.trust else { return Ok(()) };
-        let name = pod_name(&owner.name, &creation.pool.name, random());
-        let pod = pod(*post, owner, &name, desired, &creation.pool, &pools, view.spot_nodes_marked);
-        let (role, names) = match post {
-            Post::Conductor => (Role::Conductor, conductor_names(owner, &name)),
-            Post::Peer => (Role::Peer, worker_names(owner, &name).to_vec()),
-            Post::Trainer => (Role::Trainer, worker_names(owner, &name).to_vec()),
+    for object in objects {
+        refusals.pass(context.applier.ensure(&mut memory.applied, &object).await)?;
+    }
+    if let Some(trust) = &memory.trust {
+        let mut maker = Maker {
+            owner,
+            generation: decision.facts.generation,
+            trust,
+            applier: &context.applier,
+            making: &mut memory.making,
+            holds: &mut memory.applied.holds,
         };
-        let (role, created) = ((name.as_str(), pod.role, role), &mut memory.created);
-        trust.create_pod(owner, role, &names, &pod.manifest(), &context.applier, created).await?;
-        happenings.push(Happening::created(post.noun(), &name, creation.replaces));
+        crew(&mut maker, desired, view, decision, &mut refusals, happenings).await?;
+    }
+    for stray in &view.strays {
+        let went =
+            context.applier.delete_pod(&owner.namespace, &stray.name, &stray.uid, stray.node_gone).await;
+        refusals.pass(went)?;
     }
     for deletion in &decision.delete {
-        context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await?;
+        let went =
+            context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await;
+        refusals.pass(went)?;
+    }
+    refusals.end()
+}
+
+/// New pods, and certificates of those that wait for theirs.
+async fn crew(
+    maker: &mut Maker<'_>,
+    desired: &Desired,
+    view: &SwarmView,
+    decision: &Decision,
+    refusals: &mut Refusals,
+    happenings: &mut Vec<Happening>,
+) -> Result<(), Error> {
+    let (owner, pools) = (maker.owner, desired.templates());
+    for (post, creation) in &decision.create {
+        let manifest = |name: &str| {
+            pod(*post, owner, name, desired, &creation.pool, &pools, view.spot_nodes_marked).manifest()
+        };
+        let (pool, noun) = (&creation.pool.name, post.noun());
+        let went = maker.create(pool, noun, creation.replaces, manifest, happenings).await;
+        if let Some(pod) = refusals.pass(went)? {
+            let went = maker.certify(&pod.name_any(), &pod.uid().unwrap_or_default(), papers(*post)).await;
+            refusals.pass(went)?;
+        }
+    }
+    for (post, crew) in
+        [(Post::Conductor, &view.conductors), (Post::Peer, &view.workers), (Post::Trainer, &view.trainers)]
+    {
+        for pod in crew.values() {
+            refusals.pass(maker.certify_if_new(pod, papers(post)).await)?;
+        }
     }
     Ok(())
+}
+
+/// What the certificate of a pod says.
+fn papers(post: Post) -> Papers {
+    let as_worker = |owner: &Owner, name: &str| worker_names(owner, name).to_vec();
+    match post {
+        Post::Conductor => Papers { label: ROLE_CONDUCTOR, role: Role::Conductor, names: conductor_names },
+        Post::Peer => Papers { label: ROLE_PEER, role: Role::Peer, names: as_worker },
+        Post::Trainer => Papers { label: ROLE_TRAINER, role: Role::Trainer, names: as_worker },
+    }
 }
 
 /// The Service under which pods find the conductor, whichever it is, and people its page.

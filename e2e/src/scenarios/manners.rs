@@ -1,0 +1,104 @@
+//! What the operator costs the API server, and how soon it puts back what somebody takes away.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Bench, PEERS, Scenario};
+use crate::cluster::repository;
+use crate::wait;
+
+/// What somebody deletes or scales is back within this long.
+const BACK: Duration = Duration::from_secs(5);
+const NAMESPACE: &str = "quota";
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario { name: "what-is-deleted-or-scaled-is-back-within-5-s", run: put_back },
+        Scenario { name: "pod-without-its-label-is-deleted-and-replaced", run: unlabelled },
+        Scenario { name: "pod-refused-by-a-quota-costs-a-write-a-minute", run: refused },
+    ]
+}
+
+fn put_back(bench: &Bench<'_>) -> Result<()> {
+    let swarm = &bench.swarm.name;
+    let objects = [
+        ("service", format!("{swarm}-gateway")),
+        ("poddisruptionbudget", format!("{swarm}-gateway")),
+        ("networkpolicy", format!("{swarm}-stage")),
+        ("configmap", format!("{swarm}-topology")),
+        ("secret", format!("{swarm}-gateway-tls")),
+        ("secret", format!("{swarm}-ca")),
+    ];
+    for (kind, name) in &objects {
+        let uid = bench.cluster.get(&[kind, name])?["metadata"]["uid"].clone();
+        bench.cluster.kubectl(&["delete", kind, name, "--wait=false"])?;
+        let deleted = Instant::now();
+        wait::until_true(&format!("{kind} {name} is back"), BACK, || {
+            let there = bench.cluster.get(&[kind, name])?["metadata"]["uid"].clone();
+            Ok((there != uid, there.to_string()))
+        })?;
+        println!("    {kind} {name} back after {:.1} s", deleted.elapsed().as_secs_f64());
+    }
+    let gateways = format!("{swarm}-gateway");
+    bench.cluster.kubectl(&["scale", "deployment", &gateways, "--replicas=0"])?;
+    wait::until_true("the gateways are scaled back", BACK, || {
+        let replicas = bench.cluster.get(&["deployment", &gateways])?["spec"]["replicas"].clone();
+        Ok((replicas == 2, replicas.to_string()))
+    })?;
+    bench.swarm.wait_whole(PEERS)
+}
+
+fn unlabelled(bench: &Bench<'_>) -> Result<()> {
+    let peers = bench.swarm.peers()?;
+    let Some(peer) = peers.first() else { bail!("no peers") };
+    bench.cluster.kubectl(&["label", "pod", &peer.name, "dunlin.dev/swarm-"])?;
+    wait::until_true("the pod is deleted", Duration::from_secs(60), || {
+        let there = bench.cluster.kubectl(&["get", "pod", &peer.name, "--ignore-not-found", "-o", "name"])?;
+        Ok((there.trim().is_empty(), there))
+    })?;
+    bench.swarm.wait_whole(PEERS)
+}
+
+fn refused(bench: &Bench<'_>) -> Result<()> {
+    let result = (|| {
+        bench.cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+        let namespace = ["-n", NAMESPACE];
+        bench.cluster.kubectl(&[&namespace[..], &["create", "quota", "pods", "--hard=pods=1"]].concat())?;
+        let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+        bench
+            .cluster
+            .apply(&example.replace("  name: smollm2\n", "  name: smollm2\n  namespace: quota\n"))?;
+        let get = |what: &[&str]| bench.cluster.get(&[&namespace[..], what].concat());
+        wait::until_true("the swarm says that a quota refuses its pods", Duration::from_secs(120), || {
+            let swarm = get(&["inferenceswarm", "smollm2"])?;
+            let conditions = swarm["status"]["conditions"].to_string();
+            Ok((conditions.contains("PodRefused") && conditions.contains("exceeded quota"), conditions))
+        })?;
+        let events = get(&["events"])?.to_string();
+        ensure!(events.contains("PodRefused"), "no Event: {events}");
+        let version = || {
+            Ok::<_, anyhow::Error>(
+                get(&["inferenceswarm", "smollm2"])?["metadata"]["resourceVersion"].clone(),
+            )
+        };
+        let before = version()?;
+        let secrets = get(&["secrets"])?["items"].as_array().map_or(0, Vec::len);
+        // The authority, the gateways' and one for each pod that is there.
+        ensure!(secrets <= 3, "{secrets} Secrets");
+        // That nothing is written is seen in no other way.
+        std::thread::sleep(Duration::from_secs(30));
+        ensure!(version()? == before, "the status is written though nothing has changed");
+        let secrets_now = get(&["secrets"])?["items"].as_array().map_or(0, Vec::len);
+        ensure!(secrets_now == secrets, "{secrets} Secrets became {secrets_now}");
+        // More room is used within a minute.
+        bench.cluster.kubectl(&[&namespace[..], &["delete", "quota", "pods"]].concat())?;
+        wait::until_true("the missing peers are made", Duration::from_secs(90), || {
+            let peers =
+                get(&["pods", "-l", "dunlin.dev/role=stage"])?["items"].as_array().map_or(0, Vec::len);
+            Ok((peers == 3, format!("{peers} peers")))
+        })
+    })();
+    bench.cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=60s"])?;
+    result
+}

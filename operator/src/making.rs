@@ -1,0 +1,189 @@
+//! Pods in the making. A pod is made first, and then the Secret with its certificate, which the pod owns: whatever fails in between, nothing is
+//! left behind that nobody deletes. A pod waits for its Secret; one that is missing is made in the next pass, by this operator or another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dunlin_wire::Role;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::apply::Applier;
+use crate::apply::certificates::leaf_secret;
+use crate::apply::hand_to_pod;
+use crate::apply::holds::{Holds, Key};
+use crate::error::Error;
+use crate::labels::{Owner, leaf, pod_name, random};
+use crate::observe::{Caches, Phase, Trigger, WorkerView};
+use crate::status::events::Happening;
+use crate::trust::Trust;
+
+/// A pod that the watch has not shown for this long after its creation is gone.
+const UNSEEN_MAX: Duration = Duration::from_secs(30);
+
+/// What is remembered about pods in the making.
+#[derive(Default)]
+pub struct Making {
+    /// Pods just created, until the watch shows them.
+    made: Vec<(Pod, Instant)>,
+    /// Names of pods to be, by pool and generation of the manifest: an attempt of which nothing is known is repeated under the same name.
+    names: BTreeMap<(String, u64), String>,
+    /// The refusal that was told, by pool.
+    told: BTreeMap<String, String>,
+    /// Pods whose Secret is there.
+    certified: BTreeSet<String>,
+}
+
+impl Making {
+    /// Pods that the watch has not shown yet; the others are forgotten.
+    pub fn unseen(&mut self, caches: &Caches, swarm: &Trigger, now: Instant) -> Vec<Pod> {
+        let (namespace, children) = (&swarm.namespace, caches.children(swarm));
+        self.made.retain(|(pod, at)| {
+            !caches.has_pod(namespace, &pod.name_any()) && now.duration_since(*at) < UNSEEN_MAX
+        });
+        self.names.retain(|_, name| !caches.has_pod(namespace, name));
+        let made = |name: &str| self.made.iter().any(|(pod, _)| pod.name_any() == name);
+        let deleted = |name: &str| children.is_deleted(&("Secret".to_owned(), leaf(name)));
+        self.certified.retain(|name| (caches.has_pod(namespace, name) || made(name)) && !deleted(name));
+        self.made.iter().map(|(pod, _)| pod.clone()).collect()
+    }
+
+    fn name(&mut self, owner: &Owner, pool: &str, generation: u64) -> String {
+        self.names.retain(|(_, of), _| *of == generation);
+        let name = self.names.entry((pool.to_owned(), generation));
+        name.or_insert_with(|| pod_name(&owner.name, pool, random())).clone()
+    }
+}
+
+/// What the certificate of a pod says.
+#[derive(Clone, Copy)]
+pub struct Papers {
+    /// Its label.
+    pub label: &'static str,
+    /// Its role.
+    pub role: Role,
+    /// Its names, by the pod's.
+    pub names: fn(&Owner, &str) -> Vec<String>,
+}
+
+/// Makes pods and their certificates.
+pub struct Maker<'a> {
+    /// Their swarm.
+    pub owner: &'a Owner,
+    /// `metadata.generation` of it.
+    pub generation: i64,
+    /// Who signs.
+    pub trust: &'a Trust,
+    /// Writes.
+    pub applier: &'a Applier,
+    /// Remembers.
+    pub making: &'a mut Making,
+    /// Writes that failed.
+    pub holds: &'a mut Holds,
+}
+
+/// Stands for the Secrets of all pods.
+fn secrets() -> Key {
+    ("Secret".to_owned(), "of pods".to_owned())
+}
+
+impl Maker<'_> {
+    /// Makes a pod of `pool` from the manifest that `manifest` gives for a name, tells so, and returns it. `noun`: what Events call it.
+    ///
+    /// # Errors
+    /// The API server's refusal, the last one as long as it rests.
+    pub async fn create(
+        &mut self,
+        pool: &str,
+        noun: &str,
+        replaces: bool,
+        manifest: impl Fn(&str) -> Value,
+        happenings: &mut Vec<Happening>,
+    ) -> Result<Pod, Error> {
+        let refused = |source| Error::Pod { pool: pool.to_owned(), source: Box::new(source) };
+        let (key, of) = (("Pod".to_owned(), pool.to_owned()), self.generation.unsigned_abs());
+        let now = Instant::now();
+        self.holds.check(&key, of, now).map_err(refused)?;
+        // One that gets no certificate would wait in vain.
+        self.holds.check(&secrets(), of, now)?;
+        let name = self.making.name(self.owner, pool, of);
+        let went = self.applier.create_pod(&manifest(&name)).await;
+        let went = self.holds.note(key, of, went, Instant::now()).map_err(refused);
+        let pod = match went {
+            Ok(pod) => pod,
+            Err(failure) => {
+                let sentence = failure.sentence();
+                // Once for each reason, not for each attempt.
+                if failure.is_refusal() && self.making.told.get(pool) != Some(&sentence) {
+                    happenings.push(Happening::refused(&sentence));
+                    self.making.told.insert(pool.to_owned(), sentence);
+                }
+                return Err(failure);
+            }
+        };
+        self.making.told.remove(pool);
+        self.making.names.remove(&(pool.to_owned(), of));
+        happenings.push(Happening::created(noun, &name, replaces));
+        self.making.made.push((pod.clone(), Instant::now()));
+        Ok(pod)
+    }
+
+    /// Makes the Secret with the certificate of the pod `name`, unless it is there.
+    ///
+    /// # Errors
+    /// The API server's refusal, the last one as long as it rests.
+    pub async fn certify(&mut self, name: &str, uid: &str, papers: Papers) -> Result<(), Error> {
+        if self.making.certified.contains(name) {
+            return Ok(());
+        }
+        let of = self.generation.unsigned_abs();
+        self.holds.check(&secrets(), of, Instant::now())?;
+        let certificate = self.trust.issue(papers.role, &(papers.names)(self.owner, name))?;
+        let mut secret = leaf_secret(self.owner, &leaf(name), papers.label, &certificate);
+        hand_to_pod(&mut secret, name, uid);
+        let went = self.applier.create_secret(&secret).await;
+        self.holds.note(secrets(), of, went, Instant::now())?;
+        self.making.certified.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// The same for a pod of an earlier pass, which may have none yet: one whose container has started has.
+    ///
+    /// # Errors
+    /// The API server's refusal, the last one as long as it rests.
+    pub async fn certify_if_new(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
+        let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
+        if waits { self.certify(&pod.name, &pod.uid, papers).await } else { Ok(()) }
+    }
+}
+
+/// Goes on after a refusal, which concerns one object; anything else concerns the API server, and ends the pass.
+#[derive(Default)]
+pub struct Refusals(Option<Error>);
+
+impl Refusals {
+    /// What was made, if it was not refused.
+    ///
+    /// # Errors
+    /// What is no refusal.
+    pub fn pass<T>(&mut self, went: Result<T, Error>) -> Result<Option<T>, Error> {
+        match went {
+            Ok(made) => Ok(Some(made)),
+            Err(failure) if failure.is_refusal() => {
+                self.0.get_or_insert(failure);
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The first refusal.
+    ///
+    /// # Errors
+    /// When there was one.
+    pub fn end(self) -> Result<(), Error> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
