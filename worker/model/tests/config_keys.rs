@@ -357,6 +357,9 @@ fn the_kind_is_what_both_keys_say() {
     let by_type = open(&with(&mistral(), json!({"architectures": []}))).unwrap();
     assert_eq!(by_type.architecture, "mistral");
     assert!(open(&with(&qwen2(), json!({"model_type": []}))).is_ok());
+    // Of the three kinds the class decides.
+    let by_class = open(&with(&qwen2(), json!({"model_type": "llama"}))).unwrap();
+    assert_eq!(by_class.architecture, "qwen2");
     refused(
         &llama(),
         json!({"model_type": "granite"}),

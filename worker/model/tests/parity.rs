@@ -179,7 +179,6 @@ fn what_would_compute_something_else_is_refused() {
     refused("llama", &|c| c["mlp_bias"] = true.into(), "`mlp_bias`");
     refused("llama", &|c| c["hidden_act"] = "gelu".into(), "gelu");
     refused("llama", &|c| c["architectures"] = serde_json::json!(["PhiForCausalLM"]), "PhiForCausalLM");
-    refused("mistral", &|c| c["architectures"] = serde_json::json!(["LlamaForCausalLM"]), "`mistral`");
 }
 
 type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));

@@ -129,11 +129,15 @@ fn biases_are_what_the_configuration_says() {
 }
 
 #[test]
-fn the_output_matrix_is_the_embedding_only_where_config_json_says_so() {
+fn the_output_matrix_is_that_of_the_files_or_the_embedding() {
     for says in [json!(false), Value::Null] {
         let folder = ModelFolder::new();
         folder.set("tie_word_embeddings", says).change(|tensors| drop(tensors.remove("lm_head.weight")));
-        tells(&refusal(folder.open()), "no tensor `lm_head.weight`, and config.json does not say");
+        assert!(folder.open().unwrap().config().tied);
+        // A copy that lacks what its index promises is not intact.
+        let index = json!({"weight_map": {"lm_head.weight": "model.safetensors"}});
+        folder.write("model.safetensors.index.json", index.to_string());
+        tells(&refusal(folder.open()), "no tensor `lm_head.weight`");
     }
     let folder = ModelFolder::new();
     let own = bits(&folder.open().unwrap());

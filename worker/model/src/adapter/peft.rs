@@ -22,8 +22,6 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The name of the rows of a prompt.
 pub const PROMPT: &str = "prompt_embeddings";
-/// PEFT's rank where none is said.
-const RANK: u64 = 8;
 /// Widest that is read.
 const RANK_MAX: usize = 4096;
 /// Most rows of a prompt.
@@ -174,8 +172,6 @@ enum Kind {
 struct Said {
     alpha: f32,
     root: bool,
-    /// Widths that a product may have.
-    ranks: Vec<u64>,
     /// Modules that are changed; none when they are said in another way than by their names.
     modules: Option<Vec<String>>,
 }
@@ -189,16 +185,10 @@ impl Said {
             Value::Null => Ok(false),
             value => value.as_bool().ok_or_else(|| unusable(key)),
         };
-        let rank = match &json["r"] {
-            Value::Null => RANK,
-            value => value.as_u64().ok_or_else(|| unusable("r"))?,
-        };
-        let pattern = json["rank_pattern"].as_object().into_iter().flatten();
-        let ranks = std::iter::once(rank).chain(pattern.filter_map(|(_, rank)| rank.as_u64())).collect();
         let modules = json["target_modules"].as_array();
         let modules =
             modules.map(|list| list.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
-        Ok(Self { alpha: alpha as f32, root: flag("use_rslora")?, ranks, modules })
+        Ok(Self { alpha: alpha as f32, root: flag("use_rslora")?, modules })
     }
 
     /// By what a product of this rank counts.
@@ -311,11 +301,6 @@ impl Weights {
             // A lonely B is found at the end, as a tensor without a place.
             return Ok(None);
         };
-        if !said.ranks.contains(&(rank as u64)) {
-            let what =
-                format!("tensor `{name_a}` has {rank} rows, and its `r` and `rank_pattern` say otherwise");
-            return Err(self.wrong(what));
-        }
         if !said.names(layer, which) {
             let what = format!("it has tensor `{name_a}`, and its `target_modules` do not name the module");
             return Err(self.wrong(what));

@@ -89,7 +89,8 @@ impl Family {
         };
         match (class, kind) {
             (Some(class), kind) => match (Self::ALL.into_iter().find(|f| f.class() == class), kind) {
-                (Some(family), Some(kind)) if kind != family.name() => unsupported(format!(
+                // What tells the three apart is in the class, as vLLM goes by it.
+                (Some(_), Some(kind)) if Self::ALL.iter().all(|f| f.name() != kind) => unsupported(format!(
                     "`architectures` says `{class}`, and `model_type` says `{}`",
                     excerpt(kind)
                 )),

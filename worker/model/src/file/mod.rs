@@ -105,7 +105,8 @@ impl ModelFile {
         let mut config = config::from_json(&format!("{}/config.json", folder.describe()), &json)?;
         let mut sources: Vec<Arc<dyn ByteSource>> = Vec::new();
         let mut tensors = BTreeMap::new();
-        for name in weight_files::names(&*folder)? {
+        let files = weight_files::find(&*folder)?;
+        for name in files.names {
             let file = open(&*folder, &name)?;
             for (name, t) in safetensors::read_header(file.as_ref())? {
                 let (source, stored) = (sources.len(), Stored::Plain(t.dtype));
@@ -119,20 +120,13 @@ impl ModelFile {
             sources.push(file);
         }
         let names = Names::HuggingFace;
-        // An output matrix that is there is used, as transformers 5 does.
-        let has_head = tensors.contains_key(names.outer(Outer::Head));
-        if !config.tied && !has_head && tensors.contains_key(names.outer(Outer::Embedding)) {
-            return Err(ModelError::Refused {
-                what: format!(
-                    "{} has no tensor `lm_head.weight`, and config.json does not say `\"tie_word_embeddings\": true`",
-                    folder.describe()
-                ),
-                remedy:
-                    "use an intact copy of it, or say so in config.json if the embedding is the output matrix"
-                        .to_owned(),
-            });
+        let head = names.outer(Outer::Head);
+        if !config.tied && files.promised.contains(head) && !tensors.contains_key(head) {
+            return Err(ModelError::MissingTensor(head.to_owned()));
         }
-        config.tied &= !has_head;
+        // An output matrix that is there is used, as transformers 5 does. If no file has one, and none was promised, the embedding is it: many
+        // configurations of tied models do not say so.
+        config.tied = !tensors.contains_key(head);
         let tensors = places::settle(&folder.describe(), names, &config, tensors)?;
         let text = Text::Folder { folder, config: json };
         Ok(Self { config, sources, tensors, text, names })
