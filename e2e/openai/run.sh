@@ -3,19 +3,7 @@
 # Without a URL it starts a local swarm of DUNLIN_BIN (default: target/release/dunlin-worker) and ends it afterwards.
 set -euo pipefail
 cd "$(dirname "$0")"
-cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
-venv=$cache/venv/openai-$(sha256sum requirements.txt | cut -c1-12)
-if [ ! -d "$venv" ]; then
-    command -v python3 >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
-    mkdir -p "$cache/venv"
-    fresh=$(mktemp -d "$cache/venv/new.XXXXXX")
-    trap 'rm -rf "$fresh"' EXIT
-    python3 -m venv "$fresh" || { echo "venv is missing: apt-get install python3-venv" >&2; exit 1; }
-    "$fresh/bin/python" -m pip install --quiet --no-deps --disable-pip-version-check -r requirements.txt
-    # Only whole ones get the name. Nothing but `python` is run from it, and that knows no path of its own.
-    mv -T "$fresh" "$venv" 2>/dev/null || [ -d "$venv" ]
-    trap - EXIT
-fi
+python=$(../venv.sh openai requirements.txt --no-deps)
 
 url=${1:-}
 [ $# -eq 0 ] || shift
@@ -43,6 +31,6 @@ if [ -z "$url" ]; then
     swarm=$!
     exec 3<"$work/ready"
     read -r -t 130 line <&3 || { echo "the swarm does not serve" >&2; exit 1; }
-    url=$("$venv/bin/python" -c 'import json, sys; print(json.loads(sys.argv[1])["url"])' "$line")/v1
+    url=$("$python" -c 'import json, sys; print(json.loads(sys.argv[1])["url"])' "$line")/v1
 fi
-OPENAI_BASE_URL=$url "$venv/bin/python" test_openai.py "$@"
+OPENAI_BASE_URL=$url "$python" test_openai.py "$@"

@@ -17,6 +17,7 @@ use crate::apply::holds::{Holds, Key};
 use crate::error::Error;
 use crate::labels::{Owner, leaf, pod_name, random};
 use crate::observe::{Caches, Phase, Trigger, WorkerView};
+use crate::roster::Deletion;
 use crate::status::events::Happening;
 use crate::trust::Trust;
 
@@ -157,6 +158,22 @@ impl Maker<'_> {
         let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
         if waits { self.certify(&pod.name, &pod.uid, papers).await } else { Ok(()) }
     }
+}
+
+/// Deletes pods of a swarm.
+///
+/// # Errors
+/// What is no refusal.
+pub async fn delete(
+    applier: &Applier,
+    owner: &Owner,
+    deletions: &[Deletion],
+    refusals: &mut Refusals,
+) -> Result<(), Error> {
+    for pod in deletions {
+        refusals.pass(applier.delete_pod(&owner.namespace, &pod.name, &pod.uid, pod.now).await)?;
+    }
+    Ok(())
 }
 
 /// Goes on after a refusal, which concerns one object; anything else concerns the API server, and ends the pass.

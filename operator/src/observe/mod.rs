@@ -18,6 +18,7 @@ use kube::ResourceExt;
 use crate::labels::{
     KIND, Kind, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
 };
+use crate::roster::Deletion;
 
 /// A gateway pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,20 +55,9 @@ pub struct SwarmView {
     /// Why the gateways' Deployment gets no pods, if it gets none.
     pub gateways_refused: Option<String>,
     /// Pods of the swarm without the labels of such: nobody sees them, so they go.
-    pub strays: Vec<Stray>,
+    pub strays: Vec<Deletion>,
     /// Some node of the cluster carries a spot marker.
     pub spot_nodes_marked: bool,
-}
-
-/// A pod that the swarm owns and that lost its labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stray {
-    /// Pod name.
-    pub name: String,
-    /// Pod UID.
-    pub uid: String,
-    /// Its node does not confirm deletions.
-    pub node_gone: bool,
 }
 
 impl SwarmView {
@@ -79,9 +69,10 @@ impl SwarmView {
             let node = pod.spec.as_ref().and_then(|s| nodes.get(s.node_name.as_deref()?));
             if is_stray(pod) {
                 if pod.metadata.deletion_timestamp.is_none() {
-                    let node_gone = node.is_some_and(|n| !n.ready);
+                    // Its node does not confirm deletions when it is not ready.
+                    let now = node.is_some_and(|n| !n.ready);
                     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-                    view.strays.push(Stray { name, uid, node_gone });
+                    view.strays.push(Deletion { name, uid, now });
                 }
                 continue;
             }

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::convert::Desired;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
-use crate::making::{Maker, Papers, Refusals};
+use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::{SwarmView, version};
 use crate::status::events::Happening;
 
@@ -42,15 +42,8 @@ pub(super) async fn all(
     }
     gateways(owner, desired, context, memory, &mut refusals).await?;
     stages(owner, desired, view, decision, context, memory, &mut refusals, happenings).await?;
-    for stray in &view.strays {
-        let went =
-            context.applier.delete_pod(&owner.namespace, &stray.name, &stray.uid, stray.node_gone).await;
-        refusals.pass(went)?;
-    }
-    for deletion in &decision.delete {
-        let went =
-            context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await;
-        refusals.pass(went)?;
+    for deletions in [&view.strays, &decision.delete] {
+        delete(&context.applier, owner, deletions, &mut refusals).await?;
     }
     refusals.end()
 }

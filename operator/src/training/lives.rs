@@ -64,6 +64,13 @@ impl World {
         decide(&desired, 1, &known, &mut self.memory)
     }
 
+    /// The status that would be written now.
+    fn status(&mut self) -> TrainingSwarmStatus {
+        let facts = self.decide().facts;
+        let before = self.swarm.status.clone().unwrap_or_default();
+        status::build(&self.swarm, &before, self.memory.last.as_ref(), &facts, (0, 0), &config())
+    }
+
     /// The cluster carries a decision out: pods run and answer, deleted ones are gone.
     fn run(&mut self, decision: &Decision) -> Vec<String> {
         let template = self.desired().template;
@@ -343,15 +350,7 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     world.swarm.spec.optimizer.learning_rate = 0.01;
     assert_eq!(world.decide().course, Course::Rest);
     // Another leader reads it from the status.
-    let facts = world.decide().facts;
-    world.swarm.status = Some(status::build(
-        &world.swarm,
-        &world.swarm.status.clone().unwrap_or_default(),
-        world.memory.last.as_ref(),
-        &facts,
-        (0, 0),
-        &config(),
-    ));
+    world.swarm.status = Some(world.status());
     world.memory = Memory::default();
     world.memory.restore(&world.swarm);
     assert_eq!(world.decide().course, Course::Rest);
@@ -464,15 +463,7 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
         let decision = world.decide();
         assert_eq!((decision.course, decision.suspend), (Course::Wait, true), "second {}", world.second);
     }
-    let facts = world.decide().facts;
-    let status = status::build(
-        &world.swarm,
-        &world.swarm.status.clone().unwrap_or_default(),
-        world.memory.last.as_ref(),
-        &facts,
-        (0, 0),
-        &config(),
-    );
+    let status = world.status();
     assert!(status.conditions[0].message.ends_with(": no space left"), "{}", status.conditions[0].message);
     // One that takes the place of the conductor does not know yet whether that is still so.
     degraded(&mut world, None);

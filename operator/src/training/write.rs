@@ -13,7 +13,7 @@ use crate::apply::pods::{Mount, Nodes, PoolTemplate, WorkerPod, common_args};
 use crate::context::Context;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
-use crate::making::{Maker, Papers, Refusals};
+use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::SwarmView;
 use crate::status::events::Happening;
 
@@ -52,15 +52,8 @@ pub(super) async fn all(
         };
         crew(&mut maker, desired, view, decision, &mut refusals, happenings).await?;
     }
-    for stray in &view.strays {
-        let went =
-            context.applier.delete_pod(&owner.namespace, &stray.name, &stray.uid, stray.node_gone).await;
-        refusals.pass(went)?;
-    }
-    for deletion in &decision.delete {
-        let went =
-            context.applier.delete_pod(&owner.namespace, &deletion.name, &deletion.uid, deletion.now).await;
-        refusals.pass(went)?;
+    for deletions in [&view.strays, &decision.delete] {
+        delete(&context.applier, owner, deletions, &mut refusals).await?;
     }
     refusals.end()
 }

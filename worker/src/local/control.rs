@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_planner::{Epoch, Topology};
+use dunlin_wire::proto::control_client::ControlClient;
 use dunlin_wire::{LinksConfig, links, proto};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -13,6 +14,8 @@ use tonic::transport::Channel;
 pub const LOOK: Duration = Duration::from_millis(100);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_millis(1000);
+
+type Client = ControlClient<Channel>;
 
 /// A topology in the form in which it is sent.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +41,7 @@ pub struct Control {
     links: LinksConfig,
     name: String,
     addr: String,
-    client: Option<proto::control_client::ControlClient<Channel>>,
+    client: Option<Client>,
 }
 
 impl Control {
@@ -73,10 +76,7 @@ impl Control {
         .await
     }
 
-    async fn ask<F>(
-        &mut self,
-        question: impl FnOnce(proto::control_client::ControlClient<Channel>) -> F,
-    ) -> Option<proto::Status>
+    async fn ask<F>(&mut self, question: impl FnOnce(Client) -> F) -> Option<proto::Status>
     where
         F: Future<Output = Result<tonic::Response<proto::Status>, tonic::Status>>,
     {
@@ -85,7 +85,7 @@ impl Control {
             None => {
                 let dial = links::connect(&self.links, &self.name, &self.addr);
                 let channel = timeout(ANSWER, dial).await.ok()?.ok()?;
-                self.client.insert(proto::control_client::ControlClient::new(channel)).clone()
+                self.client.insert(Client::new(channel)).clone()
             }
         };
         if let Ok(Ok(response)) = timeout(ANSWER, question(client)).await {
