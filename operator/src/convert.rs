@@ -6,10 +6,16 @@ use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateS
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::apply::pods::{ADAPTERS_DIR, Image, MODELS_DIR, Mount, PoolTemplate};
+use crate::apply::gateway::Gateway;
+use crate::apply::network::GRPC_PORT;
+use crate::apply::pods::{
+    ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
+};
 use crate::config::Config;
+use crate::labels::{Kind, Owner, ROLE_STAGE, fingerprint};
+use crate::observe::WorkerView;
 use crate::quantity::{bytes, millis};
-use crate::roster::Wanted;
+use crate::roster::{Wanted, is_current};
 
 /// Memory of a worker whose quantity cannot be read; the schema does not let one pass.
 const MEMORY_DEFAULT: u64 = 1 << 30;
@@ -21,6 +27,8 @@ const DISK_DEFAULT: u64 = 10 << 30;
 pub struct PoolDesired {
     /// What its pods look like.
     pub template: PoolTemplate,
+    /// Fingerprint of them; see [`WorkerPod::hash`].
+    pub hash: String,
     /// How many.
     pub peers: u32,
     /// How many there may be while other pools find no nodes.
@@ -38,8 +46,10 @@ pub struct Desired {
     pub model_args: Vec<String>,
     /// Volumes that have them.
     pub mounts: Vec<Mount>,
-    /// Fingerprint of everything a worker is started with.
+    /// Fingerprint of what all stages must have in common: pods of another one go at once.
     pub template: String,
+    /// Fingerprint of all that pods are made from, of every pool: others may do what these could not.
+    pub edition: String,
     /// Image of workers.
     pub image: Image,
     /// Pools in order of preference.
@@ -54,6 +64,8 @@ pub struct Desired {
     pub gateway_resources: Value,
     /// What gateways get beside what they need.
     pub gateway_extra: PodTemplateSpec,
+    /// Fingerprint of their pods.
+    pub gateway_hash: String,
     /// Nothing should run.
     pub suspended: bool,
 }
@@ -81,34 +93,97 @@ impl Desired {
         let (adapter_args, mounts) = adapters(spec);
         model_args.extend(adapter_args);
         let digest = fingerprint(&json!(spec.model.source));
-        let mut made_from = vec![json!(spec.model)];
-        // Without adapters it is what it was before there were any: a newer operator replaces no pods.
-        if !spec.adapters.is_empty() {
-            made_from.push(json!(spec.adapters));
-        }
-        let template = fingerprint(&json!(made_from));
         let pools = pools(&spec.pools, spec.replicas, suspended);
-        Self {
+        let mut desired = Self {
             model: name,
+            template: digest.clone(),
             digest,
             model_args,
             mounts,
-            template,
+            edition: String::new(),
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
             gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
             gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
             gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
+            gateway_hash: String::new(),
             pools,
             suspended,
+        };
+        desired.mark(&Owner {
+            kind: Kind::Inference,
+            namespace: String::new(),
+            name: swarm.name_any(),
+            uid: String::new(),
+        });
+        desired
+    }
+
+    /// Takes the fingerprints of all pods.
+    fn mark(&mut self, owner: &Owner) {
+        let hash = |pool: &PoolDesired| self.stage(owner, "", &pool.template, true, None).hash();
+        let hashes: Vec<String> = self.pools.iter().map(hash).collect();
+        self.gateway_hash = self.gateway(owner).hash();
+        self.edition = fingerprint(&json!([self.template, hashes]));
+        for (pool, hash) in self.pools.iter_mut().zip(hashes) {
+            pool.hash = hash;
         }
+    }
+
+    /// The stage `name` in `pool`. `marked`: some node of the cluster carries a spot marker; `epoch`: of the plan that asks for it.
+    #[must_use]
+    pub fn stage<'a>(
+        &'a self,
+        owner: &'a Owner,
+        name: &'a str,
+        pool: &'a PoolTemplate,
+        marked: bool,
+        epoch: Option<u64>,
+    ) -> WorkerPod<'a> {
+        WorkerPod {
+            owner,
+            name,
+            role: ROLE_STAGE,
+            image: &self.image,
+            pool,
+            nodes: Nodes::Own { marked },
+            args: stage_args(pool, &self.model_args),
+            ports: &[("grpc", GRPC_PORT)],
+            resources: None,
+            mounts: self.mounts.clone(),
+            template: &self.template,
+            epoch,
+        }
+    }
+
+    /// The gateways.
+    #[must_use]
+    pub fn gateway<'a>(&'a self, owner: &'a Owner) -> Gateway<'a> {
+        Gateway {
+            owner,
+            image: &self.image,
+            replicas: self.gateways,
+            model: &self.model,
+            cache_bytes: self.gateway_cache_bytes,
+            resources: &self.gateway_resources,
+            extra: &self.gateway_extra,
+            model_args: &self.model_args,
+            mounts: &self.mounts,
+        }
+    }
+
+    /// What `worker` was made from: [`Self::edition`] if it is as is wanted now.
+    #[must_use]
+    pub fn edition_of(&self, worker: &WorkerView) -> String {
+        let current = worker.template == self.template && is_current(&self.pools, worker);
+        if current { self.edition.clone() } else { worker.hash.clone() }
     }
 
     /// The pods that are wanted.
     #[must_use]
     pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended, resize: true }
+        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended }
     }
 
     /// Peers in all pools.
@@ -159,6 +234,7 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
                 extra: pool.pod_template.clone().unwrap_or_default(),
             },
+            hash: String::new(),
         }
     });
     desired.collect()
@@ -174,20 +250,11 @@ pub fn image(config: &Config) -> Image {
     }
 }
 
-/// 16 hex digits that change when `value` does. Stable across processes and versions of the operator.
-#[must_use]
-pub fn fingerprint(value: &Value) -> String {
-    use sha2::Digest;
-    let digest = sha2::Sha256::digest(value.to_string().as_bytes());
-    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::apply::pods::{Nodes, WorkerPod, stage_args};
     use crate::testing::{assert_restricted, assert_typed, config, owner};
 
     const ON_A_VOLUME: (&str, &str) = ("models", "llama");
@@ -219,21 +286,7 @@ mod tests {
     /// `claim at folder` for each volume with models or adapters of a stage.
     fn volumes(desired: &Desired) -> Vec<String> {
         let pool = &desired.pools[0].template;
-        let pod = WorkerPod {
-            owner: &owner(),
-            name: "m-spot-x7x7x",
-            role: crate::labels::ROLE_STAGE,
-            image: &desired.image,
-            pool,
-            nodes: Nodes::Own { marked: true },
-            args: stage_args(pool, &desired.model_args),
-            ports: &[],
-            resources: None,
-            mounts: desired.mounts.clone(),
-            template: &desired.template,
-            epoch: None,
-        }
-        .manifest();
+        let pod = desired.stage(&owner(), "m-spot-x7x7x", pool, true, None).manifest();
         assert_typed::<Pod>(&pod);
         assert_restricted(&pod["spec"]);
         let list = |path: &str| pod.pointer(path).unwrap().as_array().unwrap().clone();

@@ -18,8 +18,10 @@ pub const POOL: &str = "dunlin.dev/pool";
 pub const ROLE: &str = "dunlin.dev/role";
 /// Epoch of the plan that asked for the object.
 pub const EPOCH: &str = "dunlin.dev/epoch";
-/// Fingerprint of the model source and device a worker was started with: another one means another pod.
+/// Fingerprint of what all workers of a swarm share, the model's source or the training run: those of two do not work together.
 pub const TEMPLATE: &str = "dunlin.dev/template";
+/// Fingerprint of all that a pod was made from: one with another is replaced when its turn comes.
+pub const POD_HASH: &str = "dunlin.dev/pod-template-hash";
 /// What the certificate of a pod says beside its name: [`CERTIFICATE_ROLE`]. Pods of operators before there were roles do not have the label.
 pub const CERTIFICATE: &str = "dunlin.dev/certificate";
 /// It says the role.
@@ -181,6 +183,14 @@ pub fn pod_name(swarm: &str, pool: &str, random: u64) -> String {
     }
     let stem: String = format!("{swarm}-{pool}").chars().take(57).collect();
     format!("{}-{suffix}", stem.trim_end_matches(['-', '.']))
+}
+
+/// 16 hex digits that change when `value` does, for a label. Stable across processes and versions of the operator.
+#[must_use]
+pub fn fingerprint(value: &Value) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(value.to_string().as_bytes());
+    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// A random number from the process's hash seed: good for names and jitter, not for keys.

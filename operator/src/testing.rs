@@ -100,15 +100,22 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         model_args: vec![],
         mounts: vec![],
         template: "t".into(),
+        edition: "e".into(),
         image: image(),
-        pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers, peers_max: peers }],
+        pools: vec![crate::convert::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],
         shadows: 1,
         gateways: 2,
         gateway_cache_bytes: 1 << 30,
         gateway_resources: serde_json::json!({}),
         gateway_extra: Default::default(),
+        gateway_hash: "g".into(),
         suspended: false,
     }
+}
+
+/// A pool without peers.
+pub fn pool_desired(name: &str, spot: bool) -> crate::convert::PoolDesired {
+    crate::convert::PoolDesired { template: pool(name, spot), hash: "h".into(), peers: 0, peers_max: 0 }
 }
 
 /// A running worker made from the current template.
@@ -118,8 +125,8 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         uid: format!("uid-{name}"),
         pool: pool.into(),
         template: "t".into(),
+        hash: "h".into(),
         has_role: true,
-        memory_bytes: Some(512 << 20),
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),

@@ -1,15 +1,13 @@
 //! More and fewer peers, upgrades, deletion.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::{Bench, PEERS, Scenario, same};
-use crate::chat;
+use super::edits::under_load;
+use super::{Bench, PEERS, Scenario};
 use crate::cluster::repository;
 use crate::deploy;
-use crate::swarm::gateway_url;
 use crate::wait;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -20,41 +18,11 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Runs `change` while two clients ask one question after another; every answer must be whole and the same.
-fn under_load(bench: &Bench<'_>, change: impl FnOnce() -> Result<()>) -> Result<()> {
-    let stop = AtomicBool::new(false);
-    let gateways: Vec<String> =
-        bench.swarm.pods("gateway")?.iter().filter(|p| p.ready).map(gateway_url).collect();
-    ensure!(!gateways.is_empty(), "no ready gateway");
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..2)
-            .map(|i| {
-                let (stop, url) = (&stop, gateways[i % gateways.len()].clone());
-                scope.spawn(move || -> Result<u32> {
-                    let mut answers = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        same(&bench.reference, &chat::ask(&url, &bench.question())?)?;
-                        answers += 1;
-                    }
-                    Ok(answers)
-                })
-            })
-            .collect();
-        let changed = change();
-        stop.store(true, Ordering::Relaxed);
-        for client in clients {
-            let answers = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            ensure!(answers > 0, "a client got no answer at all");
-        }
-        changed
-    })
-}
-
 fn scaled(bench: &Bench<'_>) -> Result<()> {
     // The example's least is three.
     let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
     bench.cluster.apply(&example.replace("min: 3", "min: 2"))?;
-    under_load(bench, || {
+    under_load(&bench.swarm, &bench.reference, || {
         for peers in [5, 2] {
             let count = format!("--replicas={peers}");
             bench.cluster.kubectl(&["scale", "inferenceswarm", &bench.swarm.name, &count])?;
@@ -65,7 +33,7 @@ fn scaled(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn upgraded(bench: &Bench<'_>) -> Result<()> {
-    under_load(bench, || {
+    under_load(&bench.swarm, &bench.reference, || {
         deploy::install_chart(bench.cluster, &["--set-string", "operator.podAnnotations.upgraded=yes"])
     })?;
     deploy::install_chart(bench.cluster, &[])

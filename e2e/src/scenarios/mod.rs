@@ -6,6 +6,8 @@
 mod adapters;
 mod capacity;
 mod clients;
+mod control_plane;
+mod edits;
 mod loss;
 mod manifests;
 mod manners;
@@ -57,8 +59,10 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(outage::scenarios());
     scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
+    scenarios.extend(edits::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
+    scenarios.extend(control_plane::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
     scenarios

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 use crate::apply::passthrough;
 use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, ROLE_GATEWAY, TEMPLATE, leaf};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, fingerprint, leaf};
 use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
@@ -33,8 +33,6 @@ pub struct Gateway<'a> {
     pub model_args: &'a [String],
     /// Volumes with the model and its adapters.
     pub mounts: &'a [Mount],
-    /// Fingerprint of the model source and the adapters; another one rolls the Deployment.
-    pub template: &'a str,
 }
 
 impl Gateway<'_> {
@@ -70,8 +68,31 @@ impl Gateway<'_> {
     }
 
     fn deployment(&self) -> Value {
+        let mut template = self.pod_template();
+        template["metadata"]["labels"][POD_HASH] = json!(self.hash());
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
+            "spec": {
+                "replicas": self.replicas,
+                "revisionHistoryLimit": 2,
+                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+                "template": template,
+            },
+        })
+    }
+
+    /// Fingerprint of what the pods are, by which one knows who is of the present Deployment.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let spec = self.pod_template()["spec"].take();
+        fingerprint(&json!([spec, self.extra.labels, self.extra.annotations]))
+    }
+
+    fn pod_template(&self) -> Value {
         let mut labels = self.owner.labels(ROLE_GATEWAY);
-        labels.insert(TEMPLATE.to_owned(), self.template.to_owned());
         labels.insert(CERTIFICATE.to_owned(), CERTIFICATE_ROLE.to_owned());
         let affinity = json!({
             "podAntiAffinity": apart(self.owner, ROLE_GATEWAY),
@@ -107,18 +128,7 @@ impl Gateway<'_> {
         }
         let mut template = json!({"metadata": {"labels": labels}, "spec": spec});
         passthrough::add(self.extra, &mut template);
-        json!({
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
-            "spec": {
-                "replicas": self.replicas,
-                "revisionHistoryLimit": 2,
-                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": template,
-            },
-        })
+        template
     }
 
     fn args(&self) -> Vec<String> {
@@ -170,7 +180,6 @@ mod tests {
             cache_bytes: 1 << 30,
             model_args: &[],
             mounts: &[Mount::claim("adapters-0", "/adapters/b", "b", true)],
-            template: "abc",
         };
         let all = gateway.manifests();
         assert_typed::<Service>(&all[0]);

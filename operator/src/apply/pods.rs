@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
 use crate::apply::passthrough;
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
+use crate::labels::{
+    CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POD_HASH, POOL, ROLE_STAGE, TEMPLATE, fingerprint, leaf,
+};
 use crate::spot;
 
 /// Where a volume with models is mounted.
@@ -156,6 +158,25 @@ impl WorkerPod<'_> {
     /// The manifest.
     #[must_use]
     pub fn manifest(&self) -> Value {
+        let mut pod = self.unmarked();
+        pod["metadata"]["labels"][POD_HASH] = json!(self.hash());
+        pod
+    }
+
+    /// Fingerprint of what the pod is, whatever its name and whichever plan asks for it.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        // Whether there are nodes with spot markers at the moment is nothing that anybody has changed.
+        let nodes = match self.nodes {
+            Nodes::Own { .. } => Nodes::Own { marked: true },
+            any @ Nodes::Any(_) => any,
+        };
+        let spec = WorkerPod { name: "", nodes, ..self.clone() }.unmarked()["spec"].take();
+        fingerprint(&json!([spec, self.pool.extra.labels, self.pool.extra.annotations]))
+    }
+
+    /// The manifest without its fingerprint.
+    fn unmarked(&self) -> Value {
         let mut metadata = self.owner.metadata(self.name, self.role);
         metadata["labels"][POOL] = json!(self.pool.name);
         metadata["labels"][TEMPLATE] = json!(self.template);

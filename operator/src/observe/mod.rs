@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 
 use crate::labels::{
-    KIND, Kind, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
+    KIND, Kind, POD_HASH, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
 };
 use crate::roster::Deletion;
 
@@ -39,6 +39,8 @@ pub struct GatewayView {
     pub uid: String,
     /// Its node does not confirm deletions.
     pub node_gone: bool,
+    /// Fingerprint of what it was made from.
+    pub hash: String,
 }
 
 /// One swarm as the cluster shows it at one moment.
@@ -112,6 +114,7 @@ fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayView {
         has_role: pods::has_role(pod),
         uid: pod.uid().unwrap_or_default(),
         node_gone: node.is_some_and(|n| !n.ready),
+        hash: pod.labels().get(POD_HASH).cloned().unwrap_or_default(),
     }
 }
 

@@ -98,6 +98,7 @@ fn report(status: proto::Status) -> Report {
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
         model: status.model.filter(layers).map(facts),
+        arithmetic: status.load.as_ref().map_or(0, |load| load.arithmetic),
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),

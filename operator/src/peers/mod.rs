@@ -69,6 +69,8 @@ pub struct Report {
     pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
     pub model: Option<ModelFacts>,
+    /// Version of the arithmetic that it computes with; 0 when it does not say it.
+    pub arithmetic: u32,
     /// Room for weights and KV cache in bytes, once the model's header is read.
     pub room_bytes: Option<u64>,
     /// (reason, message) of what a user must mend.

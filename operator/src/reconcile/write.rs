@@ -7,10 +7,7 @@ use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
 use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
-use crate::apply::gateway::Gateway;
 use crate::apply::holds::Key;
-use crate::apply::network::GRPC_PORT;
-use crate::apply::pods::{Nodes, WorkerPod, stage_args};
 use crate::apply::{network, topology};
 use crate::context::Context;
 use crate::convert::Desired;
@@ -77,21 +74,7 @@ async fn stages(
     };
     for creation in &decision.create {
         let manifest = |name: &str| {
-            WorkerPod {
-                owner,
-                name,
-                role: ROLE_STAGE,
-                image: &desired.image,
-                pool: &creation.pool,
-                nodes: Nodes::Own { marked: view.spot_nodes_marked },
-                args: stage_args(&creation.pool, &desired.model_args),
-                ports: &[("grpc", GRPC_PORT)],
-                resources: None,
-                mounts: desired.mounts.clone(),
-                template: &desired.template,
-                epoch: Some(epoch),
-            }
-            .manifest()
+            desired.stage(owner, name, &creation.pool, view.spot_nodes_marked, Some(epoch)).manifest()
         };
         let went = maker.create(&creation.pool.name, "Peer", creation.replaces, manifest, happenings).await;
         if let Some(pod) = refusals.pass(went)? {
@@ -158,19 +141,7 @@ async fn gateways(
             memory.applied.found(key, version(&meta), Instant::now());
         }
     }
-    let gateway = Gateway {
-        owner,
-        image: &desired.image,
-        replicas: desired.gateways,
-        model: &desired.model,
-        cache_bytes: desired.gateway_cache_bytes,
-        resources: &desired.gateway_resources,
-        extra: &desired.gateway_extra,
-        model_args: &desired.model_args,
-        mounts: &desired.mounts,
-        template: &desired.template,
-    };
-    for manifest in gateway.manifests() {
+    for manifest in desired.gateway(owner).manifests() {
         refusals.pass(context.applier.ensure(&mut memory.applied, &manifest).await)?;
     }
     Ok(())

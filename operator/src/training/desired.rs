@@ -4,12 +4,15 @@ use dunlin_crds::{
     CheckpointDestination, DataFormat, DataSource, PodTemplateSpec, TokenizerKind, TrainedModelSpec,
     TrainingSwarm, TrainingSwarmSpec,
 };
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::decide::Post;
+use super::write::pod;
 use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
-use crate::convert::{PoolDesired, fingerprint, image, pools};
-use crate::labels::CERTIFICATE_ROLE;
+use crate::convert::{PoolDesired, image, pools};
+use crate::labels::{CERTIFICATE_ROLE, Kind, Owner, fingerprint};
 
 /// Where the volume with checkpoints is mounted.
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
@@ -69,14 +72,15 @@ impl Desired {
         let secret = secret(kept).map(|(_, _, secret)| secret);
         let pools = pools(&spec.pools, spec.replicas, false);
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
-        Self {
-            // The last says what certificates have: pods with and without roles do not make one run.
+        let mut desired = Self {
+            // Pods of two images, or with and without roles in their certificates, do not make one run.
             template: fingerprint(&json!([
                 run,
                 claims,
                 secret,
                 spec.data.source.volume,
                 spec.model.source,
+                config.worker_image,
                 CERTIFICATE_ROLE
             ])),
             config: run,
@@ -96,6 +100,30 @@ impl Desired {
             steps: spec.steps.into(),
             suspended: spec.suspend,
             mounts: mounts(spec),
+        };
+        desired.mark(&Owner {
+            kind: Kind::Training,
+            namespace: String::new(),
+            name: swarm.name_any(),
+            uid: String::new(),
+        });
+        desired
+    }
+
+    /// Takes the fingerprints of all pods.
+    fn mark(&mut self, owner: &Owner) {
+        let templates = self.templates();
+        let hashes = |post: Post, pools: &[PoolDesired]| -> Vec<String> {
+            pools
+                .iter()
+                .map(|pool| pod(post, owner, "", self, &pool.template, &templates, true).hash())
+                .collect()
+        };
+        let conductor = hashes(Post::Conductor, &self.conductor);
+        let (peers, trainers) = (hashes(Post::Peer, &self.pools), hashes(Post::Trainer, &self.trainers));
+        let pools = self.conductor.iter_mut().chain(&mut self.pools).chain(&mut self.trainers);
+        for (pool, hash) in pools.zip([conductor, peers, trainers].concat()) {
+            pool.hash = hash;
         }
     }
 
@@ -131,7 +159,7 @@ fn helper(
         disk_bytes,
         extra: extra.clone().unwrap_or_default(),
     };
-    PoolDesired { template, peers: count, peers_max: count }
+    PoolDesired { template, hash: String::new(), peers: count, peers_max: count }
 }
 
 fn mounts(spec: &TrainingSwarmSpec) -> Mounts {

@@ -138,7 +138,8 @@ fn config_map(owner: &Owner, config: &Value) -> Value {
     })
 }
 
-fn pod<'a>(
+/// The pod `name` of `post` in `pool`. `pools`: those of peers; `marked`: some node of the cluster carries a spot marker.
+pub(super) fn pod<'a>(
     post: Post,
     owner: &'a Owner,
     name: &'a str,
