@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec};
+use dunlin_crds::{
+    CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec, ResourcesSpec,
+};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -15,6 +17,10 @@ use crate::roster::Wanted;
 const MEMORY_DEFAULT: u64 = 1 << 30;
 /// Room for weights that a pool without `memory.disk` gets, in bytes.
 const DISK_DEFAULT: u64 = 10 << 30;
+/// What a gateway is given when nobody says: it tokenizes, samples and streams, which takes a few hundredths of a core for each stream.
+const GATEWAY_CPU: &str = "100m";
+/// The same of memory: the process, a tokenizer with its tables, and the requests that are under way.
+const GATEWAY_MEMORY: &str = "128Mi";
 
 /// A pool with the number of peers it should have.
 #[derive(Clone, Debug)]
@@ -87,7 +93,13 @@ impl Desired {
             made_from.push(json!(spec.adapters));
         }
         let template = fingerprint(&json!(made_from));
-        let pools = pools(&spec.pools, spec.replicas, suspended);
+        let mut pools = pools(&spec.pools, spec.replicas, suspended);
+        let gateway_cache_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT);
+        // What has a digest is copied, to check it; everything else is read where it is.
+        let copied = spec.model.source.http.as_ref().is_some_and(|http| http.sha256.is_some());
+        if copied {
+            pools.iter_mut().for_each(|pool| pool.template.request_disk());
+        }
         Self {
             model: name,
             digest,
@@ -97,8 +109,11 @@ impl Desired {
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
-            gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
-            gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
+            gateway_cache_bytes,
+            gateway_resources: gateway_resources(
+                spec.gateway.resources.as_ref(),
+                copied.then_some(gateway_cache_bytes),
+            ),
             gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
             pools,
             suspended,
@@ -139,6 +154,21 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
     (args, mounts)
 }
 
+/// Resources of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for a copy of
+/// the model.
+fn gateway_resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
+    let mut resources = asked.cloned().unwrap_or_default();
+    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
+    let needs = [("cpu", GATEWAY_CPU.to_owned()), ("memory", GATEWAY_MEMORY.to_owned())];
+    for (name, amount) in needs.into_iter().chain(copy) {
+        // Of what has a limit alone, Kubernetes requests as much.
+        if !resources.limits.contains_key(name) {
+            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
+        }
+    }
+    json!(resources)
+}
+
 /// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
 #[must_use]
 pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
@@ -153,9 +183,11 @@ pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesi
                 spot: pool.capacity_type == CapacityType::Spot,
                 node_selector: pool.node_selector.clone(),
                 cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
+                cpu_millis_max: cpu.limit.as_deref().and_then(millis),
                 threads: cpu.cores,
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+                disk_request_bytes: 0,
                 extra: pool.pod_template.clone().unwrap_or_default(),
             },
         }
@@ -293,6 +325,65 @@ mod tests {
         let alone = desired(None, &[adapters[0], adapters[1], adapters[3]]);
         assert_eq!(adapter_args(&alone), [expected[0], expected[1], expected[3]]);
         assert_eq!(volumes(&alone), others);
+    }
+
+    /// What is wanted of a swarm with this digest of its model, resources of gateways and cores of peers.
+    fn with_resources(sha256: Option<&str>, gateways: Value, cpu: Value) -> Desired {
+        let swarm = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m"},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf", "sha256": sha256}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 1, "max": 1},
+                    "device": {"cpu": cpu},
+                    "memory": {"host": "512Mi", "disk": "1Gi"},
+                }],
+                "gateway": {"resources": gateways},
+            },
+        });
+        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+    }
+
+    #[test]
+    fn gateways_request_what_they_use_and_manifests_win() {
+        let requested =
+            |gateways: Value| with_resources(None, gateways, json!({"cores": 1})).gateway_resources;
+        let defaults = json!({"cpu": "100m", "memory": "128Mi"});
+        assert_eq!(requested(Value::Null), json!({"requests": defaults}));
+        assert_eq!(
+            requested(json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}})),
+            json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}}),
+            "a default request would be above the limit"
+        );
+        assert_eq!(
+            requested(json!({"requests": {"memory": "1Gi"}}))["requests"],
+            json!({"cpu": "100m", "memory": "1Gi"})
+        );
+    }
+
+    #[test]
+    fn room_for_a_copy_of_the_model_is_requested_where_there_will_be_one() {
+        let disk = |sha256| {
+            let desired = with_resources(sha256, Value::Null, json!({"cores": 1}));
+            let (stage, gateway) = (desired.pools[0].template.resources(), desired.gateway_resources);
+            [stage, gateway].map(|resources| resources["requests"]["ephemeral-storage"].clone())
+        };
+        assert_eq!(disk(None), [Value::Null, Value::Null]);
+        assert_eq!(disk(Some("ab")), [json!("1073741824"), json!("1073741824")]);
+    }
+
+    #[test]
+    fn peers_have_a_cpu_limit_when_the_manifest_says_so() {
+        let resources = |cpu| with_resources(None, Value::Null, cpu).pools[0].template.resources();
+        let limited = resources(json!({"cores": 2, "request": "500m", "limit": 2}));
+        assert_eq!(
+            (&limited["requests"]["cpu"], &limited["limits"]["cpu"]),
+            (&json!("500m"), &json!("2000m"))
+        );
+        assert_eq!(resources(json!({"cores": 2}))["limits"].get("cpu"), None);
     }
 
     #[test]
