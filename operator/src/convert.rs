@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec};
+use dunlin_crds::{
+    CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec, ResourcesSpec,
+};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -12,7 +14,7 @@ use crate::apply::pods::{
     ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
 };
 use crate::config::Config;
-use crate::labels::{Kind, Owner, ROLE_STAGE, fingerprint};
+use crate::labels::{Kind, Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};
 use crate::observe::WorkerView;
 use crate::quantity::{bytes, millis};
 use crate::roster::{Wanted, is_current};
@@ -21,6 +23,10 @@ use crate::roster::{Wanted, is_current};
 const MEMORY_DEFAULT: u64 = 1 << 30;
 /// Room for weights that a pool without `memory.disk` gets, in bytes.
 const DISK_DEFAULT: u64 = 10 << 30;
+/// What a gateway is given when nobody says: it tokenizes, samples and streams, which takes a few hundredths of a core for each stream.
+const GATEWAY_CPU: &str = "100m";
+/// The same of memory: the process, a tokenizer with its tables, and the requests that are under way.
+const GATEWAY_MEMORY: &str = "128Mi";
 
 /// A pool with the number of peers it should have.
 #[derive(Clone, Debug)]
@@ -46,6 +52,8 @@ pub struct Desired {
     pub model_args: Vec<String>,
     /// Volumes that have them.
     pub mounts: Vec<Mount>,
+    /// Roles that read from a URL.
+    pub outside: Vec<&'static str>,
     /// Fingerprint of what all stages must have in common: pods of another one go at once.
     pub template: String,
     /// Fingerprint of all that pods are made from, of every pool: others may do what these could not.
@@ -93,19 +101,29 @@ impl Desired {
         let (adapter_args, mounts) = adapters(spec);
         model_args.extend(adapter_args);
         let digest = fingerprint(&json!(spec.model.source));
-        let pools = pools(&spec.pools, spec.replicas, suspended);
+        let mut pools = pools(&spec.pools, spec.replicas, suspended);
+        let gateway_cache_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT);
+        // What has a digest is copied, to check it; everything else is read where it is.
+        let copied = spec.model.source.http.as_ref().is_some_and(|http| http.sha256.is_some());
+        if copied {
+            pools.iter_mut().for_each(|pool| pool.template.request_disk());
+        }
         let mut desired = Self {
             model: name,
             template: digest.clone(),
             digest,
             model_args,
             mounts,
+            outside: if spec.model.source.http.is_some() { vec![ROLE_STAGE, ROLE_GATEWAY] } else { vec![] },
             edition: String::new(),
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
-            gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
-            gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
+            gateway_cache_bytes,
+            gateway_resources: gateway_resources(
+                spec.gateway.resources.as_ref(),
+                copied.then_some(gateway_cache_bytes),
+            ),
             gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
             gateway_hash: String::new(),
             pools,
@@ -214,12 +232,26 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
     (args, mounts)
 }
 
-/// Pools with the number of peers that each should have. `replicas`: of the first one.
+/// Resources of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for a copy of
+/// the model.
+fn gateway_resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
+    let mut resources = asked.cloned().unwrap_or_default();
+    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
+    let needs = [("cpu", GATEWAY_CPU.to_owned()), ("memory", GATEWAY_MEMORY.to_owned())];
+    for (name, amount) in needs.into_iter().chain(copy) {
+        // Of what has a limit alone, Kubernetes requests as much.
+        if !resources.limits.contains_key(name) {
+            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
+        }
+    }
+    json!(resources)
+}
+
+/// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
 #[must_use]
-pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<PoolDesired> {
+pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
     let desired = pools.iter().enumerate().map(|(i, pool)| {
-        let asked = if i == 0 { replicas } else { None };
-        let peers = asked.unwrap_or(pool.peers.min);
+        let peers = if i == 0 { replicas.max(pool.peers.min) } else { pool.peers.min };
         let cpu = &pool.device.cpu;
         PoolDesired {
             peers: if suspended { 0 } else { peers },
@@ -229,9 +261,11 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
                 spot: pool.capacity_type == CapacityType::Spot,
                 node_selector: pool.node_selector.clone(),
                 cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
+                cpu_millis_max: cpu.limit.as_deref().and_then(millis),
                 threads: cpu.cores,
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+                disk_request_bytes: 0,
                 extra: pool.pod_template.clone().unwrap_or_default(),
             },
             hash: String::new(),
@@ -240,13 +274,20 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
     desired.collect()
 }
 
-/// Image and pull settings of all pods of swarms.
+/// Name of the pool whose size `/scale` sets.
+#[must_use]
+pub fn scaled(pools: &[PoolDesired]) -> Option<&str> {
+    pools.first().map(|pool| pool.template.name.as_str())
+}
+
+/// Image, pull settings and user of all pods of swarms.
 #[must_use]
 pub fn image(config: &Config) -> Image {
     Image {
         reference: config.worker_image.clone(),
         pull_policy: config.worker_image_pull_policy.clone(),
         pull_secrets: config.image_pull_secrets.clone(),
+        fixed_user: config.fixed_user,
     }
 }
 
@@ -330,6 +371,7 @@ mod tests {
             "a=/adapters/checkpoints.of-a.run/run/step-10",
         ];
         let beside = desired(Some(ON_A_VOLUME), &adapters);
+        assert!(beside.outside.is_empty() && desired(None, &[]).outside == ["stage", "gateway"]);
         assert_eq!(adapter_args(&beside), expected);
         let others = ["checkpoints.of-a.run at /adapters/checkpoints.of-a.run", "tones at /adapters/tones"];
         assert_eq!(volumes(&beside), [&["models at /models"], &others[..]].concat());
@@ -341,6 +383,83 @@ mod tests {
         let alone = desired(None, &[adapters[0], adapters[1], adapters[3]]);
         assert_eq!(adapter_args(&alone), [expected[0], expected[1], expected[3]]);
         assert_eq!(volumes(&alone), others);
+    }
+
+    /// What is wanted of a swarm with this digest of its model, resources of gateways and cores of peers.
+    fn with_resources(sha256: Option<&str>, gateways: Value, cpu: Value) -> Desired {
+        let swarm = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m"},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf", "sha256": sha256}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 1, "max": 1},
+                    "device": {"cpu": cpu},
+                    "memory": {"host": "512Mi", "disk": "1Gi"},
+                }],
+                "gateway": {"resources": gateways},
+            },
+        });
+        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+    }
+
+    #[test]
+    fn gateways_request_what_they_use_and_manifests_win() {
+        let requested =
+            |gateways: Value| with_resources(None, gateways, json!({"cores": 1})).gateway_resources;
+        let defaults = json!({"cpu": "100m", "memory": "128Mi"});
+        assert_eq!(requested(Value::Null), json!({"requests": defaults}));
+        assert_eq!(
+            requested(json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}})),
+            json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}}),
+            "a default request would be above the limit"
+        );
+        assert_eq!(
+            requested(json!({"requests": {"memory": "1Gi"}}))["requests"],
+            json!({"cpu": "100m", "memory": "1Gi"})
+        );
+    }
+
+    #[test]
+    fn room_for_a_copy_of_the_model_is_requested_where_there_will_be_one() {
+        let disk = |sha256| {
+            let desired = with_resources(sha256, Value::Null, json!({"cores": 1}));
+            let (stage, gateway) = (desired.pools[0].template.resources(), desired.gateway_resources);
+            [stage, gateway].map(|resources| resources["requests"]["ephemeral-storage"].clone())
+        };
+        assert_eq!(disk(None), [Value::Null, Value::Null]);
+        assert_eq!(disk(Some("ab")), [json!("1073741824"), json!("1073741824")]);
+    }
+
+    #[test]
+    fn peers_have_a_cpu_limit_when_the_manifest_says_so() {
+        let resources = |cpu| with_resources(None, Value::Null, cpu).pools[0].template.resources();
+        let limited = resources(json!({"cores": 2, "request": "500m", "limit": 2}));
+        assert_eq!(
+            (&limited["requests"]["cpu"], &limited["limits"]["cpu"]),
+            (&json!("500m"), &json!("2000m"))
+        );
+        assert_eq!(resources(json!({"cores": 2}))["limits"].get("cpu"), None);
+    }
+
+    #[test]
+    fn replicas_make_the_first_pool_larger_and_never_smaller_than_its_least() {
+        let pool = |name: &str, min: u32| -> PoolSpec {
+            let (peers, cpu) = (json!({"min": min, "max": 6}), json!({"cores": 1}));
+            let memory = json!({"host": "512Mi"});
+            let pool = json!({"name": name, "peers": peers, "device": {"cpu": cpu}, "memory": memory});
+            serde_json::from_value(pool).unwrap()
+        };
+        let specs = [pool("spot", 3), pool("steady", 2)];
+        let sizes = |replicas, suspended| {
+            pools(&specs, replicas, suspended).iter().map(|p| p.peers).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1, false), [3, 2], "what a manifest without replicas says");
+        assert_eq!((sizes(3, false), sizes(5, false)), (vec![3, 2], vec![5, 2]));
+        assert_eq!(sizes(5, true), [0, 0]);
+        assert_eq!(scaled(&pools(&specs, 1, false)), Some("spot"));
     }
 
     #[test]

@@ -22,7 +22,13 @@ pub fn mock_client() -> (Client, Server) {
 }
 
 pub fn owner() -> Owner {
-    Owner { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
+    Owner {
+        kind: Kind::Inference,
+        namespace: "default".into(),
+        name: "smollm2".into(),
+        uid: "1-2-3".into(),
+        inherited: Default::default(),
+    }
 }
 
 pub fn image() -> Image {
@@ -30,6 +36,7 @@ pub fn image() -> Image {
         reference: "registry.local/dunlin-worker:dev".into(),
         pull_policy: "IfNotPresent".into(),
         pull_secrets: vec![],
+        fixed_user: true,
     }
 }
 
@@ -39,9 +46,11 @@ pub fn pool(name: &str, spot: bool) -> PoolTemplate {
         spot,
         node_selector: Default::default(),
         cpu_millis: 200,
+        cpu_millis_max: None,
         threads: 1,
         memory_bytes: 512 << 20,
         disk_bytes: 1 << 30,
+        disk_request_bytes: 0,
         extra: Default::default(),
     }
 }
@@ -99,6 +108,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         digest: "d".into(),
         model_args: vec![],
         mounts: vec![],
+        outside: vec![],
         template: "t".into(),
         edition: "e".into(),
         image: image(),

@@ -51,6 +51,7 @@ fn put_back(bench: &Bench<'_>) -> Result<()> {
     let objects = [
         ("service", format!("{swarm}-gateway")),
         ("poddisruptionbudget", format!("{swarm}-gateway")),
+        ("poddisruptionbudget", format!("{swarm}-stage")),
         ("networkpolicy", format!("{swarm}-stage")),
         ("configmap", format!("{swarm}-topology")),
         ("secret", format!("{swarm}-gateway-tls")),

@@ -27,13 +27,13 @@ const BAD: &[(&str, &str, &str)] = &[
     ("url: \"http://", "url: \"ftp://", "http"),
     ("sha256: \"b179", "sha256: \"xyz9", "sha256"),
     ("min: 3", "min: 9", "min"),
-    ("min: 3", "min: 0", "some pool needs peers"),
-    ("  pools:\n", "  replicas: 2\n  pools:\n", "replicas must be at least"),
+    ("  pools:\n", "  replicas: 0\n  pools:\n", "replicas"),
     ("name: refused\n", "name: refused.3\n", "the name of a swarm"),
     ("name: refused\n", "name: 3-refused\n", "the name of a swarm"),
     ("host: 512Mi", "host: 0", "at least 16Mi"),
     ("host: 512Mi", "host: a lot", "host"),
     ("request: 200m", "request: 0", "at least 1m"),
+    ("request: 200m\n", "request: 200m\n          limit: 100m\n", "cpu.limit must be at least"),
     (
         "      memory:\n",
         "      podTemplate: {labels: {dunlin.dev/role: gateway}}\n      memory:\n",
@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "  pools:\n",
         "  adapters:\n    - {name: a, source: {volume: {claimName: c, path: a}}}\n    - {name: a, source: {volume: {claimName: c, path: b}}}\n  pools:\n",
-        "adapter names must be unique",
+        "duplicate entries for key [name=\"a\"]",
     ),
     (
         "  pools:\n",

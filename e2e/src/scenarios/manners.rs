@@ -14,9 +14,28 @@ const NAMESPACE: &str = "quota";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
+        Scenario { name: "stages-are-evicted-one-at-a-time", run: evicted },
         Scenario { name: "pod-without-its-label-is-deleted-and-replaced", run: unlabelled },
         Scenario { name: "pod-refused-by-a-quota-costs-a-write-a-minute", run: refused },
     ]
+}
+
+fn evicted(bench: &Bench<'_>) -> Result<()> {
+    let budget = format!("{}-stage", bench.swarm.name);
+    let allowed = || {
+        let status = bench.cluster.get(&["poddisruptionbudget", &budget])?["status"].clone();
+        Ok((status["disruptionsAllowed"] == 1, status.to_string()))
+    };
+    wait::until_true("one stage may be evicted", Duration::from_secs(30), allowed)?;
+    let peers = bench.swarm.peers()?;
+    let [first, second, ..] = &peers[..] else { bail!("{} peers", peers.len()) };
+    bench.cluster.evict(&first.name)?;
+    let refusal = bench.cluster.evict(&second.name).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(refusal.contains("disruption budget"), "the second of two at once: {refusal:?}");
+    bench.swarm.wait_replaced(std::slice::from_ref(first), PEERS)?;
+    wait::until_true("the next one may be evicted", Duration::from_secs(30), allowed)?;
+    bench.cluster.evict(&second.name)?;
+    bench.swarm.wait_replaced(std::slice::from_ref(second), PEERS)
 }
 
 fn unlabelled(bench: &Bench<'_>) -> Result<()> {

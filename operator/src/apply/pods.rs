@@ -32,6 +32,8 @@ pub struct Image {
     pub pull_policy: String,
     /// Names of pull secrets.
     pub pull_secrets: Vec<String>,
+    /// Its user is named in the pod; otherwise the platform chooses one.
+    pub fixed_user: bool,
 }
 
 /// A pool as its pods see it.
@@ -45,12 +47,16 @@ pub struct PoolTemplate {
     pub node_selector: BTreeMap<String, String>,
     /// CPU request in thousandths of a core.
     pub cpu_millis: u64,
+    /// CPU limit in thousandths of a core.
+    pub cpu_millis_max: Option<u64>,
     /// Threads of the engine.
     pub threads: u32,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
+    /// The node must have so much room for it, in bytes; 0 where nothing is kept there.
+    pub disk_request_bytes: u64,
     /// What pods get beside what they need.
     pub extra: PodTemplateSpec,
 }
@@ -59,10 +65,23 @@ impl PoolTemplate {
     /// Requests and limits of a worker.
     #[must_use]
     pub fn resources(&self) -> Value {
-        json!({
-            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": self.memory_bytes.to_string()},
-            "limits": {"memory": self.memory_bytes.to_string()},
-        })
+        let memory = self.memory_bytes.to_string();
+        let mut resources = json!({
+            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": memory},
+            "limits": {"memory": memory},
+        });
+        if let Some(millis) = self.cpu_millis_max {
+            resources["limits"]["cpu"] = json!(format!("{millis}m"));
+        }
+        if self.disk_request_bytes > 0 {
+            resources["requests"]["ephemeral-storage"] = json!(self.disk_request_bytes.to_string());
+        }
+        resources
+    }
+
+    /// Has the node keep the room free that the weight cache may take.
+    pub fn request_disk(&mut self) {
+        self.disk_request_bytes = self.disk_bytes;
     }
 
     /// What a worker may use: threads, and so much memory.
@@ -319,13 +338,15 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
+    if image.fixed_user {
+        for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+            spec["securityContext"][field] = json!(USER);
+        }
+    }
     if !image.pull_secrets.is_empty() {
         spec["imagePullSecrets"] = image.pull_secrets.iter().map(|name| json!({"name": name})).collect();
     }
@@ -367,6 +388,15 @@ mod tests {
 
     fn manifest(spot: bool, selector: &[(&str, &str)]) -> Value {
         manifest_with(spot, selector, None)
+    }
+
+    #[test]
+    fn the_platform_may_choose_the_user() {
+        let user = |fixed_user| {
+            let spec = pod_spec(&Image { fixed_user, ..image() }, json!({}), &[]);
+            ["runAsUser", "runAsGroup", "fsGroup"].map(|field| spec["securityContext"][field].as_i64())
+        };
+        assert_eq!((user(true), user(false)), ([Some(USER); 3], [None; 3]));
     }
 
     fn manifest_with(spot: bool, selector: &[(&str, &str)], model_claim: Option<&str>) -> Value {
