@@ -159,6 +159,11 @@ pub struct GatewaySpec {
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
+    /// A gateway that is told to end finishes the answers that it has begun for at most so many seconds; those that take longer end with an
+    /// error. A node that is reclaimed may give it less time.
+    #[serde(default = "two_minutes")]
+    #[schemars(range(min = 5, max = 3600))]
+    pub drain_seconds: u32,
     /// Requests and limits of each. Requested are 100m of CPU and 128Mi of memory, and with a model that has a `sha256` the largest `memory.disk`
     /// of the pools as `ephemeral-storage`, where nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,12 +175,16 @@ pub struct GatewaySpec {
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None, pod_template: None }
+        Self { replicas: two(), drain_seconds: two_minutes(), resources: None, pod_template: None }
     }
 }
 
 fn two() -> u32 {
     2
+}
+
+fn two_minutes() -> u32 {
+    120
 }
 
 /// What the operator found.

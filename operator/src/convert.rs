@@ -66,6 +66,8 @@ pub struct Desired {
     pub shadows: u32,
     /// Gateway pods.
     pub gateways: u32,
+    /// Seconds that each has for answers it has begun.
+    pub drain_s: u32,
     /// Room for what a gateway downloads, in bytes: that of the largest pool.
     pub gateway_cache_bytes: u64,
     /// Resources of a gateway container.
@@ -119,6 +121,7 @@ impl Desired {
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
+            drain_s: spec.gateway.drain_seconds,
             gateway_cache_bytes,
             gateway_resources: gateway_resources(
                 spec.gateway.resources.as_ref(),
@@ -129,12 +132,7 @@ impl Desired {
             pools,
             suspended,
         };
-        desired.mark(&Owner {
-            kind: Kind::Inference,
-            namespace: String::new(),
-            name: swarm.name_any(),
-            uid: String::new(),
-        });
+        desired.mark(&Owner::any(Kind::Inference, swarm.name_any()));
         desired
     }
 
@@ -182,6 +180,7 @@ impl Desired {
             owner,
             image: &self.image,
             replicas: self.gateways,
+            drain_s: self.drain_s,
             model: &self.model,
             cache_bytes: self.gateway_cache_bytes,
             resources: &self.gateway_resources,

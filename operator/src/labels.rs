@@ -97,6 +97,12 @@ impl Owner {
         }
     }
 
+    /// Stands for any swarm called `name`, as far as its pods are the same.
+    #[must_use]
+    pub fn any(kind: Kind, name: String) -> Self {
+        Self { kind, namespace: String::new(), name, uid: String::new(), inherited: BTreeMap::new() }
+    }
+
     /// Labels of a child with `role`; `""` for what belongs to no role. What is inherited never takes the place of one that says what it is.
     #[must_use]
     pub fn labels(&self, role: &str) -> BTreeMap<String, String> {

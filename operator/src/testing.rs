@@ -115,6 +115,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         pools: vec![crate::convert::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],
         shadows: 1,
         gateways: 2,
+        drain_s: 120,
         gateway_cache_bytes: 1 << 30,
         gateway_resources: serde_json::json!({}),
         gateway_extra: Default::default(),

@@ -12,6 +12,8 @@ use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
 const UNLISTED_S: u32 = 3;
+/// How long it may take to end when nothing runs any more.
+const END_S: u32 = 5;
 
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub struct Gateway<'a> {
     pub image: &'a Image,
     /// Pods.
     pub replicas: u32,
+    /// Seconds for answers that have begun when it is told to end.
+    pub drain_s: u32,
     /// Container resources as Kubernetes writes them.
     pub resources: &'a Value,
     /// What they get beside what they need.
@@ -103,6 +107,7 @@ impl Gateway<'_> {
                 {"name": "cache", "mountPath": "/var/cache/dunlin"},
             ]),
         })]);
+        spec["terminationGracePeriodSeconds"] = json!(UNLISTED_S + self.drain_s + END_S);
         // Clients stop being sent here before the gateway stops listening.
         spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": UNLISTED_S}}});
         spec["volumes"] = json!([
@@ -142,6 +147,7 @@ impl Gateway<'_> {
         ]
         .map(str::to_owned)
         .to_vec();
+        args.extend(["--drain-s".to_owned(), self.drain_s.to_string()]);
         args.extend_from_slice(self.model_args);
         args
     }
@@ -163,6 +169,7 @@ mod tests {
             owner: &owner,
             image: &image,
             replicas: 2,
+            drain_s: 120,
             resources: &resources,
             extra: &PodTemplateSpec::default(),
             model: "m",

@@ -106,12 +106,7 @@ impl Desired {
             mounts: mounts(spec),
             outside: outside(spec),
         };
-        desired.mark(&Owner {
-            kind: Kind::Training,
-            namespace: String::new(),
-            name: swarm.name_any(),
-            uid: String::new(),
-        });
+        desired.mark(&Owner::any(Kind::Training, swarm.name_any()));
         desired
     }
 
