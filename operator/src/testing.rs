@@ -138,6 +138,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         template: "t".into(),
         hash: "h".into(),
         has_role: true,
+        made: None,
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),

@@ -90,9 +90,8 @@ fn pool(bench: &Bench<'_>) -> Result<()> {
     let memory = |pod: &Value| pod["spec"]["containers"][0]["resources"]["limits"]["memory"].clone();
     under_load(&bench.swarm, &bench.reference, || {
         bench.cluster.apply(&example.replace("host: 512Mi", "host: 640Mi"))?;
-        let wanted = (640_u64 << 20).to_string();
         rolled(&bench.swarm, before.len(), true, |pod| {
-            pod["metadata"]["labels"]["dunlin.dev/role"] != "stage" || is_amount(&memory(pod), &wanted)
+            pod["metadata"]["labels"]["dunlin.dev/role"] != "stage" || is_amount(&memory(pod), 640 << 20)
         })
     })?;
     bench.swarm.wait_replaced(&before, PEERS)?;
@@ -102,8 +101,8 @@ fn pool(bench: &Bench<'_>) -> Result<()> {
 }
 
 /// Kubernetes writes an amount of bytes in its own way.
-fn is_amount(quantity: &Value, bytes: &str) -> bool {
-    quantity == bytes || *quantity == format!("{}Mi", bytes.parse::<u64>().unwrap_or(0) >> 20)
+pub(super) fn is_amount(quantity: &Value, bytes: u64) -> bool {
+    *quantity == bytes.to_string() || *quantity == format!("{}Mi", bytes >> 20)
 }
 
 fn image(bench: &Bench<'_>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What a pod and its node say about a peer. Pure: objects in, a judgement out.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Node, Pod, PodCondition, PodStatus};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POD_HASH, POOL, TEMPLATE};
@@ -39,6 +40,8 @@ pub struct WorkerView {
     pub hash: String,
     /// Its certificate says its role: without, pods that ask for one do not talk to it.
     pub has_role: bool,
+    /// When it was made.
+    pub made: Option<Timestamp>,
     /// Node, empty when not scheduled.
     pub node: String,
     /// Zone of the node, empty when unknown.
@@ -119,6 +122,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         template: label(TEMPLATE),
         hash: label(POD_HASH),
         has_role: has_role(pod),
+        made: pod.metadata.creation_timestamp.as_ref().map(|made| made.0),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),

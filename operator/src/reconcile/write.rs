@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
 use crate::apply::budget::{Guarantee, budget, stages_kept};
-use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
+use crate::apply::certificates::{files, gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::holds::Key;
 use crate::apply::{network, topology};
 use crate::context::Context;
@@ -17,6 +17,7 @@ use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
 use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::{SwarmView, version};
 use crate::status::events::Happening;
+use crate::trust::is_old;
 
 /// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
 pub(super) async fn all(
@@ -140,8 +141,14 @@ async fn gateways(
         let found = context.applier.secret(&owner.namespace, &name).await?.unwrap_or_default();
         let (meta, data) = (found.metadata, found.data.unwrap_or_default());
         let key = ("Secret".to_owned(), name.clone());
-        if !is_current(&data, &trust.authority, Role::Gateway) {
-            let leaf = trust.issue(Role::Gateway, &gateway_names(owner))?;
+        let current = files(&data).filter(|_| is_current(&data, &trust.authority, Role::Gateway));
+        let leaf = match &current {
+            None => Some(trust.issue(Role::Gateway, &gateway_names(owner))?),
+            Some(old) if is_old(old) => Some(trust.renew(old, Role::Gateway, &gateway_names(owner))?),
+            Some(_) => None,
+        };
+        memory.gateway_looked = Some(Instant::now());
+        if let Some(leaf) = leaf {
             let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
             if let Some(made) = refusals.pass(put(&secret, &key, context, memory).await)? {
                 memory.gateway_trusted = true;

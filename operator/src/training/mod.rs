@@ -105,6 +105,7 @@ async fn pass(
         None => Trust::restore(&owner, &context.applier, &mut memory.applied).await,
     };
     memory.kept = trust.is_ok();
+    let trust = trust.and_then(|mut trust| trust.renew_own(&owner).map(|()| trust));
     let trust = match trust {
         Ok(trust) => memory.trust.insert(trust),
         Err(failure) => {
