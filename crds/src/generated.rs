@@ -174,7 +174,7 @@ mod tests {
             let at = |path: &str| {
                 let pointer =
                     version["subresources"]["scale"][path].as_str().unwrap().replace('.', "/properties/");
-                version["schema"]["openAPIV3Schema"].pointer(&pointer).unwrap_or(&Value::Null)
+                version["schema"]["openAPIV3Schema"].pointer(&pointer).cloned().unwrap_or_default()
             };
             let (wanted, there) = (at("specReplicasPath"), at("statusReplicasPath"));
             // With none at all an HPA takes itself to be switched off.

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::{
-    CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec, ResourcesSpec,
-};
+use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::apply::gateway::Gateway;
+use crate::apply::gateway::{self, Gateway};
 use crate::apply::network::GRPC_PORT;
 use crate::apply::pods::{
     ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
@@ -23,10 +21,6 @@ use crate::roster::{Wanted, is_current};
 const MEMORY_DEFAULT: u64 = 1 << 30;
 /// Room for weights that a pool without `memory.disk` gets, in bytes.
 const DISK_DEFAULT: u64 = 10 << 30;
-/// What a gateway is given when nobody says: it tokenizes, samples and streams, which takes a few hundredths of a core for each stream.
-const GATEWAY_CPU: &str = "100m";
-/// The same of memory: the process, a tokenizer with its tables, and the requests that are under way.
-const GATEWAY_MEMORY: &str = "128Mi";
 
 /// A pool with the number of peers it should have.
 #[derive(Clone, Debug)]
@@ -123,7 +117,7 @@ impl Desired {
             gateways: if suspended { 0 } else { spec.gateway.replicas },
             drain_s: spec.gateway.drain_seconds,
             gateway_cache_bytes,
-            gateway_resources: gateway_resources(
+            gateway_resources: gateway::resources(
                 spec.gateway.resources.as_ref(),
                 copied.then_some(gateway_cache_bytes),
             ),
@@ -229,21 +223,6 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
         args.extend(["--adapter".to_owned(), format!("{}={folder}/{}", adapter.name, volume.path)]);
     }
     (args, mounts)
-}
-
-/// Resources of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for a copy of
-/// the model.
-fn gateway_resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
-    let mut resources = asked.cloned().unwrap_or_default();
-    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
-    let needs = [("cpu", GATEWAY_CPU.to_owned()), ("memory", GATEWAY_MEMORY.to_owned())];
-    for (name, amount) in needs.into_iter().chain(copy) {
-        // Of what has a limit alone, Kubernetes requests as much.
-        if !resources.limits.contains_key(name) {
-            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
-        }
-    }
-    json!(resources)
 }
 
 /// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
@@ -384,8 +363,8 @@ mod tests {
         assert_eq!(volumes(&alone), others);
     }
 
-    /// What is wanted of a swarm with this digest of its model, resources of gateways and cores of peers.
-    fn with_resources(sha256: Option<&str>, gateways: Value, cpu: Value) -> Desired {
+    /// What is wanted of a swarm with this digest of its model and these cores of peers.
+    fn with_resources(sha256: Option<&str>, cpu: Value) -> Desired {
         let swarm = json!({
             "apiVersion": "dunlin.dev/v1alpha1",
             "kind": "InferenceSwarm",
@@ -398,33 +377,15 @@ mod tests {
                     "device": {"cpu": cpu},
                     "memory": {"host": "512Mi", "disk": "1Gi"},
                 }],
-                "gateway": {"resources": gateways},
             },
         });
         Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
     }
 
     #[test]
-    fn gateways_request_what_they_use_and_manifests_win() {
-        let requested =
-            |gateways: Value| with_resources(None, gateways, json!({"cores": 1})).gateway_resources;
-        let defaults = json!({"cpu": "100m", "memory": "128Mi"});
-        assert_eq!(requested(Value::Null), json!({"requests": defaults}));
-        assert_eq!(
-            requested(json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}})),
-            json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}}),
-            "a default request would be above the limit"
-        );
-        assert_eq!(
-            requested(json!({"requests": {"memory": "1Gi"}}))["requests"],
-            json!({"cpu": "100m", "memory": "1Gi"})
-        );
-    }
-
-    #[test]
     fn room_for_a_copy_of_the_model_is_requested_where_there_will_be_one() {
         let disk = |sha256| {
-            let desired = with_resources(sha256, Value::Null, json!({"cores": 1}));
+            let desired = with_resources(sha256, json!({"cores": 1}));
             let (stage, gateway) = (desired.pools[0].template.resources(), desired.gateway_resources);
             [stage, gateway].map(|resources| resources["requests"]["ephemeral-storage"].clone())
         };
@@ -434,7 +395,7 @@ mod tests {
 
     #[test]
     fn peers_have_a_cpu_limit_when_the_manifest_says_so() {
-        let resources = |cpu| with_resources(None, Value::Null, cpu).pools[0].template.resources();
+        let resources = |cpu| with_resources(None, cpu).pools[0].template.resources();
         let limited = resources(json!({"cores": 2, "request": "500m", "limit": 2}));
         assert_eq!(
             (&limited["requests"]["cpu"], &limited["limits"]["cpu"]),

@@ -9,6 +9,7 @@ use super::edits::under_load;
 use super::{Bench, PEERS, Scenario};
 use crate::cluster::{Cluster, repository};
 use crate::deploy;
+use crate::swarm::is_over;
 use crate::wait;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -44,11 +45,13 @@ fn autoscaled(bench: &Bench<'_>) -> Result<()> {
         let fresh = scale(cluster, "unscaled")?;
         ensure!(fresh["spec"]["replicas"] == 1, "what a manifest leaves out: {fresh}");
 
-        let before = scale(cluster, &bench.swarm.name)?;
-        ensure!(before["status"]["replicas"] == PEERS, "{before}");
-        let selector = before["status"]["selector"].as_str().unwrap_or_default();
-        let selected = cluster.get(&["pods", "-l", selector])?["items"].as_array().map_or(0, Vec::len);
-        ensure!(selected as u64 == PEERS, "{selector} selects {selected} pods");
+        wait::until_true("/scale counts and selects the peers", Duration::from_secs(30), || {
+            let status = scale(cluster, &bench.swarm.name)?["status"].clone();
+            let selector = status["selector"].as_str().unwrap_or_default();
+            let pods = cluster.get(&["pods", "-l", selector])?;
+            let pods = pods["items"].as_array().into_iter().flatten().filter(|pod| !is_over(pod)).count();
+            Ok((status["replicas"] == PEERS && pods as u64 == PEERS, format!("{status}, {pods} pods")))
+        })?;
 
         // It needs no metrics to bring a swarm to its own least.
         let autoscaler = std::fs::read_to_string(repository().join("examples/hpa.yaml"))?;

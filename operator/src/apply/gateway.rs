@@ -1,6 +1,6 @@
 //! Gateways: Deployment, Service and PodDisruptionBudget.
 
-use dunlin_crds::PodTemplateSpec;
+use dunlin_crds::{PodTemplateSpec, ResourcesSpec};
 use serde_json::{Value, json};
 
 use crate::apply::budget::{Guarantee, budget};
@@ -14,6 +14,10 @@ use crate::spot;
 const UNLISTED_S: u32 = 3;
 /// How long it may take to end when nothing runs any more.
 const END_S: u32 = 5;
+/// What a gateway is given when nobody says: it tokenizes, samples and streams, which takes a few hundredths of a core for each stream.
+const CPU: &str = "100m";
+/// The same of memory: the process, a tokenizer with its tables, and the requests that are under way.
+const MEMORY: &str = "128Mi";
 
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
@@ -38,6 +42,22 @@ pub struct Gateway<'a> {
     pub model_args: &'a [String],
     /// Volumes with the model and its adapters.
     pub mounts: &'a [Mount],
+}
+
+/// Requests and limits of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for
+/// a copy of the model.
+#[must_use]
+pub fn resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
+    let mut resources = asked.cloned().unwrap_or_default();
+    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
+    let needs = [("cpu", CPU.to_owned()), ("memory", MEMORY.to_owned())];
+    for (name, amount) in needs.into_iter().chain(copy) {
+        // Of what has a limit alone, Kubernetes requests as much.
+        if !resources.limits.contains_key(name) {
+            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
+        }
+    }
+    json!(resources)
 }
 
 impl Gateway<'_> {
@@ -161,6 +181,19 @@ mod tests {
 
     use super::*;
     use crate::testing::{assert_restricted, assert_typed, image, owner};
+
+    #[test]
+    fn gateways_request_what_they_use_and_manifests_win() {
+        let of = |asked: Value| resources(serde_json::from_value(asked).ok().as_ref(), None);
+        assert_eq!(of(Value::Null), json!({"requests": {"cpu": "100m", "memory": "128Mi"}}));
+        // A request above the limit would be refused.
+        let limited = json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}});
+        assert_eq!(of(limited.clone()), limited);
+        let more = json!({"requests": {"memory": "1Gi"}});
+        assert_eq!(of(more), json!({"requests": {"cpu": "100m", "memory": "1Gi"}}));
+        let copy = resources(None, Some(1 << 30));
+        assert_eq!(copy["requests"]["ephemeral-storage"], "1073741824");
+    }
 
     #[test]
     fn gateways_are_valid_restricted_and_behind_port_80() {
