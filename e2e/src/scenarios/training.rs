@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::edits::is_amount;
 use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Question};
 use crate::cluster::{Cluster, repository};
 use crate::local::{LocalTraining, release_dir};
-use crate::swarm::{Pod, Swarm};
+use crate::swarm::{Pod, Swarm, is_over};
 use crate::training::{Training, weights};
 use crate::wait;
 
