@@ -226,10 +226,15 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
         (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
             Standing::Ready
         }
-        // Its pool was changed before it served: as it is it may never do so. Who has served goes on until another one takes its place.
-        _ if answer.is_none_or(|a| !a.was_ready) && !is_current(desired.pools, worker) => Standing::Outdated,
+        _ if !is_current(desired.pools, worker) && holds_nothing(worker, answer) => Standing::Outdated,
         _ => Standing::Coming,
     }
+}
+
+/// Whether its end would be no loss, and as it is it may never serve. Who has not been heard yet, by a new leader say, may hold anything.
+fn holds_nothing(worker: &WorkerView, answer: Option<&Answer>) -> bool {
+    let report = answer.filter(|a| !a.was_ready).and_then(|a| a.report.as_ref());
+    matches!(worker.phase, Phase::Pending(_)) || report.is_some_and(|report| report.held.is_empty())
 }
 
 /// Whether `worker` is as its pool wants its pods now; those of a pool that is gone are.
@@ -402,6 +407,14 @@ mod tests {
         world.answers.insert("b".into(), answer);
         let roster = run(&world, 2, 0, true);
         assert_eq!((names(&roster.delete), roster.create.len()), (vec!["b"], 1));
+        // A new leader has heard nobody, or one that serves and reads more.
+        world.answers.clear();
+        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
+        let held = vec![dunlin_planner::Layers::new(0, 9)];
+        let report = Report { state: WorkerState::Loading, held, ..Report::default() };
+        let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
+        world.answers.insert("b".into(), answer);
+        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
     }
 
     #[test]
