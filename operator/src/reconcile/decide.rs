@@ -105,7 +105,8 @@ pub fn decide(
         names.iter().filter_map(|name| Some(reported(answers, name)?.arithmetic)).collect()
     };
     let mix = |older: &BTreeSet<&str>, newer: &BTreeSet<&str>| {
-        newer.is_empty() || arithmetic(newer).is_subset(&arithmetic(older))
+        let (older, newer) = (arithmetic(older), arithmetic(newer));
+        older.is_empty() || newer.is_subset(&older)
     };
     let crew = Crew {
         pools: &desired.pools,
