@@ -109,3 +109,30 @@ pub fn authority_key(owner: &Owner) -> Key {
 fn issue(authority: &Authority, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
     Ok(authority.issue(role, names, VALID).map_err(|failure| Arc::new(CertificateError::from(failure)))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::owner;
+
+    #[test]
+    fn certificates_are_renewed_a_month_before_they_end_and_keep_their_key() {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let names = operator_names(&owner());
+        let valid = |days: u64| {
+            let validity = Validity::For(Duration::from_secs(days * DAY_S));
+            Arc::new(authority.issue(Role::Operator, &names, validity).unwrap())
+        };
+        let mut trust = Trust { identity: valid(31), authority: Arc::clone(&authority) };
+        let before = Arc::clone(&trust.identity);
+        trust.renew_own(&owner()).unwrap();
+        assert!(Arc::ptr_eq(&before, &trust.identity), "it has more than a month left");
+        trust.identity = valid(29);
+        assert!(is_old(&trust.identity));
+        let renewed = trust.renew(&trust.identity, Role::Operator, &names).unwrap();
+        assert_eq!(renewed.key, trust.identity.key);
+        assert!(!is_old(&renewed) && renewed.remaining() > Some(Duration::from_secs(89 * DAY_S)));
+        trust.renew_own(&owner()).unwrap();
+        assert!(!is_old(&trust.identity));
+    }
+}
