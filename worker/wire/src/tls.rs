@@ -76,7 +76,7 @@ impl TlsFiles {
     /// # Errors
     /// When they are no certificates, or do not belong together.
     pub fn server(&self) -> Result<ServerConfig, TlsError> {
-        let pem = TlsError::unusable::<rustls::pki_types::pem::Error>;
+        let pem = |error: rustls::pki_types::pem::Error| TlsError::unusable(error);
         let mut roots = RootCertStore::empty();
         let authority = CertificateDer::from_pem_slice(self.authority.as_bytes()).map_err(pem)?;
         roots.add(authority).map_err(TlsError::unusable)?;
