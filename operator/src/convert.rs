@@ -423,10 +423,10 @@ mod tests {
     }
 
     #[test]
-    fn changed_adapters_change_the_template_and_not_the_model() {
+    fn changed_adapters_change_the_pods_and_neither_the_model_nor_who_works_together() {
         let adapter = ("a", "adapters", "a");
         let none = desired(Some(ON_A_VOLUME), &[]);
-        let mut templates = vec![none.template];
+        let mut hashes = vec![(none.pools[0].hash.clone(), none.gateway_hash)];
         for changed in [
             &[adapter][..],
             &[("b", "adapters", "a")],
@@ -434,12 +434,24 @@ mod tests {
             &[adapter, ("b", "adapters", "a")],
         ] {
             let desired = desired(Some(ON_A_VOLUME), changed);
-            assert!(!templates.contains(&desired.template), "{changed:?}");
-            assert_eq!(desired.digest, none.digest);
-            templates.push(desired.template);
+            let of = (desired.pools[0].hash.clone(), desired.gateway_hash);
+            assert!(hashes.iter().all(|(pod, gateway)| *pod != of.0 && *gateway != of.1), "{changed:?}");
+            assert_eq!((desired.digest, desired.template), (none.digest.clone(), none.template.clone()));
+            hashes.push(of);
         }
-        // Pods of swarms from before there were adapters stay.
-        let model = json!({"source": {"volume": {"claimName": "models", "path": "llama"}}});
-        assert_eq!(templates[0], fingerprint(&json!([model])));
+    }
+
+    #[test]
+    fn a_pod_has_the_fingerprint_of_its_pool_whatever_it_is_called_and_wherever_it_may_run() {
+        let desired = desired(Some(ON_A_VOLUME), &[]);
+        let pool = &desired.pools[0];
+        for (name, marked, epoch) in [("m-spot-a", true, None), ("m-spot-b", false, Some(7))] {
+            let owner = Owner { name: "m".into(), ..owner() };
+            let pod = desired.stage(&owner, name, &pool.template, marked, epoch).manifest();
+            assert_eq!(pod["metadata"]["labels"][crate::labels::POD_HASH], pool.hash.as_str());
+        }
+        let deployment = desired.gateway(&Owner { name: "m".into(), ..owner() }).manifests().pop().unwrap();
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(labels[crate::labels::POD_HASH], desired.gateway_hash.as_str());
     }
 }

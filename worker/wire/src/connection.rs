@@ -38,9 +38,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The connection that a request came on.
+    pub(crate) fn of(request: &Extensions) -> Option<&Self> {
+        request.get::<TlsConnectInfo<Self>>().map(TlsConnectInfo::get_ref).or_else(|| request.get())
+    }
+
     /// Whoever is at the other end of the connection that a request came on.
     pub(crate) fn caller(request: &Extensions) -> Result<Caller, NoCaller> {
-        let connection = request.get::<Self>().ok_or(NoCaller::Missing)?;
+        let connection = Self::of(request).ok_or(NoCaller::Missing)?;
         let read = || {
             let tls = request.get::<TlsConnectInfo<Self>>().ok_or(NoCaller::Missing)?;
             let certificates = tls.peer_certs().ok_or(NoCaller::Missing)?;
