@@ -548,7 +548,7 @@ async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
             watcher::Event::Apply(child(kind, name, "somebody")),
             watcher::Event::Delete(child(kind, name, "somebody")),
         ] {
-            // All of it within the time that a watch may lag: what it has not shown by then is taken for gone.
+            // All of them while the watches may still be late with what was written at first.
             tokio::time::sleep(Duration::from_millis(500)).await;
             world.context.caches.tell(kind, &event);
             world.seen.clear();
