@@ -52,6 +52,8 @@ fn definition(kind: Kind) -> Result<Value, serde_json::Error> {
 mod tests {
     use std::path::Path;
 
+    use serde_json::json;
+
     use super::*;
 
     const KINDS: [(&str, Kind); 2] = [("inferenceswarm", Kind::Inference), ("trainingswarm", Kind::Training)];
@@ -114,6 +116,46 @@ mod tests {
             if node[inner].is_object() {
                 check(&format!("{path}.{inner}"), &node[inner]);
             }
+        }
+    }
+
+    /// Autoscalers read all three; what a manifest may leave out must have a default, or they read nothing.
+    #[test]
+    fn whatever_a_manifest_leaves_out_scale_has_all_that_autoscalers_read() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            let version = &crd["spec"]["versions"][0];
+            let at = |path: &str| {
+                let pointer =
+                    version["subresources"]["scale"][path].as_str().unwrap().replace('.', "/properties/");
+                version["schema"]["openAPIV3Schema"].pointer(&pointer).cloned().unwrap_or_default()
+            };
+            let (wanted, there) = (at("specReplicasPath"), at("statusReplicasPath"));
+            // With none at all an HPA takes itself to be switched off.
+            assert_eq!(
+                (&wanted["default"], &wanted["type"]),
+                (&json!(1), &json!("integer")),
+                "{name}: {wanted}"
+            );
+            assert!(wanted.get("nullable").is_none(), "{name}: {wanted}");
+            assert_eq!(there["type"], "integer", "{name}");
+            assert_eq!(at("labelSelectorPath")["type"], "string", "{name}");
+        }
+    }
+
+    /// Autoscalers stay within what the swarm allows: beyond, the API server refuses them.
+    #[test]
+    fn the_examples_of_autoscalers_are_for_the_example_swarm() {
+        let swarm = example("smollm2.yaml", "InferenceSwarm");
+        let peers = &swarm["spec"]["pools"][0]["peers"];
+        for (file, kind, least, most) in [
+            ("hpa.yaml", "HorizontalPodAutoscaler", "minReplicas", "maxReplicas"),
+            ("keda.yaml", "ScaledObject", "minReplicaCount", "maxReplicaCount"),
+        ] {
+            let spec = &example(file, kind)["spec"];
+            let target = json!({"apiVersion": swarm["apiVersion"], "kind": "InferenceSwarm", "name": swarm["metadata"]["name"]});
+            assert_eq!(spec["scaleTargetRef"], target, "{file}");
+            assert_eq!((&spec[least], &spec[most]), (&peers["min"], &peers["max"]), "{file}");
         }
     }
 

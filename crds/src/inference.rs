@@ -27,7 +27,7 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     derive = "PartialEq",
     scale(
         spec_replicas_path = ".spec.replicas",
-        status_replicas_path = ".status.peers.ready",
+        status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
     printcolumn(
@@ -61,12 +61,8 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
         .message("adapter names must be unique"),
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
         .message("redundancy.shadows must be less than the number of peers in all pools together"),
-    validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
-        .message("replicas must be at most peers.max of the first pool"),
-    validation = Rule::new("!has(self.replicas) || self.replicas >= self.pools[0].peers.min")
-        .message("replicas must be at least peers.min of the first pool"),
-    validation = Rule::new("has(self.replicas) || self.pools.exists(p, p.peers.min > 0)")
-        .message("some pool needs peers: raise peers.min, or set replicas; suspend: true is the way to run nothing")
+    validation = Rule::new("self.replicas <= self.pools[0].peers.max")
+        .message("replicas must be at most peers.max of the first pool")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmSpec {
@@ -80,10 +76,11 @@ pub struct InferenceSwarmSpec {
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
     pub pools: Vec<PoolSpec>,
-    /// Peers of the first pool; its `peers.min` when absent. This is what `kubectl scale` and autoscalers set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Peers of the first pool, which never has fewer than its `peers.min`: 1 means that many. This is what `kubectl scale` and autoscalers
+    /// set; leave it out of a manifest that is applied again and again.
+    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
-    pub replicas: Option<u32>,
+    pub replicas: u32,
     /// How losses are prepared for.
     #[serde(default)]
     pub redundancy: RedundancySpec,
@@ -212,7 +209,10 @@ pub struct InferenceSwarmStatus {
     /// Who holds what.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
-    /// Selects the peers, for `/scale`.
+    /// Pods of the first pool that are there, ready or not, for `/scale`.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Selects the pods of the first pool, for `/scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 }

@@ -91,7 +91,7 @@ pub struct PoolSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("self.min <= self.max").message("peers.min must be at most peers.max"))]
 pub struct PeersSpec {
-    /// So many, unless `replicas` says otherwise for the first pool.
+    /// At least so many; the first pool has more when `replicas` says so.
     #[schemars(range(min = 0, max = 64))]
     pub min: u32,
     /// At most. The room above `min` is for peers of other pools that find no node: they run here until theirs has room again.

@@ -139,12 +139,11 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
     (args, mounts)
 }
 
-/// Pools with the number of peers that each should have. `replicas`: of the first one.
+/// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
 #[must_use]
-pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<PoolDesired> {
+pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
     let desired = pools.iter().enumerate().map(|(i, pool)| {
-        let asked = if i == 0 { replicas } else { None };
-        let peers = asked.unwrap_or(pool.peers.min);
+        let peers = if i == 0 { replicas.max(pool.peers.min) } else { pool.peers.min };
         let cpu = &pool.device.cpu;
         PoolDesired {
             peers: if suspended { 0 } else { peers },
@@ -162,6 +161,12 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
         }
     });
     desired.collect()
+}
+
+/// Name of the pool whose size `/scale` sets.
+#[must_use]
+pub fn scaled(pools: &[PoolDesired]) -> Option<&str> {
+    pools.first().map(|pool| pool.template.name.as_str())
 }
 
 /// Image and pull settings of all pods of swarms.
@@ -288,6 +293,24 @@ mod tests {
         let alone = desired(None, &[adapters[0], adapters[1], adapters[3]]);
         assert_eq!(adapter_args(&alone), [expected[0], expected[1], expected[3]]);
         assert_eq!(volumes(&alone), others);
+    }
+
+    #[test]
+    fn replicas_make_the_first_pool_larger_and_never_smaller_than_its_least() {
+        let pool = |name: &str, min: u32| -> PoolSpec {
+            let (peers, cpu) = (json!({"min": min, "max": 6}), json!({"cores": 1}));
+            let memory = json!({"host": "512Mi"});
+            let pool = json!({"name": name, "peers": peers, "device": {"cpu": cpu}, "memory": memory});
+            serde_json::from_value(pool).unwrap()
+        };
+        let specs = [pool("spot", 3), pool("steady", 2)];
+        let sizes = |replicas, suspended| {
+            pools(&specs, replicas, suspended).iter().map(|p| p.peers).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1, false), [3, 2], "what a manifest without replicas says");
+        assert_eq!((sizes(3, false), sizes(5, false)), (vec![3, 2], vec![5, 2]));
+        assert_eq!(sizes(5, true), [0, 0]);
+        assert_eq!(scaled(&pools(&specs, 1, false)), Some("spot"));
     }
 
     #[test]

@@ -161,6 +161,12 @@ impl Owner {
     }
 }
 
+/// What `/scale` and autoscalers select the pods of `pool` by that have `role` in the swarm `name`.
+#[must_use]
+pub fn pool_selector(name: &str, role: &str, pool: &str) -> String {
+    format!("{SWARM}={name},{ROLE}={role},{POOL}={pool}")
+}
+
 /// Secret with the certificate of `holder` (a worker pod or the gateway Deployment).
 #[must_use]
 pub fn leaf(holder: &str) -> String {

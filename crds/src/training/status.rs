@@ -54,7 +54,10 @@ pub struct TrainingSwarmStatus {
     /// The page with the curve of the loss, inside of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Selects the peers, for `/scale`.
+    /// Pods of the first pool that are there, ready or not, for `/scale`.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Selects the pods of the first pool, for `/scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
     /// The same for people: columns of `kubectl get`.

@@ -103,8 +103,7 @@ impl Bench<'_> {
     /// When it does not heal in time.
     pub fn heal(&self) -> Result<()> {
         heal(self.cluster)?;
-        // The manifest leaves `replicas` to `kubectl scale`: what a scenario has set there stays, and must not be less than the manifest's
-        // least.
+        // The manifest leaves `replicas` to whoever scales: what a scenario has set there stays.
         let count = format!("--replicas={PEERS}");
         self.cluster.kubectl(&["scale", "inferenceswarm", &self.swarm.name, &count])?;
         deploy::apply_example(self.cluster, "smollm2.yaml")?;

@@ -570,7 +570,9 @@ mod tests {
         assert!(world.decide(4 + patience).create.is_empty());
         assert_eq!(pools(&world.decide(5 + patience)), ["steady"]);
         world.view.workers.insert("e".into(), worker("e", "steady"));
-        assert!(world.decide(6 + patience).create.is_empty());
+        let decision = world.decide(6 + patience);
+        assert!(decision.create.is_empty());
+        assert_eq!(decision.facts.replicas, 3, "`/scale` counts a, c and d, and no guests");
         world.answer("e", WorkerState::Loading, 6 + patience);
         world.decide(6 + patience);
         world.load(7 + patience);

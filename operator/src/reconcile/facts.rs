@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_planner::topology::layer_set;
 
-use crate::convert::Desired;
+use crate::convert::{Desired, scaled};
 use crate::observe::SwarmView;
 use crate::peers::{Answer, WorkerState};
 use crate::roster::{Roster, Standing};
@@ -87,6 +87,7 @@ pub(super) fn facts(
         shadows_wanted: if desired.shadows == 0 { 0 } else { layers },
         peers_desired: desired.peers(),
         peers_ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        replicas: scaled(&desired.pools).map_or(0, |pool| view.replicas(pool)),
         pods: u32::try_from(view.workers.len() + view.gateways.len()).unwrap_or(u32::MAX),
         gateways_desired: desired.gateways,
         gateways_ready: u32::try_from(view.gateways_ready()).unwrap_or(u32::MAX),

@@ -31,6 +31,8 @@ pub struct Facts {
     pub peers_desired: u32,
     /// Peers that serve.
     pub peers_ready: u32,
+    /// Pods of the pool that `/scale` sets the size of.
+    pub replicas: u32,
     /// Pods that still run, of peers or gateways.
     pub pods: u32,
     /// Gateways planned.

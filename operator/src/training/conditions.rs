@@ -34,6 +34,8 @@ pub struct Facts {
     pub peers_desired: u32,
     /// Peers that are Ready.
     pub peers_ready: u32,
+    /// Pods of the pool that `/scale` sets the size of.
+    pub replicas: u32,
     /// Trainers planned.
     pub trainers_desired: u32,
     /// Trainers that are Ready.

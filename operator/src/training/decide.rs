@@ -12,7 +12,7 @@ use super::conditions::Facts;
 use super::desired::Desired;
 use super::memory::{Memory, Stop};
 use super::status::CHECKPOINTS_FAILING;
-use crate::convert::PoolDesired;
+use crate::convert::{PoolDesired, scaled};
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::observation::Degraded;
 use crate::peers::{Answer, Observation, RunPhase};
@@ -417,6 +417,7 @@ fn facts(
         trained,
         peers_desired: if wanted { desired.peers() } else { 0 },
         peers_ready: crews.peers.ready(),
+        replicas: scaled(&desired.pools).map_or(0, |pool| known.view.replicas(pool)),
         trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
         trainers_ready: crews.trainers.ready(),
         pods: count(pods(known.view).count()),

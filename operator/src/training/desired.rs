@@ -371,7 +371,7 @@ mod tests {
             Desired::new(&swarm, &config).template
         };
         let before = template(&|_| {});
-        assert_eq!(before, template(&|spec| spec.replicas = Some(7)));
+        assert_eq!(before, template(&|spec| spec.replicas = 7));
         assert_eq!(before, template(&|spec| spec.suspend = true));
         assert_ne!(before, template(&|spec| spec.steps += 1));
         assert_ne!(before, template(&|spec| spec.optimizer.learning_rate *= 2.0));
