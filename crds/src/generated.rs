@@ -119,6 +119,52 @@ mod tests {
         }
     }
 
+    /// Lists whose entries have no name: they are owned as a whole.
+    const UNNAMED: [&str; 2] = ["tolerations", "topologySpreadConstraints"];
+
+    fn assert_keyed(path: &str, node: &Value) {
+        let items = &node["items"];
+        if items["type"] == "object" && !UNNAMED.iter().any(|list| path.ends_with(list)) {
+            assert_eq!(node["x-kubernetes-list-type"], "map", "{path} has one owner for all of its entries");
+            for key in node["x-kubernetes-list-map-keys"].as_array().unwrap() {
+                let property = &items["properties"][key.as_str().unwrap()];
+                let is_there = items["required"].as_array().is_some_and(|required| required.contains(key));
+                assert!(is_there || property.get("default").is_some(), "{path}: {key} may be missing");
+            }
+        }
+        for (name, field) in node["properties"].as_object().into_iter().flatten() {
+            assert_keyed(&format!("{path}.{name}"), field);
+        }
+        if items.is_object() {
+            assert_keyed(&format!("{path}[]"), items);
+        }
+    }
+
+    /// Two managers, such as a GitOps tool and a person, may each have entries of their own in a list.
+    #[test]
+    fn entries_of_lists_are_told_apart_by_their_names() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            assert_keyed(name, &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+        }
+    }
+
+    /// What `kubectl explain` begins with, and where a refusal says that the fault is.
+    #[test]
+    fn kinds_are_described_and_rules_about_fields_name_them() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            let root = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            let (words, named) =
+                (root["description"].as_str().unwrap(), crd["spec"]["names"]["kind"].as_str().unwrap());
+            assert!(words.contains(named) && words.ends_with('.'), "{name}: {words}");
+            for rule in root["x-kubernetes-validations"].as_array().unwrap() {
+                let about_spec = rule["rule"].as_str().unwrap().contains("self.spec");
+                assert_eq!(about_spec, rule.get("fieldPath").is_some(), "{name}: {rule}");
+            }
+        }
+    }
+
     /// Autoscalers read all three; what a manifest may leave out must have a default, or they read nothing.
     #[test]
     fn whatever_a_manifest_leaves_out_scale_has_all_that_autoscalers_read() {

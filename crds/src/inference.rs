@@ -25,6 +25,7 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     namespaced,
     status = "InferenceSwarmStatus",
     derive = "PartialEq",
+    doc = "An InferenceSwarm is a model and the pools of preemptible pods that serve it together.",
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -51,14 +52,12 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     selectable = ".spec.model.name",
     selectable = ".spec.suspend",
     validation = Rule::new("!has(self.spec.adapters) || self.spec.adapters.all(a, a.name != (has(self.spec.model.name) ? self.spec.model.name : self.metadata.name))")
-        .message("the name of an adapter must not be that of the model"),
+        .message("the name of an adapter must not be that of the model")
+        .field_path(".spec.adapters"),
     validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("the name of a swarm is part of the names of its Services and pods: at most 48 characters a-z, 0-9 and '-', the first a letter, the last no '-'")
 )]
 #[x_kube(
-    validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
-    validation = Rule::new("!has(self.adapters) || self.adapters.all(a, self.adapters.exists_one(b, b.name == a.name))")
-        .message("adapter names must be unique"),
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
         .message("redundancy.shadows must be less than the number of peers in all pools together"),
     validation = Rule::new("self.replicas <= self.pools[0].peers.max")
@@ -72,9 +71,11 @@ pub struct InferenceSwarmSpec {
     /// `model.source` does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub adapters: Vec<AdapterSpec>,
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub pools: Vec<PoolSpec>,
     /// Peers of the first pool, which never has fewer than its `peers.min`: 1 means that many. This is what `kubectl scale` and autoscalers
     /// set; leave it out of a manifest that is applied again and again.
@@ -177,7 +178,7 @@ fn two() -> u32 {
 }
 
 /// What the operator found.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmStatus {
     /// Generation of the manifest that the rest speaks about.
@@ -186,6 +187,7 @@ pub struct InferenceSwarmStatus {
     /// Ready, Reconciling, Stalled, Degraded, ModelLoaded.
     #[serde(default)]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// The name clients ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

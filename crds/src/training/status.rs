@@ -1,13 +1,14 @@
 //! What the operator found.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::PeersStatus;
 
 /// What the operator found, and what the conductor told it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingSwarmStatus {
     /// Generation of the manifest that the rest speaks about.
@@ -16,6 +17,7 @@ pub struct TrainingSwarmStatus {
     /// Ready, Reconciling, Stalled, Degraded, Succeeded.
     #[serde(default)]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// Updates done.
     #[serde(default)]
@@ -35,6 +37,7 @@ pub struct TrainingSwarmStatus {
     /// Stages in the order of their layers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["stage".into()]))]
     pub stages: Vec<StageStatus>,
     /// Peers in all pools.
     #[serde(default)]

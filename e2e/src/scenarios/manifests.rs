@@ -50,7 +50,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "  pools:\n",
         "  adapters:\n    - {name: a, source: {volume: {claimName: c, path: a}}}\n    - {name: a, source: {volume: {claimName: c, path: b}}}\n  pools:\n",
-        "adapter names must be unique",
+        "duplicate entries for key [name=\"a\"]",
     ),
     (
         "  pools:\n",
