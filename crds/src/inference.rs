@@ -159,7 +159,8 @@ pub struct GatewaySpec {
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
-    /// Requests and limits of each.
+    /// Requests and limits of each. Requested are 100m of CPU and 128Mi of memory, and with a model that has a `sha256` the largest `memory.disk`
+    /// of the pools as `ephemeral-storage`, where nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
     /// What their pods get beside what they need. A changed one rolls them.

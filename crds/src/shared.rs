@@ -108,6 +108,10 @@ pub struct DeviceSpec {
 
 /// Processor cores of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.limit) || quantity(string(self.limit)).compareTo(quantity(has(self.request) ? string(self.request) : string(self.cores))) >= 0")
+        .message("cpu.limit must be at least cpu.request, which is cores when absent")
+)]
 pub struct CpuSpec {
     /// Threads that compute.
     #[schemars(range(min = 1, max = 256))]
@@ -118,6 +122,10 @@ pub struct CpuSpec {
         validation = Rule::new("quantity(string(self)).compareTo(quantity('1m')) >= 0").message("cpu.request must be at least 1m")
     )]
     pub request: Option<Amount>,
+    /// CPU limit of the pod as a quantity; none when absent. For namespaces whose quota asks for one: a peer that is held up by it holds up
+    /// every token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Amount>,
 }
 
 /// What a peer may use.
@@ -128,7 +136,8 @@ pub struct MemorySpec {
         validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.host must be at least 16Mi")
     )]
     pub host: Amount,
-    /// Room for downloads on the node's disk, such as `10Gi`, which is the default.
+    /// Room for downloads on the node's disk, such as `10Gi`, which is the default. It is requested of the node where something is kept there: a
+    /// model with a `sha256`, and what a peer of a training run puts by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
         validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.disk must be at least 16Mi")

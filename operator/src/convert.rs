@@ -6,6 +6,7 @@ use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateS
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use crate::apply::gateway;
 use crate::apply::pods::{ADAPTERS_DIR, Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
 use crate::quantity::{bytes, millis};
@@ -87,7 +88,13 @@ impl Desired {
             made_from.push(json!(spec.adapters));
         }
         let template = fingerprint(&json!(made_from));
-        let pools = pools(&spec.pools, spec.replicas, suspended);
+        let mut pools = pools(&spec.pools, spec.replicas, suspended);
+        let gateway_cache_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT);
+        // What has a digest is copied, to check it; everything else is read where it is.
+        let copied = spec.model.source.http.as_ref().is_some_and(|http| http.sha256.is_some());
+        if copied {
+            pools.iter_mut().for_each(|pool| pool.template.request_disk());
+        }
         Self {
             model: name,
             digest,
@@ -97,8 +104,11 @@ impl Desired {
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
-            gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
-            gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
+            gateway_cache_bytes,
+            gateway_resources: gateway::resources(
+                spec.gateway.resources.as_ref(),
+                copied.then_some(gateway_cache_bytes),
+            ),
             gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
             pools,
             suspended,
@@ -153,9 +163,11 @@ pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesi
                 spot: pool.capacity_type == CapacityType::Spot,
                 node_selector: pool.node_selector.clone(),
                 cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
+                cpu_millis_max: cpu.limit.as_deref().and_then(millis),
                 threads: cpu.cores,
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+                disk_request_bytes: 0,
                 extra: pool.pod_template.clone().unwrap_or_default(),
             },
         }
@@ -293,6 +305,47 @@ mod tests {
         let alone = desired(None, &[adapters[0], adapters[1], adapters[3]]);
         assert_eq!(adapter_args(&alone), [expected[0], expected[1], expected[3]]);
         assert_eq!(volumes(&alone), others);
+    }
+
+    /// What is wanted of a swarm with this digest of its model and these cores of peers.
+    fn with_resources(sha256: Option<&str>, cpu: Value) -> Desired {
+        let swarm = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m"},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf", "sha256": sha256}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 1, "max": 1},
+                    "device": {"cpu": cpu},
+                    "memory": {"host": "512Mi", "disk": "1Gi"},
+                }],
+            },
+        });
+        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+    }
+
+    #[test]
+    fn room_for_a_copy_of_the_model_is_requested_where_there_will_be_one() {
+        let disk = |sha256| {
+            let desired = with_resources(sha256, json!({"cores": 1}));
+            let (stage, gateway) = (desired.pools[0].template.resources(), desired.gateway_resources);
+            [stage, gateway].map(|resources| resources["requests"]["ephemeral-storage"].clone())
+        };
+        assert_eq!(disk(None), [Value::Null, Value::Null]);
+        assert_eq!(disk(Some("ab")), [json!("1073741824"), json!("1073741824")]);
+    }
+
+    #[test]
+    fn peers_have_a_cpu_limit_when_the_manifest_says_so() {
+        let resources = |cpu| with_resources(None, cpu).pools[0].template.resources();
+        let limited = resources(json!({"cores": 2, "request": "500m", "limit": 2}));
+        assert_eq!(
+            (&limited["requests"]["cpu"], &limited["limits"]["cpu"]),
+            (&json!("500m"), &json!("2000m"))
+        );
+        assert_eq!(resources(json!({"cores": 2}))["limits"].get("cpu"), None);
     }
 
     #[test]

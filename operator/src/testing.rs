@@ -39,9 +39,11 @@ pub fn pool(name: &str, spot: bool) -> PoolTemplate {
         spot,
         node_selector: Default::default(),
         cpu_millis: 200,
+        cpu_millis_max: None,
         threads: 1,
         memory_bytes: 512 << 20,
         disk_bytes: 1 << 30,
+        disk_request_bytes: 0,
         extra: Default::default(),
     }
 }

@@ -1,6 +1,6 @@
 //! Gateways: Deployment, Service and PodDisruptionBudget.
 
-use dunlin_crds::PodTemplateSpec;
+use dunlin_crds::{PodTemplateSpec, ResourcesSpec};
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
@@ -11,6 +11,10 @@ use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
 const UNLISTED_S: u32 = 3;
+/// What a gateway is given when nobody says. It waits for stages most of the time, and needs a share of a busy node when a token comes.
+const CPU: &str = "100m";
+/// The same of memory. With a vocabulary of 49,000 tokens (SmolLM2) it holds 60 MiB, most of it the tokenizer's tables; this is for twice that.
+const MEMORY: &str = "128Mi";
 
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
@@ -35,6 +39,22 @@ pub struct Gateway<'a> {
     pub mounts: &'a [Mount],
     /// Fingerprint of the model source and the adapters; another one rolls the Deployment.
     pub template: &'a str,
+}
+
+/// Requests and limits of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for
+/// a copy of the model.
+#[must_use]
+pub fn resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
+    let mut resources = asked.cloned().unwrap_or_default();
+    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
+    let needs = [("cpu", CPU.to_owned()), ("memory", MEMORY.to_owned())];
+    for (name, amount) in needs.into_iter().chain(copy) {
+        // Of what has a limit alone, Kubernetes requests as much.
+        if !resources.limits.contains_key(name) {
+            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
+        }
+    }
+    json!(resources)
 }
 
 impl Gateway<'_> {
@@ -156,6 +176,19 @@ mod tests {
 
     use super::*;
     use crate::testing::{assert_restricted, assert_typed, image, owner};
+
+    #[test]
+    fn gateways_request_what_they_use_and_manifests_win() {
+        let of = |asked: Value| resources(serde_json::from_value(asked).ok().as_ref(), None);
+        assert_eq!(of(Value::Null), json!({"requests": {"cpu": "100m", "memory": "128Mi"}}));
+        // A request above the limit would be refused.
+        let limited = json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}});
+        assert_eq!(of(limited.clone()), limited);
+        let more = json!({"requests": {"memory": "1Gi"}});
+        assert_eq!(of(more), json!({"requests": {"cpu": "100m", "memory": "1Gi"}}));
+        let copy = resources(None, Some(1 << 30));
+        assert_eq!(copy["requests"]["ephemeral-storage"], "1073741824");
+    }
 
     #[test]
     fn gateways_are_valid_restricted_and_behind_port_80() {

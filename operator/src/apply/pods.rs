@@ -43,12 +43,16 @@ pub struct PoolTemplate {
     pub node_selector: BTreeMap<String, String>,
     /// CPU request in thousandths of a core.
     pub cpu_millis: u64,
+    /// CPU limit in thousandths of a core.
+    pub cpu_millis_max: Option<u64>,
     /// Threads of the engine.
     pub threads: u32,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
+    /// The node must have so much room for it, in bytes; 0 where nothing is kept there.
+    pub disk_request_bytes: u64,
     /// What pods get beside what they need.
     pub extra: PodTemplateSpec,
 }
@@ -57,10 +61,23 @@ impl PoolTemplate {
     /// Requests and limits of a worker.
     #[must_use]
     pub fn resources(&self) -> Value {
-        json!({
-            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": self.memory_bytes.to_string()},
-            "limits": {"memory": self.memory_bytes.to_string()},
-        })
+        let memory = self.memory_bytes.to_string();
+        let mut resources = json!({
+            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": memory},
+            "limits": {"memory": memory},
+        });
+        if let Some(millis) = self.cpu_millis_max {
+            resources["limits"]["cpu"] = json!(format!("{millis}m"));
+        }
+        if self.disk_request_bytes > 0 {
+            resources["requests"]["ephemeral-storage"] = json!(self.disk_request_bytes.to_string());
+        }
+        resources
+    }
+
+    /// Has the node keep the room free that the weight cache may take.
+    pub fn request_disk(&mut self) {
+        self.disk_request_bytes = self.disk_bytes;
     }
 
     /// What a worker may use: threads, and so much memory.

@@ -67,7 +67,9 @@ impl Desired {
         let kept = &spec.checkpoint.destination;
         let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
         let secret = secret(kept).map(|(_, _, secret)| secret);
-        let pools = pools(&spec.pools, spec.replicas, false);
+        let mut pools = pools(&spec.pools, spec.replicas, false);
+        // Peers put updates and checkpoints by.
+        pools.iter_mut().for_each(|pool| pool.template.request_disk());
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         Self {
             // The last says what certificates have: pods with and without roles do not make one run.
@@ -126,9 +128,11 @@ fn helper(
         spot: false,
         node_selector: Default::default(),
         cpu_millis,
+        cpu_millis_max: None,
         threads: 1,
         memory_bytes,
         disk_bytes,
+        disk_request_bytes: 0,
         extra: extra.clone().unwrap_or_default(),
     };
     PoolDesired { template, peers: count, peers_max: count }
