@@ -161,6 +161,18 @@ impl Cluster {
             .context("kubectl apply")
     }
 
+    /// Evicts `pod` of the namespace `default`, as a drain does.
+    ///
+    /// # Errors
+    /// The API server's refusal, such as that of a PodDisruptionBudget.
+    pub fn evict(&self, pod: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/default/pods/{pod}/eviction");
+        let eviction = format!(
+            "{{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {{\"name\": \"{pod}\", \"namespace\": \"default\"}}}}"
+        );
+        run(self.command(&["kubectl", "create", "--raw", &path, "-f", "-"]), Some(&eviction)).map(drop)
+    }
+
     /// `helm ARGS`.
     ///
     /// # Errors

@@ -16,10 +16,29 @@ const NAMESPACE: &str = "quota";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
+        Scenario { name: "stages-are-evicted-one-at-a-time", run: evicted },
         Scenario { name: "what-is-deleted-or-scaled-is-back-within-5-s", run: put_back },
         Scenario { name: "pod-without-its-label-is-deleted-and-replaced", run: unlabelled },
         Scenario { name: "pod-refused-by-a-quota-costs-a-write-a-minute", run: refused },
     ]
+}
+
+fn evicted(bench: &Bench<'_>) -> Result<()> {
+    let budget = format!("{}-stage", bench.swarm.name);
+    let allowed = || {
+        let status = bench.cluster.get(&["poddisruptionbudget", &budget])?["status"].clone();
+        Ok((status["disruptionsAllowed"] == 1, status.to_string()))
+    };
+    wait::until_true("one stage may be evicted", Duration::from_secs(30), allowed)?;
+    let peers = bench.swarm.peers()?;
+    let [first, second, ..] = &peers[..] else { bail!("{} peers", peers.len()) };
+    bench.cluster.evict(&first.name)?;
+    let refusal = bench.cluster.evict(&second.name).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(refusal.contains("disruption budget"), "the second of two at once: {refusal:?}");
+    bench.swarm.wait_replaced(std::slice::from_ref(first), PEERS)?;
+    wait::until_true("the next one may be evicted", Duration::from_secs(30), allowed)?;
+    bench.cluster.evict(&second.name)?;
+    bench.swarm.wait_replaced(std::slice::from_ref(second), PEERS)
 }
 
 fn put_back(bench: &Bench<'_>) -> Result<()> {
@@ -27,6 +46,7 @@ fn put_back(bench: &Bench<'_>) -> Result<()> {
     let objects = [
         ("service", format!("{swarm}-gateway")),
         ("poddisruptionbudget", format!("{swarm}-gateway")),
+        ("poddisruptionbudget", format!("{swarm}-stage")),
         ("networkpolicy", format!("{swarm}-stage")),
         ("configmap", format!("{swarm}-topology")),
         ("secret", format!("{swarm}-gateway-tls")),

@@ -3,6 +3,7 @@
 use dunlin_crds::{PodTemplateSpec, ResourcesSpec};
 use serde_json::{Value, json};
 
+use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 use crate::apply::passthrough;
 use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
@@ -61,7 +62,8 @@ impl Gateway<'_> {
     /// All objects, in the order in which they are applied.
     #[must_use]
     pub fn manifests(&self) -> Vec<Value> {
-        vec![self.service(), self.disruption_budget(), self.deployment()]
+        let budget = budget(self.owner, &self.owner.gateway(), ROLE_GATEWAY, Guarantee::Unavailable(1));
+        vec![self.service(), budget, self.deployment()]
     }
 
     fn service(&self) -> Value {
@@ -72,19 +74,6 @@ impl Gateway<'_> {
             "spec": {
                 "selector": self.owner.selector(ROLE_GATEWAY),
                 "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
-            },
-        })
-    }
-
-    fn disruption_budget(&self) -> Value {
-        json!({
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
-            "spec": {
-                "maxUnavailable": 1,
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
-                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
             },
         })
     }

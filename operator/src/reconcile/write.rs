@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
+use crate::apply::budget::{Guarantee, budget, stages_kept};
 use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::gateway::Gateway;
 use crate::apply::holds::Key;
@@ -40,12 +41,21 @@ pub(super) async fn all(
     for policy in network::policies(owner, &context.config.namespace) {
         refusals.pass(context.applier.ensure(&mut memory.applied, &policy).await)?;
     }
+    let budget = stages_budget(owner, desired, decision, memory);
+    refusals.pass(context.applier.ensure(&mut memory.applied, &budget).await)?;
     gateways(owner, desired, context, memory, &mut refusals).await?;
     stages(owner, desired, view, decision, context, memory, &mut refusals, happenings).await?;
     for deletions in [&view.strays, &decision.delete] {
         delete(&context.applier, owner, deletions, &mut refusals).await?;
     }
     refusals.end()
+}
+
+/// What evictions must leave of the stages.
+fn stages_budget(owner: &Owner, desired: &Desired, decision: &Decision, memory: &Memory) -> Value {
+    let (plan, gap) = (memory.topology.as_ref(), memory.gap.is_some());
+    let kept = stages_kept(desired.peers(), plan, gap, decision.facts.peers_ready);
+    budget(owner, &format!("{}-{ROLE_STAGE}", owner.name), ROLE_STAGE, Guarantee::Available(kept))
 }
 
 /// New stages, and certificates of those that wait for theirs.

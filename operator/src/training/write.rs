@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::decide::{Decision, Post};
 use super::desired::Desired;
 use super::memory::Memory;
+use crate::apply::budget::{Guarantee, budget};
 use crate::apply::certificates::{conductor_names, worker_names};
 use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
 use crate::apply::pods::{Mount, Nodes, PoolTemplate, WorkerPod, common_args};
@@ -117,16 +118,8 @@ fn service(owner: &Owner) -> Value {
 
 /// Drains leave a peer for each stage, but never wait for ever: where there are no more peers than that, one may go.
 fn disruption_budget(owner: &Owner, desired: &Desired) -> Value {
-    json!({
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": owner.metadata(&format!("{}-{ROLE_PEER}", owner.name), ROLE_PEER),
-        "spec": {
-            "minAvailable": desired.stages.min(desired.peers().saturating_sub(1)),
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": {"matchLabels": owner.selector(ROLE_PEER)},
-        },
-    })
+    let kept = desired.stages.min(desired.peers().saturating_sub(1));
+    budget(owner, &format!("{}-{ROLE_PEER}", owner.name), ROLE_PEER, Guarantee::Available(kept))
 }
 
 fn config_map(owner: &Owner, config: &Value) -> Value {
