@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::apply::network::Reach;
+
 /// Kubernetes operator of Dunlin: plans and runs swarms of preemptible pods that serve one model together.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dunlin-operator", version)]
@@ -30,6 +32,9 @@ pub struct Config {
     /// Namespace of the operator: where its lease lives and which NetworkPolicies let in.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub namespace: String,
+    /// NetworkPolicies also limit what the pods of swarms reach.
+    #[arg(long, env = "DUNLIN_LIMIT_EGRESS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub limit_egress: bool,
     /// Identity in the lease.
     #[arg(long, env = "POD_NAME", default_value = "dunlin-operator")]
     pub identity: String,
@@ -45,6 +50,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// What pods of a swarm may reach of which these roles read from URLs or write to them.
+    #[must_use]
+    pub fn reach<'a>(&self, outside: &'a [&'static str]) -> Reach<'a> {
+        if self.limit_egress { Reach::Inside { but: outside } } else { Reach::Everything }
+    }
+
     /// How long a worker may be silent.
     #[must_use]
     pub fn silence_max(&self) -> Duration {

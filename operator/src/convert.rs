@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::apply::gateway;
 use crate::apply::pods::{ADAPTERS_DIR, Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
+use crate::labels::{ROLE_GATEWAY, ROLE_STAGE};
 use crate::quantity::{bytes, millis};
 use crate::roster::Wanted;
 
@@ -39,6 +40,8 @@ pub struct Desired {
     pub model_args: Vec<String>,
     /// Volumes that have them.
     pub mounts: Vec<Mount>,
+    /// Roles that read from a URL.
+    pub outside: Vec<&'static str>,
     /// Fingerprint of everything a worker is started with.
     pub template: String,
     /// Image of workers.
@@ -100,6 +103,7 @@ impl Desired {
             digest,
             model_args,
             mounts,
+            outside: if spec.model.source.http.is_some() { vec![ROLE_STAGE, ROLE_GATEWAY] } else { vec![] },
             template,
             image: image(config),
             shadows: spec.redundancy.shadows,
@@ -294,6 +298,7 @@ mod tests {
             "a=/adapters/checkpoints.of-a.run/run/step-10",
         ];
         let beside = desired(Some(ON_A_VOLUME), &adapters);
+        assert!(beside.outside.is_empty() && desired(None, &[]).outside == ["stage", "gateway"]);
         assert_eq!(adapter_args(&beside), expected);
         let others = ["checkpoints.of-a.run at /adapters/checkpoints.of-a.run", "tones at /adapters/tones"];
         assert_eq!(volumes(&beside), [&["models at /models"], &others[..]].concat());

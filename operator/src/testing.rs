@@ -101,6 +101,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         digest: "d".into(),
         model_args: vec![],
         mounts: vec![],
+        outside: vec![],
         template: "t".into(),
         image: image(),
         pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers, peers_max: peers }],

@@ -38,7 +38,8 @@ pub(super) async fn all(
         // What follows was decided for this plan: nothing is done when it could not be published.
         publish(&map, context, memory).await?;
     }
-    for policy in network::policies(owner, &context.config.namespace) {
+    for policy in network::policies(owner, &context.config.namespace, context.config.reach(&desired.outside))
+    {
         refusals.pass(context.applier.ensure(&mut memory.applied, &policy).await)?;
     }
     let budget = stages_budget(owner, desired, decision, memory);

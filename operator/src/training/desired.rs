@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
 use crate::convert::{PoolDesired, fingerprint, image, pools};
-use crate::labels::CERTIFICATE_ROLE;
+use crate::labels::{CERTIFICATE_ROLE, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
 
 /// Where the volume with checkpoints is mounted.
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
@@ -45,6 +45,8 @@ pub struct Desired {
     pub suspended: bool,
     /// Volumes of the conductor, of peers and of trainers.
     pub mounts: Mounts,
+    /// Roles that read from a URL, or write to one.
+    pub outside: Vec<&'static str>,
 }
 
 /// Volumes of each role.
@@ -98,6 +100,7 @@ impl Desired {
             steps: spec.steps.into(),
             suspended: spec.suspend,
             mounts: mounts(spec),
+            outside: outside(spec),
         }
     }
 
@@ -152,6 +155,19 @@ fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
         peers: [checkpoints, model.clone()].into_iter().flatten().collect(),
         trainers: [data, model].into_iter().flatten().collect(),
     }
+}
+
+/// Who reads from a URL or writes to one: as [`mounts`] of what is on volumes.
+fn outside(spec: &TrainingSwarmSpec) -> Vec<&'static str> {
+    let checkpoints = spec.checkpoint.destination.volume.is_none();
+    let data = spec.data.source.http.is_some();
+    let model = spec.model.source.as_ref().is_some_and(|source| source.http.is_some());
+    let needs = [
+        (ROLE_CONDUCTOR, checkpoints || data || model),
+        (ROLE_PEER, checkpoints || model),
+        (ROLE_TRAINER, data || model),
+    ];
+    needs.into_iter().filter(|(_, needs)| *needs).map(|(role, _)| role).collect()
 }
 
 /// The run in the words of `dunlin-train`'s TrainingConfig; every default is spelled out, so that it does not change with the worker.
@@ -287,6 +303,7 @@ mod tests {
         assert_eq!(names(&mounts.conductor), ["checkpoints", "data", "models"]);
         assert_eq!(names(&mounts.peers), ["checkpoints", "models"]);
         assert_eq!(names(&mounts.trainers), ["data", "models"]);
+        assert_eq!(outside(&swarm.spec), [""; 0], "everything is on volumes");
         assert!(
             mounts.peers[0].source["persistentVolumeClaim"]["readOnly"] == false
                 && !mounts.peers[0].read_only
@@ -295,6 +312,8 @@ mod tests {
         let http = json!({"source": {"http": {"url": "http://models/llama"}}});
         swarm.spec.model = serde_json::from_value(http).unwrap();
         assert_eq!(model(&swarm.spec.model), json!({"checkpoint": "http://models/llama"}));
+        assert_eq!(outside(&swarm.spec), ["conductor", "train-peer", "trainer"]);
+        assert_eq!(outside(&training_swarm(1).spec), ["conductor", "trainer"], "data behind a URL");
         for said in [None, Some(TokenizerKind::Model)] {
             swarm.spec.data.tokenizer = said;
             assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Model");
@@ -337,6 +356,7 @@ mod tests {
         assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], "https://store/run");
         let mounts = mounts(&swarm.spec);
         assert!(mounts.peers.is_empty() && mounts.conductor.is_empty());
+        assert!(outside(&swarm.spec).contains(&"train-peer"));
 
         let secret = json!({"http": {"url": "https://store/run", "headersSecret": "store"}});
         swarm.spec.checkpoint.destination = serde_json::from_value(secret).unwrap();

@@ -34,7 +34,8 @@ pub(super) async fn all(
     happenings: &mut Vec<Happening>,
 ) -> Result<(), Error> {
     let mut refusals = Refusals::default();
-    let mut objects = network::policies(owner, &context.config.namespace);
+    let mut objects =
+        network::policies(owner, &context.config.namespace, context.config.reach(&desired.outside));
     objects.extend([service(owner), disruption_budget(owner, desired)]);
     if decision.configure {
         objects.push(config_map(owner, &desired.config));
