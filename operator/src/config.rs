@@ -20,6 +20,12 @@ pub struct Config {
     /// Names of image pull secrets in the namespace of each swarm.
     #[arg(long, env = "DUNLIN_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub image_pull_secrets: Vec<String>,
+    /// Keys of labels that the objects and pods of a swarm have from it.
+    #[arg(long, env = "DUNLIN_INHERITED_LABELS", value_delimiter = ',')]
+    pub inherited_labels: Vec<String>,
+    /// Pods of swarms run as the user that images are made for. False where the platform gives every namespace users of its own.
+    #[arg(long, env = "DUNLIN_FIXED_USER", default_value_t = true, action = clap::ArgAction::Set)]
+    pub fixed_user: bool,
     /// The only namespace to watch; all of them when empty.
     #[arg(long, env = "DUNLIN_WATCH_NAMESPACE", default_value = "")]
     pub watch_namespace: String,

@@ -185,13 +185,14 @@ pub fn scaled(pools: &[PoolDesired]) -> Option<&str> {
     pools.first().map(|pool| pool.template.name.as_str())
 }
 
-/// Image and pull settings of all pods of swarms.
+/// Image, pull settings and user of all pods of swarms.
 #[must_use]
 pub fn image(config: &Config) -> Image {
     Image {
         reference: config.worker_image.clone(),
         pull_policy: config.worker_image_pull_policy.clone(),
         pull_secrets: config.image_pull_secrets.clone(),
+        fixed_user: config.fixed_user,
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::observe::Trigger;
 
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
+/// What begins the keys of labels that only the operator gives.
+pub const OURS: &str = "dunlin.dev/";
 /// Name of the swarm an object belongs to.
 pub const SWARM: &str = "dunlin.dev/swarm";
 /// Kind of the swarm an object belongs to.
@@ -73,19 +76,30 @@ pub struct Owner {
     pub name: String,
     /// UID of the swarm.
     pub uid: String,
+    /// Labels of the swarm that its children have, too.
+    pub inherited: BTreeMap<String, String>,
 }
 
 impl Owner {
-    /// The swarm `key` with this UID.
+    /// The swarm `key`, which is `object`. Its labels with one of `keys` are for its children, too.
     #[must_use]
-    pub fn new(key: &Trigger, uid: String) -> Self {
-        Self { kind: key.kind, namespace: key.namespace.clone(), name: key.name.clone(), uid }
+    pub fn new(key: &Trigger, object: &impl ResourceExt, keys: &[String]) -> Self {
+        let inherits = |key: &&String| keys.contains(key) && !key.starts_with(OURS);
+        let labels = object.labels().iter().filter(|(key, _)| inherits(key));
+        Self {
+            kind: key.kind,
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: object.uid().unwrap_or_default(),
+            inherited: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        }
     }
 
-    /// Labels of a child with `role`; `""` for what belongs to no role.
+    /// Labels of a child with `role`; `""` for what belongs to no role. What is inherited never takes the place of one that says what it is.
     #[must_use]
     pub fn labels(&self, role: &str) -> BTreeMap<String, String> {
-        let mut labels = BTreeMap::from([
+        let mut labels = self.inherited.clone();
+        labels.extend([
             (SWARM.to_owned(), self.name.clone()),
             (KIND.to_owned(), self.kind.name().to_owned()),
             ("app.kubernetes.io/name".to_owned(), "dunlin".to_owned()),
@@ -209,8 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn children_inherit_the_labels_that_are_asked_for_and_none_that_says_what_they_are() {
+        let mut swarm = crate::testing::training_swarm(1);
+        let labels = [
+            ("team", "search"),
+            ("tier", "gold"),
+            ("dunlin.dev/pool", "theirs"),
+            ("app.kubernetes.io/name", "theirs"),
+        ];
+        swarm.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        let key = Trigger { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
+        let keys = ["team", "absent", "dunlin.dev/pool", "app.kubernetes.io/name"].map(str::to_owned);
+        let owner = Owner::new(&key, &swarm, &keys);
+        let metadata = owner.metadata("tiny-x", ROLE_PEER);
+        let found = &metadata["labels"];
+        assert_eq!((&found["team"], &found["app.kubernetes.io/name"]), (&json!("search"), &json!("dunlin")));
+        assert!(found.get("tier").is_none() && found.get(POOL).is_none() && found.get("absent").is_none());
+        assert_eq!(Owner::new(&key, &swarm, &[]).inherited, BTreeMap::new());
+        assert!(!owner.selector(ROLE_PEER).contains_key("team"), "what may change selects nothing");
+    }
+
+    #[test]
     fn selectors_are_a_subset_of_labels() {
-        let owner = Owner { kind: Kind::Inference, namespace: "d".into(), name: "m".into(), uid: "u".into() };
+        let owner = crate::testing::owner();
         let labels = owner.labels(ROLE_STAGE);
         for (key, value) in owner.selector(ROLE_STAGE) {
             assert_eq!(labels.get(&key), Some(&value));

@@ -22,7 +22,13 @@ pub fn mock_client() -> (Client, Server) {
 }
 
 pub fn owner() -> Owner {
-    Owner { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
+    Owner {
+        kind: Kind::Inference,
+        namespace: "default".into(),
+        name: "smollm2".into(),
+        uid: "1-2-3".into(),
+        inherited: Default::default(),
+    }
 }
 
 pub fn image() -> Image {
@@ -30,6 +36,7 @@ pub fn image() -> Image {
         reference: "registry.local/dunlin-worker:dev".into(),
         pull_policy: "IfNotPresent".into(),
         pull_secrets: vec![],
+        fixed_user: true,
     }
 }
 

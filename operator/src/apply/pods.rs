@@ -30,6 +30,8 @@ pub struct Image {
     pub pull_policy: String,
     /// Names of pull secrets.
     pub pull_secrets: Vec<String>,
+    /// Its user is named in the pod; otherwise the platform chooses one.
+    pub fixed_user: bool,
 }
 
 /// A pool as its pods see it.
@@ -315,13 +317,15 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
+    if image.fixed_user {
+        for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+            spec["securityContext"][field] = json!(USER);
+        }
+    }
     if !image.pull_secrets.is_empty() {
         spec["imagePullSecrets"] = image.pull_secrets.iter().map(|name| json!({"name": name})).collect();
     }
@@ -363,6 +367,15 @@ mod tests {
 
     fn manifest(spot: bool, selector: &[(&str, &str)]) -> Value {
         manifest_with(spot, selector, None)
+    }
+
+    #[test]
+    fn the_platform_may_choose_the_user() {
+        let user = |fixed_user| {
+            let spec = pod_spec(&Image { fixed_user, ..image() }, json!({}), &[]);
+            ["runAsUser", "runAsGroup", "fsGroup"].map(|field| spec["securityContext"][field].as_i64())
+        };
+        assert_eq!((user(true), user(false)), ([Some(USER); 3], [None; 3]));
     }
 
     fn manifest_with(spot: bool, selector: &[(&str, &str)], model_claim: Option<&str>) -> Value {

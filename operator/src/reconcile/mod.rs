@@ -81,7 +81,7 @@ async fn pass(
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
-    let owner = Owner::new(key, swarm.uid().unwrap_or_default());
+    let owner = Owner::new(key, swarm, &context.config.inherited_labels);
     let generation = swarm.metadata.generation.unwrap_or_default();
     let desired = Desired::new(swarm, &context.config);
     let mut before = swarm.status.clone().unwrap_or_default();

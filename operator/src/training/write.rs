@@ -199,7 +199,7 @@ mod tests {
     use crate::testing::{assert_restricted, assert_typed, config, training_swarm};
 
     fn owner() -> Owner {
-        Owner { kind: Kind::Training, namespace: "default".into(), name: "tiny".into(), uid: "1-2-3".into() }
+        Owner { kind: Kind::Training, name: "tiny".into(), ..crate::testing::owner() }
     }
 
     fn made(post: Post) -> Value {
