@@ -157,7 +157,16 @@ impl Cluster {
     /// # Errors
     /// The API server's refusal, in its own words.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        run(self.command(&["kubectl", "apply", "--server-side", "-f", "-"]), Some(manifest))
+        self.apply_as("kubectl", manifest)
+    }
+
+    /// The same by another field manager.
+    ///
+    /// # Errors
+    /// The API server's refusal, in its own words.
+    pub fn apply_as(&self, manager: &str, manifest: &str) -> Result<String> {
+        let manager = format!("--field-manager={manager}");
+        run(self.command(&["kubectl", "apply", "--server-side", &manager, "-f", "-"]), Some(manifest))
             .context("kubectl apply")
     }
 
