@@ -108,10 +108,6 @@ pub struct DeviceSpec {
 
 /// Processor cores of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(
-    validation = Rule::new("!has(self.limit) || quantity(string(self.limit)).compareTo(quantity(has(self.request) ? string(self.request) : string(self.cores))) >= 0")
-        .message("cpu.limit must be at least cpu.request, which is cores when absent")
-)]
 pub struct CpuSpec {
     /// Threads that compute.
     #[schemars(range(min = 1, max = 256))]
@@ -123,7 +119,7 @@ pub struct CpuSpec {
     )]
     pub request: Option<Amount>,
     /// CPU limit of the pod as a quantity; none when absent. For namespaces whose quota asks for one: a peer that is held up by it holds up
-    /// every token.
+    /// every token. Pods with a limit below their request are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Amount>,
 }

@@ -34,7 +34,6 @@ const BAD: &[(&str, &str, &str)] = &[
     ("host: 512Mi", "host: 0", "at least 16Mi"),
     ("host: 512Mi", "host: a lot", "host"),
     ("request: 200m", "request: 0", "at least 1m"),
-    ("request: 200m\n", "request: 200m\n          limit: 100m\n", "cpu.limit must be at least"),
     (
         "      memory:\n",
         "      podTemplate: {labels: {dunlin.dev/role: gateway}}\n      memory:\n",
