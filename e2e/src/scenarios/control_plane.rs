@@ -83,14 +83,16 @@ fn put_back(bench: &Bench<'_>) -> Result<()> {
 fn replaced(bench: &Bench<'_>) -> Result<()> {
     let pods = stages(bench)?;
     let namespace = ["-n", OPERATOR_NAMESPACE];
-    let (lease, leader) = leader(bench.cluster)?;
+    let (lease, _) = leader(bench.cluster)?;
     let row = Row::begin(bench.cluster, &format!("lease {lease} deleted"))?;
     bench.cluster.kubectl(&[&namespace[..], &["delete", "lease", &lease]].concat())?;
     wait::until_true("somebody leads", BACK, || {
-        let now = self::leader(bench.cluster)?;
+        let now = leader(bench.cluster)?;
         Ok((!now.1.is_empty(), format!("{now:?}")))
     })?;
-    row.end(3)?;
+    // Whoever leads next writes each object once, as it remembers none.
+    bench.swarm.wait_whole(PEERS)?;
+    row.end(20)?;
 
     let row = Row::begin(bench.cluster, "CRDs applied again")?;
     for kind in ["inferenceswarms", "trainingswarms"] {
@@ -102,6 +104,7 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
     ensure!(stages(bench)? == pods, "stages were replaced");
 
     // A peer is lost, and before its replacement is there so is who makes it.
+    let (_, leader) = leader(bench.cluster)?;
     let victim = bench.swarm.middle_peer()?;
     let stream = bench.stream_until_loss(&[])?;
     let row = Row::begin(bench.cluster, "the operator that leads deleted in the middle of a replacement")?;
