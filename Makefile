@@ -35,7 +35,10 @@ e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=nam
 	$(TARGET)/release/scenarios $(FILTER)
 
 e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
-	$(TARGET)/release/scenarios --long
+	$(TARGET)/release/scenarios --long through-twenty-kills
+
+test-examples: preflight images ## every file of examples/ on a local cluster, until it is Ready or has Succeeded (root; about 20 minutes)
+	$(TARGET)/release/scenarios --long every-example-works
 
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh

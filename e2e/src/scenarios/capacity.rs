@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 
 use super::{Bench, PEERS, Scenario, same};
 use crate::chat;
-use crate::cluster::repository;
 use crate::deploy;
 use crate::swarm::gateway_url;
 use crate::wait;
@@ -52,7 +51,7 @@ fn under_load(bench: &Bench<'_>, change: impl FnOnce() -> Result<()>) -> Result<
 
 fn scaled(bench: &Bench<'_>) -> Result<()> {
     // The example's least is three.
-    let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+    let example = deploy::example(bench.cluster, "smollm2.yaml")?;
     bench.cluster.apply(&example.replace("min: 3", "min: 2"))?;
     under_load(bench, || {
         for peers in [5, 2] {

@@ -6,6 +6,8 @@
 mod adapters;
 mod capacity;
 mod clients;
+mod examples;
+mod gitops;
 mod loss;
 mod manifests;
 mod manners;
@@ -67,7 +69,9 @@ pub fn all() -> Vec<Scenario> {
 /// Those that take hours, in targets of their own.
 #[must_use]
 pub fn long() -> Vec<Scenario> {
-    training::long()
+    let mut scenarios = training::long();
+    scenarios.extend(examples::long());
+    scenarios
 }
 
 impl Bench<'_> {
