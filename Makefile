@@ -24,7 +24,7 @@ quickstart-down: ## remove every trace of the quick start
 try: build model ## the same swarm as processes on this machine, without Kubernetes
 	$(TARGET)/release/dunlin-worker local --model $$(e2e/fetch-model.sh) --peers 3
 
-test: unit e2e ## all tests (root: the end-to-end part makes network namespaces)
+test: unit test-kstatus e2e ## all tests (root: the end-to-end part makes network namespaces)
 
 unit: model ## everything that needs no cluster
 	tools/install.sh nextest
@@ -33,6 +33,10 @@ unit: model ## everything that needs no cluster
 
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)
+test-kstatus: ## what Helm and Flux make of both kinds in every state, by the library that they use (needs Go)
+	tools/install.sh nextest
+	DUNLIN_KSTATUS=$$(e2e/kstatus/build.sh) cargo nextest run --locked --workspace --run-ignored only -E 'package(dunlin-operator) & test(kstatus)'
+
 
 e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
 	$(TARGET)/release/scenarios --long through-twenty-kills
@@ -136,6 +140,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train

@@ -61,12 +61,13 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(capacity::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
+    scenarios.extend(gitops::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
     scenarios
 }
 
-/// Those that take hours, in targets of their own.
+/// Those that take long, in targets of their own.
 #[must_use]
 pub fn long() -> Vec<Scenario> {
     let mut scenarios = training::long();
