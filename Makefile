@@ -49,6 +49,9 @@ test-openai: build model ## the official OpenAI client against a local swarm (in
 
 test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
 	cargo build --locked --release -p dunlin-gateway --example prompts
+test-clients: build model ## OpenAI's client for JavaScript, LangChain and LiteLLM against a local swarm (installs them, and Node, from npm and PyPI into the cache)
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/with-swarm.sh e2e/clients/run.sh
+
 	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin-worker
 
 test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
