@@ -15,7 +15,9 @@ CLUSTER := NAME=$(NAME) NODES=$(NODES) e2e/cluster/cluster
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
-quickstart: preflight images ## a swarm on a local cluster; its middle node is killed mid-answer (root)
+quickstart: preflight ## a swarm on a local cluster; its middle node is killed mid-answer (root)
+	@e2e/prepare.sh $(TARGET)
+	@$(MAKE) --no-print-directory images
 	$(TARGET)/release/quickstart --name $(NAME) --nodes $(NODES)
 
 quickstart-down: ## remove every trace of the quick start
@@ -31,12 +33,12 @@ unit: model ## everything that needs no cluster
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc --quiet
 
-e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
-	$(TARGET)/release/scenarios $(FILTER)
 test-kstatus: ## what Helm and Flux make of both kinds in every state, by the library that they use (needs Go)
 	tools/install.sh nextest
 	DUNLIN_KSTATUS=$$(e2e/kstatus/build.sh) cargo nextest run --locked --workspace --run-ignored only -E 'package(dunlin-operator) & test(kstatus)'
 
+e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
+	$(TARGET)/release/scenarios $(FILTER)
 
 e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
 	$(TARGET)/release/scenarios --long through-twenty-kills
@@ -47,11 +49,11 @@ test-examples: preflight images ## every file of examples/ on a local cluster, u
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
 
-test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
-	cargo build --locked --release -p dunlin-gateway --example prompts
 test-clients: build model ## OpenAI's client for JavaScript, LangChain and LiteLLM against a local swarm (installs them, and Node, from npm and PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/with-swarm.sh e2e/clients/run.sh
 
+test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
+	cargo build --locked --release -p dunlin-gateway --example prompts
 	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin-worker
 
 test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
