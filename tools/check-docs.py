@@ -16,11 +16,14 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # CamelCase words of the operator that are not reasons: Kubernetes' own, conditions, nouns of messages, units.
 NO_REASONS = set("""
 AlwaysAllow Bytes Conductor ConfigMap ContainerCreating CrashLoopBackOff CreateContainerConfigError CreateContainerError Created Degraded
-Deployment Ei Equal ErrImageNeverPull ErrImagePull Exists FallbackToLogsOnError False Gi IfNotPresent ImagePullBackOff In InferenceSwarm Ingress
+Deployment Egress Ei Equal ErrImageNeverPull ErrImagePull Exists FallbackToLogsOnError False Gi IfNotPresent ImagePullBackOff In InferenceSwarm Ingress
 InvalidImageName Karpenter Ki Mi Model ModelLoaded NetworkPolicy Never NoExecute NoSchedule NotIn OnRootMismatch Opaque Peer Pi Pod
 PodDisruptionBudget PodScheduled Ready Reconcile Reconciling Replaced ReplicaFailure RollingUpdate RunContainerError Running RuntimeDefault Secret
 Service Stalled Ti ToBeDeletedByClusterAutoscaler Trainer TrainingSwarm True Unschedulable
 """.split())
+# Reasons and messages in the docs that are other programs'.
+OTHER_REASONS = {"PermissionDenied", "FailedUpdateScale"}
+OTHER_MESSAGES = {"would violate the pod's disruption budget"}
 # Flags in the docs that are other programs'.
 OTHER_FLAGS = set("""
 all all-namespaces create-namespace example from-literal namespace nocapture release set test wait
@@ -109,7 +112,7 @@ def reasons() -> None:
     known = conditions | events
     for row in table("docs/troubleshooting.md", "| what you see |"):
         for name in spans(row[0]):
-            if re.fullmatch(r"(?:[A-Z][a-z]+){2,}", name) and name not in known | {"PermissionDenied"}:
+            if re.fullmatch(r"(?:[A-Z][a-z]+){2,}", name) and name not in known | OTHER_REASONS:
                 problems.append(f"docs/troubleshooting.md: `{name}` is no reason")
 
 
@@ -137,11 +140,11 @@ def recoveries() -> None:
 
 def messages() -> None:
     """A quoted message is one that some program says; what it fills in stands as dots or a number. A message may be put together of several."""
-    said = [text for file in code("operator", "worker").values() for text in literals(file)]
+    said = [text for file in code("crds", "operator", "worker").values() for text in literals(file)]
     for row in table("docs/troubleshooting.md", "| what you see |"):
         for quoted in re.findall(r'"([^"]{8,})"', row[0]):
             for part in filter(None, map(str.strip, re.split(r"\.\.\.|…|\d+|[():]", quoted))):
-                if not any(part in text for text in said):
+                if part not in OTHER_MESSAGES and not any(part in text for text in said):
                     problems.append(f'docs/troubleshooting.md: nothing says "{part}" of "{quoted}"')
 
 

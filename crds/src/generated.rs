@@ -125,6 +125,97 @@ mod tests {
         }
     }
 
+    /// Lists whose entries have no name: they are owned as a whole.
+    const UNNAMED: [&str; 2] = ["tolerations", "topologySpreadConstraints"];
+
+    fn assert_keyed(path: &str, node: &Value) {
+        let items = &node["items"];
+        if items["type"] == "object" && !UNNAMED.iter().any(|list| path.ends_with(list)) {
+            assert_eq!(node["x-kubernetes-list-type"], "map", "{path} has one owner for all of its entries");
+            for key in node["x-kubernetes-list-map-keys"].as_array().unwrap() {
+                let property = &items["properties"][key.as_str().unwrap()];
+                let is_there = items["required"].as_array().is_some_and(|required| required.contains(key));
+                assert!(is_there || property.get("default").is_some(), "{path}: {key} may be missing");
+            }
+        }
+        for (name, field) in node["properties"].as_object().into_iter().flatten() {
+            assert_keyed(&format!("{path}.{name}"), field);
+        }
+        if items.is_object() {
+            assert_keyed(&format!("{path}[]"), items);
+        }
+    }
+
+    /// Two managers, such as a GitOps tool and a person, may each have entries of their own in a list.
+    #[test]
+    fn entries_of_lists_are_told_apart_by_their_names() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            assert_keyed(name, &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+        }
+    }
+
+    /// What `kubectl explain` begins with, and where a refusal says that the fault is.
+    #[test]
+    fn kinds_are_described_and_rules_about_fields_name_them() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            let root = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+            let (words, named) =
+                (root["description"].as_str().unwrap(), crd["spec"]["names"]["kind"].as_str().unwrap());
+            assert!(words.contains(named) && words.ends_with('.'), "{name}: {words}");
+            for rule in root["x-kubernetes-validations"].as_array().unwrap() {
+                let about_spec = rule["rule"].as_str().unwrap().contains("self.spec");
+                assert_eq!(about_spec, rule.get("fieldPath").is_some(), "{name}: {rule}");
+            }
+        }
+    }
+
+    /// Autoscalers read all three; what a manifest may leave out must have a default, or they read nothing.
+    #[test]
+    fn whatever_a_manifest_leaves_out_scale_has_all_that_autoscalers_read() {
+        for (name, kind) in KINDS {
+            let crd = definition(kind).unwrap();
+            let version = &crd["spec"]["versions"][0];
+            let at = |path: &str| {
+                let pointer =
+                    version["subresources"]["scale"][path].as_str().unwrap().replace('.', "/properties/");
+                version["schema"]["openAPIV3Schema"].pointer(&pointer).cloned().unwrap_or_default()
+            };
+            let (wanted, there) = (at("specReplicasPath"), at("statusReplicasPath"));
+            // With none at all an HPA takes itself to be switched off.
+            assert_eq!(
+                (&wanted["default"], &wanted["type"]),
+                (&json!(1), &json!("integer")),
+                "{name}: {wanted}"
+            );
+            assert!(wanted.get("nullable").is_none(), "{name}: {wanted}");
+            assert_eq!(there["type"], "integer", "{name}");
+            assert_eq!(at("labelSelectorPath")["type"], "string", "{name}");
+        }
+    }
+
+    /// Autoscalers stay within what the swarm allows: beyond, the API server refuses them.
+    #[test]
+    fn the_examples_of_autoscalers_are_for_the_example_swarm() {
+        let swarm = example("smollm2.yaml", "InferenceSwarm");
+        let peers = &swarm["spec"]["pools"][0]["peers"];
+        for (file, kind, least, most) in [
+            ("hpa.yaml", "HorizontalPodAutoscaler", "minReplicas", "maxReplicas"),
+            ("keda.yaml", "ScaledObject", "minReplicaCount", "maxReplicaCount"),
+        ] {
+            let spec = &example(file, kind)["spec"];
+            let target = json!({"apiVersion": swarm["apiVersion"], "kind": "InferenceSwarm", "name": swarm["metadata"]["name"]});
+            assert_eq!(spec["scaleTargetRef"], target, "{file}");
+            assert_eq!((&spec[least], &spec[most]), (&peers["min"], &peers["max"]), "{file}");
+        }
+    }
+
+    /// The document of `kind` in an example.
+    fn example(file: &str, kind: &str) -> Value {
+        documents(file).into_iter().find(|document| document["kind"] == kind).unwrap()
+    }
+
     /// The objects of an example.
     fn documents(file: &str) -> Vec<Value> {
         let text = checked_in(&format!("examples/{file}"));

@@ -25,9 +25,10 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     namespaced,
     status = "InferenceSwarmStatus",
     derive = "PartialEq",
+    doc = "An InferenceSwarm is a model and the pools of preemptible pods that serve it together.",
     scale(
         spec_replicas_path = ".spec.replicas",
-        status_replicas_path = ".status.peers.ready",
+        status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
     printcolumn(
@@ -51,22 +52,16 @@ use crate::shared::{ModelSource, PeersStatus, PoolSpec, VolumeSource};
     selectable = ".spec.model.name",
     selectable = ".spec.suspend",
     validation = Rule::new("!has(self.spec.adapters) || self.spec.adapters.all(a, a.name != (has(self.spec.model.name) ? self.spec.model.name : self.metadata.name))")
-        .message("the name of an adapter must not be that of the model"),
+        .message("the name of an adapter must not be that of the model")
+        .field_path(".spec.adapters"),
     validation = Rule::new("self.metadata.name.size() <= 48 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("the name of a swarm is part of the names of its Services and pods: at most 48 characters a-z, 0-9 and '-', the first a letter, the last no '-'")
 )]
 #[x_kube(
-    validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
-    validation = Rule::new("!has(self.adapters) || self.adapters.all(a, self.adapters.exists_one(b, b.name == a.name))")
-        .message("adapter names must be unique"),
     validation = Rule::new("!has(self.redundancy) || self.redundancy.shadows < self.pools.map(p, p.peers.max).sum()")
         .message("redundancy.shadows must be less than the number of peers in all pools together"),
-    validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
-        .message("replicas must be at most peers.max of the first pool"),
-    validation = Rule::new("!has(self.replicas) || self.replicas >= self.pools[0].peers.min")
-        .message("replicas must be at least peers.min of the first pool"),
-    validation = Rule::new("has(self.replicas) || self.pools.exists(p, p.peers.min > 0)")
-        .message("some pool needs peers: raise peers.min, or set replicas; suspend: true is the way to run nothing")
+    validation = Rule::new("self.replicas <= self.pools[0].peers.max")
+        .message("replicas must be at most peers.max of the first pool")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmSpec {
@@ -76,14 +71,17 @@ pub struct InferenceSwarmSpec {
     /// `model.source` does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub adapters: Vec<AdapterSpec>,
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub pools: Vec<PoolSpec>,
-    /// Peers of the first pool; its `peers.min` when absent. This is what `kubectl scale` and autoscalers set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Peers of the first pool, which never has fewer than its `peers.min`: 1 means that many. This is what `kubectl scale` and autoscalers
+    /// set; leave it out of a manifest that is applied again and again.
+    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
-    pub replicas: Option<u32>,
+    pub replicas: u32,
     /// How losses are prepared for.
     #[serde(default)]
     pub redundancy: RedundancySpec,
@@ -161,7 +159,13 @@ pub struct GatewaySpec {
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,
-    /// Requests and limits of each.
+    /// A gateway that is told to end finishes the answers that it has begun for at most so many seconds; those that take longer end with an
+    /// error. A node that is reclaimed may give it less time.
+    #[serde(default = "two_minutes")]
+    #[schemars(range(min = 5, max = 3600))]
+    pub drain_seconds: u32,
+    /// Requests and limits of each. Requested are 100m of CPU and 128Mi of memory, and with a model that has a `sha256` the largest `memory.disk`
+    /// of the pools as `ephemeral-storage`, where nothing else is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesSpec>,
     /// What their pods get beside what they need. A changed one rolls them.
@@ -171,7 +175,7 @@ pub struct GatewaySpec {
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { replicas: two(), resources: None, pod_template: None }
+        Self { replicas: two(), drain_seconds: two_minutes(), resources: None, pod_template: None }
     }
 }
 
@@ -179,8 +183,12 @@ fn two() -> u32 {
     2
 }
 
+fn two_minutes() -> u32 {
+    120
+}
+
 /// What the operator found.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmStatus {
     /// Generation of the manifest that the rest speaks about; -1 while no operator has seen the object.
@@ -189,6 +197,7 @@ pub struct InferenceSwarmStatus {
     /// Ready, Reconciling, Stalled, Degraded, ModelLoaded.
     #[serde(default)]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// The name clients ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,7 +221,10 @@ pub struct InferenceSwarmStatus {
     /// Who holds what.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
-    /// Selects the peers, for `/scale`.
+    /// Pods of the first pool that are there, ready or not, for `/scale`.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Selects the pods of the first pool, for `/scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
 }

@@ -36,6 +36,7 @@ pub struct PodTemplateSpec {
     /// Names of Secrets to pull images with, beside the operator's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<NameRef>,
     /// Environment of the container.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -44,6 +45,7 @@ pub struct PodTemplateSpec {
         validation = Rule::new("self.all(e, !(e.name in ['POD_NAME', 'NODE_NAME', 'TMPDIR', 'DUNLIN_LOG_JSON']))")
             .message("POD_NAME, NODE_NAME, TMPDIR and DUNLIN_LOG_JSON are the operator's")
     )]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub env: Vec<EnvSpec>,
     /// Tolerations, beside those of `capacityType`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -79,6 +81,7 @@ pub struct PodTemplateSpec {
         validation = Rule::new("self.all(v, !(v.name in ['tls', 'tmp', 'cache', 'topology', 'training', 'models', 'data', 'checkpoints', 'headers', 's3']) && !v.name.startsWith('adapters-'))")
             .message("volumes called tls, tmp, cache, topology, training, models, data, checkpoints, headers, s3 and adapters-... are the operator's")
     )]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub volumes: Vec<VolumeEntry>,
     /// Where the container sees them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -87,6 +90,7 @@ pub struct PodTemplateSpec {
         validation = Rule::new("self.all(m, ['/tmp', '/var/cache/dunlin', '/etc/dunlin', '/models', '/adapters', '/data', '/checkpoints'].all(p, m.mountPath != p && !m.mountPath.startsWith(p + '/')))")
             .message("/tmp, /var/cache/dunlin, /etc/dunlin, /models, /adapters, /data and /checkpoints are the operator's")
     )]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["mountPath".into()]))]
     pub volume_mounts: Vec<VolumeMountSpec>,
 }
 

@@ -91,7 +91,7 @@ pub struct PoolSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("self.min <= self.max").message("peers.min must be at most peers.max"))]
 pub struct PeersSpec {
-    /// So many, unless `replicas` says otherwise for the first pool.
+    /// At least so many; the first pool has more when `replicas` says so.
     #[schemars(range(min = 0, max = 64))]
     pub min: u32,
     /// At most. The room above `min` is for peers of other pools that find no node: they run here until theirs has room again.
@@ -118,6 +118,10 @@ pub struct CpuSpec {
         validation = Rule::new("quantity(string(self)).compareTo(quantity('1m')) >= 0").message("cpu.request must be at least 1m")
     )]
     pub request: Option<Amount>,
+    /// CPU limit of the pod as a quantity; none when absent. For namespaces whose quota asks for one: a peer that is held up by it holds up
+    /// every token. Pods with a limit below their request are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Amount>,
 }
 
 /// What a peer may use.
@@ -128,7 +132,8 @@ pub struct MemorySpec {
         validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.host must be at least 16Mi")
     )]
     pub host: Amount,
-    /// Room for downloads on the node's disk, such as `10Gi`, which is the default.
+    /// Room for downloads on the node's disk, such as `10Gi`, which is the default. It is requested of the node where something is kept there: a
+    /// model with a `sha256`, and what a peer of a training run puts by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(
         validation = Rule::new("quantity(string(self)).compareTo(quantity('16Mi')) >= 0").message("memory.disk must be at least 16Mi")

@@ -166,8 +166,29 @@ impl Cluster {
     /// # Errors
     /// The API server's refusal, in its own words.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        run(self.command(&["kubectl", "apply", "--server-side", "-f", "-"]), Some(manifest))
+        self.apply_as("kubectl", manifest)
+    }
+
+    /// The same by another field manager.
+    ///
+    /// # Errors
+    /// The API server's refusal, in its own words.
+    pub fn apply_as(&self, manager: &str, manifest: &str) -> Result<String> {
+        let manager = format!("--field-manager={manager}");
+        run(self.command(&["kubectl", "apply", "--server-side", &manager, "-f", "-"]), Some(manifest))
             .context("kubectl apply")
+    }
+
+    /// Evicts `pod` of the namespace `default`, as a drain does.
+    ///
+    /// # Errors
+    /// The API server's refusal, such as that of a PodDisruptionBudget.
+    pub fn evict(&self, pod: &str) -> Result<()> {
+        let path = format!("/api/v1/namespaces/default/pods/{pod}/eviction");
+        let eviction = format!(
+            "{{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {{\"name\": \"{pod}\", \"namespace\": \"default\"}}}}"
+        );
+        run(self.command(&["kubectl", "create", "--raw", &path, "-f", "-"]), Some(&eviction)).map(drop)
     }
 
     /// `helm ARGS`.

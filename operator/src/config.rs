@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::apply::network::Reach;
+
 /// Kubernetes operator of Dunlin: plans and runs swarms of preemptible pods that serve one model together.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dunlin-operator", version)]
@@ -18,6 +20,12 @@ pub struct Config {
     /// Names of image pull secrets in the namespace of each swarm.
     #[arg(long, env = "DUNLIN_IMAGE_PULL_SECRETS", value_delimiter = ',')]
     pub image_pull_secrets: Vec<String>,
+    /// Keys of labels that the objects and pods of a swarm have from it.
+    #[arg(long, env = "DUNLIN_INHERITED_LABELS", value_delimiter = ',')]
+    pub inherited_labels: Vec<String>,
+    /// Pods of swarms run as the user that images are made for. False where the platform gives every namespace users of its own.
+    #[arg(long, env = "DUNLIN_FIXED_USER", default_value_t = true, action = clap::ArgAction::Set)]
+    pub fixed_user: bool,
     /// The only namespace to watch; all of them when empty.
     #[arg(long, env = "DUNLIN_WATCH_NAMESPACE", default_value = "")]
     pub watch_namespace: String,
@@ -30,6 +38,9 @@ pub struct Config {
     /// Namespace of the operator: where its lease lives and which NetworkPolicies let in.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub namespace: String,
+    /// NetworkPolicies also limit what the pods of swarms reach.
+    #[arg(long, env = "DUNLIN_LIMIT_EGRESS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub limit_egress: bool,
     /// Identity in the lease.
     #[arg(long, env = "POD_NAME", default_value = "dunlin-operator")]
     pub identity: String,
@@ -45,6 +56,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// What pods of a swarm may reach of which these roles read from URLs or write to them.
+    #[must_use]
+    pub fn reach<'a>(&self, outside: &'a [&'static str]) -> Reach<'a> {
+        if self.limit_egress { Reach::Inside { but: outside } } else { Reach::Everything }
+    }
+
     /// How long a worker may be silent.
     #[must_use]
     pub fn silence_max(&self) -> Duration {

@@ -6,10 +6,16 @@ use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateS
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::apply::pods::{ADAPTERS_DIR, Image, MODELS_DIR, Mount, PoolTemplate};
+use crate::apply::gateway::{self, Gateway};
+use crate::apply::network::GRPC_PORT;
+use crate::apply::pods::{
+    ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
+};
 use crate::config::Config;
+use crate::labels::{Kind, Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};
+use crate::observe::WorkerView;
 use crate::quantity::{bytes, millis};
-use crate::roster::Wanted;
+use crate::roster::{Wanted, is_current};
 
 /// Memory of a worker whose quantity cannot be read; the schema does not let one pass.
 const MEMORY_DEFAULT: u64 = 1 << 30;
@@ -21,6 +27,8 @@ const DISK_DEFAULT: u64 = 10 << 30;
 pub struct PoolDesired {
     /// What its pods look like.
     pub template: PoolTemplate,
+    /// Fingerprint of them; see [`WorkerPod::hash`].
+    pub hash: String,
     /// How many.
     pub peers: u32,
     /// How many there may be while other pools find no nodes.
@@ -38,8 +46,12 @@ pub struct Desired {
     pub model_args: Vec<String>,
     /// Volumes that have them.
     pub mounts: Vec<Mount>,
-    /// Fingerprint of everything a worker is started with.
+    /// Roles that read from a URL.
+    pub outside: Vec<&'static str>,
+    /// Fingerprint of what all stages must have in common: pods of another one go at once.
     pub template: String,
+    /// Fingerprint of all that pods are made from, of every pool: others may do what these could not.
+    pub edition: String,
     /// Image of workers.
     pub image: Image,
     /// Pools in order of preference.
@@ -48,12 +60,16 @@ pub struct Desired {
     pub shadows: u32,
     /// Gateway pods.
     pub gateways: u32,
+    /// Seconds that each has for answers it has begun.
+    pub drain_s: u32,
     /// Room for what a gateway downloads, in bytes: that of the largest pool.
     pub gateway_cache_bytes: u64,
     /// Resources of a gateway container.
     pub gateway_resources: Value,
     /// What gateways get beside what they need.
     pub gateway_extra: PodTemplateSpec,
+    /// Fingerprint of their pods.
+    pub gateway_hash: String,
     /// Nothing should run.
     pub suspended: bool,
 }
@@ -81,34 +97,104 @@ impl Desired {
         let (adapter_args, mounts) = adapters(spec);
         model_args.extend(adapter_args);
         let digest = fingerprint(&json!(spec.model.source));
-        let mut made_from = vec![json!(spec.model)];
-        // Without adapters it is what it was before there were any: a newer operator replaces no pods.
-        if !spec.adapters.is_empty() {
-            made_from.push(json!(spec.adapters));
+        let mut pools = pools(&spec.pools, spec.replicas, suspended);
+        let gateway_cache_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT);
+        // What has a digest is copied, to check it; everything else is read where it is.
+        let copied = spec.model.source.http.as_ref().is_some_and(|http| http.sha256.is_some());
+        if copied {
+            pools.iter_mut().for_each(|pool| pool.template.request_disk());
         }
-        let template = fingerprint(&json!(made_from));
-        let pools = pools(&spec.pools, spec.replicas, suspended);
-        Self {
+        let mut desired = Self {
             model: name,
+            template: digest.clone(),
             digest,
             model_args,
             mounts,
-            template,
+            outside: if spec.model.source.http.is_some() { vec![ROLE_STAGE, ROLE_GATEWAY] } else { vec![] },
+            edition: String::new(),
             image: image(config),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
-            gateway_cache_bytes: pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(DISK_DEFAULT),
-            gateway_resources: json!(spec.gateway.resources.clone().unwrap_or_default()),
+            drain_s: spec.gateway.drain_seconds,
+            gateway_cache_bytes,
+            gateway_resources: gateway::resources(
+                spec.gateway.resources.as_ref(),
+                copied.then_some(gateway_cache_bytes),
+            ),
             gateway_extra: spec.gateway.pod_template.clone().unwrap_or_default(),
+            gateway_hash: String::new(),
             pools,
             suspended,
+        };
+        desired.mark(&Owner::any(Kind::Inference, swarm.name_any()));
+        desired
+    }
+
+    /// Takes the fingerprints of all pods.
+    fn mark(&mut self, owner: &Owner) {
+        let hash = |pool: &PoolDesired| self.stage(owner, "", &pool.template, true, None).hash();
+        let hashes: Vec<String> = self.pools.iter().map(hash).collect();
+        self.gateway_hash = self.gateway(owner).hash();
+        self.edition = fingerprint(&json!([self.template, hashes]));
+        for (pool, hash) in self.pools.iter_mut().zip(hashes) {
+            pool.hash = hash;
         }
+    }
+
+    /// The stage `name` in `pool`. `marked`: some node of the cluster carries a spot marker; `epoch`: of the plan that asks for it.
+    #[must_use]
+    pub fn stage<'a>(
+        &'a self,
+        owner: &'a Owner,
+        name: &'a str,
+        pool: &'a PoolTemplate,
+        marked: bool,
+        epoch: Option<u64>,
+    ) -> WorkerPod<'a> {
+        WorkerPod {
+            owner,
+            name,
+            role: ROLE_STAGE,
+            image: &self.image,
+            pool,
+            nodes: Nodes::Own { marked },
+            args: stage_args(pool, &self.model_args),
+            ports: &[("grpc", GRPC_PORT)],
+            resources: None,
+            mounts: self.mounts.clone(),
+            template: &self.template,
+            epoch,
+        }
+    }
+
+    /// The gateways.
+    #[must_use]
+    pub fn gateway<'a>(&'a self, owner: &'a Owner) -> Gateway<'a> {
+        Gateway {
+            owner,
+            image: &self.image,
+            replicas: self.gateways,
+            drain_s: self.drain_s,
+            model: &self.model,
+            cache_bytes: self.gateway_cache_bytes,
+            resources: &self.gateway_resources,
+            extra: &self.gateway_extra,
+            model_args: &self.model_args,
+            mounts: &self.mounts,
+        }
+    }
+
+    /// What `worker` was made from: [`Self::edition`] if it is as is wanted now.
+    #[must_use]
+    pub fn edition_of(&self, worker: &WorkerView) -> String {
+        let current = worker.template == self.template && is_current(&self.pools, worker);
+        if current { self.edition.clone() } else { worker.hash.clone() }
     }
 
     /// The pods that are wanted.
     #[must_use]
     pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended, resize: true }
+        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended }
     }
 
     /// Peers in all pools.
@@ -139,12 +225,11 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
     (args, mounts)
 }
 
-/// Pools with the number of peers that each should have. `replicas`: of the first one.
+/// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
 #[must_use]
-pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<PoolDesired> {
+pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
     let desired = pools.iter().enumerate().map(|(i, pool)| {
-        let asked = if i == 0 { replicas } else { None };
-        let peers = asked.unwrap_or(pool.peers.min);
+        let peers = if i == 0 { replicas.max(pool.peers.min) } else { pool.peers.min };
         let cpu = &pool.device.cpu;
         PoolDesired {
             peers: if suspended { 0 } else { peers },
@@ -154,32 +239,34 @@ pub fn pools(pools: &[PoolSpec], replicas: Option<u32>, suspended: bool) -> Vec<
                 spot: pool.capacity_type == CapacityType::Spot,
                 node_selector: pool.node_selector.clone(),
                 cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
+                cpu_millis_max: cpu.limit.as_deref().and_then(millis),
                 threads: cpu.cores,
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
+                disk_request_bytes: 0,
                 extra: pool.pod_template.clone().unwrap_or_default(),
             },
+            hash: String::new(),
         }
     });
     desired.collect()
 }
 
-/// Image and pull settings of all pods of swarms.
+/// Name of the pool whose size `/scale` sets.
+#[must_use]
+pub fn scaled(pools: &[PoolDesired]) -> Option<&str> {
+    pools.first().map(|pool| pool.template.name.as_str())
+}
+
+/// Image, pull settings and user of all pods of swarms.
 #[must_use]
 pub fn image(config: &Config) -> Image {
     Image {
         reference: config.worker_image.clone(),
         pull_policy: config.worker_image_pull_policy.clone(),
         pull_secrets: config.image_pull_secrets.clone(),
+        fixed_user: config.fixed_user,
     }
-}
-
-/// 16 hex digits that change when `value` does. Stable across processes and versions of the operator.
-#[must_use]
-pub fn fingerprint(value: &Value) -> String {
-    use sha2::Digest;
-    let digest = sha2::Sha256::digest(value.to_string().as_bytes());
-    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -187,7 +274,6 @@ mod tests {
     use k8s_openapi::api::core::v1::Pod;
 
     use super::*;
-    use crate::apply::pods::{Nodes, WorkerPod, stage_args};
     use crate::testing::{assert_restricted, assert_typed, config, owner};
 
     const ON_A_VOLUME: (&str, &str) = ("models", "llama");
@@ -219,21 +305,7 @@ mod tests {
     /// `claim at folder` for each volume with models or adapters of a stage.
     fn volumes(desired: &Desired) -> Vec<String> {
         let pool = &desired.pools[0].template;
-        let pod = WorkerPod {
-            owner: &owner(),
-            name: "m-spot-x7x7x",
-            role: crate::labels::ROLE_STAGE,
-            image: &desired.image,
-            pool,
-            nodes: Nodes::Own { marked: true },
-            args: stage_args(pool, &desired.model_args),
-            ports: &[],
-            resources: None,
-            mounts: desired.mounts.clone(),
-            template: &desired.template,
-            epoch: None,
-        }
-        .manifest();
+        let pod = desired.stage(&owner(), "m-spot-x7x7x", pool, true, None).manifest();
         assert_typed::<Pod>(&pod);
         assert_restricted(&pod["spec"]);
         let list = |path: &str| pod.pointer(path).unwrap().as_array().unwrap().clone();
@@ -277,6 +349,7 @@ mod tests {
             "a=/adapters/checkpoints.of-a.run/run/step-10",
         ];
         let beside = desired(Some(ON_A_VOLUME), &adapters);
+        assert!(beside.outside.is_empty() && desired(None, &[]).outside == ["stage", "gateway"]);
         assert_eq!(adapter_args(&beside), expected);
         let others = ["checkpoints.of-a.run at /adapters/checkpoints.of-a.run", "tones at /adapters/tones"];
         assert_eq!(volumes(&beside), [&["models at /models"], &others[..]].concat());
@@ -290,11 +363,70 @@ mod tests {
         assert_eq!(volumes(&alone), others);
     }
 
+    /// What is wanted of a swarm with this digest of its model and these cores of peers.
+    fn with_resources(sha256: Option<&str>, cpu: Value) -> Desired {
+        let swarm = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "m"},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf", "sha256": sha256}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 1, "max": 1},
+                    "device": {"cpu": cpu},
+                    "memory": {"host": "512Mi", "disk": "1Gi"},
+                }],
+            },
+        });
+        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+    }
+
     #[test]
-    fn changed_adapters_change_the_template_and_not_the_model() {
+    fn room_for_a_copy_of_the_model_is_requested_where_there_will_be_one() {
+        let disk = |sha256| {
+            let desired = with_resources(sha256, json!({"cores": 1}));
+            let (stage, gateway) = (desired.pools[0].template.resources(), desired.gateway_resources);
+            [stage, gateway].map(|resources| resources["requests"]["ephemeral-storage"].clone())
+        };
+        assert_eq!(disk(None), [Value::Null, Value::Null]);
+        assert_eq!(disk(Some("ab")), [json!("1073741824"), json!("1073741824")]);
+    }
+
+    #[test]
+    fn peers_have_a_cpu_limit_when_the_manifest_says_so() {
+        let resources = |cpu| with_resources(None, cpu).pools[0].template.resources();
+        let limited = resources(json!({"cores": 2, "request": "500m", "limit": 2}));
+        assert_eq!(
+            (&limited["requests"]["cpu"], &limited["limits"]["cpu"]),
+            (&json!("500m"), &json!("2000m"))
+        );
+        assert_eq!(resources(json!({"cores": 2}))["limits"].get("cpu"), None);
+    }
+
+    #[test]
+    fn replicas_make_the_first_pool_larger_and_never_smaller_than_its_least() {
+        let pool = |name: &str, min: u32| -> PoolSpec {
+            let (peers, cpu) = (json!({"min": min, "max": 6}), json!({"cores": 1}));
+            let memory = json!({"host": "512Mi"});
+            let pool = json!({"name": name, "peers": peers, "device": {"cpu": cpu}, "memory": memory});
+            serde_json::from_value(pool).unwrap()
+        };
+        let specs = [pool("spot", 3), pool("steady", 2)];
+        let sizes = |replicas, suspended| {
+            pools(&specs, replicas, suspended).iter().map(|p| p.peers).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1, false), [3, 2], "what a manifest without replicas says");
+        assert_eq!((sizes(3, false), sizes(5, false)), (vec![3, 2], vec![5, 2]));
+        assert_eq!(sizes(5, true), [0, 0]);
+        assert_eq!(scaled(&pools(&specs, 1, false)), Some("spot"));
+    }
+
+    #[test]
+    fn changed_adapters_change_the_pods_and_neither_the_model_nor_who_works_together() {
         let adapter = ("a", "adapters", "a");
         let none = desired(Some(ON_A_VOLUME), &[]);
-        let mut templates = vec![none.template];
+        let mut hashes = vec![(none.pools[0].hash.clone(), none.gateway_hash)];
         for changed in [
             &[adapter][..],
             &[("b", "adapters", "a")],
@@ -302,12 +434,24 @@ mod tests {
             &[adapter, ("b", "adapters", "a")],
         ] {
             let desired = desired(Some(ON_A_VOLUME), changed);
-            assert!(!templates.contains(&desired.template), "{changed:?}");
-            assert_eq!(desired.digest, none.digest);
-            templates.push(desired.template);
+            let of = (desired.pools[0].hash.clone(), desired.gateway_hash);
+            assert!(hashes.iter().all(|(pod, gateway)| *pod != of.0 && *gateway != of.1), "{changed:?}");
+            assert_eq!((desired.digest, desired.template), (none.digest.clone(), none.template.clone()));
+            hashes.push(of);
         }
-        // Pods of swarms from before there were adapters stay.
-        let model = json!({"source": {"volume": {"claimName": "models", "path": "llama"}}});
-        assert_eq!(templates[0], fingerprint(&json!([model])));
+    }
+
+    #[test]
+    fn a_pod_has_the_fingerprint_of_its_pool_whatever_it_is_called_and_wherever_it_may_run() {
+        let desired = desired(Some(ON_A_VOLUME), &[]);
+        let pool = &desired.pools[0];
+        for (name, marked, epoch) in [("m-spot-a", true, None), ("m-spot-b", false, Some(7))] {
+            let owner = Owner { name: "m".into(), ..owner() };
+            let pod = desired.stage(&owner, name, &pool.template, marked, epoch).manifest();
+            assert_eq!(pod["metadata"]["labels"][crate::labels::POD_HASH], pool.hash.as_str());
+        }
+        let deployment = desired.gateway(&Owner { name: "m".into(), ..owner() }).manifests().pop().unwrap();
+        let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(labels[crate::labels::POD_HASH], desired.gateway_hash.as_str());
     }
 }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::observe::Trigger;
 
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
+/// What begins the keys of labels that only the operator gives.
+pub const OURS: &str = "dunlin.dev/";
 /// Name of the swarm an object belongs to.
 pub const SWARM: &str = "dunlin.dev/swarm";
 /// Kind of the swarm an object belongs to.
@@ -18,8 +21,10 @@ pub const POOL: &str = "dunlin.dev/pool";
 pub const ROLE: &str = "dunlin.dev/role";
 /// Epoch of the plan that asked for the object.
 pub const EPOCH: &str = "dunlin.dev/epoch";
-/// Fingerprint of the model source and device a worker was started with: another one means another pod.
+/// Fingerprint of what all workers of a swarm share, the model's source or the training run: those of two do not work together.
 pub const TEMPLATE: &str = "dunlin.dev/template";
+/// Fingerprint of all that a pod was made from: one with another is replaced when its turn comes.
+pub const POD_HASH: &str = "dunlin.dev/pod-template-hash";
 /// What the certificate of a pod says beside its name: [`CERTIFICATE_ROLE`]. Pods of operators before there were roles do not have the label.
 pub const CERTIFICATE: &str = "dunlin.dev/certificate";
 /// It says the role.
@@ -73,19 +78,36 @@ pub struct Owner {
     pub name: String,
     /// UID of the swarm.
     pub uid: String,
+    /// Labels of the swarm that its children have, too.
+    pub inherited: BTreeMap<String, String>,
 }
 
 impl Owner {
-    /// The swarm `key` with this UID.
+    /// The swarm `key`, which is `object`. Its labels with one of `keys` are for its children, too.
     #[must_use]
-    pub fn new(key: &Trigger, uid: String) -> Self {
-        Self { kind: key.kind, namespace: key.namespace.clone(), name: key.name.clone(), uid }
+    pub fn new(key: &Trigger, object: &impl ResourceExt, keys: &[String]) -> Self {
+        let inherits = |key: &&String| keys.contains(key) && !key.starts_with(OURS);
+        let labels = object.labels().iter().filter(|(key, _)| inherits(key));
+        Self {
+            kind: key.kind,
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: object.uid().unwrap_or_default(),
+            inherited: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        }
     }
 
-    /// Labels of a child with `role`; `""` for what belongs to no role.
+    /// Stands for any swarm called `name`, as far as its pods are the same.
+    #[must_use]
+    pub fn any(kind: Kind, name: String) -> Self {
+        Self { kind, namespace: String::new(), name, uid: String::new(), inherited: BTreeMap::new() }
+    }
+
+    /// Labels of a child with `role`; `""` for what belongs to no role. What is inherited never takes the place of one that says what it is.
     #[must_use]
     pub fn labels(&self, role: &str) -> BTreeMap<String, String> {
-        let mut labels = BTreeMap::from([
+        let mut labels = self.inherited.clone();
+        labels.extend([
             (SWARM.to_owned(), self.name.clone()),
             (KIND.to_owned(), self.kind.name().to_owned()),
             ("app.kubernetes.io/name".to_owned(), "dunlin".to_owned()),
@@ -161,6 +183,12 @@ impl Owner {
     }
 }
 
+/// What `/scale` and autoscalers select the pods of `pool` by that have `role` in the swarm `name`.
+#[must_use]
+pub fn pool_selector(name: &str, role: &str, pool: &str) -> String {
+    format!("{SWARM}={name},{ROLE}={role},{POOL}={pool}")
+}
+
 /// Secret with the certificate of `holder` (a worker pod or the gateway Deployment).
 #[must_use]
 pub fn leaf(holder: &str) -> String {
@@ -183,6 +211,14 @@ pub fn pod_name(swarm: &str, pool: &str, random: u64) -> String {
     format!("{}-{suffix}", stem.trim_end_matches(['-', '.']))
 }
 
+/// 16 hex digits that change when `value` does, for a label. Stable across processes and versions of the operator.
+#[must_use]
+pub fn fingerprint(value: &Value) -> String {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(value.to_string().as_bytes());
+    digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
 /// A random number from the process's hash seed: good for names and jitter, not for keys.
 #[must_use]
 pub fn random() -> u64 {
@@ -203,8 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn children_inherit_the_labels_that_are_asked_for_and_none_that_says_what_they_are() {
+        let mut swarm = crate::testing::training_swarm(1);
+        let labels = [
+            ("team", "search"),
+            ("tier", "gold"),
+            ("dunlin.dev/pool", "theirs"),
+            ("app.kubernetes.io/name", "theirs"),
+        ];
+        swarm.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        let key = Trigger { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
+        let keys = ["team", "absent", "dunlin.dev/pool", "app.kubernetes.io/name"].map(str::to_owned);
+        let owner = Owner::new(&key, &swarm, &keys);
+        let metadata = owner.metadata("tiny-x", ROLE_PEER);
+        let found = &metadata["labels"];
+        assert_eq!((&found["team"], &found["app.kubernetes.io/name"]), (&json!("search"), &json!("dunlin")));
+        assert!(found.get("tier").is_none() && found.get(POOL).is_none() && found.get("absent").is_none());
+        assert_eq!(Owner::new(&key, &swarm, &[]).inherited, BTreeMap::new());
+        assert!(!owner.selector(ROLE_PEER).contains_key("team"), "what may change selects nothing");
+    }
+
+    #[test]
     fn selectors_are_a_subset_of_labels() {
-        let owner = Owner { kind: Kind::Inference, namespace: "d".into(), name: "m".into(), uid: "u".into() };
+        let owner = crate::testing::owner();
         let labels = owner.labels(ROLE_STAGE);
         for (key, value) in owner.selector(ROLE_STAGE) {
             assert_eq!(labels.get(&key), Some(&value));

@@ -21,6 +21,7 @@ mod observe;
 mod peers;
 mod quantity;
 mod reconcile;
+mod roll;
 mod roster;
 mod spot;
 mod status;

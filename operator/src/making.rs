@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use dunlin_wire::Role;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::apply::Applier;
-use crate::apply::certificates::leaf_secret;
+use crate::apply::certificates::{files, leaf_secret};
 use crate::apply::hand_to_pod;
 use crate::apply::holds::{Holds, Key};
 use crate::error::Error;
@@ -19,10 +20,12 @@ use crate::labels::{Owner, leaf, pod_name, random};
 use crate::observe::{Caches, Phase, Trigger, WorkerView};
 use crate::roster::Deletion;
 use crate::status::events::Happening;
-use crate::trust::Trust;
+use crate::trust::{LOOK, Trust, is_old};
 
 /// A pod that the watch has not shown for this long after its creation is gone.
 const UNSEEN_MAX: Duration = Duration::from_secs(30);
+/// A younger pod has a certificate that need not be looked at.
+const YOUNG: Duration = Duration::from_secs(59 * 24 * 3600);
 
 /// What is remembered about pods in the making.
 #[derive(Default)]
@@ -35,6 +38,8 @@ pub struct Making {
     told: BTreeMap<String, String>,
     /// Pods whose Secret is there.
     certified: BTreeSet<String>,
+    /// When the certificates of old pods were looked at.
+    looked: BTreeMap<String, Instant>,
 }
 
 impl Making {
@@ -48,6 +53,7 @@ impl Making {
         let made = |name: &str| self.made.iter().any(|(pod, _)| pod.name_any() == name);
         let deleted = |name: &str| children.is_deleted(&("Secret".to_owned(), leaf(name)));
         self.certified.retain(|name| (caches.has_pod(namespace, name) || made(name)) && !deleted(name));
+        self.looked.retain(|name, _| caches.has_pod(namespace, name));
         self.made.iter().map(|(pod, _)| pod.clone()).collect()
     }
 
@@ -156,8 +162,34 @@ impl Maker<'_> {
     /// The API server's refusal, the last one as long as it rests.
     pub async fn certify_if_new(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
         let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
-        if waits { self.certify(&pod.name, &pod.uid, papers).await } else { Ok(()) }
+        if waits {
+            self.certify(&pod.name, &pod.uid, papers).await
+        } else {
+            self.renew_if_old(pod, papers).await
+        }
     }
+
+    /// Puts a later certificate into the Secret of a pod that has lived for long. The kubelet hands it on, and the worker uses it as it is.
+    async fn renew_if_old(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
+        let now = Instant::now();
+        let looked = self.making.looked.get(&pod.name).is_some_and(|at| now.duration_since(*at) < LOOK);
+        if pod.deleting || pod.phase != Phase::Running || is_young(pod) || looked {
+            return Ok(());
+        }
+        self.making.looked.insert(pod.name.clone(), now);
+        let found = self.applier.secret(&self.owner.namespace, &leaf(&pod.name)).await?;
+        let old = found.and_then(|secret| files(&secret.data?)).filter(is_old);
+        let Some(old) = old else { return Ok(()) };
+        let renewed = self.trust.renew(&old, papers.role, &(papers.names)(self.owner, &pod.name))?;
+        let mut secret = leaf_secret(self.owner, &leaf(&pod.name), papers.label, &renewed);
+        hand_to_pod(&mut secret, &pod.name, &pod.uid);
+        self.applier.apply(&secret).await.map(drop)
+    }
+}
+
+fn is_young(pod: &WorkerView) -> bool {
+    let age = |made: Timestamp| Duration::try_from(Timestamp::now().duration_since(made)).unwrap_or_default();
+    pod.made.is_none_or(|made| age(made) < YOUNG)
 }
 
 /// Deletes pods of a swarm.

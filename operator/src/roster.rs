@@ -68,8 +68,6 @@ pub struct Wanted<'a> {
     pub template: &'a str,
     /// Nothing should run.
     pub suspended: bool,
-    /// Pods that have not served yet are made anew when their pool is given another amount of memory.
-    pub resize: bool,
 }
 
 /// What the roster is made from.
@@ -85,6 +83,8 @@ pub struct Evidence<'a> {
     pub mute: &'a BTreeSet<String>,
     /// Peers that serve until others have taken their place.
     pub superseded: &'a BTreeSet<String>,
+    /// Those of them whose place nobody has taken yet: they stay even if others hold their layers.
+    pub awaited: &'a BTreeSet<String>,
     /// Peers for which there has been no node for long.
     pub homeless: &'a BTreeSet<String>,
     /// They say nothing to us: their readiness probe does.
@@ -149,7 +149,10 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
         let go = match &roster.standings[&worker.name] {
             Standing::Ready | Standing::Coming => false,
             // Its layers must be elsewhere first; who has none may go at once.
-            Standing::Leaving => !worker.deleting && (may_leave || worker.phase == Phase::Pending(None)),
+            Standing::Leaving => {
+                let may_leave = may_leave && !evidence.awaited.contains(&worker.name);
+                !worker.deleting && (may_leave || worker.phase == Phase::Pending(None))
+            }
             Standing::Outdated => !worker.deleting,
             Standing::Lost(_) => !worker.deleting || worker.node_gone,
         };
@@ -223,24 +226,28 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
         (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
             Standing::Ready
         }
-        _ if resized(desired, worker, answer) => Standing::Outdated,
+        _ if !is_current(desired.pools, worker) && holds_nothing(worker, answer) => Standing::Outdated,
         _ => Standing::Coming,
     }
 }
 
-/// Whether its pool was given another amount of memory before it served: with what it has it may never do so. Who has served goes on with
-/// what it has.
-fn resized(desired: Wanted<'_>, worker: &WorkerView, answer: Option<&Answer>) -> bool {
-    let pool = desired.pools.iter().find(|pool| pool.template.name == worker.pool);
-    let memory = pool.map(|pool| pool.template.memory_bytes).zip(worker.memory_bytes);
-    desired.resize && memory.is_some_and(|(wanted, has)| wanted != has) && answer.is_none_or(|a| !a.was_ready)
+/// Whether its end would be no loss, and as it is it may never serve. Who has not been heard yet, by a new leader say, may hold anything.
+fn holds_nothing(worker: &WorkerView, answer: Option<&Answer>) -> bool {
+    let report = answer.filter(|a| !a.was_ready).and_then(|a| a.report.as_ref());
+    matches!(worker.phase, Phase::Pending(_)) || report.is_some_and(|report| report.held.is_empty())
+}
+
+/// Whether `worker` is as its pool wants its pods now; those of a pool that is gone are.
+#[must_use]
+pub fn is_current(pools: &[PoolDesired], worker: &WorkerView) -> bool {
+    pools.iter().all(|pool| pool.template.name != worker.pool || pool.hash == worker.hash)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::peers::Report;
-    use crate::testing::{desired, pool, worker};
+    use crate::testing::{desired, pool_desired, worker};
 
     struct World {
         workers: BTreeMap<String, WorkerView>,
@@ -272,6 +279,7 @@ mod tests {
             unreachable: none,
             mute: none,
             superseded: none,
+            awaited: none,
             homeless: none,
             by_probe: false,
             dispensable,
@@ -315,7 +323,7 @@ mod tests {
         world.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
         let mut desired = desired(2);
         // Another pool starts at the same time.
-        desired.pools.push(PoolDesired { template: pool("steady", false), peers: 2, peers_max: 2 });
+        desired.pools.push(PoolDesired { peers: 2, peers_max: 2, ..pool_desired("steady", false) });
         let roster = roster(desired.wanted(), &evidence(&world, &BTreeSet::new(), &|_| true));
         let made: Vec<(&str, bool)> =
             roster.create.iter().map(|c| (c.pool.name.as_str(), c.replaces)).collect();
@@ -389,16 +397,24 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_served_goes_when_its_pool_is_given_other_memory() {
+    fn who_has_not_served_goes_when_its_pool_is_changed() {
         let mut world = world(&["a", "b"]);
         for name in ["a", "b"] {
-            world.workers.get_mut(name).unwrap().memory_bytes = Some(256 << 20);
+            world.workers.get_mut(name).unwrap().hash = "older".into();
         }
         let report = Report { state: WorkerState::Loading, ..Report::default() };
         let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
         world.answers.insert("b".into(), answer);
         let roster = run(&world, 2, 0, true);
         assert_eq!((names(&roster.delete), roster.create.len()), (vec!["b"], 1));
+        // A new leader has heard nobody, or one that serves and reads more.
+        world.answers.clear();
+        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
+        let held = vec![dunlin_planner::Layers::new(0, 9)];
+        let report = Report { state: WorkerState::Loading, held, ..Report::default() };
+        let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
+        world.answers.insert("b".into(), answer);
+        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
     }
 
     #[test]

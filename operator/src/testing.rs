@@ -22,7 +22,13 @@ pub fn mock_client() -> (Client, Server) {
 }
 
 pub fn owner() -> Owner {
-    Owner { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into(), uid: "1-2-3".into() }
+    Owner {
+        kind: Kind::Inference,
+        namespace: "default".into(),
+        name: "smollm2".into(),
+        uid: "1-2-3".into(),
+        inherited: Default::default(),
+    }
 }
 
 pub fn image() -> Image {
@@ -30,6 +36,7 @@ pub fn image() -> Image {
         reference: "registry.local/dunlin-worker:dev".into(),
         pull_policy: "IfNotPresent".into(),
         pull_secrets: vec![],
+        fixed_user: true,
     }
 }
 
@@ -39,9 +46,11 @@ pub fn pool(name: &str, spot: bool) -> PoolTemplate {
         spot,
         node_selector: Default::default(),
         cpu_millis: 200,
+        cpu_millis_max: None,
         threads: 1,
         memory_bytes: 512 << 20,
         disk_bytes: 1 << 30,
+        disk_request_bytes: 0,
         extra: Default::default(),
     }
 }
@@ -99,16 +108,25 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         digest: "d".into(),
         model_args: vec![],
         mounts: vec![],
+        outside: vec![],
         template: "t".into(),
+        edition: "e".into(),
         image: image(),
-        pools: vec![crate::convert::PoolDesired { template: pool("spot", true), peers, peers_max: peers }],
+        pools: vec![crate::convert::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],
         shadows: 1,
         gateways: 2,
+        drain_s: 120,
         gateway_cache_bytes: 1 << 30,
         gateway_resources: serde_json::json!({}),
         gateway_extra: Default::default(),
+        gateway_hash: "g".into(),
         suspended: false,
     }
+}
+
+/// A pool without peers.
+pub fn pool_desired(name: &str, spot: bool) -> crate::convert::PoolDesired {
+    crate::convert::PoolDesired { template: pool(name, spot), hash: "h".into(), peers: 0, peers_max: 0 }
 }
 
 /// A running worker made from the current template.
@@ -118,8 +136,9 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         uid: format!("uid-{name}"),
         pool: pool.into(),
         template: "t".into(),
+        hash: "h".into(),
         has_role: true,
-        memory_bytes: Some(512 << 20),
+        made: None,
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),

@@ -1,8 +1,9 @@
 //! Who trusts whom in a swarm: the authority that the operator keeps in a Secret, its own certificate, and one for each pod.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dunlin_wire::{Authority, Role, TlsFiles};
+use dunlin_wire::{Authority, Role, TlsFiles, Validity};
 use tokio::time::Instant;
 
 use crate::apply::certificates::{CertificateError, authority_secret, generate, load, operator_names};
@@ -11,6 +12,14 @@ use crate::apply::{Applied, Applier};
 use crate::error::Error;
 use crate::labels::Owner;
 use crate::observe::version;
+
+/// How long a certificate is valid.
+const VALID: Validity = Validity::For(Duration::from_secs(90 * DAY_S));
+/// One that ends sooner is renewed.
+pub const RENEWED_BEFORE_END: Duration = Duration::from_secs(30 * DAY_S);
+/// Certificates are looked at so often.
+pub const LOOK: Duration = Duration::from_secs(DAY_S);
+const DAY_S: u64 = 24 * 3600;
 
 /// The authority of a swarm and our own certificate from it.
 #[derive(Clone)]
@@ -44,6 +53,17 @@ impl Trust {
         Ok(Self { authority: Arc::new(authority), identity: Arc::new(identity) })
     }
 
+    /// Takes another certificate for itself before its own is over.
+    ///
+    /// # Errors
+    /// When the random source fails.
+    pub fn renew_own(&mut self, owner: &Owner) -> Result<(), Error> {
+        if is_old(&self.identity) {
+            self.identity = Arc::new(self.issue(Role::Operator, &operator_names(owner))?);
+        }
+        Ok(())
+    }
+
     /// Puts the authority's Secret back, which somebody has changed or deleted: all pods have certificates of this one.
     ///
     /// # Errors
@@ -64,6 +84,21 @@ impl Trust {
     pub fn issue(&self, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
         issue(&self.authority, role, names)
     }
+
+    /// A later certificate for the holder of `files`, which keeps its key.
+    ///
+    /// # Errors
+    /// When its key or a name is none.
+    pub fn renew(&self, files: &TlsFiles, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
+        let renewed = self.authority.renew(&files.key, role, names, VALID);
+        Ok(renewed.map_err(|failure| Arc::new(CertificateError::from(failure)))?)
+    }
+}
+
+/// Whether it is time to renew a certificate.
+#[must_use]
+pub fn is_old(files: &TlsFiles) -> bool {
+    files.remaining().is_some_and(|left| left < RENEWED_BEFORE_END)
 }
 
 /// The Secret with the authority.
@@ -72,5 +107,32 @@ pub fn authority_key(owner: &Owner) -> Key {
 }
 
 fn issue(authority: &Authority, role: Role, names: &[String]) -> Result<TlsFiles, Error> {
-    Ok(authority.issue(role, names).map_err(|failure| Arc::new(CertificateError::from(failure)))?)
+    Ok(authority.issue(role, names, VALID).map_err(|failure| Arc::new(CertificateError::from(failure)))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::owner;
+
+    #[test]
+    fn certificates_are_renewed_a_month_before_they_end_and_keep_their_key() {
+        let authority = Arc::new(Authority::generate("test").unwrap());
+        let names = operator_names(&owner());
+        let valid = |days: u64| {
+            let validity = Validity::For(Duration::from_secs(days * DAY_S));
+            Arc::new(authority.issue(Role::Operator, &names, validity).unwrap())
+        };
+        let mut trust = Trust { identity: valid(31), authority: Arc::clone(&authority) };
+        let before = Arc::clone(&trust.identity);
+        trust.renew_own(&owner()).unwrap();
+        assert!(Arc::ptr_eq(&before, &trust.identity), "it has more than a month left");
+        trust.identity = valid(29);
+        assert!(is_old(&trust.identity));
+        let renewed = trust.renew(&trust.identity, Role::Operator, &names).unwrap();
+        assert_eq!(renewed.key, trust.identity.key);
+        assert!(!is_old(&renewed) && renewed.remaining() > Some(Duration::from_secs(89 * DAY_S)));
+        trust.renew_own(&owner()).unwrap();
+        assert!(!is_old(&trust.identity));
+    }
 }

@@ -38,7 +38,7 @@ struct Crashes {
     /// It said that another start does not help.
     needs_user: bool,
     /// What they were made from. Others may do better.
-    template: String,
+    edition: String,
 }
 
 impl Crashes {
@@ -51,6 +51,9 @@ impl Crashes {
         }
     }
 }
+
+/// What a pod was made from, in a word.
+pub type EditionOf<'a> = &'a dyn Fn(&WorkerView) -> String;
 
 /// A pod that was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +90,7 @@ impl Turnover {
         roster: &Roster,
         workers: &BTreeMap<String, WorkerView>,
         served: &dyn Fn(&str) -> bool,
+        edition_of: EditionOf<'_>,
         now: Instant,
     ) -> Vec<Loss> {
         let mut losses = Vec::new();
@@ -109,45 +113,46 @@ impl Turnover {
                     let before = self.crashed.take();
                     let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);
                     let words = words.or(before.and_then(|b| b.words));
-                    let (needs_user, template) = (worker.needs_user, worker.template.clone());
-                    self.crashed = Some(Crashes { times, last: now, words, needs_user, template });
+                    let (needs_user, edition) = (worker.needs_user, edition_of(worker));
+                    self.crashed = Some(Crashes { times, last: now, words, needs_user, edition });
                 }
             }
         }
         losses
     }
 
-    /// New pods of `template` must wait: the last ones ended before they served, or one has just said that another start does not help.
+    /// New pods of `edition` must wait: the last ones ended before they served, or one has just said that another start does not help.
     #[must_use]
     pub fn holds_creation(
         &self,
-        template: &str,
+        edition: &str,
+        edition_of: EditionOf<'_>,
         workers: &BTreeMap<String, WorkerView>,
         now: Instant,
     ) -> bool {
-        let news = |w: &WorkerView| w.needs_user && w.template == template && !self.lost.contains(&w.name);
-        self.pauses(template, now) || workers.values().any(news)
+        let news = |w: &WorkerView| w.needs_user && edition_of(w) == edition && !self.lost.contains(&w.name);
+        self.pauses(edition, now) || workers.values().any(news)
     }
 
-    fn pauses(&self, template: &str, now: Instant) -> bool {
-        self.crashes_of(template).is_some_and(|c| now.duration_since(c.last) < c.pause())
+    fn pauses(&self, edition: &str, now: Instant) -> bool {
+        self.crashes_of(edition).is_some_and(|c| now.duration_since(c.last) < c.pause())
     }
 
-    fn crashes_of(&self, template: &str) -> Option<&Crashes> {
-        self.crashed.as_ref().filter(|c| c.template == template)
+    fn crashes_of(&self, edition: &str) -> Option<&Crashes> {
+        self.crashed.as_ref().filter(|c| c.edition == edition)
     }
 
     /// For users, while pods must wait: why. `who`: the pods, in the plural.
     #[must_use]
-    pub fn held(&self, who: &str, template: &str, now: Instant) -> Option<String> {
-        let crashes = self.crashes_of(template).filter(|_| self.pauses(template, now))?;
+    pub fn held(&self, who: &str, edition: &str, now: Instant) -> Option<String> {
+        let crashes = self.crashes_of(edition).filter(|_| self.pauses(edition, now))?;
         let why = crashes.words.as_deref().unwrap_or("see their logs");
         Some(format!("{who} end before they are ready ({why}); they are made again with growing pauses"))
     }
 
-    /// What a user must mend before pods of `template` can serve, in their own words.
+    /// What a user must mend before pods of `edition` can serve, in their own words.
     #[must_use]
-    pub fn to_mend(&self, template: &str) -> Option<&str> {
-        self.crashes_of(template).filter(|c| c.needs_user)?.words.as_deref()
+    pub fn to_mend(&self, edition: &str) -> Option<&str> {
+        self.crashes_of(edition).filter(|c| c.needs_user)?.words.as_deref()
     }
 }

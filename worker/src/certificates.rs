@@ -4,24 +4,25 @@ use std::io::{PipeReader, Read, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use dunlin_wire::{Authority, LinksConfig, Role, TlsFiles, proto};
+use dunlin_wire::{Authority, Credentials, LinksConfig, Role, TlsFiles, Validity, proto};
 
 use crate::cli::{AuthorityArgs, ProcessArgs};
 
 /// Bytes of certificates that are read from stdin.
 const STDIN_BYTES_MAX: u64 = 64 << 10;
 
-/// The certificates that a process was started with.
+/// The certificates that a process was started with; those in a folder may be renewed.
 ///
 /// # Errors
-/// When they cannot be read.
-pub fn tls(args: &ProcessArgs) -> anyhow::Result<TlsFiles> {
+/// When they cannot be read or used.
+pub fn credentials(args: &ProcessArgs) -> anyhow::Result<Credentials> {
     match &args.tls_dir {
-        Some(folder) => Ok(TlsFiles::load(folder)?),
+        Some(folder) => Ok(Credentials::in_folder(folder)?),
         None => {
             let mut json = String::new();
             std::io::stdin().take(STDIN_BYTES_MAX).read_to_string(&mut json)?;
-            serde_json::from_str(&json).context("stdin has no certificates")
+            let files: TlsFiles = serde_json::from_str(&json).context("stdin has no certificates")?;
+            Ok(Credentials::fixed(files)?)
         }
     }
 }
@@ -29,7 +30,7 @@ pub fn tls(args: &ProcessArgs) -> anyhow::Result<TlsFiles> {
 /// Issues the certificates of a local swarm; its supervisor gives orders as an operator does.
 pub struct LocalTrust {
     authority: Authority,
-    supervisor: TlsFiles,
+    supervisor: Credentials,
 }
 
 impl LocalTrust {
@@ -42,7 +43,8 @@ impl LocalTrust {
             None => Authority::generate("dunlin local")?,
             Some(folder) => load(folder).with_context(|| format!("--authority {}", folder.display()))?,
         };
-        let supervisor = authority.issue(Role::Operator, &["supervisor".to_owned()])?;
+        let supervisor = authority.issue(Role::Operator, &["supervisor".to_owned()], Validity::Authority)?;
+        let supervisor = Credentials::fixed(supervisor)?;
         Ok(Self { authority, supervisor })
     }
 
@@ -53,7 +55,7 @@ impl LocalTrust {
     /// When a name is no name, or there is no pipe.
     pub fn stdin_of(&self, role: Role, names: &[&str]) -> anyhow::Result<PipeReader> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let json = serde_json::to_vec(&self.authority.issue(role, &names)?)?;
+        let json = serde_json::to_vec(&self.authority.issue(role, &names, Validity::Authority)?)?;
         let (reader, mut writer) = std::io::pipe()?;
         // They are far fewer bytes than a pipe holds without a reader.
         writer.write_all(&json)?;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::certificates::tls;
+use crate::certificates::credentials;
 use crate::cli::GatewayArgs;
 use crate::health;
 use crate::model::{Location, NamedAdapter, Problem, adapters, problem};
@@ -25,7 +25,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// # Errors
 /// When the options cannot be used or an address cannot be bound.
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
-    let tls = tls(&args.process)?;
+    let credentials = credentials(&args.process)?;
     let location = Location::new(&args.model)?;
     let name = args.model_name.clone().unwrap_or_else(|| location.stem());
     let adapters = args.adapters.adapters;
@@ -83,7 +83,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
         incarnation,
         http,
         control: args.process.listen,
-        tls,
+        credentials,
         topology: args.topology,
         model,
         trouble,

@@ -18,7 +18,7 @@ use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::proto::stage_client::StageClient;
 use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
-use dunlin_wire::{Authority, LinksConfig, Role, TlsFiles, links, proto};
+use dunlin_wire::{Authority, Credentials, LinksConfig, Role, TlsFiles, Validity, links, proto};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -57,12 +57,15 @@ impl Forger {
     }
 
     fn certificate(&self, role: Role, name: &str) -> TlsFiles {
-        self.authority.issue(role, &[name.to_owned()]).unwrap()
+        self.authority.issue(role, &[name.to_owned()], Validity::Authority).unwrap()
     }
 
     /// A connection to the process `to` at `addr`, as somebody called `name`.
     async fn channel(&self, role: Role, name: &str, to: &str, addr: &str) -> Channel {
-        let config = LinksConfig::new(proto::Hello::default(), Some(self.certificate(role, name)));
+        let config = LinksConfig::new(
+            proto::Hello::default(),
+            Some(Credentials::fixed(self.certificate(role, name)).unwrap()),
+        );
         links::connect(&config, to, addr).await.unwrap()
     }
 

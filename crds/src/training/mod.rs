@@ -35,9 +35,10 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
     namespaced,
     status = "TrainingSwarmStatus",
     derive = "PartialEq",
+    doc = "A TrainingSwarm is a model and the pools of preemptible pods that train it together.",
     scale(
         spec_replicas_path = ".spec.replicas",
-        status_replicas_path = ".status.peers.ready",
+        status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
     printcolumn(
@@ -89,12 +90,9 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
         .message("tokenizer Model needs model.source: a new model has none"),
     validation = Rule::new("!has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
         .message("model.config.vocab must be at least 256, the tokens of Bytes"),
-    validation = Rule::new("self.pools.all(p, self.pools.exists_one(q, q.name == p.name))").message("pool names must be unique"),
-    validation = Rule::new("!has(self.replicas) || self.replicas <= self.pools[0].peers.max")
+    validation = Rule::new("self.replicas <= self.pools[0].peers.max")
         .message("replicas must be at most peers.max of the first pool"),
-    validation = Rule::new("!has(self.replicas) || self.replicas >= self.pools[0].peers.min")
-        .message("replicas must be at least peers.min of the first pool"),
-    validation = Rule::new("(has(self.replicas) ? self.replicas - self.pools[0].peers.min : 0) + self.pools.map(p, p.peers.min).sum() >= self.stages")
+    validation = Rule::new("(self.replicas > self.pools[0].peers.min ? self.replicas - self.pools[0].peers.min : 0) + self.pools.map(p, p.peers.min).sum() >= self.stages")
         .message("the pools need at least one peer for each stage: raise peers.min (or replicas), or lower stages")
 )]
 #[serde(rename_all = "camelCase")]
@@ -131,11 +129,13 @@ pub struct TrainingSwarmSpec {
     pub stages: u32,
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub pools: Vec<PoolSpec>,
-    /// Peers of the first pool; its `peers.min` when absent. This is what `kubectl scale` and autoscalers set.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Peers of the first pool, which never has fewer than its `peers.min`: 1 means that many. This is what `kubectl scale` and autoscalers
+    /// set; leave it out of a manifest that is applied again and again.
+    #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
-    pub replicas: Option<u32>,
+    pub replicas: u32,
     /// The pods that read the data and drive it through the stages.
     #[serde(default)]
     pub trainers: TrainersSpec,

@@ -1,13 +1,14 @@
 //! What the operator found.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::PeersStatus;
 
 /// What the operator found, and what the conductor told it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingSwarmStatus {
     /// Generation of the manifest that the rest speaks about; -1 while no operator has seen the object.
@@ -16,6 +17,7 @@ pub struct TrainingSwarmStatus {
     /// Ready, Reconciling, Stalled, Degraded, Succeeded.
     #[serde(default)]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// Updates done.
     #[serde(default)]
@@ -35,6 +37,7 @@ pub struct TrainingSwarmStatus {
     /// Stages in the order of their layers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["stage".into()]))]
     pub stages: Vec<StageStatus>,
     /// Peers in all pools.
     #[serde(default)]
@@ -54,7 +57,10 @@ pub struct TrainingSwarmStatus {
     /// The page with the curve of the loss, inside of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Selects the peers, for `/scale`.
+    /// Pods of the first pool that are there, ready or not, for `/scale`.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Selects the pods of the first pool, for `/scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
     /// The same for people: columns of `kubectl get`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::clients::models_volume;
+use super::edits::{rolled, under_load};
 use super::training::{Example, LIMIT, Run};
 use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Answer, Question};
@@ -51,8 +52,18 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
     let example = deploy::example(bench.cluster, "serve-adapter.yaml")?;
     let example = example.replace("path: biblical/step-00000040", &format!("path: {path}"));
-    bench.cluster.apply(&example.replace("path: smollm2.gguf", &format!("path: {model}")))?;
+    let example = example.replace("path: smollm2.gguf", &format!("path: {model}"));
     let swarm = Swarm { cluster: bench.cluster, name: "adapted".into(), model: "smollm2-135m".into() };
+    // First without: the list of adapters may change while a swarm serves.
+    let (from, to) = (example.find("  adapters:\n"), example.find("  pools:\n"));
+    let (from, to) = from.zip(to).context("serve-adapter.yaml has adapters, then pools")?;
+    bench.cluster.apply(&[&example[..from], &example[to..]].concat())?;
+    swarm.wait_whole(2)?;
+    under_load(&swarm, &bench.reference, || {
+        bench.cluster.apply(&example)?;
+        rolled(&swarm, 2, true, |pod| pod["spec"]["containers"][0]["args"].to_string().contains("biblical="))
+    })
+    .context("an adapter is added")?;
     swarm.wait_whole(2)?;
     let ask = |model: &str| -> Result<Answer> {
         chat::ask(&swarm.gateway(&[])?, &Question::greedy(model, super::PROMPT, super::TOKENS))

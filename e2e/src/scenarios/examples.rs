@@ -14,6 +14,8 @@ use crate::training::Training;
 
 /// Files that have been applied before, because every scenario needs them.
 const APPLIED: [&str; 2] = ["local/models-server.yaml", "smollm2.yaml"];
+/// Those of autoscalers: the first is tried with a real HorizontalPodAutoscaler by another scenario, the second needs KEDA.
+const ELSEWHERE: [&str; 2] = ["hpa.yaml", "keda.yaml"];
 /// In the order in which one needs the other. (file, name, what becomes of it)
 const FILES: [(&str, &str, Becomes); 5] = [
     ("volume.yaml", "from-volume", Becomes::Ready("from-volume", PEERS)),
@@ -39,8 +41,12 @@ pub(super) fn long() -> Vec<Scenario> {
 }
 
 fn every_example(bench: &Bench<'_>) -> Result<()> {
-    let told: BTreeSet<String> =
-        APPLIED.into_iter().chain(FILES.iter().map(|(file, ..)| *file)).map(str::to_owned).collect();
+    let told: BTreeSet<String> = APPLIED
+        .into_iter()
+        .chain(ELSEWHERE)
+        .chain(FILES.iter().map(|(file, ..)| *file))
+        .map(str::to_owned)
+        .collect();
     ensure!(told == there()?, "files of examples/: {:?}, those of this scenario: {told:?}", there()?);
     deploy::storage(bench.cluster)?;
     for (file, name, becomes) in &FILES {

@@ -14,6 +14,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "bad-manifests-are-refused-with-the-reason", run: refused },
+        Scenario { name: "a-second-manager-has-a-pool-of-its-own", run: shared },
         Scenario { name: "bad-models-stall-and-are-mended-by-editing", run: stalled },
     ]
 }
@@ -27,8 +28,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("url: \"http://", "url: \"ftp://", "http"),
     ("sha256: \"b179", "sha256: \"xyz9", "sha256"),
     ("min: 3", "min: 9", "min"),
-    ("min: 3", "min: 0", "some pool needs peers"),
-    ("  pools:\n", "  replicas: 2\n  pools:\n", "replicas must be at least"),
+    ("  pools:\n", "  replicas: 0\n  pools:\n", "replicas"),
     ("name: refused\n", "name: refused.3\n", "the name of a swarm"),
     ("name: refused\n", "name: 3-refused\n", "the name of a swarm"),
     ("host: 512Mi", "host: 0", "at least 16Mi"),
@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "  pools:\n",
         "  adapters:\n    - {name: a, source: {volume: {claimName: c, path: a}}}\n    - {name: a, source: {volume: {claimName: c, path: b}}}\n  pools:\n",
-        "adapter names must be unique",
+        "duplicate entries for key [name=\"a\"]",
     ),
     (
         "  pools:\n",
@@ -98,6 +98,32 @@ fn refused(bench: &Bench<'_>) -> Result<()> {
     let found = bench.cluster.kubectl(&["get", "inferenceswarms", &selector, "-o", "name"])?;
     ensure!(found.trim().ends_with(&format!("/{}", bench.swarm.name)), "by model name: {found}");
     Ok(())
+}
+
+fn shared(bench: &Bench<'_>) -> Result<()> {
+    let ours = format!(
+        "{{apiVersion: dunlin.dev/v1alpha1, kind: InferenceSwarm, metadata: {{name: {}, namespace: default}}}}",
+        bench.swarm.name
+    );
+    let pool = "{name: reserve, peers: {min: 0, max: 1}, device: {cpu: {cores: 1}}, memory: {host: 512Mi}}";
+    let with_pool = format!("{}, spec: {{pools: [{pool}]}}}}", ours.strip_suffix('}').unwrap_or(&ours));
+    let pools = || -> Result<Vec<String>> {
+        let list = bench.swarm.object()?["spec"]["pools"].as_array().cloned().unwrap_or_default();
+        Ok(list.iter().map(|pool| pool["name"].as_str().unwrap_or_default().to_owned()).collect())
+    };
+    let result = (|| {
+        bench.cluster.apply_as("somebody-else", &with_pool)?;
+        bench.cluster.apply(&example()?)?;
+        let found = pools()?;
+        ensure!(found == ["spot", "reserve"], "each has a pool: {found:?}");
+        Ok(())
+    })();
+    // What a manager no longer applies goes.
+    bench.cluster.apply_as("somebody-else", &ours)?;
+    result?;
+    let found = pools()?;
+    ensure!(found == ["spot"], "{found:?}");
+    bench.swarm.wait_whole(super::PEERS)
 }
 
 fn stalled(bench: &Bench<'_>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What the operator costs the API server, and how soon it puts back what somebody takes away.
+//! What the operator costs the API server that refuses it something, and what becomes of pods that nobody can see.
 
 use std::time::{Duration, Instant};
 
@@ -8,47 +8,34 @@ use super::{Bench, PEERS, Scenario};
 use crate::deploy;
 use crate::wait;
 
-/// What somebody deletes or scales is back within this long.
-const BACK: Duration = Duration::from_secs(5);
 /// A status that has not been written for so long tells all that there is.
 const SETTLED: Duration = Duration::from_secs(10);
 const NAMESPACE: &str = "quota";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario { name: "what-is-deleted-or-scaled-is-back-within-5-s", run: put_back },
+        Scenario { name: "stages-are-evicted-one-at-a-time", run: evicted },
         Scenario { name: "pod-without-its-label-is-deleted-and-replaced", run: unlabelled },
         Scenario { name: "pod-refused-by-a-quota-costs-a-write-a-minute", run: refused },
     ]
 }
 
-fn put_back(bench: &Bench<'_>) -> Result<()> {
-    let swarm = &bench.swarm.name;
-    let objects = [
-        ("service", format!("{swarm}-gateway")),
-        ("poddisruptionbudget", format!("{swarm}-gateway")),
-        ("networkpolicy", format!("{swarm}-stage")),
-        ("configmap", format!("{swarm}-topology")),
-        ("secret", format!("{swarm}-gateway-tls")),
-        ("secret", format!("{swarm}-ca")),
-    ];
-    for (kind, name) in &objects {
-        let uid = bench.cluster.get(&[kind, name])?["metadata"]["uid"].clone();
-        bench.cluster.kubectl(&["delete", kind, name, "--wait=false"])?;
-        let deleted = Instant::now();
-        wait::until_true(&format!("{kind} {name} is back"), BACK, || {
-            let there = bench.cluster.get(&[kind, name])?["metadata"]["uid"].clone();
-            Ok((there != uid, there.to_string()))
-        })?;
-        println!("    {kind} {name} back after {:.1} s", deleted.elapsed().as_secs_f64());
-    }
-    let gateways = format!("{swarm}-gateway");
-    bench.cluster.kubectl(&["scale", "deployment", &gateways, "--replicas=0"])?;
-    wait::until_true("the gateways are scaled back", BACK, || {
-        let replicas = bench.cluster.get(&["deployment", &gateways])?["spec"]["replicas"].clone();
-        Ok((replicas == 2, replicas.to_string()))
-    })?;
-    bench.swarm.wait_whole(PEERS)
+fn evicted(bench: &Bench<'_>) -> Result<()> {
+    let budget = format!("{}-stage", bench.swarm.name);
+    let allowed = || {
+        let status = bench.cluster.get(&["poddisruptionbudget", &budget])?["status"].clone();
+        Ok((status["disruptionsAllowed"] == 1, status.to_string()))
+    };
+    wait::until_true("one stage may be evicted", Duration::from_secs(30), allowed)?;
+    let peers = bench.swarm.peers()?;
+    let [first, second, ..] = &peers[..] else { bail!("{} peers", peers.len()) };
+    bench.cluster.evict(&first.name)?;
+    let refusal = bench.cluster.evict(&second.name).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(refusal.contains("disruption budget"), "the second of two at once: {refusal:?}");
+    bench.swarm.wait_replaced(std::slice::from_ref(first), PEERS)?;
+    wait::until_true("the next one may be evicted", Duration::from_secs(30), allowed)?;
+    bench.cluster.evict(&second.name)?;
+    bench.swarm.wait_replaced(std::slice::from_ref(second), PEERS)
 }
 
 fn unlabelled(bench: &Bench<'_>) -> Result<()> {

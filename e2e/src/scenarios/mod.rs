@@ -6,6 +6,8 @@
 mod adapters;
 mod capacity;
 mod clients;
+mod control_plane;
+mod edits;
 mod examples;
 mod gitops;
 mod loss;
@@ -59,8 +61,10 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(outage::scenarios());
     scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
+    scenarios.extend(edits::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
+    scenarios.extend(control_plane::scenarios());
     scenarios.extend(gitops::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
@@ -108,8 +112,7 @@ impl Bench<'_> {
     /// When it does not heal in time.
     pub fn heal(&self) -> Result<()> {
         heal(self.cluster)?;
-        // The manifest leaves `replicas` to `kubectl scale`: what a scenario has set there stays, and must not be less than the manifest's
-        // least.
+        // The manifest leaves `replicas` to whoever scales: what a scenario has set there stays.
         let count = format!("--replicas={PEERS}");
         self.cluster.kubectl(&["scale", "inferenceswarm", &self.swarm.name, &count])?;
         deploy::apply_example(self.cluster, "smollm2.yaml")?;

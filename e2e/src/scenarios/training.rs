@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::edits::is_amount;
 use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Question};
 use crate::cluster::Cluster;
 use crate::deploy::{self, fetched};
 use crate::local::{LocalTraining, release_dir};
-use crate::swarm::{Pod, Swarm};
+use crate::swarm::{Pod, Swarm, is_over};
 use crate::training::{Training, weights};
 use crate::wait;
 
@@ -38,7 +39,7 @@ const SHORT: &[(&str, &str)] = &[
     ("hiddenSize: 128", "hiddenSize: 64"),
     ("ffn: 352", "ffn: 176"),
     ("sequenceLength: 128", "sequenceLength: 64"),
-    ("\n  steps: 1000", "\n  steps: 400"),
+    ("\n  steps: 1000", "\n  steps: 700"),
 ];
 
 /// A TrainingSwarm of `examples/`.
@@ -206,6 +207,25 @@ fn short(bench: &Bench<'_>) -> Result<()> {
     ensure!(after["lost"] == before["lost"], "a notice of 15 s, and peers were lost: {before} / {after}");
     bench.cluster.verb(&["start", &node])?;
 
+    // The pool is given more memory: its peers are replaced in turn, and the run goes on.
+    heal(bench.cluster)?;
+    let before = run.whole()?;
+    let patch = json!([{"op": "replace", "path": "/spec/pools/0/memory/host", "value": "320Mi"}]).to_string();
+    bench.cluster.kubectl(&["patch", "trainingswarm", BIBLE.name, "--type=json", "-p", &patch])?;
+    training.wait_condition("Reconciling", "True", "Progressing", LIMIT)?;
+    training.wait_condition("Reconciling", "False", "Observed", LIMIT)?;
+    let after = training.status()?;
+    ensure!(now(&after) > now(&before), "nothing was trained while peers were replaced: {before} / {after}");
+    ensure!(
+        after["lost"] == before["lost"],
+        "peers were lost when their pool was edited: {before} / {after}"
+    );
+    let list = bench.cluster.get(&["pods", "-l", "dunlin.dev/swarm=bible,dunlin.dev/role=train-peer"])?;
+    for pod in list["items"].as_array().into_iter().flatten().filter(|pod| !is_over(pod)) {
+        let memory = &pod["spec"]["containers"][0]["resources"]["limits"]["memory"];
+        ensure!(is_amount(memory, 320 << 20), "a peer has {memory}");
+    }
+
     // Suspended: all is in a checkpoint, and no pod is left.
     let suspend = |on: bool| {
         let patch = json!({"spec": {"suspend": on}}).to_string();
@@ -219,7 +239,7 @@ fn short(bench: &Bench<'_>) -> Result<()> {
         "suspended with steps in no checkpoint: {status}"
     );
     ensure!(training.pods("train-peer")?.is_empty(), "suspended, and peers run");
-    ensure!(now(&status) < 400, "the run was over before it was suspended: make it longer");
+    ensure!(now(&status) < 700, "the run was over before it was suspended: make it longer");
     suspend(false)?;
     training.wait_step(now(&status) + 5, LIMIT).context("after a suspension")?;
 

@@ -80,6 +80,13 @@ pub fn is_current(data: &BTreeMap<String, ByteString>, authority: &Authority, ro
         && caller().is_some_and(|caller| caller.role == role)
 }
 
+/// What is in the Secret of a leaf; `None` when it is not as the operator wrote it.
+#[must_use]
+pub fn files(data: &BTreeMap<String, ByteString>) -> Option<TlsFiles> {
+    let text = |name: &str| String::from_utf8(data.get(name)?.0.clone()).ok();
+    Some(TlsFiles { authority: text("ca.crt")?, certificate: text("tls.crt")?, key: text("tls.key")? })
+}
+
 /// Names in the certificate of a worker. The last one is what the operator expects.
 #[must_use]
 pub fn worker_names(owner: &Owner, pod: &str) -> [String; 2] {
@@ -115,6 +122,7 @@ fn data<const N: usize>(files: [(&str, &str); N]) -> BTreeMap<String, ByteString
 mod tests {
     use std::sync::Arc;
 
+    use dunlin_wire::Validity;
     use rustls::client::WebPkiServerVerifier;
     use rustls::client::danger::ServerCertVerifier;
     use rustls::pki_types::{ServerName, UnixTime};
@@ -144,7 +152,9 @@ mod tests {
         let secret: k8s_openapi::api::core::v1::Secret =
             serde_json::from_value(authority_secret(&owner(), &first)).unwrap();
         let again = load(&owner(), &secret.data.unwrap()).unwrap();
-        let leaf = again.issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x")).unwrap();
+        let leaf = again
+            .issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x"), Validity::Authority)
+            .unwrap();
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x"));
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x.smollm2.dunlin"));
         assert!(!verify(&first, &leaf, "smollm2-gateway"));
@@ -153,14 +163,21 @@ mod tests {
     #[test]
     fn callers_go_by_the_name_of_their_pod_and_gateways_by_that_of_their_deployment() {
         let swarm = generate(&owner()).unwrap();
-        let stage = caller(&swarm.issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x")).unwrap());
+        let stage = caller(
+            &swarm
+                .issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x"), Validity::Authority)
+                .unwrap(),
+        );
         assert_eq!(stage.role, Role::Stage);
         assert!(stage.is_called("smollm2-spot-x7x7x") && !stage.is_called("smollm2-spot-x7x7x-2"));
-        let gateway = caller(&swarm.issue(Role::Gateway, &gateway_names(&owner())).unwrap());
+        let gateway =
+            caller(&swarm.issue(Role::Gateway, &gateway_names(&owner()), Validity::Authority).unwrap());
         assert_eq!(gateway.role, Role::Gateway);
         assert!(gateway.is_called("smollm2-gateway-5d8f7c9b4-x7x7x") && !gateway.is_called("other-gateway"));
         let peer = "tiny-conductor-x7x7x";
-        let conductor = caller(&swarm.issue(Role::Conductor, &conductor_names(&owner(), peer)).unwrap());
+        let conductor = caller(
+            &swarm.issue(Role::Conductor, &conductor_names(&owner(), peer), Validity::Authority).unwrap(),
+        );
         assert_eq!((conductor.role, &*conductor.name), (Role::Conductor, peer));
     }
 
@@ -168,7 +185,7 @@ mod tests {
     fn a_conductor_is_known_as_its_service_and_as_a_worker() {
         let swarm = generate(&owner()).unwrap();
         let names = conductor_names(&owner(), "smollm2-conductor-x7x7x");
-        let leaf = swarm.issue(Role::Conductor, &names).unwrap();
+        let leaf = swarm.issue(Role::Conductor, &names, Validity::Authority).unwrap();
         for name in [
             "smollm2-conductor",
             "smollm2-conductor.default",
@@ -187,7 +204,7 @@ mod tests {
             let secret = leaf_secret(&owner(), "smollm2-gateway-tls", "gateway", leaf);
             serde_json::from_value::<k8s_openapi::api::core::v1::Secret>(secret).unwrap().data.unwrap()
         };
-        let leaf = ours.issue(Role::Gateway, &gateway_names(&owner())).unwrap();
+        let leaf = ours.issue(Role::Gateway, &gateway_names(&owner()), Validity::Authority).unwrap();
         assert!(is_current(&data(&leaf), &ours, Role::Gateway));
         assert!(!is_current(&data(&leaf), &ours, Role::Stage));
         assert!(!is_current(&data(&leaf), &theirs, Role::Gateway));
@@ -200,7 +217,7 @@ mod tests {
     fn another_swarm_does_not_trust_the_leaf() {
         let ours = generate(&owner()).unwrap();
         let theirs = generate(&Owner { name: "other".into(), ..owner() }).unwrap();
-        let leaf = ours.issue(Role::Operator, &operator_names(&owner())).unwrap();
+        let leaf = ours.issue(Role::Operator, &operator_names(&owner()), Validity::Authority).unwrap();
         assert!(verify(&ours, &leaf, "operator.smollm2.dunlin"));
         assert!(!verify(&theirs, &leaf, "operator.smollm2.dunlin"));
     }

@@ -1,16 +1,23 @@
 //! Gateways: Deployment, Service and PodDisruptionBudget.
 
-use dunlin_crds::PodTemplateSpec;
+use dunlin_crds::{PodTemplateSpec, ResourcesSpec};
 use serde_json::{Value, json};
 
+use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 use crate::apply::passthrough;
 use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, ROLE_GATEWAY, TEMPLATE, leaf};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, fingerprint, leaf};
 use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
 const UNLISTED_S: u32 = 3;
+/// How long it may take to end when nothing runs any more.
+const END_S: u32 = 5;
+/// What a gateway is given when nobody says. It waits for stages most of the time, and needs a share of a busy node when a token comes.
+const CPU: &str = "100m";
+/// The same of memory. With a vocabulary of 49,000 tokens (SmolLM2) it holds 60 MiB, most of it the tokenizer's tables; this is for twice that.
+const MEMORY: &str = "128Mi";
 
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
@@ -21,6 +28,8 @@ pub struct Gateway<'a> {
     pub image: &'a Image,
     /// Pods.
     pub replicas: u32,
+    /// Seconds for answers that have begun when it is told to end.
+    pub drain_s: u32,
     /// Container resources as Kubernetes writes them.
     pub resources: &'a Value,
     /// What they get beside what they need.
@@ -33,15 +42,30 @@ pub struct Gateway<'a> {
     pub model_args: &'a [String],
     /// Volumes with the model and its adapters.
     pub mounts: &'a [Mount],
-    /// Fingerprint of the model source and the adapters; another one rolls the Deployment.
-    pub template: &'a str,
+}
+
+/// Requests and limits of a gateway: those that the manifest asks for, and a request of everything that it does not name. `copy_bytes`: room for
+/// a copy of the model.
+#[must_use]
+pub fn resources(asked: Option<&ResourcesSpec>, copy_bytes: Option<u64>) -> Value {
+    let mut resources = asked.cloned().unwrap_or_default();
+    let copy = copy_bytes.map(|bytes| ("ephemeral-storage", bytes.to_string()));
+    let needs = [("cpu", CPU.to_owned()), ("memory", MEMORY.to_owned())];
+    for (name, amount) in needs.into_iter().chain(copy) {
+        // Of what has a limit alone, Kubernetes requests as much.
+        if !resources.limits.contains_key(name) {
+            resources.requests.entry(name.to_owned()).or_insert_with(|| amount.as_str().into());
+        }
+    }
+    json!(resources)
 }
 
 impl Gateway<'_> {
     /// All objects, in the order in which they are applied.
     #[must_use]
     pub fn manifests(&self) -> Vec<Value> {
-        vec![self.service(), self.disruption_budget(), self.deployment()]
+        let budget = budget(self.owner, &self.owner.gateway(), ROLE_GATEWAY, Guarantee::Unavailable(1));
+        vec![self.service(), budget, self.deployment()]
     }
 
     fn service(&self) -> Value {
@@ -56,22 +80,32 @@ impl Gateway<'_> {
         })
     }
 
-    fn disruption_budget(&self) -> Value {
+    fn deployment(&self) -> Value {
+        let mut template = self.pod_template();
+        template["metadata"]["labels"][POD_HASH] = json!(self.hash());
         json!({
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
             "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
             "spec": {
-                "maxUnavailable": 1,
-                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "replicas": self.replicas,
+                "revisionHistoryLimit": 2,
                 "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+                "template": template,
             },
         })
     }
 
-    fn deployment(&self) -> Value {
+    /// Fingerprint of what the pods are, by which one knows who is of the present Deployment.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let spec = self.pod_template()["spec"].take();
+        fingerprint(&json!([spec, self.extra.labels, self.extra.annotations]))
+    }
+
+    fn pod_template(&self) -> Value {
         let mut labels = self.owner.labels(ROLE_GATEWAY);
-        labels.insert(TEMPLATE.to_owned(), self.template.to_owned());
         labels.insert(CERTIFICATE.to_owned(), CERTIFICATE_ROLE.to_owned());
         let affinity = json!({
             "podAntiAffinity": apart(self.owner, ROLE_GATEWAY),
@@ -93,6 +127,7 @@ impl Gateway<'_> {
                 {"name": "cache", "mountPath": "/var/cache/dunlin"},
             ]),
         })]);
+        spec["terminationGracePeriodSeconds"] = json!(UNLISTED_S + self.drain_s + END_S);
         // Clients stop being sent here before the gateway stops listening.
         spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": UNLISTED_S}}});
         spec["volumes"] = json!([
@@ -107,18 +142,7 @@ impl Gateway<'_> {
         }
         let mut template = json!({"metadata": {"labels": labels}, "spec": spec});
         passthrough::add(self.extra, &mut template);
-        json!({
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": self.owner.metadata(&self.owner.gateway(), ROLE_GATEWAY),
-            "spec": {
-                "replicas": self.replicas,
-                "revisionHistoryLimit": 2,
-                "selector": {"matchLabels": self.owner.selector(ROLE_GATEWAY)},
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": template,
-            },
-        })
+        template
     }
 
     fn args(&self) -> Vec<String> {
@@ -143,6 +167,7 @@ impl Gateway<'_> {
         ]
         .map(str::to_owned)
         .to_vec();
+        args.extend(["--drain-s".to_owned(), self.drain_s.to_string()]);
         args.extend_from_slice(self.model_args);
         args
     }
@@ -158,19 +183,32 @@ mod tests {
     use crate::testing::{assert_restricted, assert_typed, image, owner};
 
     #[test]
+    fn gateways_request_what_they_use_and_manifests_win() {
+        let of = |asked: Value| resources(serde_json::from_value(asked).ok().as_ref(), None);
+        assert_eq!(of(Value::Null), json!({"requests": {"cpu": "100m", "memory": "128Mi"}}));
+        // A request above the limit would be refused.
+        let limited = json!({"requests": {"cpu": "2"}, "limits": {"memory": "64Mi", "cpu": "3"}});
+        assert_eq!(of(limited.clone()), limited);
+        let more = json!({"requests": {"memory": "1Gi"}});
+        assert_eq!(of(more), json!({"requests": {"cpu": "100m", "memory": "1Gi"}}));
+        let copy = resources(None, Some(1 << 30));
+        assert_eq!(copy["requests"]["ephemeral-storage"], "1073741824");
+    }
+
+    #[test]
     fn gateways_are_valid_restricted_and_behind_port_80() {
         let (owner, image, resources) = (owner(), image(), json!({"requests": {"cpu": "100m"}}));
         let gateway = Gateway {
             owner: &owner,
             image: &image,
             replicas: 2,
+            drain_s: 120,
             resources: &resources,
             extra: &PodTemplateSpec::default(),
             model: "m",
             cache_bytes: 1 << 30,
             model_args: &[],
             mounts: &[Mount::claim("adapters-0", "/adapters/b", "b", true)],
-            template: "abc",
         };
         let all = gateway.manifests();
         assert_typed::<Service>(&all[0]);

@@ -1,8 +1,9 @@
 //! Writes what a plan asks for: server-side apply with one field manager, only where something changed.
 //!
-//! * [`pods`], [`gateway`], [`network`], [`certificates`], [`topology`], [`passthrough`] build manifests and do no IO
+//! * [`pods`], [`gateway`], [`network`], [`budget`], [`certificates`], [`topology`], [`passthrough`] build manifests and do no IO
 //! * [`Applier`] sends them · [`holds`] what failed rests before it is sent again
 
+pub mod budget;
 pub mod certificates;
 pub mod gateway;
 pub mod holds;

@@ -4,15 +4,19 @@
 use dunlin_crds::PodTemplateSpec;
 use serde_json::{Map, Value, json};
 
+use crate::labels::OURS;
+
 /// Adds `template` to `pod`, which has `metadata` and a `spec` with one container.
 pub fn add(template: &PodTemplateSpec, pod: &mut Value) {
-    for (field, own) in [("labels", &template.labels), ("annotations", &template.annotations)] {
-        for (key, value) in own {
-            // Whatever a schema of long ago let pass: what is there stays.
-            let slot = &mut pod["metadata"][field][key.as_str()];
-            if slot.is_null() {
-                *slot = json!(value);
-            }
+    // Whatever a schema of long ago let pass: what the operator says of a pod stays. A label that it has from its swarm does not.
+    let ours = |key: &str| key.starts_with(OURS) || key.starts_with("app.kubernetes.io/");
+    for (key, value) in template.labels.iter().filter(|(key, _)| !ours(key)) {
+        pod["metadata"]["labels"][key.as_str()] = json!(value);
+    }
+    for (key, value) in &template.annotations {
+        let slot = &mut pod["metadata"]["annotations"][key.as_str()];
+        if slot.is_null() {
+            *slot = json!(value);
         }
     }
     let spec = &mut pod["spec"];
@@ -94,7 +98,7 @@ mod tests {
 
     fn pod() -> Value {
         json!({
-            "metadata": {"labels": {"dunlin.dev/role": "stage"}, "annotations": {"a": "ours"}},
+            "metadata": {"labels": {"dunlin.dev/role": "stage", "tier": "the swarm's"}, "annotations": {"a": "ours"}},
             "spec": {
                 "tolerations": [{"key": "spot"}],
                 "affinity": {
@@ -123,7 +127,7 @@ mod tests {
     #[test]
     fn everything_is_added_and_nothing_of_ours_is_replaced() {
         let got = added(json!({
-            "labels": {"team": "x", "dunlin.dev/role": "gateway"},
+            "labels": {"team": "x", "tier": "the pool's", "dunlin.dev/role": "gateway"},
             "annotations": {"a": "theirs", "b": "theirs"},
             "image": "theirs",
             "imagePullSecrets": [{"name": "registry"}],
@@ -138,7 +142,10 @@ mod tests {
             "volumeMounts": [{"name": "extra", "mountPath": "/extra"}],
         }));
         let (metadata, spec) = (&got["metadata"], &got["spec"]);
-        assert_eq!(metadata["labels"], json!({"dunlin.dev/role": "stage", "team": "x"}));
+        assert_eq!(
+            metadata["labels"],
+            json!({"dunlin.dev/role": "stage", "team": "x", "tier": "the pool's"})
+        );
         assert_eq!(metadata["annotations"], json!({"a": "ours", "b": "theirs"}));
         assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
         assert_eq!(spec["tolerations"][0]["key"], "spot");

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
 use crate::apply::passthrough;
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POOL, ROLE_STAGE, TEMPLATE, leaf};
+use crate::labels::{
+    CERTIFICATE, CERTIFICATE_ROLE, EPOCH, Owner, POD_HASH, POOL, ROLE_STAGE, TEMPLATE, fingerprint, leaf,
+};
 use crate::spot;
 
 /// Where a volume with models is mounted.
@@ -30,6 +32,8 @@ pub struct Image {
     pub pull_policy: String,
     /// Names of pull secrets.
     pub pull_secrets: Vec<String>,
+    /// Its user is named in the pod; otherwise the platform chooses one.
+    pub fixed_user: bool,
 }
 
 /// A pool as its pods see it.
@@ -43,12 +47,16 @@ pub struct PoolTemplate {
     pub node_selector: BTreeMap<String, String>,
     /// CPU request in thousandths of a core.
     pub cpu_millis: u64,
+    /// CPU limit in thousandths of a core.
+    pub cpu_millis_max: Option<u64>,
     /// Threads of the engine.
     pub threads: u32,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
     pub disk_bytes: u64,
+    /// The node must have so much room for it, in bytes; 0 where nothing is kept there.
+    pub disk_request_bytes: u64,
     /// What pods get beside what they need.
     pub extra: PodTemplateSpec,
 }
@@ -57,10 +65,23 @@ impl PoolTemplate {
     /// Requests and limits of a worker.
     #[must_use]
     pub fn resources(&self) -> Value {
-        json!({
-            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": self.memory_bytes.to_string()},
-            "limits": {"memory": self.memory_bytes.to_string()},
-        })
+        let memory = self.memory_bytes.to_string();
+        let mut resources = json!({
+            "requests": {"cpu": format!("{}m", self.cpu_millis), "memory": memory},
+            "limits": {"memory": memory},
+        });
+        if let Some(millis) = self.cpu_millis_max {
+            resources["limits"]["cpu"] = json!(format!("{millis}m"));
+        }
+        if self.disk_request_bytes > 0 {
+            resources["requests"]["ephemeral-storage"] = json!(self.disk_request_bytes.to_string());
+        }
+        resources
+    }
+
+    /// Has the node keep the room free that the weight cache may take.
+    pub fn request_disk(&mut self) {
+        self.disk_request_bytes = self.disk_bytes;
     }
 
     /// What a worker may use: threads, and so much memory.
@@ -156,6 +177,25 @@ impl WorkerPod<'_> {
     /// The manifest.
     #[must_use]
     pub fn manifest(&self) -> Value {
+        let mut pod = self.unmarked();
+        pod["metadata"]["labels"][POD_HASH] = json!(self.hash());
+        pod
+    }
+
+    /// Fingerprint of what the pod is, whatever its name and whichever plan asks for it.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        // Whether there are nodes with spot markers at the moment is nothing that anybody has changed.
+        let nodes = match self.nodes {
+            Nodes::Own { .. } => Nodes::Own { marked: true },
+            any @ Nodes::Any(_) => any,
+        };
+        let spec = WorkerPod { name: "", nodes, ..self.clone() }.unmarked()["spec"].take();
+        fingerprint(&json!([spec, self.pool.extra.labels, self.pool.extra.annotations]))
+    }
+
+    /// The manifest without its fingerprint.
+    fn unmarked(&self) -> Value {
         let mut metadata = self.owner.metadata(self.name, self.role);
         metadata["labels"][POOL] = json!(self.pool.name);
         metadata["labels"][TEMPLATE] = json!(self.template);
@@ -298,13 +338,15 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
         "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
+    if image.fixed_user {
+        for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+            spec["securityContext"][field] = json!(USER);
+        }
+    }
     if !image.pull_secrets.is_empty() {
         spec["imagePullSecrets"] = image.pull_secrets.iter().map(|name| json!({"name": name})).collect();
     }
@@ -346,6 +388,15 @@ mod tests {
 
     fn manifest(spot: bool, selector: &[(&str, &str)]) -> Value {
         manifest_with(spot, selector, None)
+    }
+
+    #[test]
+    fn the_platform_may_choose_the_user() {
+        let user = |fixed_user| {
+            let spec = pod_spec(&Image { fixed_user, ..image() }, json!({}), &[]);
+            ["runAsUser", "runAsGroup", "fsGroup"].map(|field| spec["securityContext"][field].as_i64())
+        };
+        assert_eq!((user(true), user(false)), ([Some(USER); 3], [None; 3]));
     }
 
     fn manifest_with(spot: bool, selector: &[(&str, &str)], model_claim: Option<&str>) -> Value {

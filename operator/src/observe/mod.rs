@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 
 use crate::labels::{
-    KIND, Kind, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
+    KIND, Kind, POD_HASH, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
 };
 use crate::roster::Deletion;
 
@@ -39,6 +39,8 @@ pub struct GatewayView {
     pub uid: String,
     /// Its node does not confirm deletions.
     pub node_gone: bool,
+    /// Fingerprint of what it was made from.
+    pub hash: String,
 }
 
 /// One swarm as the cluster shows it at one moment.
@@ -91,6 +93,13 @@ impl SwarmView {
         view
     }
 
+    /// Pods of `pool` that hold layers or will, as a ReplicaSet counts its own: without those that are over or on their way out.
+    #[must_use]
+    pub fn replicas(&self, pool: &str) -> u32 {
+        let there = |w: &&WorkerView| w.pool == pool && !w.deleting && !matches!(w.phase, Phase::Lost(_));
+        u32::try_from(self.workers.values().filter(there).count()).unwrap_or(u32::MAX)
+    }
+
     /// Gateways that are Ready.
     #[must_use]
     pub fn gateways_ready(&self) -> usize {
@@ -112,6 +121,7 @@ fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayView {
         has_role: pods::has_role(pod),
         uid: pod.uid().unwrap_or_default(),
         node_gone: node.is_some_and(|n| !n.ready),
+        hash: pod.labels().get(POD_HASH).cloned().unwrap_or_default(),
     }
 }
 
@@ -140,4 +150,26 @@ pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<Trigger> {
     let labels = object.labels();
     let kind = Kind::parse(labels.get(KIND)?)?;
     Some(Trigger { kind, namespace: object.namespace()?, name: labels.get(SWARM)?.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::worker;
+
+    #[test]
+    fn replicas_are_the_pods_of_a_pool_that_stay_ready_or_not() {
+        let mut view = SwarmView::default();
+        for (name, pool) in [("a", "spot"), ("b", "spot"), ("c", "spot"), ("d", "spot"), ("e", "steady")] {
+            view.workers.insert(name.into(), worker(name, pool));
+        }
+        let mut change = |name: &str, phase: Phase, deleting: bool| {
+            let worker = view.workers.get_mut(name).unwrap();
+            (worker.phase, worker.deleting) = (phase, deleting);
+        };
+        change("b", Phase::Pending(Some("no node".into())), false);
+        change("c", Phase::Draining("it is being deleted"), true);
+        change("d", Phase::Lost("its container failed"), false);
+        assert_eq!((view.replicas("spot"), view.replicas("steady"), view.replicas("none")), (2, 1, 0));
+    }
 }

@@ -1,10 +1,10 @@
 //! What a pod and its node say about a peer. Pure: objects in, a judgement out.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, Node, Pod, PodCondition, PodStatus};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POOL, TEMPLATE};
-use crate::quantity::bytes;
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POD_HASH, POOL, TEMPLATE};
 use crate::spot;
 
 /// Characters of an error that are told.
@@ -34,12 +34,14 @@ pub struct WorkerView {
     pub uid: String,
     /// Pool it was made for.
     pub pool: String,
-    /// Fingerprint of what it was made from.
+    /// Fingerprint of what all workers share.
     pub template: String,
+    /// Fingerprint of all that it was made from.
+    pub hash: String,
     /// Its certificate says its role: without, pods that ask for one do not talk to it.
     pub has_role: bool,
-    /// Memory limit of its container in bytes.
-    pub memory_bytes: Option<u64>,
+    /// When it was made.
+    pub made: Option<Timestamp>,
     /// Node, empty when not scheduled.
     pub node: String,
     /// Zone of the node, empty when unknown.
@@ -118,8 +120,9 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         uid: pod.uid().unwrap_or_default(),
         pool: label(POOL),
         template: label(TEMPLATE),
+        hash: label(POD_HASH),
         has_role: has_role(pod),
-        memory_bytes: memory_bytes(pod),
+        made: pod.metadata.creation_timestamp.as_ref().map(|made| made.0),
         node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
         zone: node.map(|n| n.zone.clone()).unwrap_or_default(),
         ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
@@ -142,11 +145,6 @@ pub fn has_role(pod: &Pod) -> bool {
 
 fn ended(status: &PodStatus) -> Option<&ContainerStateTerminated> {
     status.container_statuses.iter().flatten().find_map(|c| c.state.as_ref()?.terminated.as_ref())
-}
-
-fn memory_bytes(pod: &Pod) -> Option<u64> {
-    let container = pod.spec.as_ref()?.containers.first()?;
-    bytes(&container.resources.as_ref()?.limits.as_ref()?.get("memory")?.0)
 }
 
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.

@@ -98,6 +98,7 @@ fn report(status: proto::Status) -> Report {
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
         model: status.model.filter(layers).map(facts),
+        arithmetic: status.load.as_ref().map_or(0, |load| load.arithmetic),
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
@@ -135,7 +136,7 @@ mod tests {
     use std::sync::Arc;
 
     use dunlin_wire::control::{self, ControlRequest, ControlService};
-    use dunlin_wire::{Authority, incoming};
+    use dunlin_wire::{Authority, Credentials, Validity, incoming};
     use tokio::net::TcpListener;
     use tokio::sync::mpsc;
     use tonic::transport::Server;
@@ -149,14 +150,13 @@ mod tests {
     /// A worker of `authority` that answers every question; its address and what it was asked.
     async fn worker(authority: &Authority) -> (String, mpsc::Receiver<control::Question>) {
         let names = worker_names(&owner(), POD);
-        let tls = authority.issue(dunlin_wire::Role::Stage, &names).unwrap().server();
+        let tls = authority.issue(dunlin_wire::Role::Stage, &names, Validity::Authority).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (questions, mut asked) = mpsc::channel::<ControlRequest>(1);
         let (seen, sees) = mpsc::channel(16);
-        let server =
-            Server::builder().tls_config(tls).unwrap().add_service(ControlService::service(questions));
-        tokio::spawn(server.serve_with_incoming(incoming(listener)));
+        let server = Server::builder().add_service(ControlService::service(questions));
+        tokio::spawn(server.serve_with_incoming(incoming(listener, Credentials::fixed(tls).unwrap())));
         tokio::spawn(async move {
             while let Some(request) = asked.recv().await {
                 seen.send(request.question).await.unwrap();
@@ -186,7 +186,8 @@ mod tests {
     }
 
     fn target(addr: &str, role: Role, trusted: &Authority, ours: &Authority, server_name: &str) -> Target {
-        let mut identity = ours.issue(dunlin_wire::Role::Operator, &operator_names(&owner())).unwrap();
+        let mut identity =
+            ours.issue(dunlin_wire::Role::Operator, &operator_names(&owner()), Validity::Authority).unwrap();
         identity.authority = trusted.certificate().to_owned();
         let (addr, server_name) = (addr.to_owned(), server_name.to_owned());
         Target { name: POD.into(), role, addr, server_name, identity: Arc::new(identity) }

@@ -10,6 +10,7 @@ pub use observation::{Checkpoint, Observation, RunPhase};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::mem::{replace, take};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub struct Report {
     pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
     pub model: Option<ModelFacts>,
+    /// Version of the arithmetic that it computes with; 0 when it does not say it.
+    pub arithmetic: u32,
     /// Room for weights and KV cache in bytes, once the model's header is read.
     pub room_bytes: Option<u64>,
     /// (reason, message) of what a user must mend.
@@ -188,6 +191,8 @@ impl Answer {
 
 struct Entry {
     addr: String,
+    /// Who we are in this conversation.
+    identity: Arc<TlsFiles>,
     answer: Answer,
     speed: Speed,
     order: watch::Sender<Option<Order>>,
@@ -223,9 +228,17 @@ impl Monitor {
         let entries = swarms.entry(swarm.clone()).or_default();
         entries.retain(|name, entry| targets.iter().any(|t| t.name == *name && t.addr == entry.addr));
         for target in targets {
-            if !entries.contains_key(&target.name) {
+            let known = entries.get_mut(&target.name);
+            if known.as_ref().is_none_or(|entry| !Arc::ptr_eq(&entry.identity, &target.identity)) {
+                // With a renewed certificate we go on with whom we know.
+                let now = Instant::now();
+                let (answer, speed) = known.map_or_else(
+                    || (Answer::default(), Speed::new(now)),
+                    |entry| (take(&mut entry.answer), replace(&mut entry.speed, Speed::new(now))),
+                );
                 let (order, orders) = watch::channel(None);
-                let (addr, name) = (target.addr.clone(), target.name.clone());
+                let (addr, name, identity) =
+                    (target.addr.clone(), target.name.clone(), Arc::clone(&target.identity));
                 let task = tokio::spawn(converse(Conversation {
                     swarms: Arc::clone(&self.swarms),
                     connect: Arc::clone(&self.connect),
@@ -236,8 +249,7 @@ impl Monitor {
                     orders,
                 }));
                 let task = task.abort_handle();
-                let speed = Speed::new(Instant::now());
-                entries.insert(name, Entry { addr, answer: Answer::default(), speed, order, task });
+                entries.insert(name, Entry { addr, identity, answer, speed, order, task });
             }
         }
         if entries.is_empty() {

@@ -16,8 +16,9 @@ use super::facts::{facts, held, ready_by_kind};
 use super::memory::Memory;
 use crate::context::address;
 use crate::convert::Desired;
-use crate::observe::{Phase, SwarmView};
-use crate::peers::{Answer, ModelFacts, WorkerState};
+use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::peers::{Answer, ModelFacts, Report, WorkerState};
+use crate::roll::{Crew, Roll};
 use crate::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
 use crate::status::conditions::Facts;
 use crate::status::events::Happening;
@@ -81,25 +82,50 @@ pub fn decide(
             && layers > 0
             && held(view, answers, |name| !leaving.contains(name)).len() == layers as usize
     };
-    let hold_creation = memory.turnover.holds_creation(&desired.template, &view.workers, now);
-    let roster = roster(
-        desired.wanted(),
-        &Evidence {
-            workers: &view.workers,
-            answers,
-            unreachable: &unreachable,
-            mute: &mute,
-            superseded: &superseded,
-            homeless: &homeless,
-            by_probe: false,
-            dispensable: &held_without,
-            hold_creation,
-            now,
-            silence,
-        },
-    );
+    let edition_of = |worker: &WorkerView| desired.edition_of(worker);
+    let hold_creation = memory.turnover.holds_creation(&desired.edition, &edition_of, &view.workers, now);
+    let evidence = Evidence {
+        workers: &view.workers,
+        answers,
+        unreachable: &unreachable,
+        mute: &mute,
+        superseded: &superseded,
+        awaited: &BTreeSet::new(),
+        homeless: &homeless,
+        by_probe: false,
+        dispensable: &held_without,
+        hold_creation,
+        now,
+        silence,
+    };
+    let unchanged = roster(desired.wanted(), &evidence);
+    let is_ready = |name: &str| reported(answers, name).is_some_and(|r| r.state == WorkerState::Ready);
+    // No answer may go from one arithmetic to another, so no pipeline has peers of both.
+    let arithmetic = |names: &BTreeSet<&str>| -> BTreeSet<u32> {
+        names.iter().filter_map(|name| Some(reported(answers, name)?.arithmetic)).collect()
+    };
+    let mix = |older: &BTreeSet<&str>, newer: &BTreeSet<&str>| {
+        let (older, newer) = (arithmetic(older), arithmetic(newer));
+        older.is_empty() || newer.is_subset(&older)
+    };
+    let crew = Crew {
+        pools: &desired.pools,
+        workers: &view.workers,
+        roster: &unchanged,
+        homeless: &homeless,
+        is_ready: &is_ready,
+        mix: &mix,
+    };
+    // No gateway may ask for what new peers do not have, a removed adapter say.
+    let roll = Roll::of(crew, !desired.suspended && gateways_are_new(desired, view));
+    let leaving = superseded.union(&roll.going).cloned().collect();
+    let roster = if roll.going.is_empty() {
+        unchanged
+    } else {
+        roster(desired.wanted(), &Evidence { superseded: &leaving, awaited: &roll.awaited, ..evidence })
+    };
     let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
-    let losses = memory.turnover.losses(&roster, &view.workers, &served, now);
+    let losses = memory.turnover.losses(&roster, &view.workers, &served, &edition_of, now);
     let happenings = losses.iter().map(|loss| Happening::lost("Peer", &loss.name, &loss.why)).collect();
     let mut decision = Decision {
         happenings,
@@ -115,12 +141,23 @@ pub fn decide(
     }
     decision.delete.extend(lost_gateways(view, answers, now, silence));
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
-    let crashing = memory.turnover.held("workers", &desired.template, now);
-    decision.facts = facts(desired, generation, view, answers, &roster, layers, crashing);
+    let rolled = decision.delete.iter().filter(|deletion| roll.going.contains(&deletion.name));
+    decision.happenings.extend(rolled.map(|deletion| Happening::rolled("Peer", &deletion.name)));
+    let crashing = memory.turnover.held("workers", &desired.edition, now);
+    decision.facts = facts(desired, generation, view, answers, &roster, &roll, layers, crashing);
     if decision.facts.trouble.is_none() {
         decision.facts.trouble = shortage.map(|told| ("OutOfMemory".to_owned(), told.to_string()));
     }
     Ok(decision)
+}
+
+fn reported<'a>(answers: &'a BTreeMap<String, Answer>, name: &str) -> Option<&'a Report> {
+    answers.get(name)?.report.as_ref()
+}
+
+/// Gateways of the manifest answer, and no others.
+fn gateways_are_new(desired: &Desired, view: &SwarmView) -> bool {
+    view.gateways_ready() > 0 && view.gateways.values().all(|gateway| gateway.hash == desired.gateway_hash)
 }
 
 /// Gateways that are silent on nodes that are: their Deployment replaces them when they are deleted, and not before Kubernetes gives up the node.
@@ -332,8 +369,7 @@ mod tests {
     use super::*;
     use crate::convert::PoolDesired;
     use crate::observe::{Blocked, GatewayView};
-    use crate::peers::Report;
-    use crate::testing::{desired, pool, worker};
+    use crate::testing::{desired, pool_desired, worker};
     use crate::turnover::FALLBACK_PATIENCE;
 
     const SILENCE: Duration = Duration::from_secs(3);
@@ -467,8 +503,8 @@ mod tests {
             ready: true,
             has_role,
             uid: format!("uid-{name}"),
-            node_gone: false,
-            blocked: None,
+            hash: "g".into(),
+            ..GatewayView::default()
         };
         world.view.gateways.insert("older".into(), gateway("older", false));
         world.view.gateways.insert("newer".into(), gateway("newer", true));
@@ -488,6 +524,103 @@ mod tests {
         assert_eq!(gone, ["a", "b", "c"]);
     }
 
+    /// A swarm of which all stages are from before a change, with a gateway from after it.
+    fn changed() -> World {
+        let mut world = World::new();
+        world.desired.gateways = 1;
+        let gateway = GatewayView {
+            name: "g".into(),
+            running: true,
+            ready: true,
+            has_role: true,
+            hash: "g".into(),
+            ..GatewayView::default()
+        };
+        world.view.gateways.insert("g".into(), gateway);
+        for worker in world.view.workers.values_mut() {
+            worker.hash = "older".into();
+        }
+        world
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_pool_is_rolled_one_peer_at_a_time_and_every_layer_stays_held() {
+        let mut world = changed();
+        let mut second = 4;
+        for (old, new) in [("a", "d"), ("b", "e"), ("c", "f")] {
+            let decision = world.decide(second);
+            assert_eq!(
+                (decision.create.len(), decision.delete.len()),
+                (1, 0),
+                "{old} stays until {new} serves"
+            );
+            assert!(!decision.facts.is_whole() && decision.facts.outdated > 0);
+            world.join(new);
+            world.answer(new, WorkerState::Loading, second);
+            let decision = world.decide(second);
+            assert_eq!((decision.create.len(), decision.delete.len()), (0, 0));
+            assert_eq!(decision.facts.served, 30);
+            world.load(second + 1);
+            let decision = world.decide(second + 1);
+            let gone: Vec<&str> = decision.delete.iter().map(|d| d.name.as_str()).collect();
+            assert_eq!((gone, decision.create.len()), (vec![old], 0));
+            let told: Vec<&str> = decision.happenings.iter().map(|h| h.reason.as_str()).collect();
+            assert!(told.contains(&"PeerRolled"), "{told:?}");
+            world.lose(old);
+            second += 2;
+            world.decide(second);
+            world.load(second);
+        }
+        let facts = world.decide(second).facts;
+        assert_eq!((facts.outdated, facts.peers_ready), (0, 3));
+        assert!(facts.is_whole(), "{facts:?}");
+        assert_eq!(world.spans(), ["d [0,10)", "e [10,20)", "f [20,30)"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stages_wait_for_gateways_of_the_new_manifest_and_a_hopeless_one_is_told() {
+        let mut world = changed();
+        let blocked = Blocked { why: "ErrImagePull: no such tag".into(), reason: Some("ImageUnavailable") };
+        let newer = GatewayView {
+            name: "h".into(),
+            hash: "g".into(),
+            blocked: Some(blocked),
+            ..GatewayView::default()
+        };
+        world.view.gateways.get_mut("g").unwrap().hash = "older".into();
+        world.view.gateways.insert("h".into(), newer);
+        let decision = world.decide(4);
+        assert_eq!((decision.create.len(), decision.facts.outdated), (0, 4));
+        assert_eq!(decision.facts.trouble.unwrap().0, "ImageUnavailable", "though the older one serves");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_with_another_arithmetic_are_all_there_before_the_first_goes() {
+        let mut world = changed();
+        let newer = |world: &mut World, name: &str| {
+            world.answers.get_mut(name).unwrap().report.as_mut().unwrap().arithmetic = 2;
+        };
+        world.decide(4);
+        world.join("d");
+        world.answer("d", WorkerState::Loading, 4);
+        newer(&mut world, "d");
+        assert_eq!(world.decide(4).create.len(), 2);
+        for name in ["e", "f"] {
+            world.join(name);
+            world.answer(name, WorkerState::Loading, 5);
+            newer(&mut world, name);
+        }
+        newer(&mut world, "d");
+        world.decide(5);
+        world.load(6);
+        for name in ["d", "e", "f"] {
+            newer(&mut world, name);
+        }
+        let gone: Vec<String> = world.decide(6).delete.into_iter().map(|d| d.name).collect();
+        assert_eq!(gone, ["a", "b", "c"]);
+        assert_eq!(world.spans(), ["d [0,10)", "e [10,20)", "f [20,30)"]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_not_serve() {
         let mut world = World::new();
@@ -499,6 +632,7 @@ mod tests {
             has_role: true,
             uid: "uid-g".into(),
             node_gone: false,
+            hash: "g".into(),
             blocked: Some(Blocked { why: "ErrImagePull: gone".into(), reason: Some("ImageUnavailable") }),
         };
         world.view.gateways.insert("g".into(), gateway.clone());
@@ -557,7 +691,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn peers_without_a_node_run_in_the_next_pool_until_theirs_has_room_again() {
         let mut world = World::new();
-        world.desired.pools.push(PoolDesired { template: pool("steady", false), peers: 0, peers_max: 1 });
+        world.desired.pools.push(PoolDesired { peers_max: 1, ..pool_desired("steady", false) });
         world.lose("b");
         assert_eq!(pools(&world.decide(4)), ["spot"]);
         let mut homeless = worker("d", "spot");
@@ -570,7 +704,9 @@ mod tests {
         assert!(world.decide(4 + patience).create.is_empty());
         assert_eq!(pools(&world.decide(5 + patience)), ["steady"]);
         world.view.workers.insert("e".into(), worker("e", "steady"));
-        assert!(world.decide(6 + patience).create.is_empty());
+        let decision = world.decide(6 + patience);
+        assert!(decision.create.is_empty());
+        assert_eq!(decision.facts.replicas, 3, "`/scale` counts a, c and d, and no guests");
         world.answer("e", WorkerState::Loading, 6 + patience);
         world.decide(6 + patience);
         world.load(7 + patience);

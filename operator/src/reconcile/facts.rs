@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use dunlin_planner::topology::layer_set;
 
-use crate::convert::Desired;
+use crate::convert::{Desired, scaled};
 use crate::observe::SwarmView;
 use crate::peers::{Answer, WorkerState};
+use crate::roll::Roll;
 use crate::roster::{Roster, Standing};
 use crate::status::conditions::Facts;
 
@@ -47,6 +48,7 @@ pub(super) fn facts(
     view: &SwarmView,
     answers: &BTreeMap<String, Answer>,
     roster: &Roster,
+    roll: &Roll,
     layers: u32,
     crashing: Option<String>,
 ) -> Facts {
@@ -74,10 +76,20 @@ pub(super) fn facts(
         let refused = view.gateways_refused.as_ref();
         of_pods.or(refused.map(|why| ("PodRefused".to_owned(), format!("cannot create gateways: {why}"))))
     };
-    let trouble = trouble.or_else(|| if serves || desired.suspended { None } else { hopeless() });
+    let gateways_outdated = view.gateways.values().filter(|g| g.hash != desired.gateway_hash).count();
+    let outdated = if desired.suspended { 0 } else { roll.outdated.len() + gateways_outdated };
+    // A change that cannot be carried out is to be mended, although what was before it serves.
+    let goes_on = serves && outdated == 0;
+    let trouble = trouble.or_else(|| if goes_on || desired.suspended { None } else { hopeless() });
     let pending = blocked.first().map(|(who, b)| format!("a {who} waits: {}", b.why));
     let refused = view.gateways_refused.as_ref().map(|why| format!("cannot create gateways: {why}"));
-    let ready = roster.standings.values().filter(|s| **s == Standing::Ready).count();
+    // Who serves until another one has taken its place is not missing.
+    let serves_on =
+        |name: &String| roll.going.contains(name) && answers.get(name).is_some_and(|a| a.was_ready);
+    let is_ready = |(name, s): &(&String, &Standing)| {
+        **s == Standing::Ready || (**s == Standing::Leaving && serves_on(name))
+    };
+    let ready = roster.standings.iter().filter(is_ready).count().min(desired.peers() as usize);
     Facts {
         generation,
         suspended: desired.suspended,
@@ -87,9 +99,11 @@ pub(super) fn facts(
         shadows_wanted: if desired.shadows == 0 { 0 } else { layers },
         peers_desired: desired.peers(),
         peers_ready: u32::try_from(ready).unwrap_or(u32::MAX),
+        replicas: scaled(&desired.pools).map_or(0, |pool| view.replicas(pool)),
         pods: u32::try_from(view.workers.len() + view.gateways.len()).unwrap_or(u32::MAX),
         gateways_desired: desired.gateways,
         gateways_ready: u32::try_from(view.gateways_ready()).unwrap_or(u32::MAX),
+        outdated: u32::try_from(outdated).unwrap_or(u32::MAX),
         trouble,
         waiting: crashing.or(pending).or(refused),
     }

@@ -24,6 +24,8 @@ pub struct Memory {
     pub published: Option<Published>,
     /// The gateways' certificate has been checked.
     pub gateway_trusted: bool,
+    /// When that was.
+    pub gateway_looked: Option<Instant>,
     /// The topology published last.
     pub topology: Option<Topology>,
     /// When the first worker answered before there was a topology.

@@ -30,7 +30,7 @@ use crate::peers::Order;
 use crate::status;
 use crate::status::conditions::unreached;
 use crate::status::events::{SERVING, changes};
-use crate::trust::Trust;
+use crate::trust::{LOOK, Trust};
 
 /// A settled swarm is looked at again after this long, without any trigger.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ async fn pass(
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
-    let owner = Owner::new(key, swarm.uid().unwrap_or_default());
+    let owner = Owner::new(key, swarm, &context.config.inherited_labels);
     let generation = swarm.metadata.generation.unwrap_or_default();
     let desired = Desired::new(swarm, &context.config);
     let mut before = swarm.status.clone().unwrap_or_default();
@@ -179,8 +179,9 @@ async fn restore(
         memory.published = None;
     }
     memory.gateway_trusted &= !is_touched("Secret", leaf(&owner.gateway()));
+    memory.gateway_trusted &= memory.gateway_looked.is_some_and(|at| at.elapsed() < LOOK);
     memory.kept &= !is_touched("Secret", owner.authority());
-    let trust = match &memory.trust {
+    let mut trust = match &memory.trust {
         Some(trust) if memory.kept => trust.clone(),
         Some(trust) => {
             trust.keep(owner, &context.applier, &mut memory.applied).await?;
@@ -189,6 +190,7 @@ async fn restore(
         None => Trust::restore(owner, &context.applier, &mut memory.applied).await?,
     };
     memory.kept = true;
+    trust.renew_own(owner)?;
     memory.trust = Some(trust.clone());
     if memory.published.is_none() {
         match context.applier.config_map(&owner.namespace, &owner.topology()).await {

@@ -236,6 +236,7 @@ async fn the_first_pass_reports_at_once_and_makes_trust_policies_gateways_and_po
     let calls = world.seen.calls();
     let mut expected = vec!["PATCH inferenceswarms", "GET secrets", "POST secrets", "GET configmaps"];
     expected.extend(["PATCH networkpolicies"; 2]);
+    expected.push("PATCH poddisruptionbudgets");
     expected.extend(["GET secrets", "PATCH secrets", "PATCH services", "PATCH poddisruptionbudgets"]);
     expected.push("PATCH deployments");
     expected.extend(["PATCH pods", "POST secrets"].iter().cycle().take(6));
@@ -387,6 +388,22 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn evictions_leave_all_stages_but_one_and_a_suspended_swarm_holds_up_no_drain() {
+    let mut world = world("");
+    world.reconcile(&swarm(1, false)).await.unwrap();
+    let kept = |world: &World| {
+        let budgets = world.seen.bodies("PATCH poddisruptionbudgets/smollm2-stage");
+        budgets.iter().map(|budget| budget["spec"]["minAvailable"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(&world), [2]);
+    world.run_pods();
+    world.settle(&swarm(1, false)).await;
+    assert!(kept(&world).is_empty(), "the plan has as many as are wanted");
+    world.reconcile(&swarm(2, true)).await.unwrap();
+    assert_eq!(kept(&world), [0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn suspend_lets_pods_go_and_scales_gateways_to_zero() {
     let mut world = world("");
     world.reconcile(&swarm(1, false)).await.unwrap();
@@ -512,6 +529,7 @@ async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
         ("Service", "smollm2-gateway", vec!["PATCH services/smollm2-gateway"]),
         ("Deployment", "smollm2-gateway", vec!["PATCH deployments/smollm2-gateway"]),
         ("PodDisruptionBudget", "smollm2-gateway", vec!["PATCH poddisruptionbudgets/smollm2-gateway"]),
+        ("PodDisruptionBudget", "smollm2-stage", vec!["PATCH poddisruptionbudgets/smollm2-stage"]),
         ("NetworkPolicy", "smollm2-stage", vec!["PATCH networkpolicies/smollm2-stage"]),
         // It is read first: another operator may have published.
         (
@@ -530,7 +548,8 @@ async fn what_somebody_deletes_or_changes_is_written_again_in_the_next_pass() {
             watcher::Event::Apply(child(kind, name, "somebody")),
             watcher::Event::Delete(child(kind, name, "somebody")),
         ] {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            // All of them while the watches may still be late with what was written at first.
+            tokio::time::sleep(Duration::from_millis(500)).await;
             world.context.caches.tell(kind, &event);
             world.seen.clear();
             world.reconcile(&manifest).await.unwrap();

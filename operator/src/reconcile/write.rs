@@ -6,11 +6,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{Decision, Memory, Published};
-use crate::apply::certificates::{gateway_names, is_current, leaf_secret, worker_names};
-use crate::apply::gateway::Gateway;
+use crate::apply::budget::{Guarantee, budget, stages_kept};
+use crate::apply::certificates::{files, gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::holds::Key;
-use crate::apply::network::GRPC_PORT;
-use crate::apply::pods::{Nodes, WorkerPod, stage_args};
 use crate::apply::{network, topology};
 use crate::context::Context;
 use crate::convert::Desired;
@@ -19,6 +17,7 @@ use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
 use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::{SwarmView, version};
 use crate::status::events::Happening;
+use crate::trust::is_old;
 
 /// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
 pub(super) async fn all(
@@ -37,15 +36,25 @@ pub(super) async fn all(
         // What follows was decided for this plan: nothing is done when it could not be published.
         publish(&map, context, memory).await?;
     }
-    for policy in network::policies(owner, &context.config.namespace) {
+    for policy in network::policies(owner, &context.config.namespace, context.config.reach(&desired.outside))
+    {
         refusals.pass(context.applier.ensure(&mut memory.applied, &policy).await)?;
     }
+    let budget = stages_budget(owner, desired, decision, memory);
+    refusals.pass(context.applier.ensure(&mut memory.applied, &budget).await)?;
     gateways(owner, desired, context, memory, &mut refusals).await?;
     stages(owner, desired, view, decision, context, memory, &mut refusals, happenings).await?;
     for deletions in [&view.strays, &decision.delete] {
         delete(&context.applier, owner, deletions, &mut refusals).await?;
     }
     refusals.end()
+}
+
+/// What evictions must leave of the stages.
+fn stages_budget(owner: &Owner, desired: &Desired, decision: &Decision, memory: &Memory) -> Value {
+    let (plan, gap) = (memory.topology.as_ref(), memory.gap.is_some());
+    let kept = stages_kept(desired.peers(), plan, gap, decision.facts.peers_ready);
+    budget(owner, &format!("{}-{ROLE_STAGE}", owner.name), ROLE_STAGE, Guarantee::Available(kept))
 }
 
 /// New stages, and certificates of those that wait for theirs.
@@ -77,21 +86,7 @@ async fn stages(
     };
     for creation in &decision.create {
         let manifest = |name: &str| {
-            WorkerPod {
-                owner,
-                name,
-                role: ROLE_STAGE,
-                image: &desired.image,
-                pool: &creation.pool,
-                nodes: Nodes::Own { marked: view.spot_nodes_marked },
-                args: stage_args(&creation.pool, &desired.model_args),
-                ports: &[("grpc", GRPC_PORT)],
-                resources: None,
-                mounts: desired.mounts.clone(),
-                template: &desired.template,
-                epoch: Some(epoch),
-            }
-            .manifest()
+            desired.stage(owner, name, &creation.pool, view.spot_nodes_marked, Some(epoch)).manifest()
         };
         let went = maker.create(&creation.pool.name, "Peer", creation.replaces, manifest, happenings).await;
         if let Some(pod) = refusals.pass(went)? {
@@ -146,8 +141,14 @@ async fn gateways(
         let found = context.applier.secret(&owner.namespace, &name).await?.unwrap_or_default();
         let (meta, data) = (found.metadata, found.data.unwrap_or_default());
         let key = ("Secret".to_owned(), name.clone());
-        if !is_current(&data, &trust.authority, Role::Gateway) {
-            let leaf = trust.issue(Role::Gateway, &gateway_names(owner))?;
+        let current = files(&data).filter(|_| is_current(&data, &trust.authority, Role::Gateway));
+        let leaf = match &current {
+            None => Some(trust.issue(Role::Gateway, &gateway_names(owner))?),
+            Some(old) if is_old(old) => Some(trust.renew(old, Role::Gateway, &gateway_names(owner))?),
+            Some(_) => None,
+        };
+        memory.gateway_looked = Some(Instant::now());
+        if let Some(leaf) = leaf {
             let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
             if let Some(made) = refusals.pass(put(&secret, &key, context, memory).await)? {
                 memory.gateway_trusted = true;
@@ -158,19 +159,7 @@ async fn gateways(
             memory.applied.found(key, version(&meta), Instant::now());
         }
     }
-    let gateway = Gateway {
-        owner,
-        image: &desired.image,
-        replicas: desired.gateways,
-        model: &desired.model,
-        cache_bytes: desired.gateway_cache_bytes,
-        resources: &desired.gateway_resources,
-        extra: &desired.gateway_extra,
-        model_args: &desired.model_args,
-        mounts: &desired.mounts,
-        template: &desired.template,
-    };
-    for manifest in gateway.manifests() {
+    for manifest in desired.gateway(owner).manifests() {
         refusals.pass(context.applier.ensure(&mut memory.applied, &manifest).await)?;
     }
     Ok(())

@@ -31,12 +31,16 @@ pub struct Facts {
     pub peers_desired: u32,
     /// Peers that serve.
     pub peers_ready: u32,
+    /// Pods of the pool that `/scale` sets the size of.
+    pub replicas: u32,
     /// Pods that still run, of peers or gateways.
     pub pods: u32,
     /// Gateways planned.
     pub gateways_desired: u32,
     /// Gateways that answer.
     pub gateways_ready: u32,
+    /// Pods from before the last change of the manifest or of the image that are still to be replaced.
+    pub outdated: u32,
     /// What a user must mend: (CamelCase reason, what to do).
     pub trouble: Option<(String, String)>,
     /// What is being waited for, in Kubernetes' or a worker's words.
@@ -48,9 +52,14 @@ impl Facts {
         !self.suspended && self.layers > 0 && self.served == self.layers && self.gateways_ready > 0
     }
 
-    /// Everything is as planned.
+    /// Everything is as planned, and of the present manifest.
     #[must_use]
     pub fn is_whole(&self) -> bool {
+        self.is_complete() && self.outdated == 0
+    }
+
+    /// Everything is as planned, be it from before the last change.
+    fn is_complete(&self) -> bool {
         if self.suspended {
             return self.pods == 0;
         }
@@ -69,6 +78,10 @@ impl Facts {
             parts.push(format!("{} of {} layers served", self.served, self.layers));
             parts.push(format!("{} of {} shadowed", self.shadowed, self.shadows_wanted));
         }
+        if self.outdated > 0 {
+            parts
+                .push(format!("{} pods are from before the last change and replaced in turn", self.outdated));
+        }
         if let Some(waiting) = &self.waiting {
             parts.push(waiting.clone());
         }
@@ -86,8 +99,11 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let serves = facts.serves();
     let whole = facts.is_whole();
-    let changing =
-        observed != Some(facts.generation) || is_true(before, "Reconciling") || !(serves || facts.suspended);
+    // A change of the image is none of the manifest.
+    let changing = observed != Some(facts.generation)
+        || facts.outdated > 0
+        || is_true(before, "Reconciling")
+        || !(serves || facts.suspended);
     let reconciling = changing && !whole && facts.trouble.is_none();
     let missing = facts.missing();
     let all_served = facts.layers > 0 && facts.served == facts.layers;
@@ -104,7 +120,7 @@ pub fn conditions(
         None if all_served => (false, "WaitingForGateway", missing.clone()),
         None => (false, "WaitingForPeers", missing.clone()),
     };
-    let degraded = if serves && !whole {
+    let degraded = if serves && !facts.is_complete() {
         (true, "BelowPlan", missing.clone())
     } else if serves {
         (false, "AsPlanned", "every peer, shadow and gateway of the plan is there".to_owned())

@@ -41,6 +41,17 @@ impl Happening {
         }
     }
 
+    /// A pod from before a change that goes because its turn has come.
+    #[must_use]
+    pub fn rolled(noun: &str, name: &str) -> Self {
+        Self {
+            warning: false,
+            reason: format!("{noun}Rolled"),
+            note: format!("{} {name} is from before the last change and goes", noun.to_lowercase()),
+            pod: Some(name.into()),
+        }
+    }
+
     /// Pods that the API server does not take.
     #[must_use]
     pub fn refused(sentence: &str) -> Self {

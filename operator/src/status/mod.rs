@@ -16,9 +16,9 @@ use serde_json::json;
 
 use crate::apply::call;
 use crate::config::Config;
-use crate::convert::Desired;
+use crate::convert::{Desired, scaled};
 use crate::error::Error;
-use crate::labels::{MANAGER, ROLE, ROLE_STAGE, SWARM};
+use crate::labels::{MANAGER, ROLE_STAGE, pool_selector};
 use crate::observe::Trigger;
 use crate::reconcile::Decision;
 use crate::status::conditions::{Facts, conditions};
@@ -78,7 +78,8 @@ pub fn build(
         capacity_percent: percent(facts.peers_ready, desired.peers()),
         url: Some(format!("http://{gateway}/v1")),
         plan: plan.or_else(|| before.plan.clone()),
-        selector: Some(format!("{SWARM}={},{ROLE}={ROLE_STAGE}", swarm.name_any())),
+        replicas: facts.replicas,
+        selector: scaled(&desired.pools).map(|pool| pool_selector(&swarm.name_any(), ROLE_STAGE, pool)),
     }
 }
 

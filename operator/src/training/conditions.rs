@@ -34,12 +34,16 @@ pub struct Facts {
     pub peers_desired: u32,
     /// Peers that are Ready.
     pub peers_ready: u32,
+    /// Pods of the pool that `/scale` sets the size of.
+    pub replicas: u32,
     /// Trainers planned.
     pub trainers_desired: u32,
     /// Trainers that are Ready.
     pub trainers_ready: u32,
     /// Pods that still run, of any role.
     pub pods: u32,
+    /// Pods from before the last change of their pools that are still to be replaced.
+    pub outdated: u32,
     /// What a user must mend: (CamelCase reason, what to do).
     pub trouble: Option<(String, String)>,
     /// What is being waited for, in Kubernetes' or the conductor's words.
@@ -53,9 +57,14 @@ impl Facts {
         self.trained && !self.suspended && !self.finished && !self.waits && !self.ends
     }
 
-    /// Everything is as planned.
+    /// Everything is as planned, and of the present manifest.
     #[must_use]
     pub fn is_whole(&self) -> bool {
+        self.is_complete() && (self.outdated == 0 || self.suspended || self.finished)
+    }
+
+    /// Everything is as planned, be it from before the last change.
+    fn is_complete(&self) -> bool {
         if self.suspended || self.finished {
             return self.pods == 0;
         }
@@ -73,6 +82,10 @@ impl Facts {
         ];
         if self.trained && !self.training {
             parts.push("the conductor is being replaced".to_owned());
+        }
+        if self.outdated > 0 {
+            parts
+                .push(format!("{} pods are from before the last change and replaced in turn", self.outdated));
         }
         parts.extend(self.waiting.clone());
         parts.join(", ")
@@ -135,11 +148,14 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let (trains, whole) = (facts.trains(), facts.is_whole());
     let settled = trains || facts.suspended || facts.finished;
-    let changing = observed != Some(facts.generation) || is_true(before, "Reconciling") || !settled;
+    let changing = observed != Some(facts.generation)
+        || facts.outdated > 0
+        || is_true(before, "Reconciling")
+        || !settled;
     let reconciling = changing && !whole && facts.trouble.is_none();
     let degraded = if let Some((reason, message)) = facts.degraded.as_ref().filter(|_| trains) {
         (true, reason.as_str(), message.clone())
-    } else if trains && !whole {
+    } else if trains && !facts.is_complete() {
         (true, "BelowPlan", facts.missing())
     } else if trains {
         (false, "AsPlanned", "every peer and trainer of the plan is there".to_owned())

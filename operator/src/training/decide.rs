@@ -12,10 +12,11 @@ use super::conditions::Facts;
 use super::desired::Desired;
 use super::memory::{Memory, Stop};
 use super::status::CHECKPOINTS_FAILING;
-use crate::convert::PoolDesired;
+use crate::convert::{PoolDesired, scaled};
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::observation::Degraded;
 use crate::peers::{Answer, Observation, RunPhase};
+use crate::roll::{self, Roll};
 use crate::roster::{Creation, Deletion, Evidence, Roster, Standing, Wanted, roster};
 use crate::status::events::Happening;
 use crate::turnover::Turnover;
@@ -245,6 +246,8 @@ fn deletion(worker: &WorkerView) -> Deletion {
 #[derive(Default)]
 struct Crew {
     roster: Roster,
+    /// Those from before a change of their pool.
+    roll: Roll,
     happenings: Vec<Happening>,
     /// Why new ones must wait.
     held: Option<String>,
@@ -281,20 +284,27 @@ impl Crews {
         memory.trainers_served.extend(ready);
         memory.trainers_served.retain(|name| view.trainers.contains_key(name));
         let trained = &memory.trainers_served;
+        let edition_of = |worker: &WorkerView| worker.template.clone();
 
+        let training = memory.last.as_ref().is_some_and(|run| run.phase == RunPhase::Training);
+        let goes_on = training && template == desired.template;
+
+        // `may_roll`: pods from before a change of their pool may be replaced, one after the other.
         let crew = |post: Post,
                     pools: &[PoolDesired],
-                    workers,
+                    workers: &BTreeMap<String, WorkerView>,
                     homeless,
                     turnover: &mut Turnover,
-                    served: &dyn Fn(&str) -> bool| {
-            let held = turnover.holds_creation(template, workers, known.now);
+                    served: &dyn Fn(&str) -> bool,
+                    may_roll: bool| {
+            let held = turnover.holds_creation(template, &edition_of, workers, known.now);
             let evidence = Evidence {
                 workers,
                 answers: known.answers,
                 unreachable: &none,
                 mute: &none,
                 superseded: &none,
+                awaited: &none,
                 homeless,
                 by_probe: post == Post::Trainer,
                 dispensable: &|_| true,
@@ -302,35 +312,59 @@ impl Crews {
                 now: known.now,
                 silence: known.silence,
             };
-            let roster = roster(Wanted { pools, template, suspended: false, resize: false }, &evidence);
-            let losses = turnover.losses(&roster, workers, served, known.now);
-            let happenings =
-                losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why)).collect();
+            let wanted = Wanted { pools, template, suspended: false };
+            let unchanged = roster(wanted, &evidence);
+            let is_ready = |name: &str| match post {
+                Post::Trainer => workers[name].ready,
+                Post::Conductor | Post::Peer => answered(name),
+            };
+            let newer = roll::Crew {
+                pools,
+                workers,
+                roster: &unchanged,
+                homeless,
+                is_ready: &is_ready,
+                mix: &|_, _| true,
+            };
+            let roll = Roll::of(newer, may_roll);
+            let roster = if roll.going.is_empty() {
+                unchanged
+            } else {
+                roster(wanted, &Evidence { superseded: &roll.going, awaited: &roll.awaited, ..evidence })
+            };
+            let losses = turnover.losses(&roster, workers, served, &edition_of, known.now);
+            let lost = losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why));
+            let rolled = roster.delete.iter().filter(|deletion| roll.going.contains(&deletion.name));
+            let rolled = rolled.map(|deletion| Happening::rolled(post.noun(), &deletion.name));
+            let happenings = lost.chain(rolled).collect();
             let held = turnover.held(&format!("{}s", post.noun().to_lowercase()), template, known.now);
             let to_mend =
                 turnover.to_mend(template).map(|words| format!("{}: {words}", post.noun().to_lowercase()));
-            Crew { roster, happenings, held, to_mend }
+            Crew { roster, roll, happenings, held, to_mend }
         };
         let conducted = |name: &str| answered(name) && !failed(name);
-        let mut crews = Self {
-            conductor: crew(
-                Post::Conductor,
-                &desired.conductor,
-                &view.conductors,
-                &none,
-                &mut memory.conductors,
-                &conducted,
-            ),
-            peers: crew(Post::Peer, &desired.pools, &view.workers, &homeless, &mut memory.peers, &answered),
-            trainers: crew(
-                Post::Trainer,
-                &desired.trainers,
-                &view.trainers,
-                &none,
-                &mut memory.trainers,
-                &|name| trained.contains(name),
-            ),
-        };
+        let conductor = crew(
+            Post::Conductor,
+            &desired.conductor,
+            &view.conductors,
+            &none,
+            &mut memory.conductors,
+            &conducted,
+            goes_on,
+        );
+        let goes_on = goes_on && conductor.roll.outdated.is_empty();
+        let peers =
+            crew(Post::Peer, &desired.pools, &view.workers, &homeless, &mut memory.peers, &answered, goes_on);
+        let trainers = crew(
+            Post::Trainer,
+            &desired.trainers,
+            &view.trainers,
+            &none,
+            &mut memory.trainers,
+            &|name| trained.contains(name),
+            goes_on && peers.roll.outdated.is_empty(),
+        );
+        let mut crews = Self { conductor, peers, trainers };
         one_at_a_time(&mut crews.conductor.roster, &view.conductors);
         let spare = memory.last.as_ref().is_some_and(|run| {
             run.phase == RunPhase::Training
@@ -417,9 +451,16 @@ fn facts(
         trained,
         peers_desired: if wanted { desired.peers() } else { 0 },
         peers_ready: crews.peers.ready(),
+        replicas: scaled(&desired.pools).map_or(0, |pool| known.view.replicas(pool)),
         trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
         trainers_ready: crews.trainers.ready(),
         pods: count(pods(known.view).count()),
+        outdated: count(
+            [&crews.conductor, &crews.peers, &crews.trainers]
+                .map(|crew| crew.roll.outdated.len())
+                .iter()
+                .sum(),
+        ),
         trouble: failed.or(problem).or(to_mend).or(hopeless),
         degraded: degraded(run, memory).map(|d| (d.reason.clone(), d.message.clone())),
         waiting: crashing.or(pending).or(message),

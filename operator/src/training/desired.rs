@@ -4,12 +4,15 @@ use dunlin_crds::{
     CheckpointDestination, DataFormat, DataSource, PodTemplateSpec, TokenizerKind, TrainedModelSpec,
     TrainingSwarm, TrainingSwarmSpec,
 };
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::decide::Post;
+use super::write::pod;
 use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
 use crate::config::Config;
-use crate::convert::{PoolDesired, fingerprint, image, pools};
-use crate::labels::CERTIFICATE_ROLE;
+use crate::convert::{PoolDesired, image, pools};
+use crate::labels::{CERTIFICATE_ROLE, Kind, Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER, fingerprint};
 
 /// Where the volume with checkpoints is mounted.
 pub const CHECKPOINTS_DIR: &str = "/checkpoints";
@@ -45,6 +48,8 @@ pub struct Desired {
     pub suspended: bool,
     /// Volumes of the conductor, of peers and of trainers.
     pub mounts: Mounts,
+    /// Roles that read from a URL, or write to one.
+    pub outside: Vec<&'static str>,
 }
 
 /// Volumes of each role.
@@ -67,16 +72,19 @@ impl Desired {
         let kept = &spec.checkpoint.destination;
         let claims = kept.volume.iter().map(|v| &v.claim_name).collect::<Vec<_>>();
         let secret = secret(kept).map(|(_, _, secret)| secret);
-        let pools = pools(&spec.pools, spec.replicas, false);
+        let mut pools = pools(&spec.pools, spec.replicas, false);
+        // Peers put updates and checkpoints by.
+        pools.iter_mut().for_each(|pool| pool.template.request_disk());
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
-        Self {
-            // The last says what certificates have: pods with and without roles do not make one run.
+        let mut desired = Self {
+            // Pods of two images, or with and without roles in their certificates, do not make one run.
             template: fingerprint(&json!([
                 run,
                 claims,
                 secret,
                 spec.data.source.volume,
                 spec.model.source,
+                config.worker_image,
                 CERTIFICATE_ROLE
             ])),
             config: run,
@@ -96,6 +104,26 @@ impl Desired {
             steps: spec.steps.into(),
             suspended: spec.suspend,
             mounts: mounts(spec),
+            outside: outside(spec),
+        };
+        desired.mark(&Owner::any(Kind::Training, swarm.name_any()));
+        desired
+    }
+
+    /// Takes the fingerprints of all pods.
+    fn mark(&mut self, owner: &Owner) {
+        let templates = self.templates();
+        let hashes = |post: Post, pools: &[PoolDesired]| -> Vec<String> {
+            pools
+                .iter()
+                .map(|pool| pod(post, owner, "", self, &pool.template, &templates, true).hash())
+                .collect()
+        };
+        let conductor = hashes(Post::Conductor, &self.conductor);
+        let (peers, trainers) = (hashes(Post::Peer, &self.pools), hashes(Post::Trainer, &self.trainers));
+        let pools = self.conductor.iter_mut().chain(&mut self.pools).chain(&mut self.trainers);
+        for (pool, hash) in pools.zip([conductor, peers, trainers].concat()) {
+            pool.hash = hash;
         }
     }
 
@@ -126,12 +154,14 @@ fn helper(
         spot: false,
         node_selector: Default::default(),
         cpu_millis,
+        cpu_millis_max: None,
         threads: 1,
         memory_bytes,
         disk_bytes,
+        disk_request_bytes: 0,
         extra: extra.clone().unwrap_or_default(),
     };
-    PoolDesired { template, peers: count, peers_max: count }
+    PoolDesired { template, hash: String::new(), peers: count, peers_max: count }
 }
 
 fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
@@ -148,6 +178,19 @@ fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
         peers: [checkpoints, model.clone()].into_iter().flatten().collect(),
         trainers: [data, model].into_iter().flatten().collect(),
     }
+}
+
+/// Who reads from a URL or writes to one: as [`mounts`] of what is on volumes.
+fn outside(spec: &TrainingSwarmSpec) -> Vec<&'static str> {
+    let checkpoints = spec.checkpoint.destination.volume.is_none();
+    let data = spec.data.source.http.is_some();
+    let model = spec.model.source.as_ref().is_some_and(|source| source.http.is_some());
+    let needs = [
+        (ROLE_CONDUCTOR, checkpoints || data || model),
+        (ROLE_PEER, checkpoints || model),
+        (ROLE_TRAINER, data || model),
+    ];
+    needs.into_iter().filter(|(_, needs)| *needs).map(|(role, _)| role).collect()
 }
 
 /// The run in the words of `dunlin-train`'s TrainingConfig; every default is spelled out, so that it does not change with the worker.
@@ -283,6 +326,7 @@ mod tests {
         assert_eq!(names(&mounts.conductor), ["checkpoints", "data", "models"]);
         assert_eq!(names(&mounts.peers), ["checkpoints", "models"]);
         assert_eq!(names(&mounts.trainers), ["data", "models"]);
+        assert_eq!(outside(&swarm.spec), [""; 0], "everything is on volumes");
         assert!(
             mounts.peers[0].source["persistentVolumeClaim"]["readOnly"] == false
                 && !mounts.peers[0].read_only
@@ -291,6 +335,8 @@ mod tests {
         let http = json!({"source": {"http": {"url": "http://models/llama"}}});
         swarm.spec.model = serde_json::from_value(http).unwrap();
         assert_eq!(model(&swarm.spec.model), json!({"checkpoint": "http://models/llama"}));
+        assert_eq!(outside(&swarm.spec), ["conductor", "train-peer", "trainer"]);
+        assert_eq!(outside(&training_swarm(1).spec), ["conductor", "trainer"], "data behind a URL");
         for said in [None, Some(TokenizerKind::Model)] {
             swarm.spec.data.tokenizer = said;
             assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Model");
@@ -333,6 +379,7 @@ mod tests {
         assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], "https://store/run");
         let mounts = mounts(&swarm.spec);
         assert!(mounts.peers.is_empty() && mounts.conductor.is_empty());
+        assert!(outside(&swarm.spec).contains(&"train-peer"));
 
         let secret = json!({"http": {"url": "https://store/run", "headersSecret": "store"}});
         swarm.spec.checkpoint.destination = serde_json::from_value(secret).unwrap();
@@ -371,7 +418,7 @@ mod tests {
             Desired::new(&swarm, &config).template
         };
         let before = template(&|_| {});
-        assert_eq!(before, template(&|spec| spec.replicas = Some(7)));
+        assert_eq!(before, template(&|spec| spec.replicas = 7));
         assert_eq!(before, template(&|spec| spec.suspend = true));
         assert_ne!(before, template(&|spec| spec.steps += 1));
         assert_ne!(before, template(&|spec| spec.optimizer.learning_rate *= 2.0));

@@ -79,7 +79,10 @@ impl World {
             self.made += 1;
             let name = format!("{}-{}", creation.pool.name, self.made);
             let mut pod = worker(&name, &creation.pool.name);
-            (pod.template, pod.ready) = (template.clone(), true);
+            let desired = self.desired();
+            let mut pools = desired.pools.iter().chain(&desired.conductor).chain(&desired.trainers);
+            let hash = pools.find(|pool| pool.template.name == creation.pool.name).unwrap().hash.clone();
+            (pod.template, pod.hash, pod.ready) = (template.clone(), hash, true);
             let crew = match post {
                 Post::Conductor => &mut self.view.conductors,
                 Post::Peer => &mut self.view.workers,
@@ -476,4 +479,41 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
     }
     let waits = (0..1000).take_while(|_| world.decide().course == Course::Wait).count();
     assert!((290..310).contains(&waits), "{waits}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_pool_is_rolled_one_pod_at_a_time_while_the_run_goes_on() {
+    let mut world = World::training();
+    world.swarm.spec.pools[0].memory.host = serde_json::from_value(serde_json::json!("512Mi")).unwrap();
+    world.swarm.spec.trainers.resources =
+        serde_json::from_value(serde_json::json!({"requests": {"cpu": "150m"}})).unwrap();
+    let mut left = 5;
+    for _ in 0..30 {
+        let decision = world.decide();
+        assert_eq!((decision.course, decision.suspend), (Course::Train, false));
+        assert!(decision.delete.len() <= 1 && decision.create.len() <= 1, "{decision:?}");
+        assert!(decision.facts.outdated <= left && decision.facts.peers_ready >= 3, "{:?}", decision.facts);
+        left = decision.facts.outdated;
+        assert_eq!(decision.facts.is_whole(), left == 0);
+        world.run(&decision);
+        assert!(world.view.workers.len() <= 5 && world.view.trainers.len() <= 2);
+    }
+    assert_eq!((left, world.view.workers.len(), world.view.trainers.len()), (0, 4, 1));
+    assert!(world.view.conductors.contains_key("conductor-1"), "it is as it was");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_conductor_goes_before_the_next_is_made() {
+    let mut world = World::training();
+    world.swarm.spec.conductor.pod_template =
+        serde_json::from_value(serde_json::json!({"labels": {"team": "a"}})).unwrap();
+    let decision = world.decide();
+    assert_eq!((decision.delete.len(), decision.create.len()), (1, 0));
+    assert_eq!(decision.delete[0].name, "conductor-1");
+    world.run(&decision);
+    let decision = world.decide();
+    assert_eq!(posts(&decision), [Post::Conductor]);
+    world.run(&decision);
+    world.conduct(RunPhase::Training, 10, Some(5));
+    assert_eq!(world.decide().facts.outdated, 0);
 }

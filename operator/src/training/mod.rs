@@ -85,7 +85,7 @@ async fn pass(
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
-    let owner = Owner::new(key, swarm.uid().unwrap_or_default());
+    let owner = Owner::new(key, swarm, &context.config.inherited_labels);
     let generation = swarm.metadata.generation.unwrap_or_default();
     let desired = Desired::new(swarm, &context.config);
     memory.restore(swarm);
@@ -105,6 +105,7 @@ async fn pass(
         None => Trust::restore(&owner, &context.applier, &mut memory.applied).await,
     };
     memory.kept = trust.is_ok();
+    let trust = trust.and_then(|mut trust| trust.renew_own(&owner).map(|()| trust));
     let trust = match trust {
         Ok(trust) => memory.trust.insert(trust),
         Err(failure) => {

@@ -10,7 +10,7 @@ use super::conditions::{Facts, conditions};
 use super::desired::{CHECKPOINTS_DIR, Desired};
 use crate::apply::network::HTTP_PORT;
 use crate::config::Config;
-use crate::labels::{ROLE, ROLE_PEER, SWARM};
+use crate::labels::{ROLE_PEER, pool_selector};
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::status::events::{Happening, Words, changes};
@@ -97,7 +97,8 @@ pub fn build(
         lost: run.lost,
         moves: run.moves,
         url: Some(format!("http://{name}-conductor.{namespace}.{}:{HTTP_PORT}/", config.service_domain)),
-        selector: Some(format!("{SWARM}={name},{ROLE}={ROLE_PEER}")),
+        replicas: facts.replicas,
+        selector: swarm.spec.pools.first().map(|pool| pool_selector(&name, ROLE_PEER, &pool.name)),
         display,
     }
 }
@@ -192,6 +193,7 @@ mod tests {
             trained: training,
             peers_desired,
             peers_ready,
+            replicas: 5,
             pods: 6,
             ..Facts::default()
         }
@@ -210,7 +212,8 @@ mod tests {
         assert_eq!(found.peers.display, "4/4");
         assert_eq!(found.last_checkpoint.map(|c| c.path), Some("tiny/step-30".into()));
         assert_eq!(found.url.as_deref(), Some("http://tiny-conductor.default.svc:8080/"));
-        assert_eq!(found.selector.as_deref(), Some("dunlin.dev/swarm=tiny,dunlin.dev/role=train-peer"));
+        let selector = "dunlin.dev/swarm=tiny,dunlin.dev/role=train-peer,dunlin.dev/pool=spot";
+        assert_eq!((found.replicas, found.selector.as_deref()), (5, Some(selector)));
     }
 
     #[test]

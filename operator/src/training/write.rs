@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::decide::{Decision, Post};
 use super::desired::Desired;
 use super::memory::Memory;
+use crate::apply::budget::{Guarantee, budget};
 use crate::apply::certificates::{conductor_names, worker_names};
 use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
 use crate::apply::pods::{Mount, Nodes, PoolTemplate, WorkerPod, common_args};
@@ -33,7 +34,8 @@ pub(super) async fn all(
     happenings: &mut Vec<Happening>,
 ) -> Result<(), Error> {
     let mut refusals = Refusals::default();
-    let mut objects = network::policies(owner, &context.config.namespace);
+    let mut objects =
+        network::policies(owner, &context.config.namespace, context.config.reach(&desired.outside));
     objects.extend([service(owner), disruption_budget(owner, desired)]);
     if decision.configure {
         objects.push(config_map(owner, &desired.config));
@@ -117,16 +119,8 @@ fn service(owner: &Owner) -> Value {
 
 /// Drains leave a peer for each stage, but never wait for ever: where there are no more peers than that, one may go.
 fn disruption_budget(owner: &Owner, desired: &Desired) -> Value {
-    json!({
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": owner.metadata(&format!("{}-{ROLE_PEER}", owner.name), ROLE_PEER),
-        "spec": {
-            "minAvailable": desired.stages.min(desired.peers().saturating_sub(1)),
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": {"matchLabels": owner.selector(ROLE_PEER)},
-        },
-    })
+    let kept = desired.stages.min(desired.peers().saturating_sub(1));
+    budget(owner, &format!("{}-{ROLE_PEER}", owner.name), ROLE_PEER, Guarantee::Available(kept))
 }
 
 fn config_map(owner: &Owner, config: &Value) -> Value {
@@ -138,7 +132,8 @@ fn config_map(owner: &Owner, config: &Value) -> Value {
     })
 }
 
-fn pod<'a>(
+/// The pod `name` of `post` in `pool`. `pools`: those of peers; `marked`: some node of the cluster carries a spot marker.
+pub(super) fn pod<'a>(
     post: Post,
     owner: &'a Owner,
     name: &'a str,
@@ -205,7 +200,7 @@ mod tests {
     use crate::testing::{assert_restricted, assert_typed, config, training_swarm};
 
     fn owner() -> Owner {
-        Owner { kind: Kind::Training, namespace: "default".into(), name: "tiny".into(), uid: "1-2-3".into() }
+        Owner { kind: Kind::Training, name: "tiny".into(), ..crate::testing::owner() }
     }
 
     fn made(post: Post) -> Value {

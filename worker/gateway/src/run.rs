@@ -13,7 +13,7 @@ use dunlin_model::Tokenizer;
 use dunlin_planner::Topology;
 use dunlin_protocol::{GatewayConfig, GatewayId};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
-use dunlin_wire::{LinksConfig, TlsFiles, WireRuntime, proto};
+use dunlin_wire::{Credentials, LinksConfig, WireRuntime, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -80,7 +80,7 @@ pub struct GatewayOptions {
     /// The control service.
     pub control: SocketAddr,
     /// Certificates.
-    pub tls: TlsFiles,
+    pub credentials: Credentials,
     /// A file with the topology, looked at once a second.
     pub topology: Option<PathBuf>,
     /// Tokenizer and template, once the model is there.
@@ -117,7 +117,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         stall_ms: 2000,
         retry_after_s: 1,
     };
-    let links = LinksConfig::new(hello, Some(options.tls.clone()));
+    let links = LinksConfig::new(hello, Some(options.credentials.clone()));
     // Sessions and links have threads of their own: HTTP requests may keep the others busy.
     let wire = WireRuntime::start()?;
     let (driver, handle) = Driver::new(config, links, Arc::clone(&metrics), wire.handle());
@@ -127,9 +127,8 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let listener = TcpListener::bind(options.control)
         .await
         .with_context(|| format!("cannot listen on {}", options.control))?;
-    let mut server = tonic::transport::Server::builder().tls_config(options.tls.server())?;
-    let control = server.add_service(ControlService::service(questions_in));
-    wire.serve(listener, move |incoming| control.serve_with_incoming(incoming))?;
+    let control = tonic::transport::Server::builder().add_service(ControlService::service(questions_in));
+    wire.serve(listener, options.credentials, move |incoming| control.serve_with_incoming(incoming))?;
     let figures = Arc::clone(&metrics);
     let (model, trouble) = (options.model.clone(), options.trouble.clone());
     tokio::spawn(control_loop(options.name, questions, handle.clone(), model, trouble, figures));

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::certificates::tls;
+use crate::certificates::credentials;
 use crate::cli::StageArgs;
 use crate::model::{Location, adapters};
 use crate::{health, memory};
@@ -51,7 +51,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// # Errors
 /// When the options or certificates cannot be used, or an address cannot be bound.
 pub async fn run(args: StageArgs) -> anyhow::Result<()> {
-    let tls = tls(&args.process)?;
+    let credentials = credentials(&args.process)?;
     let location = Location::new(&args.model)?;
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, None)?;
@@ -87,10 +87,9 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     info!(addr = %listener.local_addr()?, "stage {} listens", args.process.name);
     let mut server = tonic::transport::Server::builder()
         .initial_stream_window_size(16 << 20)
-        .initial_connection_window_size(32 << 20)
-        .tls_config(tls.server())?;
+        .initial_connection_window_size(32 << 20);
     let router = server.add_service(inbound.service()).add_service(ControlService::service(questions_in));
-    wire.serve(listener, move |incoming| router.serve_with_incoming(incoming))?;
+    wire.serve(listener, credentials.clone(), move |incoming| router.serve_with_incoming(incoming))?;
 
     let (links_in, link_events) = mpsc::channel(EVENTS_MAX);
     let hello = proto::Hello {
@@ -117,7 +116,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         commands: Commands::default(),
         engine_slot,
         loader,
-        links: Links::new(LinksConfig::new(hello, Some(tls)), links_in, pulse, wire.handle()),
+        links: Links::new(LinksConfig::new(hello, Some(credentials)), links_in, pulse, wire.handle()),
         inbound,
         topology: None,
         hold: Hold::default(),

@@ -27,12 +27,11 @@ use dunlin_train::checkpoint::Texts;
 use dunlin_train::config::ModelSource;
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage, TrainingConfig};
-use dunlin_wire::{LinksConfig, proto};
+use dunlin_wire::{Credentials, LinksConfig, proto};
 use tokio::net::UdpSocket;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::certificates::tls;
 use crate::cli::ProcessArgs;
 use crate::exit::NeedsUser;
 use crate::model::Location;
@@ -52,12 +51,9 @@ pub fn read_config(path: &Path) -> anyhow::Result<TrainingConfig> {
 }
 
 /// How this process makes connections.
-///
-/// # Errors
-/// When its certificates cannot be used.
-pub fn links(process: &ProcessArgs) -> anyhow::Result<LinksConfig> {
+pub fn links(process: &ProcessArgs, credentials: Credentials) -> LinksConfig {
     let hello = proto::Hello { name: process.name.clone(), ..proto::Hello::default() };
-    Ok(LinksConfig::new(hello, Some(tls(process)?)))
+    LinksConfig::new(hello, Some(credentials))
 }
 
 /// What a run is made from beside its configuration.

@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::values::{Clients, to_bytes};
 use super::{Sources, links, read_config};
+use crate::certificates::credentials;
 use crate::cli::TrainerArgs;
 use crate::exit::NeedsUser;
 use crate::health;
@@ -39,7 +40,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// When the configuration, data or certificates cannot be used.
 pub async fn run(args: TrainerArgs) -> anyhow::Result<()> {
     let config = read_config(&args.config)?;
-    let links = links(&args.process)?;
+    let links = links(&args.process, credentials(&args.process)?);
     let ready = Arc::new(AtomicBool::new(false));
     health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
     let data = {

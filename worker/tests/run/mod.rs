@@ -8,7 +8,7 @@ use std::time::Duration;
 use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::training::{states, weights};
 use dunlin_e2e::wait;
-use dunlin_wire::{Authority, LinksConfig, Role, proto};
+use dunlin_wire::{Authority, Credentials, LinksConfig, Role, Validity, proto};
 use serde_json::{Value, json};
 
 /// A folder of its own, removed at the end.
@@ -115,8 +115,11 @@ impl Run {
 
     /// How a stranger with a certificate of the run makes connections.
     pub fn links(&self, role: Role, name: &str) -> LinksConfig {
-        let certificate = self.authority.issue(role, &[name.to_owned()]).unwrap();
-        LinksConfig::new(proto::Hello { name: name.to_owned(), ..Default::default() }, Some(certificate))
+        let certificate = self.authority.issue(role, &[name.to_owned()], Validity::Authority).unwrap();
+        LinksConfig::new(
+            proto::Hello { name: name.to_owned(), ..Default::default() },
+            Some(Credentials::fixed(certificate).unwrap()),
+        )
     }
 
     /// The name that a process was given.

@@ -87,7 +87,7 @@ impl Rpc {
     /// # Errors
     /// `PermissionDenied` with a sentence that says who may.
     pub fn admit<T>(self, request: &Request<T>) -> Result<Caller, Status> {
-        let connection = request.extensions().get::<Connection>();
+        let connection = Connection::of(request.extensions());
         let caller = Connection::caller(request.extensions())
             .map_err(|why| denied(connection, format!("{self} is refused: {why}")))?;
         if self.callers().contains(&caller.role) {

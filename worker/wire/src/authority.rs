@@ -1,5 +1,7 @@
 //! The authority of a swarm: it says who holds which name in which role.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
@@ -10,10 +12,11 @@ use x509_parser::pem::{Pem, parse_x509_pem};
 use crate::identity::Role;
 use crate::tls::TlsFiles;
 
-/// Certificates are bound to the life of a swarm and its processes, not to a calendar: deleting the swarm deletes its authority's key, and
-/// a clock that is wrong keeps nobody out.
-const NOT_BEFORE: (i32, u8, u8) = (2020, 1, 1);
-const NOT_AFTER: (i32, u8, u8) = (2120, 1, 1);
+/// An authority is bound to the life of its swarm, not to a calendar: deleting the swarm deletes its key.
+const AUTHORITY_FROM: (i32, u8, u8) = (2020, 1, 1);
+const AUTHORITY_TO: (i32, u8, u8) = (2120, 1, 1);
+/// Clocks of machines may differ by so much.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(24 * 3600);
 
 /// Why there is no authority, or no certificate of it.
 #[derive(Debug, Error)]
@@ -32,6 +35,15 @@ pub enum AuthorityError {
     /// They do not belong together.
     #[error("the key is not that of the authority's certificate")]
     OtherKey,
+}
+
+/// How long a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validity {
+    /// As long as its authority: of processes that nobody can give another one.
+    Authority,
+    /// For so long from now on, and from a day ago.
+    For(Duration),
 }
 
 /// A certificate authority.
@@ -53,7 +65,7 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params);
+        set_period(&mut params, Validity::Authority);
         let key = KeyPair::generate().map_err(make)?;
         let certificate = params.self_signed(&key).map_err(make)?.pem();
         Ok(Self { certificate, key: key.serialize_pem(), issuer: Issuer::new(params, key) })
@@ -92,7 +104,38 @@ impl Authority {
     ///
     /// # Errors
     /// When there is no name, or one is no DNS name or IP address.
-    pub fn issue(&self, role: Role, names: &[String]) -> Result<TlsFiles, AuthorityError> {
+    pub fn issue(
+        &self,
+        role: Role,
+        names: &[String],
+        validity: Validity,
+    ) -> Result<TlsFiles, AuthorityError> {
+        let holder = names.first().cloned().unwrap_or_default();
+        let key = KeyPair::generate().map_err(|source| AuthorityError::Make { holder, source })?;
+        self.certify(key, role, names, validity)
+    }
+
+    /// The same for the holder of `key` (PEM), which it keeps: others know it by that.
+    ///
+    /// # Errors
+    /// When the key is none, there is no name, or one is no DNS name or IP address.
+    pub fn renew(
+        &self,
+        key: &str,
+        role: Role,
+        names: &[String],
+        validity: Validity,
+    ) -> Result<TlsFiles, AuthorityError> {
+        self.certify(KeyPair::from_pem(key).map_err(AuthorityError::Unusable)?, role, names, validity)
+    }
+
+    fn certify(
+        &self,
+        key: KeyPair,
+        role: Role,
+        names: &[String],
+        validity: Validity,
+    ) -> Result<TlsFiles, AuthorityError> {
         let holder = names.first().cloned().unwrap_or_default();
         let make = |source| AuthorityError::Make { holder: holder.clone(), source };
         if holder.is_empty() {
@@ -106,22 +149,29 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params);
-        let key = KeyPair::generate().map_err(make)?;
+        set_period(&mut params, validity);
         let certificate = params.signed_by(&key, &self.issuer).map_err(make)?.pem();
         Ok(TlsFiles { authority: self.certificate.clone(), certificate, key: key.serialize_pem() })
     }
 }
 
-fn set_validity(params: &mut CertificateParams) {
-    params.not_before = date_time_ymd(NOT_BEFORE.0, NOT_BEFORE.1, NOT_BEFORE.2);
-    params.not_after = date_time_ymd(NOT_AFTER.0, NOT_AFTER.1, NOT_AFTER.2);
+fn set_period(params: &mut CertificateParams, validity: Validity) {
+    let day = |(year, month, day)| date_time_ymd(year, month, day);
+    (params.not_before, params.not_after) = match validity {
+        Validity::Authority => (day(AUTHORITY_FROM), day(AUTHORITY_TO)),
+        Validity::For(time) => {
+            let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = day((1970, 1, 1)) + since_1970;
+            (now - CLOCKS_DIFFER, now + time)
+        }
+    };
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
+    use crate::identity::Caller;
 
     #[test]
     fn an_authority_is_kept_as_two_files_that_belong_together() {
@@ -136,9 +186,28 @@ mod tests {
     }
 
     #[test]
+    fn a_renewed_certificate_has_the_key_of_its_holder_and_its_own_end() {
+        let authority = Authority::generate("ours").unwrap();
+        let names = ["a".to_owned()];
+        let days = |days: u64| Validity::For(Duration::from_secs(days * 24 * 3600));
+        let first = authority.issue(Role::Stage, &names, days(1)).unwrap();
+        let again = authority.renew(&first.key, Role::Stage, &names, days(90)).unwrap();
+        let other = authority.issue(Role::Stage, &names, days(90)).unwrap();
+        assert_eq!(again.key, first.key);
+        let seconds = |files: &TlsFiles| files.remaining().unwrap().as_secs();
+        assert!(seconds(&first) <= 24 * 3600 && seconds(&again) > 89 * 24 * 3600);
+        let caller = |files: &TlsFiles| Caller::from_certificate(&files.certificate_der().unwrap()).unwrap();
+        assert!(caller(&first).is_same_holder(&caller(&again)));
+        assert!(!caller(&first).is_same_holder(&caller(&other)));
+        assert!(authority.renew("no key", Role::Stage, &names, days(1)).is_err());
+        let over = authority.issue(Role::Stage, &names, Validity::For(Duration::ZERO)).unwrap();
+        assert_eq!(over.remaining(), Some(Duration::ZERO));
+    }
+
+    #[test]
     fn a_certificate_has_a_name() {
         let authority = Authority::generate("ours").unwrap();
-        assert!(authority.issue(Role::Stage, &[]).is_err());
-        assert!(authority.issue(Role::Stage, &[String::new()]).is_err());
+        assert!(authority.issue(Role::Stage, &[], Validity::Authority).is_err());
+        assert!(authority.issue(Role::Stage, &[String::new()], Validity::Authority).is_err());
     }
 }

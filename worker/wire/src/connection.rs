@@ -5,15 +5,29 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::Extensions;
 use tonic::transport::server::{Connected, TlsConnectInfo};
+use tracing::debug;
 
 use crate::identity::{Caller, NoCaller};
+use crate::tls::Credentials;
+
+/// Callers that may take their time to prove who they are, at once; the others wait to be accepted.
+const HANDSHAKES_MAX: usize = 256;
+/// And how long each may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A machine without files for another connection gets some back within this.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What all requests of one connection have in common.
 #[derive(Clone, Debug, Default)]
@@ -24,9 +38,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// The connection that a request came on.
+    pub(crate) fn of(request: &Extensions) -> Option<&Self> {
+        request.get::<TlsConnectInfo<Self>>().map(TlsConnectInfo::get_ref).or_else(|| request.get())
+    }
+
     /// Whoever is at the other end of the connection that a request came on.
     pub(crate) fn caller(request: &Extensions) -> Result<Caller, NoCaller> {
-        let connection = request.get::<Self>().ok_or(NoCaller::Missing)?;
+        let connection = Self::of(request).ok_or(NoCaller::Missing)?;
         let read = || {
             let tls = request.get::<TlsConnectInfo<Self>>().ok_or(NoCaller::Missing)?;
             let certificates = tls.peer_certs().ok_or(NoCaller::Missing)?;
@@ -47,9 +66,45 @@ pub struct Incoming {
     connection: Connection,
 }
 
-/// Connections whose callers are named by their certificates, without Nagle's delay: a token is a small packet that somebody waits for.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Incoming>> {
-    accept(listener, None)
+/// Connections whose callers are named by their certificates, without Nagle's delay: a token is a small packet that somebody waits for. Each is
+/// made with the `credentials` of its moment. To be called within a runtime, which accepts until the stream is dropped.
+pub fn incoming(
+    listener: TcpListener,
+    credentials: Credentials,
+) -> impl Stream<Item = io::Result<TlsStream<Incoming>>> + Unpin + Send + 'static {
+    let (proven, stream) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        let mut arriving = accept(listener, None);
+        loop {
+            let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let arrived = tokio::select! {
+                arrived = arriving.next() => arrived,
+                () = proven.closed() => return,
+            };
+            let stream = match arrived {
+                Some(Ok(stream)) => stream,
+                Some(Err(error)) => {
+                    debug!(%error, "accepting");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+                None => return,
+            };
+            let acceptor = TlsAcceptor::from(credentials.server());
+            let proven = proven.clone();
+            tokio::spawn(async move {
+                match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                    // Nobody is there to take it: the server has ended.
+                    Ok(Ok(stream)) => drop(proven.send(Ok(stream)).await),
+                    Ok(Err(error)) => debug!(%error, "a caller does not prove who it is"),
+                    Err(_) => debug!("a caller does not prove who it is in time"),
+                }
+                drop(place);
+            });
+        }
+    });
+    ReceiverStream::new(stream)
 }
 
 /// Plain-text connections of callers that are all taken to be `everybody`. For measurements without encryption.

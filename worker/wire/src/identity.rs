@@ -82,8 +82,8 @@ pub struct Caller {
     pub role: Role,
     /// Its name. The gateways of a swarm share a certificate, so for them it is that of all of them.
     pub name: Arc<str>,
-    /// DER; empty where connections have none.
-    certificate: Arc<[u8]>,
+    /// Public key (DER); empty where connections have none. A renewed certificate has the key of the one before.
+    key: Arc<[u8]>,
 }
 
 impl Caller {
@@ -97,19 +97,19 @@ impl Caller {
         let name = only(subject.iter_common_name()).ok_or(NoCaller::Unnamed)?;
         let role = only(subject.iter_organizational_unit()).and_then(Role::parse);
         let role = role.ok_or_else(|| NoCaller::WithoutRole(name.to_owned()))?;
-        Ok(Self { role, name: name.into(), certificate: certificate.as_ref().into() })
+        Ok(Self { role, name: name.into(), key: parsed.public_key().raw.into() })
     }
 
     /// Somebody whose connection proves nothing: for plain text on loopback, and tests.
     #[must_use]
     pub fn unproven(role: Role, name: &str) -> Self {
-        Self { role, name: name.into(), certificate: Arc::default() }
+        Self { role, name: name.into(), key: Arc::default() }
     }
 
-    /// Whether both show the same certificate: one process, whatever connections it makes.
+    /// Whether both have the same key: one process, whatever connections it makes and however often its certificate is renewed.
     #[must_use]
     pub fn is_same_holder(&self, other: &Self) -> bool {
-        self.certificate == other.certificate
+        self.key == other.key
     }
 
     /// Whether it may call itself `name`: as its certificate does. A gateway adds to that what tells it from the others that share it,

@@ -33,13 +33,13 @@ pub mod proto {
     tonic::include_proto!("dunlin.v1");
 }
 
-pub use authority::Authority;
+pub use authority::{Authority, Validity};
 pub use connection::{incoming, incoming_in_plain_text};
 pub use identity::{Caller, Role};
 pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use runtime::{Pulse, WireRuntime};
-pub use tls::{TlsError, TlsFiles};
+pub use tls::{Credentials, TlsError, TlsFiles};
 
 /// Largest message taken from a peer.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

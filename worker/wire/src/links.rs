@@ -20,7 +20,7 @@ use crate::convert::{from_wire, to_wire};
 use crate::proto::frame::Body;
 use crate::proto::stage_client::StageClient;
 use crate::runtime::Pulse;
-use crate::tls::TlsFiles;
+use crate::tls::Credentials;
 use crate::{MESSAGE_BYTES_MAX, proto, queue};
 
 /// Largest HTTP/2 frame that is taken: each takes a system call or two, so that the smallest allowed, 16 KiB, costs time.
@@ -32,7 +32,7 @@ pub struct LinksConfig {
     /// Who we are.
     pub hello: proto::Hello,
     /// Certificates; none only on loopback.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<Credentials>,
     /// Pause between pings.
     pub ping: Duration,
     /// A link without any pong for this long is lost.
@@ -46,7 +46,7 @@ pub struct LinksConfig {
 impl LinksConfig {
     /// Pings five times a second, lost after three unanswered.
     #[must_use]
-    pub fn new(hello: proto::Hello, tls: Option<TlsFiles>) -> Self {
+    pub fn new(hello: proto::Hello, tls: Option<Credentials>) -> Self {
         Self {
             hello,
             tls,

@@ -12,12 +12,14 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 
 use crate::connection::{Incoming, incoming};
+use crate::tls::Credentials;
 
 /// Connections as they come.
-pub type Connections = Pin<Box<dyn Stream<Item = std::io::Result<Incoming>> + Send>>;
+pub type Connections = Pin<Box<dyn Stream<Item = std::io::Result<TlsStream<Incoming>>> + Send>>;
 
 /// A main loop that has not turned for this long is stuck.
 const STUCK: Duration = Duration::from_secs(3);
@@ -50,7 +52,12 @@ impl WireRuntime {
     ///
     /// # Errors
     /// When the listener cannot be moved there.
-    pub fn serve<F, S>(&self, listener: TcpListener, serve: S) -> std::io::Result<JoinHandle<F::Output>>
+    pub fn serve<F, S>(
+        &self,
+        listener: TcpListener,
+        credentials: Credentials,
+        serve: S,
+    ) -> std::io::Result<JoinHandle<F::Output>>
     where
         F: Future<Output: Send> + Send + 'static,
         S: FnOnce(Connections) -> F,
@@ -59,7 +66,7 @@ impl WireRuntime {
         let listener = listener.into_std()?;
         let handle = self.handle();
         let here = handle.enter();
-        let future = serve(Box::pin(incoming(TcpListener::from_std(listener)?)));
+        let future = serve(Box::pin(incoming(TcpListener::from_std(listener)?, credentials)));
         drop(here);
         Ok(handle.spawn(future))
     }

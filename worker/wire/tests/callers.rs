@@ -14,8 +14,8 @@ use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
 use dunlin_wire::{
-    Authority, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Pulse, Role, TlsFiles, incoming, links,
-    proto,
+    Authority, Credentials, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Pulse, Role, TlsFiles,
+    Validity, incoming, links, proto,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -39,7 +39,8 @@ impl World {
         let authority = Authority::generate("test").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
-        let tls = authority.issue(Role::Stage, &["server".to_owned()]).unwrap();
+        let tls = authority.issue(Role::Stage, &["server".to_owned()], Validity::Authority).unwrap();
+        let credentials = Credentials::fixed(tls).unwrap();
         let (frames_in, frames) = mpsc::channel(64);
         let (conductor_in, conductor) = mpsc::channel(64);
         let (others_in, others) = mpsc::channel(64);
@@ -47,24 +48,23 @@ impl World {
         let (stage_in, stage) = mpsc::channel(64);
         let inbound = Inbound::new("server", 1, frames_in, Pulse::default());
         let router = Server::builder()
-            .tls_config(tls.server())
-            .unwrap()
             .add_service(inbound.service())
             .add_service(ControlService::service(questions_in))
             .add_service(ConductorService::service(conductor_in))
             .add_service(TrainStageService::service(stage_in, 1 << 20, 64));
-        tokio::spawn(router.serve_with_incoming(incoming(listener)));
+        tokio::spawn(router.serve_with_incoming(incoming(listener, credentials)));
         tokio::spawn(answer_questions(questions, others_in.clone()));
         tokio::spawn(answer_calls(stage, others_in));
         Self { authority, addr, inbound, frames, conductor, others }
     }
 
     fn certificate(&self, role: Role, name: &str) -> TlsFiles {
-        self.authority.issue(role, &[name.to_owned()]).unwrap()
+        self.authority.issue(role, &[name.to_owned()], Validity::Authority).unwrap()
     }
 
     async fn try_channel(&self, tls: Option<TlsFiles>) -> Result<Channel, tonic::transport::Error> {
-        let config = LinksConfig::new(proto::Hello::default(), tls);
+        let config =
+            LinksConfig::new(proto::Hello::default(), tls.map(|tls| Credentials::fixed(tls).unwrap()));
         links::connect(&config, "server", &self.addr).await
     }
 
@@ -405,7 +405,7 @@ async fn a_caller_that_breaks_a_rule_is_told_and_heard_no_more() {
 async fn strangers_do_not_get_in() {
     let mut world = World::new().await;
     let elsewhere = Authority::generate("elsewhere").unwrap();
-    let mut foreign = elsewhere.issue(Role::Operator, &["operator".to_owned()]).unwrap();
+    let mut foreign = elsewhere.issue(Role::Operator, &["operator".to_owned()], Validity::Authority).unwrap();
     foreign.authority = world.authority.certificate().to_owned();
     for tls in [Some(foreign), None] {
         // A server may notice only with the first words.
@@ -435,4 +435,53 @@ async fn a_certificate_without_a_role_is_good_for_nothing() {
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("peer-1 does not have exactly one known role"), "{refused:?}");
     assert_eq!(world.reached(), []);
+}
+
+/// Both ends read theirs from a folder, as a mounted Secret is one.
+#[tokio::test]
+async fn renewed_certificates_are_used_for_connections_that_are_made_from_then_on() {
+    let authority = Authority::generate("test").unwrap();
+    let names = |name: &str| [name.to_owned()];
+    let write = |folder: &std::path::Path, files: &TlsFiles| {
+        for (name, text) in
+            [("ca.crt", &files.authority), ("tls.crt", &files.certificate), ("tls.key", &files.key)]
+        {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+    };
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let over = Validity::For(Duration::ZERO);
+    let server = authority.issue(Role::Stage, &names("server"), over).unwrap();
+    let client = authority.issue(Role::Operator, &names("operator"), over).unwrap();
+    write(ours.path(), &server);
+    write(theirs.path(), &client);
+    let credentials = Credentials::in_folder(ours.path()).unwrap();
+    let calls = Credentials::in_folder(theirs.path()).unwrap();
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let (questions_in, questions) = mpsc::channel(64);
+    let (answered, _answers) = mpsc::channel(64);
+    let router = Server::builder().add_service(ControlService::service(questions_in));
+    tokio::spawn(router.serve_with_incoming(incoming(listener, credentials.clone())));
+    tokio::spawn(answer_questions(questions, answered));
+    let config = LinksConfig::new(proto::Hello::default(), Some(calls.clone()));
+    let asks = async || -> bool {
+        let Ok(channel) = links::connect(&config, "server", &addr).await else { return false };
+        ControlClient::new(channel).get_status(proto::StatusRequest {}).await.is_ok()
+    };
+    // Ends are whole seconds, which count to their own end.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(!asks().await, "both are over");
+    let good = Validity::For(Duration::from_secs(3600));
+    write(ours.path(), &authority.renew(&server.key, Role::Stage, &names("server"), good).unwrap());
+    credentials.refresh().unwrap();
+    assert!(!asks().await, "that of the client is over");
+    let renewed = authority.renew(&client.key, Role::Operator, &names("operator"), good).unwrap();
+    // Half of it is there.
+    std::fs::write(theirs.path().join("tls.crt"), "").unwrap();
+    assert!(calls.refresh().is_err());
+    write(theirs.path(), &renewed);
+    calls.refresh().unwrap();
+    assert!(asks().await);
 }

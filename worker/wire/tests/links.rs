@@ -9,7 +9,8 @@ use dunlin_planner::{Load, PeerName};
 use dunlin_protocol::frame::WINDOW_ROWS;
 use dunlin_protocol::{Frame, RowData, SessionId};
 use dunlin_wire::{
-    Authority, Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Role, Vitals, WireRuntime, proto,
+    Authority, Credentials, Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Role, Validity,
+    Vitals, WireRuntime, proto,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -29,15 +30,15 @@ struct Stage {
 /// A stage whose loop is this test; it is stuck when it has published nothing for `stuck`.
 async fn stage(stuck: Duration) -> Stage {
     let authority = Authority::generate("test").unwrap();
-    let tls = authority.issue(Role::Stage, &["b".to_owned()]).unwrap();
+    let tls = authority.issue(Role::Stage, &["b".to_owned()], Validity::Authority).unwrap();
+    let credentials = Credentials::fixed(tls).unwrap();
     let wire = WireRuntime::start().unwrap();
     let (events_in, events) = mpsc::channel(16);
     let inbound = Inbound::new("b", 1, events_in, Pulse::new(stuck));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let mut server = tonic::transport::Server::builder().tls_config(tls.server()).unwrap();
-    let router = server.add_service(inbound.service());
-    wire.serve(listener, move |incoming| router.serve_with_incoming(incoming)).unwrap();
+    let router = tonic::transport::Server::builder().add_service(inbound.service());
+    wire.serve(listener, credentials, move |incoming| router.serve_with_incoming(incoming)).unwrap();
     let load = Load { layer_rows: 7, ..Load::default() };
     inbound.publish(Vitals { load, held: BTreeMap::new() });
     Stage { authority, addr, inbound, events, _wire: wire }
@@ -53,8 +54,9 @@ impl Stage {
         wire: &WireRuntime,
     ) -> Links {
         let role = if hello.gateway { Role::Gateway } else { Role::Stage };
-        let tls = self.authority.issue(role, std::slice::from_ref(&hello.name)).unwrap();
-        let mut links = Links::new(LinksConfig::new(hello, Some(tls)), events, pulse, wire.handle());
+        let tls = self.authority.issue(role, std::slice::from_ref(&hello.name), Validity::Authority).unwrap();
+        let credentials = Credentials::fixed(tls).unwrap();
+        let mut links = Links::new(LinksConfig::new(hello, Some(credentials)), events, pulse, wire.handle());
         links.dial(&"b".into(), &self.addr.to_string());
         links
     }

@@ -32,7 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use super::{Sources, read_config};
-use crate::certificates::tls;
+use crate::certificates::credentials;
 use crate::cli::ConductorArgs;
 use crate::exit::NeedsUser;
 use crate::health;
@@ -96,9 +96,8 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", args.process.listen))?;
     info!(addr = %listener.local_addr()?, "conductor listens");
     let (inbound_in, inbound) = mpsc::channel(4096);
-    let mut server = tonic::transport::Server::builder().tls_config(tls(&args.process)?.server())?;
-    let router = server.add_service(ConductorService::service(inbound_in));
-    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    let router = tonic::transport::Server::builder().add_service(ConductorService::service(inbound_in));
+    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener, credentials(&args.process)?)));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let metrics = Arc::clone(&record);
     health::serve(args.process.health, ready, move || page::metrics(&lock(&metrics))).await?;

@@ -172,7 +172,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap().to_string();
             let service = TrainStageService::service(stage_in, CALL_BYTES, 4);
-            let router = server(&links()).unwrap().add_service(service);
+            let router = server().add_service(service);
             let tester = Caller::unproven(Role::Peer, "tester");
             let incoming = dunlin_wire::incoming_in_plain_text(listener, tester).unwrap();
             tokio::spawn(router.serve_with_incoming(incoming));

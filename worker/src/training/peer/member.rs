@@ -51,7 +51,7 @@ pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     let links = LinksConfig::new(hello, None);
     let listener = TcpListener::bind(&args.group[args.index]).await?;
     let service = TrainStageService::service(stage_in, run.call_bytes_max(), 1);
-    let router = server(&links)?.add_service(service);
+    let router = server().add_service(service);
     // Without encryption, as what it is measured beside.
     let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
     let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;

@@ -39,9 +39,9 @@ use dunlin_train::scratch;
 use dunlin_train::stage::{Computed, Purpose};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
+use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
-use dunlin_wire::{LinksConfig, proto};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +51,7 @@ use tracing::{debug, info, warn};
 
 use super::values::{Clients, Fault};
 use super::{advertised, first, links, read_config, saved};
+use crate::certificates::credentials;
 use crate::cli::TrainPeerArgs;
 use crate::exit::NeedsUser;
 use crate::health;
@@ -96,7 +97,8 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     memory::keep_freed();
     scratch::sweep();
     let config = read_config(&args.config)?;
-    let links = links(&args.process)?;
+    let credentials = credentials(&args.process)?;
+    let links = links(&args.process, credentials.clone());
     let run = Arc::new(super::run_of(config)?);
     memory::suffices(&run, args.memory).needs_user()?;
     let listener = TcpListener::bind(args.process.listen)
@@ -111,10 +113,10 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     let (stage_in, inbound) = mpsc::channel(CALLS_QUEUED);
     let (call_bytes_max, calls_max) = (run.call_bytes_max(), run.calls_max());
     let (questions_in, questions) = mpsc::channel(64);
-    let router = server(&links)?
+    let router = server()
         .add_service(TrainStageService::service(stage_in, call_bytes_max, calls_max))
         .add_service(ControlService::service(questions_in));
-    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener)));
+    tokio::spawn(router.serve_with_incoming(dunlin_wire::incoming(listener, credentials)));
     let ready = Arc::new(AtomicBool::new(false));
     health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
     let (link_in, link) = mpsc::channel(256);
@@ -157,14 +159,10 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
 }
 
 /// The server of a peer, without services yet.
-fn server(links: &LinksConfig) -> anyhow::Result<tonic::transport::Server> {
-    let server = tonic::transport::Server::builder()
+fn server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
         .initial_stream_window_size(16 << 20)
-        .initial_connection_window_size(32 << 20);
-    Ok(match &links.tls {
-        Some(tls) => server.tls_config(tls.server())?,
-        None => server,
-    })
+        .initial_connection_window_size(32 << 20)
 }
 
 /// Calls that have come and were not looked at.
