@@ -15,7 +15,9 @@ CLUSTER := NAME=$(NAME) NODES=$(NODES) e2e/cluster/cluster
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
-quickstart: preflight images ## a swarm on a local cluster; its middle node is killed mid-answer (root)
+quickstart: preflight ## a swarm on a local cluster; its middle node is killed mid-answer (root)
+	@e2e/prepare.sh $(TARGET)
+	@$(MAKE) --no-print-directory images
 	$(TARGET)/release/quickstart --name $(NAME) --nodes $(NODES)
 
 quickstart-down: ## remove every trace of the quick start
@@ -24,21 +26,31 @@ quickstart-down: ## remove every trace of the quick start
 try: build model ## the same swarm as processes on this machine, without Kubernetes
 	$(TARGET)/release/dunlin-worker local --model $$(e2e/fetch-model.sh) --peers 3
 
-test: unit e2e ## all tests (root: the end-to-end part makes network namespaces)
+test: unit test-kstatus e2e ## all tests (root: the end-to-end part makes network namespaces)
 
 unit: model ## everything that needs no cluster
 	tools/install.sh nextest
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc --quiet
 
+test-kstatus: ## what Helm and Flux make of both kinds in every state, by the library that they use (needs Go)
+	tools/install.sh nextest
+	DUNLIN_KSTATUS=$$(e2e/kstatus/build.sh) cargo nextest run --locked --workspace --run-ignored only -E 'package(dunlin-operator) & test(kstatus)'
+
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)
 
 e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
-	$(TARGET)/release/scenarios --long
+	$(TARGET)/release/scenarios --long through-twenty-kills
+
+test-examples: preflight images ## every file of examples/ on a local cluster, until it is Ready or has Succeeded (root; about 20 minutes)
+	$(TARGET)/release/scenarios --long every-example-works
 
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
 	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
+
+test-clients: build model ## OpenAI's client for JavaScript, LangChain and LiteLLM against a local swarm (installs them, and Node, from npm and PyPI into the cache)
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/with-swarm.sh e2e/clients/run.sh
 
 test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
 	cargo build --locked --release -p dunlin-gateway --example prompts
@@ -133,6 +145,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit e2e e2e-train test-openai test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train

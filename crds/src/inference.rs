@@ -191,7 +191,7 @@ fn two_minutes() -> u32 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceSwarmStatus {
-    /// Generation of the manifest that the rest speaks about.
+    /// Generation of the manifest that the rest speaks about; -1 while no operator has seen the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Reconciling, Stalled, Degraded, ModelLoaded.

@@ -92,6 +92,15 @@ impl Cluster {
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
+        self.folder(name)
+    }
+
+    /// The same with what is in it.
+    ///
+    /// # Errors
+    /// As [`Cluster::fresh_folder`].
+    pub fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.state()?.join(name);
         std::fs::create_dir_all(&folder)?;
         std::os::unix::fs::chown(&folder, Some(WORKER_USER), Some(WORKER_USER))?;
         Ok(folder)

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::cluster::{Cluster, repository};
 use crate::swarm::Swarm;
@@ -16,6 +17,8 @@ pub const OPERATOR_NAMESPACE: &str = "dunlin-system";
 pub const EXAMPLE: &str = "smollm2";
 /// The model name it serves.
 pub const EXAMPLE_MODEL: &str = "smollm2-135m";
+/// Volumes of each storage class.
+const VOLUMES: u32 = 4;
 /// How long pods of the installation may take to be Ready.
 const INSTALL_LIMIT: Duration = Duration::from_secs(120);
 
@@ -86,14 +89,20 @@ pub fn install_chart(cluster: &Cluster, extra: &[&str]) -> Result<()> {
     cluster.helm(&args).map(drop)
 }
 
+/// A manifest of `examples/` as it works here, where the internet is out of reach: with the URLs of the file server.
+///
+/// # Errors
+/// When there is none, or it loads something else.
+pub fn example(cluster: &Cluster, file: &str) -> Result<String> {
+    cluster.verb(&["example", file])
+}
+
 /// Applies an example manifest by file name.
 ///
 /// # Errors
 /// The API server's refusal.
 pub fn apply_example(cluster: &Cluster, file: &str) -> Result<()> {
-    let path = repository().join("examples").join(file);
-    let manifest = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    cluster.apply(&manifest).map(drop)
+    cluster.apply(&example(cluster, file)?).map(drop)
 }
 
 /// The file server that hands out the model, Ready.
@@ -101,12 +110,59 @@ pub fn apply_example(cluster: &Cluster, file: &str) -> Result<()> {
 /// # Errors
 /// When it does not become Ready.
 pub fn start_model_server(cluster: &Cluster) -> Result<()> {
-    apply_example(cluster, "models-server.yaml")?;
+    apply_example(cluster, "local/models-server.yaml")?;
     wait::until_true("the model server is Ready", INSTALL_LIMIT, || {
         let object = cluster.get(&["deployment", "models"])?;
         let ready = object["status"]["readyReplicas"].as_u64().unwrap_or(0);
         Ok((ready >= 1, object["status"].to_string()))
     })
+}
+
+/// The storage classes of the examples: `models`, with SmolLM2 on each volume, and `checkpoints`. Nobody makes volumes of these classes; there are
+/// [`VOLUMES`] of each, folders of this machine, which all nodes see.
+///
+/// # Errors
+/// When the model cannot be had, or the API server refuses.
+pub fn storage(cluster: &Cluster) -> Result<()> {
+    let models = cluster.folder("models")?;
+    let file = models.join("smollm2.gguf");
+    if !file.exists() {
+        std::fs::copy(fetched("fetch-model.sh")?, &file)?;
+    }
+    for (class, mode) in [("models", "ReadOnlyMany"), ("checkpoints", "ReadWriteMany")] {
+        cluster.apply(
+            &json!({
+                "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": class},
+                "provisioner": "kubernetes.io/no-provisioner",
+            })
+            .to_string(),
+        )?;
+        for number in 1..=VOLUMES {
+            let name = format!("{class}-{number}");
+            let folder = if class == "models" { models.clone() } else { cluster.folder(&name)? };
+            cluster.apply(
+                &json!({
+                    "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+                    "spec": {"capacity": {"storage": "1Gi"}, "accessModes": [mode], "storageClassName": class,
+                             "hostPath": {"path": folder}},
+                })
+                .to_string(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The path that a script of `e2e/` prints.
+///
+/// # Errors
+/// When it fails.
+pub fn fetched(script: &str) -> Result<PathBuf> {
+    let output = Command::new(repository().join("e2e").join(script)).output().context(script.to_owned())?;
+    if !output.status.success() {
+        bail!("{script}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
 /// The example swarm, applied; not yet waited for.

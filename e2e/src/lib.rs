@@ -2,6 +2,8 @@
 //! OpenAI client that knows when each token arrived, and the scenarios themselves.
 //!
 //! * [`cluster`] drives `e2e/cluster/cluster` (nodes that can be killed, silenced, started)
+//! * [`kstatus`] asks what Helm and Flux make of an object
+//! * [`deploy`] brings images, chart and examples to it · [`report`] figures for people and for the record
 //! * [`local`] runs a swarm without Kubernetes, [`losses`] ends and stops its processes
 //! * [`chaos`] keeps streams going through losses, [`overload`] asks more than there is room for
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
@@ -16,6 +18,7 @@ pub mod chaos;
 pub mod chat;
 pub mod cluster;
 pub mod deploy;
+pub mod kstatus;
 pub mod local;
 pub mod losses;
 pub mod overload;

@@ -53,3 +53,15 @@ fn every_crate_has_its_reason_and_its_user() {
         .collect();
     assert_eq!(all, used, "Cargo.toml of the workspace, those of its members");
 }
+
+/// What Helm waits for in the scenarios is what `make test-kstatus` asks.
+#[test]
+fn kstatus_is_the_one_that_helm_is_built_with() {
+    let version = |path: &str| {
+        let modules = read(path);
+        let line =
+            modules.lines().find(|line| line.trim().starts_with("github.com/fluxcd/cli-utils ")).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(version("e2e/kstatus/go.mod"), version("e2e/cluster/kubes/go.mod"));
+}

@@ -7,9 +7,10 @@
 //! * [`linear`] `y = x W^T`, the bulk of the work
 //! * [`attention`] over KV pages of 16 positions
 //! * [`norm`], [`rope`], [`activation`], [`softmax`] the rest of a decoder block
+//! * [`causal`] attention of whole sequences, forward and backward; [`weight_gradient`], [`embedding`], [`loss`] the rest of training
 //! * [`math`] exp, sin and cos of our own: libm differs between systems
 //! * [`gradient_sum`], [`bit_sum`] sums that any order of additions gives, and what tells that memory has changed
-//! * [`pool`] threads that split columns, rows or heads, never sums
+//! * [`pool`] threads that split columns, rows or heads, never sums · [`buffer`] memory aligned to a cache line · [`isa`] which instructions there are
 #![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop, reason = "kernels index several arrays by one row or lane")]

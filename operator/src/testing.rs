@@ -234,13 +234,42 @@ pub fn kinds(calls: &[String]) -> Vec<String> {
     calls.iter().map(kind).collect()
 }
 
-/// What kstatus makes of an object with these conditions, of which the generation is observed: its rules for kinds that it does not know.
-pub fn kstatus(conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition]) -> &'static str {
-    let is = |kind: &str, status: &str| conditions.iter().any(|c| c.type_ == kind && c.status == status);
-    match () {
-        () if is("Reconciling", "True") => "InProgress",
-        () if is("Stalled", "True") => "Failed",
-        () if is("Ready", "False") || is("Ready", "Unknown") => "InProgress",
-        () => "Current",
+/// What the library of Helm and Flux makes of `object`: the first word of what the program of e2e/kstatus prints, such as `InProgress`.
+pub fn kstatus(object: &Value) -> String {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    let program =
+        std::env::var_os("DUNLIN_KSTATUS").expect("run `make test-kstatus`, which builds the program");
+    let mut child =
+        Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program");
+    child.stdin.take().unwrap().write_all(object.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{object}");
+    String::from_utf8(output.stdout).unwrap().split('\t').next().unwrap().to_owned()
+}
+
+/// An object of `kind` that has this status, at `generation`; being deleted if `deleting`.
+pub fn object(kind: Kind, generation: i64, deleting: bool, status: &impl Serialize) -> Value {
+    let mut object = serde_json::json!({
+        "apiVersion": "dunlin.dev/v1alpha1",
+        "kind": kind.name(),
+        "metadata": {"name": "s", "namespace": "default", "generation": generation},
+        "status": status,
+    });
+    if deleting {
+        object["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        object["metadata"]["finalizers"] = serde_json::json!(["foregroundDeletion"]);
     }
+    object
+}
+
+/// The status that the API server gives an object that no operator has seen.
+pub fn unseen(kind: Kind) -> Value {
+    let kind = match kind {
+        Kind::Inference => dunlin_crds::generated::Kind::Inference,
+        Kind::Training => dunlin_crds::generated::Kind::Training,
+    };
+    let crd = dunlin_crds::generated::definition(kind).unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"].clone()
 }

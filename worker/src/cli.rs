@@ -152,7 +152,7 @@ pub struct GatewayArgs {
     /// A file with the topology, looked at once a second.
     #[arg(long)]
     pub topology: Option<PathBuf>,
-    /// The name clients ask for; the topology's when not given.
+    /// The name clients ask for; that of the model's file, without its ending, when not given.
     #[arg(long)]
     pub model_name: Option<String>,
     /// Longest sequence; the model's context length when 0.

@@ -11,7 +11,7 @@ use crate::shared::PeersStatus;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainingSwarmStatus {
-    /// Generation of the manifest that the rest speaks about.
+    /// Generation of the manifest that the rest speaks about; -1 while no operator has seen the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready, Reconciling, Stalled, Degraded, Succeeded.

@@ -38,7 +38,9 @@ fn main() -> Result<()> {
     deploy::load_images(&cluster, &deploy::image_dir())?;
     progress.say("helm install dunlin charts/dunlin");
     deploy::install_chart(&cluster, &[])?;
-    progress.say("kubectl apply -f examples/models-server.yaml -f examples/smollm2.yaml");
+    deploy::storage(&cluster)?;
+    progress.say("kubectl apply -f examples/smollm2.yaml");
+    // Nodes have no way out: they load the model from a server beside them.
     deploy::start_model_server(&cluster)?;
     let swarm = deploy::apply_example_swarm(&cluster)?;
     swarm.wait_whole(scenarios::PEERS)?;
@@ -151,6 +153,7 @@ fn next_commands(args: &Args, swarm: &Swarm<'_>) -> Result<()> {
         "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
         swarm.model
     );
+    println!("  {cluster} example train-bible.yaml | {kubectl} apply -f -");
     println!("  make cluster-kill NODE=n2        make cluster-start NODE=n2");
     println!("  make cluster-silence NODE=n1     make cluster-unsilence NODE=n1");
     println!("  make quickstart-down             removes every trace");

@@ -26,7 +26,7 @@ struct Args {
     /// Nodes of the cluster.
     #[arg(long, default_value_t = 4)]
     nodes: u32,
-    /// The scenarios that take hours instead of those of every test run.
+    /// The scenarios that take long instead of those of every test run.
     #[arg(long)]
     long: bool,
     /// List the names and stop.

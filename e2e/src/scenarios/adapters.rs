@@ -9,7 +9,7 @@ use super::edits::{rolled, under_load};
 use super::training::{Example, LIMIT, Run};
 use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Answer, Question};
-use crate::cluster::repository;
+use crate::deploy;
 use crate::local::{Local, release_dir};
 use crate::swarm::Swarm;
 
@@ -17,13 +17,12 @@ const BIBLICAL: Example = Example { file: "train-adapter.yaml", name: "biblical"
 
 /// (what is replaced in the example, by what): a run of a minute.
 const SHORT: &[(&str, &str)] = &[
-    ("sequenceLength: 128", "sequenceLength: 32"),
-    ("globalBatch: 16", "globalBatch: 4"),
-    ("microbatch: 2", "microbatch: 1"),
-    ("steps: 200", "steps: 16"),
+    ("sequenceLength: 64", "sequenceLength: 32"),
+    ("globalBatch: 8", "globalBatch: 4"),
+    ("steps: 40", "steps: 16"),
     ("batches: 4", "batches: 2"),
-    ("warmupSteps: 10", "warmupSteps: 2"),
-    ("learningRate: 0.0005", "learningRate: 0.005"),
+    ("warmupSteps: 4", "warmupSteps: 2"),
+    ("learningRate: 0.002", "learningRate: 0.005"),
 ];
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -35,15 +34,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     let model = models_volume(bench)?;
-    // The claim is the user's; the one of the example for volumes is as good as any.
-    let claim = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
-    let claim = claim.split("---").next().context("volume.yaml begins with a claim")?;
-    let checkpoints = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
-    let checkpoints = checkpoints.split("---").next().context("train-bible.yaml begins with a claim")?;
-    bench.cluster.apply(claim)?;
-    bench.cluster.apply(checkpoints)?;
     let base = format!("path: {model}");
-    let changes = [SHORT, &[("path: PATH", base.as_str())]].concat();
+    let changes = [SHORT, &[("path: smollm2.gguf", base.as_str())]].concat();
     let run = Run::start(bench.cluster, BIBLICAL, &changes)?;
 
     let step = run.training.wait_step(3, LIMIT)?["step"].as_u64().unwrap_or(0);
@@ -58,9 +50,9 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     heal(bench.cluster)?;
 
     let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
-    let example = std::fs::read_to_string(repository().join("examples/serve-adapter.yaml"))?;
-    let example = example.replace("path: CHECKPOINT", &format!("path: {path}"));
-    let example = example.replace("path: PATH", &format!("path: {model}"));
+    let example = deploy::example(bench.cluster, "serve-adapter.yaml")?;
+    let example = example.replace("path: biblical/step-00000040", &format!("path: {path}"));
+    let example = example.replace("path: smollm2.gguf", &format!("path: {model}"));
     let swarm = Swarm { cluster: bench.cluster, name: "adapted".into(), model: "smollm2-135m".into() };
     // First without: the list of adapters may change while a swarm serves.
     let (from, to) = (example.find("  adapters:\n"), example.find("  pools:\n"));
@@ -79,7 +71,7 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     same(&bench.reference, &ask("smollm2-135m")?).context("the model beside an adapter")?;
     let adapted = ask("biblical")?;
     ensure!(adapted.ids != bench.reference.ids, "the adapter changes nothing: {:?}", adapted.text);
-    let file = super::training::fetched("fetch-model.sh")?;
+    let file = deploy::fetched("fetch-model.sh")?;
     let worker = release_dir().join("dunlin-worker");
     let adapter = format!("biblical={}", checkpoint.display());
     let local = Local::start_with(&worker, &file, &[adapter], 1, 2)?;

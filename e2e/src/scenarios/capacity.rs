@@ -23,7 +23,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 fn scaled(bench: &Bench<'_>) -> Result<()> {
     // The example's least is three.
-    let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+    let example = deploy::example(bench.cluster, "smollm2.yaml")?;
     bench.cluster.apply(&example.replace("min: 3", "min: 2"))?;
     under_load(&bench.swarm, &bench.reference, || {
         for peers in [5, 2] {
@@ -37,7 +37,7 @@ fn scaled(bench: &Bench<'_>) -> Result<()> {
 
 fn autoscaled(bench: &Bench<'_>) -> Result<()> {
     let cluster = bench.cluster;
-    let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+    let example = deploy::example(bench.cluster, "smollm2.yaml")?;
     let result = (|| {
         // One that nobody has ever scaled.
         let fresh = example.replace("  name: smollm2\n", "  name: unscaled\n");

@@ -4,10 +4,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::training::fetched;
 use super::{Bench, PEERS, Scenario, same};
 use crate::chat::{self, Question};
 use crate::cluster::repository;
+use crate::deploy::{self, fetched};
 use crate::swarm::Swarm;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -45,9 +45,9 @@ pub(super) fn models_volume(bench: &Bench<'_>) -> Result<String> {
 /// The same model from a PersistentVolumeClaim: the nodes of the local cluster share the disk of this machine.
 fn volume(bench: &Bench<'_>) -> Result<()> {
     let name = models_volume(bench)?;
-    let example = std::fs::read_to_string(repository().join("examples/volume.yaml"))?;
+    let example = deploy::example(bench.cluster, "volume.yaml")?;
     let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
-    bench.cluster.apply(&example.replace("PATH", &name))?;
+    bench.cluster.apply(&example.replace("smollm2.gguf", &name))?;
     swarm.wait_whole(PEERS)?;
     let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
     same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)?;

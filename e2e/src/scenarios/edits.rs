@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Bench, PEERS, Scenario, TOKENS, same};
 use crate::chat::{self, Answer, Question};
-use crate::cluster::{Cluster, repository};
+use crate::cluster::Cluster;
 use crate::deploy;
 use crate::swarm::{Swarm, conditions, is_over};
 use crate::wait;
@@ -86,7 +86,7 @@ pub(super) fn rolled(
 
 fn pool(bench: &Bench<'_>) -> Result<()> {
     let before = bench.swarm.peers()?;
-    let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+    let example = deploy::example(bench.cluster, "smollm2.yaml")?;
     let memory = |pod: &Value| pod["spec"]["containers"][0]["resources"]["limits"]["memory"].clone();
     under_load(&bench.swarm, &bench.reference, || {
         bench.cluster.apply(&example.replace("host: 512Mi", "host: 640Mi"))?;

@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::{Bench, Scenario};
 use crate::chat::{self, Question};
-use crate::cluster::repository;
+use crate::deploy;
 use crate::swarm::Swarm;
 
 const STALL_LIMIT: Duration = Duration::from_secs(60);
@@ -19,8 +19,8 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-fn example() -> Result<String> {
-    Ok(std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?)
+fn example(bench: &Bench<'_>) -> Result<String> {
+    deploy::example(bench.cluster, "smollm2.yaml")
 }
 
 /// (what is replaced, by what, what the refusal must say)
@@ -72,8 +72,8 @@ const BAD_RUNS: &[(&str, &str, &str)] = &[
 ];
 
 fn refused(bench: &Bench<'_>) -> Result<()> {
-    let good = example()?.replace("name: smollm2\n", "name: refused\n");
-    let text = std::fs::read_to_string(repository().join("examples/train-bible.yaml"))?;
+    let good = example(bench)?.replace("name: smollm2\n", "name: refused\n");
+    let text = deploy::example(bench.cluster, "train-bible.yaml")?;
     let run = text.split("\n---\n").last().unwrap_or_default().replace("name: bible\n", "name: refused\n");
     let all = BAD.iter().map(|bad| (&good, bad)).chain(BAD_RUNS.iter().map(|bad| (&run, bad)));
     for (good, (what, by, must_say)) in all {
@@ -90,7 +90,7 @@ fn refused(bench: &Bench<'_>) -> Result<()> {
             }
         }
     }
-    let renamed = example()?.replace("name: smollm2-135m", "name: another");
+    let renamed = example(bench)?.replace("name: smollm2-135m", "name: another");
     let refusal = bench.cluster.apply(&renamed).err().map(|e| format!("{e:#}")).unwrap_or_default();
     ensure!(refusal.contains("model.name cannot change"), "renaming a served model: {refusal:?}");
     // Selectable fields: what serves this model?
@@ -127,7 +127,7 @@ fn shared(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn stalled(bench: &Bench<'_>) -> Result<()> {
-    let good = example()?
+    let good = example(bench)?
         .replace("name: smollm2\n", "name: stalled\n")
         .replace("name: smollm2-135m", "name: stalled-model");
     let url_line = good.lines().find(|l| l.contains("url:")).unwrap_or_default().to_owned();

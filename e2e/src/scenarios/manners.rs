@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use super::{Bench, PEERS, Scenario};
-use crate::cluster::repository;
+use crate::deploy;
 use crate::wait;
 
 /// A status that has not been written for so long tells all that there is.
@@ -54,7 +54,7 @@ fn refused(bench: &Bench<'_>) -> Result<()> {
         bench.cluster.kubectl(&["create", "namespace", NAMESPACE])?;
         let namespace = ["-n", NAMESPACE];
         bench.cluster.kubectl(&[&namespace[..], &["create", "quota", "pods", "--hard=pods=1"]].concat())?;
-        let example = std::fs::read_to_string(repository().join("examples/smollm2.yaml"))?;
+        let example = deploy::example(bench.cluster, "smollm2.yaml")?;
         bench
             .cluster
             .apply(&example.replace("  name: smollm2\n", "  name: smollm2\n  namespace: quota\n"))?;

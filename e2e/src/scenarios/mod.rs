@@ -8,6 +8,8 @@ mod capacity;
 mod clients;
 mod control_plane;
 mod edits;
+mod examples;
+mod gitops;
 mod loss;
 mod manifests;
 mod manners;
@@ -63,15 +65,18 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
     scenarios.extend(control_plane::scenarios());
+    scenarios.extend(gitops::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
     scenarios
 }
 
-/// Those that take hours, in targets of their own.
+/// Those that take long, in targets of their own.
 #[must_use]
 pub fn long() -> Vec<Scenario> {
-    training::long()
+    let mut scenarios = training::long();
+    scenarios.extend(examples::long());
+    scenarios
 }
 
 impl Bench<'_> {

@@ -32,7 +32,8 @@ fn operator_down(bench: &Bench<'_>) -> Result<()> {
     result.map(drop)
 }
 
-fn scale_operator(bench: &Bench<'_>, replicas: u64) -> Result<()> {
+/// Waits until the operator has so many pods.
+pub(super) fn scale_operator(bench: &Bench<'_>, replicas: u64) -> Result<()> {
     let namespace = ["-n", OPERATOR_NAMESPACE];
     let count = format!("--replicas={replicas}");
     bench.cluster.kubectl(&[namespace[0], namespace[1], "scale", "deployment", "dunlin-operator", &count])?;

@@ -2,7 +2,6 @@
 //! run that nothing happened to, served by an InferenceSwarm.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +10,8 @@ use serde_json::{Value, json};
 use super::edits::is_amount;
 use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Question};
-use crate::cluster::{Cluster, repository};
+use crate::cluster::Cluster;
+use crate::deploy::{self, fetched};
 use crate::local::{LocalTraining, release_dir};
 use crate::swarm::{Pod, Swarm, is_over};
 use crate::training::{Training, weights};
@@ -70,7 +70,7 @@ impl<'a> Run<'a> {
             "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany"], "storageClassName": "checkpoints",
                      "hostPath": {"path": folder}},
         });
-        let mut manifest = std::fs::read_to_string(repository().join("examples").join(example.file))?;
+        let mut manifest = deploy::example(cluster, example.file)?;
         for (what, by) in changes {
             ensure!(manifest.contains(what), "{} no longer has `{what}`", example.file);
             manifest = manifest.replace(what, by);
@@ -178,12 +178,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The path that a script of `e2e/` prints.
-pub(super) fn fetched(script: &str) -> Result<PathBuf> {
-    let output = Command::new(repository().join("e2e").join(script)).output().context(script.to_owned())?;
-    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
-}
-
 fn short(bench: &Bench<'_>) -> Result<()> {
     let run = Run::start(bench.cluster, BIBLE, SHORT)?;
     let training = &run.training;
@@ -260,8 +254,8 @@ fn short(bench: &Bench<'_>) -> Result<()> {
 /// `examples/serve-trained.yaml` answers with what was trained.
 fn serve(bench: &Bench<'_>, run: &Run<'_>, checkpoint: &Path) -> Result<()> {
     let path = checkpoint.strip_prefix(&run.folder)?.to_string_lossy().into_owned();
-    let example = std::fs::read_to_string(repository().join("examples/serve-trained.yaml"))?;
-    bench.cluster.apply(&example.replace("path: CHECKPOINT", &format!("path: {path}")))?;
+    let example = deploy::example(bench.cluster, "serve-trained.yaml")?;
+    bench.cluster.apply(&example.replace("path: bible/step-00001000", &format!("path: {path}")))?;
     let swarm = Swarm { cluster: bench.cluster, name: "bible-served".into(), model: BIBLE.name.into() };
     swarm.wait_whole(2)?;
     let question = Question::continued(&swarm.model, "In the beginning", 24);

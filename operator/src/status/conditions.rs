@@ -345,23 +345,4 @@ mod tests {
         let lost = conditions(&Facts { served: 20, ..whole() }, &second, Some(2), at(9));
         assert_eq!(lost[0].last_transition_time, Time(at(9)));
     }
-
-    #[test]
-    fn kstatus_reads_each_state_as_it_is_meant() {
-        let before = conditions(&whole(), &[], None, at(1));
-        let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
-        let nothing = Facts { layers: 0, served: 0, shadowed: 0, gateways_ready: 0, ..whole() };
-        for (state, facts, expected) in [
-            ("creating", Facts { peers_ready: 0, ..nothing.clone() }, "InProgress"),
-            ("ready", whole(), "Current"),
-            ("degraded", Facts { peers_ready: 2, ..whole() }, "Current"),
-            ("edited", Facts { generation: 2, peers_desired: 5, ..whole() }, "InProgress"),
-            ("stalled", Facts { trouble, ..nothing }, "Failed"),
-            ("suspending", Facts { suspended: true, ..whole() }, "InProgress"),
-            ("suspended", Facts { suspended: true, pods: 0, ..whole() }, "Current"),
-        ] {
-            let found = conditions(&facts, &before, Some(1), at(2));
-            assert_eq!(crate::testing::kstatus(&found), expected, "{state}: {found:?}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The status: made by one pure function, written by one call.
+//! The status: made by one function of what was found and the time, written by one call.
 
 pub mod conditions;
 pub mod events;
@@ -105,5 +105,84 @@ where
         // Deleted meanwhile: nobody will read it.
         Err(Error::Api { source, .. }) if crate::apply::is_code(&source, 404) => Ok(()),
         other => other.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::labels::Kind;
+    use crate::testing::{self, config, kstatus, object};
+
+    fn swarm(generation: i64) -> InferenceSwarm {
+        let value = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "s", "namespace": "default", "uid": "1-2-3", "generation": generation},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf"}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 3, "max": 6},
+                    "device": {"cpu": {"cores": 1}},
+                    "memory": {"host": "512Mi"},
+                }],
+            },
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn status(before: &InferenceSwarmStatus, facts: &Facts) -> InferenceSwarmStatus {
+        let (swarm, config) = (swarm(facts.generation), config());
+        let desired = Desired::new(&swarm, &config);
+        build(&swarm, before, &desired, &Decision::default(), facts, 1, &config)
+    }
+
+    #[test]
+    #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
+    fn kstatus_reads_each_state_as_it_is_meant() {
+        let whole = Facts {
+            generation: 1,
+            layers: 30,
+            served: 30,
+            shadowed: 30,
+            shadows_wanted: 30,
+            peers_desired: 3,
+            peers_ready: 3,
+            pods: 5,
+            gateways_desired: 2,
+            gateways_ready: 2,
+            ..Facts::default()
+        };
+        let nothing =
+            Facts { layers: 0, served: 0, shadowed: 0, peers_ready: 0, gateways_ready: 0, ..whole.clone() };
+        let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
+        let serves = status(&InferenceSwarmStatus::default(), &whole);
+        let config = config();
+        let swarm = swarm(1);
+        let created = first(&swarm, &Desired::new(&swarm, &config), &config);
+        let ask = |generation, deleting, status: &InferenceSwarmStatus| {
+            kstatus(&object(Kind::Inference, generation, deleting, status))
+        };
+        assert_eq!(
+            kstatus(&object(Kind::Inference, 1, false, &testing::unseen(Kind::Inference))),
+            "InProgress"
+        );
+        assert_eq!(ask(1, false, &created), "InProgress");
+        assert_eq!(ask(2, false, &serves), "InProgress", "an edit that nobody has seen");
+        assert_eq!(ask(1, true, &serves), "Terminating");
+        for (state, facts, expected) in [
+            ("creating", nothing.clone(), "InProgress"),
+            ("ready", whole.clone(), "Current"),
+            ("degraded", Facts { peers_ready: 2, shadowed: 20, ..whole.clone() }, "Current"),
+            ("edited", Facts { generation: 2, peers_desired: 5, ..whole.clone() }, "InProgress"),
+            ("stalled", Facts { trouble: trouble.clone(), ..nothing }, "Failed"),
+            ("stalled while it serves", Facts { trouble, ..whole.clone() }, "Failed"),
+            ("suspending", Facts { generation: 2, suspended: true, ..whole.clone() }, "InProgress"),
+            ("suspended", Facts { generation: 2, suspended: true, pods: 0, ..whole }, "Current"),
+        ] {
+            let found = status(&serves, &facts);
+            assert_eq!(ask(facts.generation, false, &found), expected, "{state}: {found:?}");
+        }
     }
 }

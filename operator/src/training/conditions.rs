@@ -297,24 +297,4 @@ mod tests {
             [("Ready", "False", "Restarting"), ("Reconciling", "True", "Progressing")]
         );
     }
-
-    #[test]
-    fn kstatus_reads_each_state_as_it_is_meant() {
-        let before = told(&whole(), &[], None);
-        let trouble = Some(("TrainingFailed".to_owned(), "no UTF-8".to_owned()));
-        let idle = Facts { training: false, trained: false, ..whole() };
-        for (state, facts, expected) in [
-            ("creating", Facts { peers_ready: 0, ..idle.clone() }, "InProgress"),
-            ("ready", whole(), "Current"),
-            ("degraded", Facts { peers_ready: 3, ..whole() }, "Current"),
-            ("edited", Facts { generation: 2, waits: true, ..whole() }, "InProgress"),
-            ("stalled", Facts { trouble, ..idle.clone() }, "Failed"),
-            ("suspending", Facts { suspended: true, ..idle.clone() }, "InProgress"),
-            ("suspended", Facts { suspended: true, pods: 0, ..idle.clone() }, "Current"),
-            ("finished", Facts { finished: true, pods: 0, ..idle }, "Current"),
-        ] {
-            let found = told(&facts, &before, Some(1));
-            assert_eq!(crate::testing::kstatus(&found), expected, "{state}: {found:?}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! The status of a run, and what its changes mean. Pure.
+//! The status of a run, and what its changes mean. Pure but for the time of conditions that change.
 
 use dunlin_crds::{
     CheckpointStatus, DisplayStatus, PeersStatus, StageStatus, TrainingSwarm, TrainingSwarmStatus,
@@ -162,9 +162,10 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::labels::Kind;
     use crate::peers::Checkpoint;
     use crate::peers::observation::Stage;
-    use crate::testing::{config, training_swarm};
+    use crate::testing::{self, config, kstatus, object, training_swarm};
 
     fn run(step: u64, checkpoint: Option<u64>) -> Observation {
         Observation {
@@ -259,5 +260,46 @@ mod tests {
             reasons(&failing, &status(Some(failing.clone()), &run(32, Some(30)), &facts(true))),
             ["CheckpointsRestored"]
         );
+    }
+
+    #[test]
+    #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
+    fn kstatus_reads_each_state_as_it_is_meant() {
+        let whole = Facts { trainers_desired: 1, trainers_ready: 1, ..facts(true) };
+        let idle = Facts { training: false, trained: false, ..whole.clone() };
+        let trouble = Some(("TrainingFailed".to_owned(), "no UTF-8".to_owned()));
+        let trains = status(None, &run(40, Some(30)), &whole);
+        let config = config();
+        let swarm = training_swarm(1);
+        let created = first(&swarm, &Desired::new(&swarm, &config), &config);
+        let ask = |generation, deleting, status: &TrainingSwarmStatus| {
+            kstatus(&object(Kind::Training, generation, deleting, status))
+        };
+        assert_eq!(
+            kstatus(&object(Kind::Training, 1, false, &testing::unseen(Kind::Training))),
+            "InProgress"
+        );
+        assert_eq!(ask(1, false, &created), "InProgress");
+        assert_eq!(ask(2, false, &trains), "InProgress", "an edit that nobody has seen");
+        assert_eq!(ask(1, true, &trains), "Terminating");
+        for (state, facts, expected) in [
+            ("creating", Facts { peers_ready: 0, ..idle.clone() }, "InProgress"),
+            ("ready", whole.clone(), "Current"),
+            ("degraded", Facts { peers_ready: 3, ..whole.clone() }, "Current"),
+            ("edited", Facts { generation: 2, waits: true, ..whole.clone() }, "InProgress"),
+            ("stalled", Facts { trouble: trouble.clone(), ..idle.clone() }, "Failed"),
+            ("stalled while it trains", Facts { trouble, ..whole }, "Failed"),
+            (
+                "suspending",
+                Facts { generation: 2, suspended: true, waits: true, ..idle.clone() },
+                "InProgress",
+            ),
+            ("suspended", Facts { generation: 2, suspended: true, pods: 0, ..idle.clone() }, "Current"),
+            ("finishing", Facts { finished: true, ..idle.clone() }, "Current"),
+            ("finished", Facts { finished: true, pods: 0, ..idle }, "Current"),
+        ] {
+            let found = status(Some(trains.clone()), &run(40, Some(30)), &facts);
+            assert_eq!(ask(facts.generation, false, &found), expected, "{state}: {found:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! * [`openai`] requests, answers, streams and errors in OpenAI's shapes
 //! * [`template`] chat templates
 //! * [`text`] tokens to text, stop strings
-//! * [`metrics`] vLLM's names and ours
+//! * [`metrics`] vLLM's names and ours · [`recent`] recoveries that people may still want to see
 
 pub mod driver;
 pub mod metrics;

@@ -2,12 +2,14 @@
 //!
 //! * [`source`] bytes by range: a local file here, HTTP in the worker
 //! * [`gguf`], [`safetensors`] headers of weight files, read with limits: they come from strangers
+//! * [`config`] the shape of a decoder, as files and users write it
 //! * [`file`] one view on either: configuration, tensors, tokenizer
 //! * [`weights`] the layers of a stage, packed for the kernels
 //! * [`block`] one decoder block over rows of many sequences
 //! * [`adapter`] LoRA and trained prompts beside the weights
 //! * [`tokenizer`] text to tokens and back, also piece by piece
 //! * [`sampler`] the next token, seeded by position
+//! * [`generate`] a whole model in one process: for tests, perplexity and comparisons
 //! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 

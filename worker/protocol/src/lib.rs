@@ -7,6 +7,7 @@
 //! * [`stage`] the side that executes layers: segments, journals, leases
 //! * [`gateway`] the side that owns sessions: routes, losses, admission
 //! * [`sampling`] how tokens are chosen
+//! * [`training`] the protocol of a swarm that trains: conductor, peers, trainers
 //!
 //! Time comes in as milliseconds; effects go out as data. docs/protocol.md tells the whole story.
 

@@ -4,8 +4,8 @@
 //! out of place or computed from another prefix changes the tokens.
 //!
 //! * [`serving`] gateways and stages of dunlin-protocol, with the engine's own scheduler and pages and a fake model
-//! * [`training`] the same for a swarm that trains
-//! * [`replay`] another simulation: a training swarm on a recorded spot trace
+//! * [`training`] the same for a swarm that trains: conductor, peers and trainers of dunlin-protocol
+//! * [`replay`] a training swarm on a recorded spot trace, with a model of its time instead of the protocol
 //! * [`latency`] what round trips cost training
 
 pub mod latency;

@@ -1,7 +1,7 @@
 //! Training, as plain functions over flat vectors and files: no network peers, no clock, no runtime.
 //!
 //! * [`checkpoint`] folders that are models, written so that they are whole or not there
-//! * [`config`] what a run is, checked before anything runs
+//! * [`config`] what a run is, checked before anything runs · [`run`] what every process derives from it · [`stage`] the parameters of a stage
 //! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
 //! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
 //! * [`codec`] rows and gradients as bytes

@@ -52,11 +52,11 @@ impl ApiError {
         Self { code: Some("no_chat_template"), ..Self::invalid("messages", message) }
     }
 
-    /// 400: prompt and answer do not fit.
+    /// 400: prompt and answer do not fit. It begins as OpenAI's message does, by which clients such as LiteLLM know it.
     #[must_use]
     pub fn too_long(prompt: usize, limit: usize) -> Self {
         let message = format!(
-            "the prompt has {prompt} tokens, and prompt and answer together may have {limit}; shorten it"
+            "this model's maximum context length is {limit} tokens, prompt and answer together, and the prompt has {prompt}; shorten it"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
     }
@@ -65,7 +65,7 @@ impl ApiError {
     #[must_use]
     pub fn longer_than(param: &str, limit: usize) -> Self {
         let message = format!(
-            "the prompt has more than {limit} tokens, and prompt and answer together may have {limit}; shorten it"
+            "this model's maximum context length is {limit} tokens, prompt and answer together, and the prompt has more; shorten it"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
