@@ -18,6 +18,7 @@ const CASES: &[(Format, usize, usize)] = &[
     (Format::F32, 200, 300),
     (Format::F32, 16, 1),
     (Format::F16, 56, 576),
+    (Format::BF16, 56, 576),
     (Format::Q8_0, 56, 576),
     (Format::Q8_0, 32, 1536),
     (Format::Q4_0, 40, 320),
@@ -87,6 +88,7 @@ const HASHES: &[(Format, usize, usize, u64)] = &[
     (Format::F32, 40, 576, 0x6533_e60a_14e4_afc3),
     (Format::F32, 200, 300, 0xa6f7_f4c7_6640_feed),
     (Format::F16, 56, 576, 0xc2b5_1c83_ea26_495d),
+    (Format::BF16, 56, 576, 0x7fd7_bd87_7a26_07c6),
     (Format::Q8_0, 56, 576, 0x9097_80f1_bf0e_2542),
     (Format::Q8_0, 32, 1536, 0x5515_56ea_5382_7b41),
     (Format::Q4_0, 40, 320, 0xde0f_d8b2_53c3_1a93),
@@ -225,8 +227,11 @@ fn linear_is_close_to_the_definition() {
                 size += (f64::from(*w) * f64::from(*x)).abs();
             }
             // Quantised formats round activations to int8 as well.
-            let tolerance =
-                if matches!(format, Format::F32 | Format::F16 | Format::Q6_K) { 1e-6 } else { 8e-3 };
+            let tolerance = if matches!(format, Format::F32 | Format::F16 | Format::BF16 | Format::Q6_K) {
+                1e-6
+            } else {
+                8e-3
+            };
             let error = (f64::from(y[i]) - want).abs();
             assert!(error <= tolerance * size + 1e-9, "{format:?} output {i}: {} not {want}", y[i]);
         }

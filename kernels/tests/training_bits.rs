@@ -138,6 +138,7 @@ fn a_map_held_in_one_direction_has_the_bits_of_its_transpose() {
         (Format::F32, 600, 40),
         (Format::F32, 33, 17),
         (Format::F16, 256, 64),
+        (Format::BF16, 300, 33),
         (Format::Q8_0, 300, 64),
         (Format::Q4_0, 40, 32),
     ] {

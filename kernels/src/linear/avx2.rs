@@ -30,6 +30,9 @@ pub(super) unsafe fn tile(tile: &Tile<'_>, rows: usize, panels: usize) {
             (Packing::F16, 1) => by_rows!(dense_f16, 1; 1, 2, 3, 4, 5, 6),
             (Packing::F16, 2) => by_rows!(dense_f16, 2; 1, 2),
             (Packing::F16, _) => by_rows!(dense_f16, 4; 1),
+            (Packing::Bf16, 1) => by_rows!(dense_bf16, 1; 1, 2, 3, 4, 5, 6),
+            (Packing::Bf16, 2) => by_rows!(dense_bf16, 2; 1, 2),
+            (Packing::Bf16, _) => by_rows!(dense_bf16, 4; 1),
             (Packing::Q8, _) => by_rows!(q8; 1, 2, 3, 4),
             (Packing::Q4, _) => by_rows!(q4; 1, 2, 3, 4),
             (Packing::Q4K, _) => by_rows!(q4k; 1, 2, 3, 4),
@@ -86,6 +89,10 @@ macro_rules! dense {
 
 dense!(dense_f32, 4, |p: *const u8| _mm256_loadu_ps(p.cast()));
 dense!(dense_f16, 2, |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())));
+dense!(dense_bf16, 2, |p: *const u8| {
+    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+    _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
+});
 
 #[target_feature(enable = "avx2")]
 fn store(tile: &Tile<'_>, r: usize, p: usize, value: [__m256; 2]) {

@@ -29,6 +29,10 @@ pub(super) unsafe fn tile(tile: &Tile<'_>, rows: usize, panels: usize) {
             (Packing::F16, 2) => by_rows!(dense_f16, 2; 1, 2, 3, 4, 5, 6, 7, 8),
             (Packing::F16, 4) => by_rows!(dense_f16, 4; 1, 2, 3, 4),
             (Packing::F16, _) => by_rows!(dense_f16, 8; 1),
+            (Packing::Bf16, 1) => by_rows!(dense_bf16, 1; 1, 2, 3, 4, 5, 6, 7, 8),
+            (Packing::Bf16, 2) => by_rows!(dense_bf16, 2; 1, 2, 3, 4, 5, 6, 7, 8),
+            (Packing::Bf16, 4) => by_rows!(dense_bf16, 4; 1, 2, 3, 4),
+            (Packing::Bf16, _) => by_rows!(dense_bf16, 8; 1),
             (Packing::Q8, _) => by_rows!(q8; 1, 2, 3, 4, 5, 6, 7, 8),
             (Packing::Q4, _) => by_rows!(q4; 1, 2, 3, 4, 5, 6, 7, 8),
             (Packing::Q4K, _) => by_rows!(q4k; 1, 2, 3, 4, 5, 6, 7, 8),
@@ -79,6 +83,10 @@ macro_rules! dense {
 
 dense!(dense_f32, 4, |p: *const u8| _mm512_loadu_ps(p.cast()));
 dense!(dense_f16, 2, |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())));
+dense!(dense_bf16, 2, |p: *const u8| {
+    let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+    _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+});
 
 #[target_feature(enable = "avx512f")]
 fn store(tile: &Tile<'_>, r: usize, p: usize, value: __m512) {

@@ -77,7 +77,7 @@ fn run_many(
     scratch: &mut Scratch,
 ) {
     assert_eq!(ws.len(), ys.len(), "as many outputs as maps");
-    if ws.iter().any(|w| !matches!(w.packing, Packing::F32 | Packing::F16)) {
+    if ws.iter().any(|w| !w.packing.is_dense()) {
         scratch.quantised.fill(pool.isa(), x, m, ws[0].k());
     }
     for (w, y) in ws.iter().zip(ys.iter_mut()) {
@@ -137,7 +137,7 @@ impl Tile<'_> {
 
 /// All rows against the panels of one thread: rows in cached groups, panels inside, so that weights stream once per group.
 fn panel_range(isa: Isa, w: &Matrix, rows: &Rows<'_>, panels: Range<usize>) {
-    let dense = matches!(w.packing, Packing::F32 | Packing::F16);
+    let dense = w.packing.is_dense();
     let rows_max = match isa {
         Isa::Scalar => 1,
         Isa::Avx2 if dense => 6,

@@ -1,6 +1,6 @@
 //! The specification in plain loops: one row, one panel.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{CHUNK, CHUNK_BLOCKS, Tile};
 use crate::matrix::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
@@ -12,6 +12,7 @@ pub(super) fn tile(tile: &Tile<'_>) {
     let out = match tile.w.packing {
         Packing::F32 => dense::<4>(x, panel, |b| f32::from_le_bytes(*b)),
         Packing::F16 => dense::<2>(x, panel, |b| f16::from_le_bytes(*b).to_f32()),
+        Packing::Bf16 => dense::<2>(x, panel, |b| bf16::from_le_bytes(*b).to_f32()),
         Packing::Q8 => quantised(tile, panel, Q8_BLOCK_BYTES, 1, |block, _, c, q| Part {
             d: half_at(block, c * 2),
             m: None,

@@ -4,11 +4,12 @@
 //!
 //! | kind | one panel |
 //! |---|---|
-//! | dense f32, f16 | `[k][16]` |
+//! | dense f32, f16, bf16 | `[k][16]` |
 //! | Q8 | per block of 32 inputs: `d [16] f16`, `q [8][16][4] i8` |
 //! | Q4 | per block of 32 inputs: `d [16] f16`, `m [16] f16`, `q [4][16][4]` with inputs `4g+j` and `16+4g+j` in one byte |
 //! | Q4_K | per 256 inputs: `d, dmin [16] f16`, `scale, min [8][16] u8`, `q [8]` as in Q4 |
 
+mod bf16;
 mod ggml;
 mod pack;
 mod packer;
@@ -39,6 +40,8 @@ pub enum Format {
     F32,
     /// 16-bit floats.
     F16,
+    /// The upper halves of 32-bit floats.
+    BF16,
     /// 32 int8 with one f16 scale.
     Q8_0,
     /// 32 4-bit values around 8 with one f16 scale.
@@ -57,7 +60,7 @@ impl Format {
     pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
-            Self::F16 => (1, 2),
+            Self::F16 | Self::BF16 => (1, 2),
             Self::Q8_0 => (32, 34),
             Self::Q4_0 => (32, 18),
             Self::Q4_1 => (32, 20),
@@ -109,6 +112,9 @@ pub enum PackError {
         /// What was given.
         found: usize,
     },
+    /// A value is not a number or infinite.
+    #[error("it has values that are not finite; use an intact copy of the model")]
+    NotFinite,
 }
 
 /// How the values are packed.
@@ -116,6 +122,7 @@ pub enum PackError {
 pub(crate) enum Packing {
     F32,
     F16,
+    Bf16,
     Q8,
     Q4,
     Q4K,
@@ -126,17 +133,24 @@ impl Packing {
         match format {
             Format::F32 => Self::F32,
             Format::F16 | Format::Q6_K => Self::F16,
+            // Unless the whole matrix turns out to fit f16.
+            Format::BF16 => Self::Bf16,
             Format::Q8_0 => Self::Q8,
             Format::Q4_0 | Format::Q4_1 => Self::Q4,
             Format::Q4_K => Self::Q4K,
         }
     }
 
+    /// Is a product with it a sum of products of floats?
+    pub(crate) fn is_dense(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
     /// (values, bytes of them in a panel of 16 columns).
     fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4 * PANEL),
-            Self::F16 => (1, 2 * PANEL),
+            Self::F16 | Self::Bf16 => (1, 2 * PANEL),
             Self::Q8 => (BLOCK, Q8_BLOCK_BYTES),
             Self::Q4 => (BLOCK, Q4_BLOCK_BYTES),
             Self::Q4K => (256, Q4K_BLOCK_BYTES),
@@ -241,7 +255,7 @@ impl Matrix {
     /// From the bytes of a tensor of a GGUF file, `n` rows of `k` values, all at once: see [`Packer`].
     ///
     /// # Errors
-    /// When a row does not fill whole blocks or the length is not right.
+    /// When a row does not fill whole blocks, the length is not right or values in bf16 are not finite.
     pub fn from_ggml(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Self, PackError> {
         let mut packer = Packer::new(format, n, k)?;
         packer.push(bytes)?;

@@ -1,6 +1,6 @@
 //! From rows of a file to panels, and back to a row.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::ggml::{q4_k_scale, q6_k_as_f16};
 use super::{BLOCK, Format, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
@@ -12,7 +12,7 @@ pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
     let n = bytes.len().checked_div(format.bytes(k).unwrap_or(0)).unwrap_or(0);
     match format {
         Format::F32 => dense(k, bytes.as_chunks::<4>().0, out, |value| value),
-        Format::F16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
+        Format::F16 | Format::BF16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
         Format::Q6_K => {
             // A panel at a time: widened it is more than twice as large.
             let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
@@ -168,6 +168,12 @@ pub(super) fn row(packing: Packing, panel: &[u8], c: usize, out: &mut [f32]) {
         Packing::F16 => {
             for (i, out) in out.iter_mut().enumerate() {
                 *out = half_at(panel, (i * PANEL + c) * 2);
+            }
+        }
+        Packing::Bf16 => {
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = (i * PANEL + c) * 2;
+                *out = bf16::from_le_bytes([panel[at], panel[at + 1]]).to_f32();
             }
         }
         Packing::Q8 => {

@@ -1,5 +1,6 @@
 //! A matrix from a file, some rows at a time: what is held beside the packed weights is what the caller reads at once.
 
+use super::bf16::{self, Counts};
 use super::{Format, Matrix, PANEL, PackError, Packing, pack};
 use crate::buffer::Buffer;
 
@@ -7,11 +8,15 @@ use crate::buffer::Buffer;
 pub struct Packer {
     matrix: Matrix,
     rows: usize,
+    /// Of a matrix in bf16.
+    counts: Option<Counts>,
 }
 
 impl Packer {
     /// The rows of a piece must be a multiple of this, but for the last piece.
     pub const ROWS: usize = PANEL;
+    /// Memory that a packer of bf16 takes beside the matrix.
+    pub const BF16_BYTES: usize = Counts::BYTES;
 
     /// For `n` rows of `k` values.
     ///
@@ -19,7 +24,8 @@ impl Packer {
     /// When a row does not fill whole blocks.
     pub fn new(format: Format, n: usize, k: usize) -> Result<Self, PackError> {
         let data = Buffer::zeroed(Matrix::packed_bytes(format, n, k)?);
-        Ok(Self { matrix: Matrix { packing: Packing::of(format), data, format, n, k }, rows: 0 })
+        let counts = (format == Format::BF16).then(Counts::new);
+        Ok(Self { matrix: Matrix { packing: Packing::of(format), data, format, n, k }, rows: 0, counts })
     }
 
     /// Takes the bytes of the next rows.
@@ -40,19 +46,31 @@ impl Packer {
         let first = self.rows / PANEL * panel_bytes;
         let out = &mut self.matrix.data[first..first + rows.div_ceil(PANEL) * panel_bytes];
         pack::rows(format, k, bytes, out);
+        if let Some(counts) = &mut self.counts {
+            counts.add(bytes);
+        }
         self.rows += rows;
         Ok(())
     }
 
-    /// The matrix.
+    /// The matrix. One in bf16 is turned into f16 if that changes next to nothing of it.
     ///
     /// # Errors
-    /// When rows are missing.
-    pub fn finish(self) -> Result<Matrix, PackError> {
+    /// When rows are missing, or values in bf16 are not finite.
+    pub fn finish(mut self) -> Result<Matrix, PackError> {
         let Matrix { format, n, k, .. } = self.matrix;
         if self.rows < n {
             let row = format.row_bytes(k)?;
             return Err(PackError::Length { format, n, k, expected: n * row, found: self.rows * row });
+        }
+        if let Some(counts) = &self.counts {
+            if !counts.all_finite() {
+                return Err(PackError::NotFinite);
+            }
+            if counts.fit_f16() {
+                bf16::to_f16(&mut self.matrix.data);
+                self.matrix.packing = Packing::F16;
+            }
         }
         Ok(self.matrix)
     }
@@ -62,11 +80,21 @@ impl Packer {
 mod tests {
     use super::*;
 
-    const FORMATS: [Format; 7] =
-        [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q4_K, Format::Q6_K];
+    const FORMATS: [Format; 8] = [
+        Format::F32,
+        Format::F16,
+        Format::BF16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q4_K,
+        Format::Q6_K,
+    ];
 
     fn bytes(format: Format, n: usize, k: usize) -> Vec<u8> {
-        (0..format.bytes(n * k).unwrap()).map(|i| (i * 7919 % 251) as u8).collect()
+        // Without the uppermost bit of exponents, so that all are finite.
+        let mask = if format == Format::BF16 { 0xbf } else { 0xff };
+        (0..format.bytes(n * k).unwrap()).map(|i| (i * 7919 % 251) as u8 & mask).collect()
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use dunlin_kernels::Format;
-use half::f16;
+use half::{bf16, f16};
 
 /// A small counter-based generator, for inputs only.
 pub struct Random(pub u64);
@@ -44,6 +44,11 @@ pub fn file_bytes(random: &mut Random, format: Format, n: usize, k: usize) -> Ve
         Format::F32 => return random.floats(n * k).iter().flat_map(|v| v.to_le_bytes()).collect(),
         Format::F16 => {
             return random.floats(n * k).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        }
+        // So large that they cannot be held in f16.
+        Format::BF16 => {
+            let large = |v: &f32| bf16::from_f32(v * 1e6).to_le_bytes();
+            return random.floats(n * k).iter().flat_map(large).collect();
         }
         _ => (0..n * k / values * bytes).map(|_| (random.next() >> 32) as u8).collect(),
     };

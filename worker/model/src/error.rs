@@ -60,14 +60,6 @@ pub enum ModelError {
         /// Why.
         source: PackError,
     },
-    /// Values in bf16 that f16, in which they are held, has no place for.
-    #[error("tensor `{name}` has bf16 values that are {which}")]
-    Range {
-        /// Which tensor.
-        name: String,
-        /// What they are, and what to do.
-        which: &'static str,
-    },
     /// The weights make values that are not finite.
     #[error(
         "{0}; the weights are damaged or not made for this configuration, use an intact copy of the model"

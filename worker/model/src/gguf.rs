@@ -283,8 +283,9 @@ impl Reader<'_> {
         let offset = self.u64()?;
         let format = format(kind).ok_or_else(|| ModelError::Refused {
             what: format!("tensor `{}` of {} is {}", excerpt(&name), self.source.describe(), type_name(kind)),
-            remedy: "F32, F16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are the types of GGUF files that run here"
-                .to_owned(),
+            remedy:
+                "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are the types of GGUF files that run here"
+                    .to_owned(),
         })?;
         if values == 0 {
             return Err(self.wrong(format!("tensor `{name}` of shape {shape:?} has no values")));
@@ -349,6 +350,7 @@ fn format(kind: u32) -> Option<Format> {
         8 => Format::Q8_0,
         12 => Format::Q4_K,
         14 => Format::Q6_K,
+        30 => Format::BF16,
         _ => return None,
     })
 }
@@ -377,7 +379,6 @@ fn type_name(kind: u32) -> String {
         27 => "I64",
         28 => "F64",
         29 => "IQ1_M",
-        30 => "BF16",
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",

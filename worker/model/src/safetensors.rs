@@ -22,7 +22,7 @@ pub enum Dtype {
     F32,
     /// 16-bit floats.
     F16,
-    /// bfloat16, turned into f16 on loading.
+    /// The upper halves of 32-bit floats.
     Bf16,
     /// One that the format has and that is not read here, by the format's name.
     Other(&'static str),

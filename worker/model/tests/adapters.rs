@@ -16,8 +16,10 @@ use dunlin_model::generate::Whole;
 use dunlin_model::training::export::{write_config, write_safetensors};
 use dunlin_model::training::{Base, Grad, ParameterLayout, ParameterTensor, StageInput, StageModel};
 use dunlin_model::{Adapter, ModelConfig, ModelFile};
+use safetensors::Dtype;
 use serde_json::{Value, json};
 use support::gguf::{Gguf, Tensor, tiny};
+use support::model_folder::ModelFolder;
 use support::training::{LENGTH, config, loss_f64, microbatch, parameters, wide};
 
 const LIMIT: f32 = 1024.0;
@@ -345,6 +347,23 @@ fn a_quantised_model_is_trained_over_as_it_is() {
         assert_eq!((loss.to_bits(), sums), (other.to_bits(), others));
     }
     std::fs::remove_dir_all(&path).unwrap();
+}
+
+/// Weights in bf16 that f16 has no room for have the gradients of the same weights in f32.
+#[test]
+fn a_model_in_bf16_is_trained_over_as_it_is() {
+    let tiny_in_the_middle = |name: &str| name.contains("mlp").then_some(1e-6);
+    let gradients = |dtype: Dtype, shape: &AdapterShape| {
+        let folder = ModelFolder::new();
+        folder.round_to_bf16(dtype, tiny_in_the_middle);
+        let config = folder.open().unwrap().config().clone();
+        gradients(folder.path(), &config, shape, &Pool::new(2))
+    };
+    for shape in [lora(), prompt()] {
+        let ((loss, sums), (other, others)) = (gradients(Dtype::BF16, &shape), gradients(Dtype::F32, &shape));
+        assert!(sums.iter().any(|sum| *sum != 0));
+        assert_eq!((loss.to_bits(), sums), (other.to_bits(), others));
+    }
 }
 
 #[test]

@@ -412,7 +412,7 @@ fn rope_parameters_win_over_what_is_left_of_older_keys() {
 #[test]
 fn other_rope_parameters_are_refused_by_name() {
     let scaled = |more: Value| json!({"rope_scaling": more});
-    for kind in ["yarn", "dynamic", "longrope", "su", "mrope", "proportional"] {
+    for kind in ["yarn", "longrope", "su", "mrope", "proportional"] {
         for key in ["rope_type", "type"] {
             refused(
                 &llama(),
@@ -455,6 +455,74 @@ fn other_rope_parameters_are_refused_by_name() {
     let both =
         json!({"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"type": "linear", "factor": 4.0}});
     refused(&llama(), both, "say different things");
+}
+
+/// transformers 4.57 and 5.0 (`modeling_rope_utils.py`): up to `max_position_embeddings` the base is multiplied by a power of 1.
+#[test]
+fn a_dynamic_scaling_is_plain_within_the_original_context() {
+    let plain = open(&llama()).unwrap();
+    for more in [
+        json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
+        json!({"rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2}}),
+        json!({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}),
+        json!({"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 8192}}),
+    ] {
+        assert_eq!(open(&with(&llama(), more.clone())).as_ref(), Ok(&plain), "{more}");
+    }
+    let shorter = json!({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 1024});
+    let found = open(&with(&llama(), json!({"rope_scaling": shorter}))).unwrap();
+    assert_eq!(found, ModelConfig { context_length: 1024, ..plain });
+    refused(&llama(), json!({"rope_scaling": {"type": "dynamic"}}), "`dynamic` has no usable `factor`");
+    refused(
+        &llama(),
+        json!({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}),
+        "`rope_scaling.alpha`",
+    );
+    let both =
+        json!({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "dynamic", "factor": 4.0}});
+    refused(&llama(), both, "say different things");
+}
+
+/// As in Llamas that were Phi-3. transformers 5.0 (`standardize_rope_params`) takes it for `llama3`, and 4.57 the one within.
+#[test]
+fn an_original_context_beside_the_scaling_is_that_of_it() {
+    let key = "original_max_position_embeddings";
+    let plain = open(&llama()).unwrap();
+    assert_eq!(open(&with(&llama(), json!({key: 1024}))), Ok(plain.clone()));
+    let linear = json!({"rope_scaling": {"type": "linear", "factor": 4.0}});
+    let found = open(&with(&with(&llama(), linear.clone()), json!({key: 1024})));
+    assert_eq!(found, open(&with(&llama(), linear)));
+    let original =
+        |scaling: Value, more: Value| match rope(with(&llama(), json!({"rope_scaling": scaling})), more).1 {
+            RopeScaling::Llama3 { original_context, .. } => original_context,
+            other => panic!("{other:?}"),
+        };
+    let within = llama3_rope();
+    let without = with(&within, json!({key: []}));
+    assert_eq!(original(within.clone(), json!({key: 8192})), 8192.0);
+    assert_eq!(original(without.clone(), json!({key: 1024})), 1024.0);
+    assert_eq!(original(without, json!({})), 4096.0);
+    refused(
+        &llama(),
+        json!({"rope_scaling": within, key: 4096}),
+        "`rope_scaling.original_max_position_embeddings` is 8192, and `original_max_position_embeddings` beside it is 4096",
+    );
+    refused(&llama(), json!({key: "4096"}), "no usable `original_max_position_embeddings`");
+}
+
+/// The defaults of `LlamaConfig`, `MistralConfig` and `Qwen2Config` in transformers 4.57 and 5.0.
+#[test]
+fn what_config_json_leaves_out_is_what_the_family_s_class_says() {
+    let none = json!({"sliding_window": null, "rms_norm_eps": [], "max_position_embeddings": [], "num_key_value_heads": []});
+    for (base, positions, kv_heads) in [(llama(), 2048, 32), (mistral(), 131_072, 8), (qwen2(), 32768, 32)] {
+        let found = open(&with(&with(&base, json!({"num_attention_heads": 32})), none.clone())).unwrap();
+        assert_eq!((found.context_length, found.kv_heads, found.rms_eps), (positions, kv_heads, 1e-6));
+        // transformers does not get far with these.
+        for key in ["rms_norm_eps", "max_position_embeddings"] {
+            refused(&base, json!({key: null}), &format!("no usable `{key}`"));
+        }
+    }
+    assert_eq!(open(&with(&mistral(), json!({"num_key_value_heads": null}))).unwrap().kv_heads, 32);
 }
 
 /// Inside of the window a sliding one changes nothing; where no layer slides there is none.

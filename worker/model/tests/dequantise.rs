@@ -25,7 +25,7 @@ fn half(bytes: &[u8]) -> f64 {
 fn defined(format: Format, block: &[u8]) -> Vec<f64> {
     let mut y = vec![0.0; format.block().0];
     match format {
-        Format::F32 => panic!("not a block"),
+        Format::F32 | Format::BF16 => panic!("not a block"),
         Format::F16 => y[0] = half(block),
         // d f16, qs [32] i8: d * q.
         Format::Q8_0 => {

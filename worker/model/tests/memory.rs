@@ -9,8 +9,10 @@ use std::sync::Arc;
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_model::source::MemorySource;
 use dunlin_model::{Embedding, Head, LayerWeights, ModelFile};
+use safetensors::Dtype;
 use support::allocations::{Counting, most_held};
 use support::gguf::tiny;
+use support::model_folder::ModelFolder;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -39,6 +41,12 @@ fn of_every_kind_of_file() {
     for name in ["llama", "llama3-rope", "mistral", "qwen2"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name);
         check(&ModelFile::open_path(&folder).unwrap());
+    }
+    // Held in f16, and in bf16.
+    for by in [1.0, 1e-6] {
+        let folder = ModelFolder::new();
+        folder.round_to_bf16(Dtype::BF16, |name| (!name.contains("norm")).then_some(by));
+        check(&folder.open().unwrap());
     }
 }
 

@@ -6,8 +6,6 @@ mod support;
 use std::path::Path;
 
 use dunlin_model::{ModelError, ModelFile};
-use half::bf16;
-use safetensors::Dtype;
 use support::gguf::tiny;
 use support::model_folder::ModelFolder;
 
@@ -80,30 +78,4 @@ fn an_index_beside_a_whole_file_is_a_contradiction() {
     refused(folder.path(), "names other files with weights; remove those that are not the model");
     folder.write("model.safetensors.index.json", index("model.safetensors"));
     assert!(folder.open().is_ok());
-}
-
-/// A matrix in bf16 is held in f16: one that is too small for that as a whole is refused when it is loaded.
-#[test]
-fn matrices_in_bf16_that_f16_cannot_hold() {
-    let loaded = |by: f32| {
-        let folder = ModelFolder::new();
-        folder.change(|tensors| {
-            let (dtype, _, bytes) = tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap();
-            let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b) * by);
-            *bytes = values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
-            *dtype = Dtype::BF16;
-        });
-        let file = folder.open().unwrap();
-        dunlin_model::LayerWeights::load(&file, 0).map(drop).map_err(|error| error.to_string())
-    };
-    for by in [1.0, 1e-2, 1e4] {
-        assert_eq!(loaded(by), Ok(()), "{by}");
-    }
-    let error = |by| loaded(by).unwrap_err();
-    for by in [1e-4, 1e-6, 1e-8] {
-        assert!(error(by).contains(
-            "`model.layers.0.mlp.down_proj.weight` has bf16 values that are all too small for f16; convert"
-        ));
-    }
-    assert!(error(1e6).contains("too large for f16; convert the model to f32"));
 }

@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 use super::{ModelConfig, json_keys, json_rope};
 use crate::error::{ModelError, excerpt};
 
+/// Epsilon of the norms when config.json does not say one, for all three families.
+const RMS_EPS: f64 = 1e-6;
 /// Mistral's and Qwen2's window when config.json does not say one; null is none.
 const WINDOW: usize = 4096;
 /// From this layer on Qwen2 slides when config.json does not say which do.
@@ -22,22 +24,26 @@ pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
     let needed = |key: &str| c.whole(key)?.ok_or_else(|| c.unusable(key));
     let (hidden, heads) = (needed("hidden_size")?, needed("num_attention_heads")?);
     let layers = needed("num_hidden_layers")?;
-    let mut context_length = needed("max_position_embeddings")?;
-    if let Some(window) = family.window(&c, layers)? {
-        // Inside of the window a sliding one changes nothing.
-        context_length = context_length.min(window);
-    }
-    let rope = json_rope::rope(&c)?;
+    let defaults = family.defaults();
+    let positions = given_or(&c, "max_position_embeddings", Section::whole, defaults.positions)?;
+    let rope = json_rope::rope(&c, positions)?;
+    // Inside of the window a sliding one changes nothing.
+    let window = family.window(&c, layers)?;
+    let context_length = [window, rope.plain_positions].into_iter().flatten().fold(positions, usize::min);
+    let kv_heads = match c.map.contains_key("num_key_value_heads") {
+        true => c.whole("num_key_value_heads")?,
+        false => defaults.kv_heads,
+    };
     let config = ModelConfig {
         architecture: family.name().to_owned(),
         layers: u32::try_from(layers).unwrap_or(u32::MAX),
         hidden,
         heads,
-        kv_heads: c.whole("num_key_value_heads")?.unwrap_or(heads),
+        kv_heads: kv_heads.unwrap_or(heads),
         head_dim: c.whole("head_dim")?.unwrap_or(hidden / heads.max(1)),
         ffn: needed("intermediate_size")?,
         vocab: needed("vocab_size")?,
-        rms_eps: c.number("rms_norm_eps")?.ok_or_else(|| c.unusable("rms_norm_eps"))? as f32,
+        rms_eps: given_or(&c, "rms_norm_eps", Section::number, RMS_EPS)? as f32,
         rope_base: rope.base,
         rope_scaling: rope.scaling,
         rope_layout: RopeLayout::Halves,
@@ -48,6 +54,26 @@ pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
     activation(&c)?;
     config.validate(file)?;
     Ok(config)
+}
+
+/// What `key` says; `default` where it is not there, but not where it is null.
+fn given_or<'a, T>(
+    c: &Section<'a>,
+    key: &str,
+    read: impl Fn(&Section<'a>, &str) -> Result<Option<T>, ModelError>,
+    default: T,
+) -> Result<T, ModelError> {
+    match c.map.contains_key(key) {
+        true => read(c, key)?.ok_or_else(|| c.unusable(key)),
+        false => Ok(default),
+    }
+}
+
+/// What transformers takes where config.json has no such key.
+struct Defaults {
+    positions: usize,
+    /// As many as query heads when none.
+    kv_heads: Option<usize>,
 }
 
 /// The kinds of models that run.
@@ -75,6 +101,15 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+
+    /// Of the classes `LlamaConfig`, `MistralConfig` and `Qwen2Config` of transformers 4.57 and 5.0.
+    fn defaults(self) -> Defaults {
+        match self {
+            Self::Llama => Defaults { positions: 2048, kv_heads: None },
+            Self::Mistral => Defaults { positions: 4096 * 32, kv_heads: Some(8) },
+            Self::Qwen2 => Defaults { positions: 32768, kv_heads: Some(32) },
         }
     }
 

@@ -7,7 +7,7 @@ use super::json::Section;
 use crate::error::{ModelError, excerpt};
 
 /// Read by [`super::json`] and [`super::json_rope`].
-const HONOURED: [&str; 21] = [
+const HONOURED: [&str; 22] = [
     "architectures",
     "attention_bias",
     "head_dim",
@@ -21,6 +21,7 @@ const HONOURED: [&str; 21] = [
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "original_max_position_embeddings",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",

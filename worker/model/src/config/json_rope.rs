@@ -9,12 +9,14 @@ use crate::error::{ModelError, excerpt};
 /// Base where nothing says one.
 const BASE: f64 = 10_000.0;
 /// What follows a refusal.
-const KINDS: &str = "`default`, `linear` and `llama3` are the rope scalings that run here";
+const KINDS: &str = "`default`, `linear`, `llama3` and, within the original context, `dynamic` are the rope scalings that run here";
 
 /// What all layers have in common.
 pub(super) struct Rope {
     pub(super) base: f64,
     pub(super) scaling: RopeScaling,
+    /// Positions up to which a scaling that depends on the length changes nothing.
+    pub(super) plain_positions: Option<usize>,
 }
 
 /// What one object says.
@@ -22,14 +24,26 @@ pub(super) struct Rope {
 struct Said {
     base: Option<f64>,
     scaling: RopeScaling,
+    plain_positions: Option<usize>,
+}
+
+/// What stands beside it.
+#[derive(Clone, Copy)]
+struct Beside {
+    /// `max_position_embeddings`.
+    positions: usize,
+    /// `original_max_position_embeddings`, as relatives of Phi-3 have it.
+    original: Option<f64>,
 }
 
 /// Reads it as transformers 5 does: what stands in an object wins over `rope_theta` beside it, and an empty object is none.
-pub(super) fn rope(c: &Section<'_>) -> Result<Rope, ModelError> {
-    let beside = c.number("rope_theta")?;
-    let (old, new) = (object(c, "rope_scaling")?, object(c, "rope_parameters")?);
+pub(super) fn rope(c: &Section<'_>, positions: usize) -> Result<Rope, ModelError> {
+    let theta = c.number("rope_theta")?;
+    let beside = Beside { positions, original: c.number("original_max_position_embeddings")? };
+    let (old, new) = (object(c, "rope_scaling", beside)?, object(c, "rope_parameters", beside)?);
     if let (Some(old), Some(new)) = (&old, &new)
-        && (old.scaling != new.scaling || old.base.is_some_and(|base| new.base.is_some_and(|b| b != base)))
+        && ((&old.scaling, old.plain_positions) != (&new.scaling, new.plain_positions)
+            || old.base.is_some_and(|base| new.base.is_some_and(|b| b != base)))
     {
         return Err(c.refused(
             "`rope_scaling` and `rope_parameters` say different things",
@@ -37,23 +51,27 @@ pub(super) fn rope(c: &Section<'_>) -> Result<Rope, ModelError> {
         ));
     }
     let base = [&new, &old].into_iter().flatten().find_map(|said| said.base);
-    let scaling = old.or(new).map_or(RopeScaling::None, |said| said.scaling);
-    Ok(Rope { base: base.or(beside).unwrap_or(BASE), scaling })
+    let said = old.or(new).unwrap_or(Said { base: None, scaling: RopeScaling::None, plain_positions: None });
+    Ok(Rope {
+        base: base.or(theta).unwrap_or(BASE),
+        scaling: said.scaling,
+        plain_positions: said.plain_positions,
+    })
 }
 
-fn object(c: &Section<'_>, key: &str) -> Result<Option<Said>, ModelError> {
+fn object(c: &Section<'_>, key: &str, beside: Beside) -> Result<Option<Said>, ModelError> {
     let Some(json) = c.get(key) else { return Ok(None) };
     let section = Section::new(c.file, &format!("{key}."), json)?;
     if section.map.is_empty() {
         return Ok(None);
     }
     if !section.map.values().all(Value::is_object) {
-        return read(&section).map(Some);
+        return read(&section, beside).map(Some);
     }
     // By kind of layer.
     let mut said = None;
     for (kind, json) in section.map {
-        let of_kind = read(&Section::new(c.file, &format!("{key}.{}.", excerpt(kind)), json)?)?;
+        let of_kind = read(&Section::new(c.file, &format!("{key}.{}.", excerpt(kind)), json)?, beside)?;
         if said.replace(of_kind.clone()).is_some_and(|other| other != of_kind) {
             return Err(c.refused(
                 &format!("`{key}` is not the same for all kinds of layers"),
@@ -64,7 +82,7 @@ fn object(c: &Section<'_>, key: &str) -> Result<Option<Said>, ModelError> {
     Ok(said)
 }
 
-fn read(rope: &Section<'_>) -> Result<Said, ModelError> {
+fn read(rope: &Section<'_>, beside: Beside) -> Result<Said, ModelError> {
     let kind = match (rope.text("rope_type")?, rope.text("type")?) {
         (Some(kind), Some(other)) if kind != other => {
             let what = format!("rope scaling is `{}` and `{}` at once", excerpt(kind), excerpt(other));
@@ -74,29 +92,52 @@ fn read(rope: &Section<'_>) -> Result<Said, ModelError> {
     };
     let own: &[&str] = match kind {
         None | Some("default") => &[],
-        Some("linear") => &["factor"],
+        Some("linear" | "dynamic") => &["factor"],
         Some("llama3") => &["factor", "low_freq_factor", "high_freq_factor"],
         Some(other) => return Err(rope.refused(&format!("rope scaling `{}`", excerpt(other)), KINDS)),
     };
     keys(rope, kind, own)?;
-    let number = |key: &str| match rope.get(key).and_then(Value::as_f64).filter(|v| *v > 0.0) {
-        Some(value) => Ok(value),
-        None => {
-            let what = format!("rope scaling `{}` has no usable `{key}`", kind.unwrap_or("default"));
-            Err(ModelError::Malformed { file: rope.file.to_owned(), format: "config.json", what })
-        }
-    };
+    let number = |key: &str| positive(rope, kind, key);
     let scaling = match kind {
         Some("linear") => RopeScaling::Linear(number("factor")?),
         Some("llama3") => RopeScaling::Llama3 {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
             high_freq_factor: number("high_freq_factor")?,
-            original_context: number("original_max_position_embeddings")?,
+            original_context: original(rope, kind, beside)?,
         },
         _ => RopeScaling::None,
     };
-    Ok(Said { base: rope.number("rope_theta")?, scaling })
+    let plain_positions = match kind {
+        Some("dynamic") => {
+            number("factor")?;
+            Some(original(rope, kind, beside)? as usize)
+        }
+        _ => None,
+    };
+    Ok(Said { base: rope.number("rope_theta")?, scaling, plain_positions })
+}
+
+/// The context that the model was first made for. For `llama3` transformers 4 goes by the key within, and 5 by the one beside it, or by
+/// `max_position_embeddings` where there is none. Both leave `dynamic` plain up to `max_position_embeddings`, and say that the key is the context of it, too:
+/// up to the shorter one there is nothing to choose.
+fn original(rope: &Section<'_>, kind: Option<&str>, beside: Beside) -> Result<f64, ModelError> {
+    let key = "original_max_position_embeddings";
+    let within = rope.get(key).map(|_| positive(rope, kind, key)).transpose()?;
+    match (within, beside.original) {
+        (Some(within), Some(beside)) if within != beside => Err(rope.refused(
+            &format!("`{}` is {within}, and `{key}` beside it is {beside}", rope.path(key)),
+            "remove the one that the model was not made with",
+        )),
+        (within, beside_it) => Ok(within.or(beside_it).unwrap_or(beside.positions as f64)),
+    }
+}
+
+fn positive(rope: &Section<'_>, kind: Option<&str>, key: &str) -> Result<f64, ModelError> {
+    rope.get(key).and_then(Value::as_f64).filter(|v| *v > 0.0).ok_or_else(|| {
+        let what = format!("rope scaling `{}` has no usable `{key}`", kind.unwrap_or("default"));
+        ModelError::Malformed { file: rope.file.to_owned(), format: "config.json", what }
+    })
 }
 
 /// `own` are the keys of this kind; the others must say nothing that would matter.

@@ -3,7 +3,6 @@
 pub(crate) mod mistaken;
 mod names;
 mod places;
-mod rounding;
 mod weight_files;
 
 use std::collections::BTreeMap;
@@ -22,7 +21,6 @@ use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use names::{Names, Outer};
-use rounding::Rounding;
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
@@ -295,25 +293,20 @@ impl ModelFile {
     /// Reads and packs a matrix of `n` rows of `k` values, piece by piece: see [`ModelFile::load_bytes_max`].
     ///
     /// # Errors
-    /// When it is missing, of another shape, or cannot be read.
+    /// When it is missing, of another shape, cannot be read, or has values in bf16 that are not finite.
     pub(crate) fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix, ModelError> {
         let place = self.place(name, &[n, k])?;
         let cannot = |source| ModelError::Pack { name: name.to_owned(), source };
         let format = place.stored.packed_from(name)?;
         let mut packer = Packer::new(format, n, k).map_err(cannot)?;
         let mut bytes = vec![0; piece_bytes(place.bytes, n)];
-        let mut rounding = Rounding::default();
         let mut at = 0;
         while at < place.bytes {
             let piece = &mut bytes[..(place.bytes - at).min(piece_bytes(place.bytes, n))];
             self.read_at(name, place, at, piece)?;
-            if place.stored == Stored::Plain(Dtype::Bf16) {
-                rounding.bf16_to_f16(piece);
-            }
             packer.push(piece).map_err(cannot)?;
             at += piece.len();
         }
-        rounding.check(name)?;
         packer.finish().map_err(cannot)
     }
 
@@ -332,7 +325,9 @@ impl ModelFile {
     pub fn load_bytes_max(&self) -> u64 {
         let buffer = |place: &Place| match place.shape.as_slice() {
             // A panel of Q6_K is widened on the way, to less than three times its bytes.
-            [n, _] => piece_bytes(place.bytes, *n) + 3 * panel_bytes(place.bytes, *n),
+            [n, _] => {
+                piece_bytes(place.bytes, *n) + 3 * panel_bytes(place.bytes, *n) + place.stored.counts_bytes()
+            }
             _ => place.bytes,
         };
         self.tensors.values().map(|place| buffer(place) as u64).max().unwrap_or(0)
@@ -388,8 +383,17 @@ impl Stored {
         match self {
             Self::Ggml(format) => Ok(format),
             Self::Plain(Dtype::F32) => Ok(Format::F32),
-            Self::Plain(Dtype::F16 | Dtype::Bf16) => Ok(Format::F16),
+            Self::Plain(Dtype::F16) => Ok(Format::F16),
+            Self::Plain(Dtype::Bf16) => Ok(Format::BF16),
             Self::Plain(Dtype::Other(dtype)) => Err(of_another_type(name, dtype)),
+        }
+    }
+
+    /// What is held beside the packed weights to find out how bf16 is held.
+    fn counts_bytes(self) -> usize {
+        match self {
+            Self::Ggml(Format::BF16) | Self::Plain(Dtype::Bf16) => Packer::BF16_BYTES,
+            _ => 0,
         }
     }
 }
@@ -416,7 +420,7 @@ pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -
         Stored::Ggml(Format::F16) | Stored::Plain(Dtype::F16) => {
             out.iter_mut().zip(halves).for_each(|(out, b)| *out = f16::from_le_bytes(*b).to_f32());
         }
-        Stored::Plain(Dtype::Bf16) => {
+        Stored::Ggml(Format::BF16) | Stored::Plain(Dtype::Bf16) => {
             out.iter_mut().zip(halves).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
         }
         Stored::Ggml(format) => return Err(of_another_type(name, &format!("{format:?}"))),
@@ -438,7 +442,7 @@ fn no_tokenizer(folder: &dyn Folder) -> ModelError {
 fn of_another_type(name: &str, found: &str) -> ModelError {
     ModelError::Refused {
         what: format!("tensor `{name}` has type {found}"),
-        remedy: "F32, F16 and, in safetensors, BF16 run here".to_owned(),
+        remedy: "F32, F16 and BF16 run here".to_owned(),
     }
 }
 

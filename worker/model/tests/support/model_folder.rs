@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_model::{ModelError, ModelFile};
+use half::bf16;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -69,6 +70,22 @@ impl ModelFolder {
         });
         let bytes = safetensors::serialize(views, None).unwrap();
         self.write("model.safetensors", bytes)
+    }
+
+    /// Tensors for which there is a factor, times that and rounded to bf16; their type is `dtype`, BF16 or, for the same values, F32.
+    pub fn round_to_bf16(&self, dtype: Dtype, by: impl Fn(&str) -> Option<f32>) -> &Self {
+        self.change(|tensors| {
+            for (name, (stored, _, bytes)) in tensors {
+                let Some(by) = by(name) else { continue };
+                let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+                let rounded = values.map(|v| bf16::from_f32(v * by));
+                *bytes = match dtype {
+                    Dtype::BF16 => rounded.flat_map(bf16::to_le_bytes).collect(),
+                    _ => rounded.flat_map(|v| v.to_f32().to_le_bytes()).collect(),
+                };
+                *stored = dtype;
+            }
+        })
     }
 
     /// One more tensor, all zero.
