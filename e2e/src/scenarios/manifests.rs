@@ -113,7 +113,7 @@ fn shared(bench: &Bench<'_>) -> Result<()> {
     };
     let result = (|| {
         bench.cluster.apply_as("somebody-else", &with_pool)?;
-        bench.cluster.apply(&example()?)?;
+        bench.cluster.apply(&example(bench)?)?;
         let found = pools()?;
         ensure!(found == ["spot", "reserve"], "each has a pool: {found:?}");
         Ok(())
