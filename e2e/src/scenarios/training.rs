@@ -39,7 +39,7 @@ const SHORT: &[(&str, &str)] = &[
     ("hiddenSize: 128", "hiddenSize: 64"),
     ("ffn: 352", "ffn: 176"),
     ("sequenceLength: 128", "sequenceLength: 64"),
-    ("\n  steps: 1000", "\n  steps: 700"),
+    ("\n  steps: 1000", "\n  steps: 400"),
 ];
 
 /// A TrainingSwarm of `examples/`.
@@ -239,7 +239,7 @@ fn short(bench: &Bench<'_>) -> Result<()> {
         "suspended with steps in no checkpoint: {status}"
     );
     ensure!(training.pods("train-peer")?.is_empty(), "suspended, and peers run");
-    ensure!(now(&status) < 700, "the run was over before it was suspended: make it longer");
+    ensure!(now(&status) < 400, "the run was over before it was suspended: make it longer");
     suspend(false)?;
     training.wait_step(now(&status) + 5, LIMIT).context("after a suspension")?;
 
