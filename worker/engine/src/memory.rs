@@ -3,7 +3,7 @@
 //! | part | size |
 //! |---|---|
 //! | the process itself, allocator | [`PROCESS_BYTES`] and a 32nd of the whole |
-//! | queues of rows | [`QUEUED_ROWS`] rows, and [`LINK_BYTES`] on their way |
+//! | rows beyond those of journals | [`QUEUED_ROWS`] rows, and [`LINK_BYTES`] on their way |
 //! | buffers of a batch, rotary table, load buffer, adapters | known from the model |
 //! | weights of span and shadows, embedding, head | as packed |
 //! | KV cache and journal of one sequence of the greatest length, in the layers of the span | at least |
@@ -18,6 +18,7 @@ use dunlin_kernels::{PAGE, page_len};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelConfig, ModelError, ModelFile};
 use dunlin_planner::Layers;
 use dunlin_planner::topology::{layer_set, ranges};
+use dunlin_protocol::frame::WINDOW_ROWS;
 
 use crate::executor::ROWS_MAX;
 
@@ -25,8 +26,10 @@ use crate::executor::ROWS_MAX;
 const PROCESS_BYTES: u64 = 48 << 20;
 /// What the allocator loses: this part of the whole.
 const ALLOCATOR_PART: u64 = 32;
-/// Rows that wait for the engine or for the next hop.
-const QUEUED_ROWS: u64 = 4096;
+/// Rows that wait for the engine have the memory of journals: a position that waits has no row there yet, and a session is let in with KV pages for all its
+/// positions, for each of which the journals have a row. Let in without pages are answers that had begun, when a peer was lost: these are rows for a full window of
+/// 16 of them.
+const QUEUED_ROWS: u64 = 16 * WINDOW_ROWS as u64;
 /// Rows that have been received and not been looked at: the window of one connection.
 const LINK_BYTES: u64 = 16 << 20;
 

@@ -162,6 +162,34 @@ fn a_hop_says_when_it_has_room_and_ignores_what_it_has_none_for() {
 }
 
 #[test]
+fn rows_that_wait_take_the_memory_of_journals() {
+    let (mut b, mut out) = (node("b"), Vec::new());
+    let rows = |session: u64, count: u32| Frame::Rows {
+        session: SessionId(session),
+        attempt: 1,
+        index: 1,
+        start: 0,
+        count,
+        data: RowData::new(vec![0.0; count as usize * HIDDEN]),
+    };
+    let row = HIDDEN * size_of::<f32>();
+    b.set_journal_bytes_max(200 * row);
+    say(&mut b, Frame::Open(open(1, 1, 150, 2100)), &mut out);
+    say(&mut b, rows(1, 150), &mut out);
+    for job in happened(&mut out).jobs {
+        b.computed(done(&job), 0, &mut out);
+    }
+    assert_eq!(happened(&mut out).rows, [(0, 150)]);
+    assert_eq!(b.journal_bytes(), 150 * row);
+    say(&mut b, Frame::Open(open(2, 1, 100, 2100)), &mut out);
+    say(&mut b, rows(2, 50), &mut out);
+    assert_eq!(b.journal_bytes(), 150 * row, "there is room for both");
+    let Frame::Rows { session, attempt, index, data, .. } = rows(2, 1) else { unreachable!() };
+    say(&mut b, Frame::Rows { session, attempt, index, start: 50, count: 1, data }, &mut out);
+    assert_eq!(b.journal_bytes(), 0);
+}
+
+#[test]
 fn a_lost_neighbour_gets_a_thousand_generated_rows_in_few_frames() {
     let (mut a, mut out) = (node("a"), Vec::new());
     say(&mut a, Frame::Open(open(1, 0, 1, 2100)), &mut out);

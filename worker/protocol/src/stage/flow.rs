@@ -38,8 +38,10 @@ impl StageNode {
         }
         let skipped = (segment.received - start) as usize * hidden;
         segment.inbox.push_back(data.slice(skipped, data.len()));
+        let taken = (end - segment.received) as usize * hidden * size_of::<f32>();
         segment.received = end;
         s.feed(session, index as usize, hidden, out);
+        self.bound_journals(taken);
     }
 
     /// Rule: room never shrinks within an attempt.

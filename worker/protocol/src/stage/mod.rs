@@ -34,7 +34,7 @@ pub struct StageConfig {
     pub pages: u32,
     /// Sessions it takes at most.
     pub sessions_max: usize,
-    /// Bytes of all journals at most; beyond, the least recently used session's is dropped.
+    /// Bytes of all journals and of rows that wait, at most; beyond, the least recently used session's journal is dropped.
     pub journal_bytes_max: usize,
     /// A gateway not heard of for this long has no sessions any more.
     pub lease_ms: u64,

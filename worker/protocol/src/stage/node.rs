@@ -25,8 +25,8 @@ pub struct StageNode {
     pub(super) uses: u64,
     /// Frames to this peer itself, handled before anything else.
     pub(super) local: VecDeque<Frame>,
-    /// At least the bytes of all journals.
-    journal_bytes_bound: usize,
+    /// At least the bytes of all journals and of rows that wait.
+    row_bytes_bound: usize,
     /// Ticks in a row in which the engine had no pages for the only session that has any.
     hopeless: u32,
 }
@@ -43,7 +43,7 @@ impl StageNode {
             heard_ms: BTreeMap::new(),
             uses: 0,
             local: VecDeque::new(),
-            journal_bytes_bound: 0,
+            row_bytes_bound: 0,
             hopeless: 0,
         }
     }
@@ -94,6 +94,12 @@ impl StageNode {
     #[must_use]
     pub fn journal_bytes(&self) -> usize {
         self.sessions.values().flat_map(|s| s.segments.values()).map(|s| s.journal.bytes()).sum()
+    }
+
+    /// Bytes of rows that have arrived and are not computed.
+    fn waiting_bytes(&self) -> usize {
+        let segments = self.sessions.values().flat_map(|s| s.segments.values());
+        segments.map(|s| s.waiting_bytes(self.config.hidden)).sum()
     }
 
     /// KV pages that no session here has or is about to take.
@@ -263,14 +269,14 @@ impl StageNode {
         }
     }
 
-    /// Drops journals, least recently used session first, until they fit. Replay then starts one hop earlier. Rows that the next hop has
-    /// not had yet are kept: windows bound them.
+    /// Drops journals, least recently used session first, until they fit beside the rows that wait, which take their memory. Replay then starts one
+    /// hop earlier. Rows that the next hop has not had yet are kept: windows bound them.
     pub(super) fn bound_journals(&mut self, more: usize) {
-        self.journal_bytes_bound += more;
-        if self.journal_bytes_bound <= self.config.journal_bytes_max {
+        self.row_bytes_bound += more;
+        if self.row_bytes_bound <= self.config.journal_bytes_max {
             return;
         }
-        let mut bytes = self.journal_bytes();
+        let mut bytes = self.journal_bytes() + self.waiting_bytes();
         let mut by_use: Vec<(u64, SessionId)> = self.sessions.iter().map(|(&id, s)| (s.used, id)).collect();
         by_use.sort_unstable();
         for (_, id) in by_use {
@@ -281,7 +287,7 @@ impl StageNode {
                 bytes -= segment.journal.forget_before(segment.sent);
             }
         }
-        self.journal_bytes_bound = bytes;
+        self.row_bytes_bound = bytes;
     }
 
     /// Sends a frame to a hop, be it another peer or this one.

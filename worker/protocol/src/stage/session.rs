@@ -241,6 +241,11 @@ impl Segment {
         self.received - self.have
     }
 
+    /// Bytes of those; a first hop has tokens in their place.
+    pub fn waiting_bytes(&self, hidden: usize) -> usize {
+        if self.index == 0 { 0 } else { self.waiting() as usize * hidden * size_of::<f32>() }
+    }
+
     /// A new limit for the hop before, when enough has been computed since the last.
     pub fn grant(&mut self) -> Option<Position> {
         let until = self.have + WINDOW_ROWS;
