@@ -10,8 +10,8 @@ use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::wait;
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
-    Contribution, Held, HeldSums, Hello, Mate, PeerReport, Role as HelloRole, StateDigest, ToPeer, ToTrainer,
-    TrainerReport,
+    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, Role as HelloRole, StateDigest, ToPeer,
+    ToTrainer, TrainerReport,
 };
 use dunlin_wire::Role;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
@@ -95,7 +95,7 @@ fn a_peer_that_comes_from_the_future_with_a_state_that_nobody_has_is_named() {
     let mut told = Vec::new();
     loop {
         match liar.hear::<ToPeer>() {
-            Some(ToPeer::Fetch { stage, step, .. }) => {
+            Some(ToPeer::Fetch(Fetch { stage, step, .. })) => {
                 told.push(step);
                 let state = StateDigest { fingerprint: 666, root: Some("0".repeat(64)) };
                 liar.say(&PeerReport::Ready { stage, step, state });
