@@ -62,6 +62,7 @@ def templates():
         "generation": "{% for m in messages %}{%- if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\n{% else %}{{ m.content | trim }}{% endif %}\n{% endfor %}",
         "data": "{% for m in messages %}{{ m | tojson }}{{ m | tojson(indent=2) }}{{ {'role': m.role, 'a': [1.5, none, true, 'it\\'s']} }}{{ {'b': 1, 'a': [1.5, none, true], 'c': 1e-7} | tojson }}{% endfor %}",
         "text": "{% for m in messages %}{{ '%s: %s' % (m.role, m.content) }}{{ m.content | indent(2) }}{{ m.content | indent(3, true, true) }}{{ m.content | wordcount }}{{ m.content.strip() }}|{{ m.content.split('\n')[-1].rstrip() }}{% endfor %}",
+        "formats": "{% set f = '<%s>' %}{% for m in messages %}{{ f % m.role }}{{ (f ~ '%d') % (m.content, loop.index) }}{{ loop.index % 2 }}{{ -loop.index % 3 * 2 }}{% endfor %}",
         "nothing": "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{% if not tools is defined %}x{% endif %}{{ unknown }}{{ mask_token is defined }}{{ messages | length }}",
     }
 

@@ -10,8 +10,8 @@ use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::wait;
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
-    Contribution, Held, HeldSums, Hello, Mate, PeerReport, Role as HelloRole, StateDigest, ToPeer, ToTrainer,
-    TrainerReport,
+    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, Role as HelloRole, StateDigest, ToPeer,
+    ToTrainer, TrainerReport,
 };
 use dunlin_wire::Role;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
@@ -72,6 +72,7 @@ fn made_up(step: u64) -> HelloRole {
     let done = (0..1000).map(|microbatch| Contribution { microbatch, loss: Some(1e9) }).collect();
     HelloRole::Peer {
         held: Some(Held {
+            copied: false,
             stage: 0,
             step,
             sums: vec![HeldSums { done, adding: vec![7; 1000] }; 9],
@@ -95,7 +96,7 @@ fn a_peer_that_comes_from_the_future_with_a_state_that_nobody_has_is_named() {
     let mut told = Vec::new();
     loop {
         match liar.hear::<ToPeer>() {
-            Some(ToPeer::Fetch { stage, step, .. }) => {
+            Some(ToPeer::Fetch(Fetch { stage, step, .. })) => {
                 told.push(step);
                 let state = StateDigest { fingerprint: 666, root: Some("0".repeat(64)) };
                 liar.say(&PeerReport::Ready { stage, step, state });

@@ -170,6 +170,23 @@ impl Handle {
     }
 }
 
+#[cfg(test)]
+impl Handle {
+    /// The way to a driver that takes one session, gives it a few tokens, and dies.
+    pub(crate) fn of_a_driver_that_dies(tokens: Vec<u32>) -> Self {
+        let (commands_in, mut commands) = mpsc::channel(COMMANDS_MAX);
+        tokio::spawn(async move {
+            let Some(Command::Submit(_, reply)) = commands.recv().await else { return };
+            let (events_in, events) = mpsc::channel(tokens.len().max(1));
+            for token in tokens {
+                let _ = events_in.try_send(Event::Token { token, logprob: 0.0, top: Vec::new() });
+            }
+            let _ = reply.send(Ok((SessionId(1), events)));
+        });
+        Self { commands: commands_in }
+    }
+}
+
 /// The task.
 pub struct Driver {
     core: GatewayCore,

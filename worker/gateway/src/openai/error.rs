@@ -98,6 +98,12 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// 503: this process has a second left at most.
+    #[must_use]
+    pub fn ending() -> Self {
+        Self::unavailable("the gateway is about to end; ask again, another one answers", 1)
+    }
+
     /// 404: no such model.
     #[must_use]
     pub fn no_model<'a>(name: &str, have: impl Iterator<Item = &'a str>) -> Self {
@@ -171,9 +177,7 @@ impl From<Failure> for ApiError {
             Failure::NonFinite { layer } => {
                 Self::internal(format!("the model produced a value that is not finite in layer {layer}"))
             }
-            Failure::Ending => {
-                Self::unavailable("the gateway is about to end; ask again, another one answers", 1)
-            }
+            Failure::Ending => Self::ending(),
             Failure::Refused { message } => Self::internal(format!("a stage refused: {message}")),
         }
     }

@@ -143,7 +143,7 @@ impl Choice {
             }
             None => {
                 self.over = true;
-                Err(ApiError::unavailable("the gateway is about to end", 1))
+                Err(ApiError::ending())
             }
         })
     }

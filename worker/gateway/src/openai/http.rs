@@ -171,7 +171,7 @@ mod tests {
     use tower::Service;
 
     use super::{App, router};
-    use crate::driver::Driver;
+    use crate::driver::{Driver, Handle};
     use crate::run::ModelText;
     use crate::testing::{VOCAB, model};
 
@@ -199,6 +199,10 @@ mod tests {
         let links = LinksConfig::new(proto::Hello::default(), None);
         let (driver, handle) = Driver::new(config, links, Arc::default(), tokio::runtime::Handle::current());
         tokio::spawn(driver.run());
+        answer_of(handle, model, request).await
+    }
+
+    async fn answer_of(handle: Handle, model: ModelText, request: Request<Body>) -> Response {
         let (_model, receiver) = watch::channel(Some(Arc::new(model)));
         let (_trouble, trouble) = watch::channel(None);
         let requests = Arc::new(AtomicU64::new(0));
@@ -218,6 +222,39 @@ mod tests {
         let answer: Value = serde_json::from_slice(&bytes).unwrap();
         let message = answer["error"]["message"].as_str().unwrap();
         assert!(message.contains("/v1/completions") && message.contains("chat_template.jinja"), "{message}");
+    }
+
+    /// A gateway whose sessions have lost their task says so on every stream that is open, and to every request.
+    #[tokio::test]
+    async fn the_death_of_the_task_that_owns_sessions_is_told_to_everybody() {
+        let ask = async |handle: Handle, stream: bool| {
+            let body = json!({"prompt": [1, 2], "max_tokens": 9, "stream": stream, "return_token_ids": true});
+            let request = Request::post("/v1/completions").header("content-type", "application/json");
+            let request = request.body(body.to_string().into()).unwrap();
+            let response = answer_of(handle, model(), request).await;
+            let status = response.status();
+            let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            (status, String::from_utf8(bytes.to_vec()).unwrap())
+        };
+        let says = |answer: &Value| {
+            let message = answer["error"]["message"].as_str().unwrap_or_default();
+            assert!(message.contains("about to end; ask again"), "{answer}");
+            assert_eq!(answer["error"]["type"], "server_error");
+        };
+        let (status, stream) = ask(Handle::of_a_driver_that_dies(vec![65, 66]), true).await;
+        let events: Vec<&str> = stream.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let [first, second, error, "[DONE]"] = events[..] else { panic!("{events:?}") };
+        let parsed = |event: &str| serde_json::from_str::<Value>(event).unwrap();
+        let tokens = [first, second].map(|event| parsed(event)["choices"][0]["token_ids"].clone());
+        assert_eq!((status, tokens), (StatusCode::OK, [json!([65]), json!([66])]));
+        says(&parsed(error));
+
+        let handle = Handle::of_a_driver_that_dies(vec![65]);
+        for _ in 0..2 {
+            let (status, whole) = ask(handle.clone(), false).await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(whole.contains("the gateway is about to end"), "{whole}");
+        }
     }
 
     #[tokio::test]

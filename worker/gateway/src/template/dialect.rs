@@ -1,5 +1,13 @@
 //! What templates of Hugging Face's models say and Minijinja does not know, in its words: the tag `generation`, which marks what the model
-//! writes and changes nothing in a prompt, and Python's `'...' % values`, which is the filter `format`.
+//! writes and changes nothing in a prompt, and Python's `'...' % values`, which is the filter [`modulo`].
+
+use minijinja::value::Value;
+use minijinja::{Error, State, context};
+
+/// Brackets inside of each other that are translated; Minijinja parses 150.
+const DEPTH_MAX: usize = 150;
+/// What finding the rest of a division costs, in instructions.
+const FUEL: u64 = 50;
 
 /// The same template in Minijinja's words. What is not understood is left as it is: parsing tells what is wrong with it.
 pub fn translate(source: &str) -> String {
@@ -26,11 +34,29 @@ pub fn translate(source: &str) -> String {
             word @ ("generation" | "endgeneration") if kind == '%' => {
                 out.push_str(&code.replace(word, if word == "generation" { "with" } else { "endwith" }));
             }
-            _ => out.push_str(&expression(code)),
+            _ => out.push_str(&expression(code, 0)),
         }
     }
     out.push_str(rest);
     out
+}
+
+/// Python's `left % right`: what a text makes of values, or the rest of a division.
+///
+/// # Errors
+/// When there is no such thing.
+pub fn modulo(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
+    if left.as_str().is_none() {
+        state.consume_fuel(FUEL)?;
+        return state.env().compile_expression("left % right")?.eval(context! { left, right });
+    }
+    let mut arguments = vec![left];
+    if right.is_tuple() {
+        arguments.extend(right.try_iter()?);
+    } else {
+        arguments.push(right);
+    }
+    state.apply_filter("format", &arguments)
 }
 
 fn tag_kind(opened: &str) -> char {
@@ -76,21 +102,27 @@ fn end_of_literal(text: &str, at: usize) -> Option<usize> {
     None
 }
 
-/// An expression in which `'...' % values` has become a filter.
-fn expression(code: &str) -> String {
+/// An expression in which `left % right` has become a filter: of texts it is a format, and which names are texts is known when it is computed.
+///
+/// It is left alone between numbers that are written out, and where it is one of several factors or its right side goes on: there the filter, which binds
+/// closer, would take another part.
+fn expression(code: &str, depth: usize) -> String {
     let mut out = String::with_capacity(code.len());
     let mut at = 0;
-    while let Some(quote) = code[at..].find(['\'', '"']).map(|i| at + i) {
-        let Some(end) = end_of_literal(code, quote) else { break };
-        out.push_str(&code[at..end]);
-        at = end;
-        let behind = code[end..].trim_start();
-        if let Some(operand) = behind.strip_prefix('%') {
-            let operand = operand.trim_start();
-            if let Some(Operand { arguments, len }) = operand_of(operand) {
-                out.push_str(&format!("|format({})", expression(arguments)));
-                at = code.len() - operand.len() + len;
-            }
+    while let Some(first) = code[at..].chars().next() {
+        if !begins_operand(first) {
+            out.push(first);
+            at += first.len_utf8();
+            continue;
+        }
+        let Some(len) = operand(&code[at..]) else { break };
+        let factor = out.trim_end().ends_with(['*', '/', '%']);
+        let left = &code[at..at + len];
+        at += len;
+        out.push_str(&groups(left, depth));
+        while let Some(right) = right_side(&code[at..]).filter(|_| !factor && !first.is_ascii_digit()) {
+            out.push_str(&format!("|modulo({})", groups(right.operand, depth)));
+            at += right.end;
         }
     }
     out.push_str(&code[at..]);
@@ -98,25 +130,64 @@ fn expression(code: &str) -> String {
 }
 
 /// What `%` is applied to.
-struct Operand<'a> {
-    /// As arguments of a call.
-    arguments: &'a str,
-    /// Bytes that it takes.
-    len: usize,
+struct Right<'a> {
+    operand: &'a str,
+    /// Where it ends.
+    end: usize,
 }
 
-/// The operand at the beginning of `text`: a name, a number, a text or something in parentheses, with what is asked of it.
-fn operand_of(text: &str) -> Option<Operand<'_>> {
+/// The sign at the beginning of `text`, and its right side.
+fn right_side(text: &str) -> Option<Right<'_>> {
+    let right = text.trim_start().strip_prefix('%')?.trim_start();
+    let len = operand(right).filter(|len| *len > 0)?;
+    let behind = right[len..].trim_start();
+    let goes_on = behind.starts_with("**") || behind.starts_with(['.', '(', '[']);
+    if goes_on || behind.split(|c| !in_word(c)).next() == Some("is") {
+        return None;
+    }
+    Some(Right { operand: &right[..len], end: text.len() - right.len() + len })
+}
+
+/// The same with what is in brackets translated.
+fn groups(text: &str, depth: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(['\'', '"', '(', '[', '{']) {
+        let literal = rest[at..].starts_with(['\'', '"']);
+        let end = if literal { end_of_literal(rest, at) } else { end_of_group(rest, at) };
+        let Some(end) = end.filter(|_| depth < DEPTH_MAX) else { break };
+        if literal {
+            out.push_str(&rest[..end]);
+        } else {
+            out.push_str(&rest[..=at]);
+            out.push_str(&expression(&rest[at + 1..end - 1], depth + 1));
+            out.push_str(&rest[end - 1..end]);
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+fn in_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+fn begins_operand(c: char) -> bool {
+    in_word(c) || matches!(c, '\'' | '"' | '(' | '[' | '{')
+}
+
+/// Bytes of the operand at the beginning of `text`: a name, a number, a text or something in brackets, with what is asked of it.
+fn operand(text: &str) -> Option<usize> {
     let word = |from: usize| {
         let rest = &text[from..];
-        from + rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len())
+        from + rest.find(|c: char| !in_word(c)).unwrap_or(rest.len())
     };
-    let first = match text.as_bytes().first()? {
-        b'(' => end_of_group(text, 0)?,
+    let mut end = match text.as_bytes().first()? {
+        b'(' | b'[' | b'{' => end_of_group(text, 0)?,
         b'\'' | b'"' => end_of_literal(text, 0)?,
         _ => word(0),
     };
-    let mut end = first;
     loop {
         let rest = &text[end..];
         let filter = rest.trim_start();
@@ -127,12 +198,9 @@ fn operand_of(text: &str) -> Option<Operand<'_>> {
                 let name = filter[1..].trim_start();
                 word(text.len() - name.len())
             }
-            _ => break,
+            _ => return Some(end),
         };
     }
-    let grouped = text.starts_with('(') && end == first;
-    let arguments = if grouped { &text[1..end - 1] } else { &text[..end] };
-    (end > 0).then_some(Operand { arguments, len: end })
 }
 
 /// Behind the group that a bracket opens at `at`.
@@ -164,7 +232,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::UNIX_EPOCH;
 
-    use super::super::ChatTemplate;
+    use super::super::{ChatTemplate, told};
     use super::translate;
 
     #[test]
@@ -175,21 +243,63 @@ mod tests {
     }
 
     #[test]
-    fn python_s_formats_are_a_filter() {
+    fn python_s_percent_sign_is_a_filter() {
         for (code, expected) in [
-            ("{{ '%s' % x }}", "{{ '%s'|format(x) }}"),
-            ("{{'%s-%s'%(a, b)}}", "{{'%s-%s'|format(a, b)}}"),
-            ("{{ 'a' + \"%d\" % (n) + 'b' }}", "{{ 'a' + \"%d\"|format(n) + 'b' }}"),
-            ("{% set x = '%s' % m['a'].b(1)|upper %}", "{% set x = '%s'|format(m['a'].b(1)|upper) %}"),
-            ("{{ '%s' % ('%s' % y) }}", "{{ '%s'|format('%s'|format(y)) }}"),
+            ("{{ '%s' % x }}", "{{ '%s'|modulo(x) }}"),
+            ("{{'%s-%s'%(a, b)}}", "{{'%s-%s'|modulo((a, b))}}"),
+            ("{{ 'a' + \"%d\" % (n) + 'b' }}", "{{ 'a' + \"%d\"|modulo((n)) + 'b' }}"),
+            ("{% set x = '%s' % m['a'].b(1)|upper %}", "{% set x = '%s'|modulo(m['a'].b(1)|upper) %}"),
+            ("{{ '%s' % ('%s' % y) }}", "{{ '%s'|modulo(('%s'|modulo(y))) }}"),
             (
                 "{{ 5 % 3 }}{{ '%' }}{%- if a %}'%s' % x{% endif %}",
                 "{{ 5 % 3 }}{{ '%' }}{%- if a %}'%s' % x{% endif %}",
             ),
             ("{{ {'a': {'b': '}}'}} }} '%s' % x", "{{ {'a': {'b': '}}'}} }} '%s' % x"),
             ("{{ 'it\\'s' }}{{ 'open", "{{ 'it\\'s' }}{{ 'open"),
+            ("{{ format % x }}", "{{ format|modulo(x) }}"),
+            (
+                "{% if (a[i % 2] ~ b) % (c, d % e) == -f % g %}",
+                "{% if (a[i|modulo(2)] ~ b)|modulo((c, d|modulo(e))) == -f|modulo(g) %}",
+            ),
+            // The filter would bind closer than these.
+            (
+                "{{ a * b % c }}{{ a % b ** c }}{{ a % b .c }}{{ a % b is odd }}",
+                "{{ a * b % c }}{{ a % b ** c }}{{ a % b .c }}{{ a % b is odd }}",
+            ),
+            ("{{ a % b * c % d }}{{ a % b % c }}", "{{ a|modulo(b) * c % d }}{{ a|modulo(b)|modulo(c) }}"),
         ] {
             assert_eq!(translate(code), expected);
+        }
+    }
+
+    /// What Jinja2 3.1 makes of the same.
+    #[test]
+    fn names_before_a_percent_sign_are_texts_or_numbers() {
+        let made = |template: &str| {
+            let template = ChatTemplate::new(template, BTreeMap::new()).unwrap();
+            template.render(Vec::new(), UNIX_EPOCH).map_err(|error| told(&error))
+        };
+        for (template, expected) in [
+            ("{% set f = '<%s>' %}{{ f % 'a' }}{{ f % 1 }}{{ (f ~ f) % ('b', 2) }}", "<a><1><b><2>"),
+            ("{% set f = {'user': 'U: %s'} %}{{ f['user'] % 'x'|upper }}{{ f.user % ('y') }}", "U: XU: y"),
+            ("{% set n = 7 %}{{ n % 4 }}{{ -n % 4 }}{{ n % -4 }}{{ 2 * n % 4 }}{{ n % 4 * 2 }}", "31-126"),
+            ("{% for i in range(4) %}{{ i % 2 == 0 }}{% endfor %}", "TrueFalseTrueFalse"),
+            ("{% set p = ('a', 'b') %}{{ '%s-%s' % p }}{{ '%s' % (p,) }}", "a-b('a', 'b')"),
+            ("{{ '%s' % ['a'] }}{{ '%(a)s' % {'a': 1} }}", "['a']1"),
+            ("{{ true % 2 }}{{ 7.5 % 2 }}{% set n = 7.5 %}{{ n % 2 }}", "11.51.5"),
+        ] {
+            assert_eq!(made(template).as_deref(), Ok(expected), "{template}");
+        }
+        assert!(made("{% set n = none %}{{ n % 2 }}").unwrap_err().contains('%'));
+    }
+
+    #[test]
+    fn brackets_without_end_are_left() {
+        for open in ["(", "[", "x % (", "'%s' % ("] {
+            let deep = format!("{{{{ {} }}}}", open.repeat(1 << 18));
+            assert_eq!(translate(&deep), deep);
+            let closed = format!("{{{{ {}1{} }}}}", open.repeat(300), ")".repeat(300));
+            assert!(ChatTemplate::new(&closed, BTreeMap::new()).is_err());
         }
     }
 
@@ -209,6 +319,6 @@ mod tests {
         ] {
             let _ = translate(broken);
         }
-        assert_eq!(translate("{{ '%s' % é.ü }}ß"), "{{ '%s'|format(é.ü) }}ß");
+        assert_eq!(translate("{{ '%s' % é.ü }}ß"), "{{ '%s'|modulo(é.ü) }}ß");
     }
 }

@@ -44,6 +44,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", json::tojson);
         environment.add_filter("indent", text::indent);
         environment.add_filter("trim", text::trim);
+        environment.add_filter("modulo", dialect::modulo);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });

@@ -74,6 +74,9 @@ pub struct Held {
     /// What its state is.
     #[serde(default)]
     pub state: StateDigest,
+    /// It has that from others, and has made no update since: it is no witness of what the state should be.
+    #[serde(default)]
+    pub copied: bool,
 }
 
 /// What the state of a stage is, as far as its peer can tell: parameters, and all that is kept beside them. Peers of a stage at one step have the same.
@@ -126,7 +129,7 @@ impl Held {
     pub fn applied(&mut self, step: Step, scale: f32, state: StateDigest) {
         let made = usize::try_from(step.saturating_sub(self.step)).unwrap_or(usize::MAX);
         self.sums.drain(..made.min(self.sums.len()));
-        (self.step, self.scale, self.state) = (step, Some(scale), state);
+        (self.step, self.scale, self.state, self.copied) = (step, Some(scale), state, false);
         self.averaged.clear();
     }
 }
@@ -331,6 +334,31 @@ pub enum TrainerReport {
     },
 }
 
+/// A stage to begin with: from a checkpoint, or from its initial values.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// Which.
+    pub stage: StageId,
+    /// The checkpoint's step; 0 without one means initial values.
+    pub step: Step,
+    /// Is there a checkpoint?
+    pub checkpoint: bool,
+}
+
+/// A stage's state, from those that have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Which.
+    pub stage: StageId,
+    /// At least this current.
+    pub step: Step,
+    /// Who has it.
+    pub mates: Vec<Mate>,
+    /// What is here already is not right: get all of it.
+    #[serde(default)]
+    pub whole: bool,
+}
+
 /// The conductor to a peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToPeer {
@@ -343,27 +371,10 @@ pub enum ToPeer {
         /// Add it, or compute the input gradient only.
         granted: bool,
     },
-    /// Begin with a stage: from a checkpoint, or from its initial values.
-    Load {
-        /// Which.
-        stage: StageId,
-        /// The checkpoint's step; 0 without one means initial values.
-        step: Step,
-        /// Is there a checkpoint?
-        checkpoint: bool,
-    },
+    /// Begin with a stage.
+    Load(Load),
     /// Get a stage's state from those that have it.
-    Fetch {
-        /// Which.
-        stage: StageId,
-        /// At least this current.
-        step: Step,
-        /// Who has it.
-        mates: Vec<Mate>,
-        /// What is here already is not right: get all of it.
-        #[serde(default)]
-        whole: bool,
-    },
+    Fetch(Fetch),
     /// Form the average of a shard.
     Average {
         /// Of which step.

@@ -26,8 +26,8 @@ pub mod wiring;
 
 pub use conductor::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 pub use message::{
-    Attempt, Contribution, FetchFailure, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role,
-    SaveFailure, ShardId, StageId, StateDigest, Step, ToPeer, ToTrainer, TrainerReport,
+    Attempt, Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, Microbatch, PeerReport,
+    Role, SaveFailure, ShardId, StageId, StateDigest, Step, ToPeer, ToTrainer, TrainerReport,
 };
 pub use peer::{Call, CallKind, Job, PeerConfig, PeerEffect, PeerNode, Refused, RequestId};
 pub use trainer::{CallId, CallOutcome, TrainerCore, TrainerEffect};

@@ -6,7 +6,7 @@
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
-    Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, Step, ToPeer,
+    Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Load, Phase, Step, ToPeer,
 };
 
 use super::numbers::State;
@@ -224,7 +224,7 @@ impl World {
         for effect in effects {
             match effect {
                 ConductorEffect::ToPeer(name, message) => {
-                    if let ToPeer::Load { step, checkpoint, .. } = message {
+                    if let ToPeer::Load(Load { step, checkpoint, .. }) = message {
                         self.loads(step, checkpoint);
                         self.goes_back(step);
                     }

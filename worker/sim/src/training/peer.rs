@@ -9,8 +9,8 @@ use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::{self, Mates};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, Conductor, FetchFailure, Job, Mate, PeerConfig, PeerEffect, PeerNode, PeerReport,
-    Refused, RequestId, SaveFailure, ShardId, StageId, StateDigest, Step,
+    Call, CallId, CallKind, Conductor, Fetch, FetchFailure, Job, Load, Mate, PeerConfig, PeerEffect,
+    PeerNode, PeerReport, Refused, RequestId, SaveFailure, ShardId, StageId, StateDigest, Step,
 };
 
 use super::faults::Flaw;
@@ -64,6 +64,8 @@ struct Fetching {
     stage: StageId,
     wanted: Step,
     mates: Vec<Mate>,
+    /// The state that was here is brought up to date.
+    from: Option<Step>,
     have: Option<(Step, State)>,
     until: u64,
 }
@@ -304,17 +306,19 @@ impl World {
                     let stream = peer.stream;
                     self.up(name, stream, Up::Peer(report));
                 }
-                PeerEffect::Load { stage, step, checkpoint } => {
+                PeerEffect::Load(Load { stage, step, checkpoint }) => {
                     let until = now + FETCH_MS_MAX;
+                    let mates = Vec::new();
                     peer.fetching =
-                        Some(Fetching { fetch, stage, wanted: step, mates: Vec::new(), have: None, until });
+                        Some(Fetching { fetch, stage, wanted: step, mates, from: None, have: None, until });
                     let after = 50 + self.draw(250);
                     self.at(after, Event::Loaded { peer: name.clone(), fetch, stage, step, checkpoint });
                 }
-                PeerEffect::Fetch { stage, step, from, mates } => {
+                PeerEffect::Fetch { fetch: Fetch { stage, step, mates, .. }, from } => {
                     let long = self.scenario.script.as_ref().map_or(0, |s| 2 * s.fetch_ms);
                     let until = now + FETCH_MS_MAX + long;
-                    peer.fetching = Some(Fetching { fetch, stage, wanted: step, mates, have: None, until });
+                    peer.fetching =
+                        Some(Fetching { fetch, stage, wanted: step, mates, from, have: None, until });
                     match from {
                         Some(from) => self.give(name, Work::Begin { fetch, from }),
                         None => self.at(1, Event::Fetch { peer: name.clone(), fetch }),
@@ -462,9 +466,7 @@ impl World {
             }
             Work::Set { fetch, stage, step, state } => {
                 let Some(peer) = self.peers.get_mut(name) else { return };
-                if peer.fetching.take_if(|f| f.fetch == fetch).is_none() {
-                    return;
-                }
+                let Some(fetched) = peer.fetching.take_if(|f| f.fetch == fetch) else { return };
                 if !peer.sums.is_empty() {
                     self.violation(format!("{name} begins stage {stage} with sums of another"));
                     return;
@@ -474,7 +476,7 @@ impl World {
                 peer.averages.clear();
                 self.check(name, stage, step, state);
                 let digest = digest(&state, true);
-                self.with_peer(name, |node, out| node.ready(stage, step, digest, out));
+                self.with_peer(name, |node, out| node.ready(stage, step, digest, fetched.from, out));
             }
         }
     }
@@ -797,6 +799,10 @@ impl World {
             };
         }
         if let Some(fetching) = self.peers.get_mut(name).and_then(|p| p.fetching.as_mut()) {
+            // Nobody has the next update any more: all of it is copied.
+            if have.is_none() {
+                fetching.from = None;
+            }
             fetching.have = have;
         }
         self.at(after, Event::Fetch { peer: name.clone(), fetch });

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_model::ModelError;
-use dunlin_protocol::training::{FetchFailure, Mate, PeerEffect, StageId, StateDigest, Step};
+use dunlin_protocol::training::{Fetch, FetchFailure, Load, Mate, PeerEffect, StageId, StateDigest, Step};
 use dunlin_train::Stage;
 use dunlin_wire::proto::pull_request::What;
 use tracing::{info, warn};
 
 use super::super::saved;
 use super::super::values::{Clients, Fault};
+use super::happened::Event;
 use super::serve::root_of;
-use super::{Collected, Event, Fetching, Peer, state};
+use super::{Collected, Fetching, Peer, state};
 use crate::exit::NeedsUser;
 
 /// How often mates are asked for an update.
@@ -49,8 +50,8 @@ impl From<String> for Unfetched {
 
 impl Peer {
     /// Gets the first values of a stage, or those of a checkpoint.
-    pub(super) fn load(&mut self, stage: StageId, step: Step, checkpoint: bool) {
-        let ticket = self.new_ticket(stage, step, Vec::new());
+    pub(super) fn load(&mut self, Load { stage, step, checkpoint }: Load) {
+        let ticket = self.new_ticket(stage, step, Vec::new(), None);
         let (run, events, destination) =
             (Arc::clone(&self.run), self.events.clone(), self.destination.clone());
         self.engine.run(move |bench| {
@@ -65,9 +66,10 @@ impl Peer {
         });
     }
 
-    /// Gets a stage from mates, or the updates that are missing.
-    pub(super) fn fetch(&mut self, stage: StageId, step: Step, from: Option<Step>, mates: Vec<Mate>) {
-        let ticket = self.new_ticket(stage, step, mates.clone());
+    /// Gets a stage from mates, or the updates that are missing where there is a state.
+    pub(super) fn fetch(&mut self, fetch: Fetch, from: Option<Step>) {
+        let Fetch { stage, step, mates, .. } = fetch;
+        let ticket = self.new_ticket(stage, step, mates.clone(), from);
         if from.is_some() {
             // Behind an update that is under way.
             return self.with_stage(move |stage, _| Event::Installed(ticket, Ok(here(stage))));
@@ -99,14 +101,14 @@ impl Peer {
         }
     }
 
-    fn new_ticket(&mut self, stage: StageId, wanted: Step, mates: Vec<Mate>) -> u64 {
+    fn new_ticket(&mut self, stage: StageId, wanted: Step, mates: Vec<Mate>, from: Option<Step>) -> u64 {
         self.tickets += 1;
         self.averages.clear();
         for (_, task) in std::mem::take(&mut self.averaging) {
             task.abort();
         }
         self.fetching =
-            Some(Fetching { ticket: self.tickets, stage, wanted, mates, collected: None, task: None });
+            Some(Fetching { ticket: self.tickets, stage, wanted, mates, from, collected: None, task: None });
         self.tickets
     }
 
@@ -150,13 +152,13 @@ impl Peer {
     ) {
         let (clients, events) = (self.clients.clone(), self.events.clone());
         let Some(fetching) = self.current(ticket) else { return };
-        let stage = fetching.stage;
+        let (stage, from) = (fetching.stage, fetching.from);
         match at {
             Err(why) => self.give_up(FetchFailure::Passing, why, out),
             Ok((step, digest)) if step >= fetching.wanted => {
                 self.fetching = None;
                 info!(stage, step, "has the state of its stage");
-                self.node.ready(stage, step, digest, out);
+                self.node.ready(stage, step, digest, from, out);
             }
             Ok((step, _)) => {
                 let len = self.run.layout(stage).len();
@@ -174,11 +176,11 @@ impl Peer {
     /// An update that was missed is here: the engine follows it. When nobody has it any more, the whole state is needed.
     pub(super) fn follow(&mut self, ticket: u64, update: Result<Vec<f32>, String>) {
         let Some(fetching) = self.current(ticket) else { return };
-        let (stage, wanted, mates) = (fetching.stage, fetching.wanted, fetching.mates.clone());
+        let (stage, step, mates) = (fetching.stage, fetching.wanted, fetching.mates.clone());
         match update {
             Err(why) => {
                 warn!(why, "an update is missing: the whole state is fetched");
-                self.fetch(stage, wanted, None, mates);
+                self.fetch(Fetch { stage, step, mates, whole: true }, None);
             }
             Ok(gradient) => {
                 self.with_stage(move |stage, pool| match stage.follow(pool, Arc::new(gradient)) {

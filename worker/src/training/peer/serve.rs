@@ -17,9 +17,9 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::super::values::{Word, to_bytes};
-use super::Event;
 use super::average::{self, Formed};
 use super::engine::{Bench, Engine};
+use super::happened::Event;
 
 /// Pulls that are served at once; more are refused, and asked again.
 const PULLS_MAX: usize = 64;

@@ -127,7 +127,8 @@ impl Conductor {
             }
             (PeerReport::Ready { stage, step, state }, None) if peer.place == Place::Idle => {
                 let (stage, step, state) = (*stage, *step, state.clone());
-                peer.held = Some(Held { stage, step, state, ..Held::default() });
+                // It was on its way while nobody was there to know from whom.
+                peer.held = Some(Held { stage, step, state, copied: true, ..Held::default() });
                 peer.step = step;
             }
             (
@@ -174,7 +175,7 @@ impl Conductor {
                 continue;
             }
             self.place(name, Place::Member { stage: held.stage });
-            self.hear_state(name, (held.stage, held.step), held.state.clone(), false);
+            self.hear_state(name, (held.stage, held.step), held.state.clone(), held.copied);
             if held.step < newest {
                 let (step, prove) = (held.step, self.proves(newest));
                 let apply = ToPeer::Apply { step, scale: scale.unwrap_or(1.0), prove };

@@ -7,7 +7,7 @@ use dunlin_planner::PeerName;
 
 use super::gather::Gathering;
 use super::{Conductor, ConductorEffect, Phase, Place};
-use crate::training::message::{StageId, ToPeer, ToTrainer};
+use crate::training::message::{Load, StageId, ToPeer, ToTrainer};
 
 /// A manifest that takes longer is not waited for.
 pub(super) const SEAL_MS_MAX: u64 = 60_000;
@@ -37,7 +37,7 @@ impl Conductor {
     fn load(&mut self, name: PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
         self.place(&name, Place::Fetching { stage });
         let checkpoint = self.saving.newest().is_some();
-        out.push(ConductorEffect::ToPeer(name, ToPeer::Load { stage, step: self.step, checkpoint }));
+        out.push(ConductorEffect::ToPeer(name, ToPeer::Load(Load { stage, step: self.step, checkpoint })));
     }
 
     /// The last peer of a stage is gone, with the newest state of its layers.

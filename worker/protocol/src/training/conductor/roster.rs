@@ -7,7 +7,7 @@ use dunlin_planner::PeerName;
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
 use crate::training::mates::Mates;
 use crate::training::message::{
-    FetchFailure, Held, HeldSums, Mate, StageId, StateDigest, Step, ToPeer, ToTrainer,
+    Fetch, FetchFailure, Held, HeldSums, Mate, StageId, StateDigest, Step, ToPeer, ToTrainer,
 };
 use crate::training::speed::Speed;
 
@@ -106,7 +106,7 @@ impl Conductor {
         let mates: Vec<Mate> = mates.map(|(_, p)| p.mate.clone()).collect();
         self.place(name, Place::Fetching { stage });
         let step = self.step;
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Fetch { stage, step, mates, whole }));
+        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Fetch(Fetch { stage, step, mates, whole })));
     }
 
     pub(super) fn ready(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::message::{
-    FetchFailure, Held, Hello, Mate, PeerReport, Role, SaveFailure, StageId, StateDigest, Step, ToPeer,
+    FetchFailure, Held, Hello, Load, Mate, PeerReport, Role, SaveFailure, StageId, StateDigest, Step, ToPeer,
 };
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];
@@ -55,7 +55,7 @@ impl Run {
     /// What every peer that was told to load was told last, and to which stage it belongs. Forgets what was told.
     fn loads(&mut self) -> BTreeSet<(String, StageId, Step, bool)> {
         let load = |effect: ConductorEffect| match effect {
-            ConductorEffect::ToPeer(name, ToPeer::Load { stage, step, checkpoint }) => {
+            ConductorEffect::ToPeer(name, ToPeer::Load(Load { stage, step, checkpoint })) => {
                 Some((name.to_string(), stage, step, checkpoint))
             }
             _ => None,

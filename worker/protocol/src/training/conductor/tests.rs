@@ -6,7 +6,7 @@ use dunlin_planner::PeerName;
 
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::mates::Mates;
-use crate::training::message::{Hello, Mate, PeerReport, Role, StageId, StateDigest, ToPeer};
+use crate::training::message::{Fetch, Hello, Load, Mate, PeerReport, Role, StageId, StateDigest, ToPeer};
 
 pub(super) const GATHER_MS: u64 = 2000;
 
@@ -46,9 +46,10 @@ pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
 /// The stage that each peer was sent to last.
 fn stages(effects: &[ConductorEffect]) -> BTreeMap<String, StageId> {
     let sent = |effect: &ConductorEffect| match effect {
-        ConductorEffect::ToPeer(name, ToPeer::Load { stage, .. } | ToPeer::Fetch { stage, .. }) => {
-            Some((name.to_string(), *stage))
-        }
+        ConductorEffect::ToPeer(
+            name,
+            ToPeer::Load(Load { stage, .. }) | ToPeer::Fetch(Fetch { stage, .. }),
+        ) => Some((name.to_string(), *stage)),
         _ => None,
     };
     effects.iter().filter_map(sent).collect()

@@ -7,7 +7,7 @@ use dunlin_planner::PeerName;
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::message::{
-    Contribution, Held, HeldSums, Hello, Mate, PeerReport, Role, StageId, StateDigest, Step, ToPeer,
+    Contribution, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StageId, StateDigest, Step, ToPeer,
     ToTrainer, TrainerReport,
 };
 
@@ -64,7 +64,7 @@ impl Run {
     /// Everybody who is told to load has done so.
     fn load(&mut self) {
         for effect in self.taken() {
-            if let ConductorEffect::ToPeer(name, ToPeer::Load { stage, step, .. }) = effect {
+            if let ConductorEffect::ToPeer(name, ToPeer::Load(Load { stage, step, .. })) = effect {
                 self.peers.retain(|(n, _)| *n != name);
                 self.peers.push((name.clone(), stage));
                 self.report(name.as_str(), PeerReport::Ready { stage, step, state: digest(1000 + step) });
@@ -388,7 +388,7 @@ fn a_hello_from_the_future_costs_nothing() {
         assert_eq!((run.conductor.phase(), run.conductor.step()), (&Phase::Running, 6), "{prophet:?}");
         assert_eq!(run.members(1), ["b", "c"]);
         // It gets what it needs like any newcomer.
-        let fetches = |e: &ConductorEffect| matches!(e, ConductorEffect::ToPeer(n, ToPeer::Fetch { .. }) if n.as_str() == "x");
+        let fetches = |e: &ConductorEffect| matches!(e, ConductorEffect::ToPeer(n, ToPeer::Fetch(_)) if n.as_str() == "x");
         assert!(run.out.iter().any(fetches), "{prophet:?}");
     }
 }
@@ -414,6 +414,39 @@ fn who_holds_another_state_than_most_does_not_serve_after_a_restart() {
     let wrong = Held { stage: 1, step: 6, state: digest(666), ..Held::default() };
     let run = restarted(vec![holds("a", 0, 6), said("w", wrong), holds("b", 1, 6), holds("c", 1, 6)]);
     assert_eq!(run.expelled(), ["w"]);
+}
+
+/// Nor does who has copied a state have a voice when the conductor is another one than at that time.
+#[test]
+fn a_copy_of_a_wrong_state_is_no_second_witness_after_a_restart() {
+    let has = |name, fingerprint, copied| {
+        said(
+            name,
+            Held {
+                stage: 1,
+                step: 6,
+                scale: Some(1.0),
+                state: digest(fingerprint),
+                copied,
+                ..Held::default()
+            },
+        )
+    };
+    let right = || has("a", 1006, false);
+    let run = restarted(vec![holds("z", 0, 6), right(), has("b", 666, false), has("c", 666, true)]);
+    assert!(run.expelled().is_empty(), "{:?}: {}", run.expelled(), run.notes());
+    assert!(run.notes().contains("nobody can tell who is wrong"), "{}", run.notes());
+    // Whoever has made the update is believed against any number of copies.
+    let run = restarted(vec![holds("z", 0, 6), right(), has("b", 666, true), has("c", 666, true)]);
+    assert_eq!(run.expelled(), ["b", "c"]);
+    // A state that was on its way when the conductor came is one of them.
+    let mut run = Run { conductor: Conductor::new(config(2)), now_ms: 0, out: Vec::new(), peers: Vec::new() };
+    for event in [holds("z", 0, 6), right(), has("b", 666, false), hello("c", "n3")] {
+        run.hear(event);
+    }
+    run.report("c", PeerReport::Ready { stage: 1, step: 6, state: digest(666) });
+    run.pass(GATHER_MS);
+    assert!(run.expelled().is_empty(), "{:?}: {}", run.expelled(), run.notes());
 }
 
 #[test]

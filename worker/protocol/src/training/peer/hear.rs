@@ -29,17 +29,17 @@ impl PeerNode {
                 self.rights.insert(key, if granted { Right::Granted } else { Right::Refused });
                 self.next(out);
             }
-            ToPeer::Load { stage, step, checkpoint } => {
-                self.start_over(stage, out);
-                out.push(PeerEffect::Load { stage, step, checkpoint });
+            ToPeer::Load(load) => {
+                self.start_over(load.stage, out);
+                out.push(PeerEffect::Load(load));
             }
-            ToPeer::Fetch { stage, step, mates, whole } => {
+            ToPeer::Fetch(fetch) => {
                 // An update under way is done before anything else.
                 let here = self.step + Step::from(self.applying);
-                let usable = self.stage == Some(stage) && self.serving && here <= step && !whole;
-                let from = usable.then_some(here);
-                self.start_over(stage, out);
-                out.push(PeerEffect::Fetch { stage, step, from, mates });
+                let same = self.stage == Some(fetch.stage) && self.serving;
+                let from = (same && here <= fetch.step && !fetch.whole).then_some(here);
+                self.start_over(fetch.stage, out);
+                out.push(PeerEffect::Fetch { fetch, from });
             }
             ToPeer::Average { step, shard, round, group } => {
                 if step == self.step && self.serving {

@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 
 use super::mates::Mates;
 use super::message::{
-    Attempt, Contribution, Held, HeldSums, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId,
-    StateDigest, Step,
+    Attempt, Contribution, Fetch, Held, HeldSums, Hello, Load, Mate, Microbatch, PeerReport, Role, ShardId,
+    StageId, StateDigest, Step,
 };
 
 /// A trainer's call; its tensors are the shell's.
@@ -139,24 +139,13 @@ pub enum PeerEffect {
     /// Tell the conductor; lost while there is no stream, the next hello makes up for it.
     Tell(PeerReport),
     /// Get the state of a stage: initial values or a checkpoint. Then [`PeerNode::ready`].
-    Load {
-        /// Which.
-        stage: StageId,
-        /// Of which step.
-        step: Step,
-        /// From a checkpoint.
-        checkpoint: bool,
-    },
+    Load(Load),
     /// Get it from mates. Then [`PeerNode::ready`].
     Fetch {
-        /// Which.
-        stage: StageId,
-        /// At least this current.
-        step: Step,
-        /// What is here already, to be brought up to date.
+        /// What the conductor wants.
+        fetch: Fetch,
+        /// The step of what is here already and is only brought up to date.
         from: Option<Step>,
-        /// Who has it.
-        mates: Vec<Mate>,
     },
     /// Form an average. Then [`PeerNode::averaged`] or [`PeerNode::average_failed`].
     Average {
@@ -202,6 +191,8 @@ pub struct PeerNode {
     step: Step,
     /// What the state was after the last update.
     state: StateDigest,
+    /// The state is what others had, and no update has been made here since.
+    copied: bool,
     /// Calls of earlier ones are not answered any more.
     attempt: Attempt,
     /// It has the state; otherwise it is being fetched.
@@ -247,6 +238,7 @@ impl PeerNode {
             stage: None,
             step: 0,
             state: StateDigest::default(),
+            copied: false,
             attempt: 0,
             serving: false,
             rights: BTreeMap::new(),
@@ -334,6 +326,7 @@ impl PeerNode {
             averaged: self.averaged.clone(),
             scale: self.scale,
             state: self.state.clone(),
+            copied: self.copied,
         });
         Hello { me: self.me.clone(), arithmetic: self.config.arithmetic, role: Role::Peer { held } }
     }

@@ -10,6 +10,7 @@ impl PeerNode {
             return;
         }
         self.state = state.clone();
+        self.copied = false;
         self.advance_to(step, out);
         let scale = self.scale.unwrap_or(1.0);
         out.push(PeerEffect::Tell(PeerReport::Applied { step, scale, state }));
@@ -20,12 +21,24 @@ impl PeerNode {
         self.next(out);
     }
 
-    /// The state of a stage is complete; sums are empty.
-    pub fn ready(&mut self, stage: StageId, step: Step, state: StateDigest, out: &mut Vec<PeerEffect>) {
+    /// The state of a stage is complete; sums are empty. `from`: the step of the state that was here and was only brought up to date, unless all of it has come from
+    /// elsewhere.
+    pub fn ready(
+        &mut self,
+        stage: StageId,
+        step: Step,
+        state: StateDigest,
+        from: Option<Step>,
+        out: &mut Vec<PeerEffect>,
+    ) {
         if self.stage != Some(stage) || self.serving {
             return;
         }
         self.serving = true;
+        self.copied = match from {
+            None => true,
+            Some(from) => self.copied && from == step,
+        };
         self.state = state.clone();
         // Before the claims: those that come earlier do not count.
         out.push(PeerEffect::Tell(PeerReport::Ready { stage, step, state }));
@@ -128,5 +141,52 @@ impl PeerNode {
         self.applying = false;
         self.told_to_clear = false;
         self.scale = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::message::{Fetch, Held, Load, Mate, Role, StateDigest, Step, ToPeer};
+    use super::super::{PeerConfig, PeerNode};
+
+    fn held(node: &mut PeerNode) -> Held {
+        match node.connected(&mut Vec::new()).role {
+            Role::Peer { held: Some(held) } => held,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A conductor without memory hears whether a state is what a peer has come to, or what others had.
+    #[test]
+    fn a_state_is_a_copy_until_an_update_is_made_here() {
+        let me = Mate { name: "a".into(), addr: String::new(), host: String::new() };
+        let config = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
+        let (mut node, mut out) = (PeerNode::new(me, config), Vec::new());
+        let digest = StateDigest::default;
+        let fetch = |step| ToPeer::Fetch(Fetch { stage: 0, step, mates: Vec::new(), whole: false });
+        let apply = |node: &mut PeerNode, step: Step| {
+            node.hear(ToPeer::Apply { step, scale: 1.0, prove: false }, &mut Vec::new());
+            node.applied(step + 1, StateDigest::default(), &mut Vec::new());
+        };
+        node.hear(ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), &mut out);
+        node.ready(0, 0, digest(), None, &mut out);
+        assert!(held(&mut node).copied);
+        apply(&mut node, 0);
+        assert!(!held(&mut node).copied);
+        // It has the step already, or follows.
+        for (from, step) in [(1, 1), (1, 2)] {
+            node.hear(fetch(step), &mut out);
+            node.ready(0, step, digest(), Some(from), &mut out);
+            assert!(!held(&mut node).copied, "from {from} to {step}");
+        }
+        // Nobody has the updates any more.
+        node.hear(fetch(5), &mut out);
+        node.ready(0, 5, digest(), None, &mut out);
+        assert!(held(&mut node).copied);
+        node.hear(fetch(5), &mut out);
+        node.ready(0, 5, digest(), Some(5), &mut out);
+        assert!(held(&mut node).copied, "still a copy");
+        apply(&mut node, 5);
+        assert!(!held(&mut node).copied);
     }
 }

@@ -1,0 +1,137 @@
+//! What the node wants done beside the engine's work: answers, reports, averages, sums and files.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::{Mate, PeerEffect, Refused, Step};
+use dunlin_wire::proto;
+use dunlin_wire::proto::pull_request::What;
+
+use super::super::saved;
+use super::average::{self, Which};
+use super::engine::Bench;
+use super::happened::Event;
+use super::{Peer, Waiting};
+
+impl Peer {
+    pub(super) fn perform(&mut self, effect: PeerEffect) -> anyhow::Result<()> {
+        match effect {
+            PeerEffect::Tell(report) => {
+                if let Some(conductor) = &self.conductor
+                    && conductor.try_send(serde_json::to_string(&report)?).is_err()
+                {
+                    self.conductor = None;
+                }
+            }
+            PeerEffect::Run(job) => self.job(job)?,
+            PeerEffect::Reply(id) => {
+                // A caller that has hung up waits no longer.
+                if let Some(Waiting { reply, computed: Some(computed), .. }) = self.calls.remove(&id) {
+                    let (data, loss) = (computed.data.into(), computed.loss);
+                    let _ = reply.send(proto::ComputeReply { data, loss, ..Default::default() });
+                }
+            }
+            PeerEffect::Refuse(id, why) => {
+                if let Some(waiting) = self.calls.remove(&id) {
+                    let (refusal, message) = match why {
+                        Refused::NotServing => (proto::ComputeRefusal::ComputeNotServing, String::new()),
+                        Refused::Stale => (proto::ComputeRefusal::ComputeStale, String::new()),
+                        Refused::Busy => (proto::ComputeRefusal::ComputeBusy, String::new()),
+                        Refused::Failed(what) => (proto::ComputeRefusal::ComputeFailed, what),
+                    };
+                    let reply =
+                        proto::ComputeReply { refusal: refusal.into(), message, ..Default::default() };
+                    let _ = waiting.reply.send(reply);
+                }
+            }
+            PeerEffect::Load(load) => self.load(load),
+            PeerEffect::Fetch { fetch, from } => self.fetch(fetch, from),
+            PeerEffect::Average { step, shard, round, group } => {
+                self.average(Which { step, shard, round }, group);
+            }
+            PeerEffect::Take(take) => self.take(take),
+            PeerEffect::Save { step, check } => self.save(step, check),
+            PeerEffect::GiveTo(mates) => self.giving.to(mates),
+            PeerEffect::Retire => {
+                // The last chance to say that what others got from here was not right.
+                let (events, alarm) = (self.events.clone(), self.alarm.clone());
+                self.engine.run(move |Bench { stage, pool }| {
+                    match stage.as_mut().map(|stage| stage.check(pool)) {
+                        Some(Err(error)) => alarm.raise_blocking(error.to_string()),
+                        _ => drop(events.blocking_send(Event::Sound)),
+                    }
+                });
+            }
+            PeerEffect::End(why) => bail!("expelled: {why}"),
+        }
+        Ok(())
+    }
+
+    fn average(&mut self, which: Which, group: Vec<Mate>) {
+        if let Some(old) = self.averaging.remove(&which.shard) {
+            old.abort();
+        }
+        let (Some(stage), _) = self.node.position() else { return };
+        let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
+        let (me, events, alarm) = (self.me.clone(), self.events.clone(), self.alarm.clone());
+        let wire = self.run.config.wire.gradients;
+        let spare = self.spare.remove(&which.shard).unwrap_or_default();
+        let task = tokio::spawn(async move {
+            let result =
+                average::form(&clients, &engine, &formed, wire, which, stage, &group, &me, &alarm, spare)
+                    .await;
+            match result {
+                Ok(mut average) => engine.run(move |bench| {
+                    let Some(stage) = &bench.stage else { return };
+                    let squares = stage.squares(&bench.pool, which.shard, &average.values);
+                    average.seal();
+                    let _ = events.blocking_send(Event::Averaged(which, Ok((average, squares))));
+                }),
+                Err(fault) => drop(events.send(Event::Averaged(which, Err(fault))).await),
+            }
+        });
+        self.averaging.insert(which.shard, task.abort_handle());
+    }
+
+    fn take(&mut self, take: Take) {
+        let (Some(stage), _) = self.node.position() else { return };
+        let (clients, events) = (self.clients.clone(), self.events.clone());
+        let len = self.run.layout(stage).len();
+        tokio::spawn(async move {
+            let sums = clients.pull(&take.from, stage, What::AllSums(take.step), len).await;
+            let sums = sums.map(|(_, sums)| sums);
+            let _ = events.send(Event::Received(take, sums)).await;
+        });
+    }
+
+    /// Writes the present state, or says what would be written.
+    fn save(&self, step: Step, check: bool) {
+        let events = self.events.clone();
+        let (run, Some(destination)) = (Arc::clone(&self.run), self.destination.clone()) else {
+            tokio::spawn(async move {
+                let why = "the run has no `checkpoint.destination`".to_owned();
+                events.send(Event::Saved(step, Err(why))).await
+            });
+            return;
+        };
+        self.engine.run(move |bench| {
+            let Some(stage) = &bench.stage else { return };
+            // Training goes on while it is written.
+            let snapshot = stage.snapshot();
+            std::thread::spawn(move || {
+                let place = (!check).then_some(&destination);
+                let record = saved::write_stage(place, &run, &snapshot).map_err(|e| format!("{e:#}"));
+                // What was written is what updates have made, or it is of no use.
+                let event = match snapshot.changed() {
+                    Some(chunk) => Event::Corrupt(format!(
+                        "memory has changed: values {} to {} of the state are not what was written",
+                        chunk.start, chunk.end
+                    )),
+                    None => Event::Saved(step, record),
+                };
+                let _ = events.blocking_send(event);
+            });
+        });
+    }
+}
