@@ -18,7 +18,7 @@ const BACK: Duration = Duration::from_secs(5);
 /// How long nothing may happen after a disturbance that is none.
 const QUIET: Duration = Duration::from_secs(10);
 /// How long the API server is slow.
-const SLOW: Duration = Duration::from_secs(60);
+const SLOW: Duration = Duration::from_secs(20);
 /// What a call of it takes then.
 const CALL: Duration = Duration::from_secs(2);
 /// Kinds of which the operator writes objects, beside its lease and Events.
@@ -142,7 +142,7 @@ fn etcd(bench: &Bench<'_>) -> Result<()> {
 /// The API server is stopped for two seconds again and again, so that every call waits for it.
 fn slow(bench: &Bench<'_>) -> Result<()> {
     let (pods, before) = (stages(bench)?, leader(bench.cluster)?);
-    let row = Row::begin(bench.cluster, "API server at 2 s a call for a minute")?;
+    let row = Row::begin(bench.cluster, "API server at 2 s a call")?;
     let signal =
         |name: &str| bench.cluster.verb(&["exec", "cp", "pkill", name, "-f", "[k]ubes kube-apiserver"]);
     let disturbed = under_load(&bench.swarm, &bench.reference, || {

@@ -457,32 +457,6 @@ fn other_rope_parameters_are_refused_by_name() {
     refused(&llama(), both, "say different things");
 }
 
-/// transformers 4.57 and 5.0 (`modeling_rope_utils.py`): up to `max_position_embeddings` the base is multiplied by a power of 1.
-#[test]
-fn a_dynamic_scaling_is_plain_within_the_original_context() {
-    let plain = open(&llama()).unwrap();
-    for more in [
-        json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
-        json!({"rope_scaling": {"rope_type": "dynamic", "type": "dynamic", "factor": 2}}),
-        json!({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}}),
-        json!({"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 8192}}),
-    ] {
-        assert_eq!(open(&with(&llama(), more.clone())).as_ref(), Ok(&plain), "{more}");
-    }
-    let shorter = json!({"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 1024});
-    let found = open(&with(&llama(), json!({"rope_scaling": shorter}))).unwrap();
-    assert_eq!(found, ModelConfig { context_length: 1024, ..plain });
-    refused(&llama(), json!({"rope_scaling": {"type": "dynamic"}}), "`dynamic` has no usable `factor`");
-    refused(
-        &llama(),
-        json!({"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}}),
-        "`rope_scaling.alpha`",
-    );
-    let both =
-        json!({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "dynamic", "factor": 4.0}});
-    refused(&llama(), both, "say different things");
-}
-
 /// As in Llamas that were Phi-3. transformers 5.0 (`standardize_rope_params`) takes it for `llama3`, and 4.57 the one within.
 #[test]
 fn an_original_context_beside_the_scaling_is_that_of_it() {

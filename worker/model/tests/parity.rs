@@ -171,7 +171,7 @@ fn what_would_compute_something_else_is_refused() {
         let error = reconfigured(name, change).err().unwrap_or_else(|| panic!("{what} is taken"));
         assert!(error.contains(what), "{error}");
     };
-    for kind in ["yarn", "longrope"] {
+    for kind in ["yarn", "dynamic", "longrope"] {
         refused("llama", &|c| c["rope_parameters"]["rope_type"] = kind.into(), kind);
     }
     refused("llama3-rope", &|c| c["rope_parameters"]["factor"] = Value::Null, "rope scaling");

@@ -183,7 +183,7 @@ mod tests {
         let prompt = started("prompt", &[298, 5, 6], 14).unwrap();
         assert_eq!(prompt.tokens, [VOCAB, VOCAB + 1, VOCAB + 2, 298, 5, 6]);
         assert_eq!((prompt.max_len, prompt.adapter.as_deref()), (20, Some("prompt")));
-        assert!(started("prompt", &[298, 5, 6], 15).unwrap_err().contains("may have 17"));
+        assert!(started("prompt", &[298, 5, 6], 15).unwrap_err().contains("context length is 17 tokens"));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
     let rope = json_rope::rope(&c, positions)?;
     // Inside of the window a sliding one changes nothing.
     let window = family.window(&c, layers)?;
-    let context_length = [window, rope.plain_positions].into_iter().flatten().fold(positions, usize::min);
+    let context_length = window.map_or(positions, |window| positions.min(window));
     let kv_heads = match c.map.contains_key("num_key_value_heads") {
         true => c.whole("num_key_value_heads")?,
         false => defaults.kv_heads,

@@ -9,14 +9,12 @@ use crate::error::{ModelError, excerpt};
 /// Base where nothing says one.
 const BASE: f64 = 10_000.0;
 /// What follows a refusal.
-const KINDS: &str = "`default`, `linear`, `llama3` and, within the original context, `dynamic` are the rope scalings that run here";
+const KINDS: &str = "`default`, `linear` and `llama3` are the rope scalings that run here";
 
 /// What all layers have in common.
 pub(super) struct Rope {
     pub(super) base: f64,
     pub(super) scaling: RopeScaling,
-    /// Positions up to which a scaling that depends on the length changes nothing.
-    pub(super) plain_positions: Option<usize>,
 }
 
 /// What one object says.
@@ -24,7 +22,6 @@ pub(super) struct Rope {
 struct Said {
     base: Option<f64>,
     scaling: RopeScaling,
-    plain_positions: Option<usize>,
 }
 
 /// What stands beside it.
@@ -42,8 +39,7 @@ pub(super) fn rope(c: &Section<'_>, positions: usize) -> Result<Rope, ModelError
     let beside = Beside { positions, original: c.number("original_max_position_embeddings")? };
     let (old, new) = (object(c, "rope_scaling", beside)?, object(c, "rope_parameters", beside)?);
     if let (Some(old), Some(new)) = (&old, &new)
-        && ((&old.scaling, old.plain_positions) != (&new.scaling, new.plain_positions)
-            || old.base.is_some_and(|base| new.base.is_some_and(|b| b != base)))
+        && (old.scaling != new.scaling || old.base.is_some_and(|base| new.base.is_some_and(|b| b != base)))
     {
         return Err(c.refused(
             "`rope_scaling` and `rope_parameters` say different things",
@@ -51,12 +47,8 @@ pub(super) fn rope(c: &Section<'_>, positions: usize) -> Result<Rope, ModelError
         ));
     }
     let base = [&new, &old].into_iter().flatten().find_map(|said| said.base);
-    let said = old.or(new).unwrap_or(Said { base: None, scaling: RopeScaling::None, plain_positions: None });
-    Ok(Rope {
-        base: base.or(theta).unwrap_or(BASE),
-        scaling: said.scaling,
-        plain_positions: said.plain_positions,
-    })
+    let said = old.or(new).unwrap_or(Said { base: None, scaling: RopeScaling::None });
+    Ok(Rope { base: base.or(theta).unwrap_or(BASE), scaling: said.scaling })
 }
 
 fn object(c: &Section<'_>, key: &str, beside: Beside) -> Result<Option<Said>, ModelError> {
@@ -92,7 +84,7 @@ fn read(rope: &Section<'_>, beside: Beside) -> Result<Said, ModelError> {
     };
     let own: &[&str] = match kind {
         None | Some("default") => &[],
-        Some("linear" | "dynamic") => &["factor"],
+        Some("linear") => &["factor"],
         Some("llama3") => &["factor", "low_freq_factor", "high_freq_factor"],
         Some(other) => return Err(rope.refused(&format!("rope scaling `{}`", excerpt(other)), KINDS)),
     };
@@ -108,19 +100,11 @@ fn read(rope: &Section<'_>, beside: Beside) -> Result<Said, ModelError> {
         },
         _ => RopeScaling::None,
     };
-    let plain_positions = match kind {
-        Some("dynamic") => {
-            number("factor")?;
-            Some(original(rope, kind, beside)? as usize)
-        }
-        _ => None,
-    };
-    Ok(Said { base: rope.number("rope_theta")?, scaling, plain_positions })
+    Ok(Said { base: rope.number("rope_theta")?, scaling })
 }
 
 /// The context that the model was first made for. For `llama3` transformers 4 goes by the key within, and 5 by the one beside it, or by
-/// `max_position_embeddings` where there is none. Both leave `dynamic` plain up to `max_position_embeddings`, and say that the key is the context of it, too:
-/// up to the shorter one there is nothing to choose.
+/// `max_position_embeddings` where there is none.
 fn original(rope: &Section<'_>, kind: Option<&str>, beside: Beside) -> Result<f64, ModelError> {
     let key = "original_max_position_embeddings";
     let within = rope.get(key).map(|_| positive(rope, kind, key)).transpose()?;
