@@ -113,7 +113,7 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
         &[&namespace[..], &["delete", "pod", pod_of(&leader)?, "--grace-period=0", "--force"]].concat(),
     )?;
     bench.same_tokens(stream)?;
-    bench.swarm.wait_replaced(&[victim.clone()], PEERS)?;
+    bench.swarm.wait_replaced(std::slice::from_ref(&victim), PEERS)?;
     row.end(60)?;
     let now = stages(bench)?;
     let stayed = pods.iter().filter(|(name, _)| *name != victim.name).all(|pod| now.contains(pod));

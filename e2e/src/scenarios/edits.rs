@@ -102,7 +102,8 @@ fn pool(bench: &Bench<'_>) -> Result<()> {
 
 /// Kubernetes writes an amount of bytes in its own way.
 pub(super) fn is_amount(quantity: &Value, bytes: u64) -> bool {
-    *quantity == bytes.to_string() || *quantity == format!("{}Mi", bytes >> 20)
+    let as_written = [bytes.to_string(), format!("{}Mi", bytes >> 20)];
+    quantity.as_str().is_some_and(|quantity| as_written.iter().any(|text| text == quantity))
 }
 
 fn image(bench: &Bench<'_>) -> Result<()> {
