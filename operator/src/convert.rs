@@ -40,7 +40,7 @@ pub struct PoolDesired {
 pub struct Desired {
     /// The name clients ask for.
     pub model: String,
-    /// Fingerprint of the model's source: peers of different ones never work together.
+    /// Fingerprint of the model's source: peers of different ones never work together, and pods of another one go at once.
     pub digest: String,
     /// Arguments about the model and its adapters, for stages and gateways.
     pub model_args: Vec<String>,
@@ -48,8 +48,6 @@ pub struct Desired {
     pub mounts: Vec<Mount>,
     /// Roles that read from a URL.
     pub outside: Vec<&'static str>,
-    /// Fingerprint of what all stages must have in common: pods of another one go at once.
-    pub template: String,
     /// Fingerprint of all that pods are made from, of every pool: others may do what these could not.
     pub edition: String,
     /// Image of workers.
@@ -106,7 +104,6 @@ impl Desired {
         }
         let mut desired = Self {
             model: name,
-            template: digest.clone(),
             digest,
             model_args,
             mounts,
@@ -135,7 +132,7 @@ impl Desired {
         let hash = |pool: &PoolDesired| self.stage(owner, "", &pool.template, true, None).hash();
         let hashes: Vec<String> = self.pools.iter().map(hash).collect();
         self.gateway_hash = self.gateway(owner).hash();
-        self.edition = fingerprint(&json!([self.template, hashes]));
+        self.edition = fingerprint(&json!([self.digest, hashes]));
         for (pool, hash) in self.pools.iter_mut().zip(hashes) {
             pool.hash = hash;
         }
@@ -162,7 +159,7 @@ impl Desired {
             ports: &[("grpc", GRPC_PORT)],
             resources: None,
             mounts: self.mounts.clone(),
-            template: &self.template,
+            template: &self.digest,
             epoch,
         }
     }
@@ -187,14 +184,14 @@ impl Desired {
     /// What `worker` was made from: [`Self::edition`] if it is as is wanted now.
     #[must_use]
     pub fn edition_of(&self, worker: &WorkerView) -> String {
-        let current = worker.template == self.template && is_current(&self.pools, worker);
+        let current = worker.template == self.digest && is_current(&self.pools, worker);
         if current { self.edition.clone() } else { worker.hash.clone() }
     }
 
     /// The pods that are wanted.
     #[must_use]
     pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { pools: &self.pools, template: &self.template, suspended: self.suspended }
+        Wanted { pools: &self.pools, template: &self.digest, suspended: self.suspended }
     }
 
     /// Peers in all pools.
@@ -436,7 +433,7 @@ mod tests {
             let desired = desired(Some(ON_A_VOLUME), changed);
             let of = (desired.pools[0].hash.clone(), desired.gateway_hash);
             assert!(hashes.iter().all(|(pod, gateway)| *pod != of.0 && *gateway != of.1), "{changed:?}");
-            assert_eq!((desired.digest, desired.template), (none.digest.clone(), none.template.clone()));
+            assert_eq!(desired.digest, none.digest);
             hashes.push(of);
         }
     }

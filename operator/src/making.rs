@@ -20,12 +20,10 @@ use crate::labels::{Owner, leaf, pod_name, random};
 use crate::observe::{Caches, Phase, Trigger, WorkerView};
 use crate::roster::Deletion;
 use crate::status::events::Happening;
-use crate::trust::{LOOK, Trust, is_old};
+use crate::trust::{LOOK, Trust, YOUNG, is_old};
 
 /// A pod that the watch has not shown for this long after its creation is gone.
 const UNSEEN_MAX: Duration = Duration::from_secs(30);
-/// A younger pod has a certificate that need not be looked at.
-const YOUNG: Duration = Duration::from_secs(59 * 24 * 3600);
 
 /// What is remembered about pods in the making.
 #[derive(Default)]
@@ -156,11 +154,11 @@ impl Maker<'_> {
         Ok(())
     }
 
-    /// The same for a pod of an earlier pass, which may have none yet: one whose container has started has.
+    /// The same for a pod of an earlier pass, which may have none yet (one whose container has started has), or one that is to be renewed.
     ///
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
-    pub async fn certify_if_new(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
+    pub async fn certify_if_due(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
         let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
         if waits {
             self.certify(&pod.name, &pod.uid, papers).await

@@ -105,11 +105,10 @@ pub fn assert_restricted(spec: &Value) {
 pub fn desired(peers: u32) -> crate::convert::Desired {
     crate::convert::Desired {
         model: "m".into(),
-        digest: "d".into(),
+        digest: "t".into(),
         model_args: vec![],
         mounts: vec![],
         outside: vec![],
-        template: "t".into(),
         edition: "e".into(),
         image: image(),
         pools: vec![crate::convert::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],

@@ -13,13 +13,16 @@ use crate::error::Error;
 use crate::labels::Owner;
 use crate::observe::version;
 
+const DAY_S: u64 = 24 * 3600;
 /// How long a certificate is valid.
-const VALID: Validity = Validity::For(Duration::from_secs(90 * DAY_S));
+const VALID_S: u64 = 90 * DAY_S;
+const VALID: Validity = Validity::For(Duration::from_secs(VALID_S));
 /// One that ends sooner is renewed.
-pub const RENEWED_BEFORE_END: Duration = Duration::from_secs(30 * DAY_S);
+const RENEWED_BEFORE_END_S: u64 = 30 * DAY_S;
 /// Certificates are looked at so often.
 pub const LOOK: Duration = Duration::from_secs(DAY_S);
-const DAY_S: u64 = 24 * 3600;
+/// The holder of a younger one need not be looked at: it is as old as its certificate, or older.
+pub const YOUNG: Duration = Duration::from_secs(VALID_S - RENEWED_BEFORE_END_S - DAY_S);
 
 /// The authority of a swarm and our own certificate from it.
 #[derive(Clone)]
@@ -98,7 +101,7 @@ impl Trust {
 /// Whether it is time to renew a certificate.
 #[must_use]
 pub fn is_old(files: &TlsFiles) -> bool {
-    files.remaining().is_some_and(|left| left < RENEWED_BEFORE_END)
+    files.remaining().is_some_and(|left| left.as_secs() < RENEWED_BEFORE_END_S)
 }
 
 /// The Secret with the authority.

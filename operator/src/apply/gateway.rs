@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 use crate::apply::passthrough;
-use crate::apply::pods::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
-use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, fingerprint, leaf};
+use crate::apply::pods::{Container, Image, Mount, apart, container, pod_hash, pod_spec, tls_volume};
+use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, leaf};
 use crate::spot;
 
 /// How long a gateway that is about to go listens on while kube-proxies take it out of the Service.
@@ -82,7 +82,7 @@ impl Gateway<'_> {
 
     fn deployment(&self) -> Value {
         let mut template = self.pod_template();
-        template["metadata"]["labels"][POD_HASH] = json!(self.hash());
+        template["metadata"]["labels"][POD_HASH] = json!(pod_hash(&template["spec"], self.extra));
         json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -100,8 +100,7 @@ impl Gateway<'_> {
     /// Fingerprint of what the pods are, by which one knows who is of the present Deployment.
     #[must_use]
     pub fn hash(&self) -> String {
-        let spec = self.pod_template()["spec"].take();
-        fingerprint(&json!([spec, self.extra.labels, self.extra.annotations]))
+        pod_hash(&self.pod_template()["spec"], self.extra)
     }
 
     fn pod_template(&self) -> Value {

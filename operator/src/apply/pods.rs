@@ -190,8 +190,7 @@ impl WorkerPod<'_> {
             Nodes::Own { .. } => Nodes::Own { marked: true },
             any @ Nodes::Any(_) => any,
         };
-        let spec = WorkerPod { name: "", nodes, ..self.clone() }.unmarked()["spec"].take();
-        fingerprint(&json!([spec, self.pool.extra.labels, self.pool.extra.annotations]))
+        pod_hash(&WorkerPod { name: "", nodes, ..self.clone() }.unmarked()["spec"], &self.pool.extra)
     }
 
     /// The manifest without its fingerprint.
@@ -257,6 +256,11 @@ impl WorkerPod<'_> {
         passthrough::add(&self.pool.extra, &mut pod);
         pod
     }
+}
+
+/// Fingerprint of a pod with this `spec`, into which `extra` has gone. Labels that the operator gives or a swarm hands down change no pod.
+pub(super) fn pod_hash(spec: &Value, extra: &PodTemplateSpec) -> String {
+    fingerprint(&json!([spec, extra.labels, extra.annotations]))
 }
 
 /// What every worker is told: who it is and where it is asked.

@@ -175,7 +175,7 @@ fn lost_gateways<'a>(
 
 /// Sizes of the model, from any worker that was made for it.
 fn model(view: &SwarmView, answers: &BTreeMap<String, Answer>, desired: &Desired) -> Option<ModelFacts> {
-    let ours = view.workers.values().filter(|w| w.template == desired.template);
+    let ours = view.workers.values().filter(|w| w.template == desired.digest);
     ours.filter_map(|w| answers.get(&w.name)?.report.as_ref()?.model.clone())
         .find(|m| !m.layer_bytes.is_empty())
 }

@@ -22,10 +22,8 @@ pub struct Memory {
     pub restored: Option<Instant>,
     /// The version of the published topology that our next one replaces; `None` when it must be read first.
     pub published: Option<Published>,
-    /// The gateways' certificate has been checked.
-    pub gateway_trusted: bool,
-    /// When that was.
-    pub gateway_looked: Option<Instant>,
+    /// When the gateways' certificate was found good; `None` when it must be looked at.
+    pub gateway_trusted: Option<Instant>,
     /// The topology published last.
     pub topology: Option<Topology>,
     /// When the first worker answered before there was a topology.

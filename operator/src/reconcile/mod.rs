@@ -178,8 +178,9 @@ async fn restore(
     if is_touched("ConfigMap", owner.topology()) {
         memory.published = None;
     }
-    memory.gateway_trusted &= !is_touched("Secret", leaf(&owner.gateway()));
-    memory.gateway_trusted &= memory.gateway_looked.is_some_and(|at| at.elapsed() < LOOK);
+    let gateway_touched = is_touched("Secret", leaf(&owner.gateway()));
+    memory.gateway_trusted =
+        memory.gateway_trusted.filter(|looked| !gateway_touched && looked.elapsed() < LOOK);
     memory.kept &= !is_touched("Secret", owner.authority());
     let mut trust = match &memory.trust {
         Some(trust) if memory.kept => trust.clone(),

@@ -94,7 +94,7 @@ async fn stages(
         }
     }
     for pod in view.workers.values() {
-        refusals.pass(maker.certify_if_new(pod, PAPERS).await)?;
+        refusals.pass(maker.certify_if_due(pod, PAPERS).await)?;
     }
     Ok(())
 }
@@ -134,7 +134,7 @@ async fn gateways(
     memory: &mut Memory,
     refusals: &mut Refusals,
 ) -> Result<(), Error> {
-    if !memory.gateway_trusted
+    if memory.gateway_trusted.is_none()
         && let Some(trust) = &memory.trust
     {
         let name = leaf(&owner.gateway());
@@ -147,15 +147,14 @@ async fn gateways(
             Some(old) if is_old(old) => Some(trust.renew(old, Role::Gateway, &gateway_names(owner))?),
             Some(_) => None,
         };
-        memory.gateway_looked = Some(Instant::now());
         if let Some(leaf) = leaf {
             let secret = leaf_secret(owner, &name, ROLE_GATEWAY, &leaf);
             if let Some(made) = refusals.pass(put(&secret, &key, context, memory).await)? {
-                memory.gateway_trusted = true;
+                memory.gateway_trusted = Some(Instant::now());
                 memory.applied.found(key, made, Instant::now());
             }
         } else {
-            memory.gateway_trusted = true;
+            memory.gateway_trusted = Some(Instant::now());
             memory.applied.found(key, version(&meta), Instant::now());
         }
     }

@@ -85,7 +85,7 @@ async fn crew(
         [(Post::Conductor, &view.conductors), (Post::Peer, &view.workers), (Post::Trainer, &view.trainers)]
     {
         for pod in crew.values() {
-            refusals.pass(maker.certify_if_new(pod, papers(post)).await)?;
+            refusals.pass(maker.certify_if_due(pod, papers(post)).await)?;
         }
     }
     Ok(())
