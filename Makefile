@@ -35,7 +35,7 @@ unit: model ## everything that needs no cluster
 
 test-kstatus: ## what Helm and Flux make of both kinds in every state, by the library that they use (needs Go)
 	tools/install.sh nextest
-	DUNLIN_KSTATUS=$$(e2e/kstatus/build.sh) cargo nextest run --locked --workspace --run-ignored only -E 'package(dunlin-operator) & test(kstatus)'
+	DUNLIN_KSTATUS=$$(e2e/build-go.sh kstatus "half a minute") cargo nextest run --locked --workspace --run-ignored only -E 'package(dunlin-operator) & test(kstatus)'
 
 e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=name runs some
 	$(TARGET)/release/scenarios $(FILTER)

@@ -3,18 +3,7 @@
 # 2 minutes on 2 cores). Runs the tests that need one: run.sh [arguments of cargo nextest run]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}
-command -v go >/dev/null || { echo "go is missing: install Go 1.26 or newer" >&2; exit 1; }
-hash=$({ cat "$here"/main.go "$here"/go.mod "$here"/go.sum; go env GOVERSION; } | sha256sum | cut -c1-16)
-server=$cache/s3/$hash
-if [ ! -x "$server" ]; then
-    echo "building an S3 server from Go modules (once; about 2 minutes on 2 cores)" >&2
-    mkdir -p "$cache/s3"
-    (cd "$here" && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -mod=readonly" \
-        go build -trimpath -ldflags "-s -w" -o "$server.$$" .)
-    mv "$server.$$" "$server" # only whole ones get the name
-fi
-
+server=$("$here/../build-go.sh" s3 "2 minutes")
 work=$(mktemp -d)
 pid=
 stop() {

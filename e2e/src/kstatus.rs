@@ -17,9 +17,12 @@ impl Kstatus {
     /// # Errors
     /// When Go is missing, or its modules cannot be had.
     pub fn build() -> Result<Self> {
-        let script = repository().join("e2e/kstatus/build.sh");
-        let output =
-            Command::new(&script).stderr(Stdio::inherit()).output().context("e2e/kstatus/build.sh")?;
+        let script = repository().join("e2e/build-go.sh");
+        let output = Command::new(&script)
+            .args(["kstatus", "half a minute"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("e2e/build-go.sh kstatus")?;
         ensure!(output.status.success(), "{}: {}", script.display(), output.status);
         Ok(Self(PathBuf::from(String::from_utf8(output.stdout)?.trim())))
     }
