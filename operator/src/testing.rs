@@ -187,6 +187,23 @@ pub fn training_swarm(generation: i64) -> dunlin_crds::TrainingSwarm {
     serde_json::from_value(value).unwrap()
 }
 
+/// A swarm that has all that it is meant to have.
+pub fn whole() -> crate::status::conditions::Facts {
+    crate::status::conditions::Facts {
+        generation: 1,
+        layers: 30,
+        served: 30,
+        shadowed: 30,
+        shadows_wanted: 30,
+        peers_desired: 3,
+        peers_ready: 3,
+        pods: 5,
+        gateways_desired: 2,
+        gateways_ready: 2,
+        ..Default::default()
+    }
+}
+
 /// What the mocked server saw: `METHOD kind/name`, with ` grace=0` and the like where it matters.
 #[derive(Clone, Default)]
 pub struct Seen(Arc<Mutex<Vec<(String, Value)>>>);

@@ -250,22 +250,7 @@ fn condition(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn whole() -> Facts {
-        Facts {
-            generation: 1,
-            layers: 30,
-            served: 30,
-            shadowed: 30,
-            shadows_wanted: 30,
-            peers_desired: 3,
-            peers_ready: 3,
-            pods: 5,
-            gateways_desired: 2,
-            gateways_ready: 2,
-            ..Facts::default()
-        }
-    }
+    use crate::testing::whole;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()

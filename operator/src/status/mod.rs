@@ -141,19 +141,7 @@ mod tests {
     #[test]
     #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
     fn kstatus_reads_each_state_as_it_is_meant() {
-        let whole = Facts {
-            generation: 1,
-            layers: 30,
-            served: 30,
-            shadowed: 30,
-            shadows_wanted: 30,
-            peers_desired: 3,
-            peers_ready: 3,
-            pods: 5,
-            gateways_desired: 2,
-            gateways_ready: 2,
-            ..Facts::default()
-        };
+        let whole = testing::whole();
         let nothing =
             Facts { layers: 0, served: 0, shadowed: 0, peers_ready: 0, gateways_ready: 0, ..whole.clone() };
         let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
