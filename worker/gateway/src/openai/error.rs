@@ -56,7 +56,7 @@ impl ApiError {
     #[must_use]
     pub fn too_long(prompt: usize, limit: usize) -> Self {
         let message = format!(
-            "this model's maximum context length is {limit} tokens, prompt and answer together, and the prompt has {prompt}; shorten it"
+            "this model's maximum context length is {limit} tokens, prompt and answer together; the prompt has {prompt} tokens: shorten it"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
     }
@@ -65,7 +65,7 @@ impl ApiError {
     #[must_use]
     pub fn longer_than(param: &str, limit: usize) -> Self {
         let message = format!(
-            "this model's maximum context length is {limit} tokens, prompt and answer together, and the prompt has more; shorten it"
+            "this model's maximum context length is {limit} tokens, prompt and answer together; the prompt has more than {limit} tokens: shorten it"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
