@@ -4,6 +4,7 @@
 //!
 //! While peers still load, everybody keeps what it held before: a layer is never dropped before its new holders report it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -38,6 +39,17 @@ pub struct Member {
     pub speed: f64,
     /// Layers it can execute now.
     pub held: Vec<Layers>,
+}
+
+/// Sizes of a model, as its workers read them from its header.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelSizes {
+    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
+    pub layer_bytes: Vec<u64>,
+    /// What the first and the last layer share when one peer has both, in bytes.
+    pub shared_bytes: u64,
+    /// KV cache of one sequence of the greatest length in one layer, in bytes.
+    pub sequence_bytes: u64,
 }
 
 /// What a layout is for.
@@ -342,6 +354,11 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
             None => gaps(&taken, wanted.layers()),
         },
     };
+    // First the places with most layers that nobody has loaded: the others run from shadows meanwhile.
+    let held = layer_set(&members.iter().flat_map(|m| m.held.iter().copied()).collect::<Vec<_>>());
+    open.sort_by_key(|place| {
+        (Reverse(place.iter().filter(|layer| !held.contains(layer)).count()), place.start)
+    });
     let replaced = open.len().min(unplaced.len());
     placed.extend(unplaced.drain(..replaced).zip(open.drain(..replaced)));
     placed.sort_by_key(|(_, span)| span.start);

@@ -21,7 +21,7 @@ pub mod speed;
 pub mod topology;
 
 pub use degrade::degrade;
-pub use layout::{Layout, May, Member, Reason, Shortage, Wanted, layout};
+pub use layout::{Layout, May, Member, ModelSizes, Reason, Shortage, Wanted, layout};
 pub use lint::{Finding, lint};
 pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;

@@ -1,4 +1,7 @@
 //! Who holds layers for whom: as far from the owner as possible, spread evenly, within memory.
+//!
+//! Two others hold half a span each, if they can those before and behind it in the pipeline: when its owner is lost, both compute its part
+//! of the replay at once, each joins its half to its own span, and nobody has twice as much to do as before.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +19,8 @@ pub struct Shadows {
 
 /// Shadows for `spans` of `members`, and holders for the layers in `open` that nobody executes.
 ///
-/// Open layers come first, on whoever has them already: they are what keeps the swarm alive. Then each span goes to the `wanted.shadows`
-/// others that share least with its owner (zone, then node) and hold least for others.
+/// Open layers come first, on whoever has them already: they are what keeps the swarm alive. Then each half of each span goes to the
+/// `wanted.shadows` others that share least with its owner (zone, then node) and hold least for others.
 /// `had`: what each member was given before or reports to hold.
 #[must_use]
 pub fn shadows(
@@ -33,21 +36,28 @@ pub fn shadows(
         .zip(spans)
         .map(|(m, span)| m.room_bytes.saturating_sub(wanted.need(*span, &BTreeSet::new())))
         .collect();
-    let gaps = open.iter().flat_map(|gap| by_holders(*gap, had)).map(|gap| (None, gap));
-    let owned = spans.iter().enumerate().map(|(i, span)| (Some(i), *span));
-    for (owner, piece) in gaps.chain(owned) {
+    let gaps = open.iter().flat_map(|gap| by_holders(*gap, had)).map(|gap| (None, Side::Upper, gap));
+    let owned = spans
+        .iter()
+        .enumerate()
+        .flat_map(|(i, span)| halves(*span).map(|(side, half)| (Some(i), side, half)));
+    for (owner, side, piece) in gaps.chain(owned) {
         let others: Vec<usize> = (0..members.len()).filter(|j| Some(*j) != owner).collect();
         let copies = wanted.shadows.max(usize::from(owner.is_none())).min(others.len());
         for _ in 0..copies {
             let mut order = others.clone();
             order.sort_by_key(|&j| {
-                let holds = had[j].contains(&piece.start);
+                let (nobody, holds) = (owner.is_none(), had[j].contains(&piece.start));
                 let (near, pool) = owner.map_or((0, false), |i| {
                     (nearness(members[i], members[j]), members[i].pool == members[j].pool)
                 });
                 // By place, not by what somebody holds at the moment: a replacement then restores the shadows of before a loss.
-                let ring = (j + members.len() - owner.unwrap_or(0)) % members.len();
-                (owner.is_none() && !holds, near, out.layers[j].len(), pool, ring)
+                let owner = owner.unwrap_or(0);
+                let ring = match side {
+                    Side::Lower => owner + members.len() - j,
+                    Side::Upper => j + members.len() - owner,
+                } % members.len();
+                (nobody && !holds, near, out.layers[j].len(), pool, ring)
             });
             let mut left: Vec<u32> = piece.iter().collect();
             for j in order {
@@ -66,6 +76,19 @@ pub fn shadows(
         }
     }
     out
+}
+
+/// Which half of a span: the lower one is next to the peer before in the pipeline, the upper one to the peer behind.
+#[derive(Clone, Copy)]
+enum Side {
+    Lower,
+    Upper,
+}
+
+/// Both halves of a span; a single layer is the upper one.
+fn halves(span: Layers) -> [(Side, Layers); 2] {
+    let middle = span.start + span.len() / 2;
+    [(Side::Lower, Layers::new(span.start, middle)), (Side::Upper, Layers::new(middle, span.end))]
 }
 
 /// `layers` in pieces that the same members have: so that nobody is given what another has.

@@ -256,6 +256,25 @@ fn two_neighbours_lost() {
 }
 
 #[test]
+fn what_nobody_holds_is_replaced_first() {
+    let mut story = Story::new(30, 4, 5);
+    for name in ["a", "b", "c", "d", "e"] {
+        story.join(name, "", 1.0, 256);
+    }
+    story.plan("five peers", NOTHING);
+    story.settle(NOTHING);
+    for name in ["a", "c", "d"] {
+        story.lose(name);
+    }
+    story.plan("three are lost: b and e hold the layers of a for it, nobody all of c's and d's", NOTHING);
+    for name in ["f", "g", "h"] {
+        story.join(name, "", 0.0, 256);
+        story.plan("a replacement joins", NOTHING);
+    }
+    story.check("what-nobody-holds-first");
+}
+
+#[test]
 fn no_replacement() {
     let mut story = three_equal();
     story.plan("three peers", NOTHING);

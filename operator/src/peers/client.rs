@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use dunlin_planner::Layers;
 use dunlin_planner::topology::{LAYERS_MAX, PEERS_MAX};
+use dunlin_wire::convert;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Answering, Connect, ModelFacts, Observation, Question, Report, Role, Talk, Target, WorkerState};
+use super::{Answering, Connect, Observation, Question, Report, Role, Talk, Target, WorkerState};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);
@@ -97,25 +98,13 @@ fn report(status: proto::Status) -> Report {
         epoch: status.epoch,
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
-        model: status.model.filter(layers).map(facts),
+        model: status.model.filter(layers).map(convert::model_sizes),
         arithmetic: status.load.as_ref().map_or(0, |load| load.arithmetic),
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
         run: None,
     }
-}
-
-fn facts(model: proto::ModelFacts) -> ModelFacts {
-    let mut layer_bytes = model.layer_bytes;
-    if let Some(first) = layer_bytes.first_mut() {
-        *first = first.saturating_add(model.embedding_bytes);
-    }
-    if let Some(last) = layer_bytes.last_mut() {
-        *last = last.saturating_add(model.head_bytes);
-    }
-    let shared_bytes = if model.tied { model.embedding_bytes.min(model.head_bytes) } else { 0 };
-    ModelFacts { layer_bytes, shared_bytes, sequence_bytes: model.sequence_bytes }
 }
 
 /// A lazy channel that trusts the swarm's authority alone and expects `server_name`.

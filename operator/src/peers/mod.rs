@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dunlin_planner::{Epoch, Layers};
+use dunlin_planner::{Epoch, Layers, ModelSizes};
 use dunlin_wire::TlsFiles;
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
@@ -46,17 +46,6 @@ pub enum WorkerState {
     Failed,
 }
 
-/// Sizes of the model, read from its header by a worker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModelFacts {
-    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
-    pub layer_bytes: Vec<u64>,
-    /// What the first and the last share on one peer, in bytes.
-    pub shared_bytes: u64,
-    /// KV cache of one sequence of the greatest length in one layer, in bytes.
-    pub sequence_bytes: u64,
-}
-
 /// One answer of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -69,7 +58,7 @@ pub struct Report {
     /// Measured rows per second through one layer; 0 while not measured.
     pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
-    pub model: Option<ModelFacts>,
+    pub model: Option<ModelSizes>,
     /// Version of the arithmetic that it computes with; 0 when it does not say it.
     pub arithmetic: u32,
     /// Room for weights and KV cache in bytes, once the model's header is read.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use dunlin_planner::cut::unusual;
 use dunlin_planner::topology::layer_set;
 use dunlin_planner::{
-    Finding, Layers, Layout, May, Member, ModelId, PeerName, PeerState, Reason, Shortage, Topology,
-    TopologyPeer, Wanted, layout, lint, report,
+    Finding, Layers, Layout, May, Member, ModelId, ModelSizes, PeerName, PeerState, Reason, Shortage,
+    Topology, TopologyPeer, Wanted, layout, lint, report,
 };
 use tokio::time::Instant;
 use tracing::debug;
@@ -17,7 +17,7 @@ use super::memory::Memory;
 use crate::context::address;
 use crate::convert::Desired;
 use crate::observe::{Phase, SwarmView, WorkerView};
-use crate::peers::{Answer, ModelFacts, WorkerState};
+use crate::peers::{Answer, WorkerState};
 use crate::roll::{Crew, Roll};
 use crate::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
 use crate::status::conditions::Facts;
@@ -176,7 +176,7 @@ fn lost_gateways<'a>(
 }
 
 /// Sizes of the model, from any worker that was made for it.
-fn model(view: &SwarmView, answers: &BTreeMap<String, Answer>, desired: &Desired) -> Option<ModelFacts> {
+fn model(view: &SwarmView, answers: &BTreeMap<String, Answer>, desired: &Desired) -> Option<ModelSizes> {
     let ours = view.workers.values().filter(|w| w.template == desired.digest);
     ours.filter_map(|w| answers.get(&w.name)?.report.as_ref()?.model.clone())
         .find(|m| !m.layer_bytes.is_empty())

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
+use dunlin_planner::ModelSizes;
 use http::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
@@ -21,7 +22,7 @@ use crate::config::Config;
 use crate::context::Memories;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
-use crate::peers::{Answering, Connect, ModelFacts, Monitor, Question, Report, Talk, Target, WorkerState};
+use crate::peers::{Answering, Connect, Monitor, Question, Report, Talk, Target, WorkerState};
 use crate::testing::{Seen, Server, described, kinds, mock_client};
 
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.
@@ -46,7 +47,7 @@ impl Talk for Worker {
             state: WorkerState::Ready,
             epoch: self.2,
             held: self.1.clone(),
-            model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30], ..ModelFacts::default() }),
+            model: Some(ModelSizes { layer_bytes: vec![1 << 20; 30], ..ModelSizes::default() }),
             ..Report::default()
         };
         Box::pin(async move { Ok(report) })

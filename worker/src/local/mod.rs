@@ -28,7 +28,6 @@ use crate::model::{Location, adapters};
 use crate::print;
 use control::{Control, LOOK, Plan};
 use crashes::Crashes;
-use layout::Member;
 use ports::free_addr;
 use process::Process;
 
@@ -101,6 +100,12 @@ impl Stage {
     fn is_ready(&self) -> bool {
         self.status.as_ref().is_some_and(is_ready)
     }
+
+    /// Where it listens and what it said, once it has read its model.
+    fn member(&self) -> Option<(String, &proto::Status)> {
+        let status = self.status.as_ref().filter(|status| status.model.is_some())?;
+        Some((self.process.addr.to_string(), status))
+    }
 }
 
 fn is_ready(status: &proto::Status) -> bool {
@@ -147,7 +152,7 @@ impl Supervisor {
                 stage.ready.get_or_insert_with(Instant::now);
             }
         }
-        let members: Vec<Member> = self.stages.iter().filter_map(member).collect();
+        let members: Vec<_> = self.stages.iter().filter_map(Stage::member).collect();
         // The first plan waits for everybody; later ones make do with who is there.
         if members.len() == self.args.peers || self.topology.epoch > 0 {
             let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
@@ -305,19 +310,4 @@ impl Supervisor {
         let stages = self.stages.iter_mut().map(|stage| stage.process.reap());
         futures::join!(futures::future::join_all(stages), self.gateway.reap());
     }
-}
-
-fn member(stage: &Stage) -> Option<Member> {
-    let status = stage.status.as_ref()?;
-    let model = status.model.as_ref()?;
-    Some(Member {
-        name: stage.process.name.clone(),
-        addr: stage.process.addr.to_string(),
-        layers: model.layers,
-        state: match status.state() {
-            proto::State::Ready => PeerState::Ready,
-            proto::State::Draining => PeerState::Draining,
-            _ => PeerState::Loading,
-        },
-    })
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dunlin_planner::{Layers, Load};
+use dunlin_planner::{Layers, Load, ModelSizes};
 use dunlin_protocol::frame::ADAPTER_NAME_MAX;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
 use dunlin_protocol::{
@@ -292,6 +292,20 @@ fn held_from_wire(held: proto::Held) -> Result<Held, Senseless> {
     Ok(Held { session: SessionId(session), attempt, layers, have, waiting })
 }
 
+/// What planning needs to know of a model.
+#[must_use]
+pub fn model_sizes(model: proto::ModelFacts) -> ModelSizes {
+    let mut layer_bytes = model.layer_bytes;
+    if let Some(first) = layer_bytes.first_mut() {
+        *first = first.saturating_add(model.embedding_bytes);
+    }
+    if let Some(last) = layer_bytes.last_mut() {
+        *last = last.saturating_add(model.head_bytes);
+    }
+    let shared_bytes = if model.tied { model.embedding_bytes.min(model.head_bytes) } else { 0 };
+    ModelSizes { layer_bytes, shared_bytes, sequence_bytes: model.sequence_bytes }
+}
+
 /// The wire form of a load.
 #[must_use]
 pub fn load_to_wire(load: &Load) -> proto::Load {
@@ -332,7 +346,7 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_planner::{Layers, Load};
+    use dunlin_planner::{Layers, Load, ModelSizes};
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };

@@ -58,7 +58,7 @@ impl World {
         let report = Report {
             state,
             held: answer.report.as_ref().map(|r| r.held.clone()).unwrap_or_default(),
-            model: Some(ModelFacts { layer_bytes: vec![1 << 20; 30], ..ModelFacts::default() }),
+            model: Some(ModelSizes { layer_bytes: vec![1 << 20; 30], ..ModelSizes::default() }),
             room_bytes: Some(self.room_bytes),
             ..Report::default()
         };

@@ -15,7 +15,7 @@ pub struct Scenario {
     pub peers: u32,
     /// Gateways: one or two.
     pub gateways: u64,
-    /// Every span has a shadow on the next peer.
+    /// Every layer has a shadow on another peer, as the planner gives them.
     pub shadows: bool,
     /// Sessions.
     pub sessions: u32,

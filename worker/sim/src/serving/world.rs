@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer};
+use dunlin_planner::shadow::shadows;
+use dunlin_planner::topology::ranges;
+use dunlin_planner::{Layers, Member, ModelId, PeerName, PeerState, Topology, TopologyPeer, Wanted};
 use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
     Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
@@ -147,6 +149,15 @@ fn even(parts: u32) -> Vec<Layers> {
     (0..parts).map(|i| Layers::new(LAYERS * i / parts, LAYERS * (i + 1) / parts)).collect()
 }
 
+/// Who of equal peers with these spans holds what for others, as the planner says: for each layer one, or nobody.
+fn planned_shadows(spans: &[Layers], one_each: bool) -> Vec<Vec<Layers>> {
+    let wanted =
+        Wanted { layer_bytes: vec![1; LAYERS as usize], shadows: usize::from(one_each), ..Wanted::default() };
+    let member = Member { room_bytes: u64::MAX, ..Member::default() };
+    let had = vec![BTreeSet::new(); spans.len()];
+    shadows(&wanted, &vec![&member; spans.len()], spans, &[], &had).layers.iter().map(ranges).collect()
+}
+
 impl World {
     fn new(scenario: Scenario) -> Self {
         let mut world = Self {
@@ -167,9 +178,8 @@ impl World {
             scenario,
         };
         let spans = even(world.scenario.peers);
-        for (i, span) in spans.iter().enumerate() {
-            let shadow = world.scenario.shadows.then(|| spans[(i + 1) % spans.len()]);
-            world.join(*span, shadow.into_iter().collect(), 1);
+        for (span, shadows) in spans.iter().zip(planned_shadows(&spans, world.scenario.shadows)) {
+            world.join(*span, shadows, 1);
         }
         for id in 0..world.scenario.gateways {
             world.start_gateway(id);
@@ -235,7 +245,7 @@ impl World {
         let mut held = vec![span];
         held.extend(&shadows);
         let all: BTreeSet<u32> = held.iter().flat_map(|l| l.iter()).collect();
-        node.set_held(dunlin_planner::topology::ranges(&all));
+        node.set_held(ranges(&all));
         // The first of some swarms never has them.
         let is_late = self.scenario.late_adapters
             && mix(self.scenario.seed, 1000 + u64::from(self.made)).is_multiple_of(4);
