@@ -17,6 +17,8 @@ help: ## this list
 
 quickstart: preflight ## a swarm on a local cluster; its middle node is killed mid-answer (root)
 	@e2e/prepare.sh $(TARGET)
+	@$(MAKE) --no-print-directory cluster-build & go=$$!; trap "kill $$go 2>/dev/null" EXIT; \
+	  $(MAKE) --no-print-directory build model && wait $$go
 	@$(MAKE) --no-print-directory images
 	$(TARGET)/release/quickstart --name $(NAME) --nodes $(NODES)
 

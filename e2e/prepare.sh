@@ -17,4 +17,4 @@ ls "$cache"/cluster/*/complete >/dev/null 2>&1 \
 [ ${#steps[@]} -gt 0 ] || exit 0
 echo "To be made once, on 2 cores in about $minutes minutes, from 330 MB of sources where none are in the caches of cargo and Go:"
 for i in "${!steps[@]}"; do echo "  $((i + 1)). ${steps[i]}"; done
-echo "What is done stays done: go on with the same command whenever it was interrupted."
+echo "Rust and Go are built side by side. What is done stays done: go on with the same command whenever it was interrupted."

@@ -84,6 +84,7 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
     let pods = stages(bench)?;
     let namespace = ["-n", OPERATOR_NAMESPACE];
     let (lease, _) = leader(bench.cluster)?;
+    let said = conditions(bench)?;
     let row = Row::begin(bench.cluster, &format!("lease {lease} deleted"))?;
     bench.cluster.kubectl(&[&namespace[..], &["delete", "lease", &lease]].concat())?;
     wait::until_true("somebody leads", BACK, || {
@@ -91,8 +92,14 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
         Ok((!now.1.is_empty(), format!("{now:?}")))
     })?;
     // Whoever leads next writes each object once, as it remembers none.
+    std::thread::sleep(QUIET);
     bench.swarm.wait_whole(PEERS)?;
     row.end(20)?;
+    let now = conditions(bench)?;
+    ensure!(
+        now == said,
+        "a new leader has changed what is said of a swarm that served all the time: {said} became {now}"
+    );
 
     let row = Row::begin(bench.cluster, "CRDs applied again")?;
     for kind in ["inferenceswarms", "trainingswarms"] {
@@ -215,6 +222,11 @@ fn stages(bench: &Bench<'_>) -> Result<Vec<(String, String)>> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pods = list["items"].as_array().into_iter().flatten();
     Ok(pods.map(|pod| (text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]))).collect())
+}
+
+/// The conditions of the swarm, with the times of their changes.
+fn conditions(bench: &Bench<'_>) -> Result<Value> {
+    Ok(bench.cluster.get(&["inferenceswarm", &bench.swarm.name])?["status"]["conditions"].clone())
 }
 
 /// The operator's lease, and who holds it.

@@ -48,6 +48,8 @@ pub struct Decision {
     pub delete: Vec<Deletion>,
     /// For the status.
     pub facts: Facts,
+    /// Peers that serve by what an earlier operator published, and that have not been heard yet: the status knows more than [`Self::facts`].
+    pub unheard: usize,
     /// What happened.
     pub happenings: Vec<Happening>,
     /// Ready peers on preemptible nodes' pools and on others.
@@ -68,7 +70,9 @@ pub fn decide(
     silence: Duration,
 ) -> Result<Decision, String> {
     let unreachable = unreachable(view, answers, memory, now);
-    let mute = mute(view, answers, memory, now, silence);
+    let unheard = unheard(view, answers, memory);
+    let late = memory.restored.is_some_and(|at| now.duration_since(at) >= silence * LOADING_PATIENCE);
+    let (mute, unheard) = if late { (unheard, BTreeSet::new()) } else { (BTreeSet::new(), unheard) };
     let homeless = memory.turnover.homeless(&view.workers, answers, now);
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
@@ -113,6 +117,7 @@ pub fn decide(
         happenings,
         create: roster.create.clone(),
         delete: roster.delete.clone(),
+        unheard: unheard.len(),
         ..Decision::default()
     };
     let mut shortage = None;
@@ -202,15 +207,8 @@ fn unreachable(
 }
 
 /// Peers of the topology that an earlier operator published, that run and have not answered us since we took over.
-fn mute(
-    view: &SwarmView,
-    answers: &BTreeMap<String, Answer>,
-    memory: &Memory,
-    now: Instant,
-    silence: Duration,
-) -> BTreeSet<String> {
-    let late = memory.restored.is_some_and(|at| now.duration_since(at) >= silence * LOADING_PATIENCE);
-    let running = view.workers.values().filter(|w| late && w.phase == Phase::Running);
+fn unheard(view: &SwarmView, answers: &BTreeMap<String, Answer>, memory: &Memory) -> BTreeSet<String> {
+    let running = view.workers.values().filter(|w| memory.restored.is_some() && w.phase == Phase::Running);
     running
         .filter(|w| placed(memory.topology.as_ref(), &w.name).is_some())
         .filter(|w| answers.get(&w.name).is_none_or(|a| a.at.is_none()))

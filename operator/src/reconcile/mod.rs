@@ -36,6 +36,8 @@ use crate::trust::{LOOK, Trust};
 const SETTLED: Duration = Duration::from_secs(60);
 /// An unsettled one after this long.
 const UNSETTLED: Duration = Duration::from_secs(5);
+/// Pause while peers of an earlier operator have not been heard yet; each answer ends it.
+const UNHEARD: Duration = Duration::from_secs(1);
 
 /// Brings one swarm closer to what its manifest asks for.
 ///
@@ -113,6 +115,12 @@ async fn pass(
     // Whatever could not be written, workers that can be reached are told; not when another operator has published meanwhile.
     if !written.as_ref().is_err_and(|failure| failure.category() == "conflict") {
         give_orders(key, &view, memory, context)?;
+    }
+    if decision.unheard > 0 {
+        // A new leader does not say of a swarm that serves that it does not: it looks again when everybody has answered, or has had the time.
+        context.publish(&swarm.object_ref(&()), &happenings).await;
+        written?;
+        return Ok(Action::requeue(UNHEARD));
     }
     let mut facts = decision.facts.clone();
     let epoch = memory.topology.as_ref().map_or(0, |t| t.epoch);

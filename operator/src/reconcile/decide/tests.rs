@@ -450,10 +450,11 @@ async fn a_new_leader_takes_nobody_s_place_before_it_has_heard_everybody() {
     let decision = world.decide(4);
     assert_eq!(world.spans(), ["a [0,10)", "b [10,20)", "c [20,30)"]);
     assert!(decision.create.is_empty() && decision.delete.is_empty());
+    assert_eq!(decision.unheard, 2, "their state is in the status already");
     // Who does not answer the new leader at all is lost after a while.
     world.answer("a", WorkerState::Ready, 15);
     world.answer("b", WorkerState::Ready, 15);
     let decision = world.decide(15);
     assert_eq!(decision.delete.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["c"]);
-    assert_eq!(world.spans().len(), 2);
+    assert_eq!((world.spans().len(), decision.unheard), (2, 0));
 }
