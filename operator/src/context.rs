@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::labels::{Owner, random};
 use crate::metrics::{Metrics, SwarmLabels};
-use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
+use crate::observe::{Caches, Phase, SwarmKey, SwarmView, WorkerView};
 use crate::peers::{Monitor, Role, Target};
 use crate::status::events::Happening;
 use crate::{reconcile, training};
@@ -45,7 +45,7 @@ pub struct Context {
 
 impl Context {
     /// Drops everything that is kept about a deleted swarm.
-    pub fn forget(&self, swarm: &Trigger) {
+    pub fn forget(&self, swarm: &SwarmKey) {
         self.serving.forget(swarm);
         self.training.forget(swarm);
         self.monitor.forget(swarm);
@@ -54,7 +54,7 @@ impl Context {
 
     /// When to try again after `failure`, the `attempt`-th in a row.
     #[must_use]
-    pub fn retry(&self, swarm: &Trigger, failure: &Error, attempt: u32) -> Action {
+    pub fn retry(&self, swarm: &SwarmKey, failure: &Error, attempt: u32) -> Action {
         let pause = failure.backoff(attempt, random());
         let (kind, namespace, name) = (swarm.kind.name(), &swarm.namespace, &swarm.name);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -84,7 +84,7 @@ impl Context {
     }
 
     /// Counts what happened to the peers of a swarm.
-    pub fn measure(&self, swarm: &Trigger, ready: u32, happenings: &[Happening]) {
+    pub fn measure(&self, swarm: &SwarmKey, ready: u32, happenings: &[Happening]) {
         let labels = SwarmLabels::of(swarm);
         let count = |reasons: &[&str]| {
             happenings.iter().filter(|h| reasons.contains(&h.reason.as_str())).count() as u64
@@ -96,7 +96,7 @@ impl Context {
 }
 
 /// Memory per swarm, of one kind.
-pub struct Memories<M>(Mutex<BTreeMap<Trigger, Known<M>>>);
+pub struct Memories<M>(Mutex<BTreeMap<SwarmKey, Known<M>>>);
 
 /// That of the swarm with this UID.
 struct Known<M> {
@@ -112,7 +112,7 @@ impl<M> Default for Memories<M> {
 
 impl<M: Default> Memories<M> {
     /// That of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it go.
-    pub fn of(&self, swarm: &Trigger, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
+    pub fn of(&self, swarm: &SwarmKey, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Known { uid: uid.to_owned(), memory: Arc::default() };
         let known = memories.entry(swarm.clone()).or_insert_with(new);
@@ -125,7 +125,7 @@ impl<M: Default> Memories<M> {
 
 impl<M> Memories<M> {
     /// Drops that of `swarm`.
-    pub fn forget(&self, swarm: &Trigger) {
+    pub fn forget(&self, swarm: &SwarmKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::observe::Trigger;
+use crate::observe::SwarmKey;
 
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
@@ -85,7 +85,7 @@ pub struct Owner {
 impl Owner {
     /// The swarm `key`, which is `object`. Its labels with one of `keys` are for its children, too.
     #[must_use]
-    pub fn new(key: &Trigger, object: &impl ResourceExt, keys: &[String]) -> Self {
+    pub fn new(key: &SwarmKey, object: &impl ResourceExt, keys: &[String]) -> Self {
         let inherits = |key: &&String| keys.contains(key) && !key.starts_with(OURS);
         let labels = object.labels().iter().filter(|(key, _)| inherits(key));
         Self {
@@ -248,7 +248,7 @@ mod tests {
             ("app.kubernetes.io/name", "theirs"),
         ];
         swarm.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-        let key = Trigger { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
+        let key = SwarmKey { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
         let keys = ["team", "absent", "dunlin.dev/pool", "app.kubernetes.io/name"].map(str::to_owned);
         let owner = Owner::new(&key, &swarm, &keys);
         let metadata = owner.metadata("tiny-x", ROLE_PEER);

@@ -17,7 +17,7 @@ use crate::apply::hand_to_pod;
 use crate::apply::holds::{Holds, Key};
 use crate::error::Error;
 use crate::labels::{Owner, leaf, pod_name, random};
-use crate::observe::{Caches, Phase, Trigger, WorkerView};
+use crate::observe::{Caches, Phase, SwarmKey, WorkerView};
 use crate::roster::Deletion;
 use crate::status::events::Happening;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
@@ -42,7 +42,7 @@ pub struct Making {
 
 impl Making {
     /// Pods that the watch has not shown yet; the others are forgotten.
-    pub fn unseen(&mut self, caches: &Caches, swarm: &Trigger, now: Instant) -> Vec<Pod> {
+    pub fn unseen(&mut self, caches: &Caches, swarm: &SwarmKey, now: Instant) -> Vec<Pod> {
         let (namespace, children) = (&swarm.namespace, caches.children(swarm));
         self.made.retain(|(pod, at)| {
             !caches.has_pod(namespace, &pod.name_any()) && now.duration_since(*at) < UNSEEN_MAX

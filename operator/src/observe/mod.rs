@@ -7,7 +7,7 @@ mod watches;
 
 pub use children::{Seen, version};
 pub use pods::{Blocked, NodeView, Phase, WorkerView, node, worker};
-pub use watches::{Caches, Scope, Trigger, run};
+pub use watches::{Caches, Scope, SwarmKey, run};
 
 use std::collections::BTreeMap;
 
@@ -142,14 +142,14 @@ pub fn owned_by<K: ResourceExt>(object: &K) -> Option<&OwnerReference> {
 
 /// The swarm that an object belongs to: its owner, else what its labels say.
 #[must_use]
-pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<Trigger> {
+pub fn swarm_of<K: ResourceExt>(object: &K) -> Option<SwarmKey> {
     if let Some(owner) = owned_by(object) {
         let (kind, namespace) = (Kind::parse(&owner.kind)?, object.namespace()?);
-        return Some(Trigger { kind, namespace, name: owner.name.clone() });
+        return Some(SwarmKey { kind, namespace, name: owner.name.clone() });
     }
     let labels = object.labels();
     let kind = Kind::parse(labels.get(KIND)?)?;
-    Some(Trigger { kind, namespace: object.namespace()?, name: labels.get(SWARM)?.clone() })
+    Some(SwarmKey { kind, namespace: object.namespace()?, name: labels.get(SWARM)?.clone() })
 }
 
 #[cfg(test)]

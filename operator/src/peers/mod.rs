@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
-use crate::observe::Trigger;
+use crate::observe::SwarmKey;
 use pace::Speed;
 
 /// Pause between questions to one worker.
@@ -194,25 +194,25 @@ impl Drop for Entry {
     }
 }
 
-type Swarms = BTreeMap<Trigger, BTreeMap<String, Entry>>;
+type Swarms = BTreeMap<SwarmKey, BTreeMap<String, Entry>>;
 
 /// All conversations of the leader.
 pub struct Monitor {
     swarms: Arc<Mutex<Swarms>>,
     connect: Arc<dyn Connect>,
-    triggers: broadcast::Sender<Trigger>,
+    triggers: broadcast::Sender<SwarmKey>,
     silence: Duration,
 }
 
 impl Monitor {
     /// No conversations yet. `silence`: see [`Answer::is_silent`].
     #[must_use]
-    pub fn new(connect: Arc<dyn Connect>, triggers: broadcast::Sender<Trigger>, silence: Duration) -> Self {
+    pub fn new(connect: Arc<dyn Connect>, triggers: broadcast::Sender<SwarmKey>, silence: Duration) -> Self {
         Self { swarms: Arc::default(), connect, triggers, silence }
     }
 
     /// Talks to exactly `targets` of `swarm` from now on.
-    pub fn follow(&self, swarm: &Trigger, targets: Vec<Target>) {
+    pub fn follow(&self, swarm: &SwarmKey, targets: Vec<Target>) {
         let mut swarms = lock(&self.swarms);
         let entries = swarms.entry(swarm.clone()).or_default();
         entries.retain(|name, entry| targets.iter().any(|t| t.name == *name && t.addr == entry.addr));
@@ -247,20 +247,20 @@ impl Monitor {
     }
 
     /// Ends all conversations of `swarm`.
-    pub fn forget(&self, swarm: &Trigger) {
+    pub fn forget(&self, swarm: &SwarmKey) {
         lock(&self.swarms).remove(swarm);
     }
 
     /// What is known about the workers of `swarm`, by pod name.
     #[must_use]
-    pub fn answers(&self, swarm: &Trigger) -> BTreeMap<String, Answer> {
+    pub fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, Answer> {
         let swarms = lock(&self.swarms);
         let entries = swarms.get(swarm).into_iter().flatten();
         entries.map(|(name, entry)| (name.clone(), entry.answer.clone())).collect()
     }
 
     /// Gives a worker its newest order; nothing happens when it has it already.
-    pub fn order(&self, swarm: &Trigger, name: &str, order: Order) {
+    pub fn order(&self, swarm: &SwarmKey, name: &str, order: Order) {
         if let Some(entry) = lock(&self.swarms).get(swarm).and_then(|entries| entries.get(name)) {
             entry.order.send_if_modified(|current| {
                 let changed = current.as_ref() != Some(&order);
@@ -281,9 +281,9 @@ impl Drop for Monitor {
 struct Conversation {
     swarms: Arc<Mutex<Swarms>>,
     connect: Arc<dyn Connect>,
-    triggers: broadcast::Sender<Trigger>,
+    triggers: broadcast::Sender<SwarmKey>,
     silence: Duration,
-    swarm: Trigger,
+    swarm: SwarmKey,
     target: Target,
     orders: watch::Receiver<Option<Order>>,
 }
@@ -423,8 +423,8 @@ mod tests {
         }
     }
 
-    fn swarm() -> Trigger {
-        Trigger { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
+    fn swarm() -> SwarmKey {
+        SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ use crate::convert::Desired;
 use crate::error::Error;
 use crate::labels::{Kind, Owner, leaf, random};
 use crate::metrics::SwarmLabels;
-use crate::observe::{Phase, SwarmView, Trigger};
+use crate::observe::{Phase, SwarmKey, SwarmView};
 use crate::peers::Order;
 use crate::status;
 use crate::status::conditions::unreached;
@@ -72,14 +72,14 @@ pub fn retry(swarm: Arc<InferenceSwarm>, failure: &Error, context: Arc<Context>)
     context.retry(&key, failure, attempt)
 }
 
-fn key(swarm: &InferenceSwarm) -> Trigger {
+fn key(swarm: &InferenceSwarm) -> SwarmKey {
     let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
-    Trigger { kind: Kind::Inference, namespace, name }
+    SwarmKey { kind: Kind::Inference, namespace, name }
 }
 
 async fn pass(
     swarm: &InferenceSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
@@ -149,7 +149,7 @@ async fn pass(
 /// Observes and plans.
 async fn look(
     swarm: &InferenceSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     owner: &Owner,
     desired: &Desired,
     context: &Context,
@@ -176,7 +176,7 @@ async fn look(
 /// Forgets what somebody else has touched, and reads back what an earlier leader left: the authority and the topology. Makes the authority if
 /// there is none.
 async fn restore(
-    key: &Trigger,
+    key: &SwarmKey,
     owner: &Owner,
     context: &Context,
     memory: &mut Memory,
@@ -219,7 +219,7 @@ async fn restore(
 }
 
 /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
-fn give_orders(key: &Trigger, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
+fn give_orders(key: &SwarmKey, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
     let Some(topology) = &memory.topology else { return Ok(()) };
     let epoch = topology.epoch;
     let json = serde_json::to_string(topology).map_err(|source| Error::json("the topology", source))?;

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::convert::{Desired, scaled};
 use crate::error::Error;
 use crate::labels::{MANAGER, ROLE_STAGE, pool_selector};
-use crate::observe::Trigger;
+use crate::observe::SwarmKey;
 use crate::reconcile::Decision;
 use crate::status::conditions::{Facts, conditions};
 
@@ -92,7 +92,7 @@ fn percent(part: u32, whole: u32) -> u32 {
 ///
 /// # Errors
 /// The API server's refusal.
-pub async fn write<K>(client: &Client, key: &Trigger, status: &impl Serialize) -> Result<(), Error>
+pub async fn write<K>(client: &Client, key: &SwarmKey, status: &impl Serialize) -> Result<(), Error>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {

@@ -29,7 +29,7 @@ use tracing::instrument;
 use crate::context::{Context, targets};
 use crate::error::Error;
 use crate::labels::{Kind, Owner, random};
-use crate::observe::{Phase, SwarmView, Trigger};
+use crate::observe::{Phase, SwarmKey, SwarmView};
 use crate::peers::Order;
 use crate::status::conditions::unreached;
 use crate::trust::{Trust, authority_key};
@@ -74,14 +74,14 @@ pub fn retry(swarm: Arc<TrainingSwarm>, failure: &Error, context: Arc<Context>) 
     context.retry(&key, failure, attempt)
 }
 
-fn key(swarm: &TrainingSwarm) -> Trigger {
+fn key(swarm: &TrainingSwarm) -> SwarmKey {
     let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
-    Trigger { kind: Kind::Training, namespace, name }
+    SwarmKey { kind: Kind::Training, namespace, name }
 }
 
 async fn pass(
     swarm: &TrainingSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
@@ -157,7 +157,7 @@ async fn pass(
 }
 
 /// Tells peers of which the node has notice to hand over, and the conductor when the run is to stop.
-fn give_orders(key: &Trigger, view: &SwarmView, decision: &Decision, context: &Context) {
+fn give_orders(key: &SwarmKey, view: &SwarmView, decision: &Decision, context: &Context) {
     for peer in view.workers.values() {
         // SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
         let drain = matches!(peer.phase, Phase::Draining(_)) && !peer.deleting;
