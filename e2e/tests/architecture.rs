@@ -129,7 +129,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
             "training/write.rs",
         ],
     ),
-    ("dunlin-planner", &["cut.rs", "layout.rs", "shadow.rs"]),
     (
         "dunlin-protocol",
         &[

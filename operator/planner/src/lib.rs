@@ -1,6 +1,7 @@
 //! Decisions about a swarm, as pure functions that give reasons.
 //!
 //! * [`topology`] who holds which layers
+//! * [`wanted`] what for: the sizes of a model · [`member`] a peer that may be given layers of it
 //! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
 //! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
@@ -12,6 +13,7 @@ pub mod cut;
 pub mod degrade;
 pub mod layout;
 pub mod lint;
+pub mod member;
 pub mod partition;
 pub mod rebalance;
 pub mod report;
@@ -19,10 +21,12 @@ pub mod route;
 pub mod shadow;
 pub mod speed;
 pub mod topology;
+pub mod wanted;
 
 pub use degrade::degrade;
-pub use layout::{Layout, May, Member, ModelSizes, Reason, Shortage, Wanted, layout};
+pub use layout::{Layout, May, Reason, Shortage, layout};
 pub use lint::{Finding, lint};
+pub use member::Member;
 pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;
 pub use report::report;
@@ -31,3 +35,4 @@ pub use topology::{
     Epoch, Layers, Load, Loads, ModelId, NoRoute, PeerName, PeerState, Position, RouteHop, Topology,
     TopologyError, TopologyPeer,
 };
+pub use wanted::{ModelSizes, Wanted};

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::layout::{Member, Wanted};
+use crate::member::Member;
 use crate::shadow::nearness;
 use crate::topology::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
+use crate::wanted::Wanted;
 
 /// Most findings that are told.
 pub const FINDINGS_MAX: usize = 32;

@@ -3,8 +3,10 @@
 use std::fmt::Write;
 
 use crate::cut::unusual;
-use crate::layout::{Layout, Member, Wanted};
+use crate::layout::Layout;
+use crate::member::Member;
 use crate::topology::{Layers, TopologyPeer, layer_set};
+use crate::wanted::Wanted;
 
 /// Longest report, in characters.
 pub const REPORT_MAX: usize = 1024;

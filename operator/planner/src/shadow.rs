@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::layout::{Member, Wanted};
+use crate::member::Member;
 use crate::topology::Layers;
+use crate::wanted::Wanted;
 
 /// For each member the layers it holds for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
