@@ -98,38 +98,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
     ("dunlin-model", &["config/json.rs", "config/json_keys.rs", "config/json_rope.rs"]),
     ("dunlin-model", &["training/adapter.rs", "training/layer.rs"]),
     (
-        "dunlin-operator",
-        &[
-            "apply/budget.rs",
-            "apply/gateway.rs",
-            "apply/network.rs",
-            "apply/passthrough.rs",
-            "apply/pods.rs",
-            "config.rs",
-            "convert.rs",
-            "labels.rs",
-            "observe/mod.rs",
-            "observe/pods.rs",
-            "peers/mod.rs",
-            "peers/pace.rs",
-            "roster.rs",
-        ],
-    ),
-    (
-        "dunlin-operator",
-        &[
-            "context.rs",
-            "reconcile/mod.rs",
-            "reconcile/write.rs",
-            "status/mod.rs",
-            "training/decide.rs",
-            "training/desired.rs",
-            "training/mod.rs",
-            "training/status.rs",
-            "training/write.rs",
-        ],
-    ),
-    (
         "dunlin-protocol",
         &[
             "training/conductor/checkpoints.rs",

@@ -3,23 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dunlin_wire::TlsFiles;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use tracing::{error, info};
 
 use crate::apply::Applier;
-use crate::apply::certificates::{conductor_names, gateway_names, worker_names};
-use crate::apply::network::GRPC_PORT;
 use crate::config::Config;
 use crate::error::Error;
-use crate::labels::{Owner, random};
+use crate::key::SwarmKey;
+use crate::labels::random;
 use crate::metrics::{Metrics, SwarmLabels};
-use crate::observe::{Caches, Phase, SwarmKey, SwarmView, WorkerView};
-use crate::peers::{Monitor, Role, Target};
+use crate::observe::Caches;
+use crate::peers::Monitor;
 use crate::status::events::Happening;
-use crate::{reconcile, training};
 
 /// What reconciliations share.
 pub struct Context {
@@ -38,9 +35,9 @@ pub struct Context {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Memory of each InferenceSwarm.
-    pub serving: Memories<reconcile::Memory>,
+    pub serving: Memories<crate::reconcile::memory::Memory>,
     /// Memory of each TrainingSwarm.
-    pub training: Memories<training::Memory>,
+    pub training: Memories<crate::training::memory::Memory>,
 }
 
 impl Context {
@@ -128,36 +125,4 @@ impl<M> Memories<M> {
     pub fn forget(&self, swarm: &SwarmKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
     }
-}
-
-/// Everybody worth talking to.
-#[must_use]
-pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<TlsFiles>) -> Vec<Target> {
-    let target = |name: &str, ip: &str, role, server_name: String| Target {
-        name: name.to_owned(),
-        role,
-        addr: address(ip, GRPC_PORT),
-        server_name,
-        identity: Arc::clone(identity),
-    };
-    let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
-    let workers = view.workers.values().filter(asked).filter_map(|w| {
-        let [_, name] = worker_names(owner, &w.name);
-        Some(target(&w.name, w.ip.as_deref()?, Role::Stage, name))
-    });
-    let conductors = view.conductors.values().filter(asked).filter_map(|w| {
-        let name = conductor_names(owner, &w.name).pop()?;
-        Some(target(&w.name, w.ip.as_deref()?, Role::Conductor, name))
-    });
-    let gateways = view.gateways.values().filter(|g| g.running).filter_map(|g| {
-        let name = gateway_names(owner).pop()?;
-        Some(target(&g.name, g.ip.as_deref()?, Role::Gateway, name))
-    });
-    workers.chain(conductors).chain(gateways).collect()
-}
-
-/// `ip:port`, with brackets around IPv6.
-#[must_use]
-pub fn address(ip: &str, port: u16) -> String {
-    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::observe::SwarmKey;
+use crate::key::{Kind, SwarmKey};
 
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
@@ -40,32 +40,6 @@ pub const ROLE_CONDUCTOR: &str = "conductor";
 pub const ROLE_PEER: &str = "train-peer";
 /// Role of a pod that drives data through the stages.
 pub const ROLE_TRAINER: &str = "trainer";
-
-/// Kind of a swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// It serves a model.
-    Inference,
-    /// It trains one.
-    Training,
-}
-
-impl Kind {
-    /// As Kubernetes knows it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Inference => "InferenceSwarm",
-            Self::Training => "TrainingSwarm",
-        }
-    }
-
-    /// The kind that Kubernetes knows as `name`.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Inference, Self::Training].into_iter().find(|kind| kind.name() == name)
-    }
-}
 
 /// The swarm whose children are built: what all of them have in common.
 #[derive(Clone, Debug)]

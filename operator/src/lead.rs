@@ -21,9 +21,10 @@ use crate::apply::Applier;
 use crate::config::Config;
 use crate::context::{Context, Memories};
 use crate::error::Error;
-use crate::labels::{Kind, MANAGER};
+use crate::key::{Kind, SwarmKey};
+use crate::labels::MANAGER;
 use crate::metrics::Metrics;
-use crate::observe::{Caches, SwarmKey};
+use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
 use crate::{reconcile, training};
 

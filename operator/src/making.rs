@@ -15,10 +15,11 @@ use crate::apply::Applier;
 use crate::apply::certificates::{files, leaf_secret};
 use crate::apply::hand_to_pod;
 use crate::apply::holds::{Holds, Key};
+use crate::deletion::Deletion;
 use crate::error::Error;
+use crate::key::SwarmKey;
 use crate::labels::{Owner, leaf, pod_name, random};
-use crate::observe::{Caches, Phase, SwarmKey, WorkerView};
-use crate::roster::Deletion;
+use crate::observe::{Caches, Phase, WorkerView};
 use crate::status::events::Happening;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
 

@@ -11,7 +11,8 @@ use kube::api::ObjectMeta;
 use kube::runtime::watcher::Event;
 use tokio::time::Instant;
 
-use super::{SwarmKey, swarm_of};
+use super::owner::swarm_of;
+use crate::key::SwarmKey;
 
 /// Kind and name.
 pub type Key = (String, String);
@@ -196,7 +197,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::labels::{KIND, Kind, SWARM};
+    use crate::key::Kind;
+    use crate::labels::{KIND, SWARM};
 
     const AT: &str = "Service";
 

@@ -22,19 +22,11 @@ use tracing::warn;
 
 use super::children::{Children, Seen};
 use super::nodes::Nodes;
-use super::{NodeView, SwarmView, owned_by, swarm_of};
-use crate::labels::{Kind, MANAGER, SWARM};
-
-/// Which swarm.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SwarmKey {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
+use super::owner::{owned_by, swarm_of};
+use super::pods::NodeView;
+use super::view::SwarmView;
+use crate::key::SwarmKey;
+use crate::labels::{MANAGER, SWARM};
 
 /// What the watches have seen.
 #[derive(Clone)]
@@ -293,6 +285,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::key::Kind;
     use crate::observe::Phase;
     use crate::testing::{Server, mock_client};
 

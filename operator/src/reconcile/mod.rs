@@ -2,13 +2,11 @@
 
 mod decide;
 mod facts;
-mod memory;
+pub mod memory;
+mod status;
 #[cfg(test)]
 mod tests;
 mod write;
-
-pub use decide::{Decision, decide};
-pub use memory::{Memory, Published};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +18,20 @@ use tokio::time::Instant;
 use tracing::{instrument, warn};
 
 use crate::apply::topology;
-use crate::context::{Context, targets};
+use crate::context::Context;
 use crate::convert::Desired;
 use crate::error::Error;
-use crate::labels::{Kind, Owner, leaf, random};
+use crate::key::{Kind, SwarmKey};
+use crate::labels::{Owner, leaf, random};
 use crate::metrics::SwarmLabels;
-use crate::observe::{Phase, SwarmKey, SwarmView};
+use crate::observe::{Phase, SwarmView};
 use crate::peers::Order;
-use crate::status;
 use crate::status::conditions::unreached;
 use crate::status::events::{SERVING, changes};
+use crate::targets::targets;
 use crate::trust::{LOOK, Trust};
+use decide::{Decision, decide};
+use memory::{Memory, Published};
 
 /// A settled swarm is looked at again after this long, without any trigger.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -90,7 +91,7 @@ async fn pass(
     if before.conditions.is_empty() {
         // Before anything can fail: without conditions the swarm would count as settled.
         before = status::first(swarm, &desired, &context.config);
-        status::write::<InferenceSwarm>(&context.client, key, &before).await?;
+        crate::status::write::<InferenceSwarm>(&context.client, key, &before).await?;
     }
     let (view, decision) = match look(swarm, key, &owner, &desired, context, memory).await {
         Ok(seen) => seen,
@@ -102,7 +103,7 @@ async fn pass(
                     ..before.clone()
                 };
                 if before != status {
-                    status::write::<InferenceSwarm>(&context.client, key, &status).await?;
+                    crate::status::write::<InferenceSwarm>(&context.client, key, &status).await?;
                 }
             }
             return Err(failure);
@@ -134,7 +135,7 @@ async fn pass(
     let status = status::build(swarm, &before, &desired, &decision, &facts, epoch, &context.config);
     happenings.extend(changes(&before.conditions, &status.conditions, SERVING));
     if before != status {
-        status::write::<InferenceSwarm>(&context.client, key, &status).await?;
+        crate::status::write::<InferenceSwarm>(&context.client, key, &status).await?;
     }
     context.publish(&swarm.object_ref(&()), &happenings).await;
     context.measure(key, facts.peers_ready, &happenings);

@@ -5,7 +5,8 @@ use kube::ResourceExt;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Decision, Memory, Published};
+use super::decide::Decision;
+use super::memory::{Memory, Published};
 use crate::apply::budget::{Guarantee, budget, stages_kept};
 use crate::apply::certificates::{files, gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::holds::Key;
