@@ -50,7 +50,17 @@ const FENCES: &[(&str, &[&str], &str)] = &[
 
 /// Circles that are left: files below the `src` of a crate. One that is gone goes from here, and none comes.
 const CIRCLES: &[(&str, &[&str])] = &[
-    ("dunlin-gateway", &["openai/answer.rs", "openai/http.rs", "openai/status.rs"]),
+    (
+        "dunlin-gateway",
+        &[
+            "openai/answer.rs",
+            "openai/generate.rs",
+            "openai/http.rs",
+            "openai/request.rs",
+            "openai/status.rs",
+            "run.rs",
+        ],
+    ),
     (
         "dunlin-kernels",
         &["linear/avx2.rs", "linear/avx512.rs", "linear/many.rs", "linear/mod.rs", "linear/scalar.rs"],
@@ -61,7 +71,15 @@ const CIRCLES: &[(&str, &[&str])] = &[
         &[
             "adapter/low_rank.rs",
             "adapter/mod.rs",
+            "adapter/peft.rs",
+            "adapter/peft_keys.rs",
+            "adapter/strangers.rs",
             "block.rs",
+            "config/gguf.rs",
+            "config/gguf_keys.rs",
+            "config/json.rs",
+            "config/json_keys.rs",
+            "config/json_rope.rs",
             "config/mod.rs",
             "error.rs",
             "file/mistaken.rs",
@@ -76,8 +94,6 @@ const CIRCLES: &[(&str, &[&str])] = &[
             "weights.rs",
         ],
     ),
-    ("dunlin-model", &["config/gguf.rs", "config/gguf_keys.rs"]),
-    ("dunlin-model", &["config/json.rs", "config/json_keys.rs", "config/json_rope.rs"]),
     ("dunlin-model", &["training/adapter.rs", "training/layer.rs"]),
     (
         "dunlin-protocol",
@@ -111,17 +127,29 @@ const CIRCLES: &[(&str, &[&str])] = &[
             "checkpoint/adapter.rs",
             "checkpoint/destination.rs",
             "checkpoint/manifest.rs",
+            "checkpoint/model.rs",
             "checkpoint/owner.rs",
             "checkpoint/read.rs",
             "checkpoint/remote.rs",
             "checkpoint/s3.rs",
             "checkpoint/server.rs",
+            "checkpoint/tensors.rs",
+            "checkpoint/texts.rs",
             "checkpoint/write.rs",
+            "config/changes.rs",
+            "config/mod.rs",
+            "config/model.rs",
+            "data/source.rs",
+            "data/text.rs",
+            "optimizer/formula.rs",
+            "optimizer/mod.rs",
+            "optimizer/parts.rs",
+            "squares.rs",
         ],
     ),
     ("dunlin-train", &["codec/f16.rs", "codec/mod.rs", "codec/q8.rs"]),
-    ("dunlin-train", &["optimizer/mod.rs", "squares.rs"]),
     ("dunlin-train", &["run.rs", "stage.rs"]),
+    ("dunlin-worker", &["cli.rs", "model/adapters.rs", "model/location.rs"]),
     ("dunlin-worker", &["training/conductor/mod.rs", "training/conductor/page.rs"]),
     (
         "dunlin-worker",
@@ -234,6 +262,9 @@ fn sources(folder: &Path) -> BTreeMap<String, String> {
             }
         }
     }
+    if sources.contains_key("lib.rs") {
+        sources.remove("main.rs");
+    }
     sources
 }
 
@@ -284,17 +315,26 @@ fn arrows(files: &[(&str, &str)]) -> Vec<String> {
 fn imports_are_read_right() {
     const ROOT: (&str, &str) = ("lib.rs", "mod a; mod b; mod c; pub use b::d::E;");
     let of = |text: &str| {
-        let others =
-            [("b/mod.rs", "pub mod d; pub use d::E;"), ("b/d.rs", ""), ("c.rs", "mod f;"), ("c/f.rs", "")];
+        let others = [
+            (
+                "b/mod.rs",
+                "pub mod d; pub use self::d::{E, X as F}; pub(crate) use crate::c::G; pub use crate::b::H;",
+            ),
+            ("b/d.rs", ""),
+            ("c.rs", "mod f;"),
+            ("c/f.rs", ""),
+        ];
         arrows(&[&[ROOT, ("a.rs", text)], &others[..]].concat())
     };
     for (text, expected) in [
         ("use crate::b::d::E;", &["b/d.rs"][..]),
-        ("use super::b::{self, d::{E, F as G}, *};", &["b/d.rs", "b/mod.rs"]),
+        ("use super::b::{self, d::{E, F as I}, *};", &["b/d.rs", "b/mod.rs"]),
         (
             "use crate::{b::d, c};\nfn g() { d::h() + c::f::i::<crate::E>() }",
             &["b/d.rs", "c.rs", "c/f.rs", "lib.rs"],
         ),
+        ("use crate::b::E;", &["b/d.rs", "b/mod.rs"]),
+        ("fn g() { crate::b::F::new() + crate::b::G::new() + crate::b::H }", &["b/d.rs", "b/mod.rs", "c.rs"]),
         ("fn g(x: crate::b::d::E) { h!(\"{}\", x.c::<super::c::J>()) }", &["b/d.rs", "c.rs"]),
         ("mod inner { use super::super::c; use super::K; }", &["c.rs"]),
         ("fn g() { T::<b::E>::c::f(std::b::d::E) }", &[]),

@@ -1,7 +1,7 @@
 //! Which files of a crate import which, read from their tokens.
 //!
-//! A path leads to the file that it names, and no further: a re-export (`pub use`) is a signpost, and neither its own file nor the one that
-//! follows it imports what it points to. Tests are left out.
+//! A path leads to the file that it names and, when that re-exports what the path ends with, to the one that has it. A re-export (`pub use`) alone
+//! is a signpost: its file does not import what it points to. Tests are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,18 +20,33 @@ pub fn imports(sources: &BTreeMap<String, String>) -> Imports {
         let tokens = text.parse::<TokenStream>().unwrap_or_else(|error| panic!("{}: {error}", files[module]));
         let mut reader = Reader::new(&files, module);
         reader.read(tokens, module);
-        reader
+        (module.clone(), reader)
     });
-    let read: Vec<Reader> = read.collect();
-    let tests: BTreeSet<&Module> = read.iter().flat_map(|reader| &reader.tests).collect();
+    let read: BTreeMap<Module, Reader> = read.collect();
+    let tests: BTreeSet<&Module> = read.values().flat_map(|reader| &reader.tests).collect();
     let is_test = |module: &Module| (0..=module.len()).any(|end| tests.contains(&module[..end].to_vec()));
-    let shipped = read.iter().filter(|reader| !is_test(reader.file));
+    let shipped = read.values().filter(|reader| !is_test(reader.file));
     shipped
         .map(|reader| {
-            let imported = reader.imported.iter().filter(|module| !is_test(module));
-            (files[reader.file].clone(), imported.map(|module| files[module].clone()).collect())
+            let imported = reader.imported.iter().flat_map(|path| on_the_way(&read, path.clone()));
+            let imported = imported.filter(|module| module != reader.file && !is_test(module));
+            (files[reader.file].clone(), imported.map(|module| files[&module].clone()).collect())
         })
         .collect()
+}
+
+/// The modules with files that `path` leads to: the one that it names, and those to which re-exports point from there.
+fn on_the_way(read: &BTreeMap<Module, Reader>, mut path: Module) -> BTreeSet<Module> {
+    let mut found = BTreeSet::new();
+    while let Some(end) = (0..=path.len()).rev().find(|end| read.contains_key(&path[..*end])) {
+        let (module, names) = path.split_at(end);
+        let sign = names.first().and_then(|name| read[module].signs.get(name));
+        // A second time at one place: two signs that point at each other.
+        let is_new = found.insert(module.to_vec());
+        let Some(target) = sign.filter(|_| is_new) else { break };
+        path = below(target, names[1..].to_vec());
+    }
+    found
 }
 
 /// Files that reach one another by imports, in groups.
@@ -70,8 +85,10 @@ fn module(file: &str) -> Module {
 struct Reader<'a> {
     files: &'a BTreeMap<Module, &'a String>,
     file: &'a Module,
-    /// Modules with files that it imports.
+    /// What it imports: modules, and names in them.
     imported: BTreeSet<Module>,
+    /// Where what it re-exports is.
+    signs: BTreeMap<String, Module>,
     /// Modules with files that it declares for tests only.
     tests: BTreeSet<Module>,
     /// Modules that it has imported by name.
@@ -80,7 +97,14 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(files: &'a BTreeMap<Module, &'a String>, file: &'a Module) -> Self {
-        Self { files, file, imported: BTreeSet::new(), tests: BTreeSet::new(), names: BTreeMap::new() }
+        Self {
+            files,
+            file,
+            imported: BTreeSet::new(),
+            signs: BTreeMap::new(),
+            tests: BTreeSet::new(),
+            names: BTreeMap::new(),
+        }
     }
 
     /// Takes note of what `tokens` import that stand in the module `here`: that of the file, or one within.
@@ -91,7 +115,7 @@ impl<'a> Reader<'a> {
             let rest = &tokens[at..];
             at += match word(&rest[0]).as_deref() {
                 Some("mod") => self.inner(rest, here),
-                Some("pub") => visibility(rest),
+                Some("pub") => self.public(rest, here),
                 Some("use") => self.import(rest, here),
                 Some(_) => self.path(rest, here),
                 None if is(&rest[0], '#') => self.attribute(rest, here),
@@ -142,7 +166,7 @@ impl<'a> Reader<'a> {
                 if self.files.contains_key(&module) {
                     self.names.insert(name, module.clone());
                 }
-                self.note(module);
+                self.imported.insert(module);
             }
         }
         end + 1
@@ -162,9 +186,27 @@ impl<'a> Reader<'a> {
         if path.len() > 1
             && let Some(module) = self.resolve(&path, here)
         {
-            self.note(module);
+            self.imported.insert(module);
         }
         length
+    }
+
+    /// `pub`, with what it is for and what it re-exports: its length.
+    fn public(&mut self, tokens: &[TokenTree], here: &Module) -> usize {
+        let scope = match tokens.get(1) {
+            Some(TokenTree::Group(group)) => group.stream().into_iter().next().as_ref().and_then(word),
+            _ => None,
+        };
+        let is_scope = |word: &str| matches!(word, "crate" | "super" | "self" | "in");
+        let length = 1 + usize::from(scope.as_deref().is_some_and(is_scope));
+        if tokens.get(length).and_then(word).as_deref() != Some("use") {
+            return length;
+        }
+        let end = tokens.iter().position(|token| is(token, ';')).unwrap_or(tokens.len());
+        for (path, name) in leaves(&tokens[length + 1..end], &[]) {
+            self.signs.extend(self.resolve(&path, here).map(|module| (name, module)));
+        }
+        end + 1
     }
 
     /// Where `path` leads within the crate: what follows the last file of it are names in that.
@@ -184,14 +226,6 @@ impl<'a> Reader<'a> {
             module.pop();
         }
         Some(module)
-    }
-
-    /// Takes note of the file that has `module`.
-    fn note(&mut self, mut module: Module) {
-        while !self.files.contains_key(&module) && module.pop().is_some() {}
-        if module != *self.file {
-            self.imported.insert(module);
-        }
     }
 }
 
@@ -216,17 +250,6 @@ fn leaves(tokens: &[TokenTree], prefix: &[String]) -> Vec<(Module, String)> {
     }
     let own = path.iter().rev().find(|name| *name != "self").cloned();
     vec![(path, name.or(own).unwrap_or_default())]
-}
-
-/// `pub`, with what it is for and what it re-exports: its length.
-fn visibility(tokens: &[TokenTree]) -> usize {
-    let scope = matches!(tokens.get(1), Some(TokenTree::Group(group))
-        if matches!(group.stream().into_iter().next().as_ref().and_then(word).as_deref(), Some("crate" | "super" | "self" | "in")));
-    let length = 1 + usize::from(scope);
-    match tokens.get(length).and_then(word).as_deref() {
-        Some("use") => tokens.iter().position(|token| is(token, ';')).map_or(tokens.len(), |end| end + 1),
-        _ => length,
-    }
 }
 
 fn below(module: &[String], names: impl IntoIterator<Item = String>) -> Module {
