@@ -1,7 +1,7 @@
 //! `dunlin-operator`: observe -> plan -> apply.
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
-//! * [`key`] which swarm · [`convert`], [`pools`] its manifest in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
+//! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
 //! * [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
 //! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods · [`context`] what both kinds share
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
@@ -10,7 +10,6 @@
 mod apply;
 mod config;
 mod context;
-mod convert;
 mod deletion;
 mod error;
 mod health;

@@ -103,8 +103,8 @@ pub fn assert_restricted(spec: &Value) {
 }
 
 /// `peers` peers in the one pool `spot`.
-pub fn desired(peers: u32) -> crate::convert::Desired {
-    crate::convert::Desired {
+pub fn desired(peers: u32) -> crate::reconcile::desired::Desired {
+    crate::reconcile::desired::Desired {
         model: "m".into(),
         digest: "t".into(),
         model_args: vec![],

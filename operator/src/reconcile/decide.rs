@@ -12,9 +12,9 @@ use dunlin_planner::{
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::desired::Desired;
 use super::facts::{facts, held, ready_by_kind};
 use super::memory::Memory;
-use crate::convert::Desired;
 use crate::deletion::Deletion;
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, WorkerState};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_planner::topology::layer_set;
 
-use crate::convert::Desired;
+use super::desired::Desired;
 use crate::observe::SwarmView;
 use crate::peers::{Answer, WorkerState};
 use crate::pools::scaled;

@@ -1,6 +1,11 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
+//!
+//! * [`desired`] the manifest in numbers · [`memory`] what is remembered
+//! * [`decide`](mod@decide) the layout, and which pods stay, go and are missing · [`facts`], [`status`] what is told about it
+//! * [`write`] the objects
 
 mod decide;
+pub mod desired;
 mod facts;
 pub mod memory;
 mod status;
@@ -19,7 +24,6 @@ use tracing::{instrument, warn};
 
 use crate::apply::topology;
 use crate::context::Context;
-use crate::convert::Desired;
 use crate::error::Error;
 use crate::key::{Kind, SwarmKey};
 use crate::labels::{Owner, leaf, random};
@@ -31,6 +35,7 @@ use crate::status::events::{SERVING, changes};
 use crate::targets::targets;
 use crate::trust::{LOOK, Trust};
 use decide::{Decision, decide};
+use desired::Desired;
 use memory::{Memory, Published};
 
 /// A settled swarm is looked at again after this long, without any trigger.

@@ -5,8 +5,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::decide::Decision;
+use super::desired::Desired;
 use crate::config::Config;
-use crate::convert::Desired;
 use crate::labels::{ROLE_STAGE, pool_selector};
 use crate::pools::scaled;
 use crate::status::conditions::{Facts, conditions};
