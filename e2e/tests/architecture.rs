@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Crates that only compute.
-const PURE: &[&str] = &["dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
+const PURE: &[&str] = &["dunlin-swarm", "dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
 /// What they must not reach, at any depth.
 const IMPURE: &[&str] = &[
     "tokio",
@@ -34,6 +34,7 @@ const IMPURE: &[&str] = &[
 ];
 /// (crate, what it must not reach, why)
 const FENCES: &[(&str, &[&str], &str)] = &[
+    ("dunlin-swarm", &["dunlin-planner", "dunlin-protocol"], "words depend on nothing that uses them"),
     ("dunlin-worker", &["kube", "k8s-openapi"], "workers never talk to the Kubernetes API"),
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),

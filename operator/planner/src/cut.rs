@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::layout::{Member, Wanted};
 use crate::partition::{Capacity, partition};
 use crate::speed::{even_out, usual};
-use crate::topology::{Layers, PeerName, ranges};
+use dunlin_swarm::{Layers, PeerName, ranges};
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.
 const GAIN_PERCENT_MIN: u32 = 10;

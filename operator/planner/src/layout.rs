@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::cut::{cut, gain_percent, gaps, places};
 use crate::shadow::shadows;
-use crate::topology::{
+use dunlin_swarm::{
     Layers, ModelId, PeerName, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges,
 };
 
@@ -39,17 +39,6 @@ pub struct Member {
     pub speed: f64,
     /// Layers it can execute now.
     pub held: Vec<Layers>,
-}
-
-/// Sizes of a model, as its workers read them from its header.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModelSizes {
-    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
-    pub layer_bytes: Vec<u64>,
-    /// What the first and the last layer share when one peer has both, in bytes.
-    pub shared_bytes: u64,
-    /// KV cache of one sequence of the greatest length in one layer, in bytes.
-    pub sequence_bytes: u64,
 }
 
 /// What a layout is for.

@@ -1,6 +1,5 @@
-//! Decisions about a swarm, as pure functions that give reasons.
+//! Decisions about a swarm, as pure functions that give reasons. Its words are those of [`dunlin_swarm`].
 //!
-//! * [`topology`] who holds which layers
 //! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
 //! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
@@ -18,16 +17,11 @@ pub mod report;
 pub mod route;
 pub mod shadow;
 pub mod speed;
-pub mod topology;
 
 pub use degrade::degrade;
-pub use layout::{Layout, May, Member, ModelSizes, Reason, Shortage, Wanted, layout};
+pub use layout::{Layout, May, Member, Reason, Shortage, Wanted, layout};
 pub use lint::{Finding, lint};
 pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;
 pub use report::report;
 pub use route::route;
-pub use topology::{
-    Epoch, Layers, Load, Loads, ModelId, NoRoute, PeerName, PeerState, Position, RouteHop, Topology,
-    TopologyError, TopologyPeer,
-};

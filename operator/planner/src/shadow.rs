@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::layout::{Member, Wanted};
-use crate::topology::Layers;
+use dunlin_swarm::Layers;
 
 /// For each member the layers it holds for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dunlin_planner::{Epoch, Layers, ModelSizes};
+use dunlin_swarm::{Epoch, Layers, ModelSizes};
 use dunlin_wire::TlsFiles;
 use tokio::sync::{broadcast, watch};
 use tokio::task::AbortHandle;
