@@ -16,7 +16,7 @@ use imports::{circles, imports};
 use serde_json::Value;
 
 /// Crates that only compute.
-const PURE: &[&str] = &["dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
+const PURE: &[&str] = &["dunlin-swarm", "dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
 /// What they must not reach, at any depth.
 const IMPURE: &[&str] = &[
     "tokio",
@@ -40,6 +40,7 @@ const IMPURE: &[&str] = &[
 ];
 /// (crate, what it must not reach, why)
 const FENCES: &[(&str, &[&str], &str)] = &[
+    ("dunlin-swarm", &["dunlin-planner", "dunlin-protocol"], "words depend on nothing that uses them"),
     ("dunlin-worker", &["kube", "k8s-openapi"], "workers never talk to the Kubernetes API"),
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),

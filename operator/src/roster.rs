@@ -400,7 +400,7 @@ mod tests {
         // A new leader has heard nobody, or one that serves and reads more.
         world.answers.clear();
         assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
-        let held = vec![dunlin_planner::Layers::new(0, 9)];
+        let held = vec![dunlin_swarm::Layers::new(0, 9)];
         let report = Report { state: WorkerState::Loading, held, ..Report::default() };
         let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
         world.answers.insert("b".into(), answer);

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use crate::member::Member;
 use crate::partition::{Capacity, partition};
 use crate::speed::{even_out, usual};
-use crate::topology::{Layers, PeerName, ranges};
 use crate::wanted::Wanted;
+use dunlin_swarm::{Layers, PeerName, ranges};
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.
 const GAIN_PERCENT_MIN: u32 = 10;

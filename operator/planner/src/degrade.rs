@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::topology::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
+use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 
 /// The topology without the peers in `lost`, the layers of their spans given to peers that hold them as shadows.
 ///

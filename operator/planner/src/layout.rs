@@ -13,8 +13,8 @@ use thiserror::Error;
 use crate::cut::{cut, gain_percent, gaps, places};
 use crate::member::Member;
 use crate::shadow::shadows;
-use crate::topology::{Layers, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges};
 use crate::wanted::Wanted;
+use dunlin_swarm::{Layers, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges};
 
 /// What the caller, who knows the time, allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

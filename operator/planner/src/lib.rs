@@ -1,8 +1,7 @@
-//! Decisions about a swarm, as pure functions that give reasons.
+//! Decisions about a swarm, as pure functions that give reasons. Its words are those of [`dunlin_swarm`].
 //!
-//! * [`topology`] who holds which layers
-//! * [`wanted`] what for: the sizes of a model · [`member`] a peer that may be given layers of it
-//! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
+//! * [`wanted`] what a layout is for · [`member`] a peer that may be given layers
+//! * [`layout`] which peers should hold which: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
 //! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
 //! * [`rebalance`](mod@rebalance) which stage of a training swarm a peer serves, and whose state it fetches ahead of need
@@ -20,7 +19,6 @@ pub mod report;
 pub mod route;
 pub mod shadow;
 pub mod speed;
-pub mod topology;
 pub mod wanted;
 
 pub use degrade::degrade;
@@ -31,8 +29,4 @@ pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;
 pub use report::report;
 pub use route::route;
-pub use topology::{
-    Epoch, Layers, Load, Loads, ModelId, NoRoute, PeerName, PeerState, Position, RouteHop, Topology,
-    TopologyError, TopologyPeer,
-};
-pub use wanted::{ModelSizes, Wanted};
+pub use wanted::Wanted;

@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::member::Member;
 use crate::shadow::nearness;
-use crate::topology::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 use crate::wanted::Wanted;
+use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 
 /// Most findings that are told.
 pub const FINDINGS_MAX: usize = 32;
@@ -196,7 +196,7 @@ fn domains(topology: &Topology, members: &[Member]) -> Vec<Finding> {
 }
 
 fn memory(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Finding> {
-    let given = |peer: &crate::topology::TopologyPeer| wanted.need(peer.span, &layer_set(&peer.shadows));
+    let given = |peer: &dunlin_swarm::TopologyPeer| wanted.need(peer.span, &layer_set(&peer.shadows));
     let over = topology.peers.iter().filter_map(|peer| {
         let (need, room) = (given(peer), members.iter().find(|m| m.name == peer.name)?.room_bytes);
         (need > room).then(|| Finding::Overcommit {
@@ -211,7 +211,7 @@ fn memory(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Findi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::TopologyPeer;
+    use dunlin_swarm::TopologyPeer;
 
     fn peer(name: &str, span: (u32, u32), shadows: &[(u32, u32)]) -> TopologyPeer {
         TopologyPeer {

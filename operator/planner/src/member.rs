@@ -1,6 +1,6 @@
 //! A peer as a layout sees it.
 
-use crate::topology::{Layers, PeerName, PeerState};
+use dunlin_swarm::{Layers, PeerName, PeerState};
 
 /// A peer that can be given layers.
 #[derive(Clone, Debug, Default, PartialEq)]

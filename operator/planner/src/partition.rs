@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::topology::Layers;
+use dunlin_swarm::Layers;
 
 /// What a peer can take.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use crate::cut::unusual;
 use crate::layout::Layout;
 use crate::member::Member;
-use crate::topology::{Layers, TopologyPeer, layer_set};
 use crate::wanted::Wanted;
+use dunlin_swarm::{Layers, TopologyPeer, layer_set};
 
 /// Longest report, in characters.
 pub const REPORT_MAX: usize = 1024;
@@ -84,7 +84,7 @@ fn words(layers: &[Layers]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::Topology;
+    use dunlin_swarm::Topology;
 
     #[test]
     fn a_large_swarm_is_cut_off_with_the_number_of_the_rest() {

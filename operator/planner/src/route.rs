@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::topology::{
+use dunlin_swarm::{
     Layers, Load, Loads, NoRoute, PeerName, PeerState, RouteHop, Topology, TopologyPeer, layer_set, ranges,
 };
 

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 
 use crate::member::Member;
-use crate::topology::Layers;
 use crate::wanted::Wanted;
+use dunlin_swarm::Layers;
 
 /// For each member the layers it holds for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

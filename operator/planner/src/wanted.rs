@@ -2,18 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::topology::{Layers, ModelId};
-
-/// Sizes of a model, as its workers read them from its header.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ModelSizes {
-    /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
-    pub layer_bytes: Vec<u64>,
-    /// What the first and the last layer share when one peer has both, in bytes.
-    pub shared_bytes: u64,
-    /// KV cache of one sequence of the greatest length in one layer, in bytes.
-    pub sequence_bytes: u64,
-}
+use dunlin_swarm::{Layers, ModelId};
 
 /// What a layout is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use dunlin_planner::topology::layer_set;
-use dunlin_planner::{
-    Layout, Loads, May, Member, PeerName, PeerState, Topology, Wanted, degrade, layout, lint, report, route,
-};
+use dunlin_planner::{Layout, May, Member, Wanted, degrade, layout, lint, report, route};
+use dunlin_swarm::{Loads, PeerName, PeerState, Topology, layer_set};
 
 /// A swarm whose story is written down.
 struct Story {

@@ -5,11 +5,8 @@
 use std::collections::BTreeSet;
 
 use dunlin_planner::speed::{Pace, beside};
-use dunlin_planner::topology::layer_set;
-use dunlin_planner::{
-    Layers, Loads, May, Member, PeerName, PeerState, Topology, TopologyPeer, Wanted, degrade, layout, lint,
-    route,
-};
+use dunlin_planner::{May, Member, Wanted, degrade, layout, lint, route};
+use dunlin_swarm::{Layers, Loads, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 use proptest::prelude::*;
 
 /// Peers with contiguous spans over all layers, random shadows and states.

@@ -1,6 +1,6 @@
 //! How many pods of a role evictions must leave. Pure.
 
-use dunlin_planner::Topology;
+use dunlin_swarm::Topology;
 use serde_json::{Value, json};
 
 use crate::labels::Owner;
@@ -52,7 +52,7 @@ pub fn stages_kept(wanted: u32, plan: Option<&Topology>, gap: bool, ready: u32) 
 
 #[cfg(test)]
 mod tests {
-    use dunlin_planner::{Layers, TopologyPeer};
+    use dunlin_swarm::{Layers, TopologyPeer};
     use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
     use super::*;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_crds::PodTemplateSpec;
+use dunlin_swarm::timing::GRACE;
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
@@ -18,8 +19,6 @@ pub const MODELS_DIR: &str = "/models";
 pub const ADAPTERS_DIR: &str = "/adapters";
 /// User of every container: distroless `nonroot`.
 const USER: i64 = 65532;
-/// Hand-over must fit into the shortest notice of a cloud (GCE: 30 s in all).
-const GRACE_S: i64 = 30;
 /// Room of the weight cache beside the pool's own figure, in bytes: logs and temporary files.
 const TMP_BYTES: u64 = 64 << 20;
 
@@ -339,7 +338,7 @@ pub(super) fn pod_spec(image: &Image, affinity: Value, tolerations: &[Value]) ->
         "tolerations": tolerations,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
-        "terminationGracePeriodSeconds": GRACE_S,
+        "terminationGracePeriodSeconds": GRACE.as_secs(),
         "securityContext": {
             "runAsNonRoot": true,
             "fsGroupChangePolicy": "OnRootMismatch",

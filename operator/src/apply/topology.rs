@@ -3,7 +3,7 @@
 //! It is also the fence between leaders: each write names the version it replaces. A leader that was cut off, and whose writes arrive only when
 //! another one has long taken over, changes nothing.
 
-use dunlin_planner::Topology;
+use dunlin_swarm::Topology;
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 

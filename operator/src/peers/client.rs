@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use dunlin_planner::Layers;
-use dunlin_planner::topology::{LAYERS_MAX, PEERS_MAX};
+use dunlin_swarm::Layers;
+use dunlin_swarm::timing::DRAIN_ON_NOTICE;
+use dunlin_swarm::{LAYERS_MAX, PEERS_MAX};
 use dunlin_wire::convert;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use tonic::transport::{Channel, Endpoint};
@@ -19,8 +20,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Largest status taken from a worker.
 const STATUS_BYTES_MAX: usize = 1 << 20;
-/// A reclaimed node leaves about this long for handing over.
-const DRAIN_MS: u64 = 15_000;
+const DRAIN_MS: u64 = DRAIN_ON_NOTICE.as_millis() as u64;
 
 /// Connects over gRPC.
 pub struct GrpcConnector;

@@ -212,7 +212,7 @@ fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
 
 #[cfg(test)]
 mod tests {
-    use dunlin_planner::Epoch;
+    use dunlin_swarm::Epoch;
 
     use super::super::talk::{Answering, Role, Talk};
     use super::*;

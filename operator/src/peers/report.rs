@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dunlin_planner::{Epoch, Layers, ModelSizes};
+use dunlin_swarm::{Epoch, Layers, ModelSizes};
 use tokio::time::Instant;
 
 use super::observation::Observation;

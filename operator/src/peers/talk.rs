@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dunlin_planner::Epoch;
+use dunlin_swarm::Epoch;
 use dunlin_wire::TlsFiles;
 
 use super::report::Report;

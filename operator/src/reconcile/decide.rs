@@ -4,11 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dunlin_planner::cut::unusual;
-use dunlin_planner::topology::layer_set;
-use dunlin_planner::{
-    Finding, Layers, Layout, May, Member, ModelId, ModelSizes, PeerName, PeerState, Reason, Shortage,
-    Topology, TopologyPeer, Wanted, layout, lint, report,
-};
+use dunlin_planner::{Finding, Layout, May, Member, Reason, Shortage, Wanted, layout, lint, report};
+use dunlin_swarm::{Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 use tokio::time::Instant;
 use tracing::debug;
 

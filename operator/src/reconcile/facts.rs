@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::topology::layer_set;
+use dunlin_swarm::layer_set;
 
 use super::desired::Desired;
 use crate::observe::SwarmView;

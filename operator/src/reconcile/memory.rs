@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::{PeerName, Topology};
+use dunlin_swarm::{PeerName, Topology};
 use tokio::time::Instant;
 
 use crate::apply::Applied;

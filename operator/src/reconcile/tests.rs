@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
-use dunlin_planner::ModelSizes;
+use dunlin_swarm::ModelSizes;
 use http::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
@@ -30,7 +30,7 @@ use crate::testing::{Seen, Server, described, kinds, mock_client};
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.
 struct Workers;
 
-struct Worker(String, Vec<dunlin_planner::Layers>, u64);
+struct Worker(String, Vec<dunlin_swarm::Layers>, u64);
 
 impl Connect for Workers {
     fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String> {
@@ -41,7 +41,7 @@ impl Connect for Workers {
 impl Talk for Worker {
     fn ask(&mut self, question: Question) -> Answering<'_> {
         if let Question::Take(epoch, topology) = question {
-            let topology = dunlin_planner::Topology::parse(&topology).unwrap();
+            let topology = dunlin_swarm::Topology::parse(&topology).unwrap();
             self.1 = topology.peer(&self.0.as_str().into()).map(|p| p.hold()).unwrap_or_default();
             self.2 = epoch;
         }
@@ -62,17 +62,17 @@ struct Stored(Arc<Mutex<Option<(u64, Value)>>>);
 
 impl Stored {
     /// Somebody else writes.
-    fn put(&self, topology: &dunlin_planner::Topology) {
+    fn put(&self, topology: &dunlin_swarm::Topology) {
         let mut slot = self.0.lock().unwrap();
         let (version, map) = slot.as_mut().unwrap();
         *version += 1;
         map["data"]["topology.json"] = json!(serde_json::to_string(topology).unwrap());
     }
 
-    fn topology(&self) -> dunlin_planner::Topology {
+    fn topology(&self) -> dunlin_swarm::Topology {
         let slot = self.0.lock().unwrap();
         let text = slot.as_ref().unwrap().1["data"]["topology.json"].as_str().unwrap().to_owned();
-        dunlin_planner::Topology::parse(&text).unwrap()
+        dunlin_swarm::Topology::parse(&text).unwrap()
     }
 
     /// The server's answer to a call about it.
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// The container of a worker fails; what was seen before is forgotten.
-    fn fail(&mut self, name: &dunlin_planner::PeerName) {
+    fn fail(&mut self, name: &dunlin_swarm::PeerName) {
         let reference = ObjectRefOf::new(name.as_str()).within("default");
         let mut pod = self.context.caches.pod(&reference).unwrap();
         pod.status.as_mut().unwrap().phase = Some("Failed".into());
@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    fn topology(&self) -> dunlin_planner::Topology {
+    fn topology(&self) -> dunlin_swarm::Topology {
         let memory = self.context.serving.of(&key(&swarm(1, false)), "1-2-3");
         memory.try_lock().unwrap().topology.clone().unwrap()
     }
@@ -361,7 +361,7 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
     let ours = world.topology();
     assert_eq!(world.published.topology(), ours);
     // Another leader has published a newer one; a peer is lost, so we want to publish, too.
-    let theirs = dunlin_planner::Topology { epoch: ours.epoch + 5, ..ours.clone() };
+    let theirs = dunlin_swarm::Topology { epoch: ours.epoch + 5, ..ours.clone() };
     world.published.put(&theirs);
     world.fail(&ours.peers[0].name);
     let error = world.reconcile(&manifest).await.err().unwrap();
@@ -376,7 +376,7 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
     assert!(world.published.topology().epoch > theirs.epoch);
     assert_eq!(world.published.topology(), world.topology());
     // A write of long ago that arrives only now brings back an old one: the next one is newer than ours, too.
-    let late = dunlin_planner::Topology { epoch: 1, ..theirs };
+    let late = dunlin_swarm::Topology { epoch: 1, ..theirs };
     world.published.put(&late);
     world.run_pods();
     let before = world.topology().epoch;

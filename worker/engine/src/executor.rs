@@ -12,12 +12,11 @@ use dunlin_model::adapter::AdaptedRows;
 use dunlin_model::{
     Adapter, Block, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample,
 };
-use dunlin_planner::topology::ranges;
-use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
 use dunlin_schedule::line::layers_of;
 use dunlin_schedule::{Budget, PageTable, Part, Scheduler, SegmentKey};
+use dunlin_swarm::{Layers, Position, ranges};
 
 use crate::pace::{PROBE_ROWS, Pace};
 

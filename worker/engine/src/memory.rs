@@ -16,9 +16,8 @@ use std::fmt;
 
 use dunlin_kernels::{PAGE, page_len};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelConfig, ModelError, ModelFile};
-use dunlin_planner::Layers;
-use dunlin_planner::topology::{layer_set, ranges};
 use dunlin_protocol::frame::WINDOW_ROWS;
+use dunlin_swarm::{Layers, layer_set, ranges};
 
 use crate::executor::ROWS_MAX;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_planner::{PeerName, Topology};
 use dunlin_protocol::gateway::{Failure, Rejected, SessionView, Submission};
 use dunlin_protocol::{FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId};
+use dunlin_swarm::{PeerName, Topology};
 use dunlin_wire::{LinkEvent, Links, LinksConfig, Pulse};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -63,7 +63,7 @@ pub struct Snapshot {
     /// The topology obeyed.
     pub topology: Option<Topology>,
     /// What peers reported last.
-    pub loads: dunlin_planner::Loads,
+    pub loads: dunlin_swarm::Loads,
     /// Peers with a working link.
     pub up: Vec<PeerName>,
     /// Peers that are not known to hold all that the topology gives them.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use dunlin_planner::{Epoch, Layers, Load, PeerName, Position};
+use dunlin_swarm::{Epoch, Layers, Load, PeerName, Position};
 
 use crate::sampling::{FinishReason, SamplingParams};
 

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::{Layers, Load, PeerName, PeerState, Topology, TopologyPeer};
 use dunlin_protocol::gateway::{Failure, Submission};
 use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Held, Open, Refusal, SamplingParams,
     SessionId,
 };
+use dunlin_swarm::{Layers, Load, PeerName, PeerState, Topology, TopologyPeer};
 
 /// Three peers with two layers each, and the next one's as shadows.
 const PEERS: [&str; 3] = ["a", "b", "c"];

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use dunlin_planner::Layers;
 use dunlin_protocol::frame::{PAGE_POSITIONS, PAGES_ROOM_AHEAD, WINDOW_ROWS};
 use dunlin_protocol::stage::{Computed, Input, Job, Output, Urgency};
 use dunlin_protocol::{
     Destination, Frame, GatewayId, Hop, Open, Refusal, RowData, SamplingParams, Sender, SessionId,
     StageConfig, StageEffect, StageNode,
 };
+use dunlin_swarm::Layers;
 
 const HIDDEN: usize = 2;
 const ROUTE: [&str; 3] = ["a", "b", "c"];

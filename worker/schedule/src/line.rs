@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+use dunlin_swarm::{Layers, Position};
 
 use crate::pages::{PageTable, SegmentKey};
 
@@ -239,9 +239,9 @@ pub fn layers_of(parts: &[Part]) -> Layers {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_planner::Layers;
     use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
     use dunlin_protocol::{RowData, SamplingParams, SessionId};
+    use dunlin_swarm::Layers;
 
     use super::{Budget, Scheduler};
     use crate::pages::PageTable;

@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::Layers;
 use dunlin_protocol::SessionId;
 use dunlin_protocol::frame::PAGE_POSITIONS;
+use dunlin_swarm::Layers;
 
 const PAGE: usize = PAGE_POSITIONS as usize;
 
@@ -103,8 +103,8 @@ impl PageTable {
 mod tests {
     use std::collections::BTreeMap;
 
-    use dunlin_planner::Layers;
     use dunlin_protocol::SessionId;
+    use dunlin_swarm::Layers;
     use proptest::prelude::*;
 
     use super::{NoPages, PageTable};

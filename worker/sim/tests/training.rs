@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
 use dunlin_sim::training::{Kinds, Loss, Outcome, Scenario, Script, Struck, run};
+use dunlin_swarm::PeerName;
 
 /// Whom a message strikes, one after the other.
 const STRUCK: [Struck; 2] = [Struck::Receiver, Struck::Sender];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_planner::{Epoch, Topology};
+use dunlin_swarm::{Epoch, Topology};
 use dunlin_wire::proto::control_client::ControlClient;
 use dunlin_wire::{LinksConfig, links, proto};
 use tokio::sync::watch;

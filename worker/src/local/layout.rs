@@ -1,7 +1,8 @@
 //! Who executes and who keeps what, on one machine: planned like the operator plans it in a cluster.
 
 use anyhow::bail;
-use dunlin_planner::{May, Member, PeerState, Topology, Wanted, layout, lint};
+use dunlin_planner::{May, Member, Wanted, layout, lint};
+use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::convert::model_sizes;
 use dunlin_wire::proto;
 use tracing::debug;
@@ -56,7 +57,7 @@ fn member(addr: &str, status: &proto::Status) -> Member {
             _ => PeerState::Loading,
         },
         room_bytes: if status.room_bytes > 0 { status.room_bytes } else { u64::MAX },
-        held: held.map(|l| dunlin_planner::Layers::new(l.start, l.end)).collect(),
+        held: held.map(|l| dunlin_swarm::Layers::new(l.start, l.end)).collect(),
         ..Member::default()
     }
 }

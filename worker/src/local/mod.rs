@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use dunlin_planner::{PeerState, Topology};
+use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};

@@ -64,9 +64,9 @@ mod tests {
     use dunlin_engine::{Command, Engine, EngineConfig};
     use dunlin_model::ModelFile;
     use dunlin_model::random_model::{self, RandomModelSpec};
-    use dunlin_planner::Layers;
     use dunlin_protocol::SessionId;
     use dunlin_protocol::stage::{Computed, Input, Job, Line, Urgency};
+    use dunlin_swarm::Layers;
 
     use super::Commands;
 

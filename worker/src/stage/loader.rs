@@ -9,8 +9,7 @@ use std::time::Duration;
 use dunlin_engine::memory::{Budget, Fit, Needs, without_room};
 use dunlin_engine::{Command, Engine};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelError, ModelFile};
-use dunlin_planner::Layers;
-use dunlin_planner::topology::{layer_set, ranges};
+use dunlin_swarm::{Layers, layer_set, ranges};
 use tracing::{info, warn};
 
 use crate::memory;
@@ -327,7 +326,7 @@ mod tests {
 
     use dunlin_engine::{Command, Engine, EngineConfig};
     use dunlin_model::random_model::{self, RandomModelSpec};
-    use dunlin_planner::Layers;
+    use dunlin_swarm::Layers;
 
     use super::{Hold, Loader, Location, Source};
 

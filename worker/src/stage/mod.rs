@@ -12,10 +12,10 @@ use anyhow::Context;
 use dunlin_engine::memory::Fit;
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_planner::topology::{layer_set, ranges};
-use dunlin_planner::{Load, PeerName, Topology};
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
+use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
+use dunlin_swarm::{Load, PeerName, Topology, layer_set, ranges};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{
     Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Vitals, WireRuntime, convert, proto,
@@ -35,10 +35,6 @@ use loader::{Hold, Loader, Source};
 
 /// Sessions at once.
 const SESSIONS_MAX: usize = 1024;
-/// A gateway not heard of for this long has no sessions any more.
-const LEASE_MS: u64 = 10_000;
-/// Longest time between SIGTERM and the end.
-const DRAIN: Duration = Duration::from_secs(25);
 /// Frames that may wait.
 const EVENTS_MAX: usize = 4096;
 /// Results that may wait; the engine waits then.
@@ -111,7 +107,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
             pages: 0,
             sessions_max: SESSIONS_MAX,
             journal_bytes_max: 0,
-            lease_ms: LEASE_MS,
+            lease_ms: GATEWAY_LEASE.as_millis() as u64,
         }),
         commands: Commands::default(),
         engine_slot,

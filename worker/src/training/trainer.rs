@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
     TrainerEffect,
 };
+use dunlin_swarm::PeerName;
 use dunlin_train::{Batch, Dataset, TrainingConfig};
 use dunlin_wire::proto;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{Mate, StageId, Step};
+use dunlin_swarm::PeerName;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{Pieces, dial_stage};
 use dunlin_wire::{LinksConfig, proto};

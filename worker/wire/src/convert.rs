@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dunlin_planner::{Layers, Load, ModelSizes};
 use dunlin_protocol::frame::ADAPTER_NAME_MAX;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
 use dunlin_protocol::{
     FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
 };
+use dunlin_swarm::{Layers, Load, ModelSizes};
 use thiserror::Error;
 
 use crate::proto;
@@ -346,10 +346,10 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_planner::{Layers, Load, ModelSizes};
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
+    use dunlin_swarm::{Layers, Load};
 
     use super::{from_wire, to_wire};
     use crate::proto;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::Frame;
+use dunlin_swarm::PeerName;
+use dunlin_swarm::timing::{PING, SILENCE};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -50,8 +51,8 @@ impl LinksConfig {
         Self {
             hello,
             tls,
-            ping: Duration::from_millis(200),
-            silence: Duration::from_millis(650),
+            ping: PING,
+            silence: SILENCE,
             connect: Duration::from_millis(1000),
             queue_bytes_max: 1 << 30,
         }

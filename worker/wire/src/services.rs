@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_protocol::training::{Hello, Role as HelloRole};
+use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, interval, timeout};
 use tokio_stream::Stream;
@@ -19,7 +20,7 @@ use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
-use crate::train::{PIECE_MESSAGE_MAX, PING, QUEUE_MAX, SILENCE, Sayer};
+use crate::train::{PIECE_MESSAGE_MAX, QUEUE_MAX, Sayer};
 
 /// Streams to a conductor at once.
 const STREAMS_MAX: usize = 4096;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_stream::StreamExt;
@@ -23,10 +24,6 @@ pub use crate::services::{
 pub const PIECE_BYTES: usize = 1 << 20;
 /// Largest message with a piece, whatever its values are.
 pub(crate) const PIECE_MESSAGE_MAX: usize = 2 * PIECE_BYTES;
-/// Pause between signs of life.
-pub(crate) const PING: Duration = Duration::from_millis(250);
-/// Nothing heard for so long: the other side is lost.
-pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 /// Messages that may wait on one stream; a side that reads nothing for so long is lost.
 pub(crate) const QUEUE_MAX: usize = 4096;
 /// First and longest pause before dialling again.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use dunlin_planner::{Load, PeerName};
 use dunlin_protocol::frame::WINDOW_ROWS;
 use dunlin_protocol::{Frame, RowData, SessionId};
+use dunlin_swarm::{Load, PeerName};
 use dunlin_wire::{
     Authority, Credentials, Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Role, Validity,
     Vitals, WireRuntime, proto,

@@ -21,7 +21,7 @@ mod spread;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::topology::PeerName;
+use dunlin_swarm::PeerName;
 
 pub use plan::rebalance;
 

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelFile};
-use dunlin_planner::Layers;
 use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
 use dunlin_protocol::{Refusal, SessionId};
+use dunlin_swarm::Layers;
 
 use super::{Command, EngineConfig, Executor};
 

@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::topology::layer_set;
-use dunlin_planner::{Load, Loads, PeerName, PeerState, Topology, TopologyPeer};
+use dunlin_swarm::{Load, Loads, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 
 use super::pace::Pace;
 use super::recovery::{Disturbance, Recovery};

@@ -10,7 +10,7 @@ mod share;
 
 use std::sync::Arc;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use crate::frame::{Frame, GatewayId, SessionId};
 use crate::sampling::{FinishReason, SamplingParams};

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dunlin_planner::{Load, Loads, PeerName, Topology};
+use dunlin_swarm::{Load, Loads, PeerName, Topology};
 
 /// So many times as long as others would need is slow...
 const SLOW_FACTOR: u64 = 4;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::{PeerName, RouteHop};
+use dunlin_swarm::{PeerName, RouteHop};
 
 use super::core::GatewayCore;
 use super::recovery::Disturbance;

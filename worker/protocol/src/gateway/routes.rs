@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, Load, Loads, NoRoute, PeerName, RouteHop, Topology, degrade, route};
+use dunlin_planner::{degrade, route};
+use dunlin_swarm::{Layers, Load, Loads, NoRoute, PeerName, RouteHop, Topology};
 use thiserror::Error;
 
 /// Degraded topologies that are kept; more than this many sets of peers to leave out are rare.

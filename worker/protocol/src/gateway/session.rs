@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, PeerName, Position, RouteHop};
+use dunlin_swarm::{Layers, PeerName, Position, RouteHop};
 
 use super::Submission;
 use super::recovery::{Disturbance, Disturbed};

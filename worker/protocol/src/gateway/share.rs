@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::{Load, PeerName, RouteHop};
+use dunlin_swarm::{Load, PeerName, RouteHop};
 
 use super::GatewayEffect;
 use super::core::GatewayCore;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use dunlin_planner::Position;
+use dunlin_swarm::Position;
 
 use super::node::StageNode;
 use super::{Computed, Destination, Output, StageEffect};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use dunlin_planner::Position;
+use dunlin_swarm::Position;
 
 use crate::frame::RowData;
 

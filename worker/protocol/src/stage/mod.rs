@@ -12,7 +12,7 @@ mod session;
 
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, PeerName, Position};
+use dunlin_swarm::{Layers, PeerName, Position};
 
 use crate::frame::{Attempt, Frame, GatewayId, Refusal, RowData, SessionId};
 use crate::sampling::SamplingParams;

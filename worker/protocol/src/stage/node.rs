@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, PeerName};
+use dunlin_swarm::{Layers, PeerName};
 
 use super::session::{Segment, Session};
 use super::{Destination, Sender, StageConfig, StageEffect};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use crate::frame::{Frame, GatewayId};
 
@@ -58,7 +58,7 @@ impl fmt::Display for Sender {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_planner::{Layers, Load};
+    use dunlin_swarm::{Layers, Load};
 
     use super::*;
     use crate::frame::{Hop, Open, Refusal, RowData, SessionId};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, Position};
+use dunlin_swarm::{Layers, Position};
 
 use super::{Destination, Input, Job, Journal, Line, SampleRequest, StageEffect, Urgency};
 use crate::frame::{

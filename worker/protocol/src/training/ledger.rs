@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::message::{Contribution, Microbatch};
 
@@ -259,7 +259,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use dunlin_planner::PeerName;
+    use dunlin_swarm::PeerName;
 
     use super::{Claimed, Ledger};
     use crate::training::message::Contribution;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 use serde::{Deserialize, Serialize};
 
 use super::message::ShardId;

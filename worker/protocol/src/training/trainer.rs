@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::message::{Attempt, Mate, Microbatch, StageId, Step, ToTrainer, TrainerReport};
 use super::peer::{Call, CallKind};

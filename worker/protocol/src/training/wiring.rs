@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::speed::Speed;
 
@@ -98,7 +98,7 @@ pub(crate) fn mix(a: u64, b: u64) -> u64 {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use dunlin_planner::PeerName;
+    use dunlin_swarm::PeerName;
 
     use super::Wiring;
 

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Peer, Stage, View};
+use dunlin_swarm::PeerName;
 
 use super::trace::Life;
 use super::{Options, Policy, Report};

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dunlin_planner::{Layers, Position};
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
 use dunlin_schedule::line::layers_of;
 use dunlin_schedule::{Budget, PageTable, Part, Scheduler, SegmentKey};
+use dunlin_swarm::{Layers, Position};
 
 use super::model::{Cache, HIDDEN, embed, from_row, through, to_row, token};
 

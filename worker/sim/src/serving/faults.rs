@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::scenario::Fault;
 use super::world::{Event, Who, World};

@@ -1,6 +1,6 @@
 //! A model whose rows are hashes.
 
-use dunlin_planner::Layers;
+use dunlin_swarm::Layers;
 
 /// Values of a row: 16 bits each, so that they are exact as f32.
 pub const HIDDEN: usize = 4;

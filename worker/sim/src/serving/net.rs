@@ -1,7 +1,7 @@
 //! Streams that misbehave.
 
-use dunlin_planner::{Load, PeerName, TopologyPeer};
 use dunlin_protocol::{Frame, Open, Sender};
+use dunlin_swarm::{Load, PeerName, TopologyPeer};
 
 use super::impostors;
 use super::world::{Event, PING_MS, SILENCE_MS, Who, World, gateway_id};

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunlin_planner::shadow::shadows;
-use dunlin_planner::topology::ranges;
-use dunlin_planner::{Layers, Member, ModelId, PeerName, PeerState, Topology, TopologyPeer, Wanted};
+use dunlin_planner::{Member, Wanted};
 use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
     Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
     StageConfig, StageEffect, StageNode,
 };
+use dunlin_swarm::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, ranges};
 
 use super::engine::{Command, Engine};
 use super::model::{HIDDEN, mix};

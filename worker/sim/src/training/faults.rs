@@ -1,10 +1,10 @@
 //! What goes wrong.
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     ConductorEvent, Contribution, Held, HeldSums, Hello, Mate, PeerReport, Phase, Role, StageId, StateDigest,
     Step,
 };
+use dunlin_swarm::PeerName;
 
 use super::net::ARITHMETIC;
 use super::peer::PeerShell;

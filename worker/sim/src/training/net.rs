@@ -3,11 +3,11 @@
 //! A stream is first in, first out. When it breaks, what is on its way is lost, and each end learns of it in its own time. A client then
 //! connects again; nothing of an old stream arrives after the hello of a new one.
 
-use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Load, Phase, Step, ToPeer,
 };
+use dunlin_swarm::PeerName;
 
 use super::numbers::State;
 use super::world::{Down, Event, Up, World};

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::{self, Mates};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, Conductor, Fetch, FetchFailure, Job, Load, Mate, PeerConfig, PeerEffect,
     PeerNode, PeerReport, Refused, RequestId, SaveFailure, ShardId, StageId, StateDigest, Step,
 };
+use dunlin_swarm::PeerName;
 
 use super::faults::Flaw;
 use super::net::ARITHMETIC;

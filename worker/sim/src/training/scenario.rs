@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{StageId, Step};
+use dunlin_swarm::PeerName;
 
 use super::numbers::Shape;
 use crate::model::mix;

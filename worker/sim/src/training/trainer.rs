@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
     TrainerEffect,
 };
+use dunlin_swarm::PeerName;
 
 use super::net::ARITHMETIC;
 use super::world::{Answer, Asked, Event, Up, World};

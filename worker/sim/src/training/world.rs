@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::conductor::{Committed, Moved};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, Conductor, ConductorEvent, PeerReport, Phase, RequestId, ShardId, StageId, Step,
     ToPeer, ToTrainer, TrainerReport,
 };
+use dunlin_swarm::PeerName;
 
 use super::numbers::{State, Sums, Truth, sequential};
 use super::peer::PeerShell;

@@ -16,12 +16,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, ToTrainer,
     TrainerReport,
 };
+use dunlin_swarm::PeerName;
+use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Owner;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
@@ -44,8 +45,6 @@ use streams::{Streams, Who};
 const GATHER_MS: u64 = 2000;
 /// A peer that keeps a microbatch from others for so long is taken to be lost.
 const CLAIM_MS_MAX: u64 = 120_000;
-/// A peer that will be gone serves on until so long before: as long as one that is terminated has.
-const HAND_OVER_MS: u64 = 25_000;
 /// A stage's state is expected to be fetched in this time, until the first was.
 const FETCH_MS: u64 = 10_000;
 /// What is under way with the destination of checkpoints is waited for so long at the end.
@@ -83,7 +82,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         validation_batches: run.config.validation.as_ref().map_or(0, |v| v.batches as u32),
         gather_ms: GATHER_MS,
         claim_ms_max: CLAIM_MS_MAX,
-        hand_over_ms: HAND_OVER_MS,
+        hand_over_ms: DRAIN.as_millis() as u64,
         policy: Policy::default(),
         fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 use dunlin_wire::train::{Sayer, StreamId};
 
 /// All open streams.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::{Asked, Mates};
+use dunlin_swarm::PeerName;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::PieceSender;
 use dunlin_wire::{Caller, proto};

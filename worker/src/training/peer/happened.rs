@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{Job, PeerEffect, PeerReport, RequestId, SaveFailure, StateDigest, Step};
+use dunlin_swarm::PeerName;
 use dunlin_train::Stage;
 use dunlin_train::average::Average;
 use dunlin_train::stage::Computed;

@@ -33,6 +33,7 @@ use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
     Call, CallKind, Mate, PeerConfig, PeerEffect, PeerNode, RequestId, ShardId, StageId, Step,
 };
+use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::scratch;
@@ -60,9 +61,6 @@ use engine::{Ended, Engine};
 use give::Giving;
 use happened::Event;
 use serve::{Alarm, Giver};
-
-/// Longest time between notice and end.
-const DRAIN: Duration = Duration::from_secs(25);
 
 /// Runs a peer until it is retired or SIGTERM.
 ///

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{Mate, StageId, Step};
+use dunlin_swarm::PeerName;
 use dunlin_train::Run;
 use dunlin_train::root::{self, CHUNK, Node};
 use dunlin_wire::proto;

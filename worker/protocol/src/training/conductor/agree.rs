@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::save::{Outcome, UnderWay, Writer};
 use super::verdict::{Statement, Verdict, judge};

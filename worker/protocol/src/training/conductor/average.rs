@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::verdict::{Statement, Verdict, judge};
 use super::{Averaging, Committed, Conductor, ConductorEffect, PeerState, Phase, Place};

@@ -1,6 +1,6 @@
 //! What there is to go on from.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Checkpoints, Conductor, ConductorEffect, Phase};
 use crate::training::message::Step;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, Phase, Place};
 use crate::training::ledger::Claimed;

@@ -1,6 +1,6 @@
 //! Leaving: whoever will be gone takes nothing new in time, and a mate adds its sums to its own.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, PeerState, Phase, Place};
 use crate::training::message::{Contribution, StageId, Step, ToPeer};

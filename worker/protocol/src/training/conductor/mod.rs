@@ -38,7 +38,7 @@ mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::mates::Mates;
 use super::message::{

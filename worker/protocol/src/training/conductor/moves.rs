@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
 use dunlin_planner::speed::even_out;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, MemberView, Moved, Moving, PeerState, Phase, Place};
 use crate::training::message::{StageId, ToPeer};

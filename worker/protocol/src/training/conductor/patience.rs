@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Averaging, Conductor, ConductorEffect, Place};
 use crate::training::message::{StageId, ToPeer};

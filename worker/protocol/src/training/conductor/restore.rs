@@ -3,7 +3,7 @@
 //! A manifest that is being written when the last peer of a stage is lost may yet become complete, and is newer than any other: what comes of it is waited for. Should
 //! something newer turn up while everybody loads, everybody loads that.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::gather::Gathering;
 use super::{Conductor, ConductorEffect, Phase, Place};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
 use crate::training::mates::Mates;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::checkpoints::Known;
 use super::trouble::Trouble;

@@ -1,7 +1,7 @@
 //! Between the conductor and its shell: what a run is, what happens, and what is to be done.
 
-use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::Policy;
+use dunlin_swarm::PeerName;
 
 use crate::training::message::{Hello, PeerReport, StageId, Step, ToPeer, ToTrainer, TrainerReport};
 

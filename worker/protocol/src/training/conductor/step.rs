@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, Place};
 use crate::training::ledger::{Claimed, Released};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorEffect, Phase};
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::verdict::{Statement, Verdict, judge};
 use super::{Conductor, ConductorEffect, Expelled, Place};

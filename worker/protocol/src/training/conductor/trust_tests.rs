@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 /// What one peer says, and the machine it runs on; empty when that is not known, and then it counts as one of its own.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 //! What the conductor says, and what comes of it: averages, and the sums of mates that leave.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::super::message::{PeerReport, SaveFailure, ShardId, Step, ToPeer};
 use super::{Call, CallKind, Job, PeerEffect, PeerNode, Right, Take};

@@ -1,0 +1,21 @@
+//! The words that every part of a swarm uses: planner, protocol, engine, gateway and operator. Pure, and below all of them.
+//!
+//! * [`layers`] ranges of layers
+//! * [`peer`] peers: names, states, what they report
+//! * [`model`] which model, and the sizes of its layers
+//! * [`topology`] who holds what, and ways through all layers
+//! * [`timing`] times that two processes must agree on
+
+pub mod layers;
+pub mod model;
+pub mod peer;
+pub mod timing;
+pub mod topology;
+
+pub use layers::{LAYERS_MAX, Layers, layer_set, ranges};
+pub use model::{ModelId, ModelSizes};
+pub use peer::{Load, Loads, PEERS_MAX, PeerName, PeerState};
+pub use topology::{Epoch, NoRoute, RouteHop, Topology, TopologyError, TopologyPeer};
+
+/// Index of a token in a sequence, and of the row made from it.
+pub type Position = u32;

@@ -1,0 +1,81 @@
+//! Peers: their names, what they can do, what they report.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layers::Layers;
+
+/// Most peers of one swarm.
+pub const PEERS_MAX: usize = 4096;
+
+/// A peer's name is one life of it: a pod name, never used twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PeerName(pub String);
+
+impl PeerName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for PeerName {
+    fn from(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
+impl From<String> for PeerName {
+    fn from(name: String) -> Self {
+        Self(name)
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a peer can do at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PeerState {
+    /// Reads its layers.
+    #[default]
+    Loading,
+    /// Executes them.
+    Ready,
+    /// Executes them still and is about to go.
+    Draining,
+}
+
+/// What a peer reports about itself five times a second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Load {
+    /// Rows waiting for the engine.
+    pub queue_rows: u32,
+    /// KV pages not in use.
+    pub free_pages: u32,
+    /// Of those, pages that sessions which are here already are not about to take.
+    pub spare_pages: u32,
+    /// KV pages in all.
+    pub total_pages: u32,
+    /// Rows put through a layer since the engine started: a count that stands still only when the engine does.
+    pub layer_rows: u64,
+    /// Version of the arithmetic it computes with: peers of two versions are never on one route.
+    pub arithmetic: u32,
+    /// Measured rows per second through one layer, one row at a time.
+    pub rows_per_s_per_layer: f64,
+    /// Layers it can execute now.
+    pub held: Vec<Layers>,
+    /// It is about to go.
+    pub draining: bool,
+}
+
+/// Loads by peer.
+pub type Loads = BTreeMap<PeerName, Load>;
