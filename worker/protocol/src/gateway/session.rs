@@ -38,7 +38,7 @@ pub(super) enum WaitsFor {
 /// What a person may want to know of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
-    /// Which.
+    /// The number by which logs and `/swarm` name it.
     pub session: SessionId,
     /// Tokens known.
     pub tokens: usize,

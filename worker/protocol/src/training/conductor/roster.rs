@@ -230,7 +230,7 @@ impl Conductor {
         if !self.live() {
             return;
         }
-        // Whoever was handing over to it begins again; those already lost have lost their sums with it.
+        // A peer that was handing over to it begins again; those already lost have lost their sums with it.
         for other in self.peers.values_mut() {
             if let Place::HandingOver { to, .. } = &mut other.place
                 && to.as_ref() == Some(name)
@@ -282,7 +282,7 @@ impl Conductor {
         }
         self.admit_parked();
         if self.members_of(stage).next().is_none() {
-            // Whoever was about to leave is the last now, and stays as long as it can.
+            // A peer that was about to leave is the last now, and stays as long as it can.
             let hands_over =
                 |p: &PeerState| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage);
             let back: Vec<PeerName> =

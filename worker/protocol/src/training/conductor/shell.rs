@@ -67,14 +67,14 @@ pub enum ConductorEvent {
     Prepared(Option<String>),
     /// The files of a checkpoint are complete, or not.
     Sealed {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// What is in the way.
         error: Option<String>,
     },
     /// A checkpoint is there as it was written, or not.
     Confirmed {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// What is wrong.
         error: Option<String>,
@@ -111,21 +111,21 @@ pub enum ConductorEffect {
     Inspect,
     /// Remove what an attempt at a checkpoint left.
     Discard {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
     },
     /// Make the destination ready for another attempt, and find out whether it takes anything. Then [`ConductorEvent::Prepared`].
     Prepare,
     /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
     Seal {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// Of every stage, in order.
         records: Vec<String>,
     },
     /// Read the last checkpoint of the run again. Then [`ConductorEvent::Confirmed`].
     Confirm {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
     },
     /// A step is complete.
@@ -158,7 +158,7 @@ pub struct Committed {
 pub struct Moved {
     /// The step under way.
     pub step: Step,
-    /// Who.
+    /// The peer that goes.
     pub peer: PeerName,
     /// From where.
     pub from: StageId,
@@ -171,7 +171,7 @@ pub struct Moved {
 /// A peer of a stage, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemberView {
-    /// Who.
+    /// Its name: one life of a process.
     pub name: PeerName,
     /// The machine it runs on; empty when nobody said.
     pub host: String,
@@ -182,7 +182,7 @@ pub struct MemberView {
 /// A peer that was expelled because it was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expelled {
-    /// Who.
+    /// Its name, under which nobody comes back.
     pub peer: PeerName,
     /// The machine it ran on; empty when nobody said.
     pub host: String,
@@ -205,7 +205,7 @@ pub enum Phase {
     Finished,
     /// Stopped at the edge of a step, with a checkpoint.
     Suspended,
-    /// What a user must mend.
+    /// The run cannot go on: a problem the user has to fix, in words for people.
     Failed(String),
 }
 
