@@ -23,9 +23,9 @@ pub struct Member {
     pub name: PeerName,
     /// `host:port` of its gRPC server.
     pub addr: String,
-    /// Its pool.
+    /// The pool that its pod is of.
     pub pool: String,
-    /// Its node.
+    /// The node that its pod runs on: its failure domain.
     pub node: String,
     /// Zone of the node, empty when unknown.
     pub zone: String,
@@ -44,7 +44,7 @@ pub struct Member {
 /// What a layout is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Which model.
+    /// The model to divide.
     pub model: ModelId,
     /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
     pub layer_bytes: Vec<u64>,
@@ -164,7 +164,7 @@ pub enum Shortage {
         layers: u32,
         /// What they need.
         need_mib: u64,
-        /// Its room.
+        /// What it has room for, in MiB.
         has_mib: u64,
         /// With so many peers like it the model would fit, if with any number.
         peers: Option<u32>,
@@ -185,7 +185,7 @@ fn more_peers(peers: Option<u32>) -> String {
 pub struct Layout {
     /// Who holds what.
     pub topology: Topology,
-    /// Why.
+    /// What was changed and why, in words for people.
     pub reason: Reason,
     /// Every layer is in some peer's span.
     pub covered: bool,

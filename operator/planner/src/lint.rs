@@ -21,14 +21,14 @@ pub enum Finding {
     OutOfModel {
         /// Who has it.
         peer: PeerName,
-        /// The range.
+        /// The range as it is in the plan.
         layers: Layers,
     },
     /// Two peers execute the same layers.
     Overlap {
         /// One of them.
         peer: PeerName,
-        /// The other.
+        /// The other peer.
         other: PeerName,
     },
     /// A peer that is about to go has layers to execute.
@@ -43,14 +43,14 @@ pub enum Finding {
     SameDomain {
         /// Who executes them.
         owner: PeerName,
-        /// The layers.
+        /// The layers whose copies would be lost together.
         layers: Layers,
         /// What is shared.
         shared: &'static str,
     },
     /// A peer is given more than its memory takes.
     Overcommit {
-        /// Who.
+        /// The peer that is given too much.
         peer: PeerName,
         /// What it is given, in MiB.
         need_mib: u64,
