@@ -65,9 +65,9 @@ impl Making {
 /// What the certificate of a pod says.
 #[derive(Clone, Copy)]
 pub struct Papers {
-    /// Its label.
+    /// The role as labels have it.
     pub label: &'static str,
-    /// Its role.
+    /// The role in the certificate, which says what the pod may call.
     pub role: Role,
     /// Its names, by the pod's.
     pub names: fn(&Owner, &str) -> Vec<String>,

@@ -31,7 +31,7 @@ pub enum Standing {
 /// A pod to make.
 #[derive(Clone, Debug)]
 pub struct Creation {
-    /// Where.
+    /// The pool that it is made in.
     pub pool: PoolTemplate,
     /// It takes the place of a lost one.
     pub replaces: bool,

@@ -28,11 +28,11 @@ use crate::labels::{Kind, MANAGER, SWARM};
 /// A swarm to look at again.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Trigger {
-    /// Its kind.
+    /// InferenceSwarm or TrainingSwarm.
     pub kind: Kind,
-    /// Its namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }
 

@@ -129,7 +129,7 @@ pub enum Role {
 pub struct Target {
     /// Pod name.
     pub name: String,
-    /// Its role.
+    /// The role that its certificate must have.
     pub role: Role,
     /// `ip:port` of its gRPC server.
     pub addr: String,

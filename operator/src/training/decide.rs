@@ -251,7 +251,7 @@ struct Crew {
     happenings: Vec<Happening>,
     /// Why new ones must wait.
     held: Option<String>,
-    /// What a user must mend before they can start.
+    /// What the user has to fix before they can start.
     to_mend: Option<String>,
 }
 
