@@ -26,7 +26,7 @@ pub enum AuthorityError {
     Make {
         /// Whom it was for.
         holder: String,
-        /// The reason.
+        /// What the library said.
         source: rcgen::Error,
     },
     /// What was kept of an authority is no certificate and key.
