@@ -75,7 +75,7 @@ pub struct Manifest {
     pub seed: u64,
     /// Digest of the tokens trained on.
     pub data_sha256: String,
-    /// The run.
+    /// The configuration of the run that wrote it.
     pub config: TrainingConfig,
     /// Vectors of the optimizer for each tensor.
     pub slots: usize,

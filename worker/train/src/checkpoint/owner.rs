@@ -142,7 +142,7 @@ impl Claim {
         }
     }
 
-    /// Of what.
+    /// The destination that is owned.
     #[must_use]
     pub fn destination(&self) -> &Destination {
         &self.destination
