@@ -215,7 +215,7 @@ impl Shell {
             ConductorInbound::Suspend(caller, answer) => {
                 info!(%caller, "is asked to suspend the run");
                 self.handle(ConductorEvent::Suspend);
-                // Who asked may have gone.
+                // The caller may have gone away.
                 let _ = answer.send(self.observation());
             }
         }
