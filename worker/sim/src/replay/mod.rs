@@ -40,7 +40,7 @@ pub const HANDOVER_MS: u64 = 5_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// The planner.
+    /// The planner, as in a run.
     Dunlin,
     /// Peers go to a random stage, from the start on, and stay: what a swarm without rebalancing does.
     None,
