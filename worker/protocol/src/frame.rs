@@ -127,7 +127,7 @@ pub struct Open {
     pub session: SessionId,
     /// Number of this attempt. A stage drops what it has of lower ones.
     pub attempt: Attempt,
-    /// Whose session.
+    /// The gateway that owns the session. It alone opens and closes it.
     pub gateway: GatewayId,
     /// Which hop of the route this is for.
     pub index: u32,

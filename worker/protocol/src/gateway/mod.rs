@@ -107,7 +107,7 @@ pub enum GatewayEffect {
     Connect {
         /// Name of the peer: its certificate must have it.
         peer: PeerName,
-        /// Where it listens.
+        /// `host:port` of its gRPC server.
         addr: String,
     },
     /// No longer.
@@ -149,11 +149,11 @@ pub enum GatewayEffect {
         /// What the client is told.
         error: Failure,
     },
-    /// For the metrics.
+    /// A session goes on after a disturbance: for the metrics, and for `/swarm`.
     Recovered {
         /// The session that goes on.
         session: SessionId,
-        /// How it went.
+        /// What disturbed it, how long it stood still, and what was computed again.
         recovery: Recovery,
     },
 }

@@ -24,7 +24,7 @@ pub use sender::Sender;
 /// Bounds of a stage.
 #[derive(Clone, Debug)]
 pub struct StageConfig {
-    /// Its own name.
+    /// Name of this peer, as routes have it.
     pub name: PeerName,
     /// Values in a row.
     pub hidden: usize,
@@ -47,7 +47,7 @@ pub enum Destination {
     Peer {
         /// Name of the peer.
         name: PeerName,
-        /// Where it listens.
+        /// `host:port` of its gRPC server.
         addr: String,
     },
     /// To a peer, by the link it opened to send us rows.

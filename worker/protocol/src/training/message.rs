@@ -24,7 +24,7 @@ pub type ShardId = u32;
 pub struct Mate {
     /// Its name; one life of a process.
     pub name: PeerName,
-    /// Where it listens.
+    /// `host:port` of its gRPC server.
     pub addr: String,
     /// The machine it runs on: its failure domain. Empty if unknown.
     #[serde(default)]
@@ -223,7 +223,7 @@ pub enum PeerReport {
     FetchFailed {
         /// The stage that it was to get.
         stage: StageId,
-        /// Whose fault it is.
+        /// Whether another try may help, or the checkpoint is damaged.
         failure: FetchFailure,
         /// What happened.
         why: String,
@@ -265,7 +265,7 @@ pub enum PeerReport {
     SaveFailed {
         /// Updates in the state that was to be written.
         step: Step,
-        /// Whose fault it is.
+        /// Whether the destination refused, or the peer has another state.
         failure: SaveFailure,
         /// What happened.
         why: String,

@@ -134,7 +134,7 @@ pub enum ConductorEffect {
     Moved(Moved),
     /// End a stream: its other side must begin anew.
     Drop(PeerName),
-    /// For people.
+    /// A sentence for the log and the page of the run.
     Note(String),
 }
 
@@ -160,11 +160,11 @@ pub struct Moved {
     pub step: Step,
     /// The peer that goes.
     pub peer: PeerName,
-    /// From where.
+    /// The stage that it leaves.
     pub from: StageId,
-    /// Where to.
+    /// The stage that it goes to.
     pub to: StageId,
-    /// For people.
+    /// Why it goes, for the log and the page of the run.
     pub reason: String,
 }
 
@@ -173,7 +173,7 @@ pub struct Moved {
 pub struct MemberView {
     /// Its name: one life of a process.
     pub name: PeerName,
-    /// The machine it runs on; empty when nobody said.
+    /// The machine it runs on. Empty if unknown.
     pub host: String,
     /// Rows a second that it takes forward and back through a stage of cost 1; 0 as long as that is not known. Those of all peers compare.
     pub rows_per_s: f64,
@@ -184,7 +184,7 @@ pub struct MemberView {
 pub struct Expelled {
     /// Its name, under which nobody comes back.
     pub peer: PeerName,
-    /// The machine it ran on; empty when nobody said.
+    /// The machine it ran on. Empty if unknown.
     pub host: String,
     /// The step under way.
     pub step: Step,
