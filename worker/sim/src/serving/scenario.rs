@@ -67,7 +67,7 @@ pub enum Fault {
     Slow {
         /// Index of the peer in the topology.
         place: usize,
-        /// How much.
+        /// How many times as long everything takes.
         factor: u64,
     },
 }

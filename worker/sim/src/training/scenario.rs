@@ -22,9 +22,9 @@ pub enum Kinds {
 /// Who is killed at a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Struck {
-    /// Whom it would reach.
+    /// The process that the message would reach.
     Receiver,
-    /// Who sent it.
+    /// The process that sent the message.
     Sender,
     /// All peers; as many others come.
     AllPeers,
@@ -37,7 +37,7 @@ pub struct Loss {
     pub at_ms: u64,
     /// The stage that loses them.
     pub stage: StageId,
-    /// How many.
+    /// Peers that are lost.
     pub peers: usize,
     /// They are told then, and are gone so much later; 0: gone at once.
     pub notice_ms: u64,
