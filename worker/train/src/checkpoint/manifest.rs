@@ -48,7 +48,7 @@ impl FileRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StageRecord {
-    /// From 0.
+    /// Index of the stage in the pipeline, from 0.
     pub stage: u32,
     /// First layer and the one after the last.
     pub layers: [u32; 2],

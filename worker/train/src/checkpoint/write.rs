@@ -26,7 +26,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Stage<'a> {
     /// Its tensors are of an adapter, not of a model.
     pub adapter: bool,
-    /// From 0.
+    /// Index of the stage in the pipeline, from 0.
     pub stage: u32,
     /// Of how many.
     pub stages: u32,

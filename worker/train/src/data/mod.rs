@@ -31,7 +31,7 @@ pub enum DataError {
     /// Bytes could not be read.
     #[error("cannot read {what}")]
     Read {
-        /// From where.
+        /// The file or URL.
         what: String,
         /// What the system or the server said.
         source: io::Error,
@@ -53,7 +53,7 @@ pub enum DataError {
     Malformed {
         /// The file or URL.
         what: String,
-        /// From 1.
+        /// Number of the line, from 1.
         line: u64,
         /// What is wrong and what to do.
         problem: String,

@@ -32,7 +32,7 @@ const LAMB_NORM_MAX: f64 = 1e4;
 /// A tensor of the flat parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorRange {
-    /// Where it is.
+    /// Its place in the vector of parameters.
     pub range: Range<usize>,
     /// Weight decay pulls it (matrices, not norms and biases).
     pub decay: bool,
