@@ -24,7 +24,7 @@ pub enum AuthorityError {
     /// The library refuses, mostly because of a name.
     #[error("cannot make a certificate for {holder}")]
     Make {
-        /// Whom it was for.
+        /// Name of the process that it was for.
         holder: String,
         /// What the library said.
         source: rcgen::Error,

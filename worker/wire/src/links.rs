@@ -30,7 +30,7 @@ const FRAME_BYTES_MAX: u32 = 1 << 18;
 /// How links behave.
 #[derive(Clone)]
 pub struct LinksConfig {
-    /// Who we are.
+    /// What this process says first on every stream.
     pub hello: proto::Hello,
     /// Certificates; none only on loopback.
     pub tls: Option<Credentials>,
