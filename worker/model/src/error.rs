@@ -13,7 +13,7 @@ pub enum ModelError {
     /// Bytes could not be read.
     #[error("cannot read {what}")]
     Read {
-        /// From where.
+        /// The file or URL.
         what: String,
         /// What the system or the server said.
         source: io::Error,

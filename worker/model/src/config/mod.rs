@@ -36,7 +36,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Width inside of the feed-forward part.
     pub ffn: usize,
-    /// Tokens.
+    /// Tokens in the vocabulary.
     pub vocab: usize,
     /// Epsilon of the norms.
     pub rms_eps: f32,
