@@ -162,7 +162,7 @@ pub enum Shortage {
         pool: String,
         /// Layers of its span.
         layers: u32,
-        /// What they need.
+        /// What they need, in MiB.
         need_mib: u64,
         /// What it has room for, in MiB.
         has_mib: u64,

@@ -19,7 +19,7 @@ pub enum Finding {
     Duplicate(PeerName),
     /// A range of layers leaves the model or ends before it starts.
     OutOfModel {
-        /// Who has it.
+        /// The peer that is given the range.
         peer: PeerName,
         /// The range as it is in the plan.
         layers: Layers,
@@ -41,11 +41,11 @@ pub enum Finding {
     Unshadowed(Layers),
     /// The only shadows of these layers would be lost together with their owner.
     SameDomain {
-        /// Who executes them.
+        /// The peer that executes them.
         owner: PeerName,
         /// The layers whose copies would be lost together.
         layers: Layers,
-        /// What is shared.
+        /// What owner and shadow share: a node or a zone.
         shared: &'static str,
     },
     /// A peer is given more than its memory takes.

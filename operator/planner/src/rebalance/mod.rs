@@ -47,9 +47,9 @@ impl Default for Stage {
 /// State that a peer is fetching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetching {
-    /// Whose state.
+    /// The stage whose state it fetches.
     pub stage: usize,
-    /// When it will have it.
+    /// When it will have the state, in milliseconds of the caller's clock.
     pub ready_ms: u64,
 }
 
