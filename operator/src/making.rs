@@ -79,7 +79,7 @@ pub struct Maker<'a> {
     pub owner: &'a Owner,
     /// `metadata.generation` of it.
     pub generation: i64,
-    /// Who signs.
+    /// The authority that signs their certificates.
     pub trust: &'a Trust,
     /// Writes.
     pub applier: &'a Applier,
@@ -193,7 +193,7 @@ fn is_young(pod: &WorkerView) -> bool {
 /// Deletes pods of a swarm.
 ///
 /// # Errors
-/// What is no refusal.
+/// Every failure that is no refusal of the API server.
 pub async fn delete(
     applier: &Applier,
     owner: &Owner,
@@ -214,7 +214,7 @@ impl Refusals {
     /// What was made, if it was not refused.
     ///
     /// # Errors
-    /// What is no refusal.
+    /// Every failure that is no refusal of the API server.
     pub fn pass<T>(&mut self, went: Result<T, Error>) -> Result<Option<T>, Error> {
         match went {
             Ok(made) => Ok(Some(made)),

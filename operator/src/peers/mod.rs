@@ -135,7 +135,7 @@ pub struct Target {
     pub addr: String,
     /// DNS name in its certificate.
     pub server_name: String,
-    /// Who we are to it.
+    /// Certificate and key that the operator calls it with.
     pub identity: Arc<TlsFiles>,
 }
 
