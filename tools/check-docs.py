@@ -26,7 +26,7 @@ OTHER_REASONS = {"PermissionDenied", "FailedUpdateScale"}
 OTHER_MESSAGES = {"would violate the pod's disruption budget"}
 # Flags in the docs that are other programs'.
 OTHER_FLAGS = set("""
-all all-namespaces create-namespace example from-literal locked namespace nocapture release set strict test wait
+all all-namespaces create-namespace example from-literal locked namespace nocapture release set strict test tests wait
 """.split())
 # Variables in the docs that are not read by a name in our code.
 OTHER_VARIABLES = {"POD_NAME"}
