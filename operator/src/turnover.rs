@@ -104,7 +104,7 @@ impl Turnover {
                 continue;
             }
             let worker = &workers[name];
-            // Who was asked to go and went is not lost.
+            // A pod that was asked to go and went is not lost.
             if !worker.deleting || worker.node_gone {
                 let words = worker.last_words.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));

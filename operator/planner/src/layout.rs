@@ -358,7 +358,7 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         return new;
     }
 
-    // More peers than places. Who was told before that there is nothing to do for it stays so.
+    // More peers than places. A peer that had nothing to do before still has nothing.
     let idle: Vec<&Member> = unplaced.iter().filter(|m| before(m).is_some()).copied().collect();
     let mut fresh = unplaced;
     fresh.retain(|m| before(m).is_none());

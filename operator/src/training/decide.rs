@@ -393,7 +393,7 @@ fn surplus_in_turn(roster: &mut Roster, peers: &BTreeMap<String, WorkerView>, sp
     let standings = &roster.standings;
     let leaves = |name: &str| standings.get(name) == Some(&Standing::Leaving);
     let busy = peers.values().any(|w| leaves(&w.name) && matches!(w.phase, Phase::Draining(_)));
-    // Who has not begun has nothing to hand over.
+    // A pod that has not begun has nothing to hand over.
     let serves = |name: &str| peers.get(name).is_some_and(|w| w.phase == Phase::Running);
     let mut turn = spare && !busy;
     roster.delete.retain(|d| !leaves(&d.name) || !serves(&d.name) || std::mem::take(&mut turn));
