@@ -247,7 +247,7 @@ impl Executor {
                 }
                 news = true;
             }
-            // Whoever gives pages back says so with a command.
+            // A session that gives pages back says so with a command.
             if self.scheduler.is_empty() || (self.scheduler.is_starved() && !news) {
                 match inbox.recv_timeout(Duration::from_secs(1)) {
                     Ok(command) => {

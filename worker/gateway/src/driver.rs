@@ -343,13 +343,13 @@ impl Driver {
                         .collect(),
                     not_ready: self.core.ready().err().map(|e| e.to_string()),
                 };
-                // Whoever asked may be gone.
+                // The caller may have gone away.
                 let _ = reply.send(snapshot);
             }
             Command::EndAll(reply) => {
                 self.core.end_all(now_ms, out);
                 self.perform(out);
-                // Whoever asked may be gone.
+                // The caller may have gone away.
                 let _ = reply.send(());
             }
         }

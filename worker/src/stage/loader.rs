@@ -225,7 +225,7 @@ struct Holder {
 
 impl Holder {
     fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) -> Result<Step, Problem> {
-        // Who has layers has every adapter: nothing is loaded before.
+        // A stage that has layers has every adapter: nothing is loaded before.
         self.open_adapters()?;
         let status = self.engine.status();
         let held = layer_set(&status.held);
