@@ -425,7 +425,7 @@ pub enum ToPeer {
         /// What was found, for people.
         why: String,
     },
-    /// To whom you give values from now on.
+    /// The peers that you give values to from now on.
     Mates(Mates),
     /// Nobody needs you any longer.
     Retire,

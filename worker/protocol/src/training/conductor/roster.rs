@@ -1,4 +1,4 @@
-//! Who is there, and what stage each serves: joining, and being lost.
+//! The peers that are there, and what stage each serves: joining, and being lost.
 
 use std::collections::BTreeSet;
 
@@ -368,7 +368,7 @@ impl Conductor {
         ToTrainer::Roster { stages, closing }
     }
 
-    /// Trainers learn who serves what, and peers to whom they give values, when it changed.
+    /// When it changed, trainers are told who serves what, and peers which others they give values to.
     pub(super) fn tell_roster(&mut self, out: &mut Vec<ConductorEffect>) {
         if !std::mem::take(&mut self.roster_changed) {
             return;

@@ -170,7 +170,7 @@ impl Conductor {
         }
     }
 
-    /// Asks one peer of every stage to write, once each has a peer at this step. Whoever is asked has not begun the next update: the
+    /// Asks one peer of every stage to write, once each has a peer at this step. A peer that is asked has not begun the next update: the
     /// order of what it is told keeps it so.
     fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let saving = &self.saving;
