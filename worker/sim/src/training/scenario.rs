@@ -19,7 +19,7 @@ pub enum Kinds {
     Wrong,
 }
 
-/// Who is killed at a message.
+/// The process that is killed at a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Struck {
     /// The process that the message would reach.
