@@ -291,7 +291,7 @@ async fn next<'a>(
     Some((permit, queue.recv().await?))
 }
 
-/// Who was heard when. Time in which this process did not run, or did not read, says nothing about the other one.
+/// When the other side was heard. Time in which this process did not run, or did not read, says nothing about the other one.
 struct Heartbeat {
     ping: Duration,
     silence: Duration,
