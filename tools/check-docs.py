@@ -1,7 +1,7 @@
 """Fails when a list in docs/ and the code differ: names what only one of them has.
 
-Reasons and Events, metrics, reasons of recoveries, quoted messages, flags, variables, chart values, Make targets, scenarios, HTTP paths, rooms and
-roles, and the modules that a lib.rs tells about. (The table of docs/security.md is held to the code by worker/wire/tests/callers.rs, the references
+Reasons and Events, metrics, reasons of recoveries, messages of training, quoted messages, flags, variables, chart values, Make targets, scenarios, HTTP paths, rooms and
+roles, paths of this repository, and the modules that a lib.rs tells about. (The table of docs/security.md is held to the code by worker/wire/tests/callers.rs, the references
 of fields by crds/src/generated.rs, the crates by e2e/tests/dependencies.rs.)
 """
 
@@ -26,7 +26,7 @@ OTHER_REASONS = {"PermissionDenied", "FailedUpdateScale"}
 OTHER_MESSAGES = {"would violate the pod's disruption budget"}
 # Flags in the docs that are other programs'.
 OTHER_FLAGS = set("""
-all all-namespaces create-namespace example from-literal namespace nocapture release set test wait
+all all-namespaces create-namespace example from-literal locked namespace nocapture release set strict test tests wait
 """.split())
 # Variables in the docs that are not read by a name in our code.
 OTHER_VARIABLES = {"POD_NAME"}
@@ -138,6 +138,15 @@ def recoveries() -> None:
     same("recovery", "docs/protocol.md", ours, {spans(row[0])[0] for row in table("docs/protocol.md", "| reason |")})
 
 
+def training_messages() -> None:
+    text = read("worker/protocol/src/training/message.rs")
+    ours: set[str] = set()
+    for kind in ("PeerReport", "TrainerReport", "ToPeer", "ToTrainer"):
+        ours |= set(re.findall(r"^    (\w+)[ ,({]", re.search(rf"^pub enum {kind} \{{(.*?)^\}}", text, re.S | re.M)[1], re.M))
+    theirs = {name for row in table("docs/training-messages.md", "| message |") for name in spans(row[0])}
+    same("message", "docs/training-messages.md", ours, theirs)
+
+
 def messages() -> None:
     """A quoted message is one that some program says; what it fills in stands as dots or a number. A message may be put together of several."""
     said = [text for file in code("crds", "operator", "worker").values() for text in literals(file)]
@@ -166,9 +175,8 @@ def flags() -> None:
 
 
 def variables() -> None:
-    scripts = [p for pattern in ("*.sh", "*.py", "Makefile", "cluster") for p in ROOT.glob(f"[!t]*/**/{pattern}")]
+    scripts = [p for pattern in ("*.sh", "*.py", "*.rs", "Makefile", "cluster") for p in ROOT.glob(f"[!t]*/**/{pattern}")]
     ours = read("Makefile") + "".join(p.read_text() for p in scripts if p.is_file())
-    ours += "".join(code("worker", "operator", "e2e/src", "crds").values())
     for page in [*DOCS, *sorted((ROOT / "charts/dunlin/templates").glob("*.yaml"))]:
         for name in re.findall(r"\b(?:DUNLIN|AWS|POD|NODE)_[A-Z_0-9]+\b", page.read_text()):
             if name not in ours and name not in OTHER_VARIABLES:
@@ -247,6 +255,16 @@ def rooms() -> None:
     same("role", "docs/architecture.md", ours, set(spans(row)) - {"worker/"})
 
 
+def paths() -> None:
+    """What looks like a path of this repository is one; `*` stands for any name."""
+    tops = {p.name for p in ROOT.iterdir() if p.is_dir()} - {"target"}
+    for page in DOCS:
+        for snippet in snippets(page):
+            for path in re.findall(r"(?<![\w./$<-])\w[\w.-]*/[\w./*-]*[\w*/]", snippet):
+                if path.split("/")[0] in tops and "…" not in snippet and not list(ROOT.glob(path.rstrip("/"))):
+                    problems.append(f"{page.relative_to(ROOT)}: there is no {path}")
+
+
 def modules() -> None:
     """A lib.rs that tells what is where tells all of it."""
     for path, text in code("worker", "operator", "kernels", "crds", "e2e/src").items():
@@ -257,7 +275,7 @@ def modules() -> None:
         problems.extend(f"{path}: what is in `{name}` is not told" for name in untold)
 
 
-for check in [reasons, metrics, recoveries, messages, flags, variables, chart_values, make_targets, scenarios, http_paths, rooms, modules]:
+for check in [reasons, metrics, recoveries, training_messages, messages, flags, variables, chart_values, make_targets, scenarios, http_paths, rooms, paths, modules]:
     before = len(problems)
     check()
     problems[before:] = dict.fromkeys(problems[before:])

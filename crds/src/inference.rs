@@ -120,7 +120,7 @@ pub struct AdapterSpec {
     /// The name clients ask for; not the model's. It stands for one content: a changed adapter needs another name.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"))]
     pub name: String,
-    /// Where it is.
+    /// Where its folder is.
     pub source: AdapterSource,
 }
 
@@ -155,7 +155,7 @@ fn one() -> u32 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewaySpec {
-    /// How many.
+    /// Number of gateway pods.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 32))]
     pub replicas: u32,

@@ -97,7 +97,7 @@ pub struct PodTemplateSpec {
 /// The name of another object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NameRef {
-    /// Its name.
+    /// Name of the object, in the namespace of the swarm.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -106,10 +106,10 @@ pub struct NameRef {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvSpec {
-    /// Its name.
+    /// Name of the variable.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Its value.
+    /// Value of the variable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub value: Option<String>,
@@ -165,7 +165,7 @@ pub enum TaintEffect {
 /// A volume of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VolumeEntry {
-    /// Its name.
+    /// Name by which `volumeMounts` refer to it.
     pub name: String,
     /// What it is, as in a pod.
     #[serde(flatten)]

@@ -72,13 +72,13 @@ pub struct PoolSpec {
     /// Preemptible nodes or nodes that stay.
     #[serde(default)]
     pub capacity_type: CapacityType,
-    /// How many.
+    /// How many peers it has, at least and at most.
     pub peers: PeersSpec,
     /// Labels that nodes must have. A label about the kind of capacity replaces what `capacityType` would add.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"}))]
     pub node_selector: BTreeMap<String, String>,
-    /// What computes.
+    /// What a peer computes with.
     pub device: DeviceSpec,
     /// What a peer may use.
     pub memory: MemorySpec,
@@ -99,7 +99,7 @@ pub struct PeersSpec {
     pub max: u32,
 }
 
-/// What computes.
+/// What a peer computes with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceSpec {
     /// Processor cores.

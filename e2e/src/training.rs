@@ -22,7 +22,7 @@ pub struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// The object.
+    /// The object as the API server has it.
     ///
     /// # Errors
     /// When it does not exist.

@@ -27,7 +27,7 @@ const BLOCK: usize = 4096;
 pub struct OutOfRange {
     /// The first such value's place.
     pub index: usize,
-    /// The value.
+    /// That value: not finite, or larger than `limit` in size.
     pub value: f32,
     /// The largest size allowed.
     pub limit: f32,

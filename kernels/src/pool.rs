@@ -63,7 +63,7 @@ impl Pool {
     /// As [`Pool::new`] with a chosen instruction set, which this machine must have.
     ///
     /// # Panics
-    /// When it has not.
+    /// If this machine does not support `isa`.
     #[must_use]
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         assert!(isa <= Isa::best(), "this machine has no {isa:?}");

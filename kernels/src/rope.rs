@@ -18,7 +18,7 @@ pub enum RopeLayout {
 /// How frequencies are stretched for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not.
+    /// Frequencies are used as they are.
     None,
     /// Positions divided by a factor.
     Linear(f64),

@@ -20,7 +20,7 @@ pub enum Error {
     Api {
         /// What was tried, with kind and name.
         action: String,
-        /// The answer.
+        /// What the API server answered, or why there was no answer.
         source: Arc<kube::Error>,
         /// Which attempt it was.
         attempt: Attempt,
@@ -28,9 +28,9 @@ pub enum Error {
     /// No pod can be made.
     #[error("cannot create a pod of pool {pool}")]
     Pod {
-        /// Its pool.
+        /// The pool that it was for.
         pool: String,
-        /// The cause.
+        /// Why it could not be made.
         source: Box<Error>,
     },
     /// No answer in time.
@@ -50,9 +50,9 @@ pub enum Error {
     /// An object could not be written as JSON.
     #[error("cannot write {what} as JSON")]
     Json {
-        /// Which object.
+        /// Kind of the object.
         what: &'static str,
-        /// The cause.
+        /// What cannot be written.
         source: Arc<serde_json::Error>,
     },
     /// The planner's own check refuses its plan: a bug, nothing was applied.
@@ -145,7 +145,7 @@ impl Error {
         }
     }
 
-    /// What a user must mend before it can work: (CamelCase reason, what to do). A ban may be that of the moment (a pod that is going still
+    /// What the user has to fix before it can work: (CamelCase reason, what to do). A ban may be that of the moment (a pod that is going still
     /// counts for a quota), so it must be said twice.
     #[must_use]
     pub fn trouble(&self) -> Option<(String, String)> {

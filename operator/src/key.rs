@@ -29,10 +29,10 @@ impl Kind {
 /// Which swarm.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SwarmKey {
-    /// Its kind.
+    /// InferenceSwarm or TrainingSwarm.
     pub kind: Kind,
-    /// Its namespace.
+    /// Namespace of the object.
     pub namespace: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }

@@ -66,9 +66,9 @@ impl Making {
 /// What the certificate of a pod says.
 #[derive(Clone, Copy)]
 pub struct Papers {
-    /// Its label.
+    /// The role as labels have it.
     pub label: &'static str,
-    /// Its role.
+    /// The role in the certificate, which says what the pod may call.
     pub role: Role,
     /// Its names, by the pod's.
     pub names: fn(&Owner, &str) -> Vec<String>,
@@ -80,7 +80,7 @@ pub struct Maker<'a> {
     pub owner: &'a Owner,
     /// `metadata.generation` of it.
     pub generation: i64,
-    /// Who signs.
+    /// The authority that signs their certificates.
     pub trust: &'a Trust,
     /// Writes.
     pub applier: &'a Applier,
@@ -194,7 +194,7 @@ fn is_young(pod: &WorkerView) -> bool {
 /// Deletes pods of a swarm.
 ///
 /// # Errors
-/// What is no refusal.
+/// Every failure that is no refusal of the API server.
 pub async fn delete(
     applier: &Applier,
     owner: &Owner,
@@ -215,7 +215,7 @@ impl Refusals {
     /// What was made, if it was not refused.
     ///
     /// # Errors
-    /// What is no refusal.
+    /// Every failure that is no refusal of the API server.
     pub fn pass<T>(&mut self, went: Result<T, Error>) -> Result<Option<T>, Error> {
         match went {
             Ok(made) => Ok(Some(made)),

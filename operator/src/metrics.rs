@@ -26,7 +26,7 @@ pub struct SwarmLabels {
     pub kind: &'static str,
     /// Namespace of the swarm.
     pub namespace: String,
-    /// Its name.
+    /// Name of the swarm.
     pub swarm: String,
 }
 

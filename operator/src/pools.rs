@@ -17,7 +17,7 @@ pub struct PoolDesired {
     pub template: PoolTemplate,
     /// Fingerprint of them; see [`crate::apply::pods::WorkerPod::hash`].
     pub hash: String,
-    /// How many.
+    /// Peers that it should have.
     pub peers: u32,
     /// How many there may be while other pools find no nodes.
     pub peers_max: u32,

@@ -32,7 +32,7 @@ pub enum Standing {
 /// A pod to make.
 #[derive(Clone, Debug)]
 pub struct Creation {
-    /// Where.
+    /// The pool that it is made in.
     pub pool: PoolTemplate,
     /// It takes the place of a lost one.
     pub replaces: bool,
@@ -221,7 +221,7 @@ fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -
     }
 }
 
-/// Whether its end would be no loss, and as it is it may never serve. Who has not been heard yet, by a new leader say, may hold anything.
+/// Whether its end would be no loss, and as it is it may never serve. A pod that has not been heard yet, by a new leader say, may hold anything.
 fn holds_nothing(worker: &WorkerView, answer: Option<&Answer>) -> bool {
     let report = answer.filter(|a| !a.was_ready).and_then(|a| a.report.as_ref());
     matches!(worker.phase, Phase::Pending(_)) || report.is_some_and(|report| report.held.is_empty())

@@ -29,7 +29,7 @@ pub const YOUNG: Duration = Duration::from_secs(VALID_S - RENEWED_BEFORE_END_S -
 pub struct Trust {
     /// Signs leaves.
     pub authority: Arc<Authority>,
-    /// Who we are to workers.
+    /// Certificate and key that the operator calls workers with.
     pub identity: Arc<TlsFiles>,
 }
 

@@ -58,7 +58,7 @@ pub type EditionOf<'a> = &'a dyn Fn(&WorkerView) -> String;
 /// A pod that was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// Its name.
+    /// Name of the pod.
     pub name: String,
     /// Why it is thought to be.
     pub why: String,
@@ -104,7 +104,7 @@ impl Turnover {
                 continue;
             }
             let worker = &workers[name];
-            // Who was asked to go and went is not lost.
+            // A pod that was asked to go and went is not lost.
             if !worker.deleting || worker.node_gone {
                 let words = worker.last_words.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
@@ -150,7 +150,7 @@ impl Turnover {
         Some(format!("{who} end before they are ready ({why}); they are made again with growing pauses"))
     }
 
-    /// What a user must mend before pods of `edition` can serve, in their own words.
+    /// What the user has to fix before pods of `edition` can serve, in their own words.
     #[must_use]
     pub fn to_mend(&self, edition: &str) -> Option<&str> {
         self.crashes_of(edition).filter(|c| c.needs_user)?.words.as_deref()

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which model.
+/// A model, by its name and by what it was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelId {
     /// The name clients ask for.

@@ -56,7 +56,7 @@ impl TopologyPeer {
 pub struct Topology {
     /// Number of the plan.
     pub epoch: Epoch,
-    /// Which model.
+    /// The model that it divides.
     pub model: ModelId,
     /// Layers of the model.
     pub layers: u32,
@@ -77,15 +77,15 @@ pub enum TopologyError {
         what: &'static str,
         /// How much was found.
         found: usize,
-        /// The bound.
+        /// How much is allowed.
         limit: usize,
     },
     /// A range of layers leaves the model.
     #[error("peer {peer} has layers {layers} of a model with {total} layers")]
     Layers {
-        /// Which peer.
+        /// The peer that they are given to.
         peer: PeerName,
-        /// The range.
+        /// The range that leaves the model.
         layers: Layers,
         /// Layers of the model.
         total: u32,
@@ -145,11 +145,11 @@ impl Topology {
 /// One step of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteHop {
-    /// Who.
+    /// The peer that executes it.
     pub peer: PeerName,
-    /// Where.
+    /// `host:port` of its gRPC server.
     pub addr: String,
-    /// Which layers.
+    /// The layers that it executes.
     pub layers: Layers,
 }
 

@@ -375,7 +375,7 @@ pub struct ReplayArgs {
 /// Who decides in a replay.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum ReplayPolicy {
-    /// The planner.
+    /// The planner, as in a run.
     Dunlin,
     /// Nobody: peers go to a random stage and stay.
     None,

@@ -159,7 +159,7 @@ pub struct TrainingSwarmSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataSpec {
-    /// Where it is.
+    /// Where the file is.
     pub source: DataSource,
     /// What the file is.
     #[serde(default)]

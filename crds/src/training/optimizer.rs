@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OptimizerSpec {
-    /// The algorithm.
+    /// The formula of the update.
     #[serde(default)]
     pub kind: OptimizerKind,
     /// Learning rate after warm-up.

@@ -45,18 +45,18 @@ const SHORT: &[(&str, &str)] = &[
 /// A TrainingSwarm of `examples/`.
 #[derive(Clone, Copy)]
 pub(super) struct Example {
-    /// The file.
+    /// Name of the file.
     pub(super) file: &'static str,
     /// The swarm's name.
     pub(super) name: &'static str,
-    /// Its peers.
+    /// Peers that the file asks for.
     pub(super) peers: u64,
 }
 
 /// A run of an example on a volume of its own, with all that belongs to it.
 pub(super) struct Run<'a> {
     pub(super) training: Training<'a>,
-    /// The volume.
+    /// The folder of the volume on this machine.
     pub(super) folder: PathBuf,
     example: Example,
 }

@@ -16,7 +16,7 @@ pub struct CausalForward<'a> {
     pub k: &'a [f32],
     /// Values.
     pub v: &'a [f32],
-    /// The output.
+    /// Output of attention, in the shape of the queries.
     pub out: &'a [f32],
     /// Maximum and inverse sum of every row and head.
     pub statistics: &'a [f32],

@@ -84,9 +84,9 @@ pub enum Shortage {
         pool: String,
         /// Layers of its span.
         layers: u32,
-        /// What they need.
+        /// What they need, in MiB.
         need_mib: u64,
-        /// Its room.
+        /// What it has room for, in MiB.
         has_mib: u64,
         /// With so many peers like it the model would fit, if with any number.
         peers: Option<u32>,
@@ -107,7 +107,7 @@ fn more_peers(peers: Option<u32>) -> String {
 pub struct Layout {
     /// Who holds what.
     pub topology: Topology,
-    /// Why.
+    /// What was changed and why, in words for people.
     pub reason: Reason,
     /// Every layer is in some peer's span.
     pub covered: bool,
@@ -280,7 +280,7 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         return new;
     }
 
-    // More peers than places. Who was told before that there is nothing to do for it stays so.
+    // More peers than places. A peer that had nothing to do before still has nothing.
     let idle: Vec<&Member> = unplaced.iter().filter(|m| before(m).is_some()).copied().collect();
     let mut fresh = unplaced;
     fresh.retain(|m| before(m).is_none());

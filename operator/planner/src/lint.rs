@@ -20,16 +20,16 @@ pub enum Finding {
     Duplicate(PeerName),
     /// A range of layers leaves the model or ends before it starts.
     OutOfModel {
-        /// Who has it.
+        /// The peer that is given the range.
         peer: PeerName,
-        /// The range.
+        /// The range as it is in the plan.
         layers: Layers,
     },
     /// Two peers execute the same layers.
     Overlap {
         /// One of them.
         peer: PeerName,
-        /// The other.
+        /// The other peer.
         other: PeerName,
     },
     /// A peer that is about to go has layers to execute.
@@ -42,16 +42,16 @@ pub enum Finding {
     Unshadowed(Layers),
     /// The only shadows of these layers would be lost together with their owner.
     SameDomain {
-        /// Who executes them.
+        /// The peer that executes them.
         owner: PeerName,
-        /// The layers.
+        /// The layers whose copies would be lost together.
         layers: Layers,
-        /// What is shared.
+        /// What owner and shadow share: a node or a zone.
         shared: &'static str,
     },
     /// A peer is given more than its memory takes.
     Overcommit {
-        /// Who.
+        /// The peer that is given too much.
         peer: PeerName,
         /// What it is given, in MiB.
         need_mib: u64,

@@ -9,9 +9,9 @@ pub struct Member {
     pub name: PeerName,
     /// `host:port` of its gRPC server.
     pub addr: String,
-    /// Its pool.
+    /// The pool that its pod is of.
     pub pool: String,
-    /// Its node.
+    /// The node that its pod runs on: its failure domain.
     pub node: String,
     /// Zone of the node, empty when unknown.
     pub zone: String,

@@ -7,7 +7,7 @@ use dunlin_swarm::{Layers, ModelId};
 /// What a layout is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Which model.
+    /// The model to divide.
     pub model: ModelId,
     /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
     pub layer_bytes: Vec<u64>,

@@ -22,7 +22,7 @@ const MEMORY: &str = "128Mi";
 /// What the gateways of a swarm are made from.
 #[derive(Clone, Debug)]
 pub struct Gateway<'a> {
-    /// Its swarm.
+    /// The swarm that owns them.
     pub owner: &'a Owner,
     /// Image and pull settings.
     pub image: &'a Image,

@@ -38,7 +38,7 @@ impl Holds {
     /// Remembers how writing `key` went, and numbers the failure. Of one without an answer nothing is known, so it does not rest.
     ///
     /// # Errors
-    /// The failure.
+    /// The failure that was passed in.
     pub fn note<T>(&mut self, key: Key, of: u64, went: Result<T, Error>, now: Instant) -> Result<T, Error> {
         let failure = match went {
             Ok(made) => {

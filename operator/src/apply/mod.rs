@@ -47,7 +47,7 @@ pub struct Applied {
 /// One object as it was written.
 struct Written {
     fingerprint: u64,
-    /// What it became.
+    /// The resourceVersion that the write gave it.
     version: String,
     at: Instant,
 }

@@ -107,7 +107,7 @@ pub enum Nodes<'a> {
 pub struct Mount {
     /// Name of the volume.
     pub name: String,
-    /// Where.
+    /// Path at which the container sees it.
     pub path: String,
     /// What it is, as Kubernetes writes it.
     pub source: Value,
@@ -146,15 +146,15 @@ impl Mount {
 /// One pod to be.
 #[derive(Clone, Debug)]
 pub struct WorkerPod<'a> {
-    /// Its swarm.
+    /// The swarm that owns it.
     pub owner: &'a Owner,
     /// Its name, never used before.
     pub name: &'a str,
-    /// Its role.
+    /// Value of its role label: which pods selectors and policies mean.
     pub role: &'a str,
     /// Image and pull settings.
     pub image: &'a Image,
-    /// Its pool.
+    /// The pool that it is made in.
     pub pool: &'a PoolTemplate,
     /// Where it may run.
     pub nodes: Nodes<'a>,
@@ -173,7 +173,7 @@ pub struct WorkerPod<'a> {
 }
 
 impl WorkerPod<'_> {
-    /// The manifest.
+    /// The pod as it is sent to the API server.
     #[must_use]
     pub fn manifest(&self) -> Value {
         let mut pod = self.unmarked();

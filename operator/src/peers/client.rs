@@ -52,7 +52,7 @@ impl Talk for GrpcTalk {
                 (Question::Take(epoch, topology), _) => {
                     self.client.assign(proto::Assignment { epoch, topology: topology.to_string() }).await
                 }
-                // Who is no conductor cannot suspend a run; nobody asks it to.
+                // Only a conductor can suspend a run, and only a conductor is asked to.
                 (Question::Status | Question::Suspend, _) => {
                     self.client.get_status(proto::StatusRequest {}).await
                 }

@@ -63,7 +63,7 @@ impl Monitor {
         for target in targets {
             let known = entries.get_mut(&target.name);
             if known.as_ref().is_none_or(|entry| !Arc::ptr_eq(&entry.identity, &target.identity)) {
-                // With a renewed certificate we go on with whom we know.
+                // With a renewed certificate we go on with the pods that we know.
                 let now = Instant::now();
                 let (answer, speed) = known.map_or_else(
                     || (Answer::default(), Speed::new(now)),

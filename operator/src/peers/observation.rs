@@ -91,7 +91,7 @@ pub struct Stage {
 pub struct Checkpoint {
     /// Updates in it.
     pub step: u64,
-    /// Its folder.
+    /// Its folder, below the destination.
     pub path: String,
     /// SHA-256 of its manifest.
     pub sha256: String,

@@ -67,13 +67,13 @@ pub enum Role {
 pub struct Target {
     /// Pod name.
     pub name: String,
-    /// Its role.
+    /// The role that its certificate must have.
     pub role: Role,
     /// `ip:port` of its gRPC server.
     pub addr: String,
     /// DNS name in its certificate.
     pub server_name: String,
-    /// Who we are to it.
+    /// Certificate and key that the operator calls it with.
     pub identity: Arc<TlsFiles>,
 }
 

@@ -147,7 +147,7 @@ impl Desired {
         }
     }
 
-    /// The gateways.
+    /// What the gateways of this swarm are made from.
     #[must_use]
     pub fn gateway<'a>(&'a self, owner: &'a Owner) -> Gateway<'a> {
         Gateway {

@@ -44,7 +44,7 @@ pub struct Facts {
     pub pods: u32,
     /// Pods from before the last change of their pools that are still to be replaced.
     pub outdated: u32,
-    /// What a user must mend: (CamelCase reason, what to do).
+    /// A problem the user has to fix: (CamelCase reason, what to do).
     pub trouble: Option<(String, String)>,
     /// What is being waited for, in Kubernetes' or the conductor's words.
     pub waiting: Option<String>,

@@ -229,7 +229,7 @@ struct Crew {
     happenings: Vec<Happening>,
     /// Why new ones must wait.
     held: Option<String>,
-    /// What a user must mend before they can start.
+    /// What the user has to fix before they can start.
     to_mend: Option<String>,
 }
 
@@ -371,7 +371,7 @@ fn surplus_in_turn(roster: &mut Roster, peers: &BTreeMap<String, WorkerView>, sp
     let standings = &roster.standings;
     let leaves = |name: &str| standings.get(name) == Some(&Standing::Leaving);
     let busy = peers.values().any(|w| leaves(&w.name) && matches!(w.phase, Phase::Draining(_)));
-    // Who has not begun has nothing to hand over.
+    // A pod that has not begun has nothing to hand over.
     let serves = |name: &str| peers.get(name).is_some_and(|w| w.phase == Phase::Running);
     let mut turn = spare && !busy;
     roster.delete.retain(|d| !leaves(&d.name) || !serves(&d.name) || std::mem::take(&mut turn));

@@ -62,18 +62,18 @@ pub enum Command {
     Job(Job),
     /// Forget the KV cache of positions from `to` on, and jobs that wait.
     Truncate {
-        /// Which session.
+        /// The session whose segment it is.
         session: SessionId,
-        /// Which layers.
+        /// The layers of the segment.
         layers: Layers,
         /// First position to forget.
         to: Position,
     },
     /// Forget the KV cache and jobs that wait.
     Free {
-        /// Which session.
+        /// The session whose segment it is.
         session: SessionId,
-        /// Which layers.
+        /// The layers of the segment.
         layers: Layers,
     },
     /// Take over a layer.
@@ -247,7 +247,7 @@ impl Executor {
                 }
                 news = true;
             }
-            // Whoever gives pages back says so with a command.
+            // A session that gives pages back says so with a command.
             if self.scheduler.is_empty() || (self.scheduler.is_starved() && !news) {
                 match inbox.recv_timeout(Duration::from_secs(1)) {
                     Ok(command) => {

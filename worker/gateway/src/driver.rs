@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(25);
 pub enum Event {
     /// The next token.
     Token {
-        /// The token.
+        /// Index of the token in the vocabulary.
         token: u32,
         /// Its log-probability, if asked for.
         logprob: f32,
@@ -43,7 +43,7 @@ pub enum Event {
 /// What is to be continued.
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// The prompt.
+    /// Tokens of the prompt.
     pub tokens: Vec<u32>,
     /// Length of prompt and answer.
     pub max_len: u32,
@@ -187,7 +187,7 @@ impl Handle {
     }
 }
 
-/// The task.
+/// The task that owns all sessions of a gateway.
 pub struct Driver {
     core: GatewayCore,
     links: Links,
@@ -343,13 +343,13 @@ impl Driver {
                         .collect(),
                     not_ready: self.core.ready().err().map(|e| e.to_string()),
                 };
-                // Whoever asked may be gone.
+                // The caller may have gone away.
                 let _ = reply.send(snapshot);
             }
             Command::EndAll(reply) => {
                 self.core.end_all(now_ms, out);
                 self.perform(out);
-                // Whoever asked may be gone.
+                // The caller may have gone away.
                 let _ = reply.send(());
             }
         }

@@ -86,7 +86,7 @@ impl Metrics {
         self.peers.set(up as i64);
     }
 
-    /// The epoch.
+    /// Sets the epoch of the topology that the gateway follows.
     pub fn epoch(&self, epoch: u64) {
         self.epoch.set(epoch as i64);
     }

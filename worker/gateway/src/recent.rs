@@ -11,7 +11,7 @@ const KEPT_MAX: usize = 100;
 /// A recovery, and when it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// Whose.
+    /// The session that went on.
     pub session: SessionId,
     /// When the first token after it came, in milliseconds of the gateway's clock.
     pub at_ms: u64,

@@ -215,7 +215,7 @@ async fn control_loop(
             problem: trouble.borrow().clone(),
             ..proto::Status::default()
         };
-        // Whoever asked may be gone.
+        // The caller may have gone away.
         let _ = request.answer.send(status);
     }
 }

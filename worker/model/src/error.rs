@@ -13,15 +13,15 @@ pub enum ModelError {
     /// Bytes could not be read.
     #[error("cannot read {what}")]
     Read {
-        /// From where.
+        /// The file or URL.
         what: String,
-        /// Why.
+        /// What the system or the server said.
         source: io::Error,
     },
     /// The file breaks its format.
     #[error("{file} is not a sound {format} file: {what}; use an intact copy of it")]
     Malformed {
-        /// Which file.
+        /// Name of the file.
         file: String,
         /// `GGUF`, `safetensors`, `config.json`, ...
         format: &'static str,
@@ -45,9 +45,9 @@ pub enum ModelError {
     /// A tensor has another shape than the configuration says.
     #[error("tensor `{name}` is {found:?}, the configuration needs {expected:?}")]
     Shape {
-        /// Which tensor.
+        /// Name of the tensor, as its file has it.
         name: String,
-        /// Its shape.
+        /// The shape that it has in the file.
         found: Vec<usize>,
         /// The shape it should have.
         expected: Vec<usize>,
@@ -55,9 +55,9 @@ pub enum ModelError {
     /// A tensor cannot be packed.
     #[error("tensor `{name}` cannot be packed")]
     Pack {
-        /// Which tensor.
+        /// Name of the tensor, as its file has it.
         name: String,
-        /// Why.
+        /// What is in the way.
         source: PackError,
     },
     /// The weights make values that are not finite.

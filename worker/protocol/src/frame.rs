@@ -52,11 +52,11 @@ impl fmt::Display for GatewayId {
 /// One step of a session's route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// Who executes it.
+    /// The peer that executes it.
     pub peer: PeerName,
     /// Where that peer listens.
     pub addr: String,
-    /// Which layers.
+    /// The layers that it executes for this session.
     pub layers: Layers,
     /// First position whose input row this hop must receive in this attempt; it holds the KV cache of all before.
     pub from: Position,
@@ -78,7 +78,7 @@ impl RowData {
         Self { values: Arc::new(values), start: 0, len }
     }
 
-    /// The values.
+    /// The values, row by row.
     #[must_use]
     pub fn as_slice(&self) -> &[f32] {
         &self.values[self.start..self.start + self.len]
@@ -123,11 +123,11 @@ impl PartialEq for RowData {
 /// Starts or restarts a session on the hops of a route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Open {
-    /// Which session.
+    /// The session that is started.
     pub session: SessionId,
-    /// Which try.
+    /// Number of this attempt. A stage drops what it has of lower ones.
     pub attempt: Attempt,
-    /// Whose session.
+    /// The gateway that owns the session. It alone opens and closes it.
     pub gateway: GatewayId,
     /// Which hop of the route this is for.
     pub index: u32,
@@ -164,17 +164,17 @@ pub enum Refusal {
     NoJournal,
     /// It does not hold these layers.
     NotHolding {
-        /// The layers.
+        /// The layers that the route gives to it.
         layers: Layers,
     },
     /// It does not have this adapter (yet).
     NoAdapter {
-        /// Its name.
+        /// Name of the adapter, as the session has it.
         name: String,
     },
     /// It cannot reach the next hop.
     LinkDown {
-        /// Whom it cannot reach.
+        /// The peer of the next hop.
         to: PeerName,
     },
     /// The model produced a value that is not finite.
@@ -194,11 +194,11 @@ pub enum Refusal {
 /// What a stage holds of a session; gateways free what they do not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// Which session.
+    /// The session that this is a part of.
     pub session: SessionId,
     /// The latest try seen.
     pub attempt: Attempt,
-    /// Which layers.
+    /// The layers that it has the KV cache of.
     pub layers: Layers,
     /// Positions whose KV cache is there.
     pub have: Position,
@@ -213,9 +213,9 @@ pub enum Frame {
     Open(Open),
     /// From hop `index - 1` to hop `index`.
     Rows {
-        /// Which session.
+        /// The session that it is about.
         session: SessionId,
-        /// Which try.
+        /// The attempt that it belongs to; a stage obeys the highest that it has seen.
         attempt: Attempt,
         /// Which hop they are for.
         index: u32,
@@ -228,13 +228,13 @@ pub enum Frame {
     },
     /// From the last hop to the gateway and to the first hop.
     Token {
-        /// Which session.
+        /// The session that it is about.
         session: SessionId,
-        /// Which try.
+        /// The attempt that it belongs to; a stage obeys the highest that it has seen.
         attempt: Attempt,
         /// Index of the new token in the sequence.
         position: Position,
-        /// The token.
+        /// Index of the token in the vocabulary.
         token: u32,
         /// Its log-probability.
         logprob: f32,
@@ -245,9 +245,9 @@ pub enum Frame {
     },
     /// From hop `index` to the hop before it: rows of positions before `until` may be sent.
     Room {
-        /// Which session.
+        /// The session that it is about.
         session: SessionId,
-        /// Which try.
+        /// The attempt that it belongs to; a stage obeys the highest that it has seen.
         attempt: Attempt,
         /// Which hop has room.
         index: u32,
@@ -256,20 +256,20 @@ pub enum Frame {
     },
     /// Gateway to every peer of the route: free everything of this session up to this try.
     Close {
-        /// Which session.
+        /// The session that it is about.
         session: SessionId,
         /// The latest try.
         attempt: Attempt,
     },
     /// Peer to gateway.
     Refused {
-        /// Which session.
+        /// The session that it is about.
         session: SessionId,
-        /// Which try.
+        /// The attempt that it belongs to; a stage obeys the highest that it has seen.
         attempt: Attempt,
         /// Which hop refuses.
         index: u32,
-        /// Why.
+        /// Why it does not go on, and with that what the gateway does next.
         reason: Refusal,
     },
     /// Five times a second on every stream.
@@ -279,7 +279,7 @@ pub enum Frame {
         /// The sender's epoch.
         epoch: Epoch,
     },
-    /// The answer.
+    /// The answer to a ping: how the stage is doing, and what it holds of the gateway that asks.
     Pong {
         /// That of the ping.
         seq: u64,

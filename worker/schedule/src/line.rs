@@ -18,7 +18,7 @@ use crate::pages::{PageTable, SegmentKey};
 /// Rows of one segment that run in this batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// Whose.
+    /// The segment: a session and layers.
     pub key: SegmentKey,
     /// Which try they belong to.
     pub attempt: u32,

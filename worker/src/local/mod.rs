@@ -112,7 +112,7 @@ fn is_ready(status: &proto::Status) -> bool {
     status.state() == proto::State::Ready
 }
 
-/// What a user must mend. It may be one that the process can live with.
+/// A problem the user has to fix. The process may be able to live with it.
 fn problem(status: &proto::Status) -> Option<String> {
     let problem = status.problem.as_ref()?;
     Some(format!("{}: {}", problem.reason, problem.message))

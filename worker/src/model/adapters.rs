@@ -35,10 +35,10 @@ impl NamedAdapter {
         }
     }
 
-    /// Its weights.
+    /// Reads the weights of the adapter.
     ///
     /// # Errors
-    /// What a user must mend.
+    /// A problem the user has to fix.
     pub fn open(&self, config: &ModelConfig) -> Result<Adapter, Problem> {
         Adapter::open(&self.path, config).map_err(|error| self.problem(&error))
     }
@@ -46,7 +46,7 @@ impl NamedAdapter {
     /// Rows that stand before every sequence.
     ///
     /// # Errors
-    /// What a user must mend.
+    /// A problem the user has to fix.
     pub fn prompt_rows(&self, config: &ModelConfig) -> Result<usize, Problem> {
         Adapter::prompt_rows_in(&self.path, config).map_err(|error| self.problem(&error))
     }
@@ -54,7 +54,7 @@ impl NamedAdapter {
     /// Memory that it takes, at most.
     ///
     /// # Errors
-    /// What a user must mend.
+    /// A problem the user has to fix.
     pub fn bytes(&self) -> Result<u64, Problem> {
         Adapter::bytes_in(&self.path).map_err(|error| self.problem(&error))
     }

@@ -32,7 +32,7 @@ pub enum Location {
     Path(PathBuf),
     /// On a server.
     Url {
-        /// Where.
+        /// URL of a GGUF file or of a folder.
         url: String,
         /// Its digest, lower-case hex, if it must have that.
         sha256: Option<String>,
@@ -83,7 +83,7 @@ impl Location {
     /// Opens it. With a digest the whole file is read once, checked, and kept in the cache; without, only ranges are ever read.
     ///
     /// # Errors
-    /// What a user must mend.
+    /// A problem the user has to fix.
     pub fn open(&self) -> Result<ModelFile, Problem> {
         match self {
             Self::Path(path) => ModelFile::open_path(path).map_err(|error| problem(&error)),
@@ -102,7 +102,7 @@ impl Location {
     }
 }
 
-/// What a user must mend when the model cannot be used.
+/// The problem the user has to fix when the model cannot be used.
 #[must_use]
 pub fn problem(error: &ModelError) -> Problem {
     let reason = if error.is_unreachable() { "ModelUnreachable" } else { "ModelInvalid" };

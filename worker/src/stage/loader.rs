@@ -55,7 +55,7 @@ pub struct Facts {
 pub struct Progress {
     /// Known once the header is read.
     pub facts: Option<Facts>,
-    /// What a user must mend; cleared when it is mended.
+    /// A problem the user has to fix; cleared when it is gone.
     pub problem: Option<Problem>,
     /// What was asked for last, and what of it there is memory for.
     pub fit: Option<(Hold, Fit)>,
@@ -72,7 +72,7 @@ pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32) -> std::io::Result<Engine
 
 /// What a stage is made from.
 pub struct Source {
-    /// The model.
+    /// Where the model is.
     pub location: Location,
     /// What is served beside it.
     pub adapters: Vec<NamedAdapter>,
@@ -225,7 +225,7 @@ struct Holder {
 
 impl Holder {
     fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) -> Result<Step, Problem> {
-        // Who has layers has every adapter: nothing is loaded before.
+        // A stage that has layers has every adapter: nothing is loaded before.
         self.open_adapters()?;
         let status = self.engine.status();
         let held = layer_set(&status.held);

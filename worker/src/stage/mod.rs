@@ -240,7 +240,7 @@ impl Stage {
                 drained_by.get_or_insert(Instant::now() + Duration::from_millis(deadline_ms).min(DRAIN));
             }
         }
-        // Whoever asked may be gone.
+        // The caller may have gone away.
         let _ = request.answer.send(self.status());
     }
 

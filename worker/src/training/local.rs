@@ -360,7 +360,7 @@ fn conductor(
     grpc: &str,
     http: &str,
 ) -> anyhow::Result<Process> {
-    // Whoever dials it expects the host of its address.
+    // Processes that dial it expect the host of its address.
     let certificates = trust.stdin_of(Role::Conductor, &["conductor", &Ipv4Addr::LOCALHOST.to_string()])?;
     let mut command = child("conductor", "conductor", certificates)?;
     command.env(LAST_WORDS, scratch.path().join("conductor"));

@@ -84,7 +84,7 @@ impl Sources {
         Ok(Texts::open(config, self.model.as_ref(), &self.tokenizer)?)
     }
 
-    /// The run.
+    /// The run of this configuration, with the shape of the model.
     ///
     /// # Errors
     /// When the model does not fit to the configuration.

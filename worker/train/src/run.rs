@@ -25,7 +25,7 @@ const CALLS: (usize, usize) = (8, 256);
 pub struct Run {
     /// As the user wrote it.
     pub config: TrainingConfig,
-    /// The model.
+    /// The shape of the model that is trained.
     pub model: ModelConfig,
     /// The file of the model that an adapter is trained over.
     pub base: Option<Arc<ModelFile>>,

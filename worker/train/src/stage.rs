@@ -75,7 +75,7 @@ pub struct Computed {
 /// What a computation is part of.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose {
-    /// Which step.
+    /// The step that it is computed for.
     pub step: u64,
     /// It measures what all updates before that step have made.
     pub validation: bool,
@@ -215,7 +215,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Which stage.
+    /// Index of the stage in the pipeline.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
@@ -227,7 +227,7 @@ impl Stage {
         self.step
     }
 
-    /// Its tensors.
+    /// The tensors that the vector of parameters consists of, in order.
     #[must_use]
     pub fn layout(&self) -> &ParameterLayout {
         self.model.layout()

@@ -24,9 +24,9 @@ pub enum AuthorityError {
     /// The library refuses, mostly because of a name.
     #[error("cannot make a certificate for {holder}")]
     Make {
-        /// Whom it was for.
+        /// Name of the process that it was for.
         holder: String,
-        /// The reason.
+        /// What the library said.
         source: rcgen::Error,
     },
     /// What was kept of an authority is no certificate and key.

@@ -43,7 +43,7 @@ impl Connection {
         request.get::<TlsConnectInfo<Self>>().map(TlsConnectInfo::get_ref).or_else(|| request.get())
     }
 
-    /// Whoever is at the other end of the connection that a request came on.
+    /// The other end of the connection that a request came on.
     pub(crate) fn caller(request: &Extensions) -> Result<Caller, NoCaller> {
         let connection = Self::of(request).ok_or(NoCaller::Missing)?;
         let read = || {

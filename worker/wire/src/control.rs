@@ -12,7 +12,7 @@ use crate::proto;
 /// A question with the way back for its answer.
 #[derive(Debug)]
 pub struct ControlRequest {
-    /// Who asks.
+    /// Role and name of the process that asks.
     pub caller: Caller,
     /// What is asked.
     pub question: Question,
@@ -31,7 +31,7 @@ pub enum Question {
     PushTopology(String),
     /// Hand over and end.
     Drain {
-        /// How long there is.
+        /// Milliseconds until the process ends in any case.
         deadline_ms: u64,
     },
 }

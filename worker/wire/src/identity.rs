@@ -75,7 +75,7 @@ pub enum NoCaller {
     WithoutRole(String),
 }
 
-/// Whoever is at the other end of a connection, as its certificate says. Only [`Rpc::admit`](crate::access::Rpc::admit) gives one to a server.
+/// The other end of a connection, as its certificate names it. Only [`Rpc::admit`](crate::access::Rpc::admit) gives one to a server.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Caller {
     /// What it does.

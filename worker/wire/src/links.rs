@@ -30,7 +30,7 @@ const FRAME_BYTES_MAX: u32 = 1 << 18;
 /// How links behave.
 #[derive(Clone)]
 pub struct LinksConfig {
-    /// Who we are.
+    /// What this process says first on every stream.
     pub hello: proto::Hello,
     /// Certificates; none only on loopback.
     pub tls: Option<Credentials>,
@@ -291,7 +291,7 @@ async fn next<'a>(
     Some((permit, queue.recv().await?))
 }
 
-/// Who was heard when. Time in which this process did not run, or did not read, says nothing about the other one.
+/// When the other side was heard. Time in which this process did not run, or did not read, says nothing about the other one.
 struct Heartbeat {
     ping: Duration,
     silence: Duration,

@@ -1,4 +1,4 @@
-//! Who is here: the living stream of each name.
+//! The living stream of each name.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

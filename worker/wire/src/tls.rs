@@ -23,9 +23,9 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {path}; the operator puts ca.crt, tls.crt and tls.key there", path = path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// What the system said.
         source: std::io::Error,
     },
     /// They are no certificates, or do not belong together.

@@ -174,7 +174,7 @@ impl<'a> Assignment<'a> {
         None
     }
 
-    /// Whom `from` would best give to `to`: who leaves both strongest, then who lives longest, then by name. What happened
+    /// The peer that `from` would best give to `to`: the one that leaves both strongest, then the one that lives longest, then by name. What happened
     /// before does not count, so that the search goes on from its own result where it stopped.
     fn hop(&self, from: usize, to: usize, rates: &[f64], may: &dyn Fn(usize, usize) -> bool) -> Option<Hop> {
         let score =

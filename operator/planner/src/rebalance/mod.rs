@@ -47,18 +47,18 @@ impl Default for Stage {
 /// State that a peer is fetching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetching {
-    /// Whose state.
+    /// The stage whose state it fetches.
     pub stage: usize,
-    /// When it will have it.
+    /// When it will have the state, in milliseconds of the caller's clock.
     pub ready_ms: u64,
 }
 
 /// One peer as it is now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Peer {
-    /// Its name.
+    /// Its name: one life of a process.
     pub name: PeerName,
-    /// The machine it runs on, which takes all that it runs with it; empty when nobody said.
+    /// The machine it runs on: its failure domain. Empty if unknown.
     pub host: String,
     /// Rows it does in a second of a stage of cost 1.
     pub rows_per_s: f64,
@@ -168,13 +168,13 @@ pub enum Kind {
 /// One peer, one thing to do, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Move {
-    /// Who.
+    /// The peer that does it.
     pub peer: PeerName,
     /// The stage it serves now.
     pub from: Option<usize>,
     /// The stage it will serve, or whose state it fetches.
     pub to: usize,
-    /// How.
+    /// Whether it stops serving meanwhile.
     pub kind: Kind,
     /// Why, for people.
     pub reason: String,

@@ -5,7 +5,7 @@ use super::balance::Assignment;
 use super::spread::{Swap, swap};
 use super::{Kind, Move, Peer, Plan, Policy, View};
 
-/// Whom to send where now.
+/// Which peers to send where now.
 ///
 /// A peer with a notice counts until its deadline for switches, and not at all for whatever takes a fetch. Given the same view the
 /// plan is the same; after its switches and joins there is nothing more to switch or join.
@@ -191,7 +191,7 @@ impl Planner<'_> {
         before.improve(self.policy, &|p, stage| self.can_have(&self.view.peers[p], stage));
         let mut after = before.clone();
         let urgent = before.below_minimum() > 0;
-        // Whoever fetches a stage gets it from those that serve it now: the last of them has to wait for its relief.
+        // A peer that fetches a stage gets it from those that serve it now: the last of them has to wait for its relief.
         let mut staying = vec![0_usize; stages];
         for peer in self.view.peers.iter().filter(|p| p.doomed_ms.is_none()) {
             if let Some(stage) = peer.stage.filter(|s| *s < stages) {
@@ -306,7 +306,7 @@ impl Planner<'_> {
         peer.shadows.iter().copied().filter(|s| *s < holders.len()).max_by_key(|&s| holders[s])
     }
 
-    /// Whoever has room fetches the state that fewest others have. A stage sends to no more peers at once than it has.
+    /// A peer with room fetches the state that fewest others have. A stage sends to no more peers at once than it has.
     fn shadows(&mut self) {
         let stages = self.view.stages.len();
         let mut sends = vec![0_usize; stages];

@@ -50,7 +50,7 @@ pub struct App {
     pub intake: Arc<Intake>,
 }
 
-/// The routes.
+/// All paths of the HTTP API.
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("page.html")) }))

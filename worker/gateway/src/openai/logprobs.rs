@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 /// One token with its log-probability and the likeliest ones.
 #[derive(Clone, Debug, Default)]
 pub struct TokenLogProb {
-    /// The token.
+    /// Index of the token in the vocabulary.
     pub token: u32,
-    /// Its own.
+    /// Log-probability of the token, in nats.
     pub logprob: f32,
-    /// The likeliest.
+    /// The likeliest tokens at this place, with theirs.
     pub top: Vec<(u32, f32)>,
     /// Where its text begins: characters of the answer that are whole before it.
     pub offset: usize,

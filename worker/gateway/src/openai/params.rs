@@ -11,7 +11,7 @@ const N_MAX: u64 = 8;
 const STOP_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
 
-/// Which endpoint.
+/// The endpoint that a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`.

@@ -55,7 +55,7 @@ impl LayerAdapter {
 /// Rows of a batch that an adapter is for.
 #[derive(Clone)]
 pub struct AdaptedRows<'a> {
-    /// Which rows.
+    /// Indices of the rows in the batch.
     pub rows: Range<usize>,
     /// What it adds in the block that is computed.
     pub adapter: &'a LayerAdapter,

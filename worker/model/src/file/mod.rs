@@ -136,7 +136,7 @@ impl ModelFile {
         &self.config
     }
 
-    /// Its tokenizer.
+    /// The tokenizer that its files describe.
     ///
     /// # Errors
     /// When there is none that is known here.

@@ -16,7 +16,7 @@ use ranking::Ranking;
 /// A chosen token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
-    /// The token.
+    /// Index of the token in the vocabulary.
     pub token: u32,
     /// Its log-probability after penalties, before temperature and cuts; 0 when not asked for.
     pub logprob: f32,

@@ -88,7 +88,7 @@ pub enum Failure {
     },
     /// The model gave a value that is not finite.
     NonFinite {
-        /// In which layer.
+        /// Index of the layer; the number of layers for the output matrix.
         layer: u32,
     },
     /// A stage finds the request senseless: an error of ours.
@@ -105,30 +105,30 @@ pub enum Failure {
 pub enum GatewayEffect {
     /// Keep a link to this peer.
     Connect {
-        /// Its name.
+        /// Name of the peer: its certificate must have it.
         peer: PeerName,
-        /// Where it listens.
+        /// `host:port` of its gRPC server.
         addr: String,
     },
     /// No longer.
     Disconnect {
-        /// Its name.
+        /// Name of the peer that is not needed any more.
         peer: PeerName,
     },
     /// Send a frame.
     Send {
-        /// To whom.
+        /// The stage that gets it.
         peer: PeerName,
-        /// What.
+        /// The frame, as the session protocol has it.
         frame: Frame,
     },
     /// A token for the client; each position once, in order.
     Emit {
-        /// Which session.
+        /// The session whose client gets it.
         session: SessionId,
         /// Its index in the sequence.
         position: u32,
-        /// The token.
+        /// Index of the token in the vocabulary.
         token: u32,
         /// Its log-probability.
         logprob: f32,
@@ -137,23 +137,23 @@ pub enum GatewayEffect {
     },
     /// The answer is complete.
     Finished {
-        /// Which session.
+        /// The session that is over.
         session: SessionId,
-        /// Why.
+        /// What ended it: an end token, or its length.
         reason: FinishReason,
     },
     /// There will be no more tokens.
     Failed {
-        /// Which session.
+        /// The session that is over.
         session: SessionId,
-        /// Why.
+        /// What the client is told.
         error: Failure,
     },
-    /// For the metrics.
+    /// A session goes on after a disturbance: for the metrics, and for `/swarm`.
     Recovered {
-        /// Which session.
+        /// The session that goes on.
         session: SessionId,
-        /// How it went.
+        /// What disturbed it, how long it stood still, and what was computed again.
         recovery: Recovery,
     },
 }

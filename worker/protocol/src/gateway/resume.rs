@@ -248,7 +248,7 @@ impl GatewayCore {
         let Some(s) = self.sessions.get_mut(&id) else { return self.routes.fresh() };
         let avoid = s.avoid.iter().filter(|(_, until_ms)| now_ms < **until_ms);
         let avoid: BTreeSet<PeerName> = avoid.map(|(name, _)| name.clone()).collect();
-        // Whoever has said nothing yet may begin anew with any arithmetic.
+        // A session that has answered nothing yet may begin anew with any arithmetic.
         let pinned = s.arithmetic.filter(|_| s.has_begun());
         let keepers = s.keepers();
         self.routes.find(&keepers, &avoid, pinned)

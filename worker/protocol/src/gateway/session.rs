@@ -21,7 +21,7 @@ pub(super) enum Phase {
     Waiting {
         /// When, in milliseconds.
         until_ms: u64,
-        /// For what.
+        /// What it waits for.
         on: WaitsFor,
     },
 }
@@ -38,13 +38,13 @@ pub(super) enum WaitsFor {
 /// What a person may want to know of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionView {
-    /// Which.
+    /// The number by which logs and `/swarm` name it.
     pub session: SessionId,
-    /// Tokens known.
+    /// Tokens known: those of the prompt, and those that were generated.
     pub tokens: usize,
     /// The try it is in.
     pub attempt: Attempt,
-    /// Where it runs.
+    /// The hops of its route: peer and layers.
     pub route: Vec<(PeerName, Layers)>,
     /// `queued`, `running`, or what it waits for.
     pub phase: String,

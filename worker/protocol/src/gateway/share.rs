@@ -14,7 +14,7 @@ use crate::frame::SessionId;
 
 /// A line that is no longer than this many rows is left as it is.
 const LINE_ROWS_MIN: f64 = 256.0;
-/// Whoever leaves a line is done elsewhere in at most this part of the time: what is known of lines is a pong old.
+/// A session that leaves a line is done elsewhere in at most this part of the time: what is known of lines is a pong old.
 const PART_OF_TIME: f64 = 0.75;
 
 /// A session that would lose nothing by leaving one of its hops.

@@ -185,7 +185,7 @@ impl StageNode {
                 let own = |s: &Session| matches!(from, Sender::Gateway(gateway) if *gateway == s.gateway);
                 (session(id).is_none_or(own), "only its gateway closes a session")
             }
-            _ => return Ok(()),
+            Frame::Open(_) | Frame::Refused { .. } | Frame::Ping { .. } | Frame::Pong { .. } => return Ok(()),
         };
         if fine { Ok(()) } else { Err(rule) }
     }

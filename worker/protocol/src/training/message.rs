@@ -24,9 +24,9 @@ pub type ShardId = u32;
 pub struct Mate {
     /// Its name; one life of a process.
     pub name: PeerName,
-    /// Where it listens.
+    /// `host:port` of its gRPC server.
     pub addr: String,
-    /// The machine it runs on, which takes all that it runs with it; empty when nobody said.
+    /// The machine it runs on: its failure domain. Empty if unknown.
     #[serde(default)]
     pub host: String,
 }
@@ -61,7 +61,7 @@ pub enum Role {
 /// What a peer has of its stage: enough for a conductor without memory to go on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Held {
-    /// Which stage.
+    /// The stage that it holds.
     pub stage: StageId,
     /// Updates applied.
     pub step: Step,
@@ -137,7 +137,7 @@ impl Held {
 /// A microbatch that was added to the gradient sums.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contribution {
-    /// Which.
+    /// Its index within the step.
     pub microbatch: Microbatch,
     /// Its loss, summed over tokens, at the last stage.
     pub loss: Option<f64>,
@@ -148,18 +148,18 @@ pub struct Contribution {
 pub enum PeerReport {
     /// May I add this microbatch?
     Claim {
-        /// Of which step.
+        /// The step whose sums it would be added to.
         step: Step,
-        /// Which.
+        /// Its index within the step.
         microbatch: Microbatch,
         /// In which attempt it is driven.
         attempt: Attempt,
     },
     /// I will not, after all.
     Released {
-        /// Of which step.
+        /// The step of the claim.
         step: Step,
-        /// Which.
+        /// The microbatch of the claim.
         microbatch: Microbatch,
     },
     /// I have added it.
@@ -178,26 +178,26 @@ pub enum PeerReport {
     },
     /// I hold the average.
     Averaged {
-        /// Of which step.
+        /// The step whose gradients are averaged.
         step: Step,
-        /// Which tensors.
+        /// The tensors that are averaged.
         shard: ShardId,
-        /// Which attempt.
+        /// Number of this average: an answer to an earlier one counts nothing.
         round: u64,
         /// Sum of squares of every tensor of the shard, in canonical order.
         squares: Vec<f64>,
     },
     /// The average could not be formed.
     AverageFailed {
-        /// Of which step.
+        /// The step whose gradients were to be averaged.
         step: Step,
-        /// Which tensors.
+        /// The tensors that are averaged.
         shard: ShardId,
-        /// Which attempt.
+        /// Number of this average: an answer to an earlier one counts nothing.
         round: u64,
         /// What happened.
         why: String,
-        /// Who did not give what it should, when it was somebody else.
+        /// The mate that did not give what it should, if it was one.
         #[serde(default)]
         mate: Option<PeerName>,
     },
@@ -212,7 +212,7 @@ pub enum PeerReport {
     },
     /// I have the state of a stage.
     Ready {
-        /// Which.
+        /// The stage that it has now.
         stage: StageId,
         /// Updates applied.
         step: Step,
@@ -221,32 +221,32 @@ pub enum PeerReport {
     },
     /// I cannot get it.
     FetchFailed {
-        /// Which.
+        /// The stage that it was to get.
         stage: StageId,
-        /// Whose fault it is.
+        /// Whether another try may help, or the checkpoint is damaged.
         failure: FetchFailure,
         /// What happened.
         why: String,
     },
     /// What a mate gave is not right; I got it from others.
     Wrong {
-        /// Who.
+        /// The peer that gave it.
         mate: PeerName,
         /// What is not right.
         what: String,
     },
     /// I have added the sums of a mate that leaves.
     Taken {
-        /// Of which step.
+        /// The step that the sums are of.
         step: Step,
-        /// Whose.
+        /// The peer that leaves.
         from: PeerName,
     },
     /// I could not get them.
     TakeFailed {
-        /// Of which step.
+        /// The step that the sums are of.
         step: Step,
-        /// Whose.
+        /// The peer that leaves.
         from: PeerName,
     },
     /// I will be gone.
@@ -256,16 +256,16 @@ pub enum PeerReport {
     },
     /// The stage's files of a checkpoint are written.
     Saved {
-        /// Of which step.
+        /// Updates in the state that was written.
         step: Step,
         /// What was written, for the manifest.
         record: String,
     },
     /// They could not be written.
     SaveFailed {
-        /// Of which step.
+        /// Updates in the state that was to be written.
         step: Step,
-        /// Whose fault it is.
+        /// Whether the destination refused, or the peer has another state.
         failure: SaveFailure,
         /// What happened.
         why: String,
@@ -295,39 +295,39 @@ pub enum SaveFailure {
 pub enum TrainerReport {
     /// A microbatch went all the way.
     Finished {
-        /// Of which step.
+        /// The step that the microbatch belongs to.
         step: Step,
-        /// Which.
+        /// Its index within the step.
         microbatch: Microbatch,
-        /// In which attempt.
+        /// The attempt that it was driven in; one of an earlier attempt counts nothing.
         attempt: Attempt,
         /// Loss summed over tokens, for validation.
         loss: Option<f64>,
     },
     /// A peer cannot compute what another peer of its stage has computed, of the same values.
     Contradicted {
-        /// Of which step.
+        /// The step that the microbatch belongs to.
         step: Step,
-        /// Which.
+        /// Its index within the step.
         microbatch: Microbatch,
-        /// In which attempt.
+        /// The attempt that it was driven in; one of an earlier attempt counts nothing.
         attempt: Attempt,
-        /// Who cannot.
+        /// The peer that could not compute it.
         peer: PeerName,
-        /// Who can.
+        /// The peer that could.
         by: PeerName,
         /// What the first said.
         what: String,
     },
     /// Nobody can compute a microbatch: driven twice, over other peers where there are others, it was refused by all that were asked.
     Failed {
-        /// Of which step.
+        /// The step that the microbatch belongs to.
         step: Step,
-        /// Which.
+        /// Its index within the step.
         microbatch: Microbatch,
-        /// In which attempt.
+        /// The attempt that it was driven in; one of an earlier attempt counts nothing.
         attempt: Attempt,
-        /// Who could not.
+        /// The peers that were asked.
         peers: Vec<PeerName>,
         /// What the last of them said: layer and operation.
         what: String,
@@ -337,7 +337,7 @@ pub enum TrainerReport {
 /// A stage to begin with: from a checkpoint, or from its initial values.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Load {
-    /// Which.
+    /// The stage to begin with.
     pub stage: StageId,
     /// The checkpoint's step; 0 without one means initial values.
     pub step: Step,
@@ -348,11 +348,11 @@ pub struct Load {
 /// A stage's state, from those that have it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// Which.
+    /// The stage whose state it is to get.
     pub stage: StageId,
     /// At least this current.
     pub step: Step,
-    /// Who has it.
+    /// The peers that have it.
     pub mates: Vec<Mate>,
     /// What is here already is not right: get all of it.
     #[serde(default)]
@@ -364,9 +364,9 @@ pub struct Fetch {
 pub enum ToPeer {
     /// The answer to a claim.
     Grant {
-        /// Of which step.
+        /// The step of the claim.
         step: Step,
-        /// Which.
+        /// The microbatch of the claim.
         microbatch: Microbatch,
         /// Add it, or compute the input gradient only.
         granted: bool,
@@ -377,18 +377,18 @@ pub enum ToPeer {
     Fetch(Fetch),
     /// Form the average of a shard.
     Average {
-        /// Of which step.
+        /// The step whose gradients are averaged.
         step: Step,
-        /// Which tensors.
+        /// The tensors that are averaged.
         shard: ShardId,
-        /// Which attempt.
+        /// Number of this average: an answer to an earlier one counts nothing.
         round: u64,
         /// Everybody who contributes, in order.
         group: Vec<Mate>,
     },
     /// Update with the averages of this step.
     Apply {
-        /// Which step.
+        /// The step whose averages these are: the state has had so many updates before.
         step: Step,
         /// Factor of the gradient, from clipping.
         scale: f32,
@@ -397,9 +397,9 @@ pub enum ToPeer {
     },
     /// Add the sums of a mate that leaves.
     Take {
-        /// Of which step.
+        /// The step that the sums are of.
         step: Step,
-        /// Whose.
+        /// The peer that leaves.
         from: Mate,
         /// What they contain.
         contributions: Vec<Contribution>,
@@ -415,7 +415,7 @@ pub enum ToPeer {
     /// Empty the gradient sums of this step: their keys went to others. Answered by [`PeerReport::Ready`], and what was said before that
     /// counts no longer. Calls of earlier attempts are not answered any more.
     Clear {
-        /// Which step.
+        /// The step whose sums are emptied.
         step: Step,
         /// The attempt that counts now.
         attempt: Attempt,
@@ -425,7 +425,7 @@ pub enum ToPeer {
         /// What was found, for people.
         why: String,
     },
-    /// To whom you give values from now on.
+    /// The peers that you give values to from now on.
     Mates(Mates),
     /// Nobody needs you any longer.
     Retire,
@@ -434,7 +434,7 @@ pub enum ToPeer {
 /// The conductor to a trainer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToTrainer {
-    /// Who computes what.
+    /// The peers of every stage, after each change.
     Roster {
         /// The peers of every stage.
         stages: Vec<Vec<Mate>>,
@@ -443,18 +443,18 @@ pub enum ToTrainer {
     },
     /// Drive a microbatch.
     Work {
-        /// Of which step.
+        /// The step that the microbatch belongs to.
         step: Step,
-        /// Which.
+        /// Its index within the step; from the number of microbatches on it is for validation.
         microbatch: Microbatch,
         /// Forward only, for the loss.
         validation: bool,
-        /// In which attempt.
+        /// The attempt to drive it in. It comes back in the report and in claims.
         attempt: Attempt,
     },
     /// The step is complete: what is left of it is of no use.
     Committed {
-        /// Which.
+        /// The step that is decided.
         step: Step,
     },
     /// You cannot take part, for this reason, which a user must do something about.

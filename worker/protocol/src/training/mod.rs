@@ -8,7 +8,7 @@
 //! * [`ledger`] who adds what
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
 //! * [`clip`] the norm of the whole gradient
-//! * [`peer`] the side that computes, [`mates`] to whom it gives values
+//! * [`peer`] the side that computes, [`mates`] the peers that it gives values to
 //! * [`trainer`] the side that drives, over [`wiring`]
 //! * [`speed`] how fast somebody is
 //!

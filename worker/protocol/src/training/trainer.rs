@@ -16,7 +16,7 @@ pub type CallId = u64;
 
 /// A peer whose call failed gets no other for this long.
 const BAN_MS: u64 = 1000;
-/// A pause before calling again after a refusal that time mends.
+/// Pause before calling again after a refusal that only time can fix.
 const PAUSE_MS: u64 = 20;
 /// The time that a call may take is doubled so often at most.
 const DOUBLINGS_MAX: u32 = 6;
@@ -48,23 +48,23 @@ pub enum TrainerEffect {
     /// Call a peer. Inputs: tokens at stage 0, else the outputs of the stage before; backward calls also take the input gradient of the
     /// stage behind, or targets at the last. Then [`TrainerCore::ended`].
     Call {
-        /// Which.
+        /// Number of the call, for [`TrainerCore::ended`].
         id: CallId,
-        /// Whom.
+        /// The peer to call.
         peer: Mate,
-        /// What.
+        /// What it is to compute, and for which microbatch.
         call: Call,
     },
     /// Nobody waits for the answer.
     Abandon {
-        /// Which.
+        /// Number of the call.
         id: CallId,
     },
     /// The tensors of a microbatch are of no use any more.
     Forget {
-        /// Of which step.
+        /// The step that the microbatch belongs to.
         step: Step,
-        /// Which.
+        /// Its index within the step.
         microbatch: Microbatch,
     },
     /// Tell the conductor.
@@ -331,7 +331,7 @@ impl TrainerCore {
             let (step, microbatch) = started.flight;
             let (attempt, peers) = (flight.attempt, std::mem::take(&mut flight.failed).into_keys().collect());
             out.push(TrainerEffect::Tell(TrainerReport::Failed { step, microbatch, attempt, peers, what }));
-            // Who drives it once more, if anybody, says the conductor.
+            // The conductor says which trainer drives it once more, if any.
             self.drop_flight(started.flight, out);
         }
     }

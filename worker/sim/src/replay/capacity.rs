@@ -101,7 +101,7 @@ impl Swarm<'_> {
         times.into_iter().filter(|(at_ms, _)| *at_ms > start_ms).collect()
     }
 
-    /// Whoever is there from the start has its stage: all begin from the same weights, nothing is fetched. The planner would spread them evenly.
+    /// A node that is there from the start has its stage: all begin from the same weights, nothing is fetched. The planner would spread them evenly.
     fn start(&mut self, lives: &[Life], start_ms: u64) {
         let mut first: Vec<usize> = (0..lives.len()).filter(|&i| lives[i].from_ms == start_ms).collect();
         first.sort_by_key(|&i| mix(self.seed, 1000 + i as u64));
@@ -147,7 +147,7 @@ impl Swarm<'_> {
         self.view.pass(at_ms);
     }
 
-    /// Whoever has to go goes: with a notice a little earlier, and its gradient sums stay; without one what it did in this step is redone.
+    /// Nodes that have to go do so: with a notice a little earlier, and its gradient sums stay; without one what it did in this step is redone.
     fn leave(&mut self, now_ms: u64) {
         let handover_ms = self.options.handover_ms();
         let gone: BTreeSet<PeerName> = self
@@ -181,7 +181,7 @@ impl Swarm<'_> {
         self.view.peers.iter().flat_map(|p| p.stage.iter().chain(&p.shadows)).copied().collect()
     }
 
-    /// Whoever the trace adds now comes, and whoever is to be told now is told.
+    /// Nodes that the trace adds now come, and those that are to be told now are told.
     fn come(&mut self, lives: &[Life]) {
         let now_ms = self.view.now_ms;
         for i in (0..lives.len()).filter(|&i| lives[i].from_ms == now_ms) {

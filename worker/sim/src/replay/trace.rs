@@ -23,7 +23,7 @@ pub struct Event {
     pub at_ms: u64,
     /// What happened.
     pub verb: Verb,
-    /// To whom.
+    /// Name of the node.
     pub node: String,
 }
 
@@ -33,7 +33,7 @@ pub enum TraceError {
     /// Not three fields.
     #[error("line {line}: `{text}` is not `milliseconds,add|remove,node`")]
     Fields {
-        /// Where.
+        /// Number of the line.
         line: usize,
         /// What is there.
         text: String,
@@ -41,7 +41,7 @@ pub enum TraceError {
     /// No number.
     #[error("line {line}: `{text}` is not a time in whole milliseconds")]
     Time {
-        /// Where.
+        /// Number of the line.
         line: usize,
         /// What is there.
         text: String,
@@ -49,7 +49,7 @@ pub enum TraceError {
     /// Neither `add` nor `remove`.
     #[error("line {line}: `{text}` is neither `add` nor `remove`")]
     Verb {
-        /// Where.
+        /// Number of the line.
         line: usize,
         /// What is there.
         text: String,
@@ -57,13 +57,13 @@ pub enum TraceError {
     /// No name.
     #[error("line {line}: the node has no name")]
     Unnamed {
-        /// Where.
+        /// Number of the line.
         line: usize,
     },
     /// Earlier than the line before.
     #[error("line {line}: time goes back from {before_ms} to {at_ms} ms; sort the trace by time")]
     Back {
-        /// Where.
+        /// Number of the line.
         line: usize,
         /// Time of the line before.
         before_ms: u64,
@@ -73,17 +73,17 @@ pub enum TraceError {
     /// Added twice without a removal.
     #[error("line {line}: `{node}` is added, and is there already")]
     There {
-        /// Where.
+        /// Number of the line.
         line: usize,
-        /// Who.
+        /// Name of the node.
         node: String,
     },
     /// Removed without an addition.
     #[error("line {line}: `{node}` is removed, and is not there")]
     NotThere {
-        /// Where.
+        /// Number of the line.
         line: usize,
-        /// Who.
+        /// Name of the node.
         node: String,
     },
     /// Nothing lasts in it.
@@ -140,7 +140,7 @@ pub fn parse(text: &str) -> Result<Vec<Event>, TraceError> {
 /// One life of one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
-    /// The node.
+    /// Name of the node.
     pub node: String,
     /// From when on it is there.
     pub from_ms: u64,

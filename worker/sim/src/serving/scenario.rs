@@ -56,7 +56,7 @@ pub struct Scenario {
 pub enum Fault {
     /// It is killed and its streams are reset; another takes its place so many milliseconds later, with this version of the arithmetic.
     Kill {
-        /// Which.
+        /// Index of the peer in the topology.
         place: usize,
         /// Until there is another.
         replaced_ms: u64,
@@ -65,9 +65,9 @@ pub enum Fault {
     },
     /// It takes this many times as long for everything.
     Slow {
-        /// Which.
+        /// Index of the peer in the topology.
         place: usize,
-        /// How much.
+        /// How many times as long everything takes.
         factor: u64,
     },
 }

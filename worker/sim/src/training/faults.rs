@@ -11,7 +11,7 @@ use super::peer::PeerShell;
 use super::scenario::{Kinds, Loss, Struck};
 use super::world::{Event, World};
 
-/// Whoever hangs is killed after this long, by whoever watches processes.
+/// A process that hangs is killed after this long, as a supervisor does.
 const PROBE_MS: u64 = 15_000;
 /// From a notice to the end, where it is long enough to go in peace.
 const NOTICE_MS: u64 = 20_000;

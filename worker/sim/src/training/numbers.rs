@@ -176,7 +176,7 @@ impl Shape {
         vec![(average & 0xff) as f64, (average >> 8 & 0xff) as f64]
     }
 
-    /// The update.
+    /// The weights after an update with this average.
     #[must_use]
     pub fn update(
         &self,

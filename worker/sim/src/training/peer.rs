@@ -102,7 +102,7 @@ pub(super) struct PeerShell {
     /// Of this step, and the one behind it.
     sums: BTreeMap<Step, Sums>,
     open: BTreeMap<ShardId, u64>,
-    /// To whom it gives values. Whoever asks before it is one of them waits.
+    /// The peers that it gives values to. Another one that asks waits until it is one of them.
     mates: Mates,
     averages: BTreeMap<ShardId, (Step, Average)>,
     history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
@@ -556,7 +556,7 @@ impl World {
     fn apply(&mut self, name: &PeerName, step: Step, scale: f32, prove: bool) {
         let shape = self.scenario.shape;
         let compared = self.is_compared(name);
-        // Whoever fetches for long has to be followed for long.
+        // A peer that fetches for long has to be followed for long.
         let keep = if self.scenario.script.is_some() { KEEP_LONG } else { KEEP };
         let Some(peer) = self.peers.get_mut(name) else { return };
         let stage = peer.stage;

@@ -19,12 +19,12 @@ pub enum Kinds {
     Wrong,
 }
 
-/// Who is killed at a message.
+/// The process that is killed at a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Struck {
-    /// Whom it would reach.
+    /// The process that the message would reach.
     Receiver,
-    /// Who sent it.
+    /// The process that sent the message.
     Sender,
     /// All peers; as many others come.
     AllPeers,
@@ -33,11 +33,11 @@ pub enum Struck {
 /// Peers of one stage that go.
 #[derive(Clone, Copy, Debug)]
 pub struct Loss {
-    /// When.
+    /// Virtual time, from the start of the run.
     pub at_ms: u64,
-    /// Of which stage.
+    /// The stage that loses them.
     pub stage: StageId,
-    /// How many.
+    /// Peers that are lost.
     pub peers: usize,
     /// They are told then, and are gone so much later; 0: gone at once.
     pub notice_ms: u64,
@@ -60,7 +60,7 @@ pub struct Script {
     pub average_ms: u64,
     /// Time that every message takes; `None`: as [`Scenario::latency_ms`] says.
     pub one_way_ms: Option<u64>,
-    /// The end.
+    /// Virtual time at which the run is over.
     pub end_ms: u64,
 }
 
@@ -85,7 +85,7 @@ pub struct Scenario {
     pub validate_every: Step,
     /// Faults in all.
     pub faults: u32,
-    /// Of which kinds.
+    /// Kinds of faults that are drawn.
     pub kinds: Kinds,
     /// What happens besides.
     pub losses: Vec<Loss>,

@@ -183,7 +183,7 @@ pub(super) struct World {
     pub(super) trainers: BTreeMap<PeerName, TrainerShell>,
     /// Streams that work, and the arrival of the last message up and down.
     pub(super) streams: BTreeMap<u64, (u64, u64)>,
-    /// Which stream the conductor has of whom.
+    /// The stream that the conductor has of each process.
     pub(super) accepted: BTreeMap<PeerName, u64>,
     /// Streams that began since ever; requests and fetches count here too.
     pub(super) counter: u64,

@@ -68,7 +68,7 @@ pub enum Kept {
 pub struct Opened {
     /// What there is to go on from.
     pub checkpoints: Checkpoints,
-    /// The newest.
+    /// The newest sound checkpoint.
     pub newest: Option<(Step, Sealed)>,
     /// Digest of the tokens that it was trained on.
     pub data_sha256: Option<String>,

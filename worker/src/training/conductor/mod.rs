@@ -215,7 +215,7 @@ impl Shell {
             ConductorInbound::Suspend(caller, answer) => {
                 info!(%caller, "is asked to suspend the run");
                 self.handle(ConductorEvent::Suspend);
-                // Who asked may have gone.
+                // The caller may have gone away.
                 let _ = answer.send(self.observation());
             }
         }
@@ -264,7 +264,7 @@ impl Shell {
         Ok(())
     }
 
-    /// The core decides, and is obeyed. Whoever turns out to be lost when it is to be told something is the next event.
+    /// The core decides, and is obeyed. If somebody turns out to be lost when it is to be told something, that is the next event.
     fn handle(&mut self, event: ConductorEvent) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -364,7 +364,7 @@ impl Shell {
         }
     }
 
-    /// Who was lost on the way.
+    /// The processes that were lost on the way.
     fn perform(&mut self, effect: ConductorEffect) -> Option<PeerName> {
         match effect {
             ConductorEffect::ToPeer(name, message) => return self.say(&name, &message),

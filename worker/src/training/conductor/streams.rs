@@ -25,7 +25,7 @@ struct Stream {
 /// Who speaks on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Who {
-    /// Its name.
+    /// Its name: one life of a process.
     pub name: PeerName,
     /// Of one that drives microbatches, the digest of the tokens that it draws them from; otherwise it computes a stage.
     pub data: Option<String>,

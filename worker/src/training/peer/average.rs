@@ -24,14 +24,14 @@ use super::super::values::{Clients, Fault, PATIENCE};
 use super::engine::{Bench, Engine};
 use super::serve::{Alarm, index, send_bytes};
 
-/// Which average.
+/// What tells one average from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Which {
-    /// Of which step.
+    /// The step whose gradients are averaged.
     pub step: Step,
-    /// Which tensors.
+    /// The tensors that are averaged.
     pub shard: ShardId,
-    /// Which attempt.
+    /// Number of this average: an answer to an earlier one counts nothing.
     pub round: u64,
 }
 

@@ -37,7 +37,7 @@ impl Files {
     }
 
     async fn write(&self, step: Step, gradient: &[f32]) -> std::io::Result<()> {
-        // Whoever finds the file finds all of it.
+        // A reader that finds the file finds all of it.
         let (path, part) = (self.path(step), self.folder.path().join("part"));
         let bytes = to_bytes(gradient);
         fs::write(&part, &bytes).await?;

@@ -12,9 +12,9 @@ type Work = Box<dyn FnOnce(&mut Bench) + Send>;
 
 /// The stage and the threads that compute.
 pub struct Bench {
-    /// The stage.
+    /// The stage that this peer holds, once it has one.
     pub stage: Option<Stage>,
-    /// The threads.
+    /// The threads of the kernels.
     pub pool: Pool,
 }
 

@@ -12,14 +12,14 @@ use tokio::time::timeout;
 use tonic::Status;
 use tracing::warn;
 
-/// Whoever is no mate by then is none: less than what mates have patience for.
+/// A caller that is no mate by then is none: less than what mates have patience for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whom this peer gives values to.
+/// The peers that this peer gives values to.
 pub struct Giving(watch::Sender<Mates>);
 
 impl Giving {
-    /// Nobody, until the conductor has said to whom.
+    /// Nobody, until the conductor has named them.
     pub fn new() -> Self {
         Self(watch::Sender::new(Mates::default()))
     }

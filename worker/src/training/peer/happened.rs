@@ -18,7 +18,7 @@ use super::super::values::Fault;
 use super::average::Which;
 use super::{Peer, fetch};
 
-/// Whoever cannot trust its memory tells the conductor, and waits so long for its answer.
+/// A peer that cannot trust its memory tells the conductor, and waits so long for its answer.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// What happens to a peer.

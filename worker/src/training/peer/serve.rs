@@ -32,7 +32,7 @@ pub fn refuse(pieces: &PieceSender, why: &str) {
     let _ = pieces.try_send(Err(Status::failed_precondition(why)));
 }
 
-/// Who is told that memory has changed by itself.
+/// Where it is told that memory has changed by itself.
 #[derive(Clone)]
 pub struct Alarm(Option<mpsc::Sender<Event>>);
 

@@ -48,7 +48,7 @@ impl FileRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StageRecord {
-    /// From 0.
+    /// Index of the stage in the pipeline, from 0.
     pub stage: u32,
     /// First layer and the one after the last.
     pub layers: [u32; 2],
@@ -75,7 +75,7 @@ pub struct Manifest {
     pub seed: u64,
     /// Digest of the tokens trained on.
     pub data_sha256: String,
-    /// The run.
+    /// The configuration of the run that wrote it.
     pub config: TrainingConfig,
     /// Vectors of the optimizer for each tensor.
     pub slots: usize,

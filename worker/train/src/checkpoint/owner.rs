@@ -1,7 +1,7 @@
 //! Whose destination it is: `owner.json`, which is written before any checkpoint.
 //!
 //! A destination belongs to one run: another one is refused, unless the run ended before it had a checkpoint and gave the destination back. Of that run it belongs to one life of its conductor, the latest: each life
-//! writes a nonce of its own, and reads it again before it completes a checkpoint. Whoever finds another's has been replaced.
+//! writes a nonce of its own, and reads it again before it completes a checkpoint. A conductor that finds another's has been replaced.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -142,7 +142,7 @@ impl Claim {
         }
     }
 
-    /// Of what.
+    /// The destination that is owned.
     #[must_use]
     pub fn destination(&self) -> &Destination {
         &self.destination

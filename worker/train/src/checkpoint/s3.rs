@@ -28,7 +28,7 @@ const MESSAGE_MAX: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct S3Place {
-    /// Where.
+    /// The bucket, and the place in it.
     pub s3: S3Bucket,
     /// A folder with the files `accessKeyId`, `secretAccessKey` and, if there is one, `sessionToken`. They are read for each request, so
     /// that they can change. Without it they come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.

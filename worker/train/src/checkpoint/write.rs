@@ -26,13 +26,13 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Stage<'a> {
     /// Its tensors are of an adapter, not of a model.
     pub adapter: bool,
-    /// From 0.
+    /// Index of the stage in the pipeline, from 0.
     pub stage: u32,
     /// Of how many.
     pub stages: u32,
-    /// Its layers.
+    /// Layers of the model that it holds.
     pub layers: Range<u32>,
-    /// Its parameters.
+    /// Its parameters, tensor by tensor.
     pub parameters: Vec<Tensor<'a>>,
     /// Vectors of its optimizer: tensors with the names and shapes of the parameters.
     pub slots: Vec<Vec<Tensor<'a>>>,
@@ -92,9 +92,9 @@ impl Stage<'_> {
 pub struct Identity<'a> {
     /// Updates so far.
     pub step: u64,
-    /// The run.
+    /// The configuration of the run.
     pub config: &'a TrainingConfig,
-    /// The model.
+    /// The shape of the model that is trained.
     pub model: &'a ModelConfig,
     /// What goes beside it.
     pub texts: &'a Texts,

@@ -13,7 +13,7 @@ pub(super) const TOKENS_MAX: usize = 1 << 32;
 pub enum Tokens {
     /// Of at most 65,536 different ones.
     Narrow(Vec<u16>),
-    /// Of more.
+    /// Of a larger vocabulary.
     Wide(Vec<u32>),
 }
 

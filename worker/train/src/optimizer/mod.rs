@@ -32,7 +32,7 @@ const LAMB_NORM_MAX: f64 = 1e4;
 /// A tensor of the flat parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorRange {
-    /// Where it is.
+    /// Its place in the vector of parameters.
     pub range: Range<usize>,
     /// Weight decay pulls it (matrices, not norms and biases).
     pub decay: bool,
@@ -56,9 +56,9 @@ pub enum OptimizerError {
     /// Vectors of different lengths.
     #[error("{what} has {found} values, the optimizer has {expected} parameters")]
     Length {
-        /// Which vector.
+        /// The vector, in words.
         what: &'static str,
-        /// Its length.
+        /// The length that it has.
         found: usize,
         /// The length it should have.
         expected: usize,
@@ -68,7 +68,7 @@ pub enum OptimizerError {
         "a state of {found} vectors is not one of {kind:?}, which has {expected}; was the checkpoint written with another optimizer?"
     )]
     Slots {
-        /// The kind.
+        /// The optimizer of this run.
         kind: OptimizerKind,
         /// Vectors there are.
         found: usize,
@@ -83,7 +83,7 @@ pub enum OptimizerError {
     /// A value is not the one that was written.
     #[error("memory has changed: {what} at {from} to {to} is not what the last update wrote")]
     Changed {
-        /// Which vector.
+        /// The vector, in words.
         what: &'static str,
         /// The chunk's first value.
         from: usize,

@@ -23,7 +23,7 @@ impl Snapshot {
         Self { stage, step, vectors }
     }
 
-    /// Which stage.
+    /// Index of the stage in the pipeline.
     #[must_use]
     pub fn stage(&self) -> u32 {
         self.stage

@@ -13,7 +13,7 @@ use crate::training::message::{StageId, Step};
 /// When nobody can tell who is wrong, it is written again so often.
 const DIFFER_MAX: u32 = 2;
 
-/// Who of those that wrote, or said what was to be written, is wrong.
+/// Which of the peers that wrote, or said what was to be written, are wrong.
 pub(super) struct Wrong {
     odd: BTreeSet<PeerName>,
     /// Stages of which nobody can tell.
@@ -54,7 +54,8 @@ fn statement(writer: &Writer) -> Option<(PeerName, Statement<&str>)> {
 }
 
 impl Conductor {
-    /// Who works out what the writer of a stage must write: another member, on another machine if there is one; all others, if some have differed.
+    /// The peers that work out what the writer of a stage must write: another member, on another machine if there is one. If some have
+    /// differed, it is all others.
     pub(super) fn checkers_of(&self, stage: StageId, writer: &PeerName) -> Vec<PeerName> {
         let host = |name: &PeerName| self.peers.get(name).map(|p| p.mate.host.as_str()).unwrap_or_default();
         let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);

@@ -100,7 +100,7 @@ impl Conductor {
     ) {
         let Some(state) = self.shards.get_mut(shard as usize).filter(|_| step == self.step) else { return };
         if state.averaging.as_ref().is_some_and(|a| a.round == round) {
-            // Whoever is lost will be reported as such; until then another attempt now and then costs little.
+            // A lost peer will be reported as such. Until then another attempt now and then costs little.
             state.not_before_ms = now_ms + AVERAGE_AGAIN_MS;
             self.form_anew(now_ms, shard, out);
             out.push(ConductorEffect::Note(format!(

@@ -89,7 +89,7 @@ impl Conductor {
         }
     }
 
-    /// The destination could not be read. Whoever opens it tries again by itself.
+    /// The destination could not be read. The shell tries to open it again by itself.
     pub(super) fn unread(&mut self, now_ms: u64, why: String, out: &mut Vec<ConductorEffect>) {
         if self.saving.known.is_known() {
             self.saving.known.doubted_by = None;

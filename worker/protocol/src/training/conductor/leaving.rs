@@ -50,7 +50,7 @@ impl Conductor {
         if self.stays(stage) {
             return;
         }
-        // Whoever was about to go to another stage, and has not begun to hand over, stays instead.
+        // A peer that was about to go to another stage, and has not begun to hand over, stays instead.
         let back: Vec<PeerName> = self
             .peers
             .iter()

@@ -1,4 +1,4 @@
-//! To whom each peer gives values: those at its stage, and for a shared embedding those at the other end of the pipeline.
+//! Which others each peer gives values to: those at its stage, and for a shared embedding those at the other end of the pipeline.
 
 use std::collections::BTreeSet;
 

@@ -3,7 +3,7 @@
 //! It carries no tensors and keeps nothing on disk: after a restart it asks the peers what they hold ([`gather`]). One file per concern:
 //!
 //! * [`shell`] what happens, and what is to be done
-//! * [`roster`] who is there and what stage each serves · [`leaving`] going in peace · [`mates`] to whom each gives values
+//! * [`roster`] who is there and what stage each serves · [`leaving`] going in peace · [`mates`] which others each gives values to
 //! * [`moves`] which stage a peer should serve
 //! * [`open`] the steps that are being done
 //! * [`step`] work and keys · [`average`] averages, the commit
@@ -163,7 +163,7 @@ struct PeerState {
     wrong_states: u32,
     /// The newest step of which a mate has taken its sums, since they were emptied without an update.
     gave: Option<Step>,
-    /// To whom it gives values, as it was told last.
+    /// The peers that it gives values to, as it was told last.
     mates: Mates,
 }
 

@@ -228,7 +228,7 @@ impl Conductor {
         }
     }
 
-    /// Would a stage whose peers are on several machines be on one without this peer?
+    /// Whether losing this peer would leave its stage on a single machine.
     fn leaves_to_one_machine(&self, name: &PeerName, from: StageId) -> bool {
         let machine =
             |n: &PeerName| self.peers.get(n).map(|p| p.mate.host.as_str()).filter(|h| !h.is_empty());

@@ -90,7 +90,7 @@ impl Conductor {
         self.step..self.step + self.open.len() as Step
     }
 
-    /// Who adds what at a stage in a step, if that is open.
+    /// The ledger of a stage in a step, if that step is open.
     pub(super) fn ledger(&mut self, step: Step, stage: StageId) -> Option<&mut Ledger> {
         let index = self.index(step)?;
         self.open[index].ledgers.get_mut(stage as usize)

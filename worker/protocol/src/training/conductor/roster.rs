@@ -1,4 +1,4 @@
-//! Who is there, and what stage each serves: joining, and being lost.
+//! The peers that are there, and what stage each serves: joining, and being lost.
 
 use std::collections::BTreeSet;
 
@@ -230,7 +230,7 @@ impl Conductor {
         if !self.live() {
             return;
         }
-        // Whoever was handing over to it begins again; those already lost have lost their sums with it.
+        // A peer that was handing over to it begins again; those already lost have lost their sums with it.
         for other in self.peers.values_mut() {
             if let Place::HandingOver { to, .. } = &mut other.place
                 && to.as_ref() == Some(name)
@@ -282,7 +282,7 @@ impl Conductor {
         }
         self.admit_parked();
         if self.members_of(stage).next().is_none() {
-            // Whoever was about to leave is the last now, and stays as long as it can.
+            // A peer that was about to leave is the last now, and stays as long as it can.
             let hands_over =
                 |p: &PeerState| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage);
             let back: Vec<PeerName> =
@@ -368,7 +368,7 @@ impl Conductor {
         ToTrainer::Roster { stages, closing }
     }
 
-    /// Trainers learn who serves what, and peers to whom they give values, when it changed.
+    /// When it changed, trainers are told who serves what, and peers which others they give values to.
     pub(super) fn tell_roster(&mut self, out: &mut Vec<ConductorEffect>) {
         if !std::mem::take(&mut self.roster_changed) {
             return;

@@ -10,7 +10,7 @@ use super::trouble::Trouble;
 use super::{Conductor, ConductorEffect, Phase, Place};
 use crate::training::message::{SaveFailure, StageId, Step, ToPeer, ToTrainer};
 
-/// A checkpoint is of late for this part of the steps from one to the next.
+/// A checkpoint counts as recent for a quarter of the save interval.
 const LATE: Step = 4;
 /// After an attempt that came to nothing through no fault of the destination the next one is not before.
 const AGAIN_MS: u64 = 500;
@@ -63,7 +63,7 @@ pub(super) struct UnderWay {
     sealing: bool,
 }
 
-/// Who writes a stage, and what came of it.
+/// The peer that writes a stage, and what came of it.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     pub(super) name: PeerName,
@@ -161,7 +161,7 @@ impl Conductor {
         }
     }
 
-    /// The loss of one more peer would take everybody back to the newest checkpoint. A new one is written at once, unless the newest is of late:
+    /// The loss of one more peer would take everybody back to the newest checkpoint. A new one is written at once, unless the newest is recent:
     /// many losses do not make many checkpoints.
     pub(super) fn save_for_one_left(&mut self) {
         let late = (self.config.checkpoint_every / LATE).max(1);
@@ -170,7 +170,7 @@ impl Conductor {
         }
     }
 
-    /// Asks one peer of every stage to write, once each has a peer at this step. Whoever is asked has not begun the next update: the
+    /// Asks one peer of every stage to write, once each has a peer at this step. A peer that is asked has not begun the next update: the
     /// order of what it is told keeps it so.
     fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
         let saving = &self.saving;
@@ -190,7 +190,7 @@ impl Conductor {
         }
         let mut writers = BTreeMap::new();
         for stage in 0..self.config.stages {
-            // Whoever empties its sums can say in a moment what is to be written.
+            // A peer that empties its sums can say in a moment what is to be written.
             let clearing = self.peers.values().any(|p| p.place == Place::Clearing { stage });
             if clearing || !self.is_agreed(stage) {
                 return;
@@ -220,7 +220,7 @@ impl Conductor {
         Writer { name, host, outcome: Outcome::Open }
     }
 
-    /// Who writes a stage: somebody on a machine that could write so far, if there is one; after failures another one each time.
+    /// The peer that writes a stage: one on a machine that could write so far, if there is one. After failures it is another one each time.
     fn writer_of(&self, stage: StageId) -> Option<PeerName> {
         let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
         let able: Vec<&PeerName> = self.members_of(stage).filter(current).collect();

@@ -67,14 +67,14 @@ pub enum ConductorEvent {
     Prepared(Option<String>),
     /// The files of a checkpoint are complete, or not.
     Sealed {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// What is in the way.
         error: Option<String>,
     },
     /// A checkpoint is there as it was written, or not.
     Confirmed {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// What is wrong.
         error: Option<String>,
@@ -111,21 +111,21 @@ pub enum ConductorEffect {
     Inspect,
     /// Remove what an attempt at a checkpoint left.
     Discard {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
     },
     /// Make the destination ready for another attempt, and find out whether it takes anything. Then [`ConductorEvent::Prepared`].
     Prepare,
     /// Write the manifest of a checkpoint from the records of its stages. Then [`ConductorEvent::Sealed`].
     Seal {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
         /// Of every stage, in order.
         records: Vec<String>,
     },
     /// Read the last checkpoint of the run again. Then [`ConductorEvent::Confirmed`].
     Confirm {
-        /// Of which step.
+        /// Updates in the state that the checkpoint is of.
         step: Step,
     },
     /// A step is complete.
@@ -134,7 +134,7 @@ pub enum ConductorEffect {
     Moved(Moved),
     /// End a stream: its other side must begin anew.
     Drop(PeerName),
-    /// For people.
+    /// A sentence for the log and the page of the run.
     Note(String),
 }
 
@@ -158,22 +158,22 @@ pub struct Committed {
 pub struct Moved {
     /// The step under way.
     pub step: Step,
-    /// Who.
+    /// The peer that goes.
     pub peer: PeerName,
-    /// From where.
+    /// The stage that it leaves.
     pub from: StageId,
-    /// Where to.
+    /// The stage that it goes to.
     pub to: StageId,
-    /// For people.
+    /// Why it goes, for the log and the page of the run.
     pub reason: String,
 }
 
 /// A peer of a stage, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemberView {
-    /// Who.
+    /// Its name: one life of a process.
     pub name: PeerName,
-    /// The machine it runs on; empty when nobody said.
+    /// The machine it runs on. Empty if unknown.
     pub host: String,
     /// Rows a second that it takes forward and back through a stage of cost 1; 0 as long as that is not known. Those of all peers compare.
     pub rows_per_s: f64,
@@ -182,9 +182,9 @@ pub struct MemberView {
 /// A peer that was expelled because it was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expelled {
-    /// Who.
+    /// Its name, under which nobody comes back.
     pub peer: PeerName,
-    /// The machine it ran on; empty when nobody said.
+    /// The machine it ran on. Empty if unknown.
     pub host: String,
     /// The step under way.
     pub step: Step,
@@ -205,7 +205,7 @@ pub enum Phase {
     Finished,
     /// Stopped at the edge of a step, with a checkpoint.
     Suspended,
-    /// What a user must mend.
+    /// The run cannot go on: a problem the user has to fix, in words for people.
     Failed(String),
 }
 

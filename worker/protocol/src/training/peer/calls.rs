@@ -100,7 +100,7 @@ impl PeerNode {
             }
             Ok(_) => {
                 out.push(PeerEffect::Reply(request));
-                // Whoever has the key may be lost: the next call asks again.
+                // The peer that has the key may be lost: the next call asks again.
                 if self.rights.get(&(step, microbatch)) == Some(&Right::Refused) {
                     self.rights.remove(&(step, microbatch));
                     let waiting: Vec<Call> = self.queue.values().copied().collect();

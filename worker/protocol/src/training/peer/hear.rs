@@ -8,7 +8,7 @@ use super::{Call, CallKind, Job, PeerEffect, PeerNode, Right, Take};
 impl PeerNode {
     /// The conductor speaks.
     pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
-        // Whoever cannot trust its memory does nothing more but end.
+        // A peer that cannot trust its memory does nothing any more but end.
         if self.corrupt.is_some() && !matches!(message, ToPeer::Expelled { .. } | ToPeer::Retire) {
             return;
         }

@@ -38,11 +38,11 @@ pub struct PeerConfig {
 /// What a trainer asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Of which stage.
+    /// The stage that is to compute; another one is refused.
     pub stage: StageId,
-    /// Of which step.
+    /// The step that the microbatch belongs to.
     pub step: Step,
-    /// Which.
+    /// Its index within the step.
     pub microbatch: Microbatch,
     /// In which attempt at the open steps.
     pub attempt: Attempt,
@@ -86,9 +86,9 @@ pub enum Refused {
 pub enum Job {
     /// Answer a call.
     Compute {
-        /// Which.
+        /// The call that gets the answer.
         request: RequestId,
-        /// What.
+        /// What to compute, and for which microbatch.
         call: Call,
         /// Add the parameters' gradients to the sums.
         accumulate: bool,
@@ -103,7 +103,7 @@ pub enum Job {
     Add(Take),
     /// Update with the averages, empty the sums of their step.
     Apply {
-        /// Of which step.
+        /// The step whose averages these are.
         step: Step,
         /// Factor of the gradient.
         scale: f32,
@@ -115,9 +115,9 @@ pub enum Job {
 /// The sums of a mate that leaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Take {
-    /// Of which step.
+    /// The step that the sums are of.
     pub step: Step,
-    /// Whose.
+    /// The peer that leaves.
     pub from: Mate,
     /// What they contain.
     pub contributions: Vec<Contribution>,
@@ -149,20 +149,20 @@ pub enum PeerEffect {
     },
     /// Form an average. Then [`PeerNode::averaged`] or [`PeerNode::average_failed`].
     Average {
-        /// Of which step.
+        /// The step whose gradients are averaged.
         step: Step,
-        /// Which tensors.
+        /// The tensors that are averaged.
         shard: ShardId,
-        /// Which attempt.
+        /// Number of this average: an answer to an earlier one counts nothing.
         round: u64,
-        /// Who contributes.
+        /// The peers that contribute, in the order in which their sums are added.
         group: Vec<Mate>,
     },
     /// Receive a mate's sums. Then [`PeerNode::received`].
     Take(Take),
     /// Write a checkpoint of the state after `step` updates, which is the present one. Then tell.
     Save {
-        /// Which.
+        /// Updates in the state that is written.
         step: Step,
         /// Write nothing, and tell what would be written.
         check: bool,
