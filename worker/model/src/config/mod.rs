@@ -1,13 +1,15 @@
 //! The shape of a Llama-family decoder.
 //!
-//! * [`json`] from Hugging Face's config.json, [`json_keys`] its keys, [`json_rope`] what it says of rotary embeddings
-//! * [`gguf`] from the metadata of a GGUF file, [`gguf_keys`] its keys
+//! * [`json`] from Hugging Face's config.json, [`json_keys`] its keys, [`json_rope`] what it says of rotary embeddings, [`json_section`] its objects
+//! * [`gguf`] from the metadata of a GGUF file, [`gguf_keys`] its keys, [`gguf_values`] their values
 
 mod gguf;
 mod gguf_keys;
+mod gguf_values;
 mod json;
 mod json_keys;
 mod json_rope;
+mod json_section;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
 

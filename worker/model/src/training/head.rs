@@ -10,8 +10,9 @@ use dunlin_kernels::{
 
 use super::TrainingError;
 use super::copies::{Bits, Held};
-use super::layer::{Through, Work, fit};
+use super::layer::{Work, fit};
 use super::layout::{NORM, ParameterLayout};
+use super::through::Through;
 use crate::block::Flaw;
 use crate::config::ModelConfig;
 use crate::weights::Head;

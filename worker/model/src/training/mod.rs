@@ -9,7 +9,8 @@
 //! * [`export`] an ordinary Hugging Face folder of it
 //! * [`base`] the weights that an adapter is trained over
 //! * [`copies`] what computations read, to tell whether memory has changed
-//! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction
+//! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction; `through`
+//!   their buffers
 
 pub mod base;
 pub mod copies;
@@ -21,6 +22,7 @@ pub mod stage;
 mod adapter;
 mod head;
 mod layer;
+mod through;
 
 use thiserror::Error;
 
