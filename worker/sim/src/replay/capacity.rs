@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_planner::PeerName;
 use dunlin_planner::rebalance::{self, Fetching, Kind, Peer, Stage, View};
 
+use super::options::{Options, Policy};
+use super::report::Report;
 use super::trace::Life;
-use super::{Options, Policy, Report};
 use crate::model::mix;
 
 /// One swarm at one time.
