@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
 
+use super::gguf_keys;
 use super::gguf_values::{Keys, malformed};
-use super::{ModelConfig, gguf_keys};
+use super::shape::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::gguf::{Header, Value};
 

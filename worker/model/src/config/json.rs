@@ -4,7 +4,8 @@ use dunlin_kernels::RopeLayout;
 use serde_json::Value;
 
 use super::json_section::Section;
-use super::{ModelConfig, json_keys, json_rope};
+use super::shape::ModelConfig;
+use super::{json_keys, json_rope};
 use crate::error::{ModelError, excerpt};
 
 /// Epsilon of the norms when config.json does not say one, for all three families.

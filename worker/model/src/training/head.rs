@@ -8,8 +8,8 @@ use dunlin_kernels::{
     weight_gradient,
 };
 
-use super::TrainingError;
 use super::copies::{Bits, Held};
+use super::error::TrainingError;
 use super::layer::{Work, fit};
 use super::layout::{NORM, ParameterLayout};
 use super::through::Through;

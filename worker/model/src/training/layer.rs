@@ -9,9 +9,9 @@ use dunlin_kernels::{
     rms_norm_backward, rope_rows, swiglu_backward, weight_gradient,
 };
 
-use super::TrainingError;
 use super::adapter::{AdapterWork, TrainedAdapter};
 use super::copies::{Bits, Held};
+use super::error::TrainingError;
 use super::layout::{ParameterLayout, slices};
 use super::through::Through;
 use crate::adapter::{AdaptedRows, AdapterShape, Projection};
