@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::adapter::peft;
 use dunlin_model::training::layout::EMBEDDING;
 use serde_json::json;
 
@@ -13,10 +14,14 @@ use super::disk::{self, Disk};
 use super::error::CheckpointError;
 use super::identity::Identity;
 use super::manifest::{FileRecord, Manifest, StageRecord};
-use super::names::{FILE, INDEX, folder, slot_name, stage_files};
+use super::names::{FILE, folder, slot_name, stage_files};
 use super::read::{check_length, open, steps};
 use super::tensor::Tensor;
-use super::{adapter, model, tensors};
+use super::{adapter, model, tensors, texts};
+use crate::config::TrainingConfig;
+
+/// Which file has which tensor.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// A stage at one step.
 #[derive(Clone, Debug)]
@@ -115,6 +120,15 @@ pub(super) fn write_stage_on(
     let folder = folder(destination, step);
     disk.make(&folder)?;
     stage.written(|name, tensors| disk.write(&folder, name, |out| tensors::write(name, tensors, out)))
+}
+
+/// Names of what can be beside the files of stages.
+pub(super) fn beside(config: &TrainingConfig) -> impl Iterator<Item = String> {
+    let own = match config.adapter {
+        Some(_) => [peft::CONFIG, peft::WEIGHTS],
+        None => ["config.json", INDEX],
+    };
+    own.into_iter().chain(texts::FILES.map(|(name, _)| name)).map(str::to_owned)
 }
 
 /// Makes the checkpoint complete: checks that all that stages wrote is there, writes what is beside it, removes what is left of attempts,
