@@ -8,7 +8,7 @@ use dunlin_planner::rebalance::{self, Fetching, Kind, Peer, Stage, View};
 use super::options::{Options, Policy};
 use super::report::Report;
 use super::trace::Life;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// One swarm at one time.
 pub(super) struct Swarm<'a> {

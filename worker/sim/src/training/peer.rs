@@ -15,7 +15,7 @@ use super::flaw::Flaw;
 use super::numbers::{ARITHMETIC, Keys, State, Sums};
 use super::peer_shell::{Average, Fetching, PeerShell, Work};
 use super::world::World;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// A mate that does not answer is given up after this long.
 const PULL_MS_MAX: u64 = 1200;

@@ -6,7 +6,7 @@ use dunlin_planner::PeerName;
 use dunlin_protocol::training::{StageId, Step};
 
 use super::numbers::Shape;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// Which faults may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

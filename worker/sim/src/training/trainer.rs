@@ -11,7 +11,7 @@ use super::events::{Answer, Asked, Event, Up};
 use super::numbers::ARITHMETIC;
 use super::trainer_shell::TrainerShell;
 use super::world::World;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 impl World {
     pub(super) fn join_trainer(&mut self) {

@@ -11,7 +11,7 @@ use super::numbers::{State, Truth, sequential};
 use super::peer_shell::PeerShell;
 use super::scenario::{Kinds, Outcome, Scenario, Struck};
 use super::trainer_shell::TrainerShell;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// Everything is finished this long after the last fault, or something is stuck.
 const LIVENESS_MS: u64 = 240_000;
