@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::generate::{Choice, Piece};
 use super::logprobs::{self, TokenLogProb};
 use super::params::{Endpoint, Params};
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 
 /// A request ends after this long at the latest.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3600);

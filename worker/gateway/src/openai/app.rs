@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::intake::Intake;
 use crate::driver::Handle;
 use crate::metrics::Metrics;
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 
 /// What handlers share.
 #[derive(Clone)]

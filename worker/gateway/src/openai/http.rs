@@ -107,8 +107,8 @@ mod tests {
 
     use super::router;
     use crate::driver::{Driver, Handle};
+    use crate::model_text::ModelText;
     use crate::openai::App;
-    use crate::run::ModelText;
     use crate::testing::{VOCAB, model};
 
     /// The answer of a gateway without stages.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::error::ApiError;
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 
 /// The model and its adapters.
 ///
