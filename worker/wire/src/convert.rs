@@ -346,6 +346,7 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
 mod tests {
     use std::sync::Arc;
 
+    use dunlin_planner::{Layers, Load};
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
