@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use axum::serve::ListenerExt;
-use dunlin_planner::Topology;
 use dunlin_protocol::{GatewayConfig, GatewayId};
+use dunlin_swarm::Topology;
 use dunlin_swarm::Topology;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{Credentials, LinksConfig, WireRuntime, proto};

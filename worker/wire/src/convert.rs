@@ -346,10 +346,10 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_planner::{Layers, Load};
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
+    use dunlin_swarm::{Layers, Load};
     use dunlin_swarm::{Layers, Load};
 
     use super::{from_wire, to_wire};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::recovery::Recovery;
 use crate::frame::{Frame, GatewayId, SessionId};

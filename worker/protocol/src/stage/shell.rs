@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dunlin_planner::{Layers, PeerName, Position};
+use dunlin_swarm::{Layers, PeerName, Position};
 
 use super::sender::Sender;
 use crate::frame::{Attempt, Frame, GatewayId, Refusal, RowData, SessionId};

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, PeerReport, RequestId, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
 };
+use dunlin_swarm::PeerName;
 
 use super::numbers::{State, Sums};
 use super::scenario::Loss;

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{Job, Mate, PeerNode, RequestId, ShardId, StageId, Step};
+use dunlin_swarm::PeerName;
 
 use super::events::{Answer, Asked, Requests};
 use super::flaw::Flaw;

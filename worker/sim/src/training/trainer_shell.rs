@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::{Call, CallId, Microbatch, Step, TrainerCore};
+use dunlin_swarm::PeerName;
 
 /// Tensors of a microbatch.
 #[derive(Clone, Debug, Default)]

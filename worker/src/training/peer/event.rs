@@ -1,8 +1,8 @@
 //! What happens to a peer.
 
-use dunlin_planner::PeerName;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{RequestId, StateDigest, Step};
+use dunlin_swarm::PeerName;
 use dunlin_train::Stage;
 use dunlin_train::average::Average;
 use dunlin_train::stage::Computed;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 /// Since when peers report, and whether what they hold was looked at.
 #[derive(Clone, Debug, Default)]

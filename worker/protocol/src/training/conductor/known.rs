@@ -1,6 +1,6 @@
 //! What is known of the checkpoints that there are.
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::shell::Checkpoints;
 use crate::training::ids::Step;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::PeerName;
+use dunlin_swarm::PeerName;
 
 use super::shell::MemberView;
 use crate::training::ids::{Attempt, Microbatch, StageId, Step};
