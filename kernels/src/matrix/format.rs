@@ -61,7 +61,7 @@ pub enum PackError {
     /// A row does not fill whole blocks.
     #[error("a row of {k} values does not fill whole blocks of {format:?} ({block} values)")]
     Block {
-        /// The format.
+        /// Format of the weights, which says how many values a block has.
         format: Format,
         /// Values in a row.
         k: usize,
@@ -71,7 +71,7 @@ pub enum PackError {
     /// Too few or too many bytes.
     #[error("{n} x {k} values of {format:?} are {expected} bytes, not {found}")]
     Length {
-        /// The format.
+        /// Format of the weights, which says how many values a block has.
         format: Format,
         /// Rows.
         n: usize,

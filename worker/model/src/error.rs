@@ -93,7 +93,7 @@ impl ModelError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a value that is not finite appeared in layer {layer}, row {row}")]
 pub struct NonFinite {
-    /// In which layer.
+    /// Index of the layer in the model.
     pub layer: u32,
     /// In the first row of this index in the batch.
     pub row: usize,

@@ -8,7 +8,7 @@ use dunlin_kernels::Pool;
 /// A tensor of the flat parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorRange {
-    /// Where it is.
+    /// Its place in the vector of parameters.
     pub range: Range<usize>,
     /// Weight decay pulls it (matrices, not norms and biases).
     pub decay: bool,

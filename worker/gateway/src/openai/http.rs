@@ -26,7 +26,7 @@ const REQUEST_ID_MAX: usize = 128;
 const PREFLIGHT: Duration = Duration::from_secs(3600);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The routes.
+/// All paths of the HTTP API.
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("page.html")) }))

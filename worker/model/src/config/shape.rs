@@ -24,15 +24,15 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Width inside of the feed-forward part.
     pub ffn: usize,
-    /// Tokens.
+    /// Tokens in the vocabulary.
     pub vocab: usize,
     /// Epsilon of the norms.
     pub rms_eps: f32,
     /// Base of the rotary embedding.
     pub rope_base: f64,
-    /// Its stretch.
+    /// How the frequencies of the rotary embedding are stretched for longer contexts.
     pub rope_scaling: RopeScaling,
-    /// Its layout.
+    /// Which values of a head are rotated as a pair.
     pub rope_layout: RopeLayout,
     /// Positions the model was made for.
     pub context_length: u32,

@@ -20,11 +20,11 @@ pub enum TrainingError {
     /// A gradient that is not finite or too large for the sum.
     #[error("the gradient of `{tensor}` has {value} at {index}, not a number of at most {limit} in size")]
     Gradient {
-        /// Which tensor.
+        /// Name of the tensor, as Hugging Face has it.
         tensor: String,
         /// Index in the tensor.
         index: usize,
-        /// The value.
+        /// The value that was found there.
         value: f32,
         /// The largest size allowed.
         limit: f32,

@@ -76,7 +76,7 @@ pub enum Failure {
     },
     /// The model gave a value that is not finite.
     NonFinite {
-        /// In which layer.
+        /// Index of the layer; the number of layers for the output matrix.
         layer: u32,
     },
     /// A stage finds the request senseless: an error of ours.
@@ -95,7 +95,7 @@ pub enum GatewayEffect {
     Connect {
         /// Its name.
         peer: PeerName,
-        /// Where it listens.
+        /// `host:port` of its gRPC server.
         addr: String,
     },
     /// No longer.
@@ -105,9 +105,9 @@ pub enum GatewayEffect {
     },
     /// Send a frame.
     Send {
-        /// To whom.
+        /// The stage that gets it.
         peer: PeerName,
-        /// What.
+        /// The frame, as the session protocol has it.
         frame: Frame,
     },
     /// A token for the client; each position once, in order.
@@ -116,7 +116,7 @@ pub enum GatewayEffect {
         session: SessionId,
         /// Its index in the sequence.
         position: u32,
-        /// The token.
+        /// Index of the token in the vocabulary.
         token: u32,
         /// Its log-probability.
         logprob: f32,
@@ -127,21 +127,21 @@ pub enum GatewayEffect {
     Finished {
         /// Which session.
         session: SessionId,
-        /// Why.
+        /// What ended it: an end token, or its length.
         reason: FinishReason,
     },
     /// There will be no more tokens.
     Failed {
         /// Which session.
         session: SessionId,
-        /// Why.
+        /// What the client is told.
         error: Failure,
     },
-    /// For the metrics.
+    /// A session goes on after a disturbance: for the metrics, and for `/swarm`.
     Recovered {
         /// Which session.
         session: SessionId,
-        /// How it went.
+        /// What disturbed it, how long it stood still, and what was computed again.
         recovery: Recovery,
     },
 }

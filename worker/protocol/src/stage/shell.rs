@@ -11,7 +11,7 @@ use crate::sampling::SamplingParams;
 /// Bounds of a stage.
 #[derive(Clone, Debug)]
 pub struct StageConfig {
-    /// Its own name.
+    /// Name of this peer, as routes have it.
     pub name: PeerName,
     /// Values in a row.
     pub hidden: usize,
@@ -32,9 +32,9 @@ pub struct StageConfig {
 pub enum Destination {
     /// To a peer, by a link of our own.
     Peer {
-        /// Its name.
+        /// Name of the peer.
         name: PeerName,
-        /// Where it listens.
+        /// `host:port` of its gRPC server.
         addr: String,
     },
     /// To a peer, by the link it opened to send us rows.
@@ -75,7 +75,7 @@ pub enum Input {
 /// Sample a token from the last row of a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleRequest {
-    /// How.
+    /// Temperature, penalties and the like, and the seed.
     pub params: Arc<SamplingParams>,
     /// All tokens up to and with the one that the last row was made from.
     pub tokens: Arc<Vec<u32>>,
@@ -88,9 +88,9 @@ pub struct SampleRequest {
 pub struct Job {
     /// Which session.
     pub session: SessionId,
-    /// Which try.
+    /// The attempt that it belongs to; a stage obeys the highest that it has seen.
     pub attempt: Attempt,
-    /// Which layers.
+    /// The layers of the segment.
     pub layers: Layers,
     /// With which adapter, if any.
     pub adapter: Option<Arc<str>>,
@@ -117,14 +117,14 @@ pub enum Output {
     Nothing,
     /// A token.
     Token {
-        /// The token.
+        /// Index of the token in the vocabulary.
         token: u32,
         /// Its log-probability.
         logprob: f32,
         /// The likeliest tokens, if asked for.
         top: Vec<(u32, f32)>,
     },
-    /// Not done, and nothing after it in this segment will be until it is truncated or freed.
+    /// The job failed. Later jobs of this segment fail too, until the segment is truncated or freed.
     Failed(Refusal),
 }
 
@@ -133,15 +133,15 @@ pub enum Output {
 pub struct Computed {
     /// Which session.
     pub session: SessionId,
-    /// Which try.
+    /// The attempt that it belongs to; a stage obeys the highest that it has seen.
     pub attempt: Attempt,
-    /// Which layers.
+    /// The layers of the segment.
     pub layers: Layers,
     /// Position of the first row.
     pub start: Position,
     /// Number of rows.
     pub count: u32,
-    /// The result.
+    /// What was computed, or why it was not.
     pub output: Output,
 }
 
@@ -150,9 +150,9 @@ pub struct Computed {
 pub enum StageEffect {
     /// Send a frame.
     Send {
-        /// To whom.
+        /// The gateway or peer that gets it.
         to: Destination,
-        /// What.
+        /// The frame, as the session protocol has it.
         frame: Frame,
     },
     /// Give the engine a job.
@@ -161,14 +161,14 @@ pub enum StageEffect {
     Truncate {
         /// Which session.
         session: SessionId,
-        /// Which layers.
+        /// The layers of the segment.
         layers: Layers,
         /// First position to forget.
         to: Position,
     },
     /// End the stream of a caller that sent what is not its to send; nothing else came of it.
     Forbidden {
-        /// Whose.
+        /// The caller whose stream ends.
         from: Sender,
         /// The rule that it broke.
         rule: &'static str,
@@ -177,7 +177,7 @@ pub enum StageEffect {
     Free {
         /// Which session.
         session: SessionId,
-        /// Which layers.
+        /// The layers of the segment.
         layers: Layers,
     },
 }

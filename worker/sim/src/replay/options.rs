@@ -9,7 +9,7 @@ pub const HANDOVER_MS: u64 = 5_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// The planner.
+    /// The planner, as in a run.
     Dunlin,
     /// Peers go to a random stage, from the start on, and stay: what a swarm without rebalancing does.
     None,
@@ -30,7 +30,7 @@ pub struct Options {
     pub room: usize,
     /// Runs with different seeds, over which the report is a mean. A seed places the first peers and the steps' edges, and with [`Policy::None`] all joiners.
     pub seeds: u64,
-    /// Who decides.
+    /// What decides where peers go.
     pub policy: Policy,
     /// Peers are a fluid; otherwise they run the protocol.
     pub fluid: bool,

@@ -89,7 +89,7 @@ pub(super) struct PeerShell {
     /// Of this step, and the one behind it.
     pub(super) sums: BTreeMap<Step, Sums>,
     pub(super) open: BTreeMap<ShardId, u64>,
-    /// To whom it gives values. Whoever asks before it is one of them waits.
+    /// The peers that it gives values to. Another one that asks waits until it is one of them.
     pub(super) mates: Mates,
     pub(super) averages: BTreeMap<ShardId, (Step, Average)>,
     pub(super) history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 
 use super::event::Event;
 
-/// Who is told that memory has changed by itself.
+/// Where it is told that memory has changed by itself.
 #[derive(Clone)]
 pub struct Alarm(Option<mpsc::Sender<Event>>);
 

@@ -13,14 +13,14 @@ use tokio::time::timeout;
 use super::super::values::PATIENCE;
 use super::pieces::index;
 
-/// Which average.
+/// What tells one average from all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Which {
     /// Of which step.
     pub step: Step,
-    /// Which tensors.
+    /// The tensors that are averaged.
     pub shard: ShardId,
-    /// Which attempt.
+    /// Number of this average: an answer to an earlier one counts nothing.
     pub round: u64,
 }
 

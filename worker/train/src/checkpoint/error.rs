@@ -16,7 +16,7 @@ pub enum CheckpointError {
     Write {
         /// Which file or folder.
         path: PathBuf,
-        /// Why.
+        /// What the system or the server said.
         source: io::Error,
     },
     /// A file could not be read.
@@ -24,13 +24,13 @@ pub enum CheckpointError {
     Read {
         /// Which file or folder.
         path: PathBuf,
-        /// Why.
+        /// What the system or the server said.
         source: io::Error,
     },
     /// A file is not what the manifest says.
     #[error("{path} is damaged: {problem}; remove this checkpoint to go on from an earlier one")]
     Damaged {
-        /// Which file.
+        /// The file that is damaged.
         path: PathBuf,
         /// The first thing that is wrong.
         problem: String,

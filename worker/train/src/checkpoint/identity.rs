@@ -10,9 +10,9 @@ use crate::config::TrainingConfig;
 pub struct Identity<'a> {
     /// Updates so far.
     pub step: u64,
-    /// The run.
+    /// The configuration of the run.
     pub config: &'a TrainingConfig,
-    /// The model.
+    /// The shape of the model that is trained.
     pub model: &'a ModelConfig,
     /// What goes beside it.
     pub texts: &'a Texts,

@@ -13,7 +13,7 @@ pub enum CodecError {
         "value {index} is not finite, or too large for {codec:?}: training has diverged, or the codec is too narrow for this model"
     )]
     Range {
-        /// The codec.
+        /// The codec that was asked for.
         codec: Codec,
         /// Which value; the first of its block for F16Scaled and Q8.
         index: usize,
@@ -21,7 +21,7 @@ pub enum CodecError {
     /// Not as many bytes as the values take.
     #[error("{found} bytes are not the {expected} of {values} values in {codec:?}")]
     Length {
-        /// The codec.
+        /// The codec that was asked for.
         codec: Codec,
         /// Bytes there are.
         found: usize,

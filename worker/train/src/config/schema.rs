@@ -116,7 +116,7 @@ pub enum OptimizerKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// Formula.
+    /// The formula of the update.
     pub kind: OptimizerKind,
     /// Learning rate at its highest.
     pub learning_rate: f64,

@@ -11,9 +11,9 @@ pub enum DataError {
     /// Bytes could not be read.
     #[error("cannot read {what}")]
     Read {
-        /// From where.
+        /// The file or URL.
         what: String,
-        /// Why.
+        /// What the system or the server said.
         source: io::Error,
     },
     /// The bytes are not the ones that were meant.
@@ -21,9 +21,9 @@ pub enum DataError {
         "{what} has the SHA-256 {found}, not {expected}; correct the digest or use the data it was made of"
     )]
     Digest {
-        /// Which file.
+        /// The file or URL.
         what: String,
-        /// Its digest.
+        /// The digest that it has.
         found: String,
         /// The digest in the configuration.
         expected: String,
@@ -31,9 +31,9 @@ pub enum DataError {
     /// The text breaks its format.
     #[error("{what}, line {line}: {problem}")]
     Malformed {
-        /// Which file.
+        /// The file or URL.
         what: String,
-        /// From 1.
+        /// Number of the line, from 1.
         line: u64,
         /// What is wrong and what to do.
         problem: String,
@@ -44,7 +44,7 @@ pub enum DataError {
          whoever reads it more memory (trainers.resources)"
     )]
     TooLarge {
-        /// Which file.
+        /// The file or URL.
         what: String,
         /// As many fit.
         tokens: usize,
@@ -58,7 +58,7 @@ pub enum DataError {
     TooSmall {
         /// The training or the validation part.
         part: &'static str,
-        /// Its tokens.
+        /// Tokens that it has.
         tokens: usize,
         /// Tokens of a sequence.
         needed: usize,

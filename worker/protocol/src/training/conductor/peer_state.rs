@@ -42,7 +42,7 @@ pub(super) struct PeerState {
     pub(super) wrong_states: u32,
     /// The newest step of which a mate has taken its sums, since they were emptied without an update.
     pub(super) gave: Option<Step>,
-    /// To whom it gives values, as it was told last.
+    /// The peers that it gives values to, as it was told last.
     pub(super) mates: Mates,
 }
 

@@ -56,7 +56,7 @@ pub(super) struct UnderWay {
     pub(super) sealing: bool,
 }
 
-/// Who writes a stage, and what came of it.
+/// The peer that writes a stage, and what came of it.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     pub(super) name: PeerName,
