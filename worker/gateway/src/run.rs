@@ -10,7 +10,6 @@ use anyhow::{Context, anyhow};
 use axum::serve::ListenerExt;
 use dunlin_protocol::{GatewayConfig, GatewayId};
 use dunlin_swarm::Topology;
-use dunlin_swarm::Topology;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{Credentials, LinksConfig, WireRuntime, proto};
 use tokio::net::TcpListener;

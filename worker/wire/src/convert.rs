@@ -350,7 +350,6 @@ mod tests {
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
     use dunlin_swarm::{Layers, Load};
-    use dunlin_swarm::{Layers, Load};
 
     use super::{from_wire, to_wire};
     use crate::proto;

@@ -20,7 +20,7 @@ use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
-use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, PING, QUEUE_MAX, SILENCE, Sayer};
+use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX, Sayer};
 
 /// Streams to a conductor at once.
 const STREAMS_MAX: usize = 4096;

@@ -1,7 +1,5 @@
 //! What both ends of a stream keep to.
 
-use std::time::Duration;
-
 use tokio::sync::mpsc;
 
 /// Largest message taken from a peer.
@@ -10,10 +8,6 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub const PIECE_BYTES: usize = 1 << 20;
 /// Largest message with a piece, whatever its values are.
 pub(crate) const PIECE_MESSAGE_MAX: usize = 2 * PIECE_BYTES;
-/// Pause between signs of life, in training.
-pub(crate) const PING: Duration = Duration::from_millis(250);
-/// Nothing heard for so long: the other side is lost.
-pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 /// Messages that may wait on one stream; a side that reads nothing for so long is lost.
 pub(crate) const QUEUE_MAX: usize = 4096;
 

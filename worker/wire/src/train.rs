@@ -19,7 +19,7 @@ use crate::proto::train_stage_client::TrainStageClient;
 pub use crate::services::{
     ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
 };
-use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, PING, QUEUE_MAX, SILENCE};
+use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX};
 pub use crate::streams::{PIECE_BYTES, Sayer};
 
 /// First and longest pause before dialling again.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_protocol::training::conductor::{Committed, Moved};
 use dunlin_protocol::training::{Conductor, ConductorEvent, Phase, StageId, Step};
+use dunlin_swarm::PeerName;
 
 use super::events::Event;
 use super::numbers::{State, Truth, sequential};
