@@ -1,12 +1,18 @@
-//! The rules of docs/architecture.md that a dependency graph can show.
+//! The rules of docs/architecture.md that dependencies show, those of crates and those of files.
 //!
-//! Pure crates decide; they may not reach a runtime, a socket, Kubernetes, a clock crate or a random source, at any depth.
+//! Pure crates decide; they may not reach a runtime, a socket, Kubernetes, a clock crate or a random source, at any depth. Files of a crate do
+//! not import one another in a circle: each can be read, and moved, with what it needs alone.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod imports;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use imports::{circles, imports};
 use serde_json::Value;
 
 /// Crates that only compute.
@@ -43,8 +49,123 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ("dunlin-train", &["tokio", "tonic", "kube"], "training's arithmetic and files are plain functions"),
 ];
 
-/// Normal (not dev, not build) dependencies of each package, by name.
-fn graph() -> BTreeMap<String, BTreeSet<String>> {
+/// Circles that are left: files below the `src` of a crate. One that is gone goes from here, and none comes.
+const CIRCLES: &[(&str, &[&str])] = &[
+    (
+        "dunlin-gateway",
+        &[
+            "openai/answer.rs",
+            "openai/generate.rs",
+            "openai/http.rs",
+            "openai/request.rs",
+            "openai/status.rs",
+            "run.rs",
+        ],
+    ),
+    (
+        "dunlin-kernels",
+        &["linear/avx2.rs", "linear/avx512.rs", "linear/many.rs", "linear/mod.rs", "linear/scalar.rs"],
+    ),
+    ("dunlin-kernels", &["matrix/mod.rs", "matrix/pack.rs"]),
+    (
+        "dunlin-model",
+        &[
+            "adapter/low_rank.rs",
+            "adapter/mod.rs",
+            "adapter/peft.rs",
+            "adapter/peft_keys.rs",
+            "adapter/strangers.rs",
+            "block.rs",
+            "config/gguf.rs",
+            "config/gguf_keys.rs",
+            "config/json.rs",
+            "config/json_keys.rs",
+            "config/json_rope.rs",
+            "config/mod.rs",
+            "error.rs",
+            "file/mistaken.rs",
+            "file/mod.rs",
+            "file/places.rs",
+            "file/weight_files.rs",
+            "gguf.rs",
+            "safetensors.rs",
+            "source.rs",
+            "tokenizer/from_gguf.rs",
+            "tokenizer/mod.rs",
+            "weights.rs",
+        ],
+    ),
+    ("dunlin-model", &["training/adapter.rs", "training/layer.rs"]),
+    (
+        "dunlin-protocol",
+        &[
+            "training/conductor/checkpoints.rs",
+            "training/conductor/gather.rs",
+            "training/conductor/mod.rs",
+            "training/conductor/moves.rs",
+            "training/conductor/open.rs",
+            "training/conductor/patience.rs",
+            "training/conductor/save.rs",
+            "training/conductor/trouble.rs",
+            "training/conductor/trust.rs",
+        ],
+    ),
+    ("dunlin-protocol", &["training/mates.rs", "training/message.rs"]),
+    ("dunlin-sim", &["replay/capacity.rs", "replay/mod.rs", "replay/protocol.rs"]),
+    (
+        "dunlin-sim",
+        &[
+            "training/faults.rs",
+            "training/net.rs",
+            "training/peer.rs",
+            "training/trainer.rs",
+            "training/world.rs",
+        ],
+    ),
+    (
+        "dunlin-train",
+        &[
+            "checkpoint/adapter.rs",
+            "checkpoint/destination.rs",
+            "checkpoint/manifest.rs",
+            "checkpoint/model.rs",
+            "checkpoint/owner.rs",
+            "checkpoint/read.rs",
+            "checkpoint/remote.rs",
+            "checkpoint/s3.rs",
+            "checkpoint/server.rs",
+            "checkpoint/tensors.rs",
+            "checkpoint/texts.rs",
+            "checkpoint/write.rs",
+            "config/changes.rs",
+            "config/mod.rs",
+            "config/model.rs",
+            "data/source.rs",
+            "data/text.rs",
+            "optimizer/formula.rs",
+            "optimizer/mod.rs",
+            "optimizer/parts.rs",
+            "squares.rs",
+        ],
+    ),
+    ("dunlin-train", &["codec/f16.rs", "codec/mod.rs", "codec/q8.rs"]),
+    ("dunlin-train", &["run.rs", "stage.rs"]),
+    ("dunlin-worker", &["cli.rs", "model/adapters.rs", "model/location.rs"]),
+    ("dunlin-worker", &["training/conductor/mod.rs", "training/conductor/page.rs"]),
+    (
+        "dunlin-worker",
+        &[
+            "training/peer/average.rs",
+            "training/peer/collect.rs",
+            "training/peer/fetch.rs",
+            "training/peer/happened.rs",
+            "training/peer/mod.rs",
+            "training/peer/serve.rs",
+        ],
+    ),
+];
+
+fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -58,7 +179,12 @@ fn graph() -> BTreeMap<String, BTreeSet<String>> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Normal (not dev, not build) dependencies of each package, by name.
+fn graph() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = metadata();
     let name_of: BTreeMap<&str, &str> = metadata["packages"]
         .as_array()
         .unwrap()
@@ -121,4 +247,139 @@ fn fences_between_rooms_hold() {
 #[test]
 fn the_graph_is_read_right() {
     assert!(path(&graph(), "dunlin-protocol", "dunlin-planner").is_some());
+}
+
+/// The text of every file of a crate below `folder`, but those of other programs, by path below it.
+fn sources(folder: &Path) -> BTreeMap<String, String> {
+    let (mut sources, mut open) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.extend((path != folder.join("bin")).then_some(path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(folder).unwrap().to_str().unwrap();
+                sources.insert(name.to_owned(), fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    if sources.contains_key("lib.rs") {
+        sources.remove("main.rs");
+    }
+    sources
+}
+
+#[test]
+fn files_import_one_another_in_no_circle() {
+    let metadata = metadata();
+    let crates =
+        metadata["packages"].as_array().unwrap().iter().filter(|package| package["source"].is_null());
+    let mut left: BTreeSet<(String, BTreeSet<String>)> = CIRCLES
+        .iter()
+        .map(|(name, files)| ((*name).to_owned(), files.iter().map(|file| (*file).to_owned()).collect()))
+        .collect();
+    let mut complaints = Vec::new();
+    for package in crates {
+        let name = package["name"].as_str().unwrap();
+        let source = Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("src");
+        let imports = imports(&sources(&source));
+        assert!(!imports.is_empty(), "{name} has no files");
+        for circle in circles(&imports) {
+            if left.remove(&(name.to_owned(), circle.clone())) {
+                continue;
+            }
+            complaints.push(format!("files of {name} import one another in a circle: {circle:?}"));
+            for file in &circle {
+                let others: Vec<&String> = imports[file].intersection(&circle).collect();
+                complaints.push(format!("    {file} imports {others:?}"));
+            }
+        }
+    }
+    let gone = left.iter().map(|(name, circle)| {
+        format!("this circle of {name} is gone, or another one by now: take it out of CIRCLES: {circle:?}")
+    });
+    complaints.extend(gone);
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+/// What `files`, each a path and a text, import: `file > other`.
+fn arrows(files: &[(&str, &str)]) -> Vec<String> {
+    let sources = files.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned())).collect();
+    let imports = imports(&sources);
+    imports
+        .iter()
+        .flat_map(|(file, others)| others.iter().map(move |other| format!("{file} > {other}")))
+        .collect()
+}
+
+#[test]
+fn imports_are_read_right() {
+    const ROOT: (&str, &str) = ("lib.rs", "mod a; mod b; mod c; pub use b::d::E;");
+    let of = |text: &str| {
+        let others = [
+            (
+                "b/mod.rs",
+                "pub mod d; pub use self::d::{E, X as F}; pub(crate) use crate::c::G; pub use crate::b::H;",
+            ),
+            ("b/d.rs", ""),
+            ("c.rs", "mod f;"),
+            ("c/f.rs", ""),
+        ];
+        arrows(&[&[ROOT, ("a.rs", text)], &others[..]].concat())
+    };
+    for (text, expected) in [
+        ("use crate::b::d::E;", &["b/d.rs"][..]),
+        ("use super::b::{self, d::{E, F as I}, *};", &["b/d.rs", "b/mod.rs"]),
+        (
+            "use crate::{b::d, c};\nfn g() { d::h() + c::f::i::<crate::E>() }",
+            &["b/d.rs", "c.rs", "c/f.rs", "lib.rs"],
+        ),
+        ("use crate::b::E;", &["b/d.rs", "b/mod.rs"]),
+        ("fn g() { crate::b::F::new() + crate::b::G::new() + crate::b::H }", &["b/d.rs", "b/mod.rs", "c.rs"]),
+        ("fn g(x: crate::b::d::E) { h!(\"{}\", x.c::<super::c::J>()) }", &["b/d.rs", "c.rs"]),
+        ("mod inner { use super::super::c; use super::K; }", &["c.rs"]),
+        ("fn g() { T::<b::E>::c::f(std::b::d::E) }", &[]),
+        ("pub use crate::b::E; pub(crate) use crate::c::f::*; pub(in crate::b) struct T;", &[]),
+        ("//! See [`crate::b`].\n/// And crate::c::X.\nconst X: &str = \"crate::b::E\"; // crate::b::E", &[]),
+        (
+            "#[serde(default = \"crate::b\")] struct S; #[cfg(test)] mod tests { use crate::b::E; } fn g() -> crate::c::X {}",
+            &["c.rs"],
+        ),
+        ("#[cfg(test)]\n#[allow(x)]\nfn g(x: crate::b::E) { y() } fn h(x: crate::c::X) {}", &["c.rs"]),
+        ("#[cfg(test)] use crate::b::E; use crate::c::X;", &["c.rs"]),
+    ] {
+        let expected: Vec<String> = expected.iter().map(|other| format!("a.rs > {other}")).collect();
+        assert_eq!(of(text), expected, "{text}");
+    }
+    // A parent calls its children, and they may import each other; tests count on neither side.
+    let family = [
+        ("main.rs", "mod a; fn main() { a::b::run() }"),
+        ("a.rs", "#[cfg(test)] mod tests; mod b; mod c; fn f() { b::run() }"),
+        ("a/b.rs", "use super::c::X; #[cfg(test)] use super::tests::Y;"),
+        ("a/c.rs", "fn g() { super::f() }"),
+        ("a/tests.rs", "use super::b::Z; mod deep;"),
+        ("a/tests/deep.rs", "use crate::a;"),
+    ];
+    let found = arrows(&family);
+    assert_eq!(found, ["a.rs > a/b.rs", "a/b.rs > a/c.rs", "a/c.rs > a.rs", "main.rs > a/b.rs"]);
+}
+
+#[test]
+fn circles_are_found_whole() {
+    let imports = |arrows: &[(&str, &str)]| {
+        let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (file, other) in arrows {
+            imports.entry((*file).to_owned()).or_default().insert((*other).to_owned());
+        }
+        circles(&imports)
+            .iter()
+            .map(|circle| circle.iter().cloned().collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(imports(&[("a", "b"), ("b", "c"), ("a", "c")]), [""; 0]);
+    assert_eq!(
+        imports(&[("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("x", "y"), ("y", "x")]),
+        ["a b c", "x y"]
+    );
+    assert_eq!(imports(&[("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]), ["a b c"]);
 }

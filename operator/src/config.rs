@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::apply::network::Reach;
+use crate::apply::pods::Image;
 
 /// Kubernetes operator of Dunlin: plans and runs swarms of preemptible pods that serve one model together.
 #[derive(Clone, Debug, Parser)]
@@ -60,6 +61,17 @@ impl Config {
     #[must_use]
     pub fn reach<'a>(&self, outside: &'a [&'static str]) -> Reach<'a> {
         if self.limit_egress { Reach::Inside { but: outside } } else { Reach::Everything }
+    }
+
+    /// Image, pull settings and user of all pods of swarms.
+    #[must_use]
+    pub fn image(&self) -> Image {
+        Image {
+            reference: self.worker_image.clone(),
+            pull_policy: self.worker_image_pull_policy.clone(),
+            pull_secrets: self.image_pull_secrets.clone(),
+            fixed_user: self.fixed_user,
+        }
     }
 
     /// How long a worker may be silent.

@@ -3,23 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dunlin_wire::TlsFiles;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use tracing::{error, info};
 
 use crate::apply::Applier;
-use crate::apply::certificates::{conductor_names, gateway_names, worker_names};
-use crate::apply::network::GRPC_PORT;
 use crate::config::Config;
 use crate::error::Error;
-use crate::labels::{Owner, random};
+use crate::key::SwarmKey;
+use crate::labels::random;
 use crate::metrics::{Metrics, SwarmLabels};
-use crate::observe::{Caches, Phase, SwarmView, Trigger, WorkerView};
-use crate::peers::{Monitor, Role, Target};
+use crate::observe::Caches;
+use crate::peers::Monitor;
 use crate::status::events::Happening;
-use crate::{reconcile, training};
 
 /// What reconciliations share.
 pub struct Context {
@@ -38,14 +35,14 @@ pub struct Context {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Memory of each InferenceSwarm.
-    pub serving: Memories<reconcile::Memory>,
+    pub serving: Memories<crate::reconcile::memory::Memory>,
     /// Memory of each TrainingSwarm.
-    pub training: Memories<training::Memory>,
+    pub training: Memories<crate::training::memory::Memory>,
 }
 
 impl Context {
     /// Drops everything that is kept about a deleted swarm.
-    pub fn forget(&self, swarm: &Trigger) {
+    pub fn forget(&self, swarm: &SwarmKey) {
         self.serving.forget(swarm);
         self.training.forget(swarm);
         self.monitor.forget(swarm);
@@ -54,7 +51,7 @@ impl Context {
 
     /// When to try again after `failure`, the `attempt`-th in a row.
     #[must_use]
-    pub fn retry(&self, swarm: &Trigger, failure: &Error, attempt: u32) -> Action {
+    pub fn retry(&self, swarm: &SwarmKey, failure: &Error, attempt: u32) -> Action {
         let pause = failure.backoff(attempt, random());
         let (kind, namespace, name) = (swarm.kind.name(), &swarm.namespace, &swarm.name);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -84,7 +81,7 @@ impl Context {
     }
 
     /// Counts what happened to the peers of a swarm.
-    pub fn measure(&self, swarm: &Trigger, ready: u32, happenings: &[Happening]) {
+    pub fn measure(&self, swarm: &SwarmKey, ready: u32, happenings: &[Happening]) {
         let labels = SwarmLabels::of(swarm);
         let count = |reasons: &[&str]| {
             happenings.iter().filter(|h| reasons.contains(&h.reason.as_str())).count() as u64
@@ -96,7 +93,7 @@ impl Context {
 }
 
 /// Memory per swarm, of one kind.
-pub struct Memories<M>(Mutex<BTreeMap<Trigger, Known<M>>>);
+pub struct Memories<M>(Mutex<BTreeMap<SwarmKey, Known<M>>>);
 
 /// That of the swarm with this UID.
 struct Known<M> {
@@ -112,7 +109,7 @@ impl<M> Default for Memories<M> {
 
 impl<M: Default> Memories<M> {
     /// That of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it go.
-    pub fn of(&self, swarm: &Trigger, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
+    pub fn of(&self, swarm: &SwarmKey, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
         let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Known { uid: uid.to_owned(), memory: Arc::default() };
         let known = memories.entry(swarm.clone()).or_insert_with(new);
@@ -125,39 +122,7 @@ impl<M: Default> Memories<M> {
 
 impl<M> Memories<M> {
     /// Drops that of `swarm`.
-    pub fn forget(&self, swarm: &Trigger) {
+    pub fn forget(&self, swarm: &SwarmKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
     }
-}
-
-/// Everybody worth talking to.
-#[must_use]
-pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<TlsFiles>) -> Vec<Target> {
-    let target = |name: &str, ip: &str, role, server_name: String| Target {
-        name: name.to_owned(),
-        role,
-        addr: address(ip, GRPC_PORT),
-        server_name,
-        identity: Arc::clone(identity),
-    };
-    let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
-    let workers = view.workers.values().filter(asked).filter_map(|w| {
-        let [_, name] = worker_names(owner, &w.name);
-        Some(target(&w.name, w.ip.as_deref()?, Role::Stage, name))
-    });
-    let conductors = view.conductors.values().filter(asked).filter_map(|w| {
-        let name = conductor_names(owner, &w.name).pop()?;
-        Some(target(&w.name, w.ip.as_deref()?, Role::Conductor, name))
-    });
-    let gateways = view.gateways.values().filter(|g| g.running).filter_map(|g| {
-        let name = gateway_names(owner).pop()?;
-        Some(target(&g.name, g.ip.as_deref()?, Role::Gateway, name))
-    });
-    workers.chain(conductors).chain(gateways).collect()
-}
-
-/// `ip:port`, with brackets around IPv6.
-#[must_use]
-pub fn address(ip: &str, port: u16) -> String {
-    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }

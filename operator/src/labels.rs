@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::observe::Trigger;
+use crate::key::{Kind, SwarmKey};
 
 /// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
 pub const MANAGER: &str = "dunlin-operator";
@@ -41,32 +41,6 @@ pub const ROLE_PEER: &str = "train-peer";
 /// Role of a pod that drives data through the stages.
 pub const ROLE_TRAINER: &str = "trainer";
 
-/// Kind of a swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// It serves a model.
-    Inference,
-    /// It trains one.
-    Training,
-}
-
-impl Kind {
-    /// As Kubernetes knows it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Inference => "InferenceSwarm",
-            Self::Training => "TrainingSwarm",
-        }
-    }
-
-    /// The kind that Kubernetes knows as `name`.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Inference, Self::Training].into_iter().find(|kind| kind.name() == name)
-    }
-}
-
 /// The swarm whose children are built: what all of them have in common.
 #[derive(Clone, Debug)]
 pub struct Owner {
@@ -85,7 +59,7 @@ pub struct Owner {
 impl Owner {
     /// The swarm `key`, which is `object`. Its labels with one of `keys` are for its children, too.
     #[must_use]
-    pub fn new(key: &Trigger, object: &impl ResourceExt, keys: &[String]) -> Self {
+    pub fn new(key: &SwarmKey, object: &impl ResourceExt, keys: &[String]) -> Self {
         let inherits = |key: &&String| keys.contains(key) && !key.starts_with(OURS);
         let labels = object.labels().iter().filter(|(key, _)| inherits(key));
         Self {
@@ -248,7 +222,7 @@ mod tests {
             ("app.kubernetes.io/name", "theirs"),
         ];
         swarm.metadata.labels = Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-        let key = Trigger { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
+        let key = SwarmKey { kind: Kind::Training, namespace: "default".into(), name: "tiny".into() };
         let keys = ["team", "absent", "dunlin.dev/pool", "app.kubernetes.io/name"].map(str::to_owned);
         let owner = Owner::new(&key, &swarm, &keys);
         let metadata = owner.metadata("tiny-x", ROLE_PEER);

@@ -21,9 +21,10 @@ use crate::apply::Applier;
 use crate::config::Config;
 use crate::context::{Context, Memories};
 use crate::error::Error;
-use crate::labels::{Kind, MANAGER};
+use crate::key::{Kind, SwarmKey};
+use crate::labels::MANAGER;
 use crate::metrics::Metrics;
-use crate::observe::{Caches, Trigger};
+use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
 use crate::{reconcile, training};
 
@@ -46,7 +47,7 @@ pub struct Parts {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Swarms to look at again.
-    pub triggers: broadcast::Sender<Trigger>,
+    pub triggers: broadcast::Sender<SwarmKey>,
     /// Makes connections to workers.
     pub connect: Arc<dyn Connect>,
 }
@@ -79,7 +80,7 @@ pub async fn lead(mut parts: Parts) {
 /// Reconciles the swarms of one kind, for ever.
 async fn control<K, F>(
     kind: Kind,
-    triggers: &broadcast::Sender<Trigger>,
+    triggers: &broadcast::Sender<SwarmKey>,
     context: &Arc<Context>,
     reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
     retry: impl Fn(Arc<K>, &Error, Arc<Context>) -> Action,
@@ -112,7 +113,7 @@ async fn control<K, F>(
                 Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
                 Err(ControllerError::ObjectNotFound(gone)) => {
                     let namespace = gone.namespace.unwrap_or_default();
-                    context.forget(&Trigger { kind, namespace, name: gone.name });
+                    context.forget(&SwarmKey { kind, namespace, name: gone.name });
                 }
                 Err(error) => warn!(%error, kind = kind.name(), "watching swarms"),
             }
@@ -149,7 +150,7 @@ impl Asked {
 /// Triggers as the controller takes them. Those missed because there were too many come again with the periodic look at each swarm.
 fn references<K>(
     kind: Kind,
-    triggers: broadcast::Receiver<Trigger>,
+    triggers: broadcast::Receiver<SwarmKey>,
 ) -> impl Stream<Item = ObjectRef<K>> + Send + 'static
 where
     K: Resource<DynamicType = ()> + 'static,

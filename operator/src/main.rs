@@ -1,7 +1,8 @@
 //! `dunlin-operator`: observe -> plan -> apply.
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
-//! * [`convert`] the manifest in numbers · [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
+//! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
+//! * [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
 //! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods · [`context`] what both kinds share
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
@@ -9,9 +10,10 @@
 mod apply;
 mod config;
 mod context;
-mod convert;
+mod deletion;
 mod error;
 mod health;
+mod key;
 mod labels;
 mod lead;
 mod lease;
@@ -19,12 +21,14 @@ mod making;
 mod metrics;
 mod observe;
 mod peers;
+mod pools;
 mod quantity;
 mod reconcile;
 mod roll;
 mod roster;
 mod spot;
 mod status;
+mod targets;
 mod telemetry;
 #[cfg(test)]
 mod testing;

@@ -15,10 +15,11 @@ use crate::apply::Applier;
 use crate::apply::certificates::{files, leaf_secret};
 use crate::apply::hand_to_pod;
 use crate::apply::holds::{Holds, Key};
+use crate::deletion::Deletion;
 use crate::error::Error;
+use crate::key::SwarmKey;
 use crate::labels::{Owner, leaf, pod_name, random};
-use crate::observe::{Caches, Phase, Trigger, WorkerView};
-use crate::roster::Deletion;
+use crate::observe::{Caches, Phase, WorkerView};
 use crate::status::events::Happening;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
 
@@ -42,7 +43,7 @@ pub struct Making {
 
 impl Making {
     /// Pods that the watch has not shown yet; the others are forgotten.
-    pub fn unseen(&mut self, caches: &Caches, swarm: &Trigger, now: Instant) -> Vec<Pod> {
+    pub fn unseen(&mut self, caches: &Caches, swarm: &SwarmKey, now: Instant) -> Vec<Pod> {
         let (namespace, children) = (&swarm.namespace, caches.children(swarm));
         self.made.retain(|(pod, at)| {
             !caches.has_pod(namespace, &pod.name_any()) && now.duration_since(*at) < UNSEEN_MAX

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::observe::Trigger;
+use crate::key::SwarmKey;
 
 /// Label `category` of a failed reconciliation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,7 +33,7 @@ pub struct SwarmLabels {
 impl SwarmLabels {
     /// Those of `swarm`.
     #[must_use]
-    pub fn of(swarm: &Trigger) -> Self {
+    pub fn of(swarm: &SwarmKey) -> Self {
         Self { kind: swarm.kind.name(), namespace: swarm.namespace.clone(), swarm: swarm.name.clone() }
     }
 }

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::convert::PoolDesired;
 use crate::observe::{Phase, WorkerView};
+use crate::pools::PoolDesired;
 use crate::roster::{Roster, Standing, is_current};
 
 /// What is known of the pods of one role.

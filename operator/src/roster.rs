@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::apply::pods::PoolTemplate;
-use crate::convert::PoolDesired;
+use crate::deletion::Deletion;
 use crate::observe::{Phase, WorkerView};
 use crate::peers::{Answer, WorkerState};
+use crate::pools::PoolDesired;
 
 /// A worker that answered but never got Ready may be silent this many times longer: it reads weights.
 pub const LOADING_PATIENCE: u32 = 5;
@@ -35,17 +36,6 @@ pub struct Creation {
     pub pool: PoolTemplate,
     /// It takes the place of a lost one.
     pub replaces: bool,
-}
-
-/// A pod to delete.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deletion {
-    /// Pod name.
-    pub name: String,
-    /// Pod UID: not another pod of the same name.
-    pub uid: String,
-    /// Without waiting for its node to confirm.
-    pub now: bool,
 }
 
 /// All workers of a swarm with what becomes of them.
@@ -246,7 +236,7 @@ pub fn is_current(pools: &[PoolDesired], worker: &WorkerView) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::Report;
+    use crate::peers::report::Report;
     use crate::testing::{desired, pool_desired, worker};
 
     struct World {

@@ -10,7 +10,8 @@ use serde_json::Value;
 use tower_test::mock;
 
 use crate::apply::pods::{Image, PoolTemplate};
-use crate::labels::{Kind, Owner};
+use crate::key::Kind;
+use crate::labels::Owner;
 
 /// The server's end of a mocked connection.
 pub type Server = mock::Handle<http::Request<Body>, http::Response<Body>>;
@@ -102,8 +103,8 @@ pub fn assert_restricted(spec: &Value) {
 }
 
 /// `peers` peers in the one pool `spot`.
-pub fn desired(peers: u32) -> crate::convert::Desired {
-    crate::convert::Desired {
+pub fn desired(peers: u32) -> crate::reconcile::desired::Desired {
+    crate::reconcile::desired::Desired {
         model: "m".into(),
         digest: "t".into(),
         model_args: vec![],
@@ -111,7 +112,7 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
         outside: vec![],
         edition: "e".into(),
         image: image(),
-        pools: vec![crate::convert::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],
+        pools: vec![crate::pools::PoolDesired { peers, peers_max: peers, ..pool_desired("spot", true) }],
         shadows: 1,
         gateways: 2,
         drain_s: 120,
@@ -124,8 +125,8 @@ pub fn desired(peers: u32) -> crate::convert::Desired {
 }
 
 /// A pool without peers.
-pub fn pool_desired(name: &str, spot: bool) -> crate::convert::PoolDesired {
-    crate::convert::PoolDesired { template: pool(name, spot), hash: "h".into(), peers: 0, peers_max: 0 }
+pub fn pool_desired(name: &str, spot: bool) -> crate::pools::PoolDesired {
+    crate::pools::PoolDesired { template: pool(name, spot), hash: "h".into(), peers: 0, peers_max: 0 }
 }
 
 /// A running worker made from the current template.

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use dunlin_model::random_model::RandomModelSpec;
 
-use crate::model::NamedAdapter;
+use crate::model::{Location, NamedAdapter};
 
 /// Serves large language models over preemptible machines.
 #[derive(Parser)]
@@ -72,6 +73,27 @@ pub struct ModelArgs {
     /// Folder for downloads.
     #[arg(long, default_value = "/var/cache/dunlin")]
     pub cache: PathBuf,
+}
+
+impl ModelArgs {
+    /// Where that is.
+    ///
+    /// # Errors
+    /// When neither or a malformed one is given.
+    pub fn location(&self) -> anyhow::Result<Location> {
+        match (&self.model, &self.model_url) {
+            (Some(path), None) => Ok(Location::Path(path.clone())),
+            (None, Some(url)) => {
+                let sha256 = self.model_sha256.as_ref().map(|s| s.to_ascii_lowercase());
+                if sha256.as_ref().is_some_and(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()))
+                {
+                    bail!("--model-sha256 must be 64 hexadecimal digits");
+                }
+                Ok(Location::Url { url: url.clone(), sha256, cache: self.cache.clone() })
+            }
+            _ => bail!("give either --model or --model-url"),
+        }
+    }
 }
 
 /// What is served beside the model.

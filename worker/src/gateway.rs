@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::certificates::credentials;
 use crate::cli::GatewayArgs;
 use crate::health;
-use crate::model::{Location, NamedAdapter, Problem, adapters, problem};
+use crate::model::{NamedAdapter, Problem, adapters, problem};
 
 /// First and longest pause before the model is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -26,7 +26,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// When the options cannot be used or an address cannot be bound.
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
-    let location = Location::new(&args.model)?;
+    let location = args.model.location()?;
     let name = args.model_name.clone().unwrap_or_else(|| location.stem());
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, Some(&name))?;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::bench::{Bench, PROMPT, Scenario, TOKENS, heal, same};
 use super::clients::models_volume;
 use super::edits::{rolled, under_load};
 use super::training::{Example, LIMIT, Run};
-use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Answer, Question};
 use crate::deploy;
 use crate::local::{Local, release_dir};
@@ -66,7 +66,7 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     .context("an adapter is added")?;
     swarm.wait_whole(2)?;
     let ask = |model: &str| -> Result<Answer> {
-        chat::ask(&swarm.gateway(&[])?, &Question::greedy(model, super::PROMPT, super::TOKENS))
+        chat::ask(&swarm.gateway(&[])?, &Question::greedy(model, PROMPT, TOKENS))
     };
     same(&bench.reference, &ask("smollm2-135m")?).context("the model beside an adapter")?;
     let adapted = ask("biblical")?;
@@ -75,7 +75,7 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     let worker = release_dir().join("dunlin-worker");
     let adapter = format!("biblical={}", checkpoint.display());
     let local = Local::start_with(&worker, &file, &[adapter], 1, 2)?;
-    let alone = chat::ask(&local.url, &Question::greedy("biblical", super::PROMPT, super::TOKENS))?;
+    let alone = chat::ask(&local.url, &Question::greedy("biblical", PROMPT, TOKENS))?;
     same(&alone, &adapted).context("the adapter in a swarm of one process")?;
     drop(local);
 

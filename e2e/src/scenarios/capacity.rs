@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use super::bench::{Bench, PEERS, Scenario};
 use super::edits::under_load;
-use super::{Bench, PEERS, Scenario};
 use crate::cluster::{Cluster, repository};
 use crate::deploy;
 use crate::swarm::is_over;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, PEERS, Scenario, same};
+use super::bench::{Bench, PEERS, PROMPT, Scenario, TOKENS, same};
 use crate::chat::{self, Question};
 use crate::cluster::repository;
 use crate::deploy::{self, fetched};
@@ -49,7 +49,7 @@ fn volume(bench: &Bench<'_>) -> Result<()> {
     let swarm = Swarm { cluster: bench.cluster, name: "from-volume".into(), model: "from-volume".into() };
     bench.cluster.apply(&example.replace("smollm2.gguf", &name))?;
     swarm.wait_whole(PEERS)?;
-    let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
+    let question = Question::greedy(&swarm.model, PROMPT, TOKENS);
     same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)?;
     // Only now: what is left of a failure tells why.
     for object in ["inferenceswarm/from-volume", "persistentvolumeclaim/models", "persistentvolume/models"] {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::bench::{Bench, PEERS, Scenario};
 use super::edits::under_load;
-use super::{Bench, PEERS, Scenario};
 use crate::chat::Stream;
 use crate::cluster::{Cluster, repository};
 use crate::deploy::OPERATOR_NAMESPACE;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::{Bench, PEERS, Scenario, TOKENS, same};
+use super::bench::{Bench, PEERS, PROMPT, Scenario, TOKENS, same};
 use crate::chat::{self, Answer, Question};
 use crate::cluster::Cluster;
 use crate::deploy;
@@ -33,7 +33,7 @@ pub(super) fn under_load(
     change: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let stop = AtomicBool::new(false);
-    let question = Question::greedy(&swarm.model, super::PROMPT, TOKENS);
+    let question = Question::greedy(&swarm.model, PROMPT, TOKENS);
     std::thread::scope(|scope| {
         let ask = || -> Result<u32> {
             let mut answers = 0;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, PEERS, Scenario};
+use super::bench::{Bench, PEERS, Scenario};
 use crate::chat::{self, Question};
 use crate::cluster::repository;
 use crate::deploy;

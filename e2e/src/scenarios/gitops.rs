@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::bench::{Bench, Scenario};
 use super::outage::scale_operator;
-use super::{Bench, Scenario};
 use crate::cluster::Cluster;
 use crate::deploy;
 use crate::kstatus::Kstatus;

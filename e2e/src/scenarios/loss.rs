@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Bench, PEERS, Scenario, same};
+use super::bench::{Bench, PEERS, Scenario, heal, same};
 use crate::chat::Stream;
 use crate::swarm::Peer;
 
@@ -36,7 +36,7 @@ fn node_silent(bench: &Bench<'_>) -> Result<()> {
     let epoch = bench.swarm.topology()?["epoch"].as_u64();
     bench.cluster.verb(&["unsilence", &victim.node])?;
     bench.same_tokens(Stream::start(&bench.swarm.gateway(&[])?, &bench.question()))?;
-    super::heal(bench.cluster)?;
+    heal(bench.cluster)?;
     bench.swarm.wait_whole(PEERS)?;
     let peers = bench.swarm.peers()?;
     ensure!(peers.iter().all(|p| p.name != victim.name), "the old peer serves again: {peers:?}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Bench, Scenario};
+use super::bench::{Bench, PEERS, PROMPT, Scenario, TOKENS, same};
 use crate::chat::{self, Question};
 use crate::deploy;
 use crate::swarm::Swarm;
@@ -123,7 +123,7 @@ fn shared(bench: &Bench<'_>) -> Result<()> {
     result?;
     let found = pools()?;
     ensure!(found == ["spot"], "{found:?}");
-    bench.swarm.wait_whole(super::PEERS)
+    bench.swarm.wait_whole(PEERS)
 }
 
 fn stalled(bench: &Bench<'_>) -> Result<()> {
@@ -156,9 +156,9 @@ fn stalled(bench: &Bench<'_>) -> Result<()> {
             ensure!(!crate::swarm::conditions(&swarm.object()?).is_empty(), "{name}: no conditions");
         }
         bench.cluster.apply(&good)?;
-        swarm.wait_whole(super::PEERS)?;
-        let question = Question::greedy(&swarm.model, super::PROMPT, super::TOKENS);
-        super::same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)
+        swarm.wait_whole(PEERS)?;
+        let question = Question::greedy(&swarm.model, PROMPT, TOKENS);
+        same(&bench.reference, &chat::ask(&swarm.gateway(&[])?, &question)?)
     })();
     bench.cluster.kubectl(&["delete", "inferenceswarm", "stalled", "--ignore-not-found", "--timeout=60s"])?;
     result

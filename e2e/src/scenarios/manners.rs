@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Bench, PEERS, Scenario};
+use super::bench::{Bench, PEERS, Scenario};
 use crate::deploy;
 use crate::wait;
 

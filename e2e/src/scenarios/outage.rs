@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Bench, Scenario};
+use super::bench::{Bench, LOSS_AT, Scenario};
 use crate::chat::{self, Stream};
 use crate::deploy::OPERATOR_NAMESPACE;
 use crate::swarm::{gateway_url, is_over};
@@ -55,10 +55,10 @@ fn api_server_down(bench: &Bench<'_>) -> Result<()> {
     let victim = bench.swarm.middle_peer()?;
     let url = bench.swarm.gateway(&[&victim.node])?;
     let mut stream = Stream::start(&url, &bench.question());
-    stream.read_tokens(super::LOSS_AT / 2)?;
+    stream.read_tokens(LOSS_AT / 2)?;
     bench.cluster.verb(&["kill", "cp"])?;
     let result = (|| {
-        stream.read_tokens(super::LOSS_AT)?;
+        stream.read_tokens(LOSS_AT)?;
         bench.cluster.verb(&["kill", &victim.node])?;
         bench.same_tokens(stream)?;
         bench.same_tokens(Stream::start(&url, &bench.question()))

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::bench::{Bench, Scenario, heal, same};
 use super::edits::is_amount;
-use super::{Bench, Scenario, heal, same};
 use crate::chat::{self, Question};
 use crate::cluster::Cluster;
 use crate::deploy::{self, fetched};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{CHUNK, Rows};
+use super::tile::{CHUNK, Rows};
 use crate::isa::Isa;
 use crate::matrix::{Matrix, PANEL};
 use crate::tile::{Into, Product};

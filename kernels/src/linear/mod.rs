@@ -2,6 +2,10 @@
 //!
 //! Every output is one fixed sum (ARITHMETIC.md, 1 and 2). What may differ, and does not touch a bit: how many rows and panels are
 //! computed together, in which order, on which thread, with which instructions.
+//!
+//! * [`product`] which rows and panels are computed together · [`tile`] some of both · [`activations`] rows for quantised weights
+//! * [`scalar`], `avx2`, `avx512` the sums of a tile · [`many`] those of many rows, as in training
+//! * [`transposed`] the same with the weights the other way round
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -9,191 +13,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod many;
+mod product;
 mod scalar;
+mod tile;
 mod transposed;
 
-use std::ops::Range;
-
-use activations::Quantised;
+pub use product::{Scratch, linear, linear_add, linear_many};
+pub(crate) use tile::CHUNK;
 pub use transposed::{TransposedScratch, linear_transposed};
-
-use crate::isa::Isa;
-use crate::matrix::{Matrix, PANEL, Packing};
-use crate::pool::{Pool, Shards};
-
-/// Inputs of a chunk: sums inside run in sequence, chunk sums are added in order.
-pub(crate) const CHUNK: usize = 256;
-/// Blocks of a chunk.
-pub(crate) const CHUNK_BLOCKS: usize = CHUNK / crate::matrix::BLOCK;
-/// Rows whose activations stay in the cache while the panels pass.
-const ROWS_CACHED: usize = 64;
-/// From so many rows on, as in training, it pays to keep a chunk of f32 weights in the nearest cache while the rows pass.
-const MANY_ROWS: usize = 24;
-
-/// Buffers reused from call to call.
-#[derive(Default)]
-pub struct Scratch {
-    quantised: Quantised,
-}
-
-/// `y[m][n] = x[m][k] W^T`.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn linear(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scratch: &mut Scratch) {
-    linear_many(pool, &[w], x, m, &mut [y], scratch);
-}
-
-/// `y[m][n] += x[m][k] W^T`: every output is summed as in [`linear`], then added.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn linear_add(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scratch: &mut Scratch) {
-    run_many(pool, &[w], x, m, &mut [y], true, scratch);
-}
-
-/// [`linear`] of several maps of the same input, which is quantised once.
-///
-/// # Panics
-/// When the lengths do not fit.
-pub fn linear_many(
-    pool: &Pool,
-    ws: &[&Matrix],
-    x: &[f32],
-    m: usize,
-    ys: &mut [&mut [f32]],
-    scratch: &mut Scratch,
-) {
-    run_many(pool, ws, x, m, ys, false, scratch);
-}
-
-fn run_many(
-    pool: &Pool,
-    ws: &[&Matrix],
-    x: &[f32],
-    m: usize,
-    ys: &mut [&mut [f32]],
-    add: bool,
-    scratch: &mut Scratch,
-) {
-    assert_eq!(ws.len(), ys.len(), "as many outputs as maps");
-    if ws.iter().any(|w| !w.packing.is_dense()) {
-        scratch.quantised.fill(pool.isa(), x, m, ws[0].k());
-    }
-    for (w, y) in ws.iter().zip(ys.iter_mut()) {
-        assert!(x.len() == m * w.k(), "linear: {} values for {m} rows of {}", x.len(), w.k());
-        assert!(y.len() == m * w.n(), "linear: {} outputs for {m} rows of {}", y.len(), w.n());
-        let rows = Rows { x, quantised: &scratch.quantised, m, add, out: Shards::new(y) };
-        if w.packing == Packing::F32 && m >= MANY_ROWS && pool.isa() >= Isa::Avx2 {
-            pool.split(w.panels(), &|panels| many::panel_range(pool.isa(), w, &rows, panels));
-        } else {
-            pool.split(w.panels(), &|panels| panel_range(pool.isa(), w, &rows, panels));
-        }
-    }
-}
-
-/// Inputs and outputs of one call.
-struct Rows<'a> {
-    x: &'a [f32],
-    quantised: &'a Quantised,
-    m: usize,
-    /// Outputs are added to what is there.
-    add: bool,
-    out: Shards<f32>,
-}
-
-/// A block of rows against some panels starting at `panel`.
-struct Tile<'a> {
-    w: &'a Matrix,
-    rows: &'a Rows<'a>,
-    first_row: usize,
-    panel: usize,
-}
-
-impl Tile<'_> {
-    /// Writes the 16 columns of panel `self.panel + p` of row `self.first_row + r`, as far as they exist.
-    fn store(&self, r: usize, p: usize, values: &[f32; PANEL]) {
-        let (n, column) = (self.w.n(), (self.panel + p) * PANEL);
-        let count = PANEL.min(n - column);
-        let at = (self.first_row + r) * n + column;
-        // SAFETY: (row, panel) is inside of the output, and each is written by one thread only.
-        let out = unsafe { std::slice::from_raw_parts_mut(self.rows.out.at(at), count) };
-        if self.rows.add {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
-        } else {
-            out.copy_from_slice(&values[..count]);
-        }
-    }
-
-    fn panel_data(&self, p: usize) -> *const u8 {
-        let bytes = self.w.panel_bytes();
-        self.w.data[(self.panel + p) * bytes..][..bytes].as_ptr()
-    }
-
-    fn x(&self) -> *const f32 {
-        self.rows.x[self.first_row * self.w.k()..].as_ptr()
-    }
-}
-
-/// All rows against the panels of one thread: rows in cached groups, panels inside, so that weights stream once per group.
-fn panel_range(isa: Isa, w: &Matrix, rows: &Rows<'_>, panels: Range<usize>) {
-    let dense = w.packing.is_dense();
-    let rows_max = match isa {
-        Isa::Scalar => 1,
-        Isa::Avx2 if dense => 6,
-        Isa::Avx2 => 4,
-        Isa::Avx512 => 8,
-    };
-    for group in (0..rows.m).step_by(ROWS_CACHED) {
-        let group_rows = ROWS_CACHED.min(rows.m - group);
-        let blocks = group_rows.div_ceil(rows_max);
-        let mut panel = panels.start;
-        while panel < panels.end {
-            let width =
-                if dense { panels_together(isa, group_rows.div_ceil(blocks), panels.end - panel) } else { 1 };
-            for block in 0..blocks {
-                // Rows are spread evenly: 9 rows are 5 + 4, not 8 + 1.
-                let start = group_rows * block / blocks;
-                let count = group_rows * (block + 1) / blocks - start;
-                let tile = Tile { w, rows, first_row: group + start, panel };
-                run(isa, &tile, count, width);
-            }
-            panel += width;
-        }
-    }
-}
-
-/// Panels computed together: few rows need many for enough independent sums.
-fn panels_together(isa: Isa, rows: usize, left: usize) -> usize {
-    let most = match (isa, rows) {
-        (Isa::Scalar, _) => 1,
-        (Isa::Avx2, 1) => 4,
-        (Isa::Avx2, 2) => 2,
-        (Isa::Avx2, _) => 1,
-        (Isa::Avx512, 1) => 8,
-        (Isa::Avx512, 2..=4) => 4,
-        (Isa::Avx512, _) => 2,
-    };
-    let mut width = most;
-    while width > left {
-        width /= 2;
-    }
-    width
-}
-
-fn run(isa: Isa, tile: &Tile<'_>, rows: usize, panels: usize) {
-    match isa {
-        Isa::Scalar => scalar::tile(tile),
-        // SAFETY: the pool checked that this machine has the instructions; tiles lie inside of matrix and rows.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::tile(tile, rows, panels) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::tile(tile, rows, panels) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => {
-            let _ = (rows, panels);
-            scalar::tile(tile);
-        }
-    }
-}

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{CHUNK, CHUNK_BLOCKS, Tile};
+use super::tile::{CHUNK, CHUNK_BLOCKS, Tile};
 use crate::matrix::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
 
 pub(super) fn tile(tile: &Tile<'_>) {

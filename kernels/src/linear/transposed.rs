@@ -1,6 +1,7 @@
 //! `dx = dy W` with weights that are held in one direction only: the way back through a map that is not trained.
 
-use crate::linear::{CHUNK, Scratch, linear, linear_add};
+use super::product::{Scratch, linear, linear_add};
+use super::tile::CHUNK;
 use crate::matrix::Matrix;
 use crate::pool::Pool;
 

@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 
+use super::format::Format;
 use super::ggml::{q4_k_scale, q6_k_as_f16};
-use super::{BLOCK, Format, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use super::packing::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
 

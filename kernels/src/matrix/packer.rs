@@ -1,7 +1,10 @@
 //! A matrix from a file, some rows at a time: what is held beside the packed weights is what the caller reads at once.
 
 use super::bf16::{self, Counts};
-use super::{Format, Matrix, PANEL, PackError, Packing, pack};
+use super::format::{Format, PackError};
+use super::pack;
+use super::packed::Matrix;
+use super::packing::{PANEL, Packing};
 use crate::buffer::Buffer;
 
 /// A matrix that has its first rows.
@@ -73,6 +76,18 @@ impl Packer {
             }
         }
         Ok(self.matrix)
+    }
+}
+
+impl Matrix {
+    /// From the bytes of a tensor of a GGUF file, `n` rows of `k` values, all at once: see [`Packer`].
+    ///
+    /// # Errors
+    /// When a row does not fill whole blocks, the length is not right or values in bf16 are not finite.
+    pub fn from_ggml(format: Format, n: usize, k: usize, bytes: &[u8]) -> Result<Self, PackError> {
+        let mut packer = Packer::new(format, n, k)?;
+        packer.push(bytes)?;
+        packer.finish()
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::layout::{Member, Wanted};
+use crate::member::Member;
 use crate::partition::{Capacity, partition};
 use crate::speed::{even_out, usual};
+use crate::wanted::Wanted;
 use dunlin_swarm::{Layers, PeerName, ranges};
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.

@@ -1,6 +1,7 @@
 //! Decisions about a swarm, as pure functions that give reasons. Its words are those of [`dunlin_swarm`].
 //!
-//! * [`layout`] who should: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
+//! * [`wanted`] what a layout is for · [`member`] a peer that may be given layers
+//! * [`layout`] which peers should hold which: [`cut`] spans, [`shadow`] copies elsewhere, over the best [`partition`]
 //! * [`lint`] what is wrong with a topology · [`report`] a layout for people
 //! * [`degrade`] what the swarm is worth after losses: the same for every caller and every order
 //! * [`rebalance`](mod@rebalance) which stage of a training swarm a peer serves, and whose state it fetches ahead of need
@@ -11,17 +12,21 @@ pub mod cut;
 pub mod degrade;
 pub mod layout;
 pub mod lint;
+pub mod member;
 pub mod partition;
 pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod shadow;
 pub mod speed;
+pub mod wanted;
 
 pub use degrade::degrade;
-pub use layout::{Layout, May, Member, Reason, Shortage, Wanted, layout};
+pub use layout::{Layout, May, Reason, Shortage, layout};
 pub use lint::{Finding, lint};
+pub use member::Member;
 pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;
 pub use report::report;
 pub use route::route;
+pub use wanted::Wanted;

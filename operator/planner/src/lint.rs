@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::layout::{Member, Wanted};
+use crate::member::Member;
 use crate::shadow::nearness;
+use crate::wanted::Wanted;
 use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 
 /// Most findings that are told.

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use crate::cut::unusual;
-use crate::layout::{Layout, Member, Wanted};
+use crate::layout::Layout;
+use crate::member::Member;
+use crate::wanted::Wanted;
 use dunlin_swarm::{Layers, TopologyPeer, layer_set};
 
 /// Longest report, in characters.

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::layout::{Member, Wanted};
+use crate::member::Member;
+use crate::wanted::Wanted;
 use dunlin_swarm::Layers;
 
 /// For each member the layers it holds for others.

@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::labels::{
-    KIND, Kind, Owner, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
-};
+use crate::key::Kind;
+use crate::labels::{KIND, Owner, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM};
 
 /// gRPC between workers, and from the operator.
 pub const GRPC_PORT: u16 = 7070;

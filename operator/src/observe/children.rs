@@ -11,7 +11,8 @@ use kube::api::ObjectMeta;
 use kube::runtime::watcher::Event;
 use tokio::time::Instant;
 
-use super::{Trigger, swarm_of};
+use super::owner::swarm_of;
+use crate::key::SwarmKey;
 
 /// Kind and name.
 pub type Key = (String, String);
@@ -49,13 +50,13 @@ pub fn version(meta: &ObjectMeta) -> String {
 /// All objects of swarms, of the kinds that are watched.
 #[derive(Debug, Default)]
 pub(super) struct Children {
-    of: BTreeMap<Trigger, BTreeMap<Key, Child>>,
+    of: BTreeMap<SwarmKey, BTreeMap<Key, Child>>,
     /// Kinds that are watched, and whether they have been listed once.
     kinds: BTreeMap<&'static str, bool>,
     /// Deletions since those of long ago were forgotten.
     deleted: usize,
     /// What is in the list that a watch begins anew with.
-    listed: BTreeMap<&'static str, BTreeSet<(Trigger, String)>>,
+    listed: BTreeMap<&'static str, BTreeSet<(SwarmKey, String)>>,
 }
 
 impl Children {
@@ -70,7 +71,7 @@ impl Children {
         kind: &'static str,
         event: &Event<K>,
         failure: impl Fn(&K) -> Option<String>,
-    ) -> BTreeSet<Trigger> {
+    ) -> BTreeSet<SwarmKey> {
         let now = Instant::now();
         match event {
             Event::Init => {
@@ -103,7 +104,7 @@ impl Children {
     }
 
     /// What is known of the objects of `swarm`.
-    pub fn of(&self, swarm: &Trigger) -> Seen {
+    pub fn of(&self, swarm: &SwarmKey) -> Seen {
         Seen { objects: self.of.get(swarm).cloned().unwrap_or_default(), kinds: self.kinds.clone() }
     }
 
@@ -113,7 +114,7 @@ impl Children {
         object: &K,
         failure: Option<String>,
         now: Instant,
-    ) -> Option<Trigger> {
+    ) -> Option<SwarmKey> {
         let swarm = swarm_of(object)?;
         let key = (kind.to_owned(), object.name_any());
         let version = Some(version(object.meta()));
@@ -128,7 +129,7 @@ impl Children {
         Some(swarm)
     }
 
-    fn lose(&mut self, swarm: &Trigger, kind: &'static str, name: &str, now: Instant) -> bool {
+    fn lose(&mut self, swarm: &SwarmKey, kind: &'static str, name: &str, now: Instant) -> bool {
         self.deleted += 1;
         if self.deleted > DELETIONS_MAX {
             self.forget_deleted(now);
@@ -196,7 +197,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::labels::{KIND, Kind, SWARM};
+    use crate::key::Kind;
+    use crate::labels::{KIND, SWARM};
 
     const AT: &str = "Service";
 
@@ -206,15 +208,15 @@ mod tests {
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
     }
 
-    fn swarm() -> Trigger {
-        Trigger { kind: Kind::Inference, namespace: "default".into(), name: "m".into() }
+    fn swarm() -> SwarmKey {
+        SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "m".into() }
     }
 
     fn key() -> Key {
         (AT.to_owned(), "m-gateway".to_owned())
     }
 
-    fn take(children: &mut Children, event: &Event<Service>) -> BTreeSet<Trigger> {
+    fn take(children: &mut Children, event: &Event<Service>) -> BTreeSet<SwarmKey> {
         children.take(AT, event, |_| None)
     }
 

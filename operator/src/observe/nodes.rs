@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
-use super::{NodeView, node};
+use super::pods::{NodeView, node};
 
 /// All nodes that the watch has told of.
 #[derive(Debug, Default)]

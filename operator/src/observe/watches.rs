@@ -22,19 +22,11 @@ use tracing::warn;
 
 use super::children::{Children, Seen};
 use super::nodes::Nodes;
-use super::{NodeView, SwarmView, owned_by, swarm_of};
-use crate::labels::{Kind, MANAGER, SWARM};
-
-/// A swarm to look at again.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Trigger {
-    /// InferenceSwarm or TrainingSwarm.
-    pub kind: Kind,
-    /// Namespace of the object.
-    pub namespace: String,
-    /// Name of the object.
-    pub name: String,
-}
+use super::owner::{owned_by, swarm_of};
+use super::pods::NodeView;
+use super::view::SwarmView;
+use crate::key::SwarmKey;
+use crate::labels::{MANAGER, SWARM};
 
 /// What the watches have seen.
 #[derive(Clone)]
@@ -54,7 +46,7 @@ impl Caches {
     /// One swarm at this moment. `uid`: of the swarm, which may have had a predecessor of its name; `created`: pods just made that the watch may
     /// not have seen yet.
     #[must_use]
-    pub fn view(&self, swarm: &Trigger, uid: &str, created: &[Pod]) -> SwarmView {
+    pub fn view(&self, swarm: &SwarmKey, uid: &str, created: &[Pod]) -> SwarmView {
         let ours = |pod: &Pod| {
             swarm_of(pod).as_ref() == Some(swarm) && owned_by(pod).is_none_or(|owner| owner.uid == uid)
         };
@@ -84,7 +76,7 @@ impl Caches {
 
     /// What is known of the objects of `swarm` that are no pods.
     #[must_use]
-    pub fn children(&self, swarm: &Trigger) -> Seen {
+    pub fn children(&self, swarm: &SwarmKey) -> Seen {
         self.children.read().unwrap_or_else(PoisonError::into_inner).of(swarm)
     }
 
@@ -107,7 +99,7 @@ impl Caches {
     }
 
     /// Takes what a watch says about nodes; the swarms with pods on those for which that changes anything.
-    fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<Trigger> {
+    fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<SwarmKey> {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         let changed = nodes.take(event);
         let on = |pod: &Pod, name: &str| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name);
@@ -123,7 +115,7 @@ impl Caches {
     }
 
     /// Every swarm with pods.
-    fn swarms(&self) -> BTreeSet<Trigger> {
+    fn swarms(&self) -> BTreeSet<SwarmKey> {
         self.pods.state().iter().filter_map(|pod| swarm_of(pod.as_ref())).collect()
     }
 }
@@ -132,7 +124,7 @@ impl Caches {
 /// complete, and lacks what was deleted during the interruption: then everybody is meant who has pods in it or had some before.
 #[derive(Default)]
 struct Concerned {
-    listed: BTreeSet<Trigger>,
+    listed: BTreeSet<SwarmKey>,
 }
 
 impl Concerned {
@@ -140,8 +132,8 @@ impl Concerned {
     fn by(
         &mut self,
         event: &watcher::Event<Pod>,
-        swarms: impl Fn() -> BTreeSet<Trigger>,
-    ) -> BTreeSet<Trigger> {
+        swarms: impl Fn() -> BTreeSet<SwarmKey>,
+    ) -> BTreeSet<SwarmKey> {
         match event {
             watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => swarm_of(pod).into_iter().collect(),
             watcher::Event::Init => {
@@ -185,7 +177,7 @@ impl Scope {
 fn follow<K>(
     api: Api<K>,
     caches: &Caches,
-    triggers: &broadcast::Sender<Trigger>,
+    triggers: &broadcast::Sender<SwarmKey>,
     failure: fn(&K) -> Option<String>,
 ) -> BoxFuture<'static, ()>
 where
@@ -229,7 +221,7 @@ fn replica_failure(deployment: &Deployment) -> Option<String> {
 pub fn run(
     client: &Client,
     scope: &Scope,
-    triggers: broadcast::Sender<Trigger>,
+    triggers: broadcast::Sender<SwarmKey>,
 ) -> (Caches, impl Future<Output = ()> + Send + 'static) {
     let (pods, writer) = store::<Pod>();
     let caches = Caches::new(pods, BTreeMap::new());
@@ -293,11 +285,12 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::key::Kind;
     use crate::observe::Phase;
     use crate::testing::{Server, mock_client};
 
-    fn swarm() -> Trigger {
-        Trigger { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
+    fn swarm() -> SwarmKey {
+        SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
     }
 
     fn pod(name: &str, node: &str) -> Pod {
@@ -423,7 +416,7 @@ mod tests {
         let view = caches.view(&swarm(), "", &[pod("a", "n1"), pod("b", "n1")]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
         for other in
-            [Trigger { namespace: "other".into(), ..swarm() }, Trigger { kind: Kind::Training, ..swarm() }]
+            [SwarmKey { namespace: "other".into(), ..swarm() }, SwarmKey { kind: Kind::Training, ..swarm() }]
         {
             assert!(caches.view(&other, "", &[]).workers.is_empty());
         }

@@ -9,7 +9,9 @@ use dunlin_wire::convert;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Answering, Connect, Observation, Question, Report, Role, Talk, Target, WorkerState};
+use super::observation::Observation;
+use super::report::{Report, WorkerState};
+use super::talk::{Answering, Connect, Question, Role, Talk, Target};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);

@@ -6,6 +6,8 @@ use serde::Deserialize;
 const TEXT_MAX: usize = 1024;
 /// Stages that a run can have.
 const STAGES_MAX: usize = 64;
+/// Why a run is degraded whose checkpoints cannot be written.
+pub const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 
 /// What a run is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dunlin_planner::speed::{Pace, beside};
 use tokio::time::Instant;
 
-use super::{Report, WorkerState};
+use super::report::{Report, WorkerState};
 
 /// After a start, a loss or a new plan, workers read layers and compute rows again: what is measured then says nothing.
 const CALM: Duration = Duration::from_secs(30);

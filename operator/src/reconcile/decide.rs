@@ -9,16 +9,17 @@ use dunlin_swarm::{Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, T
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::desired::Desired;
 use super::facts::{facts, held, ready_by_kind};
 use super::memory::Memory;
-use crate::context::address;
-use crate::convert::Desired;
+use crate::deletion::Deletion;
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, WorkerState};
 use crate::roll::{Crew, Roll};
-use crate::roster::{Creation, Deletion, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
+use crate::roster::{Creation, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
 use crate::status::conditions::Facts;
 use crate::status::events::Happening;
+use crate::targets::address;
 
 /// The first plan waits this long for peers that are still on their way, so that nobody loads layers only to hand them on.
 const FIRST_PLAN_PATIENCE: Duration = Duration::from_secs(10);

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::layer_set;
 
-use crate::convert::{Desired, scaled};
+use super::desired::Desired;
 use crate::observe::SwarmView;
 use crate::peers::{Answer, WorkerState};
+use crate::pools::scaled;
 use crate::roll::Roll;
 use crate::roster::{Roster, Standing};
 use crate::status::conditions::Facts;

@@ -1,14 +1,17 @@
 //! One swarm, once: observe, plan, apply, report. Every step may be cut off at any moment and repeated.
+//!
+//! * [`desired`] the manifest in numbers · [`memory`] what is remembered
+//! * [`decide`](mod@decide) the layout, and which pods stay, go and are missing · [`facts`], [`status`] what is told about it
+//! * [`write`] the objects
 
 mod decide;
+pub mod desired;
 mod facts;
-mod memory;
+pub mod memory;
+mod status;
 #[cfg(test)]
 mod tests;
 mod write;
-
-pub use decide::{Decision, decide};
-pub use memory::{Memory, Published};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +23,20 @@ use tokio::time::Instant;
 use tracing::{instrument, warn};
 
 use crate::apply::topology;
-use crate::context::{Context, targets};
-use crate::convert::Desired;
+use crate::context::Context;
 use crate::error::Error;
-use crate::labels::{Kind, Owner, leaf, random};
+use crate::key::{Kind, SwarmKey};
+use crate::labels::{Owner, leaf, random};
 use crate::metrics::SwarmLabels;
-use crate::observe::{Phase, SwarmView, Trigger};
+use crate::observe::{Phase, SwarmView};
 use crate::peers::Order;
-use crate::status;
 use crate::status::conditions::unreached;
 use crate::status::events::{SERVING, changes};
+use crate::targets::targets;
 use crate::trust::{LOOK, Trust};
+use decide::{Decision, decide};
+use desired::Desired;
+use memory::{Memory, Published};
 
 /// A settled swarm is looked at again after this long, without any trigger.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -72,14 +78,14 @@ pub fn retry(swarm: Arc<InferenceSwarm>, failure: &Error, context: Arc<Context>)
     context.retry(&key, failure, attempt)
 }
 
-fn key(swarm: &InferenceSwarm) -> Trigger {
+fn key(swarm: &InferenceSwarm) -> SwarmKey {
     let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
-    Trigger { kind: Kind::Inference, namespace, name }
+    SwarmKey { kind: Kind::Inference, namespace, name }
 }
 
 async fn pass(
     swarm: &InferenceSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
@@ -90,7 +96,7 @@ async fn pass(
     if before.conditions.is_empty() {
         // Before anything can fail: without conditions the swarm would count as settled.
         before = status::first(swarm, &desired, &context.config);
-        status::write::<InferenceSwarm>(&context.client, key, &before).await?;
+        crate::status::write::<InferenceSwarm>(&context.client, key, &before).await?;
     }
     let (view, decision) = match look(swarm, key, &owner, &desired, context, memory).await {
         Ok(seen) => seen,
@@ -102,7 +108,7 @@ async fn pass(
                     ..before.clone()
                 };
                 if before != status {
-                    status::write::<InferenceSwarm>(&context.client, key, &status).await?;
+                    crate::status::write::<InferenceSwarm>(&context.client, key, &status).await?;
                 }
             }
             return Err(failure);
@@ -134,7 +140,7 @@ async fn pass(
     let status = status::build(swarm, &before, &desired, &decision, &facts, epoch, &context.config);
     happenings.extend(changes(&before.conditions, &status.conditions, SERVING));
     if before != status {
-        status::write::<InferenceSwarm>(&context.client, key, &status).await?;
+        crate::status::write::<InferenceSwarm>(&context.client, key, &status).await?;
     }
     context.publish(&swarm.object_ref(&()), &happenings).await;
     context.measure(key, facts.peers_ready, &happenings);
@@ -149,7 +155,7 @@ async fn pass(
 /// Observes and plans.
 async fn look(
     swarm: &InferenceSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     owner: &Owner,
     desired: &Desired,
     context: &Context,
@@ -176,7 +182,7 @@ async fn look(
 /// Forgets what somebody else has touched, and reads back what an earlier leader left: the authority and the topology. Makes the authority if
 /// there is none.
 async fn restore(
-    key: &Trigger,
+    key: &SwarmKey,
     owner: &Owner,
     context: &Context,
     memory: &mut Memory,
@@ -219,7 +225,7 @@ async fn restore(
 }
 
 /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
-fn give_orders(key: &Trigger, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
+fn give_orders(key: &SwarmKey, view: &SwarmView, memory: &Memory, context: &Context) -> Result<(), Error> {
     let Some(topology) = &memory.topology else { return Ok(()) };
     let epoch = topology.epoch;
     let json = serde_json::to_string(topology).map_err(|source| Error::json("the topology", source))?;

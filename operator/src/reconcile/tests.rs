@@ -22,7 +22,9 @@ use crate::config::Config;
 use crate::context::Memories;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
-use crate::peers::{Answering, Connect, Monitor, Question, Report, Talk, Target, WorkerState};
+use crate::peers::report::Report;
+use crate::peers::talk::{Answering, Question, Talk};
+use crate::peers::{Connect, Monitor, Target, WorkerState};
 use crate::testing::{Seen, Server, described, kinds, mock_client};
 
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.

@@ -5,13 +5,14 @@ use kube::ResourceExt;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Decision, Memory, Published};
+use super::decide::Decision;
+use super::desired::Desired;
+use super::memory::{Memory, Published};
 use crate::apply::budget::{Guarantee, budget, stages_kept};
 use crate::apply::certificates::{files, gateway_names, is_current, leaf_secret, worker_names};
 use crate::apply::holds::Key;
 use crate::apply::{network, topology};
 use crate::context::Context;
-use crate::convert::Desired;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
 use crate::making::{Maker, Papers, Refusals, delete};

@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use super::conditions::Facts;
 use super::desired::Desired;
 use super::memory::{Memory, Stop};
-use super::status::CHECKPOINTS_FAILING;
-use crate::convert::{PoolDesired, scaled};
+use super::post::Post;
+use crate::deletion::Deletion;
 use crate::observe::{Phase, SwarmView, WorkerView};
-use crate::peers::observation::Degraded;
+use crate::peers::observation::{CHECKPOINTS_FAILING, Degraded};
 use crate::peers::{Answer, Observation, RunPhase};
+use crate::pools::{PoolDesired, scaled};
 use crate::roll::{self, Roll};
-use crate::roster::{Creation, Deletion, Evidence, Roster, Standing, Wanted, roster};
+use crate::roster::{Creation, Evidence, Roster, Standing, Wanted, roster};
 use crate::status::events::Happening;
 use crate::turnover::Turnover;
 
@@ -27,29 +28,6 @@ const UNHEARD_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(300);
 /// A run whose conductor is being replaced still counts as training for this long.
 const CONDUCTOR_PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a pod is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Post {
-    /// Keeps the ledger.
-    Conductor,
-    /// Holds a stage.
-    Peer,
-    /// Reads data.
-    Trainer,
-}
-
-impl Post {
-    /// As Events call it.
-    #[must_use]
-    pub fn noun(self) -> &'static str {
-        match self {
-            Self::Conductor => "Conductor",
-            Self::Peer => "Peer",
-            Self::Trainer => "Trainer",
-        }
-    }
-}
 
 /// What is done about the pods of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,27 +1,18 @@
-//! From the manifest to what the operator works with: the run's configuration as workers read it, volumes, pods.
+//! From the manifest of a TrainingSwarm to what the operator works with: its run, its pools, its pods.
 
-use dunlin_crds::{
-    CheckpointDestination, DataFormat, DataSource, PodTemplateSpec, TokenizerKind, TrainedModelSpec,
-    TrainingSwarm, TrainingSwarmSpec,
-};
+use dunlin_crds::{PodTemplateSpec, TrainingSwarm};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::decide::Post;
-use super::write::pod;
-use crate::apply::pods::{Image, MODELS_DIR, Mount, PoolTemplate};
+use super::places::{Mounts, mounts, outside, secret};
+use super::post::Post;
+use super::run::{RUN_DIR, RUN_FILE, run};
+use crate::apply::network::{GRPC_PORT, HTTP_PORT};
+use crate::apply::pods::{Image, Mount, Nodes, PoolTemplate, WorkerPod, common_args};
 use crate::config::Config;
-use crate::convert::{PoolDesired, image, pools};
-use crate::labels::{CERTIFICATE_ROLE, Kind, Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER, fingerprint};
-
-/// Where the volume with checkpoints is mounted.
-pub const CHECKPOINTS_DIR: &str = "/checkpoints";
-/// Where pods see the headers of requests to where checkpoints are.
-const HEADERS_DIR: &str = "/etc/dunlin/headers";
-/// Where they see what requests to a bucket are signed with.
-const S3_DIR: &str = "/etc/dunlin/s3";
-/// Where a volume with data is mounted.
-const DATA_DIR: &str = "/data";
+use crate::key::Kind;
+use crate::labels::{CERTIFICATE_ROLE, Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER, fingerprint};
+use crate::pools::{PoolDesired, pools};
 
 /// A training run as its manifest wants it.
 #[derive(Clone, Debug)]
@@ -52,17 +43,6 @@ pub struct Desired {
     pub outside: Vec<&'static str>,
 }
 
-/// Volumes of each role.
-#[derive(Clone, Debug)]
-pub struct Mounts {
-    /// Conductor.
-    pub conductor: Vec<Mount>,
-    /// Peers.
-    pub peers: Vec<Mount>,
-    /// Trainers.
-    pub trainers: Vec<Mount>,
-}
-
 impl Desired {
     /// What `swarm` asks for.
     #[must_use]
@@ -88,7 +68,7 @@ impl Desired {
                 CERTIFICATE_ROLE
             ])),
             config: run,
-            image: image(config),
+            image: config.image(),
             conductor: [helper("conductor", 1, 50, 256 << 20, disk_bytes, &spec.conductor.pod_template)],
             trainers: [helper(
                 "trainer",
@@ -116,7 +96,7 @@ impl Desired {
         let hashes = |post: Post, pools: &[PoolDesired]| -> Vec<String> {
             pools
                 .iter()
-                .map(|pool| pod(post, owner, "", self, &pool.template, &templates, true).hash())
+                .map(|pool| self.pod(post, owner, "", &pool.template, &templates, true).hash())
                 .collect()
         };
         let conductor = hashes(Post::Conductor, &self.conductor);
@@ -124,6 +104,65 @@ impl Desired {
         let pools = self.conductor.iter_mut().chain(&mut self.pools).chain(&mut self.trainers);
         for (pool, hash) in pools.zip([conductor, peers, trainers].concat()) {
             pool.hash = hash;
+        }
+    }
+
+    /// The pod `name` of `post` in `pool`. `pools`: those of peers; `marked`: some node of the cluster carries a spot marker.
+    #[must_use]
+    pub fn pod<'a>(
+        &'a self,
+        post: Post,
+        owner: &'a Owner,
+        name: &'a str,
+        pool: &'a PoolTemplate,
+        pools: &'a [PoolTemplate],
+        marked: bool,
+    ) -> WorkerPod<'a> {
+        let (listen, http) = (format!("0.0.0.0:{GRPC_PORT}"), format!("0.0.0.0:{HTTP_PORT}"));
+        let conductor = format!("{}:{GRPC_PORT}", owner.conductor());
+        let told = |role: &str, more: &[(&str, String)]| {
+            let mut args = common_args(role);
+            args.extend(["--config".to_owned(), format!("{RUN_DIR}/{RUN_FILE}")]);
+            args.extend(more.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
+            args
+        };
+        const FRONT: &[(&str, u16)] = &[("grpc", GRPC_PORT), ("http", HTTP_PORT)];
+        let (role, nodes, args, ports, mounts) = match post {
+            Post::Conductor => {
+                let args = told(ROLE_CONDUCTOR, &[("--listen", listen), ("--http", http)]);
+                (ROLE_CONDUCTOR, Nodes::Any(pools), args, FRONT, &self.mounts.conductor)
+            }
+            Post::Peer => {
+                let mut args = told(ROLE_PEER, &[("--listen", listen), ("--conductor", conductor)]);
+                // The rest is for buffers and the process itself.
+                args.extend(pool.args(pool.memory_bytes / 8 * 7));
+                args.extend(["--disk".to_owned(), pool.disk_bytes.to_string()]);
+                (ROLE_PEER, Nodes::Own { marked }, args, &FRONT[..1], &self.mounts.peers)
+            }
+            Post::Trainer => {
+                let args = told(ROLE_TRAINER, &[("--conductor", conductor)]);
+                (ROLE_TRAINER, Nodes::Any(pools), args, &FRONT[..0], &self.mounts.trainers)
+            }
+        };
+        let config = Mount {
+            name: "training".to_owned(),
+            path: RUN_DIR.to_owned(),
+            source: json!({"configMap": {"name": owner.training()}}),
+            read_only: true,
+        };
+        WorkerPod {
+            owner,
+            name,
+            role,
+            image: &self.image,
+            pool,
+            nodes,
+            args,
+            ports,
+            resources: if post == Post::Trainer { self.trainer_resources.clone() } else { None },
+            mounts: [config].into_iter().chain(mounts.iter().cloned()).collect(),
+            template: &self.template,
+            epoch: None,
         }
     }
 
@@ -164,185 +203,74 @@ fn helper(
     PoolDesired { template, hash: String::new(), peers: count, peers_max: count }
 }
 
-fn mounts(spec: &TrainingSwarmSpec) -> Mounts {
-    let kept = &spec.checkpoint.destination;
-    let volume = kept.volume.as_ref();
-    let volume = volume.map(|v| Mount::claim("checkpoints", CHECKPOINTS_DIR, &v.claim_name, false));
-    let secret = secret(kept).map(|(volume, folder, secret)| Mount::secret(volume, folder, secret));
-    let checkpoints = volume.or(secret);
-    let data = spec.data.source.volume.as_ref().map(|v| Mount::claim("data", DATA_DIR, &v.claim_name, true));
-    let model = spec.model.source.as_ref().and_then(|s| s.volume.as_ref());
-    let model = model.map(|v| Mount::claim("models", MODELS_DIR, &v.claim_name, true));
-    Mounts {
-        conductor: [checkpoints.clone(), data.clone(), model.clone()].into_iter().flatten().collect(),
-        peers: [checkpoints, model.clone()].into_iter().flatten().collect(),
-        trainers: [data, model].into_iter().flatten().collect(),
-    }
-}
-
-/// Who reads from a URL or writes to one: as [`mounts`] of what is on volumes.
-fn outside(spec: &TrainingSwarmSpec) -> Vec<&'static str> {
-    let checkpoints = spec.checkpoint.destination.volume.is_none();
-    let data = spec.data.source.http.is_some();
-    let model = spec.model.source.as_ref().is_some_and(|source| source.http.is_some());
-    let needs = [
-        (ROLE_CONDUCTOR, checkpoints || data || model),
-        (ROLE_PEER, checkpoints || model),
-        (ROLE_TRAINER, data || model),
-    ];
-    needs.into_iter().filter(|(_, needs)| *needs).map(|(role, _)| role).collect()
-}
-
-/// The run in the words of `dunlin-train`'s TrainingConfig; every default is spelled out, so that it does not change with the worker.
-fn run(spec: &TrainingSwarmSpec) -> Value {
-    let optimizer = &spec.optimizer;
-    let mut run = json!({
-        "model": model(&spec.model),
-        "data": data(spec),
-        "sequenceLength": spec.sequence_length,
-        "globalBatch": spec.global_batch,
-        "microbatch": spec.microbatch,
-        "steps": spec.steps,
-        "seed": spec.seed,
-        "optimizer": optimizer,
-        "stages": spec.stages,
-        "wire": spec.wire,
-        "checkpoint": {
-            "everySteps": spec.checkpoint.every_steps,
-            "keep": spec.checkpoint.keep,
-            "destination": destination(&spec.checkpoint.destination),
-        },
-    });
-    if let Some(adapter) = &spec.adapter {
-        run["adapter"] = json!(adapter);
-    }
-    if optimizer.clip == 0.0 {
-        run["optimizer"]["clip"] = Value::Null;
-    }
-    // Without data that is held out there is nothing to measure.
-    if spec.data.validation_fraction > 0.0 {
-        run["validation"] = json!(spec.validation);
-    }
-    run
-}
-
-/// The Secret that requests to where checkpoints are need: the volume with it, where that is mounted, its name.
-fn secret(place: &CheckpointDestination) -> Option<(&'static str, &'static str, &String)> {
-    match place {
-        CheckpointDestination { http: Some(http), .. } => {
-            Some(("headers", HEADERS_DIR, http.headers_secret.as_ref()?))
-        }
-        CheckpointDestination { s3: Some(s3), .. } => Some(("s3", S3_DIR, &s3.credentials_secret)),
-        _ => None,
-    }
-}
-
-/// As workers name it: a folder where the volume is mounted, a URL, or a bucket; with the folder of what a Secret has.
-fn destination(place: &CheckpointDestination) -> Value {
-    match place {
-        CheckpointDestination { volume: Some(volume), .. } => {
-            json!(format!("{CHECKPOINTS_DIR}/{}", volume.path))
-        }
-        CheckpointDestination { http: Some(http), .. } if http.headers_secret.is_some() => {
-            json!({"url": http.url, "headers": HEADERS_DIR})
-        }
-        CheckpointDestination { http: Some(http), .. } => json!(http.url),
-        CheckpointDestination { s3: Some(s3), .. } => {
-            let mut bucket = json!(s3);
-            // Workers see what is in it, not its name.
-            if let Some(fields) = bucket.as_object_mut() {
-                fields.remove("credentialsSecret");
-            }
-            json!({"s3": bucket, "credentials": S3_DIR})
-        }
-        _ => json!(""),
-    }
-}
-
-fn model(spec: &TrainedModelSpec) -> Value {
-    if let Some(shape) = &spec.config {
-        let mut config = json!(shape);
-        let family = config["architecture"].as_str().map(str::to_lowercase);
-        config["architecture"] = json!(family);
-        return json!({"config": config});
-    }
-    let source = spec.source.clone().unwrap_or_default();
-    let volume = source.volume.map(|v| format!("{MODELS_DIR}/{}", v.path));
-    json!({"checkpoint": volume.or(source.http.map(|h| h.url))})
-}
-
-fn data(spec: &TrainingSwarmSpec) -> Value {
-    let kind = match spec.data.format {
-        DataFormat::Text => "text",
-        DataFormat::JsonLines => "jsonLines",
-    };
-    let place = match &spec.data.source {
-        DataSource { volume: Some(volume), .. } => json!({"path": format!("{DATA_DIR}/{}", volume.path)}),
-        DataSource { http, .. } => json!({"http": http}),
-    };
-    let source = spec.model.source.as_ref();
-    let kind_of_tokens = spec.data.tokenizer.unwrap_or(match source {
-        Some(_) => TokenizerKind::Model,
-        None => TokenizerKind::Bytes,
-    });
-    let tokenizer = match (kind_of_tokens, source.and_then(|s| s.volume.as_ref())) {
-        (TokenizerKind::Bytes, _) => json!("Bytes"),
-        (TokenizerKind::Model, Some(volume)) => json!({"path": format!("{MODELS_DIR}/{}", volume.path)}),
-        (TokenizerKind::Model, None) => json!("Model"),
-    };
-    let fraction = spec.data.validation_fraction;
-    json!({kind: place, "tokenizer": tokenizer, "validationFraction": fraction})
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::testing::training_swarm;
+    use dunlin_crds::TrainingSwarmSpec;
+    use k8s_openapi::api::core::v1::Pod;
 
-    /// The file that `dunlin-train` must be able to read; its own tests read it, too.
-    #[test]
-    fn the_run_is_written_as_workers_read_it() {
-        let run = run(&training_swarm(1).spec);
-        let fixture: Value = serde_json::from_str(include_str!("training.json")).unwrap();
-        assert_eq!(run, fixture, "{run:#}");
+    use super::*;
+    use crate::testing::{assert_restricted, assert_typed, config, training_swarm};
+
+    fn owner() -> Owner {
+        Owner { kind: Kind::Training, name: "tiny".into(), ..crate::testing::owner() }
+    }
+
+    fn made(post: Post) -> Value {
+        let (owner, desired) = (owner(), Desired::new(&training_swarm(1), &config()));
+        let pool = match post {
+            Post::Conductor => &desired.conductor[0],
+            Post::Peer => &desired.pools[0],
+            Post::Trainer => &desired.trainers[0],
+        };
+        let pools = desired.templates();
+        let manifest = desired.pod(post, &owner, "tiny-x", &pool.template, &pools, true).manifest();
+        assert_typed::<Pod>(&manifest);
+        assert_restricted(&manifest["spec"]);
+        assert_eq!(manifest["spec"]["restartPolicy"], "Never");
+        assert_eq!(manifest["metadata"]["labels"]["dunlin.dev/kind"], "TrainingSwarm");
+        assert_eq!(manifest["metadata"]["ownerReferences"][0]["kind"], "TrainingSwarm");
+        manifest
+    }
+
+    fn args(pod: &Value) -> String {
+        let args = pod["spec"]["containers"][0]["args"].as_array().unwrap();
+        args.iter().map(|a| a.as_str().unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn paths(pod: &Value) -> Vec<&str> {
+        let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+        mounts.iter().map(|m| m["mountPath"].as_str().unwrap()).collect()
     }
 
     #[test]
-    fn sources_on_volumes_become_paths_where_they_are_mounted() {
-        let mut swarm = training_swarm(1);
-        let volume = |claim: &str, path: &str| json!({"claimName": claim, "path": path});
-        let source = json!({"source": {"volume": volume("models", "llama")}});
-        swarm.spec.model = serde_json::from_value(source).unwrap();
-        let data = json!({"source": {"volume": volume("texts", "a.jsonl")}, "format": "JsonLines", "tokenizer": "Model", "validationFraction": 0.0});
-        swarm.spec.data = serde_json::from_value(data).unwrap();
-        swarm.spec.optimizer.clip = 0.0;
-        let run = run(&swarm.spec);
-        assert_eq!(run["model"], json!({"checkpoint": "/models/llama"}));
-        let expected = json!({"jsonLines": {"path": "/data/a.jsonl"}, "tokenizer": {"path": "/models/llama"}, "validationFraction": 0.0});
-        assert_eq!(run["data"], expected);
-        assert_eq!((&run["optimizer"]["clip"], run.get("validation")), (&Value::Null, None));
-        let names = |mounts: &[Mount]| mounts.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
-        let mounts = mounts(&swarm.spec);
-        assert_eq!(names(&mounts.conductor), ["checkpoints", "data", "models"]);
-        assert_eq!(names(&mounts.peers), ["checkpoints", "models"]);
-        assert_eq!(names(&mounts.trainers), ["data", "models"]);
-        assert_eq!(outside(&swarm.spec), [""; 0], "everything is on volumes");
-        assert!(
-            mounts.peers[0].source["persistentVolumeClaim"]["readOnly"] == false
-                && !mounts.peers[0].read_only
+    fn each_role_is_told_what_it_needs() {
+        let common = "--name $(POD_NAME) --health 0.0.0.0:9090 --tls-dir /etc/dunlin/tls --config /etc/dunlin/training/training.json";
+        let (conductor, peer, trainer) = (made(Post::Conductor), made(Post::Peer), made(Post::Trainer));
+        assert_eq!(args(&conductor), format!("conductor {common} --listen 0.0.0.0:7070 --http 0.0.0.0:8080"));
+        assert_eq!(
+            args(&peer),
+            format!(
+                "train-peer {common} --listen 0.0.0.0:7070 --conductor tiny-conductor:7070 --threads 1 --memory {} --disk {}",
+                (256_u64 << 20) / 8 * 7,
+                10_u64 << 30
+            )
         );
+        assert_eq!(args(&trainer), format!("trainer {common} --conductor tiny-conductor:7070"));
+        let own = ["/etc/dunlin/tls", "/tmp", "/var/cache/dunlin", "/etc/dunlin/training"];
+        assert_eq!(paths(&trainer), own);
+        let with_checkpoints: Vec<&str> = own.into_iter().chain(["/checkpoints"]).collect();
+        assert_eq!(paths(&peer), with_checkpoints);
+        assert_eq!(paths(&conductor), with_checkpoints);
+    }
 
-        let http = json!({"source": {"http": {"url": "http://models/llama"}}});
-        swarm.spec.model = serde_json::from_value(http).unwrap();
-        assert_eq!(model(&swarm.spec.model), json!({"checkpoint": "http://models/llama"}));
-        assert_eq!(outside(&swarm.spec), ["conductor", "train-peer", "trainer"]);
-        assert_eq!(outside(&training_swarm(1).spec), ["conductor", "trainer"], "data behind a URL");
-        for said in [None, Some(TokenizerKind::Model)] {
-            swarm.spec.data.tokenizer = said;
-            assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Model");
-        }
-        swarm.spec.data.tokenizer = Some(TokenizerKind::Bytes);
-        assert_eq!(self::run(&swarm.spec)["data"]["tokenizer"], "Bytes");
+    #[test]
+    fn only_peers_are_bound_to_their_pool() {
+        let required = |pod: &Value| {
+            let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
+            affinity.get("requiredDuringSchedulingIgnoredDuringExecution").is_some()
+        };
+        assert!(required(&made(Post::Peer)));
+        assert!(!required(&made(Post::Conductor)) && !required(&made(Post::Trainer)));
     }
 
     #[test]
@@ -369,44 +297,6 @@ mod tests {
             assert!(!templates.contains(&template), "{written}");
             templates.push(template);
         }
-    }
-
-    #[test]
-    fn checkpoints_behind_a_url_need_no_volume() {
-        let mut swarm = training_swarm(1);
-        let http = json!({"http": {"url": "https://store/run"}});
-        swarm.spec.checkpoint.destination = serde_json::from_value(http).unwrap();
-        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], "https://store/run");
-        let mounts = mounts(&swarm.spec);
-        assert!(mounts.peers.is_empty() && mounts.conductor.is_empty());
-        assert!(outside(&swarm.spec).contains(&"train-peer"));
-
-        let secret = json!({"http": {"url": "https://store/run", "headersSecret": "store"}});
-        swarm.spec.checkpoint.destination = serde_json::from_value(secret).unwrap();
-        let expected = json!({"url": "https://store/run", "headers": "/etc/dunlin/headers"});
-        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], expected);
-        let mounts = self::mounts(&swarm.spec);
-        for mounted in [&mounts.peers[0], &mounts.conductor[0]] {
-            assert_eq!(mounted.source, json!({"secret": {"secretName": "store"}}));
-        }
-        assert!(mounts.trainers.is_empty());
-    }
-
-    /// `dunlin-train` reads the same: see its tests.
-    #[test]
-    fn checkpoints_in_a_bucket_come_with_the_secret_that_requests_are_signed_with() {
-        let mut swarm = training_swarm(1);
-        let s3 = json!({"s3": {"endpoint": "https://store", "bucket": "models", "prefix": "runs/tiny", "pathStyle": false, "credentialsSecret": "keys"}});
-        swarm.spec.checkpoint.destination = serde_json::from_value(s3).unwrap();
-        let bucket = json!({"endpoint": "https://store", "region": "us-east-1", "bucket": "models", "prefix": "runs/tiny", "pathStyle": false});
-        let expected = json!({"s3": bucket, "credentials": "/etc/dunlin/s3"});
-        assert_eq!(run(&swarm.spec)["checkpoint"]["destination"], expected);
-        let mounts = mounts(&swarm.spec);
-        for mounted in [&mounts.peers[0], &mounts.conductor[0]] {
-            assert_eq!(mounted.source, json!({"secret": {"secretName": "keys"}}));
-            assert!(mounted.read_only);
-        }
-        assert!(mounts.trainers.is_empty());
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::decide::Post;
+use super::post::Post;
 use super::*;
 use crate::peers::observation::{Degraded, Stage};
-use crate::peers::{Answer, Checkpoint, Observation, Report, RunPhase, WorkerState};
+use crate::peers::report::Report;
+use crate::peers::{Answer, Checkpoint, Observation, RunPhase, WorkerState};
 use crate::testing::{config, training_swarm, worker};
 
 const SILENCE: Duration = Duration::from_secs(3);

@@ -1,6 +1,7 @@
 //! One training run, once: observe, decide, apply, report. Every step may be cut off at any moment and repeated.
 //!
-//! * [`desired`] the manifest, and the run's configuration as workers read it · [`memory`] what is remembered
+//! * [`desired`] the manifest: the [`run`] as workers read it, the [`places`] of what it reads and writes, a pod for each [`post`]
+//! * [`memory`] what is remembered
 //! * [`decide`] which pods stay, go and are missing; when they may go · [`conditions`], [`status`] what is told about it
 //! * [`write`] the objects
 
@@ -9,13 +10,14 @@ mod decide;
 mod desired;
 #[cfg(test)]
 mod lives;
-mod memory;
+pub mod memory;
+mod places;
+mod post;
+mod run;
 mod status;
 #[cfg(test)]
 mod tests;
 mod write;
-
-pub use memory::Memory;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,15 +28,18 @@ use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use tracing::instrument;
 
-use crate::context::{Context, targets};
+use crate::context::Context;
 use crate::error::Error;
-use crate::labels::{Kind, Owner, random};
-use crate::observe::{Phase, SwarmView, Trigger};
+use crate::key::{Kind, SwarmKey};
+use crate::labels::{Owner, random};
+use crate::observe::{Phase, SwarmView};
 use crate::peers::Order;
 use crate::status::conditions::unreached;
+use crate::targets::targets;
 use crate::trust::{Trust, authority_key};
 use decide::{Course, Decision, Known, decide};
 use desired::Desired;
+use memory::Memory;
 
 /// A run with pods is looked at again after this long: its step and loss are written this often.
 const PROGRESS: Duration = Duration::from_secs(2);
@@ -74,14 +79,14 @@ pub fn retry(swarm: Arc<TrainingSwarm>, failure: &Error, context: Arc<Context>) 
     context.retry(&key, failure, attempt)
 }
 
-fn key(swarm: &TrainingSwarm) -> Trigger {
+fn key(swarm: &TrainingSwarm) -> SwarmKey {
     let (namespace, name) = (swarm.namespace().unwrap_or_default(), swarm.name_any());
-    Trigger { kind: Kind::Training, namespace, name }
+    SwarmKey { kind: Kind::Training, namespace, name }
 }
 
 async fn pass(
     swarm: &TrainingSwarm,
-    key: &Trigger,
+    key: &SwarmKey,
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, Error> {
@@ -157,7 +162,7 @@ async fn pass(
 }
 
 /// Tells peers of which the node has notice to hand over, and the conductor when the run is to stop.
-fn give_orders(key: &Trigger, view: &SwarmView, decision: &Decision, context: &Context) {
+fn give_orders(key: &SwarmKey, view: &SwarmView, decision: &Decision, context: &Context) {
     for peer in view.workers.values() {
         // SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
         let drain = matches!(peer.phase, Phase::Draining(_)) && !peer.deleting;

@@ -7,19 +7,18 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::conditions::{Facts, conditions};
-use super::desired::{CHECKPOINTS_DIR, Desired};
+use super::desired::Desired;
+use super::places::CHECKPOINTS_DIR;
 use crate::apply::network::HTTP_PORT;
 use crate::config::Config;
 use crate::labels::{ROLE_PEER, pool_selector};
+use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::status::events::{Happening, Words, changes};
 
 /// What Events call the turns of a run.
 const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
-
-/// Why a run is degraded whose checkpoints cannot be written.
-pub(super) const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 
 /// What the status says of a run that nobody has looked at.
 #[must_use]
@@ -162,7 +161,7 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::labels::Kind;
+    use crate::key::Kind;
     use crate::peers::Checkpoint;
     use crate::peers::observation::Stage;
     use crate::testing::{self, config, kstatus, object, training_swarm};

@@ -16,8 +16,9 @@ use crate::apply::Applier;
 use crate::context::Memories;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
-use crate::peers::{Answering, Connect, Monitor, Observation, Question, Report, Role, RunPhase, Talk};
-use crate::peers::{Target, WorkerState};
+use crate::peers::report::Report;
+use crate::peers::talk::{Answering, Question, Talk};
+use crate::peers::{Connect, Monitor, Observation, Role, RunPhase, Target, WorkerState};
 use crate::testing::{Seen, Server, config, described, kinds, mock_client, training_swarm};
 
 const SILENCE: Duration = Duration::from_secs(3);

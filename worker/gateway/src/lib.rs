@@ -3,12 +3,13 @@
 //! * [`run`] everything together
 //! * [`driver`] the task that owns sessions: the protocol's gateway, links to stages, ticks
 //! * [`openai`] requests, answers, streams and errors in OpenAI's shapes
-//! * [`template`] chat templates
+//! * [`model_text`] what is needed of the model · [`template`] chat templates
 //! * [`text`] tokens to text, stop strings
 //! * [`metrics`] vLLM's names and ours · [`recent`] recoveries that people may still want to see
 
 pub mod driver;
 pub mod metrics;
+pub mod model_text;
 pub mod openai;
 pub mod recent;
 pub mod run;
@@ -18,4 +19,5 @@ mod testing;
 pub mod text;
 
 pub use driver::{Driver, Event, Handle, Snapshot};
-pub use run::{GatewayOptions, ModelText, ServedAdapter, serve};
+pub use model_text::{ModelText, ServedAdapter};
+pub use run::{GatewayOptions, serve};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_model::ModelFile;
 use dunlin_model::random_model::{self, RandomModelSpec};
 
-use crate::run::{ModelText, ServedAdapter};
+use crate::model_text::{ModelText, ServedAdapter};
 use crate::template::ChatTemplate;
 
 /// Tokens of the vocabulary.

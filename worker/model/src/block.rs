@@ -4,11 +4,11 @@ use dunlin_kernels::{
     AttentionRow, PAGE, Pool, RopeTable, Scratch, add_bias, all_finite, attention, linear_add, linear_many,
     page_len, rms_norm, rope_rows, swiglu, write_kv,
 };
-use thiserror::Error;
 
 use crate::adapter::Projection;
 use crate::adapter::low_rank::{self, AdaptedRows};
 use crate::config::ModelConfig;
+use crate::error::NonFinite;
 use crate::weights::LayerWeights;
 
 /// The KV cache of one sequence in one layer: page `i` has positions `16 i .. 16 i + 16`.
@@ -25,16 +25,6 @@ pub struct RowOf {
     pub sequence: usize,
     /// Its position; rows of one sequence come in order, without gaps.
     pub position: u32,
-}
-
-/// A value that is not finite appeared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a value that is not finite appeared in layer {layer}, row {row}")]
-pub struct NonFinite {
-    /// Index of the layer in the model.
-    pub layer: u32,
-    /// In the first row of this index in the batch.
-    pub row: usize,
 }
 
 /// A value that is not finite, and where it was seen.

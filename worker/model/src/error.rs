@@ -5,8 +5,6 @@ use std::io;
 use dunlin_kernels::PackError;
 use thiserror::Error;
 
-use crate::block::NonFinite;
-
 /// Why a model cannot be used.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -79,11 +77,26 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// The tokenizer cannot be used.
+    pub(crate) fn tokenizer(what: impl Into<String>) -> Self {
+        Self::Tokenizer(what.into())
+    }
+
     /// Can another try help (a server that is down), or is the model itself at fault?
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
+}
+
+/// A value that is not finite appeared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a value that is not finite appeared in layer {layer}, row {row}")]
+pub struct NonFinite {
+    /// Index of the layer in the model.
+    pub layer: u32,
+    /// In the first row of this index in the batch.
+    pub row: usize,
 }
 
 /// As much as a message quotes of a text from a file.

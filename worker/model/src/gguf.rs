@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use dunlin_kernels::Format;
 
 use crate::error::{ModelError, excerpt};
-use crate::file::mistaken;
+use crate::mistaken;
 use crate::source::ByteSource;
 
 /// The header may not be longer than this.

@@ -28,11 +28,12 @@ pub mod training;
 pub mod weights;
 
 mod error;
+mod mistaken;
 
 pub use adapter::Adapter;
-pub use block::{Block, KvPages, NonFinite, RowOf};
+pub use block::{Block, KvPages, RowOf};
 pub use config::ModelConfig;
-pub use error::ModelError;
+pub use error::{ModelError, NonFinite};
 pub use file::ModelFile;
 pub use sampler::{Sampled, sample};
 pub use source::{ByteSource, FileSource};

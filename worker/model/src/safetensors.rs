@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Value, json};
 
 use crate::error::{ModelError, excerpt};
-use crate::file::mistaken;
+use crate::mistaken;
 use crate::source::ByteSource;
 
 /// As the format's own limit.

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::bail;
 use dunlin_model::{ModelError, ModelFile};
 use sha2::{Digest, Sha256};
 
 use super::http::{HttpFolder, HttpSource, agent};
-use crate::cli::ModelArgs;
 
 /// How the names of downloads end that are under way.
 const PARTIAL: &str = ".partial";
@@ -42,25 +40,6 @@ pub enum Location {
 }
 
 impl Location {
-    /// From the command line.
-    ///
-    /// # Errors
-    /// When neither or a malformed one is given.
-    pub fn new(args: &ModelArgs) -> anyhow::Result<Self> {
-        match (&args.model, &args.model_url) {
-            (Some(path), None) => Ok(Self::Path(path.clone())),
-            (None, Some(url)) => {
-                let sha256 = args.model_sha256.as_ref().map(|s| s.to_ascii_lowercase());
-                if sha256.as_ref().is_some_and(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()))
-                {
-                    bail!("--model-sha256 must be 64 hexadecimal digits");
-                }
-                Ok(Self::Url { url: url.clone(), sha256, cache: args.cache.clone() })
-            }
-            _ => bail!("give either --model or --model-url"),
-        }
-    }
-
     /// A name for the model when nobody gave one.
     #[must_use]
     pub fn stem(&self) -> String {

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::certificates::credentials;
 use crate::cli::StageArgs;
-use crate::model::{Location, adapters};
+use crate::model::adapters;
 use crate::{health, memory};
 use commands::Commands;
 use loader::{Hold, Loader, Source};
@@ -48,7 +48,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// When the options or certificates cannot be used, or an address cannot be bound.
 pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
-    let location = Location::new(&args.model)?;
+    let location = args.model.location()?;
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, None)?;
     let wire = WireRuntime::start()?;

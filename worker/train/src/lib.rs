@@ -3,7 +3,7 @@
 //! * [`checkpoint`] folders that are models, written so that they are whole or not there
 //! * [`config`] what a run is, checked before anything runs · [`run`] what every process derives from it · [`stage`] the parameters of a stage
 //! * [`data`] text to tokens to batches; which ones is a function of (seed, step, microbatch)
-//! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters
+//! * [`optimizer`] AdamW, LAMB, SGD over a stage's flat parameters · [`parts`] those cut in chunks that threads share
 //! * [`codec`] rows and gradients as bytes
 //! * [`average`] what the peers of a stage make of their gradient sums, and what is kept of the error of codecs
 //! * [`scratch`] folders for what is temporary
@@ -18,6 +18,7 @@ pub mod codec;
 pub mod config;
 pub mod data;
 pub mod optimizer;
+mod parts;
 pub mod root;
 pub mod run;
 pub mod schedule;
@@ -27,7 +28,8 @@ pub mod stage;
 
 pub use config::{ConfigError, TrainingConfig};
 pub use data::{Batch, DataError, Dataset};
-pub use optimizer::{Optimizer, OptimizerState, TensorRange};
+pub use optimizer::{Optimizer, OptimizerState};
+pub use parts::TensorRange;
 pub use root::StateRoot;
 pub use run::Run;
 pub use stage::Stage;

@@ -11,7 +11,7 @@ use dunlin_kernels::Pool;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::optimizer::in_parts;
+use crate::parts::in_parts;
 
 /// Values of a leaf; the last of a vector may have fewer.
 pub const CHUNK: usize = 1 << 15;

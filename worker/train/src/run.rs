@@ -10,8 +10,11 @@ use dunlin_model::{ModelConfig, ModelFile};
 use crate::average::has_feedback;
 use crate::codec::Codec;
 use crate::config::{ConfigError, TrainingConfig};
-use crate::optimizer::{Optimizer, TensorRange};
-use crate::stage::UPDATES_KEPT;
+use crate::optimizer::Optimizer;
+use crate::parts::TensorRange;
+
+/// Averages that a stage keeps for peers that join.
+pub(crate) const UPDATES_KEPT: usize = 4;
 
 /// What a message has besides the values of a call.
 const CALL_BYTES_AROUND: usize = 64 << 10;

@@ -4,7 +4,7 @@
 
 use dunlin_kernels::Pool;
 
-use crate::optimizer::{CHUNK, TensorRange, chunks, in_parts};
+use crate::parts::{CHUNK, TensorRange, chunks, in_parts};
 
 /// Sum of squares of each tensor of `gradient`. In f64 and in an order that depends on the tensor's length alone.
 ///
@@ -43,7 +43,7 @@ mod tests {
     use dunlin_kernels::Pool;
 
     use super::sums_of_squares;
-    use crate::optimizer::TensorRange;
+    use crate::parts::TensorRange;
 
     #[test]
     fn sums_are_right_and_do_not_depend_on_threads_or_neighbours() {

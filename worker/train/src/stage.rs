@@ -18,14 +18,12 @@ use thiserror::Error;
 
 use crate::average::{Average, Share, has_feedback};
 use crate::codec::{Codec, CodecError};
-use crate::optimizer::{Checked, Optimizer, OptimizerError, OptimizerState, TensorRange};
-use crate::run::Run;
+use crate::optimizer::{Checked, Optimizer, OptimizerError, OptimizerState};
+use crate::parts::TensorRange;
+use crate::run::{Run, UPDATES_KEPT};
 use crate::schedule::learning_rate;
 use crate::squares::sums_of_squares;
 pub use snapshot::Snapshot;
-
-/// Averages that are kept for peers that join.
-pub(crate) const UPDATES_KEPT: usize = 4;
 
 /// Why a stage cannot go on.
 #[derive(Debug, Error)]

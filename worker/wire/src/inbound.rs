@@ -20,7 +20,8 @@ use crate::identity::{Caller, Role};
 use crate::present::{Entry, Present};
 use crate::proto::frame::Body;
 use crate::runtime::Pulse;
-use crate::{MESSAGE_BYTES_MAX, proto, queue};
+use crate::streams::MESSAGE_BYTES_MAX;
+use crate::{proto, queue};
 
 /// Streams at once.
 const STREAMS_MAX: usize = 4096;

@@ -21,17 +21,13 @@ pub mod identity;
 pub mod inbound;
 pub mod links;
 mod present;
+pub mod proto;
 pub mod queue;
 pub mod runtime;
 mod services;
+mod streams;
 pub mod tls;
 pub mod train;
-
-/// Generated code.
-pub mod proto {
-    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
-    tonic::include_proto!("dunlin.v1");
-}
 
 pub use authority::{Authority, Validity};
 pub use connection::{incoming, incoming_in_plain_text};
@@ -39,7 +35,5 @@ pub use identity::{Caller, Role};
 pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use runtime::{Pulse, WireRuntime};
+pub use streams::MESSAGE_BYTES_MAX;
 pub use tls::{Credentials, TlsError, TlsFiles};
-
-/// Largest message taken from a peer.
-pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -21,8 +21,9 @@ use crate::convert::{from_wire, to_wire};
 use crate::proto::frame::Body;
 use crate::proto::stage_client::StageClient;
 use crate::runtime::Pulse;
+use crate::streams::MESSAGE_BYTES_MAX;
 use crate::tls::Credentials;
-use crate::{MESSAGE_BYTES_MAX, proto, queue};
+use crate::{proto, queue};
 
 /// Largest HTTP/2 frame that is taken: each takes a system call or two, so that the smallest allowed, 16 KiB, costs time.
 const FRAME_BYTES_MAX: u32 = 1 << 18;

@@ -20,7 +20,7 @@ use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
-use crate::train::{PIECE_MESSAGE_MAX, QUEUE_MAX, Sayer};
+use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX, Sayer};
 
 /// Streams to a conductor at once.
 const STREAMS_MAX: usize = 4096;
@@ -58,7 +58,7 @@ impl ConductorService {
     #[must_use]
     pub fn service(events: mpsc::Sender<ConductorInbound>) -> TrainServer<Self> {
         let service = Self { events, next: Arc::default(), callers: Present::default() };
-        TrainServer::new(service).max_decoding_message_size(crate::MESSAGE_BYTES_MAX)
+        TrainServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     async fn ask(

@@ -19,18 +19,11 @@ use crate::proto::train_stage_client::TrainStageClient;
 pub use crate::services::{
     ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
 };
+use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX};
+pub use crate::streams::{PIECE_BYTES, Sayer};
 
-/// Bytes of a piece.
-pub const PIECE_BYTES: usize = 1 << 20;
-/// Largest message with a piece, whatever its values are.
-pub(crate) const PIECE_MESSAGE_MAX: usize = 2 * PIECE_BYTES;
-/// Messages that may wait on one stream; a side that reads nothing for so long is lost.
-pub(crate) const QUEUE_MAX: usize = 4096;
 /// First and longest pause before dialling again.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
-
-/// A stream's outgoing side.
-pub type Sayer = mpsc::Sender<String>;
 
 /// What happens on the stream to the conductor.
 #[derive(Debug)]
@@ -71,7 +64,7 @@ async fn converse(config: &LinksConfig, addr: &str, events: &mpsc::Sender<Conduc
         Ok(Ok(channel)) => channel,
     };
     let (outgoing, stream) = mpsc::channel(64);
-    let mut client = TrainClient::new(channel).max_decoding_message_size(crate::MESSAGE_BYTES_MAX);
+    let mut client = TrainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut incoming = match timeout(config.connect, client.join(ReceiverStream::new(stream))).await {
         Err(_) => return "opening the stream took too long".to_owned(),
         Ok(Err(status)) => return crate::links::chain(&status),

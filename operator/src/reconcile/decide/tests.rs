@@ -1,9 +1,10 @@
 //! Decisions about a swarm of three, second by second.
 
 use super::*;
-use crate::convert::PoolDesired;
-use crate::observe::{Blocked, GatewayView};
-use crate::peers::Report;
+use crate::observe::pods::Blocked;
+use crate::observe::view::GatewayView;
+use crate::peers::report::Report;
+use crate::pools::PoolDesired;
 use crate::testing::{desired, pool_desired, worker};
 use crate::turnover::FALLBACK_PATIENCE;
 

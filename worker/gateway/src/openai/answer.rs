@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -12,12 +12,12 @@ use futures::StreamExt;
 use futures::stream::SelectAll;
 use serde_json::{Value, json};
 
+use super::app::App;
 use super::error::ApiError;
 use super::generate::{Choice, Piece};
-use super::http::{App, now_s};
 use super::logprobs::{self, TokenLogProb};
 use super::params::{Endpoint, Params};
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 
 /// A request ends after this long at the latest.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3600);
@@ -120,7 +120,7 @@ pub async fn answer(
     let envelope = Envelope {
         endpoint,
         id: app.id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" }),
-        created: now_s(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         model: Arc::clone(model),
         name,
         prompt_tokens: prompts.iter().map(Vec::len).sum(),

@@ -11,7 +11,7 @@ use super::logprobs::TokenLogProb;
 use super::params::Params;
 use crate::driver::{Answer, Event, Generation, Handle};
 use crate::metrics::Metrics;
-use crate::run::{ModelText, ServedAdapter};
+use crate::model_text::{ModelText, ServedAdapter};
 use crate::text::{Counter, Writer};
 
 /// A part of an answer.

@@ -1,54 +1,30 @@
 //! Paths and handlers.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, Response};
 use axum::routing::{get, post};
-use dunlin_wire::proto;
 use serde_json::Value;
-use tokio::sync::watch;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tracing::{Instrument, info_span};
 
 use super::answer::answer;
+use super::app::App;
 use super::error::ApiError;
-use super::intake::Intake;
 use super::params::Endpoint;
 use super::request::{self, Asked};
 use super::status::{health, models, one_model, swarm};
-use crate::driver::Handle;
-use crate::metrics::Metrics;
-use crate::run::ModelText;
 
 /// Longest request id that is echoed.
 const REQUEST_ID_MAX: usize = 128;
 /// A browser asks again after this long whether a page may ask.
 const PREFLIGHT: Duration = Duration::from_secs(3600);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// What handlers share.
-#[derive(Clone)]
-pub struct App {
-    /// The way to the swarm.
-    pub handle: Handle,
-    /// Tokenizer and template, once the model is there.
-    pub model: watch::Receiver<Option<Arc<ModelText>>>,
-    /// Why the model is not there: what a user must mend.
-    pub trouble: watch::Receiver<Option<proto::Problem>>,
-    /// Figures.
-    pub metrics: Arc<Metrics>,
-    /// Numbers requests; begins at a number drawn at start.
-    pub requests: Arc<AtomicU64>,
-    /// Where bodies are read.
-    pub intake: Arc<Intake>,
-}
 
 /// All paths of the HTTP API.
 pub fn router(app: App) -> Router {
@@ -97,47 +73,6 @@ async fn request_id(State(app): State<App>, request: Request, next: Next) -> Res
     response
 }
 
-impl App {
-    /// The model's text.
-    ///
-    /// # Errors
-    /// While it is not there.
-    pub fn model(&self) -> Result<Arc<ModelText>, ApiError> {
-        self.model.borrow().clone().ok_or_else(|| {
-            let trouble = self.trouble.borrow();
-            let why = trouble.as_ref().map_or("it is being opened", |problem| &problem.message);
-            ApiError::unavailable(format!("the model is not there yet: {why}"), 1)
-        })
-    }
-
-    /// An id that nobody else has.
-    #[must_use]
-    pub fn id(&self, prefix: &str) -> String {
-        format!("{prefix}-{:016x}", self.requests.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Has the intake read a request with the model at hand.
-    async fn read<T: Send + 'static>(
-        &self,
-        request: Request,
-        read: impl FnOnce(&ModelText, &HeaderMap, &[u8]) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<(Arc<ModelText>, T), ApiError> {
-        let model = self.model();
-        let work = move |headers: &HeaderMap, bytes: &Bytes| {
-            let model = model?;
-            let read = read(&model, headers, bytes)?;
-            Ok((model, read))
-        };
-        self.intake.take(request, work).await
-    }
-}
-
-/// Seconds since 1970.
-#[must_use]
-pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
     let (model, Asked { params, prompts }) = app.read(request, request::chat).await?;
     answer(&app, &model, Endpoint::Chat, params, prompts).await
@@ -170,9 +105,10 @@ mod tests {
     use tokio::sync::watch;
     use tower::Service;
 
-    use super::{App, router};
+    use super::router;
     use crate::driver::{Driver, Handle};
-    use crate::run::ModelText;
+    use crate::model_text::ModelText;
+    use crate::openai::App;
     use crate::testing::{VOCAB, model};
 
     /// The answer of a gateway without stages.

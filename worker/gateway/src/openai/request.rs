@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::params::{Endpoint, Params};
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 use crate::template::told;
 
 /// Prompts in one completions request.

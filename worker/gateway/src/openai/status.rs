@@ -5,9 +5,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::app::App;
 use super::error::ApiError;
-use super::http::App;
-use crate::run::ModelText;
+use crate::model_text::ModelText;
 
 /// The model and its adapters.
 ///

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dunlin_kernels::{Matrix, Pool, RopeLayout, Scratch, linear, linear_add};
 
-use super::Projection;
+use super::projection::Projection;
 use crate::config::ModelConfig;
 
 /// Two thin matrices beside one of a block.

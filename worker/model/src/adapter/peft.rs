@@ -8,8 +8,10 @@ use dunlin_kernels::Packer;
 use serde_json::{Value, json};
 
 use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
+use super::peft_keys;
+use super::projection::Projection;
+use super::shape::AdapterShape;
 use super::strangers::{self, PREFIX};
-use super::{AdapterShape, Projection, peft_keys};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::file::{Stored, side_json, widen};

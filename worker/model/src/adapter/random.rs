@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::AdapterShape;
 use super::peft::{CONFIG, WEIGHTS, config_json};
+use super::shape::AdapterShape;
 use crate::config::ModelConfig;
 use crate::random_model::normal;
 use crate::training::export::write_safetensors;

@@ -1,6 +1,6 @@
 //! Why a tensor of an adapter has no place in a model.
 
-use super::Projection;
+use super::projection::Projection;
 use crate::config::ModelConfig;
 use crate::error::excerpt;
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
 
-use super::{ModelConfig, gguf_keys};
+use super::gguf_keys;
+use super::gguf_values::{Keys, malformed};
+use super::shape::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::gguf::{Header, Value};
 
@@ -82,10 +84,6 @@ pub(crate) fn from_gguf(
     Ok(config)
 }
 
-fn malformed(file: &str, what: String) -> ModelError {
-    ModelError::Malformed { file: file.to_owned(), format: "GGUF", what }
-}
-
 fn is_qkv_bias(name: &str) -> bool {
     ["attn_q.bias", "attn_k.bias", "attn_v.bias"].into_iter().any(|bias| name.ends_with(bias))
 }
@@ -134,59 +132,4 @@ fn rope_scaling(
     let by = if let RopeScaling::Linear(factor) = scaling { factor } else { 1.0 };
     let divisors: Arc<[f64]> = divisors.iter().map(|divisor| f64::from(*divisor) * by).collect();
     Ok(RopeScaling::Divided(divisors))
-}
-
-/// The metadata of an architecture, of the types that are asked for, or refused.
-pub(super) struct Keys<'a> {
-    pub(super) file: &'a str,
-    pub(super) architecture: &'a str,
-    pub(super) values: &'a BTreeMap<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.values.get(&format!("{}.{key}", self.architecture))
-    }
-
-    fn typed<T>(&self, key: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, ModelError> {
-        self.get(key).map(|value| self.needed(key, read(value))).transpose()
-    }
-
-    fn needed<T>(&self, key: &str, value: Option<T>) -> Result<T, ModelError> {
-        value.ok_or_else(|| {
-            malformed(self.file, format!("no usable `{}.{}`", self.architecture, excerpt(key)))
-        })
-    }
-
-    fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.typed(key, |value| value.as_u32().map(|v| v as usize))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.typed(key, Value::as_f64)
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        self.typed(key, Value::as_text)
-    }
-
-    /// A number, or one for each layer, all of them the same.
-    fn of_layers(&self, key: &str, layers: usize) -> Result<Option<usize>, ModelError> {
-        let Some(Value::Numbers(numbers)) = self.get(key) else { return self.whole(key) };
-        let first = numbers.first().copied().filter(|_| numbers.len() == layers);
-        let first = self.needed(key, first)?;
-        if numbers.iter().any(|number| *number != first) {
-            return Err(self.refused(
-                &format!("`{}.{key}` is not the same for all layers", self.architecture),
-                "only models whose layers are all alike run here",
-            ));
-        }
-        // Counts are below 2^32, so that they are whole in f64.
-        self.needed(key, Some(first).filter(|v| (0.0..4_294_967_296.0).contains(v) && v.fract() == 0.0))
-            .map(|count| Some(count as usize))
-    }
-
-    pub(super) fn refused(&self, what: &str, remedy: &str) -> ModelError {
-        ModelError::Refused { what: format!("{}: {what}", self.file), remedy: remedy.to_owned() }
-    }
 }

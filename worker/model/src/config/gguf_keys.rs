@@ -2,7 +2,7 @@
 //! anyway. Any other key of the architecture could change numbers. Keys of other beginnings (`general.`, `tokenizer.`, `quantize.`) do not say
 //! how a model computes.
 
-use super::gguf::Keys;
+use super::gguf_values::Keys;
 use crate::error::{ModelError, excerpt};
 use crate::gguf::Value;
 

@@ -1,9 +1,11 @@
 //! The shape of a model from Hugging Face's config.json.
 
 use dunlin_kernels::RopeLayout;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{ModelConfig, json_keys, json_rope};
+use super::json_section::Section;
+use super::shape::ModelConfig;
+use super::{json_keys, json_rope};
 use crate::error::{ModelError, excerpt};
 
 /// Epsilon of the norms when config.json does not say one, for all three families.
@@ -192,71 +194,5 @@ fn activation(c: &Section<'_>) -> Result<(), ModelError> {
         Some(other) => {
             Err(c.refused(&format!("`hidden_act` is `{}`", excerpt(other)), "`silu` is what runs here"))
         }
-    }
-}
-
-/// An object of config.json whose values are of the type that is asked for, or refused. Null is as good as nothing.
-pub(super) struct Section<'a> {
-    pub(super) file: &'a str,
-    /// What stands before its keys, `rope_scaling.`.
-    at: String,
-    pub(super) map: &'a Map<String, Value>,
-}
-
-impl<'a> Section<'a> {
-    pub(super) fn new(file: &'a str, at: &str, json: &'a Value) -> Result<Self, ModelError> {
-        let at = at.to_owned();
-        match json.as_object() {
-            Some(map) => Ok(Self { file, at, map }),
-            None => Err(ModelError::Malformed {
-                file: file.to_owned(),
-                format: "JSON",
-                what: format!(
-                    "{} is not an object",
-                    if at.is_empty() { "it" } else { at.trim_end_matches('.') }
-                ),
-            }),
-        }
-    }
-
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(&self, key: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, ModelError> {
-        self.get(key).map(|value| read(value).ok_or_else(|| self.unusable(key))).transpose()
-    }
-
-    pub(super) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.typed(key, |value| value.as_u64().and_then(|v| usize::try_from(v).ok()))
-    }
-
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.typed(key, Value::as_f64)
-    }
-
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        self.typed(key, Value::as_bool)
-    }
-
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        self.typed(key, Value::as_str)
-    }
-
-    /// The key as a user finds it.
-    pub(super) fn path(&self, key: &str) -> String {
-        format!("{}{}", self.at, excerpt(key))
-    }
-
-    pub(super) fn unusable(&self, key: &str) -> ModelError {
-        ModelError::Malformed {
-            file: self.file.to_owned(),
-            format: "config.json",
-            what: format!("no usable `{}`", self.path(key)),
-        }
-    }
-
-    pub(super) fn refused(&self, what: &str, remedy: &str) -> ModelError {
-        ModelError::Refused { what: format!("{}: {what}", self.file), remedy: remedy.to_owned() }
     }
 }

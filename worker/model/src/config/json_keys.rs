@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::json::Section;
+use super::json_section::Section;
 use crate::error::{ModelError, excerpt};
 
 /// Read by [`super::json`] and [`super::json_rope`].
@@ -229,15 +229,6 @@ pub(super) fn check(c: &Section<'_>) -> Result<(), ModelError> {
         }
     }
     Ok(())
-}
-
-impl Section<'_> {
-    pub(super) fn unknown(&self, key: &str) -> ModelError {
-        self.refused(
-            &format!("`{}` is not known here, and could change what the model computes", self.path(key)),
-            "if it does not, remove it from config.json",
-        )
-    }
 }
 
 /// 1 and 1.0 are the same number.

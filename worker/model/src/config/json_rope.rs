@@ -3,7 +3,7 @@
 use dunlin_kernels::RopeScaling;
 use serde_json::{Map, Value};
 
-use super::json::Section;
+use super::json_section::Section;
 use crate::error::{ModelError, excerpt};
 
 /// Base where nothing says one.

@@ -1,47 +1,35 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
-pub(crate) mod mistaken;
 mod names;
 mod places;
+mod side;
+mod stored;
 mod weight_files;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use dunlin_kernels::{Format, Matrix, Packer};
-use half::{bf16, f16};
+use dunlin_kernels::{Matrix, Packer};
 use serde_json::Value;
 
 use crate::config::{self, ModelConfig, ROPE_DIVISORS};
 use crate::error::ModelError;
 use crate::gguf;
-use crate::safetensors::{self, Dtype};
+use crate::mistaken;
+use crate::safetensors;
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use names::{Names, Outer};
+pub use side::file_if_there;
+pub(crate) use side::side_json;
+use side::{CONFIG_MAX, json_if_there, open};
+use stored::{Place, panel_bytes, piece_bytes};
+pub(crate) use stored::{Stored, widen};
 
 /// tokenizer.json may not be longer than this.
 const TOKENIZER_MAX: u64 = 64 << 20;
-/// As above, config.json and tokenizer_config.json, which take many times their length in memory.
-const CONFIG_MAX: u64 = 4 << 20;
-/// Bytes of a matrix that are read at once, unless one panel of rows has more.
-const PIECE_BYTES: usize = 8 << 20;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stored {
-    Ggml(Format),
-    Plain(Dtype),
-}
-
-struct Place {
-    shape: Vec<usize>,
-    stored: Stored,
-    source: usize,
-    offset: u64,
-    bytes: usize,
-}
 
 enum Text {
     Gguf(BTreeMap<String, gguf::Value>),
@@ -377,58 +365,6 @@ fn rope_divisors(source: &dyn ByteSource, header: &gguf::Header) -> Result<Optio
     Ok(Some(divisors))
 }
 
-impl Stored {
-    /// The format of the bytes that are packed.
-    fn packed_from(self, name: &str) -> Result<Format, ModelError> {
-        match self {
-            Self::Ggml(format) => Ok(format),
-            Self::Plain(Dtype::F32) => Ok(Format::F32),
-            Self::Plain(Dtype::F16) => Ok(Format::F16),
-            Self::Plain(Dtype::Bf16) => Ok(Format::BF16),
-            Self::Plain(Dtype::Other(dtype)) => Err(of_another_type(name, dtype)),
-        }
-    }
-
-    /// What is held beside the packed weights to find out how bf16 is held.
-    fn counts_bytes(self) -> usize {
-        match self {
-            Self::Ggml(Format::BF16) | Self::Plain(Dtype::Bf16) => Packer::BF16_BYTES,
-            _ => 0,
-        }
-    }
-}
-
-/// Bytes of so many of a tensor's `n` rows that they make a panel.
-fn panel_bytes(tensor: usize, n: usize) -> usize {
-    tensor.checked_div(n).unwrap_or(0).saturating_mul(Packer::ROWS).min(tensor)
-}
-
-/// Bytes of a tensor of `n` rows that are read at once: whole panels.
-fn piece_bytes(tensor: usize, n: usize) -> usize {
-    let panel = panel_bytes(tensor, n);
-    let panels = PIECE_BYTES.checked_div(panel).unwrap_or(0).max(1);
-    panel.saturating_mul(panels).min(tensor)
-}
-
-/// Plain floats of a file as f32.
-pub(crate) fn widen(name: &str, stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<(), ModelError> {
-    let halves = bytes.as_chunks::<2>().0;
-    match stored {
-        Stored::Ggml(Format::F32) | Stored::Plain(Dtype::F32) => {
-            out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(out, b)| *out = f32::from_le_bytes(*b));
-        }
-        Stored::Ggml(Format::F16) | Stored::Plain(Dtype::F16) => {
-            out.iter_mut().zip(halves).for_each(|(out, b)| *out = f16::from_le_bytes(*b).to_f32());
-        }
-        Stored::Ggml(Format::BF16) | Stored::Plain(Dtype::Bf16) => {
-            out.iter_mut().zip(halves).for_each(|(out, b)| *out = bf16::from_le_bytes(*b).to_f32());
-        }
-        Stored::Ggml(format) => return Err(of_another_type(name, &format!("{format:?}"))),
-        Stored::Plain(Dtype::Other(dtype)) => return Err(of_another_type(name, dtype)),
-    }
-    Ok(())
-}
-
 /// What to do about a folder that has no tokenizer.json.
 fn no_tokenizer(folder: &dyn Folder) -> ModelError {
     ModelError::Tokenizer(format!(
@@ -436,59 +372,4 @@ fn no_tokenizer(folder: &dyn Folder) -> ModelError {
          where the model is from",
         folder.describe()
     ))
-}
-
-/// Where floats are needed.
-fn of_another_type(name: &str, found: &str) -> ModelError {
-    ModelError::Refused {
-        what: format!("tensor `{name}` has type {found}"),
-        remedy: "F32, F16 and BF16 run here".to_owned(),
-    }
-}
-
-/// A file that must be there.
-fn open(folder: &dyn Folder, name: &str) -> Result<Arc<dyn ByteSource>, ModelError> {
-    folder.open(name)?.ok_or_else(|| ModelError::Refused {
-        what: format!("{} has no {name}", folder.describe()),
-        remedy: "use a complete copy of it".to_owned(),
-    })
-}
-
-fn side_file(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
-    let file = open(folder, name)?;
-    if file.len() > bytes_max {
-        let what = format!("it has {} bytes, more than {bytes_max}", file.len());
-        return Err(ModelError::Malformed { file: file.describe(), format: "JSON", what });
-    }
-    let mut bytes = vec![0; file.len() as usize];
-    let read = file.read_at(0, &mut bytes);
-    read.map_err(|source| ModelError::Read { what: file.describe(), source })?;
-    Ok(bytes)
-}
-
-/// A file of a folder, if it is there; it must not be longer than `bytes_max`.
-///
-/// # Errors
-/// When it cannot be read, or is too long.
-pub fn file_if_there(folder: &dyn Folder, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, ModelError> {
-    if folder.open(name)?.is_none() {
-        return Ok(None);
-    }
-    side_file(folder, name, bytes_max).map(Some)
-}
-
-/// A file of JSON, null if it is not there.
-fn json_if_there(folder: &dyn Folder, name: &str) -> Result<Value, ModelError> {
-    match folder.open(name)? {
-        None => Ok(Value::Null),
-        Some(_) => side_json(folder, name),
-    }
-}
-
-pub(crate) fn side_json(folder: &dyn Folder, name: &str) -> Result<Value, ModelError> {
-    serde_json::from_slice(&side_file(folder, name, CONFIG_MAX)?).map_err(|error| ModelError::Malformed {
-        file: format!("{}/{name}", folder.describe()),
-        format: "JSON",
-        what: error.to_string(),
-    })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::names::{Names, Outer};
-use super::{Place, Stored};
+use super::stored::{Place, Stored, of_another_type};
 use crate::config::{ModelConfig, ROPE_DIVISORS};
 use crate::error::{ModelError, excerpt};
 use crate::safetensors::Dtype;
@@ -44,7 +44,7 @@ pub(super) fn settle(
             return Err(ModelError::Shape { name, found, expected: shape });
         }
         if let Stored::Plain(Dtype::Other(dtype)) = place.stored {
-            return Err(super::of_another_type(&name, dtype));
+            return Err(of_another_type(&name, dtype));
         }
     }
     if let Some(name) = stranger() {

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{mistaken, side_file};
+use super::side::side_file;
 use crate::error::{ModelError, excerpt};
+use crate::mistaken;
 use crate::source::Folder;
 
 const WHOLE: &str = "model.safetensors";

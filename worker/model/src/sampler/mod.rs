@@ -4,6 +4,8 @@
 //! Sums run in a fixed order and exp is our own, so it does so on every machine.
 
 mod ranking;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 
@@ -230,7 +232,7 @@ mod tests {
 
         #[test]
         fn the_token_is_that_of_everything_sorted(
-            logits in super::ranking::tests::logits(2000),
+            logits in super::testing::logits(2000),
             params in params(),
             tokens in prop::collection::vec(0..2000u32, 0..40),
             plain in any::<bool>(),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::special::Special;
-use super::unusable;
 use crate::error::ModelError;
 use crate::gguf;
 
@@ -62,7 +61,7 @@ impl Pre {
             }
             "qwen2" => Self { nfc: true, ..plain(vec![pattern(QWEN2_SPLIT)]) },
             other => {
-                return Err(unusable(format!(
+                return Err(ModelError::tokenizer(format!(
                     "the way in which it splits text is `{other}`, and default, gpt-2, smollm, llama-bpe and qwen2 can be read from GGUF; {FOLDER}"
                 )));
             }
@@ -76,25 +75,25 @@ pub(super) fn read(values: &BTreeMap<String, gguf::Value>) -> Result<(Value, Spe
     match get("model").and_then(gguf::Value::as_text) {
         Some("gpt2") => {}
         Some("llama") => {
-            return Err(unusable(format!(
+            return Err(ModelError::tokenizer(format!(
                 "it is SentencePiece (`llama`), and only byte-level BPE (`gpt2`) can be read from GGUF; {FOLDER}"
             )));
         }
         Some(other) => {
-            return Err(unusable(format!(
+            return Err(ModelError::tokenizer(format!(
                 "its kind is `{other}`, and only byte-level BPE (`gpt2`) can be read from GGUF; {FOLDER}"
             )));
         }
-        None => return Err(unusable(format!("the file has none; {FOLDER}"))),
+        None => return Err(ModelError::tokenizer(format!("the file has none; {FOLDER}"))),
     }
     let (Some(gguf::Value::Texts(tokens)), Some(gguf::Value::Texts(merges))) = (get("tokens"), get("merges"))
     else {
-        return Err(unusable(format!("the file has no lists of tokens and merges; {FOLDER}")));
+        return Err(ModelError::tokenizer(format!("the file has no lists of tokens and merges; {FOLDER}")));
     };
     let kinds = match get("token_type") {
         Some(gguf::Value::Numbers(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
         None => vec![1.0; tokens.len()],
-        _ => return Err(unusable("the list of token types is not as long as that of tokens")),
+        _ => return Err(ModelError::tokenizer("the list of token types is not as long as that of tokens")),
     };
     let mut pre = Pre::new(get("pre").and_then(gguf::Value::as_text).unwrap_or("default"))?;
     pre.splits.push(
@@ -113,7 +112,7 @@ pub(super) fn read(values: &BTreeMap<String, gguf::Value>) -> Result<(Value, Spe
     let vocab: BTreeMap<&str, usize> =
         tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     if vocab.len() != tokens.len() {
-        return Err(unusable("two tokens are the same text"));
+        return Err(ModelError::tokenizer("two tokens are the same text"));
     }
     let json = json!({
         "version": "1.0",

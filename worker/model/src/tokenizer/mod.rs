@@ -35,10 +35,6 @@ pub struct Tokenizer {
 /// More tokens than any model has.
 const VOCAB_MAX: usize = 1 << 22;
 
-fn unusable(what: impl Into<String>) -> ModelError {
-    ModelError::Tokenizer(what.into())
-}
-
 impl Tokenizer {
     /// From GGUF metadata.
     ///
@@ -54,8 +50,8 @@ impl Tokenizer {
     /// # Errors
     /// When the `tokenizers` crate does not take it.
     pub fn from_json(json: &[u8], files: &TokenFiles) -> Result<Self, ModelError> {
-        let json: Value =
-            serde_json::from_slice(json).map_err(|e| unusable(format!("tokenizer.json: {e}")))?;
+        let json: Value = serde_json::from_slice(json)
+            .map_err(|e| ModelError::tokenizer(format!("tokenizer.json: {e}")))?;
         let out = Self::build(&json)?;
         let special = Special::of_files(files, &json, &out.inner);
         Ok(Self { special, ..out })
@@ -63,7 +59,7 @@ impl Tokenizer {
 
     fn build(json: &Value) -> Result<Self, ModelError> {
         let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
-            .map_err(|error| unusable(format!("the vocabulary is not sound: {error}")))?;
+            .map_err(|error| ModelError::tokenizer(format!("the vocabulary is not sound: {error}")))?;
         let byte_level = json["decoder"].to_string().contains("ByteLevel");
         let special: BTreeMap<u64, bool> = json["added_tokens"]
             .as_array()
@@ -74,7 +70,10 @@ impl Tokenizer {
         let unbyte = byte_of_char();
         let size = inner.get_vocab(true).values().max().map_or(0, |max| *max as usize + 1);
         if size > VOCAB_MAX {
-            return Err(unusable(format!("its largest token is {}, beyond {VOCAB_MAX}", size - 1)));
+            return Err(ModelError::tokenizer(format!(
+                "its largest token is {}, beyond {VOCAB_MAX}",
+                size - 1
+            )));
         }
         let bytes: Vec<Vec<u8>> = (0..size as u32)
             .map(|id| {
@@ -167,7 +166,8 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| unusable(error.to_string()))?;
+        let encoding =
+            self.inner.encode_fast(text, false).map_err(|error| ModelError::tokenizer(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 

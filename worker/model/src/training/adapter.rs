@@ -5,8 +5,8 @@ use std::ops::Range;
 use dunlin_kernels::{Begin, GradientScratch, Matrix, Pool, Scratch, linear, linear_add, weight_gradient};
 
 use super::copies::Held;
-use super::layer::{Through, slices};
-use super::layout::ParameterLayout;
+use super::layout::{ParameterLayout, slices};
+use super::through::Through;
 use crate::adapter::low_rank::{LowRank, file_row, in_file_order};
 use crate::adapter::peft::lora_name;
 use crate::adapter::{AdapterShape, LayerAdapter, Projection};

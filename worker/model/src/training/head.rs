@@ -8,10 +8,11 @@ use dunlin_kernels::{
     weight_gradient,
 };
 
-use super::TrainingError;
 use super::copies::{Bits, Held};
-use super::layer::{Through, Work, fit};
+use super::error::TrainingError;
+use super::layer::{Work, fit};
 use super::layout::{NORM, ParameterLayout};
+use super::through::Through;
 use crate::block::Flaw;
 use crate::config::ModelConfig;
 use crate::weights::Head;

@@ -4,15 +4,16 @@
 use std::ops::Range;
 
 use dunlin_kernels::{
-    Begin, CausalForward, CausalScratch, CausalShape, GradientScratch, Matrix, Pool, Scratch,
-    TransposedScratch, bias_gradient, causal_attention, causal_attention_backward, linear, linear_add,
-    linear_transposed, rms_norm, rms_norm_backward, rope_rows, swiglu_backward, weight_gradient,
+    Begin, CausalForward, CausalScratch, CausalShape, GradientScratch, Matrix, Pool, bias_gradient,
+    causal_attention, causal_attention_backward, linear, linear_add, linear_transposed, rms_norm,
+    rms_norm_backward, rope_rows, swiglu_backward, weight_gradient,
 };
 
-use super::TrainingError;
 use super::adapter::{AdapterWork, TrainedAdapter};
 use super::copies::{Bits, Held};
-use super::layout::ParameterLayout;
+use super::error::TrainingError;
+use super::layout::{ParameterLayout, slices};
+use super::through::Through;
 use crate::adapter::{AdaptedRows, AdapterShape, Projection};
 use crate::block::{Flaw, Inner, Parts, Projected};
 use crate::config::ModelConfig;
@@ -69,15 +70,6 @@ pub(super) struct Work {
     dattended: Vec<f32>,
     dqkv: Projected,
     adapter: AdapterWork,
-}
-
-/// Buffers on the way through matrices.
-#[derive(Default)]
-pub(super) struct Through {
-    pub(super) linear: Scratch,
-    pub(super) transposed: TransposedScratch,
-    /// Gradients between both matrices of adapters, by [`Projection`].
-    pub(super) dinner: [Vec<f32>; 7],
 }
 
 /// Room for exactly `len` values; what is there may be anything.
@@ -370,15 +362,4 @@ impl Layer {
         let dw = self.own(gradient, |places| [&places.attention_norm]).map(|[dw]| dw);
         rms_norm_backward(pool, x, &w.attention_norm, c.rms_eps, dnormed, dx, dw);
     }
-}
-
-/// Some tensors of the gradient at once, when it is wanted.
-pub(super) fn slices<'a, const N: usize>(
-    gradient: &'a mut Option<(&mut [f32], usize)>,
-    places: [&Range<usize>; N],
-) -> Option<[&'a mut [f32]; N]> {
-    let (values, skip) = gradient.as_mut()?;
-    let places = places.map(|place| place.start.saturating_sub(*skip)..place.end.saturating_sub(*skip));
-    // Tensors of a layout do not overlap, so this is never `None` for tensors that the stage has.
-    values.get_disjoint_mut(places).ok()
 }

@@ -175,3 +175,14 @@ impl ParameterLayout {
         self.tensor(name).map_or(0..0, ParameterTensor::range)
     }
 }
+
+/// Some tensors of the gradient at once, when it is wanted.
+pub(super) fn slices<'a, const N: usize>(
+    gradient: &'a mut Option<(&mut [f32], usize)>,
+    places: [&Range<usize>; N],
+) -> Option<[&'a mut [f32]; N]> {
+    let (values, skip) = gradient.as_mut()?;
+    let places = places.map(|place| place.start.saturating_sub(*skip)..place.end.saturating_sub(*skip));
+    // Tensors of a layout do not overlap, so this is never `None` for tensors that the stage has.
+    values.get_disjoint_mut(places).ok()
+}

@@ -7,9 +7,9 @@ use dunlin_kernels::{
     CausalShape, GradientSums, IGNORED, OutOfRange, Pool, bias_gradient, embedding_gradient,
 };
 
-use super::TrainingError;
 use super::base::Base;
 use super::copies::{Bits, Held};
+use super::error::TrainingError;
 use super::head::{Goal, TrainedHead};
 use super::initialise::{initialise, initialise_adapter};
 use super::layer::{Layer, Saved, Work};

@@ -10,7 +10,7 @@ use super::pace::Pace;
 use super::recovery::{Disturbance, Recovery};
 use super::routes::{NoWay, Routes};
 use super::session::{Phase, Session, SessionView};
-use super::{Failure, GatewayConfig, GatewayEffect, Rejected, Submission};
+use super::shell::{Failure, GatewayConfig, GatewayEffect, Rejected, Submission};
 use crate::frame::{Attempt, Frame, Held, SessionId};
 use crate::sampling::FinishReason;
 

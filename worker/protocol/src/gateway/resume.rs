@@ -8,7 +8,7 @@ use super::core::GatewayCore;
 use super::recovery::Disturbance;
 use super::routes::Way;
 use super::session::{Phase, Session, WaitsFor};
-use super::{Failure, GatewayEffect};
+use super::shell::{Failure, GatewayEffect};
 use crate::frame::{Attempt, Frame, Refusal, SessionId};
 
 /// First wait for something that only time brings; doubles with each that ends in vain.
@@ -244,7 +244,7 @@ impl GatewayCore {
     }
 
     /// The best way for a session now: it keeps what it can, and goes around peers that its hops could not reach or that lack its adapter.
-    fn way(&mut self, id: SessionId, now_ms: u64) -> Result<Way, super::NoWay> {
+    fn way(&mut self, id: SessionId, now_ms: u64) -> Result<Way, super::routes::NoWay> {
         let Some(s) = self.sessions.get_mut(&id) else { return self.routes.fresh() };
         let avoid = s.avoid.iter().filter(|(_, until_ms)| now_ms < **until_ms);
         let avoid: BTreeSet<PeerName> = avoid.map(|(name, _)| name.clone()).collect();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dunlin_swarm::{Layers, PeerName, Position, RouteHop};
 
-use super::Submission;
 use super::recovery::{Disturbance, Disturbed};
+use super::shell::Submission;
 use crate::frame::{Attempt, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, SessionId};
 use crate::sampling::SamplingParams;
 

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::{Load, PeerName, RouteHop};
 
-use super::GatewayEffect;
 use super::core::GatewayCore;
 use super::routes::Way;
 use super::session::{Phase, Session};
+use super::shell::GatewayEffect;
 use crate::frame::SessionId;
 
 /// A line that is no longer than this many rows is left as it is.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dunlin_swarm::Position;
 
 use super::node::StageNode;
-use super::{Computed, Destination, Output, StageEffect};
+use super::shell::{Computed, Destination, Output, StageEffect};
 use crate::frame::{Attempt, Frame, Hop, RowData, SessionId};
 
 impl StageNode {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use dunlin_swarm::{Layers, PeerName};
 
+use super::sender::Sender;
 use super::session::{Segment, Session};
-use super::{Destination, Sender, StageConfig, StageEffect};
+use super::shell::{Destination, StageConfig, StageEffect};
 use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Refusal, SessionId};
 
 /// An engine that has had no pages for the only session that has any for so many ticks will never have them.

@@ -2,7 +2,7 @@
 
 use super::node::StageNode;
 use super::session::{Segment, Session, pages_per_layer};
-use super::{Destination, StageEffect};
+use super::shell::{Destination, StageEffect};
 use crate::frame::{Frame, Open, Refusal};
 
 impl StageNode {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use dunlin_swarm::{Layers, Position};
 
-use super::{Destination, Input, Job, Journal, Line, SampleRequest, StageEffect, Urgency};
+use super::journal::Journal;
+use super::shell::{Destination, Input, Job, Line, SampleRequest, StageEffect, Urgency};
 use crate::frame::{
     Attempt, Frame, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, ROWS_BYTES_MAX, Refusal, RowData,
     SessionId, WINDOW_ROWS,

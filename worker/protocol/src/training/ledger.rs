@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::message::{Contribution, Microbatch};
+use super::ids::Microbatch;
+use super::message::Contribution;
 
 /// The keys of one stage.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 use serde::{Deserialize, Serialize};
 
-use super::message::ShardId;
+use super::ids::ShardId;
 
 /// Those that a peer gives values to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

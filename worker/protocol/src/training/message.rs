@@ -5,19 +5,8 @@ use std::collections::BTreeMap;
 use dunlin_swarm::PeerName;
 use serde::{Deserialize, Serialize};
 
+use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
 use super::mates::Mates;
-
-/// Number of optimizer updates applied so far; the step that is under way.
-pub type Step = u64;
-/// Index of a microbatch within its step. From [`super::ConductorConfig::microbatches`] on they are for validation.
-pub type Microbatch = u32;
-/// Which attempt at the steps that are open a microbatch is driven in: all of them are begun anew when a peer turns out to have computed with wrong values. Grows,
-/// also from one life of the conductor to the next.
-pub type Attempt = u64;
-/// Index of a stage in the pipeline.
-pub type StageId = u32;
-/// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.
-pub type ShardId = u32;
 
 /// Somebody to talk to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

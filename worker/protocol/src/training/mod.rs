@@ -4,7 +4,7 @@
 //! *trainers* drive microbatches through them. A contribution is keyed (step, microbatch, stage): the first peer that claims a key has
 //! it, until it is lost; then the key is free again and the microbatch comes back within the same step.
 //!
-//! * [`message`] what is said
+//! * [`message`] what is said, [`ids`] of what
 //! * [`ledger`] who adds what
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
 //! * [`clip`] the norm of the whole gradient
@@ -16,6 +16,7 @@
 
 pub mod clip;
 pub mod conductor;
+pub mod ids;
 pub mod ledger;
 pub mod mates;
 pub mod message;
@@ -25,9 +26,10 @@ pub mod trainer;
 pub mod wiring;
 
 pub use conductor::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
+pub use ids::{Attempt, Microbatch, ShardId, StageId, Step};
 pub use message::{
-    Attempt, Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, Microbatch, PeerReport,
-    Role, SaveFailure, ShardId, StageId, StateDigest, Step, ToPeer, ToTrainer, TrainerReport,
+    Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, SaveFailure,
+    StateDigest, ToPeer, ToTrainer, TrainerReport,
 };
 pub use peer::{Call, CallKind, Job, PeerConfig, PeerEffect, PeerNode, Refused, RequestId};
 pub use trainer::{CallId, CallOutcome, TrainerCore, TrainerEffect};

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
-use super::message::{Attempt, Mate, Microbatch, StageId, Step, ToTrainer, TrainerReport};
+use super::ids::{Attempt, Microbatch, StageId, Step};
+use super::message::{Mate, ToTrainer, TrainerReport};
 use super::peer::{Call, CallKind};
 use super::speed::Speed;
 use super::wiring::{BACKWARD_ROWS, Wiring};

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_planner::rebalance::{self, Fetching, Kind, Peer, Stage, View};
 use dunlin_swarm::PeerName;
 
+use super::options::{Options, Policy};
+use super::report::Report;
 use super::trace::Life;
-use super::{Options, Policy, Report};
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// One swarm at one time.
 pub(super) struct Swarm<'a> {

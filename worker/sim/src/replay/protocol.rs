@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_protocol::training::wiring::BACKWARD_ROWS;
 
+use super::options::Options;
+use super::report::Report;
 use super::trace::Life;
-use super::{Options, Report};
 use crate::training::numbers::Shape;
 use crate::training::{Kinds, Outcome, Scenario, Script, run as simulate};
 

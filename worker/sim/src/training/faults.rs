@@ -6,10 +6,12 @@ use dunlin_protocol::training::{
 };
 use dunlin_swarm::PeerName;
 
-use super::net::ARITHMETIC;
-use super::peer::PeerShell;
+use super::events::Event;
+use super::flaw::Flaw;
+use super::numbers::ARITHMETIC;
+use super::peer_shell::PeerShell;
 use super::scenario::{Kinds, Loss, Struck};
-use super::world::{Event, World};
+use super::world::World;
 
 /// A process that hangs is killed after this long, as a supervisor does.
 const PROBE_MS: u64 = 15_000;
@@ -17,23 +19,6 @@ const PROBE_MS: u64 = 15_000;
 const NOTICE_MS: u64 = 20_000;
 /// The conductor's shell takes a stream for broken after this long without a sign of life.
 const SILENCE_MS: u64 = 2_000;
-
-/// What can be wrong with a peer, its memory or its words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flaw {
-    /// A bit of its parameters has changed; it computes with that until it notices.
-    Flipped,
-    /// Its next update comes out wrong, and it does not notice.
-    Miscalculates,
-    /// Its last update came out wrong.
-    Differs,
-    /// It says that it cannot compute the next call.
-    Refuses,
-    /// Its next average is another than that of the others.
-    OtherAverage,
-    /// What it writes of its next checkpoint is not what it has.
-    Miswrites,
-}
 
 impl World {
     pub(super) fn fault(&mut self, kind: &'static str) {

@@ -7,18 +7,22 @@
 //!
 //! * [`numbers`] the fake tensors and the steps without a swarm
 //! * [`scenario`] what is run, and what came of it
-//! * `peer` the shell around a peer: engine, averages, fetching
-//! * `trainer` the shell around a trainer
+//! * `peer_shell` the shell around a peer, `peer` what it does: engine, averages, fetching
+//! * `trainer_shell` the shell around a trainer, `trainer` what it does
 //! * `net` streams to the conductor, and the conductor's effects
-//! * `faults` what goes wrong
-//! * [`world`] the events, and what must hold
+//! * `faults` what goes wrong, `flaw` in a peer that goes on
+//! * `events` what happens, [`world`] in order, and what must hold
 
+mod events;
 mod faults;
+mod flaw;
 mod net;
 pub mod numbers;
 mod peer;
+mod peer_shell;
 pub mod scenario;
 mod trainer;
+mod trainer_shell;
 pub mod world;
 
 pub use scenario::{Kinds, Loss, Outcome, Scenario, Script, Struck};

@@ -9,13 +9,12 @@ use dunlin_protocol::training::{
 };
 use dunlin_swarm::PeerName;
 
-use super::numbers::State;
-use super::world::{Down, Event, Up, World};
+use super::events::{Down, Event, Up};
+use super::numbers::{ARITHMETIC, State};
+use super::world::World;
 
 /// Peers that are told in time serve until so long before their end.
 const HAND_OVER_MS: u64 = 5_000;
-/// The version that everybody computes with.
-pub(super) const ARITHMETIC: u32 = 1;
 /// In a script, where calls take long.
 const CLAIM_LONG_MS: u64 = 120_000;
 

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{Microbatch, ShardId, StageId, Step, clip};
 
-use crate::model::mix;
+use crate::serving::model::mix;
+
+/// The version that everybody computes with.
+pub(super) const ARITHMETIC: u32 = 1;
 
 /// Parameters and optimizer of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

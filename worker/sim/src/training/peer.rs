@@ -1,7 +1,4 @@
-//! The shell around a peer: an engine that does one job after the other, averages pulled from mates, state fetched from mates.
-//!
-//! What a real shell must keep to as well: an average begins behind the jobs that were given before it; whatever changes the sums ends it
-//! (a mate that asks for its part then gets none); a checkpoint is of the state behind the jobs given before it.
+//! What a peer does: jobs one after the other, averages pulled from mates, state fetched from mates.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,15 +6,16 @@ use dunlin_protocol::training::mates::{self, Mates};
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, Conductor, Fetch, FetchFailure, Job, Load, Mate, PeerConfig, PeerEffect,
-    PeerNode, PeerReport, Refused, RequestId, SaveFailure, ShardId, StageId, StateDigest, Step,
+    PeerNode, PeerReport, Refused, SaveFailure, ShardId, StageId, StateDigest, Step,
 };
 use dunlin_swarm::PeerName;
 
-use super::faults::Flaw;
-use super::net::ARITHMETIC;
-use super::numbers::{Keys, Shape, State, Sums};
-use super::world::{Answer, Asked, Down, Event, Requests, Up, World, duration};
-use crate::model::mix;
+use super::events::{Answer, Asked, Down, Event, Requests, Up};
+use super::flaw::Flaw;
+use super::numbers::{ARITHMETIC, Keys, State, Sums};
+use super::peer_shell::{Average, Fetching, PeerShell, Work};
+use super::world::World;
+use crate::serving::model::mix;
 
 /// A mate that does not answer is given up after this long.
 const PULL_MS_MAX: u64 = 1200;
@@ -29,125 +27,6 @@ const CALLS_MAX: usize = 256;
 const KEEP: Step = 4;
 /// The same in a script, where fetches take long: processes collect what is made meanwhile.
 const KEEP_LONG: Step = 64;
-
-enum Work {
-    Job(Job),
-    /// From here on mates may have the sums of this shard.
-    Open {
-        shard: ShardId,
-        round: u64,
-    },
-    /// Sums for the mate that takes them.
-    Hand {
-        to: PeerName,
-        take: Take,
-    },
-    Save {
-        step: Step,
-        check: bool,
-    },
-    /// A fetch that begins with what is here.
-    Begin {
-        fetch: u64,
-        from: Step,
-    },
-    Set {
-        fetch: u64,
-        stage: StageId,
-        step: Step,
-        state: State,
-    },
-}
-
-struct Fetching {
-    fetch: u64,
-    stage: StageId,
-    wanted: Step,
-    mates: Vec<Mate>,
-    /// The state that was here is brought up to date.
-    from: Option<Step>,
-    have: Option<(Step, State)>,
-    until: u64,
-}
-
-struct Average {
-    round: u64,
-    group: Vec<Mate>,
-    sum: i64,
-    keys: Keys,
-    complete: bool,
-}
-
-pub(super) struct PeerShell {
-    pub(super) node: PeerNode,
-    pub(super) stream: Option<u64>,
-    pub(super) retired: bool,
-    /// Its engine hangs.
-    pub(super) deaf: bool,
-    /// All of it hangs.
-    pub(super) silent: bool,
-    pub(super) leaving: bool,
-    /// The next checkpoint that it writes fails.
-    pub(super) broken_disk: bool,
-    /// What is wrong with it, if it was not noticed yet.
-    pub(super) flaw: Option<Flaw>,
-    slowness: u64,
-    engine: VecDeque<Work>,
-    requests: Requests,
-    /// What was computed for calls that are not answered yet.
-    answers: BTreeMap<RequestId, (Asked, Answer)>,
-    stage: StageId,
-    step: Step,
-    pub(super) state: State,
-    /// Of this step, and the one behind it.
-    sums: BTreeMap<Step, Sums>,
-    open: BTreeMap<ShardId, u64>,
-    /// The peers that it gives values to. Another one that asks waits until it is one of them.
-    mates: Mates,
-    averages: BTreeMap<ShardId, (Step, Average)>,
-    history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
-    arrived: BTreeMap<PeerName, Sums>,
-    fetching: Option<Fetching>,
-    /// Sums that are expected.
-    taking: Vec<Take>,
-}
-
-impl PeerShell {
-    /// Alive and working.
-    pub(super) fn healthy(&self) -> bool {
-        !self.deaf && !self.silent
-    }
-
-    pub(super) fn engine_idle(&self) -> bool {
-        self.engine.is_empty()
-    }
-
-    /// Has it all that the update of a step needs?
-    pub(super) fn has_averages(&self, shape: &Shape, step: Step) -> bool {
-        let held = |shard| self.averages.get(&shard).is_some_and(|(s, a)| *s == step && a.complete);
-        shape.shards(self.stage).into_iter().all(held)
-    }
-
-    /// Has it added anything to its sums in this step or behind it?
-    pub(super) fn has_sums_of(&self, step: Step) -> bool {
-        self.sums.range(step..).next().is_some()
-    }
-
-    fn changed(&mut self) {
-        self.open.clear();
-    }
-
-    /// Adds to the sums of a step, if that is not over. Averages are of the oldest.
-    fn add(&mut self, step: Step, sums: &Sums) {
-        if step < self.step {
-            return;
-        }
-        self.sums.entry(step).or_default().add(sums);
-        if step == self.step {
-            self.changed();
-        }
-    }
-}
 
 impl World {
     pub(super) fn join(&mut self) {
@@ -869,4 +748,9 @@ impl World {
 fn digest(state: &State, prove: bool) -> StateDigest {
     let fingerprint = mix(state.now.hash(), state.before.hash());
     StateDigest { fingerprint, root: prove.then(|| format!("{fingerprint:x}")) }
+}
+
+/// How long the engine needs.
+fn duration(kind: CallKind, slowness: u64) -> u64 {
+    if kind == CallKind::Backward { slowness * 5 / 2 } else { slowness }
 }

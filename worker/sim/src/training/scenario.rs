@@ -6,7 +6,7 @@ use dunlin_protocol::training::{StageId, Step};
 use dunlin_swarm::PeerName;
 
 use super::numbers::Shape;
-use crate::model::mix;
+use crate::serving::model::mix;
 
 /// Which faults may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

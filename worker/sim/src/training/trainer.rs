@@ -1,31 +1,17 @@
-//! The shell around a trainer: keeps the tensors of the microbatches on their way.
+//! What a trainer does.
 
 use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
-    TrainerEffect,
+    CallId, CallKind, CallOutcome, Hello, Mate, Role, ToTrainer, TrainerCore, TrainerEffect,
 };
 use dunlin_swarm::PeerName;
 
-use super::net::ARITHMETIC;
-use super::world::{Answer, Asked, Event, Up, World};
-use crate::model::mix;
-
-#[derive(Clone, Debug, Default)]
-struct Tensors {
-    inputs: Vec<u64>,
-    above: u64,
-}
-
-pub(super) struct TrainerShell {
-    pub(super) core: TrainerCore,
-    pub(super) stream: Option<u64>,
-    pub(super) retired: bool,
-    tensors: BTreeMap<(Step, Microbatch), Tensors>,
-    /// Calls under way.
-    pub(super) calls: BTreeMap<CallId, (PeerName, Call)>,
-}
+use super::events::{Answer, Asked, Event, Up};
+use super::numbers::ARITHMETIC;
+use super::trainer_shell::TrainerShell;
+use super::world::World;
+use crate::serving::model::mix;
 
 impl World {
     pub(super) fn join_trainer(&mut self) {

@@ -11,7 +11,7 @@ mod record;
 mod streams;
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
@@ -38,7 +38,7 @@ use crate::cli::ConductorArgs;
 use crate::exit::NeedsUser;
 use crate::health;
 use keeper::{Keeper, Kept, Opened, Order};
-use record::Record;
+use record::{Record, lock};
 use streams::{Streams, Who};
 
 /// How long peers may take to report after a start.
@@ -121,11 +121,6 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         turned: Instant::now(),
     };
     shell.run(inbound, kept).await
-}
-
-/// The record, whoever panicked while holding it.
-fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn other_data(name: &PeerName, data: &str, known: &str) -> String {

@@ -11,8 +11,7 @@ use axum::http::header;
 use axum::response::Html;
 use axum::routing::get;
 
-use super::lock;
-use super::record::Record;
+use super::record::{Record, lock};
 
 /// Steps in one answer.
 const STEPS_MAX: usize = 2000;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dunlin_protocol::training::conductor::{Committed, Expelled, MemberView, Moved, Totals};
@@ -294,6 +295,11 @@ impl Record {
             _ => 0.0,
         }
     }
+}
+
+/// The record, whoever panicked while holding it.
+pub fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,11 +5,10 @@
 //! average takes the memory of its result, and of what may be on its way on a stream (16 MiB a mate).
 
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use dunlin_protocol::training::{Mate, ShardId, StageId, Step};
+use dunlin_protocol::training::{Mate, ShardId, StageId};
 use dunlin_train::average::{Average, Share, Total, chunks, part, result_codec};
 use dunlin_train::codec::CodecError;
 use dunlin_train::config::GradientWire;
@@ -17,95 +16,13 @@ use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{PieceSender, Pieces};
 use futures::future::try_join_all;
-use tokio::sync::{Notify, oneshot};
-use tokio::time::timeout;
+use tokio::sync::oneshot;
 
-use super::super::values::{Clients, Fault, PATIENCE};
+use super::super::values::{Clients, Fault};
+use super::alarm::Alarm;
 use super::engine::{Bench, Engine};
-use super::serve::{Alarm, index, send_bytes};
-
-/// What tells one average from all others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Which {
-    /// The step whose gradients are averaged.
-    pub step: Step,
-    /// The tensors that are averaged.
-    pub shard: ShardId,
-    /// Number of this average: an answer to an earlier one counts nothing.
-    pub round: u64,
-}
-
-impl Which {
-    fn of(part: &proto::PartOf) -> Self {
-        Self { step: part.step, shard: part.shard, round: part.round }
-    }
-
-    fn part(self, range: &Range<usize>) -> proto::PartOf {
-        proto::PartOf {
-            step: self.step,
-            shard: self.shard,
-            round: self.round,
-            from: range.start as u64,
-            to: range.end as u64,
-        }
-    }
-}
-
-/// Parts that this peer has formed or is forming, for mates to pull.
-#[derive(Default)]
-pub struct Formed {
-    parts: Mutex<BTreeMap<Which, Part>>,
-    changed: Notify,
-}
-
-/// A part of an average.
-struct Part {
-    range: Range<usize>,
-    /// Those that are formed, encoded.
-    chunks: Vec<Bytes>,
-}
-
-impl Formed {
-    /// A part is being formed; what is older than the step before is dropped.
-    fn begin(&self, which: Which, range: Range<usize>) {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.retain(|other, _| {
-            other.step + 1 >= which.step && (other.shard != which.shard || other.round >= which.round)
-        });
-        parts.insert(which, Part { range, chunks: Vec::new() });
-    }
-
-    /// Its next chunk, encoded.
-    fn push(&self, which: Which, chunk: Bytes) {
-        if let Some(part) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&which) {
-            part.chunks.push(chunk);
-        }
-        self.changed.notify_waiters();
-    }
-
-    fn get(&self, which: Which, range: &Range<usize>, chunk: usize) -> Option<Bytes> {
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.get(&which).filter(|part| part.range == *range)?.chunks.get(chunk).cloned()
-    }
-
-    /// A chunk of a part, as soon as it is formed.
-    async fn wait(&self, which: Which, range: &Range<usize>, chunk: usize) -> Option<Bytes> {
-        let found = timeout(PATIENCE, async {
-            loop {
-                let changed = self.changed.notified();
-                if let Some(chunk) = self.get(which, range, chunk) {
-                    return chunk;
-                }
-                changed.await;
-            }
-        });
-        found.await.ok()
-    }
-}
-
-fn range_of(part: &proto::PartOf) -> Range<usize> {
-    index(part.from)..index(part.to)
-}
+use super::formed::{Formed, Which, range_of};
+use super::pieces::send_bytes;
 
 /// Gives a mate the part that it asks for of the sums here.
 pub async fn give_share(

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use dunlin_protocol::training::{Mate, StageId, Step};
 use dunlin_train::scratch::Scratch;
+use dunlin_wire::proto::pull_request::What;
 use tokio::fs;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use super::super::values::{Clients, from_bytes, to_bytes};
-use super::fetch::made_update;
+use super::super::values::{Clients, Fault, from_bytes, to_bytes};
 
 /// How often mates are asked whether they have made the next update.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -116,6 +116,23 @@ async fn collect(
     }
 }
 
+/// The scaled average that led from `step` to the next, from the first mate that has it.
+pub(super) async fn made_update(
+    clients: &Clients,
+    (stage, len): (StageId, usize),
+    step: Step,
+    mates: &[Mate],
+) -> Result<Vec<f32>, Fault> {
+    let mut fault = Fault::from("there is nobody to get it from");
+    for mate in mates {
+        match clients.pull(mate, stage, What::Update(step), len).await {
+            Ok((_, values)) => return Ok(values),
+            Err(error) => fault = error,
+        }
+    }
+    Err(fault)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -131,9 +148,10 @@ mod tests {
     use tokio::sync::{mpsc, oneshot};
     use tokio::time::timeout;
 
-    use super::super::average::Formed;
+    use super::super::alarm::Alarm;
     use super::super::engine::Engine;
-    use super::super::serve::{Alarm, Giver};
+    use super::super::formed::Formed;
+    use super::super::serve::Giver;
     use super::super::server;
     use super::{Clients, Collected};
 

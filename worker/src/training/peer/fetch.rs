@@ -4,49 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dunlin_model::ModelError;
 use dunlin_protocol::training::{Fetch, FetchFailure, Load, Mate, PeerEffect, StageId, StateDigest, Step};
 use dunlin_train::Stage;
-use dunlin_wire::proto::pull_request::What;
 use tracing::{info, warn};
 
 use super::super::saved;
-use super::super::values::{Clients, Fault};
-use super::happened::Event;
+use super::super::values::Clients;
+use super::collect::{Collected, made_update};
+use super::event::Event;
 use super::serve::root_of;
-use super::{Collected, Fetching, Peer, state};
+use super::unfetched::Unfetched;
+use super::{Fetching, Peer, state};
 use crate::exit::NeedsUser;
 
 /// How often mates are asked for an update.
 const ATTEMPTS: u32 = 20;
 /// Between attempts.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// Why a stage could not be had.
-pub(super) enum Unfetched {
-    /// The conductor is told.
-    Failed(FetchFailure, String),
-    /// The model that training goes on from cannot be used: that stays so.
-    Unusable(anyhow::Error),
-}
-
-impl Unfetched {
-    fn from_model(error: anyhow::Error) -> Self {
-        let unusable = |cause: &(dyn std::error::Error + 'static)| {
-            cause.downcast_ref::<ModelError>().is_some_and(|e| !e.is_unreachable())
-        };
-        if error.chain().any(unusable) {
-            return Self::Unusable(error.context("the model that training goes on from cannot be used"));
-        }
-        format!("{error:#}").into()
-    }
-}
-
-impl From<String> for Unfetched {
-    fn from(why: String) -> Self {
-        Self::Failed(FetchFailure::Passing, why)
-    }
-}
 
 impl Peer {
     /// Gets the first values of a stage, or those of a checkpoint.
@@ -226,21 +200,4 @@ async fn update(
         tokio::time::sleep(PAUSE).await;
     }
     Err(why)
-}
-
-/// The same from the first mate that has it.
-pub(super) async fn made_update(
-    clients: &Clients,
-    (stage, len): (StageId, usize),
-    step: Step,
-    mates: &[Mate],
-) -> Result<Vec<f32>, Fault> {
-    let mut fault = Fault::from("there is nobody to get it from");
-    for mate in mates {
-        match clients.pull(mate, stage, What::Update(step), len).await {
-            Ok((_, values)) => return Ok(values),
-            Err(error) => fault = error,
-        }
-    }
-    Err(fault)
 }

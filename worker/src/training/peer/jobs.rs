@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::Peer;
 use super::engine::Bench;
-use super::happened::Event;
+use super::event::Event;
 use super::serve::root_of;
 
 impl Peer {

@@ -18,9 +18,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::super::values::Clients;
-use super::average::{Formed, Which, form};
+use super::alarm::Alarm;
+use super::average::form;
 use super::engine::Engine;
-use super::serve::{Alarm, Giver};
+use super::formed::{Formed, Which};
+use super::serve::Giver;
 use super::{memory, server};
 use crate::cli::AverageMemberArgs;
 use crate::print;

@@ -1,27 +1,33 @@
 //! The role that computes a stage: sockets, tensors and one engine thread around [`PeerNode`].
 //!
-//! * [`perform`] what the node wants done, [`jobs`] by the engine; [`happened`] what comes of it
+//! * [`perform`] what the node wants done, [`jobs`] by the engine; [`event`] what happens then, [`happened`] what comes of it
 //! * [`engine`] the thread that owns the stage
-//! * [`average`] averages among the peers of a stage
-//! * [`fetch`] a stage, from mates or a checkpoint
+//! * [`average`] averages among the peers of a stage, [`formed`] the parts that are formed here
+//! * [`fetch`] a stage, from mates or a checkpoint; [`unfetched`] why it could not be had
 //! * [`state`] its state from several mates, checked
 //! * [`collect`] the updates that are made meanwhile
-//! * [`serve`] what mates pull, [`give`] who is a mate
+//! * [`serve`] what mates pull, in [`pieces`]; [`give`] who is a mate
+//! * [`alarm`] memory has changed by itself
 //! * [`memory`] what is freed is kept
 //! * [`member`] averages alone, to measure them
 
+mod alarm;
 mod average;
 mod collect;
 mod engine;
+mod event;
 mod fetch;
+mod formed;
 mod give;
 mod happened;
 mod jobs;
 pub mod member;
 mod memory;
 mod perform;
+mod pieces;
 mod serve;
 mod state;
+mod unfetched;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,12 +61,14 @@ use crate::certificates::credentials;
 use crate::cli::TrainPeerArgs;
 use crate::exit::NeedsUser;
 use crate::health;
-use average::{Averages, Formed};
+use alarm::Alarm;
+use average::Averages;
 use collect::Collected;
 use engine::{Ended, Engine};
+use event::Event;
+use formed::Formed;
 use give::Giving;
-use happened::Event;
-use serve::{Alarm, Giver};
+use serve::Giver;
 
 /// Runs a peer until it is retired or SIGTERM.
 ///
@@ -318,7 +326,7 @@ impl Peer {
                 // The mates of a shared embedding serve another stage.
                 let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));
                 if self.corrupt.is_some() || !(shared || stage == Some(request.stage)) {
-                    return serve::refuse(&pieces, "this peer does not serve that stage");
+                    return pieces::refuse(&pieces, "this peer does not serve that stage");
                 }
                 let giver = self.giver.clone();
                 self.giving

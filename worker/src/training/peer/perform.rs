@@ -9,9 +9,10 @@ use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 
 use super::super::saved;
-use super::average::{self, Which};
+use super::average;
 use super::engine::Bench;
-use super::happened::Event;
+use super::event::Event;
+use super::formed::Which;
 use super::{Peer, Waiting};
 
 impl Peer {

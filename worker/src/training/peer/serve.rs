@@ -3,7 +3,6 @@
 //! The engine's thread only says what there is: values are shared, not copied there, and travel piece by piece, at the mate's pace. So training goes on while others join.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use dunlin_kernels::Pool;
@@ -11,58 +10,17 @@ use dunlin_train::root;
 use dunlin_train::stage::Snapshot;
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
-use dunlin_wire::train::{PIECE_BYTES, PieceSender};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::timeout;
-use tonic::Status;
+use dunlin_wire::train::PieceSender;
+use tokio::sync::{Semaphore, oneshot};
 
-use super::super::values::{Word, to_bytes};
-use super::average::{self, Formed};
+use super::alarm::Alarm;
+use super::average;
 use super::engine::{Bench, Engine};
-use super::happened::Event;
+use super::formed::Formed;
+use super::pieces::{index, refuse, send, send_bytes};
 
 /// Pulls that are served at once; more are refused, and asked again.
 const PULLS_MAX: usize = 64;
-/// A mate that takes nothing for so long gets nothing more.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// An answer without values.
-pub fn refuse(pieces: &PieceSender, why: &str) {
-    // The channel is new, and the mate may have gone.
-    let _ = pieces.try_send(Err(Status::failed_precondition(why)));
-}
-
-/// Where it is told that memory has changed by itself.
-#[derive(Clone)]
-pub struct Alarm(Option<mpsc::Sender<Event>>);
-
-impl Alarm {
-    /// Tells a peer.
-    pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self(Some(events))
-    }
-
-    /// Tells nobody: whoever has no conductor.
-    pub fn silent() -> Self {
-        Self(None)
-    }
-
-    /// Memory has changed.
-    pub async fn raise(&self, what: String) {
-        if let Some(events) = &self.0 {
-            // The receiver is gone only when the process ends.
-            let _ = events.send(Event::Corrupt(what)).await;
-        }
-    }
-
-    /// The same from a thread that may wait.
-    pub fn raise_blocking(&self, what: String) {
-        if let Some(events) = &self.0 {
-            let _ = events.blocking_send(Event::Corrupt(what));
-        }
-    }
-}
-
 /// Gives mates what they pull.
 #[derive(Clone)]
 pub struct Giver {
@@ -170,25 +128,4 @@ impl Giver {
 /// The root of a state, computed by the threads that have it.
 pub fn root_of(state: &Snapshot, pool: &Pool) -> String {
     root::root(&state.leaves(pool)).to_string()
-}
-
-/// A peer's counts fit: they are bounded by what is in memory.
-pub fn index(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-/// One piece; false when the mate is gone or takes nothing.
-pub async fn send_bytes(data: Bytes, step: u64, pieces: &PieceSender) -> bool {
-    let sent = timeout(PATIENCE, pieces.send(Ok(proto::Piece { data, step }))).await;
-    matches!(sent, Ok(Ok(())))
-}
-
-async fn send<const N: usize, T: Word<N>>(values: &[T], step: u64, pieces: &PieceSender) -> bool {
-    for piece in values.chunks(PIECE_BYTES / N) {
-        if !send_bytes(to_bytes(piece), step, pieces).await {
-            return false;
-        }
-    }
-    // A piece says the step, also when there is nothing else to say.
-    !values.is_empty() || send_bytes(Bytes::new(), step, pieces).await
 }

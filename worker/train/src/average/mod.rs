@@ -17,7 +17,7 @@ use dunlin_kernels::{GradientSums, Isa, Pool, bit_sum, gradient_sum};
 
 use crate::codec::{Codec, CodecError};
 use crate::config::GradientWire;
-use crate::optimizer::in_parts;
+use crate::parts::in_parts;
 
 /// Values that travel together; whole blocks of every codec.
 pub const CHUNK: usize = 1 << 15;

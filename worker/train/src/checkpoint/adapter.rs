@@ -6,8 +6,10 @@ use dunlin_model::FileSource;
 use dunlin_model::adapter::{AdapterShape, peft};
 
 use super::disk::Disk;
-use super::write::Identity;
-use super::{CheckpointError, FileRecord, StageRecord, tensors, texts};
+use super::error::CheckpointError;
+use super::identity::Identity;
+use super::manifest::{FileRecord, StageRecord};
+use super::{tensors, texts};
 use crate::config::ModelSource;
 
 /// Names and bytes of the files beside the weights.

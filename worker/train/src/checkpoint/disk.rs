@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::CheckpointError;
+use super::error::CheckpointError;
 
 /// How temporary files end.
 const TEMPORARY: &str = ".tmp";

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use serde::{Deserialize, Serialize};
 
-use super::owner::of_another_run;
-use super::{CheckpointError, Destination};
+use super::destination::Destination;
+use super::error::CheckpointError;
+use super::names::{FILE, folder};
 use crate::config::{Change, TrainingConfig};
 
-/// The file that makes a folder a checkpoint.
-pub(super) const FILE: &str = "training.json";
 pub(super) const BYTES_MAX: u64 = 16 << 20;
 /// 1 had no `arithmetic`; all that wrote it had the first.
 const VERSION: u32 = 2;
@@ -144,7 +143,7 @@ impl Manifest {
     ) -> Result<Vec<Change>, CheckpointError> {
         let changes = config.changes_since(&self.config);
         if !changes.refused.is_empty() {
-            return Err(of_another_run(&destination.to_string(), &changes.refused));
+            return Err(CheckpointError::of_another_run(&destination.to_string(), &changes.refused));
         }
         if self.arithmetic != ARITHMETIC_VERSION {
             return Err(CheckpointError::Refused(format!(
@@ -196,24 +195,4 @@ impl Manifest {
         }
         Ok(())
     }
-}
-
-/// The folder of a step.
-#[must_use]
-pub(super) fn folder(destination: &Path, step: u64) -> PathBuf {
-    destination.join(format!("step-{step:08}"))
-}
-
-/// Steps that have a folder, the newest first. No folder at all: none.
-pub(super) fn steps(destination: &Path) -> Result<Vec<u64>, CheckpointError> {
-    if !destination.exists() {
-        return Ok(Vec::new());
-    }
-    let step = |path: &PathBuf| {
-        let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
-        (folder(destination, step) == *path && path.is_dir()).then_some(step)
-    };
-    let mut steps: Vec<u64> = super::disk::files(destination)?.iter().filter_map(step).collect();
-    steps.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(steps)
 }

@@ -11,10 +11,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::destination::Destination;
 use super::disk::Disk;
+use super::error::CheckpointError;
+use super::identity::Identity;
+use super::manifest::{Manifest, StageRecord};
+use super::read::{Latest, Scrutiny};
 use super::remote::Remote;
-use super::{CheckpointError, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord};
-use crate::config::{Change, TrainingConfig};
+use crate::config::TrainingConfig;
 use crate::data::tokens::hexadecimal;
 
 /// Below the destination.
@@ -73,16 +77,6 @@ pub struct Claim {
     sealed: Option<Manifest>,
 }
 
-/// A destination is not this run's. `refused`: what differs.
-pub(super) fn of_another_run(place: &str, refused: &[Change]) -> CheckpointError {
-    let differences: Vec<String> = refused.iter().map(|c| format!("{} was {}", c.field, c.was())).collect();
-    CheckpointError::Refused(format!(
-        "{place} belongs to another run: {}. Set that back to go on with that run; for a run of its own choose another \
-         checkpoint.destination, or move what is in this one elsewhere",
-        differences.join(", ")
-    ))
-}
-
 impl Claim {
     /// Takes `destination` for the run of `config`, from the owner before if there is one, who is returned.
     ///
@@ -115,7 +109,7 @@ impl Claim {
         if refused.is_empty() {
             return Ok(Some(before.owner));
         }
-        let error = of_another_run(&destination.to_string(), &refused);
+        let error = CheckpointError::of_another_run(&destination.to_string(), &refused);
         let Latest { checkpoint, damaged } = destination.latest(Scrutiny::Lengths)?;
         if checkpoint.is_some() || !damaged.is_empty() {
             return Err(error);

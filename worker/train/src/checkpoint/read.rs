@@ -9,9 +9,11 @@ use dunlin_model::safetensors::{self, Dtype};
 use dunlin_model::{ByteSource, FileSource};
 use sha2::{Digest, Sha256};
 
-use super::manifest::{folder, steps};
-use super::write::slot_name;
-use super::{CheckpointError, FileRecord, Manifest, StageRecord, TensorSpec};
+use super::disk;
+use super::error::CheckpointError;
+use super::manifest::{FileRecord, Manifest, StageRecord};
+use super::names::{folder, slot_name};
+use super::tensor::TensorSpec;
 use crate::data::tokens::hexadecimal;
 use crate::optimizer::OptimizerState;
 
@@ -40,6 +42,20 @@ pub enum Scrutiny {
     Lengths,
     /// Their digests are right too, for which all of them are read.
     Digests,
+}
+
+/// Steps that have a folder, the newest first. No folder at all: none.
+pub(super) fn steps(destination: &Path) -> Result<Vec<u64>, CheckpointError> {
+    if !destination.exists() {
+        return Ok(Vec::new());
+    }
+    let step = |path: &PathBuf| {
+        let step = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        (folder(destination, step) == *path && path.is_dir()).then_some(step)
+    };
+    let mut steps: Vec<u64> = disk::files(destination)?.iter().filter_map(step).collect();
+    steps.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(steps)
 }
 
 /// The newest checkpoint of `destination` that stands up to `scrutiny`. Folders without a manifest are passed over in silence: they never

@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::destination::Place;
 use super::disk::Disk;
-use super::manifest::{FILE, folder};
-use super::read::{Latest, Scrutiny, check_bytes, files_of, newest_of};
+use super::error::CheckpointError;
+use super::identity::Identity;
+use super::manifest::{FileRecord, Manifest, StageRecord};
+use super::names::{FILE, folder, stage_files};
+use super::place::Place;
+use super::read::{Checkpoint, Latest, Scrutiny, check_bytes, files_of, newest_of};
 use super::server::Server;
-use super::write::{beside, make_manifest, stage_files, write_stage};
-use super::{Checkpoint, CheckpointError, FileRecord, Identity, Manifest, Stage, StageRecord, TensorSpec};
+use super::tensor::TensorSpec;
+use super::write::{Stage, beside, make_manifest, write_stage};
 use crate::config::TrainingConfig;
 use crate::optimizer::OptimizerState;
 use crate::scratch::Scratch;

@@ -13,7 +13,7 @@ use rusty_s3::actions::{CompleteMultipartUpload, CompleteMultipartUploadResponse
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use serde::{Deserialize, Serialize};
 
-use super::server::{Action, Refusal};
+use super::request::{Action, Refusal};
 
 /// How long a server takes a signed request for, whose clock may differ as much from ours.
 const VALID: Duration = Duration::from_secs(900);

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use ureq::http::header::{CONTENT_LENGTH, ETAG};
 use ureq::http::request::Builder;
-use ureq::http::{Method, Request, Response, StatusCode};
+use ureq::http::{Request, Response, StatusCode};
 use ureq::{Agent, Body, Error, SendBody};
 
-use super::destination::{HttpPlace, Place};
+use super::place::{HttpPlace, Place};
+use super::request::{Action, Refusal};
 use super::s3::{self, Signer};
 
 /// Time for a connection.
@@ -28,42 +29,6 @@ const PAUSE_GROWTH: u32 = 4;
 /// Longest answer that is read for what it says.
 const ANSWER_MAX: u64 = 1 << 16;
 
-/// What is asked for. Parts are S3's alone.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Action<'a> {
-    Get,
-    Head,
-    Put,
-    Delete,
-    /// Begins an upload in parts, which gets a name.
-    Begin,
-    /// One of the parts; the first is 1.
-    Part {
-        upload: &'a str,
-        number: u16,
-    },
-    /// Makes an object of the parts.
-    Complete {
-        upload: &'a str,
-    },
-    /// Forgets the parts.
-    Abort {
-        upload: &'a str,
-    },
-}
-
-impl Action<'_> {
-    fn method(self) -> Method {
-        match self {
-            Self::Get => Method::GET,
-            Self::Head => Method::HEAD,
-            Self::Put | Self::Part { .. } => Method::PUT,
-            Self::Delete | Self::Abort { .. } => Method::DELETE,
-            Self::Begin | Self::Complete { .. } => Method::POST,
-        }
-    }
-}
-
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Payload<'a> {
@@ -75,19 +40,6 @@ pub(super) enum Payload<'a> {
         from: u64,
         bytes: u64,
     },
-}
-
-/// What a server says when it does not do what it is asked for.
-pub(super) struct Refusal {
-    /// There is no such bucket, which is something else than no such object.
-    pub(super) no_bucket: bool,
-    pub(super) text: String,
-}
-
-impl From<Refusal> for io::Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::other(refusal.text)
-    }
 }
 
 /// How the server is asked.

@@ -6,7 +6,8 @@ use dunlin_model::safetensors::{Dtype, f32_header, read_header};
 use dunlin_model::{ByteSource, FileSource};
 use sha2::{Digest, Sha256};
 
-use super::{FileRecord, Tensor};
+use super::manifest::FileRecord;
+use super::tensor::Tensor;
 use crate::data::tokens::hexadecimal;
 
 /// Writes `tensors`, named by `name`, and returns the record of file `file`.

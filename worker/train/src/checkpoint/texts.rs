@@ -10,7 +10,7 @@ use dunlin_model::source::{Folder, LocalFolder};
 use dunlin_model::{ModelFile, file};
 use serde_json::{Map, Value, json};
 
-use super::CheckpointError;
+use super::error::CheckpointError;
 use crate::config::{TokenizerConfig, TrainingConfig};
 use crate::data::TextTokenizer;
 

@@ -6,16 +6,18 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_model::ModelConfig;
 use dunlin_model::adapter::peft;
+use dunlin_model::training::layout::EMBEDDING;
 use serde_json::json;
 
 use super::disk::{self, Disk};
-use super::manifest::{FILE, folder, steps};
-use super::{
-    CheckpointError, EMBEDDING, FileRecord, Manifest, StageRecord, Tensor, Texts, adapter, model, tensors,
-    texts,
-};
+use super::error::CheckpointError;
+use super::identity::Identity;
+use super::manifest::{FileRecord, Manifest, StageRecord};
+use super::names::{FILE, folder, slot_name, stage_files};
+use super::read::{check_length, open, steps};
+use super::tensor::Tensor;
+use super::{adapter, model, tensors, texts};
 use crate::config::TrainingConfig;
 
 /// Which file has which tensor.
@@ -87,23 +89,6 @@ impl Stage<'_> {
     }
 }
 
-/// What a checkpoint is of.
-#[derive(Clone, Copy)]
-pub struct Identity<'a> {
-    /// Updates so far.
-    pub step: u64,
-    /// The configuration of the run.
-    pub config: &'a TrainingConfig,
-    /// The shape of the model that is trained.
-    pub model: &'a ModelConfig,
-    /// What goes beside it.
-    pub texts: &'a Texts,
-    /// Digest of the tokens.
-    pub data_sha256: &'a str,
-    /// Vectors of the optimizer for each tensor.
-    pub slots: usize,
-}
-
 /// Removes what an attempt at the checkpoint of `step` left, unless that is complete.
 pub(super) fn discard(destination: &Path, step: u64) -> Result<(), CheckpointError> {
     let folder = folder(destination, step);
@@ -137,12 +122,6 @@ pub(super) fn write_stage_on(
     stage.written(|name, tensors| disk.write(&folder, name, |out| tensors::write(name, tensors, out)))
 }
 
-/// Names of what a stage writes: parameters, and vectors of the optimizer.
-pub(super) fn stage_files(adapter: bool, stage: u32, stages: u32) -> [String; 2] {
-    let model = if adapter { "adapter" } else { "model" };
-    [model, "optimizer"].map(|kind| format!("{kind}-{:05}-of-{stages:05}.safetensors", stage + 1))
-}
-
 /// Names of what can be beside the files of stages.
 pub(super) fn beside(config: &TrainingConfig) -> impl Iterator<Item = String> {
     let own = match config.adapter {
@@ -150,11 +129,6 @@ pub(super) fn beside(config: &TrainingConfig) -> impl Iterator<Item = String> {
         None => ["config.json", INDEX],
     };
     own.into_iter().chain(texts::FILES.map(|(name, _)| name)).map(str::to_owned)
-}
-
-/// The name of a tensor of an optimizer's vector. No reader of models takes it for a parameter.
-pub(super) fn slot_name(slot: usize, name: &str) -> String {
-    format!("optimizer.{slot}.{name}")
 }
 
 /// Makes the checkpoint complete: checks that all that stages wrote is there, writes what is beside it, removes what is left of attempts,
@@ -179,7 +153,7 @@ pub(super) fn write_manifest_on(
     let folder = folder(destination, identity.step);
     let manifest = make_manifest(disk, &folder, identity, stages, &|file| Ok(file.path(&folder)))?;
     for file in manifest.all_files() {
-        super::read::check_length(&folder, file)?;
+        check_length(&folder, file)?;
     }
     let known: BTreeSet<PathBuf> = manifest.all_files().map(|file| folder.join(&file.name)).collect();
     for stray in disk::files(&folder)?.into_iter().filter(|path| !known.contains(path)) {
@@ -262,7 +236,7 @@ pub(super) fn retain_on(disk: &Disk, destination: &Path, keep: usize) -> Result<
     for step in steps(destination)? {
         let folder = folder(destination, step);
         // One that is damaged does not count: it must not push out a sound one.
-        let sound = super::read::open(destination, step).is_ok_and(|checkpoint| checkpoint.is_some());
+        let sound = open(destination, step).is_ok_and(|checkpoint| checkpoint.is_some());
         if sound && complete < keep.max(1) {
             complete += 1;
         } else if complete > 0 {

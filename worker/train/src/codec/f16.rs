@@ -7,7 +7,9 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::{Codec, CodecError};
+use super::error::CodecError;
+use super::kind::Codec;
+use super::magnitude::largest_bits;
 
 /// Values of a block.
 pub const BLOCK: usize = 1024;
@@ -41,7 +43,7 @@ pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
 pub(super) fn encode_scaled(values: &[f32], out: &mut Vec<u8>) -> Result<(), CodecError> {
     let (mut halves, mut scaled) = ([f16::ZERO; BLOCK], [0.0; BLOCK]);
     for (index, block) in values.chunks(BLOCK).enumerate() {
-        let exponent = super::largest_bits(block) >> 23;
+        let exponent = largest_bits(block) >> 23;
         if exponent > EXPONENT_MAX {
             return Err(CodecError::Range { codec: Codec::F16Scaled, index: index * BLOCK });
         }

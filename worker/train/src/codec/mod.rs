@@ -10,92 +10,15 @@
 //! Rows of activations travel as F32, F16 or Q8, gradients of parameters as F32, F16Scaled (see [`f16`]) or Q8 (see [`q8`]). Bytes come from
 //! peers, so decoding checks them all.
 
+mod error;
 mod f16;
+mod kind;
+mod magnitude;
 mod q8;
 
-use dunlin_kernels::Changed;
-use thiserror::Error;
-
-use crate::config::{ActivationWire, GradientWire};
-
-/// How values become bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Codec {
-    /// As they are.
-    F32,
-    /// Rounded to half precision.
-    F16,
-    /// The same after scaling each block by a power of two.
-    F16Scaled,
-    /// One byte a value, and a scale a block.
-    Q8,
-}
-
-/// Why values or bytes cannot be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum CodecError {
-    /// Not a number, infinite, or too large.
-    #[error(
-        "value {index} is not finite, or too large for {codec:?}: training has diverged, or the codec is too narrow for this model"
-    )]
-    Range {
-        /// The codec that was asked for.
-        codec: Codec,
-        /// Which value; the first of its block for F16Scaled and Q8.
-        index: usize,
-    },
-    /// Not as many bytes as the values take.
-    #[error("{found} bytes are not the {expected} of {values} values in {codec:?}")]
-    Length {
-        /// The codec that was asked for.
-        codec: Codec,
-        /// Bytes there are.
-        found: usize,
-        /// Bytes there should be.
-        expected: usize,
-        /// Values asked for.
-        values: usize,
-    },
-    /// Not as many bytes as exact sums take.
-    #[error("{found} bytes are not the {expected} of {values} gradient sums")]
-    Sums {
-        /// Bytes there are.
-        found: usize,
-        /// Bytes there should be.
-        expected: usize,
-        /// Sums asked for.
-        values: usize,
-    },
-    /// Gradient sums that are not what was added to them.
-    #[error(transparent)]
-    Changed(#[from] Changed),
-    /// Bytes that no encoder makes.
-    #[error("the bytes at {0} are not an encoding: the message is damaged")]
-    Malformed(usize),
-}
-
-impl From<ActivationWire> for Codec {
-    fn from(wire: ActivationWire) -> Self {
-        match wire {
-            ActivationWire::F32 => Self::F32,
-            ActivationWire::F16 => Self::F16,
-            ActivationWire::Q8 => Self::Q8,
-        }
-    }
-}
-
-impl GradientWire {
-    /// The codec of gradient sums and of their averages; none when exact sums travel, and averages as f32.
-    #[must_use]
-    pub fn codec(self) -> Option<Codec> {
-        match self {
-            Self::Exact => None,
-            Self::F32 => Some(Codec::F32),
-            Self::F16 => Some(Codec::F16Scaled),
-            Self::Q8 => Some(Codec::Q8),
-        }
-    }
-}
+pub use error::CodecError;
+pub use kind::Codec;
+use magnitude::{INFINITE, largest_bits};
 
 impl Codec {
     /// Bytes that `values` values take.
@@ -181,16 +104,6 @@ impl Codec {
         // Four bytes a value is the most.
         values.checked_mul(4).map(|_| self.bytes(values))
     }
-}
-
-/// The bits of infinity; those of what is not a number are larger.
-const INFINITE: u32 = 0x7f80_0000;
-
-/// The bits of the largest magnitude: they are ordered as magnitudes are. Without a branch per value, so that it is quick.
-fn largest_bits(values: &[f32]) -> u32 {
-    // Signed, because all machines compare those quickly.
-    let most = values.iter().fold(0, |most: i32, v| most.max((v.to_bits() & 0x7fff_ffff).cast_signed()));
-    most.cast_unsigned()
 }
 
 #[cfg(test)]

@@ -5,10 +5,15 @@
 
 use std::fmt;
 
+use dunlin_model::adapter::AdapterShape;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, WireConfig};
+use super::model::ModelSource;
+use super::schema::{
+    CheckpointConfig, DataConfig, OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig,
+    ValidationConfig, WireConfig,
+};
 use crate::optimizer::Optimizer;
 
 /// A field with another value than before.
@@ -49,8 +54,8 @@ pub struct Changes {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Bound<'a> {
-    model: &'a super::ModelSource,
-    adapter: &'a Option<super::AdapterShape>,
+    model: &'a ModelSource,
+    adapter: &'a Option<AdapterShape>,
     data: DataConfig,
     sequence_length: usize,
     global_batch: usize,
@@ -60,7 +65,7 @@ struct Bound<'a> {
 
 #[derive(Serialize)]
 struct BoundOptimizer {
-    kind: super::OptimizerKind,
+    kind: OptimizerKind,
     /// Whether momentum is kept decides which vectors there are.
     #[serde(skip_serializing_if = "Option::is_none")]
     momentum: Option<f64>,
@@ -76,7 +81,7 @@ struct Free<'a> {
     optimizer: FreeOptimizer<'a>,
     wire: &'a WireConfig,
     checkpoint: &'a Option<CheckpointConfig>,
-    validation: &'a Option<super::ValidationConfig>,
+    validation: &'a Option<ValidationConfig>,
 }
 
 #[derive(Serialize)]

@@ -4,7 +4,7 @@ use dunlin_kernels::{RopeLayout, RopeScaling};
 use dunlin_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::error::ConfigError;
 
 /// What is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

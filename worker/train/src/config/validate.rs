@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 
-use super::{
-    AdapterShape, ConfigError, DataConfig, HttpLocation, Location, ModelSource, OptimizerConfig,
-    TokenizerConfig, TrainingConfig,
-};
+use dunlin_model::adapter::AdapterShape;
+
+use super::error::ConfigError;
+use super::model::ModelSource;
+use super::schema::{DataConfig, HttpLocation, Location, OptimizerConfig, TokenizerConfig, TrainingConfig};
 
 /// Microbatches of a step: more would leave the fixed-point sums of gradients too little room for each.
 const MICROBATCHES_MAX: usize = 1 << 12;

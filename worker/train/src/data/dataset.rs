@@ -3,9 +3,10 @@
 //! The stream of tokens is cut: the tail is for validation. Sequence `i` of a part is its tokens from `i * L` on: `L` tokens and, one
 //! further, `L` targets. So every token but the first of a part is a target once an epoch.
 
+use super::error::DataError;
 use super::order::Order;
-use super::text::tokenise;
-use super::{DataError, TextTokenizer, Tokens};
+use super::text::{TextTokenizer, tokenise};
+use super::tokens::Tokens;
 use crate::config::TrainingConfig;
 
 /// A microbatch: sequences one behind the other.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::DataError;
+use super::error::DataError;
 use super::tokens::hexadecimal;
 use crate::config::{HttpLocation, Location};
 

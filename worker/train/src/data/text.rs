@@ -11,10 +11,10 @@ use dunlin_model::tokenizer::TokenFiles;
 use dunlin_model::{ModelFile, Tokenizer};
 use serde_json::Value;
 
+use super::error::DataError;
 use super::memory::available;
 use super::source::Source;
-use super::tokens::TOKENS_MAX;
-use super::{DataError, Tokens};
+use super::tokens::{TOKENS_MAX, Tokens};
 use crate::config::{DataConfig, TokenizerConfig, TrainingConfig};
 
 /// Bytes of a piece of plain text, and of a line of JSON.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use dunlin_kernels::{Isa, bit_sum};
 
-use super::parts::Chunks;
+use crate::parts::Chunks;
 
 /// A vector of f32 in chunks, each with the sum of its bits.
 #[derive(Clone, Debug)]

@@ -1,7 +1,6 @@
 //! Optimizers over a stage's flat parameters.
 //!
 //! * [`formula`] the updates, element by element
-//! * [`parts`] a vector cut in chunks that threads share
 //! * [`checked`] vectors that know what was written to them
 //!
 //! Every operation is one that IEEE 754 defines to the last bit, elements do not depend on each other, and norms (LAMB) are sums over a
@@ -9,7 +8,6 @@
 
 mod checked;
 mod formula;
-mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -21,22 +19,13 @@ use dunlin_kernels::{Isa, Pool, bit_sum};
 use thiserror::Error;
 
 use crate::config::{OptimizerConfig, OptimizerKind};
+use crate::parts::{Chunks, TensorRange, chunks, in_parts, split_mut};
 use crate::squares::squares;
 pub use checked::Checked;
 use formula::{AdamStep, sgd};
-pub(crate) use parts::{CHUNK, Chunks, chunks, in_parts, split_mut};
 
 /// Above this norm LAMB treats a tensor as if it had it.
 const LAMB_NORM_MAX: f64 = 1e4;
-
-/// A tensor of the flat parameters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorRange {
-    /// Its place in the vector of parameters.
-    pub range: Range<usize>,
-    /// Weight decay pulls it (matrices, not norms and biases).
-    pub decay: bool,
-}
 
 /// What an optimizer remembers; f32 vectors of the layout of the parameters.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,8 +1,9 @@
 use dunlin_kernels::Pool;
 use serde_json::Value;
 
-use super::{CHUNK, Optimizer, OptimizerError, OptimizerState, TensorRange};
+use super::{Optimizer, OptimizerError, OptimizerState};
 use crate::config::OptimizerConfig;
+use crate::parts::{CHUNK, TensorRange};
 
 fn config(json: &str) -> OptimizerConfig {
     serde_json::from_str(json).unwrap()

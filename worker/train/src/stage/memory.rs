@@ -12,7 +12,8 @@ use dunlin_kernels::{GradientSums, Pool};
 use dunlin_model::training::Bits;
 
 use super::{Stage, StageError, Version};
-use crate::optimizer::{Checked, in_parts};
+use crate::optimizer::Checked;
+use crate::parts::in_parts;
 
 /// Values that are summed at a time.
 const PART: usize = 1 << 16;

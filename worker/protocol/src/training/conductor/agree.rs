@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
-use super::save::{Outcome, UnderWay, Writer};
+use super::saving::{Outcome, UnderWay, Writer};
 use super::verdict::{Statement, Verdict, judge};
 use super::{Conductor, ConductorEffect};
-use crate::training::message::{StageId, Step};
+use crate::training::ids::{StageId, Step};
 
 /// When nobody can tell who is wrong, it is written again so often.
 const DIFFER_MAX: u32 = 2;

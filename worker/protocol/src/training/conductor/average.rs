@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
+use super::peer_state::{PeerState, Place};
 use super::verdict::{Statement, Verdict, judge};
-use super::{Averaging, Committed, Conductor, ConductorEffect, PeerState, Phase, Place};
+use super::{Averaging, Committed, Conductor, ConductorEffect, Phase};
 use crate::training::clip;
+use crate::training::ids::{ShardId, StageId, Step};
 use crate::training::ledger::Ledger;
-use crate::training::message::{Mate, ShardId, StageId, Step, ToPeer, ToTrainer};
+use crate::training::message::{Mate, ToPeer, ToTrainer};
 
 /// When members hold different averages, and nobody can tell whose is wrong, they are formed again so often.
 const DIFFER_MAX: u32 = 2;

@@ -1,60 +1,13 @@
-//! What there is to go on from.
+//! What there is to go on from, and what is said when that cannot be read or written.
 
 use dunlin_swarm::PeerName;
 
+use super::trouble::Trouble;
 use super::{Checkpoints, Conductor, ConductorEffect, Phase};
-use crate::training::message::Step;
+use crate::training::ids::Step;
 
 /// A checkpoint that was found sound is not read again before, whoever says that it is damaged.
 const DOUBT_MS: u64 = 60_000;
-
-/// What is known of the checkpoints that there are.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    found: Option<Checkpoints>,
-    /// The newest is being looked at: this peer says that it is damaged.
-    doubted_by: Option<PeerName>,
-    /// It is not looked at again before.
-    doubt_not_before_ms: u64,
-}
-
-impl Known {
-    /// Of a run that saves nothing there is nothing to find out.
-    pub(super) fn new(saves: bool) -> Self {
-        Self { found: (!saves).then_some(Checkpoints::None), ..Self::default() }
-    }
-
-    /// The newest sound checkpoint, if there is one.
-    pub(super) fn newest(&self) -> Option<Step> {
-        match self.found {
-            Some(Checkpoints::Newest(step)) => Some(step),
-            _ => None,
-        }
-    }
-
-    /// Has anybody looked?
-    pub(super) fn is_known(&self) -> bool {
-        self.found.is_some()
-    }
-
-    /// Is the newest in doubt?
-    pub(super) fn is_doubted(&self) -> bool {
-        self.doubted_by.is_some()
-    }
-
-    /// When there are checkpoints and none is sound: what to tell people.
-    pub(super) fn all_damaged(&self) -> Option<String> {
-        match &self.found {
-            Some(Checkpoints::AllDamaged(why)) => Some(why.clone()),
-            _ => None,
-        }
-    }
-
-    /// A checkpoint is complete.
-    pub(super) fn completed(&mut self, step: Step) {
-        self.found = Some(Checkpoints::Newest(step));
-    }
-}
 
 impl Conductor {
     /// Is it known which checkpoints there are?
@@ -112,6 +65,43 @@ impl Conductor {
             known.doubted_by = Some(name.clone());
             known.doubt_not_before_ms = now_ms + DOUBT_MS;
             out.push(ConductorEffect::Inspect);
+        }
+    }
+
+    /// What is wrong with the destination of checkpoints, in a sentence that stays the same as long as it is.
+    #[must_use]
+    pub fn checkpoint_trouble(&self) -> Option<String> {
+        let trouble = self.saving.trouble()?;
+        let known = self.saving.is_known();
+        let what = if known {
+            "checkpoints cannot be written"
+        } else {
+            "it cannot be read which checkpoints there are"
+        };
+        let meanwhile = match self.phase {
+            Phase::Finishing => "all steps are done, and the run ends when the last checkpoint is written",
+            Phase::Gathering => "the run begins when that is known",
+            _ => "training goes on, and what it does is in the memory of its peers",
+        };
+        Some(format!("{what}: {}; {meanwhile}. It is tried again at least once a minute", trouble.why))
+    }
+
+    /// An attempt to read or write came to nothing: the next one is after a pause.
+    pub(super) fn in_trouble(&mut self, now_ms: u64, why: String, out: &mut Vec<ConductorEffect>) {
+        let new = self.saving.trouble().is_none();
+        self.saving.trouble_since(|| Trouble::new(now_ms)).again(now_ms, why);
+        if new && let Some(text) = self.checkpoint_trouble() {
+            out.push(ConductorEffect::Note(text));
+        }
+    }
+
+    /// `what` has worked.
+    pub(super) fn trouble_is_over(&mut self, now_ms: u64, what: &str, out: &mut Vec<ConductorEffect>) {
+        if let Some(Trouble { since_ms, attempts, .. }) = self.saving.end_trouble() {
+            let seconds = now_ms.saturating_sub(since_ms).div_ceil(1000);
+            out.push(ConductorEffect::Note(format!(
+                "{what}, after {seconds} s and {attempts} attempts that failed"
+            )));
         }
     }
 }

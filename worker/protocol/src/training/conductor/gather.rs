@@ -4,43 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, Phase, Place};
+use super::gathering::Gathering;
+use super::peer_state::Place;
+use super::{Conductor, ConductorEffect, Phase};
+use crate::training::ids::{StageId, Step};
 use crate::training::ledger::Claimed;
-use crate::training::message::{Held, PeerReport, StageId, Step, ToPeer};
+use crate::training::message::{Held, PeerReport, ToPeer};
 
 /// Peers that hold a stage nobody else has are waited for this many times as long.
 const PATIENCE: u64 = 10;
 /// Claims that a peer can have made before the run goes on; more than calls can wait at one.
 const CLAIMS_MAX: usize = 1024;
-
-/// Since when peers report, and whether what they hold was looked at.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Gathering {
-    pub(super) since_ms: Option<u64>,
-    /// Nobody is asked to load before that.
-    pub(super) not_before_ms: u64,
-    /// What peers hold is of no use: everybody loads the checkpoint.
-    pub(super) restore: bool,
-    /// Those who were there before, when that is known: nobody else is waited for.
-    pub(super) awaited: BTreeSet<PeerName>,
-    /// A manifest that is being written is waited for until then.
-    pub(super) seal_until_ms: u64,
-}
-
-impl Gathering {
-    /// Does everybody load a checkpoint, or the first values?
-    pub(super) fn restores(&self) -> bool {
-        self.restore
-    }
-
-    pub(super) fn seen(&mut self, now_ms: u64) {
-        self.since_ms.get_or_insert(now_ms);
-    }
-
-    pub(super) fn again(&mut self, at_ms: u64) {
-        self.not_before_ms = at_ms;
-    }
-}
 
 impl Conductor {
     /// Nobody is known any more; those who were there will say what they hold.

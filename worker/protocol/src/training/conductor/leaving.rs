@@ -2,8 +2,10 @@
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, PeerState, Phase, Place};
-use crate::training::message::{Contribution, StageId, Step, ToPeer};
+use super::peer_state::{PeerState, Place};
+use super::{Conductor, ConductorEffect, Phase};
+use crate::training::ids::{StageId, Step};
+use crate::training::message::{Contribution, ToPeer};
 
 impl Conductor {
     /// A peer will be gone: those without work go at once, others serve on as long as there is time.

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, Place};
+use super::peer_state::Place;
+use super::{Conductor, ConductorEffect};
+use crate::training::ids::StageId;
 use crate::training::mates::Mates;
-use crate::training::message::{StageId, ToPeer};
+use crate::training::message::ToPeer;
 
 impl Place {
     /// The stage whose values it gets, has or hands over.

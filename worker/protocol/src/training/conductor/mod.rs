@@ -10,22 +10,31 @@
 //! * [`trust`] what peers say of their states, and what becomes of those that are wrong; [`verdict`] who that is
 //! * [`patience`] how long somebody may keep others waiting
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
-//! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing · [`trouble`] when that cannot be done
+//! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing
+//!
+//! And what it keeps: [`peer_state`] of each peer, [`open_step`], [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
+//! [`saving`] another, [`trouble`] with where they are.
 
 mod agree;
 mod average;
 mod checkpoints;
 mod gather;
+mod gathering;
+mod known;
 mod leaving;
 mod mates;
+mod measured;
 mod moves;
 mod open;
+mod open_step;
 mod patience;
+mod peer_state;
 mod restore;
 mod roster;
 mod save;
 #[cfg(test)]
 mod save_tests;
+mod saving;
 mod shell;
 mod step;
 #[cfg(test)]
@@ -34,21 +43,26 @@ mod trouble;
 mod trust;
 #[cfg(test)]
 mod trust_tests;
+mod usual;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dunlin_swarm::PeerName;
 
-use super::mates::Mates;
-use super::message::{
-    Attempt, Held, Hello, Mate, Microbatch, PeerReport, Role, ShardId, StageId, Step, ToPeer, ToTrainer,
-};
-use super::speed::Speed;
+use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
+use super::message::{Hello, PeerReport, Role, StateDigest, ToPeer, ToTrainer};
+use gathering::Gathering;
+use measured::Measured;
+use open_step::Open;
+use peer_state::{PeerState, Place};
+use saving::Saving;
 pub use shell::{
     Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
     Phase, Totals,
 };
+use usual::Usual;
+use verdict::Statement;
 
 /// The ledger of a run.
 pub struct Conductor {
@@ -61,20 +75,22 @@ pub struct Conductor {
     /// What each trainer has, and since when.
     trainers: BTreeMap<PeerName, BTreeMap<(Step, Microbatch), u64>>,
     /// From the step that is decided next on.
-    open: VecDeque<open::Open>,
+    open: VecDeque<Open>,
     /// Of the oldest of them.
     validation: BTreeMap<Microbatch, Option<f64>>,
     round: u64,
     /// Of the open steps.
     attempt: Attempt,
-    gathering: gather::Gathering,
-    saving: save::Saving,
+    gathering: Gathering,
+    saving: Saving,
     suspend: bool,
     totals: Totals,
-    measured: moves::Measured,
-    usual: patience::Usual,
-    states: trust::States,
-    expelled: trust::ExpelledPeers,
+    measured: Measured,
+    usual: Usual,
+    /// What peers say that their states are.
+    states: BTreeMap<(StageId, Step), BTreeMap<PeerName, Statement<StateDigest>>>,
+    /// Those that were expelled, the newest last.
+    expelled: VecDeque<Expelled>,
     /// The furthest step at which nobody could tell whose state is right, and how often that was.
     ties: (Step, u32),
     /// The update that was decided last: the step before this one.
@@ -133,67 +149,6 @@ impl Averaging {
     }
 }
 
-#[derive(Clone, Debug)]
-struct PeerState {
-    mate: Mate,
-    place: Place,
-    /// When it will be gone, once it said so.
-    doomed_ms: Option<u64>,
-    /// That is soon: it hands over, or has to be relieved.
-    leaving: bool,
-    /// Where it goes once a mate has its sums.
-    moving: Option<Moving>,
-    /// When it last went to another stage.
-    moved_ms: Option<u64>,
-    /// Since when it is there.
-    since_ms: u64,
-    /// Since when it fetches the whole state of its stage.
-    fetch_since_ms: Option<u64>,
-    /// At stages of cost 1.
-    speed: Speed,
-    /// Updates it has applied, as far as is known.
-    step: Step,
-    /// What it holds, while the conductor has not begun.
-    held: Option<Held>,
-    /// Since when it has brought nothing, or owes nothing.
-    quiet_since_ms: u64,
-    /// What it asked for meanwhile.
-    claims: BTreeSet<(Step, Microbatch, Attempt)>,
-    /// How often it got a state that is not the right one.
-    wrong_states: u32,
-    /// The newest step of which a mate has taken its sums, since they were emptied without an update.
-    gave: Option<Step>,
-    /// The peers that it gives values to, as it was told last.
-    mates: Mates,
-}
-
-/// A peer on its way out of a stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Moving {
-    from: StageId,
-    to: StageId,
-    reason: String,
-}
-
-/// What a peer does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    /// Nothing yet.
-    Idle,
-    /// Gets the state of a stage.
-    Fetching { stage: StageId },
-    /// Has it, and waits for the edge of the step.
-    Parked { stage: StageId },
-    /// Serves a stage.
-    Member { stage: StageId },
-    /// Has it, and empties its sums; then it serves.
-    Clearing { stage: StageId },
-    /// Serves no longer; its sums are being handed over.
-    HandingOver { stage: StageId, to: Option<PeerName> },
-    /// May go.
-    Retired,
-}
-
 impl Conductor {
     /// A conductor that knows nobody. Of a run that saves, it waits for [`ConductorEvent::Checkpoints`] before anybody begins with anything.
     #[must_use]
@@ -214,14 +169,14 @@ impl Conductor {
             validation: BTreeMap::new(),
             round: config.incarnation << 20,
             attempt: config.incarnation << 20,
-            gathering: gather::Gathering::default(),
-            saving: save::Saving::new(config.saves),
+            gathering: Gathering::default(),
+            saving: Saving::new(config.saves),
             suspend: false,
             totals: Totals::default(),
-            measured: moves::Measured::new(config.stages, config.fetch_ms),
-            usual: patience::Usual::new(config.stages),
-            states: trust::States::new(),
-            expelled: trust::ExpelledPeers::new(),
+            measured: Measured::new(config.stages, config.fetch_ms),
+            usual: Usual::new(config.stages),
+            states: BTreeMap::new(),
+            expelled: VecDeque::new(),
             ties: (0, 0),
             last_scale: None,
             in_doubt: BTreeMap::new(),
@@ -278,7 +233,7 @@ impl Conductor {
     /// The same with their machines and speeds.
     #[must_use]
     pub fn member_views(&self) -> Vec<Vec<MemberView>> {
-        let view = |name: &PeerName| self.peers.get(name).map(|peer| moves::view(name, peer));
+        let view = |name: &PeerName| self.peers.get(name).map(|peer| peer.view(name));
         (0..self.config.stages).map(|stage| self.members_of(stage).filter_map(view).collect()).collect()
     }
 

@@ -10,8 +10,10 @@ use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, 
 use dunlin_planner::speed::even_out;
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, MemberView, Moved, Moving, PeerState, Phase, Place};
-use crate::training::message::{StageId, ToPeer};
+use super::peer_state::{Moving, PeerState, Place};
+use super::{Conductor, ConductorEffect, Moved, Phase};
+use crate::training::ids::StageId;
+use crate::training::message::ToPeer;
 use crate::training::wiring::BACKWARD_ROWS;
 
 /// Peers whose speed differs from the usual by no more than this factor count as equal: measurements vary by that much on machines that
@@ -19,41 +21,6 @@ use crate::training::wiring::BACKWARD_ROWS;
 const ALIKE: f64 = 1.25;
 /// Peers that every stage should have: the loss of one of a pair costs nothing.
 const PAIR: usize = 2;
-
-/// What was measured for the planner.
-#[derive(Clone, Debug)]
-pub(super) struct Measured {
-    /// Time in which the state of each stage was fetched.
-    fetch_ms: Vec<u64>,
-    /// The last edge of a step, and the time from the one before.
-    edge_ms: Option<u64>,
-    step_ms: Option<u64>,
-    /// Time that peers that are gone were there, and how many they are.
-    lived_ms: u64,
-    gone: u64,
-}
-
-impl Measured {
-    pub(super) fn new(stages: u32, fetch_ms: u64) -> Self {
-        Self { fetch_ms: vec![fetch_ms; stages as usize], edge_ms: None, step_ms: None, lived_ms: 0, gone: 0 }
-    }
-
-    /// Was a step decided within the time that the last one took, or `least_ms`?
-    pub(super) fn is_after_edge(&self, now_ms: u64, least_ms: u64) -> bool {
-        let patience = self.step_ms.unwrap_or_default().max(least_ms);
-        self.edge_ms.is_some_and(|at| now_ms < at + patience)
-    }
-
-    /// When the last step was decided.
-    pub(super) fn edge_ms(&self) -> Option<u64> {
-        self.edge_ms
-    }
-
-    pub(super) fn peer_gone(&mut self, lived_ms: u64) {
-        self.lived_ms += lived_ms;
-        self.gone += 1;
-    }
-}
 
 impl Conductor {
     /// Peers without a stage get one. A stage without anybody who stays gets somebody, if others can spare one.
@@ -143,7 +110,7 @@ impl Conductor {
         Some(Peer {
             name: name.clone(),
             host: peer.mate.host.clone(),
-            rows_per_s: rows_per_s(peer),
+            rows_per_s: peer.rows_per_s(),
             stage,
             fetching,
             room: 0,
@@ -323,14 +290,4 @@ fn go_to(peers: &mut [Peer], step: &Move) {
     if let Some(peer) = peers.iter_mut().find(|p| p.name == step.peer) {
         peer.stage = Some(step.to);
     }
-}
-
-/// A peer as people see it.
-pub(super) fn view(name: &PeerName, peer: &PeerState) -> MemberView {
-    MemberView { name: name.clone(), host: peer.mate.host.clone(), rows_per_s: rows_per_s(peer) }
-}
-
-/// Rows of a stage of cost 1 that a peer takes forward and back in a second; 0 as long as that is not known.
-fn rows_per_s(peer: &PeerState) -> f64 {
-    peer.speed.seconds_per_row().map_or(0.0, |forward| 1.0 / (forward * (1.0 + BACKWARD_ROWS)).max(1e-9))
 }

@@ -1,36 +1,9 @@
 //! The steps whose microbatches are being done: the one that is decided next and, with delayed updates, the one behind it.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use dunlin_swarm::PeerName;
-
 use super::Conductor;
+use super::open_step::Open;
+use crate::training::ids::{StageId, Step};
 use crate::training::ledger::Ledger;
-use crate::training::message::{Microbatch, StageId, Step};
-
-/// A step whose microbatches are being done.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Open {
-    /// Of every stage.
-    pub ledgers: Vec<Ledger>,
-    /// Microbatches that no trainer has.
-    pub todo: BTreeSet<Microbatch>,
-    /// Microbatches that nobody can compute, by the word of these trainers, one for each time.
-    pub failed: BTreeMap<Microbatch, Vec<PeerName>>,
-    /// Contributions that were computed again.
-    pub redone: u32,
-}
-
-impl Open {
-    fn new(stages: u32, microbatches: u32) -> Self {
-        Self {
-            ledgers: vec![Ledger::new(microbatches); stages as usize],
-            todo: (0..microbatches).collect(),
-            failed: BTreeMap::new(),
-            redone: 0,
-        }
-    }
-}
 
 impl Conductor {
     /// The step `self.step` begins with all its keys open, and so does the one behind it if there is one.

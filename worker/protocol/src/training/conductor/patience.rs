@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::{Averaging, Conductor, ConductorEffect, Place};
-use crate::training::message::{StageId, ToPeer};
+use super::peer_state::Place;
+use super::{Averaging, Conductor, ConductorEffect};
+use crate::training::message::ToPeer;
 
 /// A peer may owe something for so many times as long as it may keep a microbatch from others.
 const QUIET: u64 = 3;
@@ -18,65 +19,6 @@ const TIMES: u64 = 20;
 const AND_MS: u64 = 5_000;
 /// Averages of a step that may fail with the same peer in them.
 const FAILURES_MAX: u32 = 20;
-
-/// What takes how long, lately.
-#[derive(Clone, Debug)]
-pub(super) struct Usual {
-    /// From a claim to its microbatch, by stage.
-    claim_ms: Vec<Option<u64>>,
-    /// An average.
-    average_ms: Option<u64>,
-    /// An update.
-    update_ms: Option<u64>,
-    /// A microbatch on its way through all stages.
-    flight_ms: Option<u64>,
-}
-
-/// The newest counts an eighth; one that is longer, half.
-fn measure(usual: &mut Option<u64>, ms: u64) {
-    *usual = Some(match *usual {
-        None => ms,
-        Some(before) if ms > before => before.midpoint(ms),
-        Some(before) => (7 * before + ms) / 8,
-    });
-}
-
-impl Usual {
-    pub(super) fn new(stages: u32) -> Self {
-        Self { claim_ms: vec![None; stages as usize], average_ms: None, update_ms: None, flight_ms: None }
-    }
-
-    /// A microbatch was added, so long after it was claimed.
-    pub(super) fn claimed(&mut self, stage: StageId, ms: u64) {
-        if let Some(usual) = self.claim_ms.get_mut(stage as usize) {
-            measure(usual, ms);
-        }
-    }
-
-    /// An average was formed by everybody.
-    pub(super) fn averaged(&mut self, ms: u64) {
-        measure(&mut self.average_ms, ms);
-    }
-
-    /// A peer has made an update.
-    pub(super) fn updated(&mut self, ms: u64) {
-        measure(&mut self.update_ms, ms);
-    }
-
-    /// A trainer drove a microbatch through all stages.
-    pub(super) fn drove(&mut self, ms: u64) {
-        measure(&mut self.flight_ms, ms);
-    }
-
-    /// How long a microbatch may be on its way before somebody else drives it as well: that costs no more than a few passes.
-    pub(super) fn flight_ms_max(&self, limit_ms: u64) -> u64 {
-        self.flight_ms.map_or(limit_ms, |usual| (FLIGHTS_LATE * usual).max(FLIGHT_MS_MIN).min(limit_ms))
-    }
-}
-
-/// A microbatch that is on its way for so many usual times, and for so long at least, is driven by another trainer as well.
-const FLIGHTS_LATE: u64 = 4;
-const FLIGHT_MS_MIN: u64 = 2_000;
 
 fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
     usual.map_or(limit_ms, |usual| (TIMES * usual + AND_MS).min(limit_ms))
@@ -117,8 +59,7 @@ impl Conductor {
         else {
             return None;
         };
-        let takes =
-            |p: &super::PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        let takes = |p: &super::peer_state::PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
         let forms = |a: &Averaging| a.group.contains(name) && !a.squares.contains_key(name);
         let averages = self.shards.iter().filter_map(|s| s.averaging.as_ref()).any(forms);
         // What has no usual time.

@@ -5,9 +5,11 @@
 
 use dunlin_swarm::PeerName;
 
-use super::gather::Gathering;
-use super::{Conductor, ConductorEffect, Phase, Place};
-use crate::training::message::{Load, StageId, ToPeer, ToTrainer};
+use super::gathering::Gathering;
+use super::peer_state::Place;
+use super::{Conductor, ConductorEffect, Phase};
+use crate::training::ids::StageId;
+use crate::training::message::{Load, ToPeer, ToTrainer};
 
 /// A manifest that takes longer is not waited for.
 pub(super) const SEAL_MS_MAX: u64 = 60_000;

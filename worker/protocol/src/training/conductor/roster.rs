@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, InDoubt, PeerState, Phase, Place};
+use super::peer_state::{PeerState, Place};
+use super::{Conductor, ConductorEffect, InDoubt, Phase};
+use crate::training::ids::{StageId, Step};
 use crate::training::mates::Mates;
-use crate::training::message::{
-    Fetch, FetchFailure, Held, HeldSums, Mate, StageId, StateDigest, Step, ToPeer, ToTrainer,
-};
+use crate::training::message::{Fetch, FetchFailure, Held, HeldSums, Mate, StateDigest, ToPeer, ToTrainer};
 use crate::training::speed::Speed;
 
 /// A fetch that failed is tried again after this long.

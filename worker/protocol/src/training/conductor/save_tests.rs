@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
+use crate::training::ids::{StageId, Step};
 use crate::training::message::{
-    FetchFailure, Held, Hello, Load, Mate, PeerReport, Role, SaveFailure, StageId, StateDigest, Step, ToPeer,
+    FetchFailure, Held, Hello, Load, Mate, PeerReport, Role, SaveFailure, StateDigest, ToPeer,
 };
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];

@@ -3,7 +3,8 @@
 use dunlin_planner::rebalance::Policy;
 use dunlin_swarm::PeerName;
 
-use crate::training::message::{Hello, PeerReport, StageId, Step, ToPeer, ToTrainer, TrainerReport};
+use crate::training::ids::{StageId, Step};
+use crate::training::message::{Hello, PeerReport, ToPeer, ToTrainer, TrainerReport};
 
 /// Bounds and shape of a run.
 #[derive(Clone, Debug)]

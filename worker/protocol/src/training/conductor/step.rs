@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, Place};
+use super::peer_state::Place;
+use super::{Conductor, ConductorEffect};
+use crate::training::ids::{Attempt, Microbatch, StageId, Step};
 use crate::training::ledger::{Claimed, Released};
-use crate::training::message::{
-    Attempt, Contribution, Microbatch, StageId, StateDigest, Step, ToPeer, ToTrainer, TrainerReport,
-};
+use crate::training::message::{Contribution, StateDigest, ToPeer, ToTrainer, TrainerReport};
 
 impl Conductor {
     /// Trainers get microbatches, as many as keep the peers busy.

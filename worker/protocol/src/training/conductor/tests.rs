@@ -5,8 +5,9 @@ use dunlin_planner::rebalance::{Kind, Policy};
 use dunlin_swarm::PeerName;
 
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
+use crate::training::ids::StageId;
 use crate::training::mates::Mates;
-use crate::training::message::{Fetch, Hello, Load, Mate, PeerReport, Role, StageId, StateDigest, ToPeer};
+use crate::training::message::{Fetch, Hello, Load, Mate, PeerReport, Role, StateDigest, ToPeer};
 
 pub(super) const GATHER_MS: u64 = 2000;
 

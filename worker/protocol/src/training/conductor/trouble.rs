@@ -7,25 +7,23 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use super::{Conductor, ConductorEffect, Phase};
-
 /// First and longest pause after an attempt that came to nothing.
 const PAUSE_MS: (u64, u64) = (1_000, 60_000);
 
 /// What is wrong, since when.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
-    since_ms: u64,
-    attempts: u32,
+    pub(super) since_ms: u64,
+    pub(super) attempts: u32,
     /// Of the last attempt.
-    why: String,
+    pub(super) why: String,
     not_before_ms: u64,
     /// Machines that could not write: their last writer, and what it said.
     machines: BTreeMap<String, (PeerName, String)>,
 }
 
 impl Trouble {
-    fn new(now_ms: u64) -> Self {
+    pub(super) fn new(now_ms: u64) -> Self {
         Self {
             since_ms: now_ms,
             attempts: 0,
@@ -36,7 +34,7 @@ impl Trouble {
     }
 
     /// An attempt came to nothing; it counts once, whoever says so.
-    fn again(&mut self, now_ms: u64, why: String) {
+    pub(super) fn again(&mut self, now_ms: u64, why: String) {
         if now_ms >= self.not_before_ms {
             let pause = PAUSE_MS.0 << self.attempts.min(16);
             self.not_before_ms = now_ms + pause.min(PAUSE_MS.1);
@@ -87,44 +85,5 @@ impl Trouble {
             }
         }
         notes
-    }
-}
-
-impl Conductor {
-    /// What is wrong with the destination of checkpoints, in a sentence that stays the same as long as it is.
-    #[must_use]
-    pub fn checkpoint_trouble(&self) -> Option<String> {
-        let trouble = self.saving.trouble()?;
-        let known = self.saving.is_known();
-        let what = if known {
-            "checkpoints cannot be written"
-        } else {
-            "it cannot be read which checkpoints there are"
-        };
-        let meanwhile = match self.phase {
-            Phase::Finishing => "all steps are done, and the run ends when the last checkpoint is written",
-            Phase::Gathering => "the run begins when that is known",
-            _ => "training goes on, and what it does is in the memory of its peers",
-        };
-        Some(format!("{what}: {}; {meanwhile}. It is tried again at least once a minute", trouble.why))
-    }
-
-    /// An attempt to read or write came to nothing: the next one is after a pause.
-    pub(super) fn in_trouble(&mut self, now_ms: u64, why: String, out: &mut Vec<ConductorEffect>) {
-        let new = self.saving.trouble().is_none();
-        self.saving.trouble_since(|| Trouble::new(now_ms)).again(now_ms, why);
-        if new && let Some(text) = self.checkpoint_trouble() {
-            out.push(ConductorEffect::Note(text));
-        }
-    }
-
-    /// `what` has worked.
-    pub(super) fn trouble_is_over(&mut self, now_ms: u64, what: &str, out: &mut Vec<ConductorEffect>) {
-        if let Some(Trouble { since_ms, attempts, .. }) = self.saving.end_trouble() {
-            let seconds = now_ms.saturating_sub(since_ms).div_ceil(1000);
-            out.push(ConductorEffect::Note(format!(
-                "{what}, after {seconds} s and {attempts} attempts that failed"
-            )));
-        }
     }
 }

@@ -4,15 +4,15 @@
 //! computed since the last update may have gone into sums of others, so the steps that are open are begun anew: nothing wrong gets into an update that way, and the
 //! run ends with the bits of one that nothing happened to. When nobody can tell who is wrong, all go back to a checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
+use super::peer_state::Place;
 use super::verdict::{Statement, Verdict, judge};
-use super::{Conductor, ConductorEffect, Expelled, Place};
-use crate::training::message::{
-    Held, Hello, Microbatch, Role, StageId, StateDigest, Step, ToPeer, ToTrainer,
-};
+use super::{Conductor, ConductorEffect, Expelled};
+use crate::training::ids::{Microbatch, StageId, Step};
+use crate::training::message::{Held, Hello, Role, StateDigest, ToPeer, ToTrainer};
 
 /// Expelled peers that are remembered.
 const EXPELLED_MAX: usize = 64;
@@ -22,12 +22,6 @@ const TIES_MAX: u32 = 3;
 const FAILURES_MAX: usize = 4;
 /// A root is proved every so many steps in any case.
 const PROVED_EVERY: Step = 16;
-
-/// What peers say that their states are.
-pub(super) type States = BTreeMap<(StageId, Step), BTreeMap<PeerName, Statement<StateDigest>>>;
-
-/// Those that were expelled, the newest last.
-pub(super) type ExpelledPeers = VecDeque<Expelled>;
 
 impl Conductor {
     /// Is a hello one that can be of this run? What peers hold is what they say: what cannot be is not believed.

@@ -6,9 +6,10 @@ use dunlin_swarm::PeerName;
 
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
+use crate::training::ids::{StageId, Step};
 use crate::training::message::{
-    Contribution, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StageId, StateDigest, Step, ToPeer,
-    ToTrainer, TrainerReport,
+    Contribution, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StateDigest, ToPeer, ToTrainer,
+    TrainerReport,
 };
 
 /// A run of peers, a (name, machine, stage) each.

@@ -1,6 +1,7 @@
 //! What trainers ask, and what of it is added to the sums.
 
-use super::super::message::{Attempt, Contribution, PeerReport};
+use super::super::ids::Attempt;
+use super::super::message::{Contribution, PeerReport};
 use super::{Call, CallKind, Job, PeerEffect, PeerNode, Refused, RequestId, Right, Running};
 
 impl PeerNode {

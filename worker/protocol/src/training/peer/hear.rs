@@ -2,7 +2,8 @@
 
 use dunlin_swarm::PeerName;
 
-use super::super::message::{PeerReport, SaveFailure, ShardId, Step, ToPeer};
+use super::super::ids::{ShardId, Step};
+use super::super::message::{PeerReport, SaveFailure, ToPeer};
 use super::{Call, CallKind, Job, PeerEffect, PeerNode, Right, Take};
 
 impl PeerNode {

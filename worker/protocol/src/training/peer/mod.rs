@@ -13,11 +13,9 @@ mod state;
 
 use std::collections::BTreeMap;
 
+use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
 use super::mates::Mates;
-use super::message::{
-    Attempt, Contribution, Fetch, Held, HeldSums, Hello, Load, Mate, Microbatch, PeerReport, Role, ShardId,
-    StageId, StateDigest, Step,
-};
+use super::message::{Contribution, Fetch, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StateDigest};
 
 /// A trainer's call; its tensors are the shell's.
 pub type RequestId = u64;

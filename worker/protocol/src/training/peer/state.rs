@@ -1,6 +1,7 @@
 //! The state of a stage: how it comes, what an update makes of it, and how it ends.
 
-use super::super::message::{FetchFailure, PeerReport, StageId, StateDigest, Step};
+use super::super::ids::{StageId, Step};
+use super::super::message::{FetchFailure, PeerReport, StateDigest};
 use super::{Call, Job, PeerEffect, PeerNode, Refused, RequestId};
 
 impl PeerNode {
@@ -146,7 +147,8 @@ impl PeerNode {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::message::{Fetch, Held, Load, Mate, Role, StateDigest, Step, ToPeer};
+    use super::super::super::ids::Step;
+    use super::super::super::message::{Fetch, Held, Load, Mate, Role, StateDigest, ToPeer};
     use super::super::{PeerConfig, PeerNode};
 
     fn held(node: &mut PeerNode) -> Held {

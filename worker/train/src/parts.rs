@@ -5,7 +5,14 @@ use std::sync::{Mutex, PoisonError};
 
 use dunlin_kernels::Pool;
 
-use super::TensorRange;
+/// A tensor of the flat parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorRange {
+    /// Its place in the vector of parameters.
+    pub range: Range<usize>,
+    /// Weight decay pulls it (matrices, not norms and biases).
+    pub decay: bool,
+}
 
 /// Values of a chunk, except the last of a tensor. Sums over a tensor are sums of its chunks', so this number is a part of the arithmetic.
 pub(crate) const CHUNK: usize = 1 << 14;

@@ -63,7 +63,7 @@ pub(crate) fn for_safetensors(source: &dyn ByteSource) -> Result<(), ModelError>
 }
 
 /// Why a folder without config.json is no model.
-pub(super) fn folder(folder: &dyn Folder) -> ModelError {
+pub(crate) fn folder(folder: &dyn Folder) -> ModelError {
     let (place, names) = (folder.describe(), folder.names().ok().flatten().unwrap_or_default());
     if let Some(file) = names.iter().find(|name| Path::new(name).extension().is_some_and(|end| end == "gguf"))
     {
@@ -82,7 +82,7 @@ pub(super) fn folder(folder: &dyn Folder) -> ModelError {
 }
 
 /// Why a folder without safetensors is no model.
-pub(super) fn folder_without_weights(folder: &dyn Folder) -> ModelError {
+pub(crate) fn folder_without_weights(folder: &dyn Folder) -> ModelError {
     let place = folder.describe();
     let bin = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
     if bin.iter().any(|name| matches!(folder.open(name), Ok(Some(_)))) {

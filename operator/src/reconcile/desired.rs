@@ -1,8 +1,8 @@
-//! From the manifest to what the operator works with: defaults applied, quantities in numbers.
+//! From the manifest of an InferenceSwarm to what the operator works with: arguments, volumes, pods.
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::{CapacityType, InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec, PoolSpec};
+use dunlin_crds::{InferenceSwarm, InferenceSwarmSpec, PodTemplateSpec};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -12,28 +12,11 @@ use crate::apply::pods::{
     ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
 };
 use crate::config::Config;
-use crate::labels::{Kind, Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};
+use crate::key::Kind;
+use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};
 use crate::observe::WorkerView;
-use crate::quantity::{bytes, millis};
+use crate::pools::{DISK_DEFAULT, PoolDesired, pools};
 use crate::roster::{Wanted, is_current};
-
-/// Memory of a worker whose quantity cannot be read; the schema does not let one pass.
-const MEMORY_DEFAULT: u64 = 1 << 30;
-/// Room for weights that a pool without `memory.disk` gets, in bytes.
-const DISK_DEFAULT: u64 = 10 << 30;
-
-/// A pool with the number of peers it should have.
-#[derive(Clone, Debug)]
-pub struct PoolDesired {
-    /// What its pods look like.
-    pub template: PoolTemplate,
-    /// Fingerprint of them; see [`WorkerPod::hash`].
-    pub hash: String,
-    /// Peers that it should have.
-    pub peers: u32,
-    /// How many there may be while other pools find no nodes.
-    pub peers_max: u32,
-}
 
 /// A swarm as its manifest wants it.
 #[derive(Clone, Debug)]
@@ -109,7 +92,7 @@ impl Desired {
             mounts,
             outside: if spec.model.source.http.is_some() { vec![ROLE_STAGE, ROLE_GATEWAY] } else { vec![] },
             edition: String::new(),
-            image: image(config),
+            image: config.image(),
             shadows: spec.redundancy.shadows,
             gateways: if suspended { 0 } else { spec.gateway.replicas },
             drain_s: spec.gateway.drain_seconds,
@@ -220,50 +203,6 @@ fn adapters(spec: &InferenceSwarmSpec) -> (Vec<String>, Vec<Mount>) {
         args.extend(["--adapter".to_owned(), format!("{}={folder}/{}", adapter.name, volume.path)]);
     }
     (args, mounts)
-}
-
-/// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
-#[must_use]
-pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
-    let desired = pools.iter().enumerate().map(|(i, pool)| {
-        let peers = if i == 0 { replicas.max(pool.peers.min) } else { pool.peers.min };
-        let cpu = &pool.device.cpu;
-        PoolDesired {
-            peers: if suspended { 0 } else { peers },
-            peers_max: if suspended { 0 } else { pool.peers.max.max(peers) },
-            template: PoolTemplate {
-                name: pool.name.clone(),
-                spot: pool.capacity_type == CapacityType::Spot,
-                node_selector: pool.node_selector.clone(),
-                cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
-                cpu_millis_max: cpu.limit.as_deref().and_then(millis),
-                threads: cpu.cores,
-                memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
-                disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
-                disk_request_bytes: 0,
-                extra: pool.pod_template.clone().unwrap_or_default(),
-            },
-            hash: String::new(),
-        }
-    });
-    desired.collect()
-}
-
-/// Name of the pool whose size `/scale` sets.
-#[must_use]
-pub fn scaled(pools: &[PoolDesired]) -> Option<&str> {
-    pools.first().map(|pool| pool.template.name.as_str())
-}
-
-/// Image, pull settings and user of all pods of swarms.
-#[must_use]
-pub fn image(config: &Config) -> Image {
-    Image {
-        reference: config.worker_image.clone(),
-        pull_policy: config.worker_image_pull_policy.clone(),
-        pull_secrets: config.image_pull_secrets.clone(),
-        fixed_user: config.fixed_user,
-    }
 }
 
 #[cfg(test)]
@@ -399,24 +338,6 @@ mod tests {
             (&json!("500m"), &json!("2000m"))
         );
         assert_eq!(resources(json!({"cores": 2}))["limits"].get("cpu"), None);
-    }
-
-    #[test]
-    fn replicas_make_the_first_pool_larger_and_never_smaller_than_its_least() {
-        let pool = |name: &str, min: u32| -> PoolSpec {
-            let (peers, cpu) = (json!({"min": min, "max": 6}), json!({"cores": 1}));
-            let memory = json!({"host": "512Mi"});
-            let pool = json!({"name": name, "peers": peers, "device": {"cpu": cpu}, "memory": memory});
-            serde_json::from_value(pool).unwrap()
-        };
-        let specs = [pool("spot", 3), pool("steady", 2)];
-        let sizes = |replicas, suspended| {
-            pools(&specs, replicas, suspended).iter().map(|p| p.peers).collect::<Vec<_>>()
-        };
-        assert_eq!(sizes(1, false), [3, 2], "what a manifest without replicas says");
-        assert_eq!((sizes(3, false), sizes(5, false)), (vec![3, 2], vec![5, 2]));
-        assert_eq!(sizes(5, true), [0, 0]);
-        assert_eq!(scaled(&pools(&specs, 1, false)), Some("spot"));
     }
 
     #[test]

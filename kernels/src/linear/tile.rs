@@ -1,0 +1,53 @@
+//! What the sums of a few outputs are made from.
+
+use super::activations::Quantised;
+use crate::matrix::{Matrix, PANEL};
+use crate::pool::Shards;
+
+/// Inputs of a chunk: sums inside run in sequence, chunk sums are added in order.
+pub(crate) const CHUNK: usize = 256;
+/// Blocks of a chunk.
+pub(crate) const CHUNK_BLOCKS: usize = CHUNK / crate::matrix::BLOCK;
+
+/// Inputs and outputs of one call.
+pub(super) struct Rows<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) quantised: &'a Quantised,
+    pub(super) m: usize,
+    /// Outputs are added to what is there.
+    pub(super) add: bool,
+    pub(super) out: Shards<f32>,
+}
+
+/// A block of rows against some panels starting at `panel`.
+pub(super) struct Tile<'a> {
+    pub(super) w: &'a Matrix,
+    pub(super) rows: &'a Rows<'a>,
+    pub(super) first_row: usize,
+    pub(super) panel: usize,
+}
+
+impl Tile<'_> {
+    /// Writes the 16 columns of panel `self.panel + p` of row `self.first_row + r`, as far as they exist.
+    pub(super) fn store(&self, r: usize, p: usize, values: &[f32; PANEL]) {
+        let (n, column) = (self.w.n(), (self.panel + p) * PANEL);
+        let count = PANEL.min(n - column);
+        let at = (self.first_row + r) * n + column;
+        // SAFETY: (row, panel) is inside of the output, and each is written by one thread only.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.rows.out.at(at), count) };
+        if self.rows.add {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+        } else {
+            out.copy_from_slice(&values[..count]);
+        }
+    }
+
+    pub(super) fn panel_data(&self, p: usize) -> *const u8 {
+        let bytes = self.w.panel_bytes();
+        self.w.data[(self.panel + p) * bytes..][..bytes].as_ptr()
+    }
+
+    pub(super) fn x(&self) -> *const f32 {
+        self.rows.x[self.first_row * self.w.k()..].as_ptr()
+    }
+}

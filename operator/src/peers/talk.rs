@@ -1,0 +1,96 @@
+//! What a conversation with a worker consists of: orders, the questions that carry them, and somebody who asks.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dunlin_swarm::Epoch;
+use dunlin_wire::TlsFiles;
+
+use super::report::Report;
+
+/// What a worker should know and do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// The topology to obey: its epoch, and it as JSON.
+    pub topology: Option<(Epoch, Arc<str>)>,
+    /// It should hand over and end.
+    pub drain: bool,
+    /// A conductor should have a checkpoint written and train no more.
+    pub suspend: bool,
+}
+
+impl Order {
+    /// What is left to say to a worker that has taken `known`.
+    pub(super) fn question(&self, known: &Self) -> Question {
+        if self.drain && !known.drain {
+            return Question::Drain;
+        }
+        if self.suspend && !known.suspend {
+            return Question::Suspend;
+        }
+        match &self.topology {
+            Some((epoch, topology)) if known.topology != self.topology => {
+                Question::Take(*epoch, Arc::clone(topology))
+            }
+            _ => Question::Status,
+        }
+    }
+}
+
+/// A question to a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How are you?
+    Status,
+    /// Take this topology of this epoch.
+    Take(Epoch, Arc<str>),
+    /// Hand over: the pod is about to go.
+    Drain,
+    /// Have a checkpoint written, then train no more.
+    Suspend,
+}
+
+/// Role of a worker, which decides how a topology reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds layers, to serve or to train them.
+    Stage,
+    /// Answers clients.
+    Gateway,
+    /// Keeps the ledger of a training run.
+    Conductor,
+}
+
+/// A worker to talk to.
+#[derive(Clone)]
+pub struct Target {
+    /// Pod name.
+    pub name: String,
+    /// The role that its certificate must have.
+    pub role: Role,
+    /// `ip:port` of its gRPC server.
+    pub addr: String,
+    /// DNS name in its certificate.
+    pub server_name: String,
+    /// Certificate and key that the operator calls it with.
+    pub identity: Arc<TlsFiles>,
+}
+
+/// A boxed future of an answer; the error is for the log.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Report, String>> + Send + 'a>>;
+
+/// A connection to one worker that mends itself.
+pub trait Talk: Send {
+    /// Asks once.
+    fn ask(&mut self, question: Question) -> Answering<'_>;
+}
+
+/// Makes connections.
+pub trait Connect: Send + Sync {
+    /// A connection to `target`, made when first used.
+    ///
+    /// # Errors
+    /// When certificates or address cannot be used at all.
+    fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String>;
+}

@@ -1,0 +1,146 @@
+//! The status of a swarm that serves: made by one function of what was found and the time.
+
+use dunlin_crds::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::decide::Decision;
+use super::desired::Desired;
+use crate::config::Config;
+use crate::labels::{ROLE_STAGE, pool_selector};
+use crate::pools::scaled;
+use crate::status::conditions::{Facts, conditions};
+
+/// What the status says of a swarm that nobody has looked at.
+#[must_use]
+pub fn first(swarm: &InferenceSwarm, desired: &Desired, config: &Config) -> InferenceSwarmStatus {
+    let facts = Facts {
+        generation: swarm.metadata.generation.unwrap_or_default(),
+        peers_desired: desired.peers(),
+        gateways_desired: desired.gateways,
+        // Suspended or not: that nothing is left has not been seen.
+        pods: 1,
+        suspended: desired.suspended,
+        ..Facts::default()
+    };
+    build(swarm, &InferenceSwarmStatus::default(), desired, &Decision::default(), &facts, 0, config)
+}
+
+/// What the status should say. `before`: what it says.
+#[must_use]
+pub fn build(
+    swarm: &InferenceSwarm,
+    before: &InferenceSwarmStatus,
+    desired: &Desired,
+    decision: &Decision,
+    facts: &Facts,
+    epoch: u64,
+    config: &Config,
+) -> InferenceSwarmStatus {
+    let gateway = format!(
+        "{}-gateway.{}.{}",
+        swarm.name_any(),
+        swarm.namespace().unwrap_or_default(),
+        config.service_domain
+    );
+    // Without a new plan the last one is still what the workers follow.
+    let plan = decision.summary.clone().map(|summary| PlanStatus { summary });
+    InferenceSwarmStatus {
+        observed_generation: Some(facts.generation),
+        conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+        model: Some(desired.model.clone()),
+        epoch,
+        layers: LayersStatus {
+            total: facts.layers,
+            served: facts.served,
+            shadowed: facts.shadowed,
+            display: format!("{}/{}", facts.served, facts.layers),
+        },
+        peers: PeersStatus {
+            desired: facts.peers_desired,
+            ready: facts.peers_ready,
+            by_spot: decision.ready_by_kind.0,
+            by_on_demand: decision.ready_by_kind.1,
+            display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
+        },
+        capacity_percent: percent(facts.peers_ready, desired.peers()),
+        url: Some(format!("http://{gateway}/v1")),
+        plan: plan.or_else(|| before.plan.clone()),
+        replicas: facts.replicas,
+        selector: scaled(&desired.pools).map(|pool| pool_selector(&swarm.name_any(), ROLE_STAGE, pool)),
+    }
+}
+
+fn percent(part: u32, whole: u32) -> u32 {
+    let percent = u64::from(part) * 100 / u64::from(whole.max(1));
+    u32::try_from(percent.min(100)).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::key::Kind;
+    use crate::testing::{self, config, kstatus, object};
+
+    fn swarm(generation: i64) -> InferenceSwarm {
+        let value = json!({
+            "apiVersion": "dunlin.dev/v1alpha1",
+            "kind": "InferenceSwarm",
+            "metadata": {"name": "s", "namespace": "default", "uid": "1-2-3", "generation": generation},
+            "spec": {
+                "model": {"source": {"http": {"url": "http://models/m.gguf"}}},
+                "pools": [{
+                    "name": "spot",
+                    "peers": {"min": 3, "max": 6},
+                    "device": {"cpu": {"cores": 1}},
+                    "memory": {"host": "512Mi"},
+                }],
+            },
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn status(before: &InferenceSwarmStatus, facts: &Facts) -> InferenceSwarmStatus {
+        let (swarm, config) = (swarm(facts.generation), config());
+        let desired = Desired::new(&swarm, &config);
+        build(&swarm, before, &desired, &Decision::default(), facts, 1, &config)
+    }
+
+    #[test]
+    #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
+    fn kstatus_reads_each_state_as_it_is_meant() {
+        let whole = testing::whole();
+        let nothing =
+            Facts { layers: 0, served: 0, shadowed: 0, peers_ready: 0, gateways_ready: 0, ..whole.clone() };
+        let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
+        let serves = status(&InferenceSwarmStatus::default(), &whole);
+        let config = config();
+        let swarm = swarm(1);
+        let created = first(&swarm, &Desired::new(&swarm, &config), &config);
+        let ask = |generation, deleting, status: &InferenceSwarmStatus| {
+            kstatus(&object(Kind::Inference, generation, deleting, status))
+        };
+        assert_eq!(
+            kstatus(&object(Kind::Inference, 1, false, &testing::unseen(Kind::Inference))),
+            "InProgress"
+        );
+        assert_eq!(ask(1, false, &created), "InProgress");
+        assert_eq!(ask(2, false, &serves), "InProgress", "an edit that nobody has seen");
+        assert_eq!(ask(1, true, &serves), "Terminating");
+        for (state, facts, expected) in [
+            ("creating", nothing.clone(), "InProgress"),
+            ("ready", whole.clone(), "Current"),
+            ("degraded", Facts { peers_ready: 2, shadowed: 20, ..whole.clone() }, "Current"),
+            ("edited", Facts { generation: 2, peers_desired: 5, ..whole.clone() }, "InProgress"),
+            ("stalled", Facts { trouble: trouble.clone(), ..nothing }, "Failed"),
+            ("stalled while it serves", Facts { trouble, ..whole.clone() }, "Failed"),
+            ("suspending", Facts { generation: 2, suspended: true, ..whole.clone() }, "InProgress"),
+            ("suspended", Facts { generation: 2, suspended: true, pods: 0, ..whole }, "Current"),
+        ] {
+            let found = status(&serves, &facts);
+            assert_eq!(ask(facts.generation, false, &found), expected, "{state}: {found:?}");
+        }
+    }
+}

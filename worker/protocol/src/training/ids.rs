@@ -1,0 +1,13 @@
+//! How steps and their parts are counted.
+
+/// Number of optimizer updates applied so far; the step that is under way.
+pub type Step = u64;
+/// Index of a microbatch within its step. From [`super::ConductorConfig::microbatches`] on they are for validation.
+pub type Microbatch = u32;
+/// Which attempt at the steps that are open a microbatch is driven in: all of them are begun anew when a peer turns out to have computed with wrong values. Grows,
+/// also from one life of the conductor to the next.
+pub type Attempt = u64;
+/// Index of a stage in the pipeline.
+pub type StageId = u32;
+/// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.
+pub type ShardId = u32;

@@ -1,0 +1,159 @@
+//! What happens, and what is said.
+
+use std::collections::BTreeMap;
+
+use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::{
+    Call, CallId, PeerReport, RequestId, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
+};
+use dunlin_swarm::PeerName;
+
+use super::numbers::{State, Sums};
+use super::scenario::Loss;
+
+/// What travels on a stream to the conductor.
+#[derive(Clone, Debug)]
+pub(super) enum Up {
+    Hello(dunlin_protocol::training::Hello),
+    Peer(PeerReport),
+    Trainer(TrainerReport),
+}
+
+/// And from it.
+#[derive(Clone, Debug)]
+pub(super) enum Down {
+    Peer(ToPeer),
+    Trainer(ToTrainer),
+}
+
+/// A call with its tensors.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) trainer: PeerName,
+    pub(super) id: CallId,
+    pub(super) call: Call,
+    pub(super) input: u64,
+    pub(super) above: u64,
+}
+
+/// What a peer answers.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// Output or input gradient; loss.
+    Tensors(u64, Option<f64>),
+    Refused,
+    Stale,
+    Broken,
+    /// It cannot be computed.
+    Failed(String),
+}
+
+pub(super) enum Event {
+    Up {
+        stream: u64,
+        from: PeerName,
+        message: Up,
+    },
+    Down {
+        stream: u64,
+        to: PeerName,
+        message: Down,
+    },
+    /// The client's end of a stream learns that it is gone; perhaps that it was expelled.
+    ClientLearns {
+        stream: u64,
+        name: PeerName,
+        expelled: bool,
+    },
+    ConductorLearns {
+        stream: u64,
+        name: PeerName,
+    },
+    Connect(PeerName),
+    Call {
+        peer: PeerName,
+        asked: Asked,
+    },
+    HangUp {
+        peer: PeerName,
+        trainer: PeerName,
+        id: CallId,
+    },
+    Answer {
+        from: PeerName,
+        trainer: PeerName,
+        id: CallId,
+        answer: Answer,
+    },
+    /// The engine is done with the job at hand.
+    Engine {
+        peer: PeerName,
+    },
+    /// The next part of an average.
+    Pull {
+        peer: PeerName,
+        shard: ShardId,
+        round: u64,
+        index: usize,
+        until: u64,
+    },
+    /// A leaver is asked for its sums.
+    AskSums {
+        peer: PeerName,
+        take: Take,
+        until: u64,
+    },
+    Sums {
+        peer: PeerName,
+        take: Take,
+        sums: Option<Sums>,
+    },
+    Fetch {
+        peer: PeerName,
+        fetch: u64,
+    },
+    Loaded {
+        peer: PeerName,
+        fetch: u64,
+        stage: StageId,
+        step: Step,
+        checkpoint: bool,
+    },
+    Written {
+        peer: PeerName,
+        step: Step,
+        stage: StageId,
+        state: State,
+        works: bool,
+    },
+    Sealed {
+        life: u64,
+        step: Step,
+        records: Vec<String>,
+    },
+    /// It is known which checkpoints are sound.
+    Inspected {
+        life: u64,
+    },
+    /// It is known whether the destination takes anything.
+    Prepared {
+        life: u64,
+    },
+    /// It is known whether a checkpoint is there.
+    Confirmed {
+        life: u64,
+        step: Step,
+    },
+    StartConductor,
+    Tick,
+    Fault,
+    Loss(Loss),
+    Kill(PeerName),
+    /// A peer learns that it will be gone.
+    Notice(PeerName),
+    Join,
+    JoinTrainer,
+}
+
+/// Calls by request.
+pub(super) type Requests = BTreeMap<RequestId, Asked>;

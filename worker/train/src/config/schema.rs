@@ -1,0 +1,327 @@
+//! The fields of a configuration.
+
+use std::path::{Path, PathBuf};
+
+use dunlin_model::adapter::AdapterShape;
+use serde::{Deserialize, Serialize};
+
+use super::error::ConfigError;
+use super::model::ModelSource;
+use crate::checkpoint::Destination;
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// What is trained.
+    pub model: ModelSource,
+    /// What is trained beside the model, which stays as it is then; all of the model, if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterShape>,
+    /// On what.
+    pub data: DataConfig,
+    /// Tokens that a sequence predicts. A sequence takes one more from the data.
+    pub sequence_length: usize,
+    /// Sequences of one step.
+    pub global_batch: usize,
+    /// Sequences that go through the stages together; divides `globalBatch`.
+    pub microbatch: usize,
+    /// Updates of the parameters in all.
+    pub steps: u64,
+    /// Seeds the first weights and the order of the data.
+    #[serde(default)]
+    pub seed: u64,
+    /// How parameters are updated.
+    pub optimizer: OptimizerConfig,
+    /// Parts that the layers are cut in.
+    #[serde(default = "one")]
+    pub stages: u32,
+    /// How values travel between peers.
+    #[serde(default)]
+    pub wire: WireConfig,
+    /// When and where the state is saved; never, if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointConfig>,
+    /// When the loss on data that is held back is measured; never, if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
+}
+
+/// Text, and how it becomes tokens. One of `text` and `jsonLines`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DataConfig {
+    /// One document of plain UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Location>,
+    /// A JSON object a line, each with a document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json_lines: Option<Location>,
+    /// The field of a JSON object that has the document.
+    #[serde(default = "text_field")]
+    pub field: String,
+    /// Text to tokens; see [`TrainingConfig::tokenizer`] for what it is if not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerConfig>,
+    /// Share of the tokens, at the end, that is held back to measure the loss on.
+    #[serde(default = "validation_fraction")]
+    pub validation_fraction: f64,
+}
+
+/// Where bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Location {
+    /// A local file.
+    Path(PathBuf),
+    /// A file on a server.
+    Http(HttpLocation),
+}
+
+/// A file on a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpLocation {
+    /// `http://` or `https://`.
+    pub url: String,
+    /// What the bytes must hash to, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// Text to tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenizerConfig {
+    /// A token is a byte: 256 tokens. Byte 0 ends a document.
+    Bytes,
+    /// That of the model that training goes on from, or that an adapter is trained over.
+    Model,
+    /// A `tokenizer.json`, or the folder that has one beside `config.json` and `tokenizer_config.json`; or a model's GGUF file.
+    #[serde(rename = "path")]
+    Path(PathBuf),
+}
+
+/// Formulas of updates; see [`crate::optimizer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    AdamW,
+    /// Adam with an update as long as the tensor it goes to.
+    Lamb,
+    /// Gradient descent with momentum.
+    Sgd,
+}
+
+/// How parameters are updated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The formula of the update.
+    pub kind: OptimizerKind,
+    /// Learning rate at its highest.
+    pub learning_rate: f64,
+    /// AdamW, Lamb: how much of the mean of gradients is kept a step.
+    #[serde(default = "beta1")]
+    pub beta1: f64,
+    /// AdamW, Lamb: the same of their squares.
+    #[serde(default = "beta2")]
+    pub beta2: f64,
+    /// AdamW, Lamb: keeps divisors from zero.
+    #[serde(default = "epsilon")]
+    pub epsilon: f64,
+    /// Pull of matrices towards zero. Norms and biases have none.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Sgd: how much of the last update's direction is kept.
+    #[serde(default)]
+    pub momentum: f64,
+    /// The longest gradient, over all parameters; longer ones are made shorter. `null`: any.
+    #[serde(default = "clip")]
+    pub clip: Option<f64>,
+    /// Learning rate over the steps.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// A step is computed with the parameters before the last update, and its averages are formed behind the next one.
+    #[serde(default)]
+    pub delayed_updates: bool,
+}
+
+/// Shapes of the learning rate after warming up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScheduleKind {
+    /// Stays.
+    #[default]
+    Constant,
+    /// Falls by the same amount each step.
+    Linear,
+    /// Falls along half a cosine.
+    Cosine,
+}
+
+/// Learning rate over the steps; see [`crate::schedule`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// What comes after warming up.
+    #[serde(default)]
+    pub kind: ScheduleKind,
+    /// Steps in which the rate grows to its highest.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// Share of the highest rate that the last step has (Linear, Cosine).
+    #[serde(default)]
+    pub final_fraction: f64,
+}
+
+/// How values travel between peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WireConfig {
+    /// Between stages: rows, and gradients of rows.
+    #[serde(default)]
+    pub activations: ActivationWire,
+    /// Between the peers of a stage: gradient sums and their averages; see [`crate::average`].
+    #[serde(default)]
+    pub gradients: GradientWire,
+}
+
+/// Encodings of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActivationWire {
+    /// As computed: the result does not depend on where stages are cut.
+    #[default]
+    F32,
+    /// Half the bytes.
+    F16,
+    /// A quarter.
+    Q8,
+}
+
+/// Encodings of averaged gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GradientWire {
+    /// Exact sums, 8 bytes a value, and averages of 4: the result does not depend on who computed what.
+    #[default]
+    Exact,
+    /// 4 bytes a value both ways: sums are rounded once by every peer.
+    F32,
+    /// 2 bytes, with error feedback.
+    F16,
+    /// 1 byte and a sixteenth, with error feedback.
+    Q8,
+}
+
+/// When and where the state is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps from one checkpoint to the next.
+    pub every_steps: u64,
+    /// Complete checkpoints that are kept.
+    #[serde(default = "keep")]
+    pub keep: usize,
+    /// Folder that all peers see, a URL that takes PUT, or a bucket.
+    pub destination: Destination,
+}
+
+/// When the loss on data that is held back is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// Steps from one measurement to the next.
+    pub every_steps: u64,
+    /// Microbatches of each; fewer if less data is held back.
+    pub batches: usize,
+}
+
+impl TrainingConfig {
+    /// Reads and checks JSON.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the first field that makes no sense.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_str(text).map_err(|e| ConfigError::Unreadable(e.to_string()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads and checks YAML (JSON is YAML, too).
+    ///
+    /// # Errors
+    /// As [`TrainingConfig::from_json`].
+    pub fn from_yaml(text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            serde_saphyr::from_str(text).map_err(|e| ConfigError::Unreadable(e.to_string()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Text to tokens: that of the model where there is one, bytes where the model is made here, if nothing is said.
+    #[must_use]
+    pub fn tokenizer(&self) -> TokenizerConfig {
+        let model = match &self.model {
+            ModelSource::Config(_) => None,
+            ModelSource::Checkpoint(place) => Some(place),
+        };
+        match (&self.data.tokenizer, model) {
+            (None, None) => TokenizerConfig::Bytes,
+            (None, Some(_)) => TokenizerConfig::Model,
+            // The same in other words.
+            (Some(TokenizerConfig::Path(path)), Some(model)) if path == Path::new(model) => {
+                TokenizerConfig::Model
+            }
+            (Some(said), _) => said.clone(),
+        }
+    }
+
+    /// Microbatches of a step.
+    #[must_use]
+    pub fn microbatches(&self) -> usize {
+        self.global_batch / self.microbatch
+    }
+
+    /// Rows of a sequence: its tokens, and those of a prompt before them.
+    #[must_use]
+    pub fn rows_per_sequence(&self) -> usize {
+        self.sequence_length + self.adapter.as_ref().map_or(0, AdapterShape::prompt_rows)
+    }
+
+    /// Tokens that a step predicts.
+    #[must_use]
+    pub fn tokens_per_step(&self) -> u64 {
+        self.global_batch as u64 * self.sequence_length as u64
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn text_field() -> String {
+    "text".to_owned()
+}
+
+fn validation_fraction() -> f64 {
+    0.01
+}
+
+fn beta1() -> f64 {
+    0.9
+}
+
+fn beta2() -> f64 {
+    0.95
+}
+
+fn epsilon() -> f64 {
+    1e-8
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
+fn clip() -> Option<f64> {
+    Some(1.0)
+}
+
+fn keep() -> usize {
+    3
+}
