@@ -26,6 +26,13 @@ const CASES: &[(Format, usize, usize)] = &[
     (Format::Q4_1, 32, 1536),
     (Format::Q4_K, 48, 512),
     (Format::Q6_K, 24, 256),
+    (Format::Q5_0, 24, 256),
+    (Format::Q5_1, 24, 256),
+    (Format::Q2_K, 24, 256),
+    (Format::Q3_K, 24, 256),
+    (Format::Q5_K, 24, 256),
+    (Format::IQ4_NL, 24, 256),
+    (Format::IQ4_XS, 24, 256),
 ];
 
 /// Rows with blocks that are all zero, denormal or huge.
@@ -96,6 +103,13 @@ const HASHES: &[(Format, usize, usize, u64)] = &[
     (Format::Q4_1, 32, 1536, 0xccc7_98d7_d5da_00bc),
     (Format::Q4_K, 48, 512, 0xf595_fce6_c349_3fdd),
     (Format::Q6_K, 24, 256, 0x73f9_9aaf_bf9d_2026),
+    (Format::Q5_0, 24, 256, 0x018f_d3ea_c79d_2333),
+    (Format::Q5_1, 24, 256, 0x894d_3144_005d_32e3),
+    (Format::Q2_K, 24, 256, 0x3997_7c89_d119_74fe),
+    (Format::Q3_K, 24, 256, 0xd8a8_d04a_935d_ea4f),
+    (Format::Q5_K, 24, 256, 0x7cf6_d998_8c0c_e154),
+    (Format::IQ4_NL, 24, 256, 0xf0d2_2887_3f14_6be3),
+    (Format::IQ4_XS, 24, 256, 0xcd51_cbf4_8130_6b5f),
 ];
 
 #[test]
@@ -227,7 +241,7 @@ fn linear_is_close_to_the_definition() {
                 size += (f64::from(*w) * f64::from(*x)).abs();
             }
             // Quantised formats round activations to int8 as well.
-            let tolerance = if matches!(format, Format::F32 | Format::F16 | Format::BF16 | Format::Q6_K) {
+            let tolerance = if !matches!(format, Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K) {
                 1e-6
             } else {
                 8e-3

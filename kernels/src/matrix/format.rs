@@ -18,10 +18,24 @@ pub enum Format {
     Q4_0,
     /// 32 4-bit values with f16 scale and minimum.
     Q4_1,
+    /// 32 5-bit values around 16 with one f16 scale.
+    Q5_0,
+    /// 32 5-bit values with f16 scale and minimum.
+    Q5_1,
+    /// 256 2-bit values, 16 scales and minima of 4 bits.
+    Q2_K,
+    /// 256 3-bit values, 16 scales of 6 bits.
+    Q3_K,
     /// 256 4-bit values, 8 scales and minima of 6 bits.
     Q4_K,
+    /// 256 5-bit values, 8 scales and minima of 6 bits.
+    Q5_K,
     /// 256 6-bit values, 16 scales of 8 bits.
     Q6_K,
+    /// 32 values of sixteen that are not evenly spaced, with one f16 scale.
+    IQ4_NL,
+    /// 256 of these, 8 scales of 6 bits.
+    IQ4_XS,
 }
 
 impl Format {
@@ -34,8 +48,15 @@ impl Format {
             Self::Q8_0 => (32, 34),
             Self::Q4_0 => (32, 18),
             Self::Q4_1 => (32, 20),
+            Self::Q5_0 => (32, 22),
+            Self::Q5_1 => (32, 24),
+            Self::Q2_K => (256, 84),
+            Self::Q3_K => (256, 110),
             Self::Q4_K => (256, 144),
+            Self::Q5_K => (256, 176),
             Self::Q6_K => (256, 210),
+            Self::IQ4_NL => (32, 18),
+            Self::IQ4_XS => (256, 136),
         }
     }
 

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::format::Format;
-use super::ggml::{q4_k_scale, q6_k_as_f16};
+use super::ggml::{as_f16, q4_k_scale};
 use super::packing::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
@@ -14,11 +14,18 @@ pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
     match format {
         Format::F32 => dense(k, bytes.as_chunks::<4>().0, out, |value| value),
         Format::F16 | Format::BF16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
-        Format::Q6_K => {
-            // A panel at a time: widened it is more than twice as large.
+        Format::Q5_0
+        | Format::Q5_1
+        | Format::Q2_K
+        | Format::Q3_K
+        | Format::Q5_K
+        | Format::Q6_K
+        | Format::IQ4_NL
+        | Format::IQ4_XS => {
+            // A panel at a time: widened it is two to six times as large.
             let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
             for (bytes, out) in panels.zip(out.chunks_exact_mut((k * PANEL * 2).max(1))) {
-                dense(k, &q6_k_as_f16(bytes), out, u16::to_le_bytes);
+                dense(k, &as_f16(format, bytes), out, u16::to_le_bytes);
             }
         }
         Format::Q8_0 => q8_0(n, k, bytes, out),

@@ -33,7 +33,8 @@ impl Packer {
 
     /// Takes the bytes of the next rows.
     ///
-    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); Q6_K as f16 (rounded to 11 bits, less than its own step).
+    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); formats without a packing of their own (Q2_K, Q3_K, Q5_K, Q6_K, Q5_0, Q5_1, IQ4_NL, IQ4_XS) as f16, rounded to
+    /// 11 bits, less than their own step.
     ///
     /// # Errors
     /// When they are not whole rows, not whole panels before the end, or more than are missing.
@@ -95,7 +96,7 @@ impl Matrix {
 mod tests {
     use super::*;
 
-    const FORMATS: [Format; 8] = [
+    const FORMATS: [Format; 15] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -104,6 +105,13 @@ mod tests {
         Format::Q4_1,
         Format::Q4_K,
         Format::Q6_K,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q2_K,
+        Format::Q3_K,
+        Format::Q5_K,
+        Format::IQ4_NL,
+        Format::IQ4_XS,
     ];
 
     fn bytes(format: Format, n: usize, k: usize) -> Vec<u8> {

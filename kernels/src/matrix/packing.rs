@@ -28,7 +28,15 @@ impl Packing {
     pub(super) fn of(format: Format) -> Self {
         match format {
             Format::F32 => Self::F32,
-            Format::F16 | Format::Q6_K => Self::F16,
+            Format::F16
+            | Format::Q5_0
+            | Format::Q5_1
+            | Format::Q2_K
+            | Format::Q3_K
+            | Format::Q5_K
+            | Format::Q6_K
+            | Format::IQ4_NL
+            | Format::IQ4_XS => Self::F16,
             // Unless the whole matrix turns out to fit f16.
             Format::BF16 => Self::Bf16,
             Format::Q8_0 => Self::Q8,

@@ -57,7 +57,12 @@ pub fn file_bytes(random: &mut Random, format: Format, n: usize, k: usize) -> Ve
         let m = f16::from_f32(0.02 * random.float()).to_le_bytes();
         match format {
             Format::Q6_K => block[208..210].copy_from_slice(&d),
-            Format::Q4_1 | Format::Q4_K => {
+            Format::Q3_K => block[108..110].copy_from_slice(&d),
+            Format::Q2_K => {
+                block[80..82].copy_from_slice(&d);
+                block[82..84].copy_from_slice(&m);
+            }
+            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => {
                 block[..2].copy_from_slice(&d);
                 block[2..4].copy_from_slice(&m);
             }

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         rope_layout: RopeLayout::Halves,
         context_length: u32::try_from(sequence)?,
         qkv_bias: false,
+        qk_norm: false,
         tied: false,
     };
     config.validate("the arguments")?;

@@ -65,7 +65,7 @@ pub(crate) struct Parts {
     pub(crate) scratch: Scratch,
     normed: Vec<f32>,
     product: Vec<f32>,
-    /// Between both matrices of an adapter.
+    /// Between both matrices of an adapter; heads while they are normed.
     inner: Vec<f32>,
 }
 
@@ -88,7 +88,7 @@ impl Parts {
         }
     }
 
-    /// Norm, projections with biases, and rotation of queries and keys to the rows' positions.
+    /// Norm, projections with biases, norms of heads where the model has them, and rotation of queries and keys to the rows' positions.
     pub(crate) fn project(
         &mut self,
         pool: &Pool,
@@ -115,6 +115,13 @@ impl Parts {
         if let Some(bias) = &w.bias {
             for (out, bias) in outs.iter_mut().zip(bias) {
                 add_bias(pool, out, bias);
+            }
+        }
+        if let Some(norms) = &w.qk_norm {
+            for (heads, norm) in [&mut out.q, &mut out.k].into_iter().zip(norms) {
+                fit(&mut self.inner, heads.len());
+                rms_norm(pool, heads, norm, c.rms_eps, heads.len() / c.head_dim, &mut self.inner);
+                std::mem::swap(heads, &mut self.inner);
             }
         }
         if m > 0 {

@@ -284,7 +284,7 @@ impl Reader<'_> {
         let format = format(kind).ok_or_else(|| ModelError::Refused {
             what: format!("tensor `{}` of {} is {}", excerpt(&name), self.source.describe(), type_name(kind)),
             remedy:
-                "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are the types of GGUF files that run here"
+                "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL and IQ4_XS are the types of GGUF files that run here"
                     .to_owned(),
         })?;
         if values == 0 {
@@ -347,9 +347,16 @@ fn format(kind: u32) -> Option<Format> {
         1 => Format::F16,
         2 => Format::Q4_0,
         3 => Format::Q4_1,
+        6 => Format::Q5_0,
+        7 => Format::Q5_1,
         8 => Format::Q8_0,
+        10 => Format::Q2_K,
+        11 => Format::Q3_K,
         12 => Format::Q4_K,
+        13 => Format::Q5_K,
         14 => Format::Q6_K,
+        20 => Format::IQ4_NL,
+        23 => Format::IQ4_XS,
         30 => Format::BF16,
         _ => return None,
     })
@@ -358,21 +365,14 @@ fn format(kind: u32) -> Option<Format> {
 /// What ggml calls a type that is not read here, after its `ggml.h`.
 fn type_name(kind: u32) -> String {
     let name = match kind {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        13 => "Q5_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
-        23 => "IQ4_XS",
         24 => "I8",
         25 => "I16",
         26 => "I32",

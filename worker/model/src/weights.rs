@@ -17,6 +17,8 @@ pub struct LayerWeights {
     pub(crate) v: Matrix,
     /// Biases of q, k and v.
     pub(crate) bias: Option<[Vec<f32>; 3]>,
+    /// Weights of the norms of each head of queries and of keys, `head_dim` values each.
+    pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
     pub(crate) o: Matrix,
     pub(crate) ffn_norm: Vec<f32>,
     pub(crate) gate: Matrix,
@@ -43,12 +45,19 @@ impl LayerWeights {
         } else {
             None
         };
+        let qk_norm = if c.qk_norm {
+            let norm = |role: &str| file.vector(&name(role), c.head_dim);
+            Some([norm("attn_q_norm.weight")?, norm("attn_k_norm.weight")?])
+        } else {
+            None
+        };
         Ok(Self {
             attention_norm: file.vector(&name("attn_norm.weight"), c.hidden)?,
             q: matrix("attn_q.weight", q_width, c.hidden)?,
             k: matrix("attn_k.weight", kv_width, c.hidden)?,
             v: matrix("attn_v.weight", kv_width, c.hidden)?,
             bias,
+            qk_norm,
             o: matrix("attn_output.weight", c.hidden, q_width)?,
             ffn_norm: file.vector(&name("ffn_norm.weight"), c.hidden)?,
             gate: matrix("ffn_gate.weight", c.ffn, c.hidden)?,
@@ -76,7 +85,8 @@ impl LayerWeights {
         ];
         let matrices = matrices.into_iter().map(|(role, n, k)| file.matrix_bytes(&name(role), n, k));
         let biases = if c.qkv_bias { q_width + 2 * kv_width } else { 0 };
-        Ok(matrices.sum::<Result<u64, _>>()? + floats(2 * c.hidden + biases))
+        let norms = 2 * c.hidden + if c.qk_norm { 2 * c.head_dim } else { 0 };
+        Ok(matrices.sum::<Result<u64, _>>()? + floats(norms + biases))
     }
 
     /// A block of zeroes in f32, to be set by training.
@@ -88,6 +98,7 @@ impl LayerWeights {
             k: Matrix::zeroed_f32(kv_width, c.hidden),
             v: Matrix::zeroed_f32(kv_width, c.hidden),
             bias: c.qkv_bias.then(|| [vec![0.0; q_width], vec![0.0; kv_width], vec![0.0; kv_width]]),
+            qk_norm: c.qk_norm.then(|| [vec![0.0; c.head_dim], vec![0.0; c.head_dim]]),
             o: Matrix::zeroed_f32(c.hidden, q_width),
             ffn_norm: vec![0.0; c.hidden],
             gate: Matrix::zeroed_f32(c.ffn, c.hidden),
@@ -125,7 +136,8 @@ impl LayerWeights {
     pub fn bytes(&self) -> usize {
         let matrices = Projection::ALL.map(|which| self.matrix(which));
         let bias = self.bias.iter().flatten().map(Vec::len).sum::<usize>();
-        let vectors = self.attention_norm.len() + self.ffn_norm.len() + bias;
+        let qk_norm = self.qk_norm.iter().flatten().map(Vec::len).sum::<usize>();
+        let vectors = self.attention_norm.len() + self.ffn_norm.len() + bias + qk_norm;
         matrices.iter().map(|m| m.bytes()).sum::<usize>() + vectors * size_of::<f32>()
     }
 
@@ -138,6 +150,7 @@ impl LayerWeights {
             k: dequantised(&self.k),
             v: dequantised(&self.v),
             bias: self.bias.clone(),
+            qk_norm: self.qk_norm.clone(),
             o: dequantised(&self.o),
             ffn_norm: self.ffn_norm.clone(),
             gate: dequantised(&self.gate),

@@ -178,8 +178,8 @@ fn gguf_tensors() {
     with("does not fill blocks of Q4_0", &|t| t.dimensions = vec![1, 32]);
     for (kind, name) in [
         (4, "of GGML type 4"),
-        (6, "Q5_0"),
-        (13, "Q5_K"),
+        (9, "Q8_1"),
+        (16, "IQ2_XXS"),
         (35, "TQ2_0"),
         (u32::MAX, "of GGML type 4294967295"),
     ] {

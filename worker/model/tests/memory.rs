@@ -38,7 +38,7 @@ fn check(file: &ModelFile) {
 #[test]
 fn of_every_kind_of_file() {
     check(&ModelFile::open(Arc::new(MemorySource(tiny().bytes()))).unwrap());
-    for name in ["llama", "llama3-rope", "mistral", "qwen2"] {
+    for name in ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name);
         check(&ModelFile::open_path(&folder).unwrap());
     }

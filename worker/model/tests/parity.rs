@@ -137,6 +137,14 @@ fn qwen2_with_biases_and_tied_embeddings() {
     assert!(file.config().qkv_bias && file.config().tied);
 }
 
+#[test]
+fn qwen3_with_norms_of_heads() {
+    let file = check("qwen3");
+    let c = file.config();
+    assert!(c.qk_norm && !c.qkv_bias && !c.tied);
+    assert_ne!(c.head_dim * c.heads, c.hidden);
+}
+
 /// Inside of the window a sliding one changes nothing, so the window is the context length and the model is never asked beyond it.
 #[test]
 fn a_sliding_window_limits_the_context() {
@@ -153,7 +161,7 @@ fn a_sliding_window_limits_the_context() {
 /// Published models have `rope_theta` and `rope_scaling`; newer versions of transformers write `rope_parameters`.
 #[test]
 fn both_ways_to_write_rope_parameters_mean_the_same() {
-    for name in ["llama", "llama3-rope", "llama-linear-rope", "mistral", "qwen2"] {
+    for name in ["llama", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3"] {
         let older = reconfigured(name, |config| {
             let mut rope = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
             config["rope_theta"] = rope.as_object_mut().unwrap().remove("rope_theta").unwrap();
@@ -187,10 +195,11 @@ type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));
 #[test]
 fn small_mistakes_are_seen() {
     let rope = |c: &mut Value, key: &str, value: f64| c["rope_parameters"][key] = value.into();
-    let mistakes: [Mistake<'_>; 6] = [
+    let mistakes: [Mistake<'_>; 7] = [
         ("llama", "epsilon", &|c| c["rms_norm_eps"] = 2e-5.into()),
         ("llama", "base", &|c| rope(c, "rope_theta", 50_100.0)),
         ("qwen2", "base", &|c| rope(c, "rope_theta", 1_001_000.0)),
+        ("qwen3", "base", &|c| rope(c, "rope_theta", 1_010_000.0)),
         ("llama3-rope", "factor", &|c| rope(c, "factor", 8.01)),
         ("llama3-rope", "high_freq_factor", &|c| rope(c, "high_freq_factor", 4.01)),
         ("llama-linear-rope", "factor", &|c| rope(c, "factor", 4.01)),

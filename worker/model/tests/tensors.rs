@@ -199,6 +199,31 @@ fn gguf_tensors_without_a_place_are_refused_by_name() {
     assert!(open(&qwen2).unwrap().config().qkv_bias);
 }
 
+/// A Qwen3 has norms of queries and keys, and no biases.
+#[test]
+fn gguf_norms_of_heads_are_demanded_and_used() {
+    let qwen3 = |norms: &[(&str, f32)]| {
+        let mut file = tiny();
+        for (key, ..) in &mut file.values {
+            *key = String::from_utf8(key.clone()).unwrap().replace("llama.", "qwen3.").into_bytes();
+        }
+        file.set_text("general.architecture", "qwen3");
+        for (role, value) in norms {
+            file.tensors
+                .push(with(&format!("blk.0.attn_{role}_norm.weight"), &[*value; 16]).tensors.pop().unwrap());
+        }
+        file
+    };
+    tells(&refusal(open(&qwen3(&[]))), "no tensor `blk.0.attn_q_norm.weight`");
+    let ones = open(&qwen3(&[("q", 1.0), ("k", 1.0)])).unwrap();
+    assert!(ones.config().qk_norm && !ones.config().qkv_bias);
+    let larger = open(&qwen3(&[("q", 1.0), ("k", 1.5)])).unwrap();
+    assert_ne!(bits(&ones), bits(&larger));
+    let mut biased = qwen3(&[("q", 1.0), ("k", 1.0)]);
+    biased.tensors.push(with("blk.0.attn_q.bias", &[0.0; 32]).tensors.pop().unwrap());
+    tells(&refusal(open(&biased)), "has a tensor `blk.0.attn_q.bias`");
+}
+
 /// A Llama may have biases of queries, keys and values: all three or none.
 #[test]
 fn gguf_biases_of_a_llama_are_used_whole_or_refused() {

@@ -40,6 +40,15 @@ impl Run {
     /// # Errors
     /// When there are more stages than blocks, or sequences are longer than the model can take.
     pub fn new(config: TrainingConfig, model: ModelConfig) -> Result<Self, ConfigError> {
+        if model.qk_norm {
+            return Err(ConfigError::Field {
+                field: "model".to_owned(),
+                problem: format!(
+                    "is a {}, which norms queries and keys: such models are served here, and not trained",
+                    model.architecture
+                ),
+            });
+        }
         if config.stages > model.layers {
             return Err(ConfigError::Field {
                 field: "stages".to_owned(),
@@ -231,6 +240,21 @@ mod tests {
         let run = Run::new(config, model).unwrap();
         let each = run.stage_bytes_min(0) as f64 / run.layout(0).len() as f64;
         assert!((40.0..60.0).contains(&each), "{each}");
+    }
+
+    #[test]
+    fn what_cannot_be_trained_is_refused_by_name() {
+        let json = serde_json::json!({
+            "model": {"config": {"hiddenSize": 16, "layers": 2, "heads": 2, "ffn": 24, "contextLength": 32}},
+            "data": {"text": {"path": "a"}}, "sequenceLength": 8, "globalBatch": 2, "microbatch": 1, "steps": 1,
+            "optimizer": {"kind": "AdamW", "learningRate": 0.1},
+        });
+        let config = TrainingConfig::from_json(&json.to_string()).unwrap();
+        let ModelSource::Config(shape) = &config.model else { unreachable!() };
+        let mut model = shape.model_config(256).unwrap();
+        (model.architecture, model.qk_norm) = ("qwen3".to_owned(), true);
+        let refused = Run::new(config, model).err().unwrap().to_string();
+        assert!(refused.contains("model is a qwen3, which norms queries and keys"), "{refused}");
     }
 
     #[test]

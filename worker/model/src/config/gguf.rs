@@ -30,10 +30,11 @@ pub(crate) fn from_gguf(
         .map_or(Ok(()), |what| Err(refused(&what, "merge the parts with `llama-gguf-split --merge`")))?;
     let architecture = values.get("general.architecture").and_then(Value::as_text);
     let architecture = architecture.ok_or_else(|| malformed(file, "no `general.architecture`".to_owned()))?;
-    let (rope_layout, qkv_bias) = match architecture {
+    let (rope_layout, qkv_bias, qk_norm) = match architecture {
         // Some have them, and say so by having them.
-        "llama" => (RopeLayout::Interleaved, tensors.keys().any(|name| is_qkv_bias(name))),
-        "qwen2" => (RopeLayout::Halves, true),
+        "llama" => (RopeLayout::Interleaved, tensors.keys().any(|name| is_qkv_bias(name)), false),
+        "qwen2" => (RopeLayout::Halves, true, false),
+        "qwen3" => (RopeLayout::Halves, false, true),
         other => {
             let what = format!("{file}: the architecture is `{}`", excerpt(other));
             return Err(ModelError::Unsupported(what));
@@ -78,6 +79,7 @@ pub(crate) fn from_gguf(
         rope_layout,
         context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
         qkv_bias,
+        qk_norm,
         tied: !tensors.contains_key("output.weight"),
     };
     config.validate(file)?;

@@ -8,11 +8,11 @@ use super::shape::ModelConfig;
 use super::{json_keys, json_rope};
 use crate::error::{ModelError, excerpt};
 
-/// Epsilon of the norms when config.json does not say one, for all three families.
+/// Epsilon of the norms when config.json does not say one, for all families.
 const RMS_EPS: f64 = 1e-6;
-/// Mistral's and Qwen2's window when config.json does not say one; null is none.
+/// The window of all but Llama when config.json does not say one; null is none.
 const WINDOW: usize = 4096;
-/// From this layer on Qwen2 slides when config.json does not say which do.
+/// From this layer on Qwen2 and Qwen3 slide when config.json does not say which do.
 const FIRST_SLIDING: usize = 28;
 
 /// Reads it, and refuses what would be computed wrongly: every key is honoured, known to change no number, or refused.
@@ -42,7 +42,7 @@ pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
         hidden,
         heads,
         kv_heads: kv_heads.unwrap_or(heads),
-        head_dim: c.whole("head_dim")?.unwrap_or(hidden / heads.max(1)),
+        head_dim: c.whole("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads.max(1)),
         ffn: needed("intermediate_size")?,
         vocab: needed("vocab_size")?,
         rms_eps: given_or(&c, "rms_norm_eps", Section::number, RMS_EPS)? as f32,
@@ -51,6 +51,7 @@ pub fn from_json(file: &str, json: &Value) -> Result<ModelConfig, ModelError> {
         rope_layout: RopeLayout::Halves,
         context_length: u32::try_from(context_length).unwrap_or(u32::MAX),
         qkv_bias: family.qkv_bias(&c)?,
+        qk_norm: family == Family::Qwen3,
         tied: c.flag("tie_word_embeddings")?.unwrap_or(false),
     };
     activation(&c)?;
@@ -76,6 +77,8 @@ struct Defaults {
     positions: usize,
     /// As many as query heads when none.
     kv_heads: Option<usize>,
+    /// `hidden_size / num_attention_heads` when none.
+    head_dim: Option<usize>,
 }
 
 /// The kinds of models that run.
@@ -84,10 +87,11 @@ enum Family {
     Llama,
     Mistral,
     Qwen2,
+    Qwen3,
 }
 
 impl Family {
-    const ALL: [Self; 3] = [Self::Llama, Self::Mistral, Self::Qwen2];
+    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     /// Also what config.json calls its `model_type`.
     fn name(self) -> &'static str {
@@ -95,6 +99,7 @@ impl Family {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
@@ -103,15 +108,17 @@ impl Family {
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
         }
     }
 
-    /// Of the classes `LlamaConfig`, `MistralConfig` and `Qwen2Config` of transformers 4.57 and 5.0.
+    /// Of the classes `LlamaConfig`, `MistralConfig`, `Qwen2Config` and `Qwen3Config` of transformers 4.57 and 5.0.
     fn defaults(self) -> Defaults {
         match self {
-            Self::Llama => Defaults { positions: 2048, kv_heads: None },
-            Self::Mistral => Defaults { positions: 4096 * 32, kv_heads: Some(8) },
-            Self::Qwen2 => Defaults { positions: 32768, kv_heads: Some(32) },
+            Self::Llama => Defaults { positions: 2048, kv_heads: None, head_dim: None },
+            Self::Mistral => Defaults { positions: 4096 * 32, kv_heads: Some(8), head_dim: None },
+            Self::Qwen2 => Defaults { positions: 32768, kv_heads: Some(32), head_dim: None },
+            Self::Qwen3 => Defaults { positions: 32768, kv_heads: Some(32), head_dim: Some(128) },
         }
     }
 
@@ -126,7 +133,7 @@ impl Family {
         };
         match (class, kind) {
             (Some(class), kind) => match (Self::ALL.into_iter().find(|f| f.class() == class), kind) {
-                // What tells the three apart is in the class, as vLLM goes by it.
+                // What tells them apart is in the class, as vLLM goes by it.
                 (Some(_), Some(kind)) if Self::ALL.iter().all(|f| f.name() != kind) => unsupported(format!(
                     "`architectures` says `{class}`, and `model_type` says `{}`",
                     excerpt(kind)
@@ -153,7 +160,7 @@ impl Family {
         let slides = match self {
             Self::Llama => on != Some(false),
             Self::Mistral => true,
-            Self::Qwen2 => on == Some(true) && some_slide,
+            Self::Qwen2 | Self::Qwen3 => on == Some(true) && some_slide,
         };
         Ok(window.filter(|_| slides))
     }

@@ -10,7 +10,7 @@ const FACTORS: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 /// Everything that the forward pass needs to know beside the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `llama`, `mistral`, `qwen2`.
+    /// `llama`, `mistral`, `qwen2`, `qwen3`.
     pub architecture: String,
     /// Decoder blocks.
     pub layers: u32,
@@ -38,6 +38,8 @@ pub struct ModelConfig {
     pub context_length: u32,
     /// Queries, keys and values have biases.
     pub qkv_bias: bool,
+    /// Each head of queries and keys is normed before it is rotated (Qwen3 Technical Report, section 2).
+    pub qk_norm: bool,
     /// The output matrix is the embedding.
     pub tied: bool,
 }

@@ -312,9 +312,12 @@ impl ModelFile {
     #[must_use]
     pub fn load_bytes_max(&self) -> u64 {
         let buffer = |place: &Place| match place.shape.as_slice() {
-            // A panel of Q6_K is widened on the way, to less than three times its bytes.
             [n, _] => {
-                piece_bytes(place.bytes, *n) + 3 * panel_bytes(place.bytes, *n) + place.stored.counts_bytes()
+                let panel = panel_bytes(place.bytes, *n);
+                piece_bytes(place.bytes, *n)
+                    + panel
+                    + place.stored.widened(panel)
+                    + place.stored.counts_bytes()
             }
             _ => place.bytes,
         };

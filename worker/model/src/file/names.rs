@@ -58,6 +58,8 @@ impl Names {
             (_, "attn_q.bias") => "self_attn.q_proj.bias",
             (_, "attn_k.bias") => "self_attn.k_proj.bias",
             (_, "attn_v.bias") => "self_attn.v_proj.bias",
+            (_, "attn_q_norm.weight") => "self_attn.q_norm.weight",
+            (_, "attn_k_norm.weight") => "self_attn.k_norm.weight",
             (_, "ffn_gate.weight") => "mlp.gate_proj.weight",
             (_, "ffn_up.weight") => "mlp.up_proj.weight",
             (_, "ffn_down.weight") => "mlp.down_proj.weight",

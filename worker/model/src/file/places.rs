@@ -89,6 +89,9 @@ fn block(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
             ("attn_v.bias", vec![kv_width]),
         ]);
     }
+    if c.qk_norm {
+        out.extend([("attn_q_norm.weight", vec![c.head_dim]), ("attn_k_norm.weight", vec![c.head_dim])]);
+    }
     out
 }
 

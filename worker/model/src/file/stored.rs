@@ -37,6 +37,17 @@ impl Stored {
         }
     }
 
+    /// Bytes of `panel` bytes on the way into the packed weights, at most: as f16.
+    pub(super) fn widened(self, panel: usize) -> usize {
+        match self {
+            Self::Plain(_) => panel,
+            Self::Ggml(format) => {
+                let (values, bytes) = format.block();
+                panel.div_ceil(bytes).saturating_mul(2 * values).max(panel)
+            }
+        }
+    }
+
     /// What is held beside the packed weights to find out how bf16 is held.
     pub(super) fn counts_bytes(self) -> usize {
         match self {

@@ -19,6 +19,7 @@ pub fn config_json(config: &ModelConfig) -> Value {
     let (class, kind) = match c.architecture.as_str() {
         "mistral" => ("MistralForCausalLM", "mistral"),
         "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
+        "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
         _ => ("LlamaForCausalLM", "llama"),
     };
     json!({

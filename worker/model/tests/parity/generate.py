@@ -19,7 +19,9 @@ import gguf
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 VOCAB, LENGTH = 97, 41
@@ -53,6 +55,9 @@ MODELS = {
     "mistral-window": MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=16, rope_parameters=theta(10000.0), rms_norm_eps=1e-5)),
     "qwen2": Qwen2ForCausalLM(Qwen2Config(
         **SHAPE, use_sliding_window=False, rope_parameters=theta(1e6), rms_norm_eps=1e-6, tie_word_embeddings=True)),
+    # Norms of the heads of queries and keys, which are wider than hidden / heads.
+    "qwen3": Qwen3ForCausalLM(Qwen3Config(
+        **SHAPE, head_dim=16, use_sliding_window=False, rope_parameters=theta(1e6), rms_norm_eps=1e-6, tie_word_embeddings=False)),
 }
 
 
@@ -82,13 +87,13 @@ def write_model(name, model, generator):
 def write_blocks():
     random = np.random.default_rng(7)
     out = {}
-    for kind in ["F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K"]:
+    for kind in ["F16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS"]:
         kind = gguf.GGMLQuantizationType[kind]
         values, size = gguf.GGML_QUANT_SIZES[kind]
         rows, blocks = 3, 512 // values
         data = random.integers(0, 256, (rows * blocks, size), dtype=np.uint8)
         # Random bytes are sound blocks, but for the f16 scales: they shall be finite and of a usual size.
-        scales = {"F16": [0], "Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q4_K": [0, 2], "Q6_K": [208]}[kind.name]
+        scales = {"Q4_1": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q2_K": [80, 82], "Q3_K": [108], "Q6_K": [208]}.get(kind.name, [0])
         for at in scales:
             data[:, at : at + 2] = random.normal(0, 0.05, (rows * blocks, 1)).astype(np.float16).view(np.uint8)
         data = data.reshape(rows, blocks * size)

@@ -24,6 +24,7 @@ pub fn config(architecture: &str, tied: bool) -> ModelConfig {
         rope_layout: RopeLayout::Halves,
         context_length: 64,
         qkv_bias: architecture == "qwen2",
+        qk_norm: false,
         tied,
     }
 }

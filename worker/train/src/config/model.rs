@@ -121,6 +121,7 @@ impl ModelShape {
             rope_layout: RopeLayout::Halves,
             context_length: self.context_length,
             qkv_bias,
+            qk_norm: false,
             tied: self.tied,
         };
         match config.validate("model.config") {
