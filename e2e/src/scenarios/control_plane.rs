@@ -92,9 +92,9 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
         Ok((!now.1.is_empty(), format!("{now:?}")))
     })?;
     // Whoever leads next writes each object once, as it remembers none.
-    std::thread::sleep(QUIET);
     bench.swarm.wait_whole(PEERS)?;
     row.end(20)?;
+    std::thread::sleep(QUIET);
     let now = conditions(bench)?;
     ensure!(
         now == said,

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_swarm::{Layers, PeerName, ranges};
+
 use crate::member::Member;
 use crate::partition::{Capacity, partition};
 use crate::speed::{even_out, usual};
 use crate::wanted::Wanted;
-use dunlin_swarm::{Layers, PeerName, ranges};
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.
 const GAIN_PERCENT_MIN: u32 = 10;

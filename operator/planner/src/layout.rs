@@ -8,13 +8,13 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt;
 
+use dunlin_swarm::{Layers, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges};
 use thiserror::Error;
 
 use crate::cut::{cut, gain_percent, gaps, places};
 use crate::member::Member;
 use crate::shadow::shadows;
 use crate::wanted::Wanted;
-use dunlin_swarm::{Layers, PeerState, Topology, TopologyError, TopologyPeer, layer_set, ranges};
 
 /// What the caller, who knows the time, allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

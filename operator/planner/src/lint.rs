@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
+
 use crate::member::Member;
 use crate::shadow::nearness;
 use crate::wanted::Wanted;
-use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 
 /// Most findings that are told.
 pub const FINDINGS_MAX: usize = 32;

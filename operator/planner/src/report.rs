@@ -2,11 +2,12 @@
 
 use std::fmt::Write;
 
+use dunlin_swarm::{Layers, TopologyPeer, layer_set};
+
 use crate::cut::unusual;
 use crate::layout::Layout;
 use crate::member::Member;
 use crate::wanted::Wanted;
-use dunlin_swarm::{Layers, TopologyPeer, layer_set};
 
 /// Longest report, in characters.
 pub const REPORT_MAX: usize = 1024;

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_swarm::Layers;
+
 use crate::member::Member;
 use crate::wanted::Wanted;
-use dunlin_swarm::Layers;
 
 /// For each member the layers it holds for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

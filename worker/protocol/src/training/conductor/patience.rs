@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::peer_state::Place;
+use super::peer_state::{PeerState, Place};
 use super::{Averaging, Conductor, ConductorEffect};
 use crate::training::message::ToPeer;
 
@@ -59,7 +59,7 @@ impl Conductor {
         else {
             return None;
         };
-        let takes = |p: &super::peer_state::PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        let takes = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
         let forms = |a: &Averaging| a.group.contains(name) && !a.squares.contains_key(name);
         let averages = self.shards.iter().filter_map(|s| s.averaging.as_ref()).any(forms);
         // What has no usual time.
