@@ -94,12 +94,6 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
     // Whoever leads next writes each object once, as it remembers none.
     bench.swarm.wait_whole(PEERS)?;
     row.end(20)?;
-    std::thread::sleep(QUIET);
-    let now = conditions(bench)?;
-    ensure!(
-        now == said,
-        "a new leader has changed what is said of a swarm that served all the time: {said} became {now}"
-    );
 
     let row = Row::begin(bench.cluster, "CRDs applied again")?;
     for kind in ["inferenceswarms", "trainingswarms"] {
@@ -108,6 +102,11 @@ fn replaced(bench: &Bench<'_>) -> Result<()> {
     }
     std::thread::sleep(QUIET);
     row.end(0)?;
+    let now = conditions(bench)?;
+    ensure!(
+        now == said,
+        "a new leader has changed what is said of a swarm that served all the time: {said} became {now}"
+    );
     ensure!(stages(bench)? == pods, "stages were replaced");
 
     // A peer is lost, and before its replacement is there so is who makes it.

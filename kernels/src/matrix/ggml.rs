@@ -20,7 +20,7 @@ pub(super) fn q4_k_scale(packed: &[u8], u: usize) -> (u8, u8) {
 ///
 /// # Panics
 /// For a format that has a packing of its own.
-pub(super) fn block_as_f16(format: Format, block: &[u8], mut put: impl FnMut(u16)) {
+fn block_as_f16(format: Format, block: &[u8], mut put: impl FnMut(u16)) {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
     let mut put = |value: f32| put(f16::from_f32(value).to_bits());
     match format {

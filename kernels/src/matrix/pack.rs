@@ -14,24 +14,18 @@ pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
     match format {
         Format::F32 => dense(k, bytes.as_chunks::<4>().0, out, |value| value),
         Format::F16 | Format::BF16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
-        Format::Q5_0
-        | Format::Q5_1
-        | Format::Q2_K
-        | Format::Q3_K
-        | Format::Q5_K
-        | Format::Q6_K
-        | Format::IQ4_NL
-        | Format::IQ4_XS => {
-            // A panel at a time: widened it is two to six times as large.
-            let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
-            for (bytes, out) in panels.zip(out.chunks_exact_mut((k * PANEL * 2).max(1))) {
-                dense(k, &as_f16(format, bytes), out, u16::to_le_bytes);
-            }
-        }
         Format::Q8_0 => q8_0(n, k, bytes, out),
         Format::Q4_0 => q4_0(n, k, bytes, out),
         Format::Q4_1 => q4_1(n, k, bytes, out),
         Format::Q4_K => q4_k(n, k, bytes, out),
+        // The others have no packing of their own.
+        widened => {
+            // A panel at a time: as f16 it is two to six times as large.
+            let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
+            for (bytes, out) in panels.zip(out.chunks_exact_mut((k * PANEL * 2).max(1))) {
+                dense(k, &as_f16(widened, bytes), out, u16::to_le_bytes);
+            }
+        }
     }
 }
 

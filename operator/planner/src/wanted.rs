@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_swarm::{Layers, ModelId};
+use dunlin_swarm::{Layers, ModelId, ModelSizes};
 
 /// What a layout is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,13 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// A model of these sizes over so many peers, each layer on so many others.
+    #[must_use]
+    pub fn of(model: ModelId, sizes: ModelSizes, peers: usize, shadows: usize) -> Self {
+        let ModelSizes { layer_bytes, shared_bytes, sequence_bytes } = sizes;
+        Self { model, layer_bytes, shared_bytes, sequence_bytes, peers, shadows }
+    }
+
     /// Number of layers of the model.
     #[must_use]
     pub fn layers(&self) -> u32 {

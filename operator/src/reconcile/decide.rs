@@ -240,14 +240,8 @@ fn plan(
         return Ok(None);
     }
     let Some(model) = model(view, answers, desired) else { return Ok(None) };
-    let wanted = Wanted {
-        model: ModelId { name: desired.model.clone(), digest: desired.digest.clone() },
-        layer_bytes: model.layer_bytes,
-        shared_bytes: model.shared_bytes,
-        sequence_bytes: model.sequence_bytes,
-        peers: desired.peers() as usize,
-        shadows: desired.shadows as usize,
-    };
+    let id = ModelId { name: desired.model.clone(), digest: desired.digest.clone() };
+    let wanted = Wanted::of(id, model, desired.peers() as usize, desired.shadows as usize);
     let previous = memory.topology.as_ref().filter(|t| t.model.digest == desired.digest);
     let members: Vec<Member> = roster
         .standings

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use dunlin_planner::{May, Member, Wanted, layout, lint};
-use dunlin_swarm::{PeerState, Topology};
+use dunlin_swarm::{Layers, ModelId, PeerState, Topology};
 use dunlin_wire::convert::model_sizes;
 use dunlin_wire::proto;
 use tracing::debug;
@@ -24,15 +24,7 @@ pub fn plan(
     let Some(model) = stages.iter().find_map(|(_, status)| status.model.clone()) else {
         return Ok(previous.clone());
     };
-    let sizes = model_sizes(model);
-    let wanted = Wanted {
-        layer_bytes: sizes.layer_bytes,
-        shared_bytes: sizes.shared_bytes,
-        sequence_bytes: sizes.sequence_bytes,
-        peers,
-        shadows,
-        ..Wanted::default()
-    };
+    let wanted = Wanted::of(ModelId::default(), model_sizes(model), peers, shadows);
     // What does not fit into a stage's memory the stage refuses itself, in words for whoever started it.
     let planned = layout(&wanted, &members, Some(previous), MAY)?;
     let findings = lint(&planned.topology, &wanted, &members);
@@ -57,7 +49,7 @@ fn member(addr: &str, status: &proto::Status) -> Member {
             _ => PeerState::Loading,
         },
         room_bytes: if status.room_bytes > 0 { status.room_bytes } else { u64::MAX },
-        held: held.map(|l| dunlin_swarm::Layers::new(l.start, l.end)).collect(),
+        held: held.map(|l| Layers::new(l.start, l.end)).collect(),
         ..Member::default()
     }
 }
