@@ -111,6 +111,9 @@ crds: ## regenerate the CRDs and their references
 	  cargo run --locked -q -p dunlin-crds --bin crdgen -- $$kind --docs > docs/reference/$$kind.md || exit 1; \
 	done
 
+chart-values: ## regenerate the reference of the chart's values
+	python3 tools/chart-values.py
+
 chart-lint: cluster-build ## helm lint --strict, and the same bytes from two renderings
 	tools/chart-lint.sh
 
@@ -148,5 +151,5 @@ bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemi
 	e2e/bench/average/average.sh
 
 .PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
-	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-lint \
+	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train

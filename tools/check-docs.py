@@ -1,10 +1,11 @@
 """Fails when a list in docs/ and the code differ: names what only one of them has.
 
-Reasons and Events, metrics, reasons of recoveries, messages of training, quoted messages, flags, variables, chart values, Make targets, scenarios, HTTP paths, rooms and
+Reasons and Events, metrics, reasons of recoveries, messages of training, quoted messages, flags, variables, chart values and their reference, Make targets, scenarios, HTTP paths, rooms and
 roles, paths of this repository, and the modules that a lib.rs tells about. (The table of docs/security.md is held to the code by worker/wire/tests/callers.rs, the references
 of fields by crds/src/generated.rs, the crates by e2e/tests/dependencies.rs.)
 """
 
+import importlib
 import json
 import pathlib
 import re
@@ -199,6 +200,9 @@ def chart_values() -> None:
                         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
                 if not node:
                     problems.append(f"{page.relative_to(ROOT)}: the chart has no value {path}")
+    reference = importlib.import_module("chart-values")
+    if not reference.PAGE.exists() or reference.PAGE.read_text() != reference.page():
+        problems.append(f"{reference.PAGE.relative_to(ROOT)} is not what the chart says: `make chart-values` writes it anew")
     lines = read("charts/dunlin/values.yaml").splitlines()
     for before, line in zip(lines, lines[1:]):
         value = re.match(r"\s+(\w+): \S", line) or re.match(r"\s+(resources):$", line)

@@ -119,6 +119,25 @@ fn pure_crates_reach_nothing_impure() {
     }
 }
 
+/// Clippy reads the `clippy.toml` beside a crate's manifest: that of `swarm/` bans clocks, files, sockets and threads of the standard library.
+#[test]
+fn pure_crates_ban_what_the_standard_library_has_of_a_shell() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap();
+    let folder = |name: &str| {
+        let package = packages.iter().find(|package| package["name"] == name).unwrap();
+        Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("clippy.toml")
+    };
+    let banned = fs::read_to_string(folder("dunlin-swarm")).unwrap();
+    for needed in ["std::time::Instant", "std::fs::read", "std::net::TcpStream", "std::thread::spawn"] {
+        assert!(banned.contains(needed), "{needed} is not banned");
+    }
+    for pure in PURE {
+        let has = fs::read_to_string(folder(pure)).unwrap_or_default();
+        assert_eq!(has, banned, "{pure}: clippy.toml is not that of dunlin-swarm");
+    }
+}
+
 #[test]
 fn fences_between_rooms_hold() {
     let graph = graph();

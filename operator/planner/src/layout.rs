@@ -230,15 +230,7 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         members.iter().filter(|m| before(m).is_none_or(Layers::is_empty)).copied().collect();
     let anew = |placed: &[(&'a Member, Layers)], rest: &[&'a Member], reason| {
         let order: Vec<&Member> = placed.iter().map(|(m, _)| *m).chain(rest.iter().copied()).collect();
-        let (spans, fits) = cut(wanted, &order);
-        let shortage = if fits { None } else { overfull(wanted, &order, &spans) };
-        let mut placed: Vec<(&Member, Layers)> = order.into_iter().zip(spans).collect();
-        // Those without layers come last, here as in every later pass, so that shadows stay where they are.
-        placed.sort_by_key(|(m, span)| match span.is_empty() {
-            false => (false, span.start, None),
-            true => (true, 0, Some(m.name.clone())),
-        });
-        Spans { placed, reason, shortage, ..Spans::default() }
+        cut_anew(wanted, order, reason)
     };
     if placed.is_empty() {
         return anew(&[], &unplaced, Reason::First);
@@ -297,33 +289,45 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
         (true, 0) => Reason::Kept,
         (true, _) => Reason::Replaced,
     };
-    let spare = fresh.len();
-    let all = || Spans {
-        placed: placed.iter().copied().chain(idle.iter().map(|m| (*m, Layers::default()))).collect(),
-        open: open.clone(),
+    let stays = Spans {
+        spare: fresh.len(),
+        placed: placed.into_iter().chain(idle.into_iter().map(|m| (m, Layers::default()))).collect(),
+        open,
         reason,
         gain_percent: 0,
-        spare,
-        shortage: shortage.clone(),
+        shortage,
     };
-    let (order, now): (Vec<&Member>, Vec<Layers>) = all().placed.into_iter().unzip();
-    if !open.is_empty() {
-        return all();
-    }
+    if stays.open.is_empty() { improved(wanted, stays, may) } else { stays }
+}
+
+/// Cuts all layers anew among `order`.
+fn cut_anew<'a>(wanted: &Wanted, order: Vec<&'a Member>, reason: Reason) -> Spans<'a> {
+    let (spans, fits) = cut(wanted, &order);
+    let shortage = if fits { None } else { overfull(wanted, &order, &spans) };
+    let mut placed: Vec<(&Member, Layers)> = order.into_iter().zip(spans).collect();
+    // Those without layers come last, here as in every later pass, so that shadows stay where they are.
+    placed.sort_by_key(|(m, span)| match span.is_empty() {
+        false => (false, span.start, None),
+        true => (true, 0, Some(m.name.clone())),
+    });
+    Spans { placed, reason, shortage, ..Spans::default() }
+}
+
+/// `stays`, in which every layer has its place; or another cut if one has no room any more, or if another is better by enough and layers may move.
+fn improved<'a>(wanted: &Wanted, stays: Spans<'a>, may: May) -> Spans<'a> {
+    let (order, now): (Vec<&Member>, Vec<Layers>) = stays.placed.iter().copied().unzip();
     let (better, fits) = cut(wanted, &order);
-    if fits && overfull(wanted, &order, &now).is_some() {
-        return anew(&placed, &idle, Reason::Refitted);
+    if !fits {
+        return stays;
     }
-    let gain_percent = if fits {
-        gain_percent(&order, &now, &better, moved_percent(wanted, &order, &now, &better))
-    } else {
-        0
-    };
-    match gain_percent > 0 {
-        true if may.rebalance => anew(&placed, &idle, Reason::Rebalanced(gain_percent)),
-        true => Spans { gain_percent, ..all() },
-        false => all(),
+    if overfull(wanted, &order, &now).is_some() {
+        return cut_anew(wanted, order, Reason::Refitted);
     }
+    let gain_percent = gain_percent(&order, &now, &better, moved_percent(wanted, &order, &now, &better));
+    if gain_percent > 0 && may.rebalance {
+        return cut_anew(wanted, order, Reason::Rebalanced(gain_percent));
+    }
+    Spans { gain_percent, ..stays }
 }
 
 /// The share of the model that `members` with the spans `now` would have to load for the spans `better`, in percent.

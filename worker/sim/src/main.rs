@@ -1,5 +1,6 @@
 //! Replays seeds with a trace: `dunlin-sim [training | notice | wrong] FIRST [COUNT]`. `dunlin-sim latency`: what round trips cost training.
 #![allow(clippy::print_stdout, reason = "a trace is for reading")]
+#![allow(clippy::disallowed_methods, reason = "the shell of a pure crate")]
 
 use dunlin_sim::latency::Pipeline;
 use dunlin_sim::training::{self, Kinds};

@@ -217,16 +217,9 @@ impl Planner<'_> {
             self.plan.held.push("moves wait for the averaging that is under way".to_owned());
             return;
         }
-        let mut serving: Vec<Option<usize>> =
-            self.view.peers.iter().map(|p| p.stage.filter(|s| *s < stages)).collect();
-        let now = Assignment::new(self.view, serving.clone()).pipeline();
-        for (peer, _) in &movers {
-            serving[*peer] = None;
-        }
-        let meanwhile = Assignment::new(self.view, serving).pipeline();
         let fetch_ms = movers.iter().map(|(_, to)| self.fetch_ms(*to)).max().unwrap_or(0);
         let life_ms = movers.iter().map(|(p, _)| self.view.peers[*p].life_ms(self.view.now_ms)).min();
-        let lost = (now - meanwhile) * fetch_ms as f64 / 1000.0;
+        let lost = self.slower_without(&movers) * fetch_ms as f64 / 1000.0;
         let won = (fast - slow) * life_ms.unwrap_or(0).saturating_sub(fetch_ms) as f64 / 1000.0;
         let joining = |p: &Peer| p.stage.is_none() && (p.fetching.is_some() || self.is_told(p));
         if lost > 0.0 && !urgent && self.view.peers.iter().any(joining) {
@@ -252,6 +245,18 @@ impl Planner<'_> {
                 self.plan.held.push(format!("{name} does not go to stage {to}: {brings}"));
             }
         }
+    }
+
+    /// Rows a second that the pipeline does less while `movers` serve nobody.
+    fn slower_without(&self, movers: &[(usize, usize)]) -> f64 {
+        let stages = self.view.stages.len();
+        let mut serving: Vec<Option<usize>> =
+            self.view.peers.iter().map(|p| p.stage.filter(|s| *s < stages)).collect();
+        let now = Assignment::new(self.view, serving.clone()).pipeline();
+        for (peer, _) in movers {
+            serving[*peer] = None;
+        }
+        now - Assignment::new(self.view, serving).pipeline()
     }
 
     /// When nothing else is going on, two peers change places if that brings a stage to a second machine. Each stage has a peer less meanwhile.

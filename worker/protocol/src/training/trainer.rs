@@ -248,53 +248,7 @@ impl TrainerCore {
         let Some(flight) = self.flights.get_mut(&key).filter(|f| f.call == Some(id)) else { return };
         flight.call = None;
         match outcome {
-            CallOutcome::Answered { loss } => {
-                let stage = started.call.stage;
-                if let Some(doubled) = self.doubled.get_mut(stage as usize)
-                    && (now_ms - started.at_ms) * 8 < started.limit_ms
-                {
-                    *doubled = doubled.saturating_sub(1);
-                }
-                if let Some(wiring) = self.wiring.get_mut(stage as usize) {
-                    wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
-                }
-                if let Some(usual) = self.usual.get_mut(stage as usize) {
-                    usual.measure((now_ms - started.at_ms) as f64 / started.rows());
-                }
-                // It computes what others could not, of the same values.
-                for (peer, what) in std::mem::take(&mut flight.failed) {
-                    out.push(TrainerEffect::Tell(TrainerReport::Contradicted {
-                        step: key.0,
-                        microbatch: key.1,
-                        attempt: flight.attempt,
-                        peer,
-                        by: started.peer.clone(),
-                        what,
-                    }));
-                }
-                flight.way.insert(started.peer.clone());
-                let last = stage as usize + 1 >= self.roster.len();
-                match started.call.kind {
-                    CallKind::Forward => {
-                        flight.stage = stage + 1;
-                        flight.backward =
-                            flight.stage as usize + 1 >= self.roster.len() && !flight.validation;
-                    }
-                    CallKind::Backward if stage > 0 => {
-                        flight.stage = stage - 1;
-                        flight.backward = true;
-                    }
-                    CallKind::Backward | CallKind::Loss => {
-                        let loss = loss.filter(|_| last);
-                        let attempt = flight.attempt;
-                        let report =
-                            TrainerReport::Finished { step: key.0, microbatch: key.1, attempt, loss };
-                        self.flights.remove(&key);
-                        out.push(TrainerEffect::Tell(report));
-                        out.push(TrainerEffect::Forget { step: key.0, microbatch: key.1 });
-                    }
-                }
-            }
+            CallOutcome::Answered { loss } => self.answered(&started, loss, now_ms, out),
             CallOutcome::Refused => flight.again_ms = now_ms + PAUSE_MS,
             // The conductor says when the step is over; until then this may be a peer that is ahead of it.
             CallOutcome::Stale => flight.again_ms = now_ms + PAUSE_MS,
@@ -306,6 +260,57 @@ impl TrainerCore {
             }
         }
         self.launch(now_ms, out);
+    }
+
+    /// A call was answered: the stage is measured by it, and its microbatch goes on to the next one, or is finished.
+    fn answered(&mut self, started: &Started, loss: Option<f64>, now_ms: u64, out: &mut Vec<TrainerEffect>) {
+        let (key, stage) = (started.flight, started.call.stage);
+        let Some(flight) = self.flights.get_mut(&key) else { return };
+        if let Some(doubled) = self.doubled.get_mut(stage as usize)
+            && (now_ms - started.at_ms) * 8 < started.limit_ms
+        {
+            *doubled = doubled.saturating_sub(1);
+        }
+        if let Some(wiring) = self.wiring.get_mut(stage as usize) {
+            wiring.done(&started.peer, started.rows(), started.at_ms, now_ms);
+        }
+        if let Some(usual) = self.usual.get_mut(stage as usize) {
+            usual.measure((now_ms - started.at_ms) as f64 / started.rows());
+        }
+        // It computes what others could not, of the same values.
+        for (peer, what) in std::mem::take(&mut flight.failed) {
+            out.push(TrainerEffect::Tell(TrainerReport::Contradicted {
+                step: key.0,
+                microbatch: key.1,
+                attempt: flight.attempt,
+                peer,
+                by: started.peer.clone(),
+                what,
+            }));
+        }
+        flight.way.insert(started.peer.clone());
+        let last = stage as usize + 1 >= self.roster.len();
+        match started.call.kind {
+            CallKind::Forward => {
+                flight.stage = stage + 1;
+                flight.backward = flight.stage as usize + 1 >= self.roster.len() && !flight.validation;
+            }
+            CallKind::Backward if stage > 0 => {
+                flight.stage = stage - 1;
+                flight.backward = true;
+            }
+            CallKind::Backward | CallKind::Loss => {
+                let (loss, attempt) = (loss.filter(|_| last), flight.attempt);
+                self.flights.remove(&key);
+                out.push(TrainerEffect::Tell(TrainerReport::Finished {
+                    step: key.0,
+                    microbatch: key.1,
+                    attempt,
+                    loss,
+                }));
+                out.push(TrainerEffect::Forget { step: key.0, microbatch: key.1 });
+            }
+        }
     }
 
     /// A peer says that it cannot compute a microbatch. That may be so; or its memory fails it; or what it was given is wrong, because somebody's on the way did. So another

@@ -230,26 +230,11 @@ impl Conductor {
         if !self.live() {
             return;
         }
-        // A peer that was handing over to it begins again; those already lost have lost their sums with it.
-        for other in self.peers.values_mut() {
-            if let Place::HandingOver { to, .. } = &mut other.place
-                && to.as_ref() == Some(name)
-            {
-                *to = None;
+        self.end_hand_overs_to(now_ms, name, out);
+        match peer.place {
+            Place::Member { stage } | Place::HandingOver { stage, to: None } => {
+                self.member_gone(now_ms, name, stage, out);
             }
-        }
-        let doubts: Vec<(PeerName, StageId)> = self
-            .in_doubt
-            .iter()
-            .filter(|(_, d)| d.mate == *name)
-            .map(|(n, d)| (n.clone(), d.stage))
-            .collect();
-        for (lost, stage) in doubts {
-            self.in_doubt.remove(&lost);
-            self.reopen(now_ms, stage, &lost, out);
-        }
-        let stage = match peer.place {
-            Place::Member { stage } | Place::HandingOver { stage, to: None } => stage,
             Place::HandingOver { stage, to: Some(mate) } => {
                 // One step's sums are on their way; those behind it are lost.
                 if let Some((step, _)) = self.contributions(name, stage) {
@@ -258,26 +243,39 @@ impl Conductor {
                     }
                     self.in_doubt.insert(name.clone(), InDoubt { step, stage, mate });
                 }
-                return;
             }
-            _ => return,
-        };
+            _ => {}
+        }
+    }
+
+    /// `lost` takes no sums over any more: a peer that was handing over to it begins again, and those that left meanwhile have lost theirs with it.
+    fn end_hand_overs_to(&mut self, now_ms: u64, lost: &PeerName, out: &mut Vec<ConductorEffect>) {
+        for other in self.peers.values_mut() {
+            if let Place::HandingOver { to, .. } = &mut other.place
+                && to.as_ref() == Some(lost)
+            {
+                *to = None;
+            }
+        }
+        let doubts: Vec<(PeerName, StageId)> = self
+            .in_doubt
+            .iter()
+            .filter(|(_, d)| d.mate == *lost)
+            .map(|(n, d)| (n.clone(), d.stage))
+            .collect();
+        for (owner, stage) in doubts {
+            self.in_doubt.remove(&owner);
+            self.reopen(now_ms, stage, &owner, out);
+        }
+    }
+
+    /// A member of `stage` is lost, with the sums that nobody else has.
+    fn member_gone(&mut self, now_ms: u64, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
         // What it had added to a step behind that of the averages is lost in any case.
         for step in self.open_steps().skip(1) {
             self.release(now_ms, step, stage, name, out);
         }
-        // When all others hold every average that it was part of, its contributions are safe there.
-        let mut safe = self.members_of(stage).next().is_some();
-        for shard in self.shards_of(stage) {
-            if let Some(averaging) = &mut self.shards[shard as usize].averaging {
-                averaging.group.remove(name);
-                averaging.squares.remove(name);
-                safe &= averaging.complete();
-            } else {
-                safe = false;
-            }
-        }
-        if !safe {
+        if !self.averages_have_sums_of(name, stage) {
             self.reopen(now_ms, stage, name, out);
         }
         self.admit_parked();
@@ -299,6 +297,22 @@ impl Conductor {
             out.push(ConductorEffect::Note(format!("stage {stage} has no peer left; {name} may come back")));
             self.stages[stage as usize].lost_ms = Some(now_ms);
         }
+    }
+
+    /// Takes `name` out of the averages of its stage, and says whether all others hold every average that it was part of: its contributions are
+    /// safe there then.
+    fn averages_have_sums_of(&mut self, name: &PeerName, stage: StageId) -> bool {
+        let mut safe = self.members_of(stage).next().is_some();
+        for shard in self.shards_of(stage) {
+            if let Some(averaging) = &mut self.shards[shard as usize].averaging {
+                averaging.group.remove(name);
+                averaging.squares.remove(name);
+                safe &= averaging.complete();
+            } else {
+                safe = false;
+            }
+        }
+        safe
     }
 
     /// Stages whose last peer had time to come back, and did not.
