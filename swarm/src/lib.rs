@@ -3,12 +3,14 @@
 //! * [`layers`] ranges of layers
 //! * [`peer`] peers: names, states, what they report
 //! * [`model`] which model, and the sizes of its layers
+//! * [`run`] words and defaults of a training run
 //! * [`topology`] who holds what, and ways through all layers
 //! * [`timing`] times that two processes must agree on
 
 pub mod layers;
 pub mod model;
 pub mod peer;
+pub mod run;
 pub mod timing;
 pub mod topology;
 

@@ -10,13 +10,14 @@ pub mod model;
 pub mod optimizer;
 pub mod status;
 
+use dunlin_swarm::run::{self, ActivationWire, GradientWire};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::{LoraSpec, LoraTarget, PromptSpec, TrainedAdapterSpec};
 pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, TrainedModelSpec};
-pub use optimizer::{OptimizerKind, OptimizerSpec, ScheduleKind, ScheduleSpec};
+pub use optimizer::{OptimizerSpec, ScheduleSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
 
 use crate::amount::ResourcesSpec;
@@ -168,7 +169,7 @@ pub struct DataSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerKind>,
     /// Share of the data that is held out for validation; 0 measures no validation loss.
-    #[serde(default = "hundredth")]
+    #[serde(default = "run::validation_fraction")]
     #[schemars(range(min = 0.0, max = 0.5))]
     pub validation_fraction: f64,
 }
@@ -240,36 +241,10 @@ impl Default for TrainersSpec {
 pub struct WireSpec {
     /// Activations and their gradients, between stages.
     #[serde(default)]
-    pub activations: ActivationCodec,
+    pub activations: ActivationWire,
     /// Gradients of parameters, between the peers of a stage.
     #[serde(default)]
-    pub gradients: GradientCodec,
-}
-
-/// Encoding of activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ActivationCodec {
-    /// As computed, 4 bytes: the weights do not depend on where the stages are cut.
-    #[default]
-    F32,
-    /// 2 bytes.
-    F16,
-    /// 1 byte, scaled by blocks.
-    Q8,
-}
-
-/// Encoding of averaged gradients. All peers of a stage apply the same bits whatever it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum GradientCodec {
-    /// Sums without rounding, 8 bytes.
-    #[default]
-    Exact,
-    /// 4 bytes.
-    F32,
-    /// 2 bytes.
-    F16,
-    /// 1 byte, scaled by blocks.
-    Q8,
+    pub gradients: GradientWire,
 }
 
 /// How often the loss on held-out data is measured.
@@ -301,7 +276,7 @@ pub struct CheckpointSpec {
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub every_steps: u32,
     /// Checkpoints that are kept; older ones are deleted.
-    #[serde(default = "three")]
+    #[serde(default = "run::keep")]
     #[schemars(range(min = 1, max = 1000))]
     pub keep: u32,
     /// Where they go. Deleting the swarm leaves them there.
@@ -391,18 +366,10 @@ fn two() -> u32 {
     2
 }
 
-fn three() -> u32 {
-    3
-}
-
 fn eight() -> u32 {
     8
 }
 
 fn hundred() -> u32 {
     100
-}
-
-fn hundredth() -> f64 {
-    0.01
 }

@@ -1,5 +1,6 @@
 //! What is trained.
 
+use dunlin_swarm::run;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,11 +79,11 @@ pub struct ModelShape {
     #[schemars(range(min = 8, max = 16_777_216))]
     pub context_length: u32,
     /// Base of the rotary embedding.
-    #[serde(default = "rope_base")]
+    #[serde(default = "run::rope_base")]
     #[schemars(range(min = 1.0, max = 1e9))]
     pub rope_base: f64,
     /// Epsilon of the norms.
-    #[serde(default = "rms_eps")]
+    #[serde(default = "run::rms_eps")]
     #[schemars(range(min = 0.0, max = 0.1))]
     #[x_kube(validation = Rule::new("self >= 1e-12").message("rmsEps must be more than 0"))]
     pub rms_eps: f64,
@@ -101,12 +102,4 @@ pub enum Architecture {
     Mistral,
     /// Qwen2: biases on queries, keys and values.
     Qwen2,
-}
-
-fn rope_base() -> f64 {
-    10_000.0
-}
-
-fn rms_eps() -> f64 {
-    1e-5
 }

@@ -1,5 +1,6 @@
 //! How gradients become updates.
 
+use dunlin_swarm::run::{self, OptimizerKind, ScheduleKind};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,15 +17,15 @@ pub struct OptimizerSpec {
     #[x_kube(validation = Rule::new("self >= 1e-12").message("learningRate must be more than 0"))]
     pub learning_rate: f64,
     /// Decay of the mean of gradients (AdamW, Lamb).
-    #[serde(default = "beta1")]
+    #[serde(default = "run::beta1")]
     #[schemars(range(min = 0.0, max = 0.999_999))]
     pub beta1: f64,
     /// Decay of the mean of squared gradients (AdamW, Lamb).
-    #[serde(default = "beta2")]
+    #[serde(default = "run::beta2")]
     #[schemars(range(min = 0.0, max = 0.999_999))]
     pub beta2: f64,
     /// What keeps a division by a small mean bounded (AdamW, Lamb).
-    #[serde(default = "epsilon")]
+    #[serde(default = "run::epsilon")]
     #[schemars(range(min = 0.0, max = 1.0))]
     #[x_kube(validation = Rule::new("self >= 1e-15").message("epsilon must be more than 0"))]
     pub epsilon: f64,
@@ -37,7 +38,7 @@ pub struct OptimizerSpec {
     #[schemars(range(min = 0.0, max = 0.999_999))]
     pub momentum: f64,
     /// The gradient's norm over all stages is scaled down to this; 0 leaves it as it is.
-    #[serde(default = "clip")]
+    #[serde(default = "run::clip")]
     #[schemars(range(min = 0.0, max = 1e9))]
     #[x_kube(validation = Rule::new("self == 0.0 || self >= 1e-9").message("clip must be 0, or at least 1e-9"))]
     pub clip: f64,
@@ -50,18 +51,6 @@ pub struct OptimizerSpec {
     /// Takes 12 bytes more of memory for each parameter.
     #[serde(default)]
     pub delayed_updates: bool,
-}
-
-/// Algorithm of an optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum OptimizerKind {
-    /// Adam with decoupled decay of weights.
-    #[default]
-    AdamW,
-    /// AdamW with a step per tensor in proportion to its norm, for large batches.
-    Lamb,
-    /// Stochastic gradient descent with momentum.
-    Sgd,
 }
 
 /// The learning rate over time.
@@ -79,32 +68,4 @@ pub struct ScheduleSpec {
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub final_fraction: f64,
-}
-
-/// Curve of a learning rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ScheduleKind {
-    /// Stays.
-    #[default]
-    Constant,
-    /// Falls in a line.
-    Linear,
-    /// Falls in half a cosine.
-    Cosine,
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-
-fn beta2() -> f64 {
-    0.95
-}
-
-fn epsilon() -> f64 {
-    1e-8
-}
-
-fn clip() -> f64 {
-    1.0
 }

@@ -37,13 +37,13 @@ pub fn chunks(part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 /// Bytes of `values` values of gradient sums.
 #[must_use]
 pub fn sum_bytes(wire: GradientWire, values: usize) -> usize {
-    wire.codec().map_or(8 * values, |codec| codec.bytes(values))
+    Codec::of_gradients(wire).map_or(8 * values, |codec| codec.bytes(values))
 }
 
 /// How averages travel.
 #[must_use]
 pub fn result_codec(wire: GradientWire) -> Codec {
-    wire.codec().unwrap_or(Codec::F32)
+    Codec::of_gradients(wire).unwrap_or(Codec::F32)
 }
 
 /// Is what encodings lose kept? Of f32 it is not: that is the rounding of every result.
@@ -276,7 +276,7 @@ impl Total {
     /// # Errors
     /// When it is not the encoding of this chunk.
     pub fn add(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
-        if let Some(codec) = self.wire.codec() {
+        if let Some(codec) = Codec::of_gradients(self.wire) {
             self.decoded.resize(self.values.len(), 0.0);
             codec.decode_to(bytes, &mut self.decoded)?;
             self.add_decoded();

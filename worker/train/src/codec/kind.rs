@@ -25,15 +25,15 @@ impl From<ActivationWire> for Codec {
     }
 }
 
-impl GradientWire {
+impl Codec {
     /// The codec of gradient sums and of their averages; none when exact sums travel, and averages as f32.
     #[must_use]
-    pub fn codec(self) -> Option<Codec> {
-        match self {
-            Self::Exact => None,
-            Self::F32 => Some(Codec::F32),
-            Self::F16 => Some(Codec::F16Scaled),
-            Self::Q8 => Some(Codec::Q8),
+    pub fn of_gradients(wire: GradientWire) -> Option<Self> {
+        match wire {
+            GradientWire::Exact => None,
+            GradientWire::F32 => Some(Self::F32),
+            GradientWire::F16 => Some(Self::F16Scaled),
+            GradientWire::Q8 => Some(Self::Q8),
         }
     }
 }

@@ -6,13 +6,14 @@
 use std::fmt;
 
 use dunlin_model::adapter::AdapterShape;
+use dunlin_swarm::run::OptimizerKind;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::model::ModelSource;
 use super::schema::{
-    CheckpointConfig, DataConfig, OptimizerConfig, OptimizerKind, ScheduleConfig, TrainingConfig,
-    ValidationConfig, WireConfig,
+    CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig,
+    WireConfig,
 };
 use crate::optimizer::Optimizer;
 

@@ -8,10 +8,10 @@ mod validate;
 
 pub use changes::{Change, Changes};
 pub use dunlin_model::adapter::{AdapterShape, LoraShape, PromptShape};
+pub use dunlin_swarm::run::{ActivationWire, GradientWire, OptimizerKind, ScheduleKind};
 pub use error::ConfigError;
 pub use model::{Architecture, ModelShape, ModelSource};
 pub use schema::{
-    ActivationWire, CheckpointConfig, DataConfig, GradientWire, HttpLocation, Location, OptimizerConfig,
-    OptimizerKind, ScheduleConfig, ScheduleKind, TokenizerConfig, TrainingConfig, ValidationConfig,
-    WireConfig,
+    CheckpointConfig, DataConfig, HttpLocation, Location, OptimizerConfig, ScheduleConfig, TokenizerConfig,
+    TrainingConfig, ValidationConfig, WireConfig,
 };

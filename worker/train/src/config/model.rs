@@ -2,6 +2,7 @@
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
 use dunlin_model::ModelConfig;
+use dunlin_swarm::run;
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
@@ -57,7 +58,7 @@ pub struct ModelShape {
     /// Positions that the model is made for.
     pub context_length: u32,
     /// Base of the rotary embedding.
-    #[serde(default = "rope_base")]
+    #[serde(default = "run::rope_base")]
     pub rope_base: f64,
     /// Epsilon of the norms.
     #[serde(default = "rms_eps")]
@@ -67,12 +68,8 @@ pub struct ModelShape {
     pub tied: bool,
 }
 
-fn rope_base() -> f64 {
-    10_000.0
-}
-
 fn rms_eps() -> f32 {
-    1e-5
+    run::rms_eps() as f32
 }
 
 impl ModelShape {

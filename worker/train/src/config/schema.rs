@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dunlin_model::adapter::AdapterShape;
+use dunlin_swarm::run::{self, ActivationWire, GradientWire, OptimizerKind, ScheduleKind};
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
@@ -58,13 +59,13 @@ pub struct DataConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_lines: Option<Location>,
     /// The field of a JSON object that has the document.
-    #[serde(default = "text_field")]
+    #[serde(default = "run::text_field")]
     pub field: String,
     /// Text to tokens; see [`TrainingConfig::tokenizer`] for what it is if not there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,
     /// Share of the tokens, at the end, that is held back to measure the loss on.
-    #[serde(default = "validation_fraction")]
+    #[serde(default = "run::validation_fraction")]
     pub validation_fraction: f64,
 }
 
@@ -101,33 +102,22 @@ pub enum TokenizerConfig {
     Path(PathBuf),
 }
 
-/// Formulas of updates; see [`crate::optimizer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OptimizerKind {
-    /// Adam with decoupled weight decay.
-    AdamW,
-    /// Adam with an update as long as the tensor it goes to.
-    Lamb,
-    /// Gradient descent with momentum.
-    Sgd,
-}
-
 /// How parameters are updated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// The formula of the update.
+    /// The formula of the update; see [`crate::optimizer`].
     pub kind: OptimizerKind,
     /// Learning rate at its highest.
     pub learning_rate: f64,
     /// AdamW, Lamb: how much of the mean of gradients is kept a step.
-    #[serde(default = "beta1")]
+    #[serde(default = "run::beta1")]
     pub beta1: f64,
     /// AdamW, Lamb: the same of their squares.
-    #[serde(default = "beta2")]
+    #[serde(default = "run::beta2")]
     pub beta2: f64,
     /// AdamW, Lamb: keeps divisors from zero.
-    #[serde(default = "epsilon")]
+    #[serde(default = "run::epsilon")]
     pub epsilon: f64,
     /// Pull of matrices towards zero. Norms and biases have none.
     #[serde(default)]
@@ -144,18 +134,6 @@ pub struct OptimizerConfig {
     /// A step is computed with the parameters before the last update, and its averages are formed behind the next one.
     #[serde(default)]
     pub delayed_updates: bool,
-}
-
-/// Shapes of the learning rate after warming up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ScheduleKind {
-    /// Stays.
-    #[default]
-    Constant,
-    /// Falls by the same amount each step.
-    Linear,
-    /// Falls along half a cosine.
-    Cosine,
 }
 
 /// Learning rate over the steps; see [`crate::schedule`].
@@ -183,32 +161,6 @@ pub struct WireConfig {
     /// Between the peers of a stage: gradient sums and their averages; see [`crate::average`].
     #[serde(default)]
     pub gradients: GradientWire,
-}
-
-/// Encodings of rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ActivationWire {
-    /// As computed: the result does not depend on where stages are cut.
-    #[default]
-    F32,
-    /// Half the bytes.
-    F16,
-    /// A quarter.
-    Q8,
-}
-
-/// Encodings of averaged gradients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum GradientWire {
-    /// Exact sums, 8 bytes a value, and averages of 4: the result does not depend on who computed what.
-    #[default]
-    Exact,
-    /// 4 bytes a value both ways: sums are rounded once by every peer.
-    F32,
-    /// 2 bytes, with error feedback.
-    F16,
-    /// 1 byte and a sixteenth, with error feedback.
-    Q8,
 }
 
 /// When and where the state is saved.
@@ -297,31 +249,11 @@ fn one() -> u32 {
     1
 }
 
-fn text_field() -> String {
-    "text".to_owned()
-}
-
-fn validation_fraction() -> f64 {
-    0.01
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-
-fn beta2() -> f64 {
-    0.95
-}
-
-fn epsilon() -> f64 {
-    1e-8
-}
-
 #[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
 fn clip() -> Option<f64> {
-    Some(1.0)
+    Some(run::clip())
 }
 
 fn keep() -> usize {
-    3
+    run::keep() as usize
 }
