@@ -1,7 +1,8 @@
 //! Reproducible CPU kernels: the bits of an output row depend on that row and the weights alone.
 //!
 //! Not on the number of rows computed with it, its place among them, the number of threads, or the vector width. The arithmetic is fixed
-//! in ARITHMETIC.md; every fast path computes exactly what the scalar one does, in the same order where order matters.
+//! in ARITHMETIC.md. Each operation has a folder: `mod.rs` with what callers use, and `reference.rs`, which says the same as ARITHMETIC.md in plain
+//! loops. `tests/reference.rs` compares the bits of both, for every instruction set and number of threads.
 //!
 //! * [`matrix`] weights, packed once so that one layout serves scalar, AVX2 and AVX-512
 //! * [`linear`] `y = x W^T`, the bulk of the work

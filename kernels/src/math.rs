@@ -61,6 +61,19 @@ pub(crate) fn tree_8<T: Copy>(x: &[T; 8], join: impl Fn(T, T) -> T) -> T {
     join(join(x[0], x[2]), join(x[1], x[3]))
 }
 
+/// The same of any power of two of lanes, in plain loops.
+pub(crate) fn tree<T: Copy>(lanes: &[T], join: impl Fn(T, T) -> T) -> T {
+    let mut lanes = lanes.to_vec();
+    while lanes.len() > 1 {
+        let half = lanes.len() / 2;
+        for i in 0..half {
+            lanes[i] = join(lanes[i], lanes[i + half]);
+        }
+        lanes.truncate(half);
+    }
+    lanes[0]
+}
+
 /// Constants of [`exp`] for vector code.
 pub(crate) const EXP_CONSTANTS: [f32; 4] = [LOG2_E, -LN2_HIGH, -LN2_LOW, EXP_MAX];
 

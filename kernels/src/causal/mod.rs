@@ -4,6 +4,7 @@
 //! Rows are taken 16 at a time, a page, against all pages up to their own (ARITHMETIC.md, 3 and 5).
 
 mod backward;
+pub mod reference;
 
 pub use backward::{CausalForward, causal_attention_backward};
 

@@ -5,7 +5,7 @@
 //!
 //! * [`product`] which rows and panels are computed together · [`tile`] some of both · [`activations`] rows for quantised weights
 //! * [`scalar`], `avx2`, `avx512` the sums of a tile · [`many`] those of many rows, as in training
-//! * [`transposed`] the same with the weights the other way round
+//! * [`transposed`] the same with the weights the other way round · [`reference`] all of it in plain loops, from the bytes of a file
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +14,7 @@ mod avx2;
 mod avx512;
 mod many;
 mod product;
+pub mod reference;
 mod scalar;
 mod tile;
 mod transposed;

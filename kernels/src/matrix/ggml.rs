@@ -5,7 +5,7 @@ use half::f16;
 use super::format::Format;
 
 /// Scale and minimum of sub-block `u` of a Q4_K block: 6 bits each in 12 bytes.
-pub(super) fn q4_k_scale(packed: &[u8], u: usize) -> (u8, u8) {
+pub(crate) fn q4_k_scale(packed: &[u8], u: usize) -> (u8, u8) {
     if u < 4 {
         (packed[u] & 63, packed[u + 4] & 63)
     } else {
@@ -113,7 +113,7 @@ const IQ4_VALUES: [f32; 16] = [
 ];
 
 /// The values of some blocks, rounded to f16: see [`block_as_f16`].
-pub(super) fn as_f16(format: Format, bytes: &[u8]) -> Vec<u16> {
+pub(crate) fn as_f16(format: Format, bytes: &[u8]) -> Vec<u16> {
     let (values, block) = format.block();
     let mut out = Vec::with_capacity(bytes.len() / block * values);
     bytes.chunks_exact(block).for_each(|block| block_as_f16(format, block, |value| out.push(value)));

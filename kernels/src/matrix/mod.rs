@@ -21,6 +21,7 @@ mod packer;
 mod packing;
 
 pub use format::{Format, PackError};
+pub(crate) use ggml::{as_f16, q4_k_scale};
 pub use packed::Matrix;
 pub use packer::Packer;
 pub(crate) use packing::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};

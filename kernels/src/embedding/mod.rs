@@ -1,5 +1,7 @@
 //! The gradient of a token embedding.
 
+pub mod reference;
+
 use crate::pool::Pool;
 
 /// Rows of the embedding that tokens looked up, in rising order, and their gradients: `ids[i]` has `rows[i * width..][..width]`, the sum of

@@ -1,5 +1,7 @@
 //! RMS normalisation (Zhang and Sennrich 2019).
 
+pub mod reference;
+
 use crate::isa::vectorised;
 use crate::math::tree_16;
 use crate::pool::{Pool, SMALL};

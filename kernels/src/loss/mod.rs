@@ -1,5 +1,7 @@
 //! Softmax cross-entropy of next tokens.
 
+pub mod reference;
+
 use crate::isa::{Isa, vectorised};
 use crate::math::{exp_lane, ln_f64, tree_8};
 use crate::pool::{Pool, Shards};

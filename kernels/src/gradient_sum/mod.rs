@@ -6,6 +6,8 @@
 //! Sums are in memory for as long as a step takes. [`GradientSums`] keeps beside them, cell by cell, the total of what was added: when the sums of a cell do not add up to
 //! it, memory has changed.
 
+pub mod reference;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 

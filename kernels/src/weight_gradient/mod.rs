@@ -1,5 +1,7 @@
 //! The gradient of a linear map's weights, `dW = dY^T X`: a product whose summed axis is the tokens (ARITHMETIC.md, 5).
 
+pub mod reference;
+
 use std::ops::Range;
 
 use crate::buffer::Buffer;

@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), from tables we compute ourselves.
 
+pub mod reference;
+
 use std::sync::Arc;
 
 use crate::isa::{Isa, vectorised};

@@ -1,5 +1,7 @@
 //! Element-wise operations of a decoder block.
 
+pub mod reference;
+
 use crate::isa::vectorised;
 use crate::math::exp_lane;
 use crate::pool::{Pool, SMALL};

@@ -4,6 +4,8 @@
 //! order of additions depends on the position alone. Positions at or beyond a row's length are skipped, never multiplied by zero:
 //! what lies there does not matter.
 
+pub mod reference;
+
 use crate::isa::Isa;
 use crate::math::exp;
 use crate::pool::{Pool, Shards};

@@ -1,5 +1,7 @@
 //! Helpers of softmax and sampling, and the vector form of exp.
 
+pub mod reference;
+
 use crate::isa::{Isa, vectorised};
 use crate::math::exp_lane;
 

@@ -1,0 +1,307 @@
+//! Every operation, with every instruction set and number of threads, has the bits of its reference: plain loops written from ARITHMETIC.md.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use dunlin_kernels::{
+    AttentionRow, Begin, CausalForward, CausalScratch, CausalShape, Format, GradientScratch, GradientSums,
+    IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch,
+    activation, attention, bias_gradient, causal, causal_attention, causal_attention_backward, cross_entropy,
+    embedding, embedding_gradient, gradient_sum, linear, linear_transposed, loss, norm, page_len, rms_norm,
+    rms_norm_backward, rope, rope_rows, softmax, swiglu, swiglu_backward, weight_gradient, write_kv,
+};
+use support::{Random, bits, file_bytes};
+
+fn pools() -> impl Iterator<Item = Pool> {
+    Isa::all().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| Pool::with_isa(threads, isa)))
+}
+
+fn same(pool: &Pool, what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let differs = got.iter().zip(want).position(|(got, want)| got.to_bits() != want.to_bits());
+    if let Some(i) = differs {
+        panic!(
+            "{what}, {:?}, {} threads: value {i} is {:e}, and {:e} by the reference",
+            pool.isa(),
+            pool.threads(),
+            got[i],
+            want[i]
+        );
+    }
+}
+
+/// Values with zeroes of both signs, tiny and large ones among them.
+fn odd(random: &mut Random, count: usize) -> Vec<f32> {
+    let mut x = random.floats(count);
+    for (i, v) in x.iter_mut().enumerate() {
+        match i % 37 {
+            3 => *v = 0.0,
+            5 => *v = -0.0,
+            7 => *v *= 1e-30,
+            11 => *v *= 1e3,
+            13 => *v = 1e-42,
+            _ => {}
+        }
+    }
+    x
+}
+
+#[test]
+fn products_of_every_format() {
+    let mut random = Random(31);
+    for (format, n, k) in [
+        (Format::F32, 40, 300),
+        (Format::F32, 17, 1),
+        (Format::F16, 33, 576),
+        (Format::BF16, 24, 320),
+        (Format::Q8_0, 40, 288),
+        (Format::Q8_0, 16, 1536),
+        (Format::Q4_0, 40, 320),
+        (Format::Q4_1, 24, 544),
+        (Format::Q4_K, 24, 512),
+        (Format::Q4_K, 17, 768),
+        (Format::Q6_K, 17, 512),
+        (Format::Q5_0, 9, 64),
+        (Format::Q5_1, 9, 64),
+        (Format::Q2_K, 9, 256),
+        (Format::Q3_K, 9, 256),
+        (Format::Q5_K, 9, 256),
+        (Format::IQ4_NL, 9, 64),
+        (Format::IQ4_XS, 9, 256),
+    ] {
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        let mut x = odd(&mut random, 130 * k);
+        // Whole blocks of nothing.
+        x[..32.min(k)].fill(0.0);
+        let want = linear::reference::linear(format, n, k, &bytes, &x, 130);
+        for pool in pools() {
+            for m in [1, 2, 5, 23, 64, 130] {
+                let mut got = vec![f32::NAN; m * n];
+                linear(&pool, &w, &x[..m * k], m, &mut got, &mut Scratch::default());
+                same(&pool, &format!("{format:?} {n}x{k}, {m} rows"), &got, &want[..m * n]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_in_a_block_is_nowhere_finite() {
+    let mut random = Random(32);
+    let bytes = file_bytes(&mut random, Format::Q8_0, 16, 64);
+    let w = Matrix::from_ggml(Format::Q8_0, 16, 64, &bytes).unwrap();
+    for value in [f32::NAN, f32::INFINITY] {
+        let mut x = random.floats(64);
+        x[40] = value;
+        let want = linear::reference::linear(Format::Q8_0, 16, 64, &bytes, &x, 1);
+        for pool in pools() {
+            let mut got = vec![0.0; 16];
+            linear(&pool, &w, &x, 1, &mut got, &mut Scratch::default());
+            assert!(got.iter().chain(&want).all(|y| y.is_nan()), "{got:?}, {want:?}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_maps() {
+    let mut random = Random(33);
+    for (m, n, k) in [(1, 1, 1), (300, 21, 40), (513, 300, 33)] {
+        let (x, dy, w) = (odd(&mut random, m * k), odd(&mut random, m * n), random.floats(n * k));
+        let weights = weight_gradient::reference::weight_gradient(&x, &dy, m);
+        let biases = weight_gradient::reference::bias_gradient(&dy, n);
+        let inputs = linear::reference::linear_transposed(&w, n, &dy);
+        let w = Matrix::from_f32(n, k, &w);
+        for pool in pools() {
+            let (mut dw, mut db, mut dx) = (vec![f32::NAN; n * k], vec![f32::NAN; n], vec![f32::NAN; m * k]);
+            let scratch = &mut GradientScratch::default();
+            weight_gradient(&pool, &x, m, &[&dy], &mut [&mut dw], Begin::Here, scratch);
+            bias_gradient(&pool, &dy, &mut db);
+            linear_transposed(&pool, &w, &dy, m, &mut dx, false, &mut TransposedScratch::default());
+            same(&pool, "weights", &dw, &weights);
+            same(&pool, "biases", &db, &biases);
+            same(&pool, "inputs", &dx, &inputs);
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    let mut random = Random(34);
+    for (m, n) in [(1, 1), (3, 37), (300, 100), (5, 576)] {
+        let (x, dy, before) = (odd(&mut random, m * n), odd(&mut random, m * n), random.floats(m * n));
+        let w = random.floats(n);
+        let forward = norm::reference::rms_norm(&x, &w, 1e-5);
+        let (dx_want, dw_want) = norm::reference::rms_norm_backward(&x, &w, 1e-5, &dy, &before);
+        for pool in pools() {
+            let (mut y, mut dx, mut dw) = (vec![f32::NAN; m * n], before.clone(), vec![f32::NAN; n]);
+            rms_norm(&pool, &x, &w, 1e-5, m, &mut y);
+            rms_norm_backward(&pool, &x, &w, 1e-5, &dy, &mut dx, Some(&mut dw));
+            same(&pool, "rms norm", &y, &forward);
+            same(&pool, "gradient of its input", &dx, &dx_want);
+            same(&pool, "gradient of its weights", &dw, &dw_want);
+        }
+    }
+}
+
+#[test]
+fn activations() {
+    let mut random = Random(35);
+    let mut gate = odd(&mut random, 40_003);
+    gate.extend([-100.0, 100.0, -87.0, 88.5]);
+    let (up, dy) = (odd(&mut random, gate.len()), odd(&mut random, gate.len()));
+    let forward = activation::reference::swiglu(&gate, &up);
+    let backward = activation::reference::swiglu_backward(&gate, &up, &dy);
+    for pool in pools() {
+        let mut out = vec![f32::NAN; gate.len()];
+        swiglu(&pool, &gate, &up, &mut out);
+        same(&pool, "swiglu", &out, &forward);
+        let (mut dg, mut du, mut again) = (gate.clone(), up.clone(), dy.clone());
+        swiglu_backward(&pool, &mut dg, &mut du, &mut again);
+        for (got, want) in [dg, du, again].iter().zip(&backward) {
+            same(&pool, "swiglu backwards", got, want);
+        }
+    }
+    let logits = random.floats(1003);
+    assert_eq!(
+        bits(&softmax::weights(&logits, 2.5, 0.7)),
+        bits(&softmax::reference::weights(&logits, 2.5, 0.7))
+    );
+}
+
+#[test]
+fn rotations() {
+    let mut random = Random(36);
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 64.0,
+    };
+    let divided = RopeScaling::Divided((1..=12).map(f64::from).collect());
+    for scaling in [RopeScaling::None, RopeScaling::Linear(4.0), llama3, divided] {
+        let (head_dim, heads, m) = (24, 3, 200);
+        let table = RopeTable::new(head_dim, 10_000.0, scaling.clone(), 5000);
+        let positions: Vec<u32> = (0..m).map(|i| (i * 7919 % 5000) as u32).collect();
+        let x = odd(&mut random, m * heads * head_dim);
+        for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
+            for back in [false, true] {
+                let rows = x.chunks(heads * head_dim).zip(&positions);
+                let model = (head_dim, 10_000.0, &scaling);
+                let want: Vec<f32> = rows
+                    .flat_map(|(x, position)| rope::reference::rope(model, layout, x, *position, back))
+                    .collect();
+                for pool in pools() {
+                    let mut got = x.clone();
+                    rope_rows(&pool, &table, layout, &mut got, &positions, back);
+                    same(&pool, "rope", &got, &want);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_over_pages() {
+    for (heads, kv_heads, hd, len) in [(9, 3, 64, 77), (4, 4, 8, 33), (8, 1, 128, 16), (5, 1, 24, 600)] {
+        let mut random = Random(hd as u64);
+        let width = kv_heads * hd;
+        let (k, v) = (odd(&mut random, len * width), odd(&mut random, len * width));
+        // Slots that were not written are NaN.
+        let mut pages = vec![vec![f32::NAN; page_len(kv_heads, hd)]; len.div_ceil(PAGE)];
+        for t in 0..len {
+            write_kv(
+                &mut pages[t / PAGE],
+                t % PAGE,
+                &k[t * width..][..width],
+                &v[t * width..][..width],
+                kv_heads,
+                hd,
+            );
+        }
+        let pages: Vec<&[f32]> = pages.iter().map(Vec::as_slice).collect();
+        let lengths = [1, 15, 16, len / 2, len];
+        let rows: Vec<AttentionRow<'_>> =
+            lengths.iter().map(|&len| AttentionRow { pages: &pages, len }).collect();
+        let q = odd(&mut random, rows.len() * heads * hd);
+        let want = attention::reference::attention(&q, &rows, heads, kv_heads, hd);
+        for pool in pools() {
+            let mut got = vec![f32::NAN; q.len()];
+            attention(&pool, &q, &rows, heads, kv_heads, hd, &mut got);
+            same(&pool, "attention", &got, &want);
+        }
+    }
+}
+
+#[test]
+fn attention_of_whole_sequences() {
+    for (sequences, length, heads, kv_heads, head_dim) in
+        [(2, 75, 6, 2, 24), (1, 48, 2, 2, 64), (3, 7, 3, 1, 8), (1, 33, 1, 1, 128)]
+    {
+        let shape = CausalShape { sequences, length, heads, kv_heads, head_dim };
+        let mut random = Random(37);
+        let rows = sequences * length;
+        let (q, dout) =
+            (odd(&mut random, rows * heads * head_dim), odd(&mut random, rows * heads * head_dim));
+        let (k, v) =
+            (odd(&mut random, rows * kv_heads * head_dim), odd(&mut random, rows * kv_heads * head_dim));
+        let (out_want, statistics_want) = causal::reference::causal_attention(&shape, &q, &k, &v);
+        let forward = CausalForward { q: &q, k: &k, v: &v, out: &out_want, statistics: &statistics_want };
+        let backward = causal::reference::causal_attention_backward(&shape, &forward, &dout);
+        for pool in pools() {
+            let scratch = &mut CausalScratch::default();
+            let (mut out, mut statistics) = (vec![f32::NAN; q.len()], vec![f32::NAN; shape.statistics_len()]);
+            causal_attention(&pool, &shape, &q, &k, &v, &mut out, &mut statistics, scratch);
+            same(&pool, "output", &out, &out_want);
+            same(&pool, "statistics", &statistics, &statistics_want);
+            let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
+            causal_attention_backward(&pool, &shape, &forward, &dout, &mut dq, &mut dk, &mut dv, scratch);
+            for (what, got, want) in
+                [("queries", dq, &backward[0]), ("keys", dk, &backward[1]), ("values", dv, &backward[2])]
+            {
+                same(&pool, what, &got, want);
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_and_embeddings() {
+    let mut random = Random(38);
+    let (m, vocab) = (70, 101);
+    let logits: Vec<f32> = random.floats(m * vocab).iter().map(|v| v * 10.0).collect();
+    let targets: Vec<u32> =
+        (0..m as u32).map(|i| if i % 7 == 0 { IGNORED } else { i % vocab as u32 }).collect();
+    let (gradients, losses) = loss::reference::cross_entropy(&logits, &targets, 0.01);
+    let tokens: Vec<u32> = (0..m).map(|_| (random.next() % 20) as u32).collect();
+    let dy = odd(&mut random, m * 33);
+    let embedded = embedding::reference::embedding_gradient(&tokens, &dy, 33);
+    for pool in pools() {
+        let (mut got, mut got_losses) = (logits.clone(), vec![f64::NAN; m]);
+        cross_entropy(&pool, &mut got, &targets, 0.01, &mut got_losses);
+        same(&pool, "gradients of logits", &got, &gradients);
+        assert_eq!(
+            got_losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>(),
+            losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>()
+        );
+        let (mut ids, mut rows) = (Vec::new(), Vec::new());
+        embedding_gradient(&pool, &tokens, &dy, 33, &mut ids, &mut rows);
+        assert_eq!(ids, embedded.keys().copied().collect::<Vec<u32>>());
+        same(&pool, "embedding", &rows, &embedded.values().flatten().copied().collect::<Vec<f32>>());
+    }
+}
+
+#[test]
+fn sums_of_gradients() {
+    let mut random = Random(39);
+    let mut large = odd(&mut random, 70_001);
+    large.iter_mut().step_by(1000).for_each(|v| *v *= 1e2);
+    let gradients = [odd(&mut random, 70_001), large, odd(&mut random, 70_001)];
+    let want = gradient_sum::reference::sum(&gradients.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    for pool in pools() {
+        let mut sums = GradientSums::new(70_001);
+        for gradient in &gradients {
+            sums.add(&pool, 0, gradient, gradient_sum::LIMIT_MAX).unwrap();
+        }
+        assert_eq!(sums.values(), want);
+    }
+}
