@@ -26,7 +26,7 @@ quickstart-down: ## remove every trace of the quick start
 	$(CLUSTER) down --wipe
 
 try: build model ## the same swarm as processes on this machine, without Kubernetes
-	$(TARGET)/release/dunlin-worker local --model $$(e2e/fetch-model.sh) --peers 3
+	$(TARGET)/release/dunlin local --model $$(e2e/fetch-model.sh) --peers 3
 
 test: unit test-kstatus e2e ## all tests (root: the end-to-end part makes network namespaces)
 
@@ -49,31 +49,31 @@ test-examples: preflight images ## every file of examples/ on a local cluster, u
 	$(TARGET)/release/scenarios --long every-example-works
 
 test-openai: build model ## the official OpenAI client against a local swarm (installs it from PyPI into the cache)
-	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/openai/run.sh
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin e2e/openai/run.sh
 
 test-clients: build model ## OpenAI's client for JavaScript, LangChain and LiteLLM against a local swarm (installs them, and Node, from npm and PyPI into the cache)
-	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin-worker e2e/with-swarm.sh e2e/clients/run.sh
+	DUNLIN_BIN=$(abspath $(TARGET))/release/dunlin e2e/with-swarm.sh e2e/clients/run.sh
 
 test-templates: build ## 100,000 chats and texts as tokens, here and in transformers, with 35 templates of real models (installs it from PyPI into the cache)
 	cargo build --locked --release -p dunlin-gateway --example prompts
-	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin-worker
+	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin
 
 test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
 	tools/install.sh nextest
 	e2e/s3/run.sh
 
 test-page: build model ## the pages of a gateway and of a training run in headless Chromium (installs it with apt)
-	python3 e2e/page/serving.py --worker $(TARGET)/release/dunlin-worker --model $$(e2e/fetch-model.sh) --out $(TARGET)/page
-	python3 e2e/page/training.py --worker $(TARGET)/release/dunlin-worker --text $$(e2e/fetch-text.sh) --out $(TARGET)/page
+	python3 e2e/page/serving.py --dunlin $(TARGET)/release/dunlin --model $$(e2e/fetch-model.sh) --out $(TARGET)/page
+	python3 e2e/page/training.py --dunlin $(TARGET)/release/dunlin --text $$(e2e/fetch-text.sh) --out $(TARGET)/page
 
 test-peft: build ## adapters trained here, in Hugging Face's PEFT: same tokens (installs PyTorch and PEFT from PyPI into the cache)
-	$$(e2e/torch/setup.sh) e2e/torch/adapters.py --worker $(TARGET)/release/dunlin-worker --text $$(e2e/fetch-text.sh)
+	$$(e2e/torch/setup.sh) e2e/torch/adapters.py --dunlin $(TARGET)/release/dunlin --text $$(e2e/fetch-text.sh)
 
 preflight: ## is everything there that a local cluster needs? installs what apt has
 	e2e/cluster/cluster check
 
 build: ## release binaries
-	cargo build --locked --release -p dunlin-worker -p dunlin-operator -p dunlin-e2e
+	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-e2e
 
 images: build model cluster-build ## container images as archives in target/images
 	e2e/images/build.sh --bin-dir $(TARGET)/release --out $(DUNLIN_IMAGES)
@@ -133,15 +133,15 @@ bench-decode: build model ## tokens/s beside llama.cpp on the same file and thre
 	e2e/bench/decode.sh
 
 bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run; 200 losses of all kinds on a loaded machine
-	python3 e2e/bench/faults.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/faults.json
-	python3 e2e/bench/losses.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/losses.json
+	python3 e2e/bench/faults.py --dunlin $(TARGET)/release/dunlin --out $(TARGET)/bench/faults.json
+	python3 e2e/bench/losses.py --dunlin $(TARGET)/release/dunlin --out $(TARGET)/bench/losses.json
 
 bench-links: build ## tokens/s of a training run whose peers have 200 Mbit/s each, by codec (root)
-	python3 e2e/bench/links.py --worker $(abspath $(TARGET))/release/dunlin-worker --out $(TARGET)/bench/links.json
+	python3 e2e/bench/links.py --dunlin $(abspath $(TARGET))/release/dunlin --out $(TARGET)/bench/links.json
 
 bench-loss: build ## the loss of a run that loses a peer every half minute beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
-	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --out $(TARGET)/bench/loss.json
-	$$(e2e/torch/setup.sh) e2e/torch/compare.py --worker $(TARGET)/release/dunlin-worker --delayed-updates --out $(TARGET)/bench/loss-delayed.json
+	$$(e2e/torch/setup.sh) e2e/torch/compare.py --dunlin $(TARGET)/release/dunlin --out $(TARGET)/bench/loss.json
+	$$(e2e/torch/setup.sh) e2e/torch/compare.py --dunlin $(TARGET)/release/dunlin --delayed-updates --out $(TARGET)/bench/loss-delayed.json
 
 bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTorch from PyPI into the cache, 6 GB)
 	cargo build --locked --release -p dunlin-model --example train_speed

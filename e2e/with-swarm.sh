@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs a command beside a local swarm of three processes, which is ended afterwards: with-swarm.sh COMMAND...
-# OPENAI_BASE_URL says where it answers. DUNLIN_BIN is the worker (default: target/release/dunlin-worker).
+# OPENAI_BASE_URL says where it answers. DUNLIN_BIN is the tool (default: target/release/dunlin).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-worker=${DUNLIN_BIN:-${CARGO_TARGET_DIR:-$here/../target}/release/dunlin-worker}
-[ -x "$worker" ] || { echo "$worker is missing: cargo build --release -p dunlin-worker" >&2; exit 1; }
+dunlin=${DUNLIN_BIN:-${CARGO_TARGET_DIR:-$here/../target}/release/dunlin}
+[ -x "$dunlin" ] || { echo "$dunlin is missing: cargo build --release -p dunlin-worker -p dunlin-cli" >&2; exit 1; }
 model=$("$here/fetch-model.sh")
 work=$(mktemp -d)
 swarm=
@@ -21,7 +21,7 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 mkfifo "$work/ready"
-"$worker" local --model "$model" --peers 3 --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
+"$dunlin" local --model "$model" --peers 3 --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
 swarm=$!
 exec 3<"$work/ready"
 read -r -t 130 line <&3 || { echo "the swarm does not serve" >&2; exit 1; }

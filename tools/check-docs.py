@@ -150,7 +150,7 @@ def training_messages() -> None:
 
 def messages() -> None:
     """A quoted message is one that some program says; what it fills in stands as dots or a number. A message may be put together of several."""
-    said = [text for file in code("crds", "operator", "worker").values() for text in literals(file)]
+    said = [text for file in code("crds", "operator", "worker", "cli").values() for text in literals(file)]
     for row in table("docs/troubleshooting.md", "| what you see |"):
         for quoted in re.findall(r'"([^"]{8,})"', row[0]):
             for part in filter(None, map(str.strip, re.split(r"\.\.\.|…|\d+|[():]", quoted))):
@@ -160,7 +160,7 @@ def messages() -> None:
 
 def flags() -> None:
     ours = set()
-    for text in code("worker", "operator", "e2e/src", "crds").values():
+    for text in code("worker", "cli", "operator", "e2e/src", "crds").values():
         for arguments, field in re.findall(r"#\[arg\((.*?)\)\]\n\s*(?:pub )?(\w+):", text, re.S):
             given = re.search(r'long = "([^"]+)"', arguments)
             if given or re.search(r"\blong\b", arguments):

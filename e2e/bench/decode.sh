@@ -7,7 +7,7 @@ cache=${DUNLIN_CACHE:-$HOME/.cache/dunlin}/bench
 llama=$(e2e/bench/llama-cpp.sh)
 random=$target/bench/random-33m
 if [ ! -f "$random/model.gguf" ]; then
-    "$target/release/dunlin-worker" random-model --out "$random"
+    "$target/release/dunlin" random-model --out "$random"
     [ -x "$cache/gguf/bin/python" ] || python3 -m venv "$cache/gguf"
     "$cache/gguf/bin/python" -m pip install -q gguf==0.19.0 numpy
     "$cache/gguf/bin/python" e2e/bench/to_gguf.py "$random" "$random/model.gguf"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What losing peers costs a training run on this machine: processes of `dunlin-worker local-train`, real SIGKILLs and SIGTERMs.
+"""What losing peers costs a training run on this machine: processes of `dunlin local-train`, real SIGKILLs and SIGTERMs.
 
-    make bench-faults       (or: e2e/bench/faults.py --worker target/release/dunlin-worker --out FILE.json)
+    make bench-faults       (or: e2e/bench/faults.py --dunlin target/release/dunlin --out FILE.json)
 
 Small Llamas on 4 stages x 2 peers. First, with the shape of examples/train-bible.yaml, nothing goes wrong: the processor time of the conductor,
 which keeps the ledger, as a share of everybody's. Then, with a quarter of that shape, peers of a random stage get SIGKILL, one after the other, each when all stages have two peers again: time from the kill
@@ -42,10 +42,10 @@ def configuration(text, hidden, sequence):
 
 
 class Run:
-    def __init__(self, worker, config, folder):
+    def __init__(self, dunlin, config, folder):
         file = pathlib.Path(folder) / "run.json"
         file.write_text(json.dumps(config))
-        self.process = subprocess.Popen([worker, "local-train", "--config", str(file), "--peers", "8"], stdout=subprocess.PIPE, text=True,
+        self.process = subprocess.Popen([dunlin, "local-train", "--config", str(file), "--peers", "8"], stdout=subprocess.PIPE, text=True,
                                         env=os.environ | {"DUNLIN_LOG": "error"})
         first = json.loads(self.process.stdout.readline())
         self.url = first["url"]
@@ -134,19 +134,19 @@ def undisturbed(run, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", required=True)
+    parser.add_argument("--dunlin", required=True)
     parser.add_argument("--out", help="file for the figures as JSON")
     parser.add_argument("--times", type=int, default=20, help="kills, and as many notices")
     args = parser.parse_args()
     text = subprocess.run([HERE.parent / "fetch-text.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     draw = random.Random(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(args.worker, configuration(text, 128, 128), folder)
+        run = Run(args.dunlin, configuration(text, 128, 128), folder)
         try:
             quiet_step, quiet_ledger, quiet_share = undisturbed(run, 60)
         finally:
             run.end()
-        run = Run(args.worker, configuration(text, 64, 64), folder)
+        run = Run(args.dunlin, configuration(text, 64, 64), folder)
         try:
             usual, ledger, share = undisturbed(run, 100)
             kills, redone, lost = lose(run, signal.SIGKILL, args.times, draw)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How much of its speed a training run keeps when every peer has a slow link: `dunlin-worker local-train` in a network namespace of its own.
+"""How much of its speed a training run keeps when every peer has a slow link: `dunlin local-train` in a network namespace of its own.
 
-    make bench-links        (or, as root: e2e/bench/links.py --worker target/release/dunlin-worker --out FILE.json)
+    make bench-links        (or, as root: e2e/bench/links.py --dunlin target/release/dunlin --out FILE.json)
 
 Rows: 4 stages of one peer each, activations as F32, F16 and Q8. Averages: 2 stages of two peers each, with usual and with delayed updates. Every peer's traffic, in and out apart, goes through a token bucket of --mbit (HTB
 on the loopback device, by the port that the peer listens at); trainers, of which there are as many as peers, are not held back. The share is
@@ -109,11 +109,11 @@ def listening(namespace, pid):
     return port
 
 
-def measure(worker, shape, args, text):
+def measure(dunlin, shape, args, text):
     with Namespace() as namespace, tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "run.json"
         file.write_text(json.dumps(configuration(text, shape, args.width, args.microbatch)))
-        command = namespace.inside(worker, "local-train", "--config", str(file), "--peers", "4", "--trainers", "4")
+        command = namespace.inside(dunlin, "local-train", "--config", str(file), "--peers", "4", "--trainers", "4")
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DUNLIN_LOG": "error"})
         first = json.loads(process.stdout.readline())
         at, came = [], threading.Condition()
@@ -158,7 +158,7 @@ def end(*_):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", required=True)
+    parser.add_argument("--dunlin", required=True)
     parser.add_argument("--out", help="file for the figures as JSON")
     parser.add_argument("--only", choices=("rows", "averages"), help="one half")
     parser.add_argument("--mbit", type=int, default=200)
@@ -170,7 +170,7 @@ def main():
     signal.signal(signal.SIGTERM, end)
     text = run(HERE.parent / "fetch-text.sh").strip()
     shapes = AVERAGES if args.only == "averages" else ROWS if args.only == "rows" else ROWS + AVERAGES
-    rows = [measure(args.worker, shape, args, text) for shape in shapes]
+    rows = [measure(args.dunlin, shape, args, text) for shape in shapes]
     print(f"4 peers, hidden {args.width}, {args.microbatch} x 128 rows a call, {args.mbit} Mbit/s for each peer and direction")
     print(f"{'stages':>6} {'activations':>12} {'gradients':>10} {'updates':>8} {'tokens/s free':>14} {'held':>8} {'share':>7} {'MB a step':>10}")
     for row in rows:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Does a training run go on through everything that can be lost? Processes of `dunlin-worker local-train` on a loaded machine, real SIGKILLs and SIGSTOPs.
+"""Does a training run go on through everything that can be lost? Processes of `dunlin local-train` on a loaded machine, real SIGKILLs and SIGSTOPs.
 
-    e2e/bench/losses.py --worker target/release/dunlin-worker --out FILE.json       (a part of `make bench-faults`)
+    e2e/bench/losses.py --dunlin target/release/dunlin --out FILE.json       (a part of `make bench-faults`)
 
 Two loops keep both cores busy. 200 times something is lost, of a small Llama on 2 stages x 2 peers with two trainers: a peer, two, all of a stage, all, all while a manifest is being written,
 a peer while the one before is being replaced, a trainer, the conductor, the conductor with a peer; or a peer, a trainer or the conductor sleeps for a while (SIGSTOP). Each time the run has to decide
@@ -44,13 +44,13 @@ def configuration(text, folder, steps, stages):
 
 
 class Run:
-    def __init__(self, worker, text, folder, steps, stages, peers):
+    def __init__(self, dunlin, text, folder, steps, stages, peers):
         self.folder = folder
         folder.mkdir()
         file = folder / "run.json"
         file.write_text(json.dumps(configuration(text, folder, steps, stages)))
         self.log = open(folder / "log.txt", "w")
-        self.process = subprocess.Popen([worker, "local-train", "--config", str(file), "--peers", str(peers)], stdout=subprocess.PIPE, stderr=self.log, text=True,
+        self.process = subprocess.Popen([dunlin, "local-train", "--config", str(file), "--peers", str(peers)], stdout=subprocess.PIPE, stderr=self.log, text=True,
                                         env=os.environ | {"DUNLIN_LOG": "warn"})
         first = json.loads(self.process.stdout.readline())
         self.url, self.steps, self.at, self.last = first["url"], [], [], None
@@ -181,7 +181,7 @@ KINDS = ["peer", "two peers", "all of a stage", "all peers", "all peers while se
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", required=True)
+    parser.add_argument("--dunlin", required=True)
     parser.add_argument("--out", help="file for the figures as JSON")
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
@@ -192,7 +192,7 @@ def main():
     gaps, wrong = collections.defaultdict(list), []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        run = Run(args.worker, text, folder / "lossy", 10_000_000, 2, 4)
+        run = Run(args.dunlin, text, folder / "lossy", 10_000_000, 2, 4)
         try:
             for i in range(args.times):
                 kind, before = KINDS[i % len(KINDS)] if i < 2 * len(KINDS) else draw.choice(KINDS), len(run.at)
@@ -213,7 +213,7 @@ def main():
             for process in busy:
                 process.kill()
         newest = run.checkpoint()
-        straight = Run(args.worker, text, folder / "straight", int(newest.name.removeprefix("step-")), 1, 1)
+        straight = Run(args.dunlin, text, folder / "straight", int(newest.name.removeprefix("step-")), 1, 1)
         while straight.process.poll() is None:
             time.sleep(0.1)
         straight.end()

@@ -107,7 +107,7 @@ class Browser:
 
 
 class Swarm:
-    """`dunlin-worker local` or `local-train`; `with` ends it. `first` is its first line."""
+    """`dunlin local` or `local-train`; `with` ends it. `first` is its first line."""
 
     def __init__(self, *command):
         environment = {**os.environ, "DUNLIN_LOG": "error"}

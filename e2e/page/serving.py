@@ -1,6 +1,6 @@
 """The gateway's page in a real browser: it asks, a peer is killed while the answer comes, and the page shows where.
 
-    serving.py --worker target/release/dunlin-worker --model FILE [--out FOLDER]
+    serving.py --dunlin target/release/dunlin --model FILE [--out FOLDER]
 
 Writes pictures of the page into FOLDER.
 """
@@ -12,7 +12,7 @@ import signal
 from browser import Browser, Swarm
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--worker", required=True)
+parser.add_argument("--dunlin", required=True)
 parser.add_argument("--model", required=True)
 parser.add_argument("--out", default="target/page")
 args = parser.parse_args()
@@ -30,7 +30,7 @@ def ask(page):
     page.value(f"document.getElementById('text').value = '{QUESTION}'; document.getElementById('ask').requestSubmit()")
 
 
-with Swarm(args.worker, "local", "--model", args.model, "--peers", "3") as swarm, Browser() as page:
+with Swarm(args.dunlin, "local", "--model", args.model, "--peers", "3") as swarm, Browser() as page:
     url = swarm.first["url"]
     page.open(url + "/")
     page.wait("document.querySelectorAll('#peers i').length === 90")

@@ -1,6 +1,6 @@
 """The conductor's page in a real browser: a local run trains, loses a peer, and the page shows both.
 
-    training.py --worker target/release/dunlin-worker --text FILE [--out FOLDER]
+    training.py --dunlin target/release/dunlin --text FILE [--out FOLDER]
 
 Writes pictures of the page into FOLDER.
 """
@@ -13,7 +13,7 @@ import tempfile
 from browser import Browser, Swarm
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--worker", required=True)
+parser.add_argument("--dunlin", required=True)
 parser.add_argument("--text", required=True)
 parser.add_argument("--out", default="target/page")
 args = parser.parse_args()
@@ -61,7 +61,7 @@ with tempfile.TemporaryDirectory() as folder:
     config = os.path.join(folder, "run.yaml")
     with open(config, "w", encoding="utf-8") as file:
         file.write(RUN.replace("CHECKPOINTS", f'"{folder}/checkpoints"'))
-    with Swarm(args.worker, "local-train", "--config", config, "--peers", "4") as swarm, Browser() as page:
+    with Swarm(args.dunlin, "local-train", "--config", config, "--peers", "4") as swarm, Browser() as page:
         page.open(swarm.first["url"] + "/")
         page.wait("parseInt(document.getElementById('step').textContent) > 50")
         check(page)

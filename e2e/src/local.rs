@@ -1,4 +1,4 @@
-//! `dunlin-worker local` and `local-train`: swarms as processes on this machine, for tests and benchmarks without Kubernetes.
+//! `dunlin local` and `local-train`: swarms as processes on this machine, for tests and benchmarks without Kubernetes.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
@@ -30,8 +30,8 @@ impl Local {
     ///
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
-    pub fn start(worker: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
-        Self::start_with_options(worker, model, &[], peers, threads)
+    pub fn start(dunlin: &Path, model: &Path, peers: u32, threads: u32) -> Result<Self> {
+        Self::start_with_options(dunlin, model, &[], peers, threads)
     }
 
     /// The same with adapters, `NAME=PATH` each.
@@ -39,7 +39,7 @@ impl Local {
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start_with(
-        worker: &Path,
+        dunlin: &Path,
         model: &Path,
         adapters: &[String],
         peers: u32,
@@ -47,29 +47,29 @@ impl Local {
     ) -> Result<Self> {
         let options: Vec<&str> =
             adapters.iter().flat_map(|adapter| ["--adapter", adapter.as_str()]).collect();
-        Self::start_with_options(worker, model, &options, peers, threads)
+        Self::start_with_options(dunlin, model, &options, peers, threads)
     }
 
-    /// The same with other options of `dunlin-worker local`.
+    /// The same with other options of `dunlin local`.
     ///
     /// # Errors
     /// When it does not serve; its log has gone to the terminal.
     pub fn start_with_options(
-        worker: &Path,
+        dunlin: &Path,
         model: &Path,
         options: &[&str],
         peers: u32,
         threads: u32,
     ) -> Result<Self> {
-        let mut command = Self::command(worker, model, peers, threads);
+        let mut command = Self::command(dunlin, model, peers, threads);
         command.args(options);
         Self::run(command)
     }
 
     /// The command that starts such a swarm, for [`Local::run`] or for those who want it to fail.
     #[must_use]
-    pub fn command(worker: &Path, model: &Path, peers: u32, threads: u32) -> Command {
-        let mut command = Command::new(worker);
+    pub fn command(dunlin: &Path, model: &Path, peers: u32, threads: u32) -> Command {
+        let mut command = Command::new(dunlin);
         command.args(["local", "--listen", "127.0.0.1:0", "--model"]).arg(model);
         command.args(["--peers", &peers.to_string(), "--threads", &threads.to_string()]);
         command
@@ -153,7 +153,7 @@ impl Drop for Supervisor {
     }
 }
 
-/// A running `dunlin-worker local-train`; dropping it ends it.
+/// A running `dunlin local-train`; dropping it ends it.
 pub struct LocalTraining {
     supervisor: Supervisor,
     /// What it prints, as long as nobody else reads it.
@@ -167,23 +167,23 @@ impl LocalTraining {
     ///
     /// # Errors
     /// When it does not start; its log has gone to the terminal.
-    pub fn start(worker: &Path, config: &Path, peers: u32) -> Result<Self> {
-        Self::start_with_options(worker, config, &[], peers)
+    pub fn start(dunlin: &Path, config: &Path, peers: u32) -> Result<Self> {
+        Self::start_with_options(dunlin, config, &[], peers)
     }
 
-    /// The same with other options of `dunlin-worker local-train`.
+    /// The same with other options of `dunlin local-train`.
     ///
     /// # Errors
     /// When it does not start; its log has gone to the terminal.
-    pub fn start_with_options(worker: &Path, config: &Path, options: &[&str], peers: u32) -> Result<Self> {
-        let mut supervisor = Command::new(worker)
+    pub fn start_with_options(dunlin: &Path, config: &Path, options: &[&str], peers: u32) -> Result<Self> {
+        let mut supervisor = Command::new(dunlin)
             .env("DUNLIN_LOG", "warn")
             .args(["local-train", "--peers", &peers.to_string(), "--config"])
             .arg(config)
             .args(options)
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {}", worker.display()))?;
+            .with_context(|| format!("cannot start {}", dunlin.display()))?;
         let output = supervisor.stdout.take().context("stdout is piped")?;
         let lines = Some(BufReader::new(output).lines());
         let mut training = Self { supervisor: Supervisor(supervisor), lines, swarm: Value::Null };
@@ -322,9 +322,9 @@ pub fn cached_model() -> Result<PathBuf> {
     Ok(file)
 }
 
-/// `target/release` of this checkout, or of `CARGO_TARGET_DIR`.
+/// The release build of the tool, in the target folder of this checkout or in `CARGO_TARGET_DIR`; `dunlin-worker` lies beside it.
 #[must_use]
-pub fn release_dir() -> PathBuf {
+pub fn dunlin() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    target.unwrap_or_else(|| crate::cluster::repository().join("target")).join("release")
+    target.unwrap_or_else(|| crate::cluster::repository().join("target")).join("release/dunlin")
 }

@@ -1,6 +1,6 @@
 """Chats and texts as tokens, in transformers and here: all the same, refusals included.
 
-compare.py PROMPTS WORKER [COUNT]: PROMPTS is the example of worker/gateway, WORKER is dunlin-worker, COUNT the number of generated texts.
+compare.py PROMPTS DUNLIN [COUNT]: PROMPTS is the example of worker/gateway, DUNLIN is the tool, COUNT the number of generated texts.
 The templates are those of model families in the package axolotl. Tokenizers of four kinds are trained here, on the templates and on generated texts.
 """
 
@@ -85,7 +85,7 @@ def sentence_piece():
     return t, trainers.BpeTrainer(vocab_size=3000, special_tokens=first, show_progress=False)
 
 
-def tokenizers(folder, worker, corpus, markers):
+def tokenizers(folder, dunlin, corpus, markers):
     """Folders with a tokenizer each: of Llama 3, Qwen 2, GPT-2 and Llama 2 kind."""
     kinds = {
         "llama3": (byte_level(LLAMA3), "PreTrainedTokenizerFast", True, {}),
@@ -107,7 +107,7 @@ def tokenizers(folder, worker, corpus, markers):
         path = folder / name
         size = max(t.get_vocab(True).values()) + 1
         shape = ["--layers", "1", "--hidden", "8", "--heads", "1", "--kv-heads", "1", "--ffn", "8", "--vocab", str(size)]
-        subprocess.run([worker, "random-model", *shape, "--out", str(path)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([dunlin, "random-model", *shape, "--out", str(path)], check=True, stdout=subprocess.DEVNULL)
         t.save(str(path / "tokenizer.json"))
         config = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "clean_up_tokenization_spaces": False} | config
         (path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -127,13 +127,13 @@ def theirs(tokenizer, request):
 
 
 def main():
-    prompts, worker, count = sys.argv[1], sys.argv[2], int((sys.argv[3:] or ["100000"])[0])
+    prompts, dunlin, count = sys.argv[1], sys.argv[2], int((sys.argv[3:] or ["100000"])[0])
     draw = random.Random(1)
     sources = templates()
     markers = sorted({m for s in sources.values() for m in re.findall(r"<\|[a-zA-Z_]+\|>|<[a-z_]+>|\[/?[A-Z_]+\]", s)})
     with tempfile.TemporaryDirectory() as folder:
         corpus = [*sources.values(), *(text(draw) for _ in range(5000))]
-        known = list(tokenizers(Path(folder), worker, corpus, markers))
+        known = list(tokenizers(Path(folder), dunlin, corpus, markers))
         requests = []
         for i in range(count):
             path, tokenizer = known[i % len(known)]

@@ -42,6 +42,11 @@ const IMPURE: &[&str] = &[
 const FENCES: &[(&str, &[&str], &str)] = &[
     ("dunlin-swarm", &["dunlin-planner", "dunlin-protocol"], "words depend on nothing that uses them"),
     ("dunlin-worker", &["kube", "k8s-openapi"], "workers never talk to the Kubernetes API"),
+    (
+        "dunlin-worker",
+        &["dunlin-sim", "dunlin-cli", "indicatif", "clap_complete"],
+        "what people run by hand is the tool's: pods run no simulation",
+    ),
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),
     ("dunlin-kernels", &["tokio", "tonic", "kube"], "kernels are plain functions"),

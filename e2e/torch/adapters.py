@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Adapters trained here, in Hugging Face's PEFT: it loads the checkpoints and gives the same tokens with the same log-probabilities.
 
-    make test-peft        (or: $(e2e/torch/setup.sh) e2e/torch/adapters.py --worker target/release/dunlin-worker --text FILE)
+    make test-peft        (or: $(e2e/torch/setup.sh) e2e/torch/adapters.py --dunlin target/release/dunlin --text FILE)
 
 A random model, a LoRA adapter beside all matrices and a prompt, trained for 30 steps on two stages; then greedy tokens of each from a local
 swarm beside those of PEFT in f64.
@@ -26,7 +26,7 @@ ADAPTERS = {
 PROMPT, TOKENS, STEPS, TOLERANCE = [10, 20, 30, 40, 50, 60, 70], 12, 30, 5e-5
 
 
-def train(worker, folder, base, text, name, adapter):
+def train(dunlin, folder, base, text, name, adapter):
     config = {
         "model": {"checkpoint": str(base)}, "adapter": adapter,
         "data": {"text": {"path": str(text)}, "tokenizer": "Bytes", "validationFraction": 0.01},
@@ -36,7 +36,7 @@ def train(worker, folder, base, text, name, adapter):
     }
     file = folder / f"{name}.json"
     file.write_text(json.dumps(config))
-    command = [worker, "local-train", "--config", str(file), "--peers", "2"]
+    command = [dunlin, "local-train", "--config", str(file), "--peers", "2"]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.splitlines()
     return json.loads(lines[-1])["checkpoint"]["path"]
 
@@ -60,17 +60,17 @@ def greedy(model):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", required=True)
+    parser.add_argument("--dunlin", required=True)
     parser.add_argument("--text", required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         base = folder / "base"
         shape = ["--layers", "4", "--hidden", "128", "--heads", "4", "--kv-heads", "2", "--ffn", "256", "--vocab", "600"]
-        subprocess.run([args.worker, "random-model", *shape, "--out", str(base)], check=True, stdout=subprocess.DEVNULL)
-        paths = {name: train(args.worker, folder, base, args.text, name, adapter) for name, adapter in ADAPTERS.items()}
+        subprocess.run([args.dunlin, "random-model", *shape, "--out", str(base)], check=True, stdout=subprocess.DEVNULL)
+        paths = {name: train(args.dunlin, folder, base, args.text, name, adapter) for name, adapter in ADAPTERS.items()}
         adapters = [option for name, path in paths.items() for option in ("--adapter", f"{name}={path}")]
-        command = [args.worker, "local", "--model", str(base), "--peers", "2", *adapters]
+        command = [args.dunlin, "local", "--model", str(base), "--peers", "2", *adapters]
         swarm = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             url = json.loads(swarm.stdout.readline())["url"]

@@ -2,7 +2,7 @@
 """The loss of a TrainingSwarm that loses a peer every half minute beside that of one process of PyTorch: same model, first weights, data,
 order, optimizer.
 
-    make bench-loss        (or: $(e2e/torch/setup.sh) e2e/torch/compare.py --worker target/release/dunlin-worker --out FILE.json)
+    make bench-loss        (or: $(e2e/torch/setup.sh) e2e/torch/compare.py --dunlin target/release/dunlin --out FILE.json)
 
 The swarm makes one step, and both go on from that checkpoint's weights with a fresh optimizer. Meanwhile peers get SIGKILL, one every
 --kill-every seconds, of a random stage; the swarm replaces them. Prints a table; fails when the final validation losses differ by 1% or more.
@@ -42,10 +42,10 @@ def configuration(text, steps, delayed_updates):
 class Swarm:
     """local-train on `peers` peers, of which one is killed every `kill_every` seconds."""
 
-    def __init__(self, worker, config, folder, peers, kill_every, seed):
+    def __init__(self, dunlin, config, folder, peers, kill_every, seed):
         file = folder / "run.json"
         file.write_text(json.dumps(config))
-        command = [worker, "local-train", "--config", str(file), "--peers", str(peers)]
+        command = [dunlin, "local-train", "--config", str(file), "--peers", str(peers)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"DUNLIN_LOG": "error"})
         self.kills, self.over = 0, threading.Event()
         self.draw = random.Random(seed)
@@ -89,7 +89,7 @@ def pytorch(config, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", required=True)
+    parser.add_argument("--dunlin", required=True)
     parser.add_argument("--out", help="file for the figures as JSON")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--peers", type=int, default=8)
@@ -102,14 +102,14 @@ def main():
         first = configuration(text, 1, False)
         first["optimizer"] |= {"schedule": {"kind": "Constant"}}
         first["checkpoint"] = {"everySteps": 1, "keep": 1, "destination": str(folder / "first")}
-        _, last = Swarm(args.worker, first, folder, 4, None, 0).run()
+        _, last = Swarm(args.dunlin, first, folder, 4, None, 0).run()
         config = configuration(text, args.steps, args.delayed_updates)
         config["model"] = {"checkpoint": last["checkpoint"]["path"]}
         reference = {}
         thread = threading.Thread(target=lambda: reference.update(lines=pytorch(config, folder)))
         began = time.monotonic()
         thread.start()
-        swarm = Swarm(args.worker, config | {"checkpoint": {"everySteps": 100, "keep": 2, "destination": str(folder / "kept")}}, folder,
+        swarm = Swarm(args.dunlin, config | {"checkpoint": {"everySteps": 100, "keep": 2, "destination": str(folder / "kept")}}, folder,
                       args.peers, args.kill_every, 1)
         steps, last = swarm.run()
         seconds = time.monotonic() - began

@@ -4,14 +4,23 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::bail;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
-use dunlin_model::random_model::RandomModelSpec;
 
 use crate::model::{Location, NamedAdapter};
 
-/// Serves large language models over preemptible machines.
+/// Commands that are of `dunlin`, the tool that people run by hand, each as it is called there.
+const OF_THE_TOOL: [(&str, &str); 5] = [
+    ("local", "local"),
+    ("local-train", "local-train"),
+    ("replay", "replay"),
+    ("random-model", "random-model"),
+    ("average-member", "bench average"),
+];
+
+/// Runs one process of a swarm that serves or trains large language models over preemptible machines.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "dunlin-worker", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What this process does.
     #[command(subcommand)]
@@ -21,6 +30,39 @@ pub struct Cli {
     pub log: LogArgs,
 }
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   it ended as it was told
+  1   an error that may be gone at the next start
+  2   wrong arguments
+  78  an error that stays until somebody changes something
+
+The operator starts these processes in pods. On one machine `dunlin local` and `dunlin local-train` do.";
+
+impl Cli {
+    /// What this process was started with. Ends it when that makes no sense.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::try_parse().unwrap_or_else(|error| match of_the_tool(&error) {
+            None => error.exit(),
+            Some(line) => {
+                eprintln!("{line}");
+                std::process::exit(error.exit_code())
+            }
+        })
+    }
+}
+
+/// The line for somebody who looks for a command of the tool here.
+fn of_the_tool(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(asked)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let (name, there) = OF_THE_TOOL.iter().find(|(name, _)| name == asked)?;
+    Some(format!("error: dunlin-worker has no `{name}`: run `dunlin {there}`"))
+}
+
 /// Roles.
 #[derive(Subcommand)]
 pub enum Role {
@@ -28,23 +70,12 @@ pub enum Role {
     Stage(StageArgs),
     /// Serve OpenAI's HTTP API.
     Gateway(GatewayArgs),
-    /// A whole swarm as processes on this machine.
-    Local(LocalArgs),
-    /// Replay a trace of a spot group: which share of what the machines could have trained a swarm trains.
-    Replay(ReplayArgs),
-    /// Write a random Llama (config.json, safetensors, tokenizer.json).
-    RandomModel(RandomModelArgs),
     /// Own the ledger of a training swarm.
     Conductor(ConductorArgs),
     /// Compute a stage of a training swarm.
     TrainPeer(TrainPeerArgs),
     /// Drive microbatches through a training swarm.
     Trainer(TrainerArgs),
-    /// A whole training swarm as processes on this machine.
-    LocalTrain(LocalTrainArgs),
-    /// One of several processes that form averages of numbers of their own, one for every line on stdin: see `make bench-average`.
-    #[command(hide = true)]
-    AverageMember(AverageMemberArgs),
 }
 
 /// Logging.
@@ -124,15 +155,6 @@ pub struct ProcessArgs {
     pub tls_stdin: bool,
 }
 
-/// Who issues the certificates of a local swarm.
-#[derive(Args, Clone)]
-pub struct AuthorityArgs {
-    /// Folder with ca.crt and ca.key of the authority that issues the certificates of this swarm, for programs outside that want one, too.
-    /// Without it the authority is a new one that never leaves memory.
-    #[arg(long, value_name = "FOLDER")]
-    pub authority: Option<PathBuf>,
-}
-
 /// Options of a stage.
 #[derive(Args, Clone)]
 pub struct StageArgs {
@@ -191,38 +213,6 @@ pub struct GatewayArgs {
     pub drain_s: u64,
 }
 
-/// Options of a local swarm.
-#[derive(Args, Clone)]
-pub struct LocalArgs {
-    /// A GGUF file, or a folder with config.json, tokenizer.json and safetensors.
-    #[arg(long)]
-    pub model: PathBuf,
-    /// Adapters.
-    #[command(flatten)]
-    pub adapters: AdapterArgs,
-    /// Stages.
-    #[arg(long, default_value_t = 3)]
-    pub peers: usize,
-    /// The HTTP API; port 0 takes a free one.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    pub listen: SocketAddr,
-    /// Threads of each stage that compute.
-    #[arg(long, default_value_t = 1)]
-    pub threads: usize,
-    /// Other peers that keep each layer ready.
-    #[arg(long, default_value_t = 1)]
-    pub shadows: usize,
-    /// Certificates.
-    #[command(flatten)]
-    pub authority: AuthorityArgs,
-    /// Memory of each stage, in bytes; an equal share of what there is when not given.
-    #[arg(long)]
-    pub memory: Option<u64>,
-    /// Longest sequence; the model's context length when 0.
-    #[arg(long, default_value_t = 0)]
-    pub max_seq_len: u32,
-}
-
 /// Options of a conductor.
 #[derive(Args, Clone)]
 pub struct ConductorArgs {
@@ -275,130 +265,4 @@ pub struct TrainerArgs {
     /// The conductor, `host:port`.
     #[arg(long)]
     pub conductor: String,
-}
-
-/// Options of a local training swarm.
-#[derive(Args, Clone)]
-pub struct LocalTrainArgs {
-    /// The configuration of the run, YAML or JSON.
-    #[arg(long)]
-    pub config: PathBuf,
-    /// Peers, at least as many as stages.
-    #[arg(long, default_value_t = 4)]
-    pub peers: usize,
-    /// Trainers. With two, the loss of one costs nothing: its microbatches go to the other.
-    #[arg(long, default_value_t = 2)]
-    pub trainers: usize,
-    /// Threads of each peer that compute.
-    #[arg(long, default_value_t = 1)]
-    pub threads: usize,
-    /// Certificates.
-    #[command(flatten)]
-    pub authority: AuthorityArgs,
-}
-
-/// Options of a member of averages.
-#[derive(Args, Clone)]
-pub struct AverageMemberArgs {
-    /// Where all members listen, `host:port` on loopback.
-    #[arg(long, value_delimiter = ',', required = true)]
-    pub group: Vec<String>,
-    /// Which of them this is.
-    #[arg(long)]
-    pub index: usize,
-    /// Encoding, as `wire.gradients` of a run has it.
-    #[arg(long, default_value = "Exact")]
-    pub gradients: String,
-    /// Width of the feed-forward part of the one block whose gradients they are; it makes the number of values.
-    #[arg(long, default_value_t = 6688)]
-    pub ffn: usize,
-}
-
-/// Shape of a random model.
-#[derive(Args, Clone)]
-pub struct RandomModelArgs {
-    /// Decoder blocks.
-    #[arg(long, default_value_t = 8)]
-    pub layers: u32,
-    /// Width of a row.
-    #[arg(long, default_value_t = 512)]
-    pub hidden: usize,
-    /// Query heads.
-    #[arg(long, default_value_t = 8)]
-    pub heads: usize,
-    /// Key and value heads.
-    #[arg(long, default_value_t = 8)]
-    pub kv_heads: usize,
-    /// Width of the feed-forward part.
-    #[arg(long, default_value_t = 1376)]
-    pub ffn: usize,
-    /// Tokens.
-    #[arg(long, default_value_t = 8000)]
-    pub vocab: usize,
-    /// Seeds the weights.
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Folder to write.
-    #[arg(long)]
-    pub out: PathBuf,
-}
-
-impl RandomModelArgs {
-    /// The library's form.
-    #[must_use]
-    pub fn spec(&self) -> RandomModelSpec {
-        RandomModelSpec {
-            layers: self.layers,
-            hidden: self.hidden,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            ffn: self.ffn,
-            vocab: self.vocab,
-            seed: self.seed,
-        }
-    }
-}
-
-/// What to replay, and how.
-#[derive(Args)]
-pub struct ReplayArgs {
-    /// A CSV file: `milliseconds,add|remove,node`, in order of time.
-    #[arg(long)]
-    pub trace: PathBuf,
-    /// Stages of the pipeline.
-    #[arg(long, default_value_t = 4)]
-    pub stages: usize,
-    /// Seconds in which a peer fetches one stage's state.
-    #[arg(long, default_value_t = 60)]
-    pub download_s: u64,
-    /// Seconds between a notice and the loss; 0: without notice.
-    #[arg(long, default_value_t = 120)]
-    pub notice_s: u64,
-    /// Seconds of a step: peers change their stage at its edges.
-    #[arg(long, default_value_t = 20)]
-    pub step_s: u64,
-    /// Peers are a fluid that the planner alone moves; otherwise they run the training protocol, microbatch by microbatch.
-    #[arg(long)]
-    pub fluid: bool,
-    /// Stages' states that a peer has memory for beside its own. Peers that run the protocol have none.
-    #[arg(long, default_value_t = 1, requires = "fluid")]
-    pub room: usize,
-    /// Runs, over which the result is a mean. With the protocol one of a trace of a day takes about half a minute.
-    #[arg(long, default_value_t = 3)]
-    pub seeds: u64,
-    /// Who decides which peer serves what.
-    #[arg(long, value_enum, default_value = "dunlin", requires = "fluid")]
-    pub policy: ReplayPolicy,
-    /// One line of JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Who decides in a replay.
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum ReplayPolicy {
-    /// The planner, as in a run.
-    Dunlin,
-    /// Nobody: peers go to a random stage and stay.
-    None,
 }

@@ -1,4 +1,4 @@
-//! How a process ends, and what its supervisor should do about it: Kubernetes' operator, or `local-train`.
+//! How a process ends, and what its supervisor should do about it: Kubernetes' operator, or `dunlin local-train`.
 //!
 //! Most errors may be gone at the next start. Those that stay until somebody changes something are marked with [`NeedsUser`], and end a
 //! process with a code of their own. The last line on standard error is what is wrong, and what to do.

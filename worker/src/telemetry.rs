@@ -2,6 +2,7 @@
 
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -11,14 +12,17 @@ use crate::cli::LogArgs;
 /// Ends exporting.
 pub struct Telemetry(Option<SdkTracerProvider>);
 
-/// Starts logging to standard error, and exporting spans when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+/// Starts logging to `writer`, and exporting spans when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 ///
 /// # Errors
 /// When the filter or the endpoint cannot be used.
-pub fn start(log: &LogArgs, role: &'static str) -> anyhow::Result<Telemetry> {
+pub fn start<W>(log: &LogArgs, role: &'static str, writer: W) -> anyhow::Result<Telemetry>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(&log.log)?;
-    // Nobody reads standard error any more: that is no reason to end, as telling of it there would be.
-    let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    // Nobody may read standard error any more: that is no reason to end, as telling of it there would be.
+    let text = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let text = if log.log_json { text.json().boxed() } else { text.compact().boxed() };
     let provider = match std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
         None => None,

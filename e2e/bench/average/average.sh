@@ -5,5 +5,5 @@ cd "$(dirname "$0")/../../.."
 here=e2e/bench/average
 python=$(e2e/venv.sh average "$here/requirements.txt" --no-deps)
 target=${CARGO_TARGET_DIR:-target}
-exec "$python" "$here/run.py" --worker "${DUNLIN_BIN:-$target/release/dunlin-worker}" --hivemind-python "$python" \
+exec "$python" "$here/run.py" --dunlin "${DUNLIN_BIN:-$target/release/dunlin}" --hivemind-python "$python" \
     --out "$target/bench/average.json" "$@"

@@ -1,5 +1,5 @@
 """One of several processes that average numbers of their own with Gloo, once for every line on stdin: the other side of
-`dunlin-worker average-member`."""
+`dunlin bench average-member`."""
 import json
 import os
 import sys

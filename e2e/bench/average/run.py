@@ -65,7 +65,7 @@ def hivemind(python, members, mb, rounds):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", default=os.environ.get("DUNLIN_BIN", "target/release/dunlin-worker"))
+    parser.add_argument("--dunlin", default=os.environ.get("DUNLIN_BIN", "target/release/dunlin"))
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hivemind-python", help="a Python that has hivemind")
@@ -75,7 +75,7 @@ def main():
     for encoding in ["Exact", "F32", "F16", "Q8"]:
         group = ",".join(f"127.0.0.1:{port}" for port in free_ports(members))
         ours = Members(
-            [args.worker, "--log", "warn", "average-member", "--group", group, "--index", str(i), "--gradients", encoding]
+            [args.dunlin, "--log", "warn", "bench", "average-member", "--group", group, "--index", str(i), "--gradients", encoding]
             for i in range(members)
         )
         port, values = free_ports(1)[0], ours.values

@@ -46,7 +46,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let local = Local::start(&local::release_dir().join("dunlin-worker"), &args.model, args.peers, 1)?;
+    let local = Local::start(&local::dunlin(), &args.model, args.peers, 1)?;
     losses::wait_whole(&local, args.peers as usize, Duration::from_secs(60))?;
     let wild = Duration::from_secs_f64(60.0 * args.minutes);
     let plan = Plan {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use dunlin_e2e::chat::{self, Question};
-use dunlin_e2e::local::{Local, release_dir};
+use dunlin_e2e::local::{self, Local};
 use dunlin_e2e::{report, wait};
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ struct Case<'a> {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let worker = release_dir().join("dunlin-worker");
+    let dunlin = local::dunlin();
     let (smollm2, random) = (args.model.as_path(), args.random.as_path());
     let random_gguf = random.join("model.gguf");
     let case = |name, model, gguf, stages| Case { name, model, gguf, stages };
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     );
     let mut figures = serde_json::Map::new();
     for case in &cases {
-        figures.insert(case.name.to_owned(), measure(&args, &worker, case)?);
+        figures.insert(case.name.to_owned(), measure(&args, &dunlin, case)?);
     }
     let method = format!(
         "{} rounds of {} tokens, interleaved, greedy, 1 thread per worker, medians; llama.cpp by llama-bench",
@@ -76,8 +76,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(args: &Args, worker: &Path, case: &Case<'_>) -> Result<Value> {
-    let local = Local::start(worker, case.model, case.stages, 1)?;
+fn measure(args: &Args, dunlin: &Path, case: &Case<'_>) -> Result<Value> {
+    let local = Local::start(dunlin, case.model, case.stages, 1)?;
     let question = Question::greedy(&local.model()?, "Once upon a time", args.tokens);
     chat::ask(&local.url, &question)?;
     let servers = if case.stages > 1 { Some(RpcServers::start(&args.llama, case.stages)?) } else { None };

@@ -34,7 +34,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let local = Local::start(&local::release_dir().join("dunlin-worker"), &args.model, args.peers, 1)?;
+    let local = Local::start(&local::dunlin(), &args.model, args.peers, 1)?;
     losses::wait_whole(&local, args.peers as usize, Duration::from_secs(60))?;
     let load = Load { requests: args.requests, prompt: args.prompt, tokens: args.tokens };
     let outcome = overload::run(&local, &load)?;

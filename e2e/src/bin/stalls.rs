@@ -89,7 +89,7 @@ fn main() -> Result<()> {
 }
 
 fn start(args: &Args) -> Result<Local> {
-    let local = Local::start(&local::release_dir().join("dunlin-worker"), &args.model, PEERS as u32, 1)?;
+    let local = Local::start(&local::dunlin(), &args.model, PEERS as u32, 1)?;
     losses::wait_whole(&local, PEERS, WHOLE)?;
     Ok(local)
 }

@@ -10,7 +10,7 @@ use super::edits::{rolled, under_load};
 use super::training::{Example, LIMIT, Run};
 use crate::chat::{self, Answer, Question};
 use crate::deploy;
-use crate::local::{Local, release_dir};
+use crate::local::{Local, dunlin};
 use crate::swarm::Swarm;
 
 const BIBLICAL: Example = Example { file: "train-adapter.yaml", name: "biblical", peers: 4 };
@@ -72,9 +72,8 @@ fn train_and_serve(bench: &Bench<'_>) -> Result<()> {
     let adapted = ask("biblical")?;
     ensure!(adapted.ids != bench.reference.ids, "the adapter changes nothing: {:?}", adapted.text);
     let file = deploy::fetched("fetch-model.sh")?;
-    let worker = release_dir().join("dunlin-worker");
     let adapter = format!("biblical={}", checkpoint.display());
-    let local = Local::start_with(&worker, &file, &[adapter], 1, 2)?;
+    let local = Local::start_with(&dunlin(), &file, &[adapter], 1, 2)?;
     let alone = chat::ask(&local.url, &Question::greedy("biblical", PROMPT, TOKENS))?;
     same(&alone, &adapted).context("the adapter in a swarm of one process")?;
     drop(local);

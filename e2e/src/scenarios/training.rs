@@ -12,7 +12,7 @@ use super::edits::is_amount;
 use crate::chat::{self, Question};
 use crate::cluster::Cluster;
 use crate::deploy::{self, fetched};
-use crate::local::{LocalTraining, release_dir};
+use crate::local::{LocalTraining, dunlin};
 use crate::swarm::{Pod, Swarm, is_over};
 use crate::training::{Training, weights};
 use crate::wait;
@@ -108,7 +108,7 @@ impl<'a> Run<'a> {
         let config = self.configuration(&folder.join(self.example.name), 1)?;
         let file = folder.join("run.json");
         std::fs::write(&file, config.to_string())?;
-        let (_, last) = LocalTraining::start(&release_dir().join("dunlin-worker"), &file, 1)?.finish()?;
+        let (_, last) = LocalTraining::start(&dunlin(), &file, 1)?.finish()?;
         let path = last["checkpoint"]["path"].as_str().context("no checkpoint")?.to_owned();
         Ok((last, PathBuf::from(path)))
     }

@@ -5,12 +5,9 @@
 //! * [`trainer`] drives microbatches
 //! * [`saved`] checkpoints
 //! * [`values`] what travels between peers
-//! * [`local`] all of them as processes on this machine; [`restarts`] when they are started again
 
 pub mod conductor;
-pub mod local;
 pub mod peer;
-mod restarts;
 pub mod saved;
 pub mod trainer;
 mod values;

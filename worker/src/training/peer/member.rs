@@ -1,10 +1,8 @@
-//! Averages without a run around them: the same engine, server and exchange as in a peer, for `make bench-average`.
-//!
-//! Prints a line of JSON when it is ready, and one for every line on stdin, for which it has formed an average.
+//! Averages without a run around them, for `dunlin bench average`: the same engine, server and exchange as in a peer.
 
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use dunlin_kernels::Pool;
 use dunlin_kernels::gradient_sum::{to_f32, to_fixed};
 use dunlin_protocol::training::Mate;
@@ -24,93 +22,128 @@ use super::engine::Engine;
 use super::formed::{Formed, Which};
 use super::serve::Giver;
 use super::{memory, server};
-use crate::cli::AverageMemberArgs;
-use crate::print;
 
 /// Every so many values are compared with the exact average.
 const SAMPLE: usize = 1009;
 
-/// Runs until stdin ends.
-///
-/// # Errors
-/// When the arguments make no sense, or an average cannot be formed.
-pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
-    memory::keep_freed();
-    ensure!(args.index < args.group.len(), "--index is not one of --group");
-    let wire: GradientWire =
-        serde_json::from_value(json!(args.gradients)).context("--gradients is no `wire.gradients`")?;
-    let run = Arc::new(block(&args)?);
-    let mut stage = Stage::initial(&run, 0, &Pool::new(1))?;
-    let sums: Vec<i64> = (0..stage.layout().len()).map(|i| to_fixed(gradient(args.index, i))).collect();
-    stage.add_sums(0, &sums)?;
-    drop(sums);
-    let count = stage.layout().len();
-    let (engine, _) = Engine::start(1)?;
-    engine.run(move |bench| bench.stage = Some(stage));
+/// Who forms averages with whom, of what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where all members listen, `host:port` on loopback.
+    pub group: Vec<String>,
+    /// Which of them this is.
+    pub index: usize,
+    /// Encoding, as `wire.gradients` of a run has it.
+    pub gradients: String,
+    /// Width of the feed-forward part of the one block whose gradients they are; it makes the number of values.
+    pub ffn: usize,
+}
 
-    let (stage_in, mut inbound) = mpsc::channel(256);
-    let hello = proto::Hello { name: args.index.to_string(), ..proto::Hello::default() };
-    let links = LinksConfig::new(hello, None);
-    let listener = TcpListener::bind(&args.group[args.index]).await?;
-    let service = TrainStageService::service(stage_in, run.call_bytes_max(), 1);
-    let router = server().add_service(service);
-    // Without encryption, as what it is measured beside.
-    let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
-    let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
-    tokio::spawn(router.serve_with_incoming(incoming));
-    let formed = Arc::<Formed>::default();
-    let giver = Giver::new(engine.clone(), Arc::clone(&formed), Alarm::silent());
-    tokio::spawn(async move {
-        while let Some(event) = inbound.recv().await {
-            if let StageInbound::Pull(_, request, pieces) = event {
-                giver.serve(request, pieces);
+/// What came of a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// From the start of the round until this member held the average.
+    pub seconds: f64,
+    /// Of the bits of the average, the same for all members.
+    pub digest: u64,
+    /// RMS of the error relative to that of the exact average, over a sample.
+    pub error: f64,
+}
+
+/// One of several processes that form averages.
+pub struct Member {
+    engine: Engine,
+    formed: Arc<Formed>,
+    clients: Clients,
+    wire: GradientWire,
+    group: Vec<Mate>,
+    index: usize,
+    round: u64,
+    count: usize,
+    /// The average before, whose memory the next one takes.
+    values: Vec<f32>,
+}
+
+impl Member {
+    /// Makes values of its own, and gives them to the others from then on.
+    ///
+    /// # Errors
+    /// When the options make no sense, or nothing can listen at the address.
+    pub async fn start(options: &Options) -> anyhow::Result<Self> {
+        memory::keep_freed();
+        let Options { group, index, gradients, .. } = options;
+        let address = group.get(*index).context("--index is not one of --group")?;
+        let wire: GradientWire =
+            serde_json::from_value(json!(gradients)).context("--gradients is no `wire.gradients`")?;
+        let run = Arc::new(block(options)?);
+        let mut stage = Stage::initial(&run, 0, &Pool::new(1))?;
+        let sums: Vec<i64> = (0..stage.layout().len()).map(|i| to_fixed(gradient(*index, i))).collect();
+        stage.add_sums(0, &sums)?;
+        drop(sums);
+        let count = stage.layout().len();
+        let (engine, _) = Engine::start(1)?;
+        engine.run(move |bench| bench.stage = Some(stage));
+
+        let (stage_in, mut inbound) = mpsc::channel(256);
+        let hello = proto::Hello { name: index.to_string(), ..proto::Hello::default() };
+        let links = LinksConfig::new(hello, None);
+        let listener = TcpListener::bind(address).await?;
+        let service = TrainStageService::service(stage_in, run.call_bytes_max(), 1);
+        let router = server().add_service(service);
+        // Without encryption, as what it is measured beside.
+        let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
+        let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
+        tokio::spawn(router.serve_with_incoming(incoming));
+        let formed = Arc::<Formed>::default();
+        let giver = Giver::new(engine.clone(), Arc::clone(&formed), Alarm::silent());
+        tokio::spawn(async move {
+            while let Some(event) = inbound.recv().await {
+                if let StageInbound::Pull(_, request, pieces) = event {
+                    giver.serve(request, pieces);
+                }
             }
-        }
-    });
+        });
 
-    let group: Vec<Mate> = (0..)
-        .zip(&args.group)
-        .map(|(i, addr): (usize, _)| Mate {
+        let mate = |(i, addr): (usize, &String)| Mate {
             name: i.to_string().as_str().into(),
             addr: addr.clone(),
             host: String::new(),
-        })
-        .collect();
-    let (me, clients) = (&group[args.index], Clients::new(links, run.call_bytes_max()));
-    if print::line(json!({"values": count}))?.is_break() {
-        return Ok(());
+        };
+        let group = group.iter().enumerate().map(mate).collect();
+        let clients = Clients::new(links, run.call_bytes_max());
+        Ok(Self { engine, formed, clients, wire, group, index: *index, round: 0, count, values: Vec::new() })
     }
-    let (line_in, mut lines) = mpsc::channel(1);
-    // It ends with stdin, or with the process.
-    std::thread::spawn(move || {
-        let mut each = std::io::stdin().lines();
-        while each.next().is_some_and(|line| line.is_ok()) && line_in.blocking_send(()).is_ok() {}
-    });
-    let (mut round, mut values) = (0, Vec::new());
-    while lines.recv().await.is_some() {
-        round += 1;
-        let which = Which { step: 0, shard: 0, round };
+
+    /// Number of values.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Forms the next average with the others, who do so, too.
+    ///
+    /// # Errors
+    /// When a member is gone or says something wrong.
+    pub async fn average(&mut self) -> anyhow::Result<Outcome> {
+        self.round += 1;
+        let which = Which { step: 0, shard: 0, round: self.round };
         let begin = Instant::now();
-        let alarm = Alarm::silent();
-        let average = form(&clients, &engine, &formed, wire, which, 0, &group, me, &alarm, values).await;
+        let (alarm, values) = (Alarm::silent(), std::mem::take(&mut self.values));
+        let Self { engine, formed, clients, wire, group, index, .. } = &*self;
+        let me = &group[*index];
+        let average = form(clients, engine, formed, *wire, which, 0, group, me, &alarm, values).await;
         let average = average.map_err(|fault| anyhow!("{fault}"))?;
         let seconds = begin.elapsed().as_secs_f64();
-        let digest = average
-            .values
-            .iter()
-            .fold(0u64, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x100_0000_01b3));
-        let error = error(&average.values, group.len());
-        let line = json!({"seconds": seconds, "digest": format!("{digest:016x}"), "error": error});
-        if print::line(line)?.is_break() {
-            return Ok(());
-        }
-        values = average.values;
+        let fold = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x100_0000_01b3);
+        let digest = average.values.iter().fold(0, fold);
+        let error = error(&average.values, self.group.len());
+        self.values = average.values;
+        Ok(Outcome { seconds, digest, error })
     }
-    Ok(())
 }
 
 /// One block and an embedding of bytes: 25 million values by default.
-fn block(args: &AverageMemberArgs) -> anyhow::Result<Run> {
+fn block(args: &Options) -> anyhow::Result<Run> {
     let config = json!({
         "model": {"config": {"hiddenSize": 1024, "layers": 1, "heads": 8, "kvHeads": 8, "ffn": args.ffn, "contextLength": 16, "tied": true}},
         "data": {"text": {"path": "unread"}},

@@ -3,21 +3,16 @@
 use std::collections::VecDeque;
 use std::io::{PipeReader, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use dunlin_wire::Role;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-
-use crate::certificates::LocalTrust;
-use crate::cli::LocalArgs;
-use crate::memory;
-use crate::model::NamedAdapter;
 
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
@@ -29,7 +24,7 @@ const READ_MAX: u64 = 1 << 16;
 /// Time in which the last words of a process arrive.
 const LISTEN: Duration = Duration::from_millis(500);
 
-/// A stage or the gateway.
+/// A process of a swarm.
 pub struct Process {
     /// Name of this life of it.
     pub name: String,
@@ -42,53 +37,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a stage.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn stage(
-        args: &LocalArgs,
-        trust: &LocalTrust,
-        name: &str,
-        addr: SocketAddr,
-        health: SocketAddr,
-    ) -> anyhow::Result<Self> {
-        let certificates = trust.stdin_of(Role::Stage, &[name])?;
-        let mut command = served("stage", name, certificates, addr, health, args)?;
-        // An eighth is for the gateway and for whatever else runs here.
-        let shared = || {
-            let all = memory::limit(None);
-            (all - all / 8) / args.peers.max(1) as u64
-        };
-        let memory = args.memory.unwrap_or_else(shared);
-        command.args(["--threads", &args.threads.to_string(), "--memory", &memory.to_string()]);
-        Self::start(name, addr, command)
-    }
-
-    /// Starts the gateway.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn gateway(
-        args: &LocalArgs,
-        trust: &LocalTrust,
-        http: SocketAddr,
-        addr: SocketAddr,
-    ) -> anyhow::Result<Self> {
-        let certificates = trust.stdin_of(Role::Gateway, &["gateway"])?;
-        let mut command = served("gateway", "gateway", certificates, addr, "127.0.0.1:0".parse()?, args)?;
-        // Within the time between SIGTERM and SIGKILL.
-        command.args(["--http", &http.to_string(), "--drain-s", "1"]);
-        Self::start("gateway", addr, command)
-    }
-
     /// Starts a process that listens on `addr`. What it writes to standard error is passed on.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, addr: SocketAddr, mut command: Command) -> anyhow::Result<Self> {
         command.stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut child = command.spawn().with_context(|| {
+            format!("cannot start {} as {name}", command.as_std().get_program().display())
+        })?;
         let said = Arc::default();
         let stderr = child.stderr.take();
         let listener = stderr.map(|stderr| tokio::spawn(pass_on(stderr, Arc::clone(&said))));
@@ -165,33 +122,9 @@ async fn pass_on(stderr: impl AsyncRead + Unpin, said: Arc<Mutex<VecDeque<String
     }
 }
 
-fn served(
-    role: &str,
-    name: &str,
-    certificates: PipeReader,
-    addr: SocketAddr,
-    health: SocketAddr,
-    args: &LocalArgs,
-) -> anyhow::Result<Command> {
-    let mut command = child(role, name, certificates)?;
-    command
-        .args(["--listen", &addr.to_string(), "--health", &health.to_string(), "--model"])
-        .arg(&args.model);
-    if args.max_seq_len > 0 {
-        command.args(["--max-seq-len", &args.max_seq_len.to_string()]);
-    }
-    for NamedAdapter { name, path } in &args.adapters.adapters {
-        command.args(["--adapter", &format!("{name}={}", path.display())]);
-    }
-    Ok(command)
-}
-
-/// This program in another role, with `certificates` on its stdin; it dies with its supervisor, however that dies.
-///
-/// # Errors
-/// When this program's file cannot be found.
-pub fn child(role: &str, name: &str, certificates: PipeReader) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+/// The program `worker` in a role, with `certificates` on its stdin; it dies with its supervisor, however that dies.
+pub fn child(worker: &Path, role: &str, name: &str, certificates: PipeReader) -> Command {
+    let mut command = Command::new(worker);
     command.args([role, "--name", name, "--tls-stdin"]).kill_on_drop(true);
     command.stdin(certificates).stdout(Stdio::null());
     let supervisor = std::process::id();
@@ -206,7 +139,7 @@ pub fn child(role: &str, name: &str, certificates: PipeReader) -> anyhow::Result
             Ok(())
         });
     }
-    Ok(command)
+    command
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Lines for whoever reads standard output, who may stop doing so: `dunlin-worker local-train ... | head`.
+//! Lines for whoever reads standard output, who may stop doing so: `dunlin local-train ... | head`.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod run;
+mod tool;
 
 use std::time::{Duration, Instant};
 

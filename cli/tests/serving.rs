@@ -1,7 +1,8 @@
 //! What a busy, a slow and an ending process do to answers: real processes, sockets and signals. Needs the model of e2e/fetch-model.sh.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::Path;
+mod tool;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,12 @@ use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::local::{self, Local};
 use dunlin_e2e::losses::{self, Signal};
 use dunlin_e2e::overload::{self, Load};
+use tool::dunlin;
 
 const PEERS: usize = 3;
 
 fn start() -> Local {
-    let worker = Path::new(env!("CARGO_BIN_EXE_dunlin-worker"));
-    let local = Local::start(worker, &local::cached_model().unwrap(), PEERS as u32, 1).unwrap();
+    let local = Local::start(dunlin(), &local::cached_model().unwrap(), PEERS as u32, 1).unwrap();
     losses::wait_whole(&local, PEERS, Duration::from_secs(60)).unwrap();
     local
 }

@@ -1,10 +1,56 @@
 //! `replay`: a training swarm on a recorded spot trace, in virtual time.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
+use clap::Args;
 use dunlin_sim::replay::{Options, Policy, Report, run as simulate};
 
-use crate::cli::{ReplayArgs, ReplayPolicy};
 use crate::print;
+
+/// What to replay, and how.
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// A CSV file: `milliseconds,add|remove,node`, in order of time.
+    #[arg(long)]
+    pub trace: PathBuf,
+    /// Stages of the pipeline.
+    #[arg(long, default_value_t = 4)]
+    pub stages: usize,
+    /// Seconds in which a peer fetches one stage's state.
+    #[arg(long, default_value_t = 60)]
+    pub download_s: u64,
+    /// Seconds between a notice and the loss; 0: without notice.
+    #[arg(long, default_value_t = 120)]
+    pub notice_s: u64,
+    /// Seconds of a step: peers change their stage at its edges.
+    #[arg(long, default_value_t = 20)]
+    pub step_s: u64,
+    /// Peers are a fluid that the planner alone moves; otherwise they run the training protocol, microbatch by microbatch.
+    #[arg(long)]
+    pub fluid: bool,
+    /// Stages' states that a peer has memory for beside its own. Peers that run the protocol have none.
+    #[arg(long, default_value_t = 1, requires = "fluid")]
+    pub room: usize,
+    /// Runs, over which the result is a mean. With the protocol one of a trace of a day takes about half a minute.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// Who decides which peer serves what.
+    #[arg(long, value_enum, default_value = "dunlin", requires = "fluid")]
+    pub policy: ReplayPolicy,
+    /// One line of JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who decides in a replay.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum ReplayPolicy {
+    /// The planner, as in a run.
+    Dunlin,
+    /// Nobody: peers go to a random stage and stay.
+    None,
+}
 
 /// Replays a trace and prints what came of it: a table, or one line of JSON.
 ///

@@ -1,7 +1,9 @@
-//! What `dunlin-worker local` does when its processes end, when something is wrong that no new process mends, and when nobody listens.
+//! What `dunlin local` does when its processes end, when something is wrong that no new process mends, and when nobody listens.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::{Path, PathBuf};
+mod tool;
+
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,13 +13,10 @@ use dunlin_e2e::losses::{self, Signal};
 use dunlin_e2e::wait;
 use dunlin_model::random_model::{self, RandomModelSpec};
 use tempfile::TempDir;
+use tool::dunlin;
 
 /// Ends of stages in a row after which the supervisor gives up.
 const GIVES_UP_AFTER: usize = 21;
-
-fn worker() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
-}
 
 fn model(folder: &TempDir) -> PathBuf {
     let spec =
@@ -49,7 +48,7 @@ fn start(command: &mut Command) -> Child {
 #[test]
 fn as_long_as_something_is_served_in_between_any_number_of_losses_is_survived() {
     let folder = tempfile::tempdir().unwrap();
-    let local = Local::start(worker(), &model(&folder), 2, 1).unwrap();
+    let local = Local::start(dunlin(), &model(&folder), 2, 1).unwrap();
     let question = Question::greedy("model", "Hello", 2);
     let expected = chat::ask(&local.url, &question).unwrap().ids;
     for round in 0..GIVES_UP_AFTER + 4 {
@@ -69,7 +68,7 @@ fn as_long_as_something_is_served_in_between_any_number_of_losses_is_survived() 
 #[test]
 fn the_replacement_of_a_lost_stage_serves_while_another_one_is_silent() {
     let folder = tempfile::tempdir().unwrap();
-    let local = Local::start(worker(), &model(&folder), 3, 1).unwrap();
+    let local = Local::start(dunlin(), &model(&folder), 3, 1).unwrap();
     let question = Question::greedy("model", "Hello", 2);
     let expected = chat::ask(&local.url, &question).unwrap().ids;
     // The third holds the layers of the first as shadows; nobody is left who holds those of the second.
@@ -86,7 +85,7 @@ fn the_replacement_of_a_lost_stage_serves_while_another_one_is_silent() {
 #[test]
 fn stages_that_end_one_after_the_other_end_the_swarm_and_it_says_how() {
     let folder = tempfile::tempdir().unwrap();
-    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 1, 1));
+    let mut supervisor = start(&mut Local::command(dunlin(), &model(&folder), 1, 1));
     wait::until_true("the swarm ends", Duration::from_secs(60), || {
         for (name, pid) in children(supervisor.id())? {
             if name.starts_with("peer-") {
@@ -116,7 +115,7 @@ fn what_no_other_stage_would_mend_ends_the_swarm_at_once_with_its_cause() {
     let cases = [(model, "Error: ModelInvalid: "), (folder.path().join("none"), "Error: ")];
     for (path, begin) in cases {
         let started = Instant::now();
-        let output = Local::command(worker(), &path, 2, 1).output().unwrap();
+        let output = Local::command(dunlin(), &path, 2, 1).output().unwrap();
         let last = last_line(&output);
         assert!(last.starts_with(begin) && last.contains(&path.display().to_string()), "{last}");
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
@@ -138,7 +137,7 @@ fn what_only_the_gateway_objects_to_ends_the_swarm_at_once_with_its_cause() {
             None => std::fs::remove_file(model.join(file)).unwrap(),
         }
         let started = Instant::now();
-        let output = Local::command(worker(), &model, 2, 1).output().unwrap();
+        let output = Local::command(dunlin(), &model, 2, 1).output().unwrap();
         let last = last_line(&output);
         assert!(last.starts_with(cause), "{file}: {last}");
         assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
@@ -148,7 +147,7 @@ fn what_only_the_gateway_objects_to_ends_the_swarm_at_once_with_its_cause() {
 #[test]
 fn a_gateway_that_is_lost_ends_the_swarm_and_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
-    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 2, 1));
+    let mut supervisor = start(&mut Local::command(dunlin(), &model(&folder), 2, 1));
     let gateway = wait::until("the gateway runs", Duration::from_secs(20), || {
         Ok(children(supervisor.id())?.get("gateway").copied())
     });
@@ -163,7 +162,7 @@ fn a_gateway_that_is_lost_ends_the_swarm_and_it_says_so() {
 #[test]
 fn a_swarm_whose_output_nobody_reads_ends_quietly() {
     let folder = tempfile::tempdir().unwrap();
-    let mut supervisor = start(&mut Local::command(worker(), &model(&folder), 1, 1));
+    let mut supervisor = start(&mut Local::command(dunlin(), &model(&folder), 1, 1));
     drop(supervisor.stdout.take());
     let output = supervisor.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

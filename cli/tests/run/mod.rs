@@ -1,7 +1,7 @@
 //! A training run of real processes in a folder of its own, and signals to them.
 #![allow(dead_code, clippy::unwrap_used, reason = "a test may panic, and uses what it needs")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ use dunlin_e2e::training::{states, weights};
 use dunlin_e2e::wait;
 use dunlin_wire::{Authority, Credentials, LinksConfig, Role, Validity, proto};
 use serde_json::{Value, json};
+
+use crate::tool::dunlin;
 
 /// A folder of its own, removed at the end.
 pub struct Run {
@@ -71,9 +73,8 @@ impl Run {
         }
         let file = self.folder.join("run.json");
         std::fs::write(&file, config.to_string()).unwrap();
-        let worker = Path::new(env!("CARGO_BIN_EXE_dunlin-worker"));
         let options = ["--authority", self.folder.to_str().unwrap()];
-        LocalTraining::start_with_options(worker, &file, &options, peers).unwrap()
+        LocalTraining::start_with_options(dunlin(), &file, &options, peers).unwrap()
     }
 
     pub fn start(&self, stages: u32, peers: u32) -> LocalTraining {

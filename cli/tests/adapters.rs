@@ -2,8 +2,10 @@
 //! killed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tool;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -18,13 +20,10 @@ use dunlin_model::{Adapter, ModelFile};
 use dunlin_protocol::SamplingParams;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tool::dunlin;
 
 const TOKENS: u32 = 400;
 const PROMPT_ROWS: usize = 5;
-
-fn worker() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
-}
 
 /// A random model in the folder `base`, and adapters of it in `lora` and `prompt`.
 struct Models {
@@ -53,7 +52,7 @@ impl Models {
 
     fn start(&self) -> Local {
         let adapters = ["lora", "prompt"].map(|name| format!("{name}={}", self.path(name).display()));
-        Local::start_with(worker(), &self.path("base"), &adapters, 3, 1).unwrap()
+        Local::start_with(dunlin(), &self.path("base"), &adapters, 3, 1).unwrap()
     }
 
     /// What one process answers.
@@ -165,7 +164,7 @@ fn an_adapter_that_cannot_be_used_is_named() {
         ("base=/somewhere".to_owned(), "adapter base has the name of the model"),
         ("/somewhere".to_owned(), "NAME=PATH"),
     ] {
-        let ended = Command::new(worker())
+        let ended = Command::new(dunlin())
             .args(["local", "--peers", "1", "--adapter", &adapter, "--model"])
             .arg(models.path("base"))
             .output()

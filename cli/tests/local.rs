@@ -1,16 +1,15 @@
 //! A whole swarm as real processes: real sockets, a real model, real SIGKILLs. Needs the model of e2e/fetch-model.sh.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tool;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::local::{self, Local};
 use dunlin_e2e::wait;
-
-fn worker() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
-}
+use tool::dunlin;
 
 fn model() -> PathBuf {
     local::cached_model().unwrap()
@@ -37,7 +36,7 @@ fn is_gone(pid: u64) -> bool {
 
 #[test]
 fn a_killed_peer_changes_no_token_wherever_it_stands_and_is_replaced() {
-    let local = Local::start(worker(), &model(), 3, 1).unwrap();
+    let local = Local::start(dunlin(), &model(), 3, 1).unwrap();
     let question = question(&local, 100);
     let undisturbed = chat::ask(&local.url, &question).unwrap();
     assert_eq!(undisturbed.ids.len(), 100);
@@ -66,7 +65,7 @@ fn a_killed_peer_changes_no_token_wherever_it_stands_and_is_replaced() {
 
 #[test]
 fn sampled_streams_side_by_side_survive_a_kill_with_their_tokens() {
-    let local = Local::start(worker(), &model(), 3, 1).unwrap();
+    let local = Local::start(dunlin(), &model(), 3, 1).unwrap();
     let questions: Vec<Question> = (0..6)
         .map(|i| Question {
             seed: i,
@@ -92,7 +91,7 @@ fn one_stage_and_three_give_the_same_tokens_and_nothing_outlives_the_supervisor(
     let mut answers = Vec::new();
     let mut pids = Vec::new();
     for peers in [1, 3] {
-        let local = Local::start(worker(), &model(), peers, 1).unwrap();
+        let local = Local::start(dunlin(), &model(), peers, 1).unwrap();
         answers.push(chat::ask(&local.url, &question(&local, 50)).unwrap().ids);
         pids.extend((0..peers as usize).map(|i| pid(&local, i)));
     }

@@ -1,6 +1,8 @@
 //! Whoever asks for too much is refused, with what would be possible: nobody else notices, and nothing is killed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tool;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,12 +11,9 @@ use dunlin_e2e::local::Local;
 use dunlin_model::random_model::{self, RandomModelSpec};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tool::dunlin;
 
 const MIB: u64 = 1 << 20;
-
-fn worker() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
-}
 
 fn model(folder: &TempDir, spec: &RandomModelSpec) -> PathBuf {
     let path = folder.path().join("model");
@@ -48,7 +47,7 @@ fn prompts_of_megabytes_are_refused_and_no_running_stream_notices() {
     let folder = tempfile::tempdir().unwrap();
     let spec =
         RandomModelSpec { layers: 6, hidden: 512, heads: 8, kv_heads: 4, ffn: 1024, vocab: 600, seed: 3 };
-    let local = Local::start(worker(), &model(&folder, &spec), 3, 1).unwrap();
+    let local = Local::start(dunlin(), &model(&folder, &spec), 3, 1).unwrap();
     let question = Question::greedy("model", "Write a story about a lighthouse keeper.", 600);
     let undisturbed = chat::ask(&local.url, &question).unwrap();
     let mut stream = Stream::start(&local.url, &question);
@@ -101,7 +100,7 @@ fn a_model_larger_than_its_memory_is_refused_before_it_is_loaded_and_what_is_adv
         RandomModelSpec { layers: 8, hidden: 512, heads: 8, kv_heads: 8, ffn: 1376, vocab: 8000, seed: 1 };
     let path = model(&folder, &spec);
     let start = |peers: u32, memory: u64| {
-        let mut command = Local::command(worker(), &path, peers, 1);
+        let mut command = Local::command(dunlin(), &path, peers, 1);
         command.args(["--memory", &memory.to_string()]);
         command
     };
@@ -167,13 +166,13 @@ fn a_swarm_whose_kv_cache_is_full_stays_within_its_memory() {
     let (peers, limit) = (2, 320 * MIB);
     let share = (limit - limit / 8) / u64::from(peers);
     let group = Group::new("kv", limit);
-    let mut command = Local::command(worker(), &path, peers, 1);
+    let mut command = Local::command(dunlin(), &path, peers, 1);
     match &group {
         Some(Group(folder)) => {
             let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
             command = std::process::Command::new("sh");
             let script = format!("echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"", folder.display());
-            command.args(["-c", &script]).arg(worker()).args(arguments);
+            command.args(["-c", &script]).arg(dunlin()).args(arguments);
         }
         None => {
             command.args(["--memory", &share.to_string()]);

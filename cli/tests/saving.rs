@@ -1,6 +1,8 @@
 //! Checkpoints of real runs whose destination is away, damaged or another's, data that cannot be used, and how `local-train` ends.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tool;
+
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use dunlin_e2e::training::weights;
 use dunlin_train::TrainingConfig;
 use dunlin_train::checkpoint::{Claim, Owner};
 use serde_json::{Value, json};
+use tool::dunlin;
 
 /// Whatever is waited for comes within this time, on a busy machine too.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -131,7 +134,7 @@ fn collect(from: impl Read + Send + 'static, lines: &Lines) -> JoinHandle<()> {
 }
 
 fn command(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dunlin-worker"));
+    let mut command = Command::new(dunlin());
     command.env("DUNLIN_LOG", "error").args(["local-train", "--peers", "2", "--config"]).arg(config);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command

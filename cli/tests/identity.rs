@@ -2,7 +2,9 @@
 //! are those of runs that nobody disturbed.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::{Path, PathBuf};
+mod tool;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dunlin_e2e::chat::{self, Question, Stream};
@@ -27,13 +29,10 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use tool::dunlin;
 
 /// Nothing that strangers do takes long.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn worker() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_dunlin-worker"))
-}
 
 /// Somebody with the key of a swarm's authority, and so with certificates for whatever name and role.
 struct Forger {
@@ -174,7 +173,7 @@ struct Processes {
 /// A run of two stages with two peers each, under the authority of `forger`.
 fn start(forger: &Forger, run: &Run, steps: u64) -> (LocalTraining, Processes) {
     let config = run.config(2, steps);
-    let training = LocalTraining::start_with_options(worker(), &config, &forger.options(), 4).unwrap();
+    let training = LocalTraining::start_with_options(dunlin(), &config, &forger.options(), 4).unwrap();
     let all = training.swarm["processes"].as_array().unwrap().clone();
     let of = |role: &'static str| all.iter().filter(move |p| p["role"] == role);
     let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
@@ -233,7 +232,7 @@ async fn disturb_training(forger: &Forger, processes: &Processes) {
 #[test]
 fn strangers_change_nothing_in_a_training_run() {
     let straight = Run::new();
-    LocalTraining::start(worker(), &straight.config(1, STEPS), 1).unwrap().finish().unwrap();
+    LocalTraining::start(dunlin(), &straight.config(1, STEPS), 1).unwrap().finish().unwrap();
 
     let (forger, run) = (Forger::new(), Run::new());
     let (mut training, processes) = start(&forger, &run, STEPS);
@@ -341,7 +340,7 @@ fn strangers_change_nothing_in_an_answer() {
         cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/dunlin"));
     let model = cache.join("models/smollm2-135m-instruct-q4_1.gguf");
     let forger = Forger::new();
-    let local = Local::start_with_options(worker(), &model, &forger.options(), 3, 1).unwrap();
+    let local = Local::start_with_options(dunlin(), &model, &forger.options(), 3, 1).unwrap();
     let question = Question::greedy(&local.model().unwrap(), "Tell a story about a lighthouse.", 100);
     let undisturbed = chat::ask(&local.url, &question).unwrap();
     let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();

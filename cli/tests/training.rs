@@ -1,11 +1,14 @@
 //! Compressed training as real processes: real sockets, a real SIGKILL, a tiny model.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tool;
+
 use std::io::{BufRead, BufReader, Lines};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
+use tool::dunlin;
 
 const STEPS: u64 = 120;
 
@@ -67,7 +70,7 @@ impl Training {
             "wire": {"activations": activations, "gradients": gradients},
         });
         std::fs::write(&config, run.to_string()).unwrap();
-        let mut child = Command::new(Path::new(env!("CARGO_BIN_EXE_dunlin-worker")))
+        let mut child = Command::new(dunlin())
             .args(["local-train", "--peers", "4", "--config"])
             .arg(&config)
             .stdout(Stdio::piped())

@@ -1,14 +1,21 @@
-//! A whole training swarm as processes on this machine: the same conductor, peers and trainers as on Kubernetes.
+//! A whole training swarm as processes on this machine: the same conductor, peers and trainers as on Kubernetes. [`restarts`] says when one
+//! that ended is started again.
+
+mod restarts;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use clap::Args;
 use dunlin_train::scratch::{self, Scratch};
 use dunlin_wire::Role;
+use dunlin_worker::exit::{LAST_WORDS, NEEDS_USER, NeedsUser};
+use dunlin_worker::training::read_config;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,14 +24,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use super::read_config;
-use super::restarts::Restarts;
-use crate::certificates::LocalTrust;
-use crate::cli::LocalTrainArgs;
-use crate::exit::{LAST_WORDS, NEEDS_USER, NeedsUser};
-use crate::local::ports::free_addr;
-use crate::local::process::{Process, child};
 use crate::print;
+use crate::processes::ports::free_addr;
+use crate::processes::process::{Process, child};
+use crate::processes::trust::{AuthorityArgs, LocalTrust};
+use crate::processes::worker::WorkerArgs;
+use restarts::Restarts;
 
 /// How often the conductor is asked and the lost are replaced.
 const LOOK: Duration = Duration::from_millis(100);
@@ -32,6 +37,30 @@ const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(2);
 /// Everything runs within this time or not at all.
 const START: Duration = Duration::from_secs(120);
+
+/// Options of a local training swarm.
+#[derive(Args, Clone)]
+pub struct LocalTrainArgs {
+    /// The configuration of the run, YAML or JSON.
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Peers, at least as many as stages.
+    #[arg(long, default_value_t = 4)]
+    pub peers: usize,
+    /// Trainers. With two, the loss of one costs nothing: its microbatches go to the other.
+    #[arg(long, default_value_t = 2)]
+    pub trainers: usize,
+    /// Threads of each peer that compute.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
+    /// Program.
+    #[command(flatten)]
+    pub worker: WorkerArgs,
+}
+
 /// What the conductor's status says, as far as it matters here.
 #[derive(Deserialize)]
 struct Status {
@@ -94,6 +123,8 @@ pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
 
 struct Swarm {
     args: LocalTrainArgs,
+    /// The program of all processes.
+    worker: PathBuf,
     trust: LocalTrust,
     /// Where processes leave what they say last.
     scratch: Scratch,
@@ -121,12 +152,14 @@ struct Processes {
 
 impl Swarm {
     async fn start(args: LocalTrainArgs) -> anyhow::Result<Self> {
+        let worker = args.worker.find()?;
         let (grpc, http) = (loopback().await?, loopback().await?);
         let trust = LocalTrust::new(&args.authority)?;
         let scratch = Scratch::new("local-train")?;
-        let conductor = conductor(&args, &trust, &scratch, &grpc, &http)?;
+        let conductor = conductor(&worker, &args, &trust, &scratch, &grpc, &http)?;
         let mut swarm = Self {
             args,
+            worker,
             trust,
             scratch,
             conductor: Some(conductor),
@@ -157,7 +190,8 @@ impl Swarm {
             self.made += 1;
             let name = format!("peer-{}", self.made);
             let addr = loopback().await?;
-            let mut command = child("train-peer", &name, self.trust.stdin_of(Role::Peer, &[&name])?)?;
+            let mut command =
+                child(&self.worker, "train-peer", &name, self.trust.stdin_of(Role::Peer, &[&name])?);
             command.args(["--listen", &addr, "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.args(["--threads", &self.args.threads.to_string(), "--config"]).arg(&self.args.config);
             command.env(LAST_WORDS, self.scratch.path().join(&name));
@@ -166,7 +200,8 @@ impl Swarm {
         while self.trainers.running.len() < self.args.trainers && self.trainers.restarts.may_start(now_ms) {
             self.made += 1;
             let name = format!("trainer-{}", self.made);
-            let mut command = child("trainer", &name, self.trust.stdin_of(Role::Trainer, &[&name])?)?;
+            let mut command =
+                child(&self.worker, "trainer", &name, self.trust.stdin_of(Role::Trainer, &[&name])?);
             command.args(["--listen", "127.0.0.1:0", "--health", "127.0.0.1:0", "--conductor", &self.grpc]);
             command.arg("--config").arg(&self.args.config);
             command.env(LAST_WORDS, self.scratch.path().join(&name));
@@ -270,7 +305,14 @@ impl Swarm {
             end_of(&self.scratch, "conductor", status, &mut self.conducts, now_ms)?;
         }
         if self.conductor.is_none() && self.conducts.may_start(now_ms) {
-            self.conductor = Some(conductor(&self.args, &self.trust, &self.scratch, &self.grpc, &self.http)?);
+            self.conductor = Some(conductor(
+                &self.worker,
+                &self.args,
+                &self.trust,
+                &self.scratch,
+                &self.grpc,
+                &self.http,
+            )?);
         }
         let mut lost = false;
         for Processes { running, restarts } in [&mut self.peers, &mut self.trainers] {
@@ -354,6 +396,7 @@ fn say(text: std::fmt::Arguments<'_>) {
 }
 
 fn conductor(
+    worker: &Path,
     args: &LocalTrainArgs,
     trust: &LocalTrust,
     scratch: &Scratch,
@@ -362,7 +405,7 @@ fn conductor(
 ) -> anyhow::Result<Process> {
     // Processes that dial it expect the host of its address.
     let certificates = trust.stdin_of(Role::Conductor, &["conductor", &Ipv4Addr::LOCALHOST.to_string()])?;
-    let mut command = child("conductor", "conductor", certificates)?;
+    let mut command = child(worker, "conductor", "conductor", certificates);
     command.env(LAST_WORDS, scratch.path().join("conductor"));
     command.args(["--listen", grpc, "--health", "127.0.0.1:0", "--http", http, "--config"]).arg(&args.config);
     Process::start("conductor", grpc.parse()?, command)

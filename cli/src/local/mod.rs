@@ -3,33 +3,35 @@
 //! The supervisor does what the operator does in a cluster: it starts stages, gives them layers, tells the gateway, and
 //! replaces those that are lost.
 
+mod args;
 mod control;
 mod crashes;
 mod layout;
-pub mod ports;
-pub mod process;
+mod members;
+
+pub use args::LocalArgs;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
+use dunlin_worker::model::{Location, adapters};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use crate::certificates::LocalTrust;
-use crate::cli::LocalArgs;
-use crate::model::{Location, adapters};
 use crate::print;
+use crate::processes::ports::free_addr;
+use crate::processes::process::Process;
+use crate::processes::trust::LocalTrust;
 use control::{Control, LOOK, Plan};
 use crashes::Crashes;
-use ports::free_addr;
-use process::Process;
 
 /// A swarm serves within this time or not at all.
 const START: Duration = Duration::from_secs(120);
@@ -45,10 +47,11 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         bail!("{}: no such model, or no peers asked for", args.model.display());
     }
     adapters::check(&args.adapters.adapters, Some(&Location::Path(args.model.clone()).stem()))?;
+    let worker = args.worker.find()?;
     let http = free_addr(args.listen).await?;
     let control = free_addr("127.0.0.1:0".parse()?).await?;
     let trust = LocalTrust::new(&args.authority)?;
-    let gateway = Process::gateway(&args, &trust, http, control)?;
+    let gateway = members::gateway(&worker, &args, &trust, http, control)?;
     let links = trust.links();
     let gateway_control = Control::new(links.clone(), &gateway.name, gateway.addr.to_string());
     let mut supervisor = Supervisor {
@@ -65,6 +68,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         told: None,
         http,
         started: Instant::now(),
+        worker,
         args,
     };
     let mut terminate = signal(SignalKind::terminate())?;
@@ -120,6 +124,8 @@ fn problem(status: &proto::Status) -> Option<String> {
 
 struct Supervisor {
     args: LocalArgs,
+    /// The program of all processes.
+    worker: PathBuf,
     trust: LocalTrust,
     links: LinksConfig,
     http: SocketAddr,
@@ -231,7 +237,7 @@ impl Supervisor {
         let addr = free_addr("127.0.0.1:0".parse()?).await?;
         let health = free_addr("127.0.0.1:0".parse()?).await?;
         let name = format!("peer-{}", self.made);
-        let process = Process::stage(&self.args, &self.trust, &name, addr, health)?;
+        let process = members::stage(&self.worker, &self.args, &self.trust, &name, addr, health)?;
         let control = Control::new(self.links.clone(), &name, addr.to_string());
         let said = control::attend(control, self.plan.subscribe());
         self.stages.push(Stage { process, said, status: None, ready: None });

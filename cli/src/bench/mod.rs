@@ -1,0 +1,3 @@
+//! How fast parts of a swarm are on this machine.
+
+pub mod average;
