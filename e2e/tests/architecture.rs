@@ -6,14 +6,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod imports;
+mod workspace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use imports::{circles, imports};
-use serde_json::Value;
+use workspace::{metadata, sources};
 
 /// Crates that only compute.
 const PURE: &[&str] = &["dunlin-swarm", "dunlin-planner", "dunlin-protocol", "dunlin-schedule", "dunlin-sim"];
@@ -56,23 +56,6 @@ const FENCES: &[(&str, &[&str], &str)] = &[
 
 /// Circles that are left: files below the `src` of a crate. One that is gone goes from here, and none comes.
 const CIRCLES: &[(&str, &[&str])] = &[];
-
-fn metadata() -> Value {
-    let output = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--locked",
-            "--filter-platform",
-            "x86_64-unknown-linux-gnu",
-        ])
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 /// Normal (not dev, not build) dependencies of each package, by name.
 fn graph() -> BTreeMap<String, BTreeSet<String>> {
@@ -158,26 +141,6 @@ fn fences_between_rooms_hold() {
 #[test]
 fn the_graph_is_read_right() {
     assert!(path(&graph(), "dunlin-protocol", "dunlin-planner").is_some());
-}
-
-/// The text of every file of a crate below `folder`, but those of other programs, by path below it.
-fn sources(folder: &Path) -> BTreeMap<String, String> {
-    let (mut sources, mut open) = (BTreeMap::new(), vec![folder.to_owned()]);
-    while let Some(next) = open.pop() {
-        for entry in fs::read_dir(&next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.extend((path != folder.join("bin")).then_some(path));
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.strip_prefix(folder).unwrap().to_str().unwrap();
-                sources.insert(name.to_owned(), fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    if sources.contains_key("lib.rs") {
-        sources.remove("main.rs");
-    }
-    sources
 }
 
 #[test]
