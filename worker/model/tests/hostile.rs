@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use support::allocations::{Counting, most_held};
-use support::gguf::{ARRAY, Gguf, TEXT, Tensor, U8, array, text, tiny};
+use support::gguf::{ARRAY, F32, Gguf, TEXT, Tensor, U8, array, text, tiny};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -47,7 +47,6 @@ fn assert_tells(error: &ModelError, what: &str) {
         "run here",
         "convert it",
         "give ",
-        "merge the parts",
         "it is a model of another kind",
         "use a complete copy",
         "use the model",
@@ -267,16 +266,30 @@ fn gguf_configurations() {
 
 #[test]
 fn gguf_tokenizers() {
-    refused_in_use("it is SentencePiece (`llama`)", |f| {
+    refused_in_use("its kind is `bert`", |f| {
+        f.set_text("tokenizer.ggml.model", "bert");
+    });
+    refused_in_use("no list with a score for every token", |f| {
         f.set_text("tokenizer.ggml.model", "llama");
+    });
+    let scores = |f: &mut Gguf, score: f32| {
+        let scores: Vec<u8> = (0..40).flat_map(|_| score.to_le_bytes()).collect();
+        f.set_text("tokenizer.ggml.model", "llama");
+        f.set("tokenizer.ggml.scores", ARRAY, array(F32, 40, &scores));
+    };
+    refused_in_use("no list with a score for every token", |f| scores(f, f32::NAN));
+    refused_in_use("without a token for every byte (`<0x00>`)", |f| scores(f, 0.0));
+    refused_in_use("changes text before it reads it", |f| {
+        f.set_u32("tokenizer.ggml.remove_extra_whitespaces", 1);
+        scores(f, 0.0);
     });
     refused_in_use("the way in which it splits text is `x`", |f| {
         f.set_text("tokenizer.ggml.pre", "x");
     });
-    refused_in_use("no lists of tokens and merges", |f| {
+    refused_in_use("no list of tokens", |f| {
         f.remove("tokenizer.ggml.tokens");
     });
-    refused_in_use("no lists of tokens and merges", |f| {
+    refused_in_use("no list of merges", |f| {
         f.set_u32("tokenizer.ggml.merges", 1);
     });
     refused_in_use("two tokens are the same text", |f| {

@@ -1,26 +1,35 @@
 //! Text to tokens and back.
 //!
-//! GGUF metadata (byte-level BPE) is turned into the JSON that the `tokenizers` crate reads, so that both kinds of model go one way.
+//! GGUF metadata is turned into the JSON that the `tokenizers` crate reads, so that both kinds of model go one way.
 //! Decoding is ours: a token is some bytes, and text is what is complete UTF-8 so far.
+//!
+//! * [`from_gguf`] tokenizers of GGUF files: [`pre_tokenizer`] how byte-level ones split text, [`sentence_piece`] the others
+//! * [`special`] tokens that begin and end texts · [`pieces`] long texts in pieces
 
 mod from_gguf;
 mod pieces;
+mod pre_tokenizer;
+mod sentence_piece;
 mod special;
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use tokenizers::{NormalizerWrapper, OffsetReferential, OffsetType};
 
 use crate::error::ModelError;
 use crate::gguf;
-use from_gguf::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT};
+use from_gguf::FromGguf;
 use pieces::{LOOSE_TOKENS, bytes_per_token_max, cuts_cleanly, pieces, steps};
+use sentence_piece::SentencePiece;
 use special::Special;
 pub use special::TokenFiles;
 
 /// A tokenizer with the ids that begin and end sequences.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What makes tokens of text between special ones in place of `inner`, if it is of that kind.
+    sentence_piece: Option<SentencePiece>,
     /// Bytes of every token; none for special ones.
     bytes: Vec<Vec<u8>>,
     special: Special,
@@ -41,8 +50,8 @@ impl Tokenizer {
     /// # Errors
     /// When the kind of tokenizer is not known here, or its lists do not fit together.
     pub fn from_gguf(values: &BTreeMap<String, gguf::Value>) -> Result<Self, ModelError> {
-        let (json, special) = from_gguf::read(values)?;
-        Ok(Self { special, ..Self::build(&json)? })
+        let FromGguf { json, special, sentence_piece } = from_gguf::read(values)?;
+        Ok(Self { special, sentence_piece, ..Self::build(&json)? })
     }
 
     /// From `tokenizer.json`, with the files that say which tokens begin and end sequences.
@@ -91,10 +100,11 @@ impl Tokenizer {
         let longest = bytes.iter().map(Vec::len).chain(added).max().unwrap_or(0);
         Ok(Self {
             inner,
+            sentence_piece: None,
             bytes,
             special: Special::default(),
             bytes_per_token_max: bytes_per_token_max(json, longest),
-            cuts_cleanly: cuts_cleanly(json, &[GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT]),
+            cuts_cleanly: cuts_cleanly(json, &pre_tokenizer::PATTERNS),
             first_space: takes_first_space(&json["decoder"]),
         })
     }
@@ -166,9 +176,25 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        if let Some(pieces) = &self.sentence_piece {
+            return Ok(self.ids_of_pieces(pieces, text));
+        }
         let encoding =
             self.inner.encode_fast(text, false).map_err(|error| ModelError::tokenizer(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Special tokens as the crate finds them, and what is between them by SentencePiece.
+    fn ids_of_pieces(&self, pieces: &SentencePiece, text: &str) -> Vec<u32> {
+        let parts = self.inner.get_added_vocabulary().extract_and_normalize(None::<&NormalizerWrapper>, text);
+        let mut ids = Vec::new();
+        for (part, _, tokens) in parts.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            match tokens {
+                Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+                None => pieces.encode(part, &mut ids),
+            }
+        }
+        ids
     }
 
     /// With the tokens around them that are wanted and not there.
@@ -284,10 +310,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::from_gguf::pattern;
-    use super::{GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, Special, Tokenizer, byte_of_char};
+    use super::pre_tokenizer::{NAMES, PreTokenizer, pattern};
+    use super::{Special, Tokenizer, byte_of_char};
 
-    /// All bytes and some merges, also of letters with a space before them, behind each of the known ways to split.
+    /// All bytes and some merges, also of letters with a space before them, behind each way to split.
     fn tokenizers() -> Vec<Tokenizer> {
         let mut tokens: Vec<String> = byte_of_char().into_keys().map(String::from).collect();
         let mut merges = Vec::new();
@@ -299,24 +325,25 @@ mod tests {
         }
         let vocab: std::collections::BTreeMap<&str, usize> =
             tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
-        let digits = json!({"type": "Digits", "individual_digits": true});
         let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "pretokenizers": steps});
-        [
-            byte_level(true),
-            sequence(vec![pattern(GPT2_SPLIT), byte_level(false)]),
-            sequence(vec![digits, pattern(GPT2_SPLIT), byte_level(false)]),
-            sequence(vec![pattern(LLAMA3_SPLIT), byte_level(false)]),
-            sequence(vec![pattern(QWEN2_SPLIT), byte_level(false)]),
-            // Nothing is known of this one: a word is everything up to a full stop.
-            sequence(vec![pattern("[^.]+"), byte_level(false)]),
-        ]
-        .into_iter()
-        .map(|pre_tokenizer| {
-            let composed = pre_tokenizer.to_string().contains(r"\\p{N}|");
+        let mut named: Vec<(Value, bool)> = NAMES
+            .iter()
+            .map(|name| {
+                let PreTokenizer { mut splits, nfc, .. } = PreTokenizer::new(name).unwrap();
+                splits.push(byte_level(false));
+                (sequence(splits), nfc)
+            })
+            .collect();
+        named.sort_by_key(|(splits, nfc)| (splits.to_string(), *nfc));
+        named.dedup();
+        // Nothing is known of the last one: a word is everything up to a full stop.
+        let others = [byte_level(true), sequence(vec![pattern("[^.]+"), byte_level(false)])];
+        named.into_iter().chain(others.map(|other| (other, false)))
+        .map(|(pre_tokenizer, nfc)| {
             let json = json!({
                 "version": "1.0", "added_tokens": [], "pre_tokenizer": pre_tokenizer,
-                "normalizer": composed.then(|| json!({"type": "NFC"})),
+                "normalizer": nfc.then(|| json!({"type": "NFC"})),
                 "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
                 "model": {"type": "BPE", "vocab": vocab, "merges": merges},
             });
@@ -327,7 +354,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn a_text_in_pieces_has_the_tokens_of_the_whole(
@@ -338,7 +365,7 @@ mod tests {
                 ]),
                 300..600,
             ),
-            times in 20..60usize,
+            times in 28..34usize,
         ) {
             let text = words.concat().repeat(times);
             for tokenizer in tokenizers() {
@@ -353,7 +380,7 @@ mod tests {
     #[test]
     fn a_text_that_is_too_long_is_not_looked_at() {
         let known: Vec<bool> = tokenizers().iter().map(|t| t.cuts_cleanly).collect();
-        assert_eq!(known, [true, true, true, true, true, false]);
+        assert_eq!(known.iter().filter(|known| !**known).count(), 1, "{known:?}");
         let tokenizer = &tokenizers()[0];
         assert_eq!(tokenizer.bytes_per_token_max, Some(3));
         let began = std::time::Instant::now();

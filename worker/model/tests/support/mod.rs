@@ -6,3 +6,4 @@ pub mod gguf;
 pub mod model_folder;
 pub mod smollm2;
 pub mod training;
+pub mod vocabulary;
