@@ -136,8 +136,11 @@ fn numbers_of_layers_are_taken_where_all_are_the_same() {
 
 #[test]
 fn a_part_of_a_model_says_so() {
-    for (no, what) in [(0, "part 1 of 2"), (1, "part 2 of 2")] {
-        refused(&format!("it is {what} of a model; merge the parts"), |f| {
+    for (no, what) in [
+        (0, "is part 1 of 2; its name must end in `-00001-of-00002.gguf`"),
+        (1, "is part 2 of 2; give the first one, whose name ends in `-00001-of-00002.gguf`"),
+    ] {
+        refused(what, |f| {
             f.set("split.no", 2, [no, 0]).set("split.count", 2, [2, 0]);
             if no == 1 {
                 f.values.retain(|(key, ..)| key.starts_with(b"split."));

@@ -68,6 +68,13 @@ impl HttpFolder {
         // Whatever is wrong with it is said when the file of this name is opened.
         folder.open("config.json").ok().flatten().map(|_| folder)
     }
+
+    /// What the file at `url` is in, and its name there; none when the URL does not end with a name.
+    #[must_use]
+    pub fn of(url: &str) -> Option<(Self, &str)> {
+        let (folder, name) = url.rsplit_once('/')?;
+        (!name.is_empty()).then(|| (Self { url: folder.to_owned() }, name))
+    }
 }
 
 impl Folder for HttpFolder {
@@ -126,6 +133,13 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
         });
         (url, server)
+    }
+
+    #[test]
+    fn what_is_beside_a_file_has_its_url_but_for_the_name() {
+        let (folder, name) = HttpFolder::of("https://host/models/m-00001-of-00002.gguf").unwrap();
+        assert_eq!((folder.describe().as_str(), name), ("https://host/models", "m-00001-of-00002.gguf"));
+        assert!(HttpFolder::of("https://host/models/").is_none());
     }
 
     #[test]

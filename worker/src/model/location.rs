@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dunlin_model::file::Beside;
 use dunlin_model::{ModelError, ModelFile};
 use sha2::{Digest, Sha256};
 
@@ -47,7 +48,8 @@ impl Location {
             Self::Path(path) => path.clone(),
             Self::Url { url, .. } => PathBuf::from(url),
         };
-        path.file_stem().map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned())
+        let stem = path.file_stem().map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
+        without_part(&stem).map_or_else(|| stem.clone(), str::to_owned)
     }
 
     /// Where a run says that its model is: a path or a URL.
@@ -70,8 +72,20 @@ impl Location {
                 if let Some(folder) = HttpFolder::find(url) {
                     return ModelFile::open_folder(Arc::new(folder)).map_err(|error| problem(&error));
                 }
-                let source = HttpSource::open(url).map_err(|error| unreachable(url, &error))?;
-                ModelFile::open(Arc::new(source)).map_err(|error| problem(&error))
+                let source = Arc::new(HttpSource::open(url).map_err(|error| unreachable(url, &error))?);
+                let parts = HttpFolder::of(url);
+                let beside = parts.as_ref().map(|(folder, name)| Beside { folder, name });
+                ModelFile::open_beside(source, beside.as_ref()).map_err(|error| problem(&error))
+            }
+            Self::Url { url, sha256: Some(_), .. }
+                if url.strip_suffix(".gguf").and_then(without_part).is_some() =>
+            {
+                Err(Problem {
+                    reason: "ModelInvalid",
+                    message: format!(
+                        "{url} is a model in several files, and spec.model.source.http.sha256 is of one; leave it out, or merge them with `llama-gguf-split --merge`"
+                    ),
+                })
             }
             Self::Url { url, sha256: Some(sha256), cache } => {
                 let path = checked_copy(url, sha256, cache)?;
@@ -79,6 +93,14 @@ impl Location {
             }
         }
     }
+}
+
+/// The name without its end if it is that of one of several files: `NAME-00001-of-00003`, `.gguf` taken off.
+fn without_part(stem: &str) -> Option<&str> {
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (name, number) = rest.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number(number) && is_number(count) && count != "00001").then_some(name)
 }
 
 /// The problem the user has to fix when the model cannot be used.
@@ -175,6 +197,33 @@ fn copy_hashing(from: &mut dyn Read, mut file: &File) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_in_several_files_is_called_as_it_would_be_in_one() {
+        for (path, name) in [
+            ("/m/llama-3.1-8b-00001-of-00003.gguf", "llama-3.1-8b"),
+            ("/m/llama.gguf", "llama"),
+            ("/m/out-of-memory.gguf", "out-of-memory"),
+        ] {
+            assert_eq!(Location::Path(path.into()).stem(), name);
+        }
+    }
+
+    #[test]
+    fn a_digest_is_of_one_file() {
+        let open = |name: &str| {
+            let url = format!("http://127.0.0.1:1/{name}");
+            Location::Url { url, sha256: Some("0".repeat(64)), cache: "/dev/null".into() }
+                .open()
+                .err()
+                .unwrap()
+        };
+        let problem = open("m-00001-of-00003.gguf");
+        assert!(problem.message.contains("leave it out") && problem.reason == "ModelInvalid", "{problem:?}");
+        for name in ["m.gguf", "m-00001-of-00001.gguf", "m-1-of-3.gguf", "out-of-memory.gguf"] {
+            assert_eq!(open(name).reason, "ModelUnreachable", "{name}");
+        }
+    }
 
     #[test]
     fn a_download_that_nobody_goes_on_with_makes_room() {

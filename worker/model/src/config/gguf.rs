@@ -1,6 +1,5 @@
 //! The shape of a model from the metadata of a GGUF file.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dunlin_kernels::{RopeLayout, RopeScaling};
@@ -26,8 +25,6 @@ pub(crate) fn from_gguf(
         what: format!("{file}: {what}"),
         remedy: remedy.to_owned(),
     };
-    parts(values)
-        .map_or(Ok(()), |what| Err(refused(&what, "merge the parts with `llama-gguf-split --merge`")))?;
     let architecture = values.get("general.architecture").and_then(Value::as_text);
     let architecture = architecture.ok_or_else(|| malformed(file, "no `general.architecture`".to_owned()))?;
     let (rope_layout, qkv_bias, qk_norm) = match architecture {
@@ -88,17 +85,6 @@ pub(crate) fn from_gguf(
 
 fn is_qkv_bias(name: &str) -> bool {
     ["attn_q.bias", "attn_k.bias", "attn_v.bias"].into_iter().any(|bias| name.ends_with(bias))
-}
-
-/// A file that has a part of a model.
-fn parts(values: &BTreeMap<String, Value>) -> Option<String> {
-    let number = |key: &str| values.get(key).and_then(Value::as_u32);
-    match (number("split.no"), number("split.count")) {
-        (no, Some(count @ 2..)) => {
-            Some(format!("it is part {} of {count} of a model", no.unwrap_or(0).saturating_add(1)))
-        }
-        _ => None,
-    }
 }
 
 /// As llama.cpp reads it: a factor without a type is linear, and an old key is known.

@@ -1,6 +1,7 @@
 //! A model on disk or on a server: one view on GGUF and safetensors.
 
 mod names;
+mod parts;
 mod places;
 mod side;
 mod stored;
@@ -22,6 +23,8 @@ use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use names::{Names, Outer};
+pub use parts::Beside;
+use parts::Parts;
 pub use side::file_if_there;
 pub(crate) use side::side_json;
 use side::{CONFIG_MAX, json_if_there, open};
@@ -46,7 +49,7 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// Opens a GGUF file or a folder with config.json and safetensors.
+    /// Opens a GGUF file, with the parts beside it when it is the first of several, or a folder with config.json and safetensors.
     ///
     /// # Errors
     /// When it cannot be read or is not sound.
@@ -54,29 +57,45 @@ impl ModelFile {
         if path.is_dir() {
             return Self::open_folder(Arc::new(LocalFolder(path.to_owned())));
         }
-        Self::open(Arc::new(FileSource::open(path)?))
+        let source = Arc::new(FileSource::open(path)?);
+        match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            (Some(folder), Some(name)) => {
+                let folder =
+                    LocalFolder(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() });
+                Self::open_beside(source, Some(&Beside { folder: &folder, name }))
+            }
+            _ => Self::open(source),
+        }
     }
 
-    /// Opens a GGUF file, wherever it is; reads its header only.
+    /// Opens a GGUF file that is in one part, wherever it is; reads its header only.
     ///
     /// # Errors
     /// When it cannot be read or is not sound.
     pub fn open(source: Arc<dyn ByteSource>) -> Result<Self, ModelError> {
+        Self::open_beside(source, None)
+    }
+
+    /// The same with the parts beside it, when it is the first of several.
+    ///
+    /// # Errors
+    /// When one cannot be read or is not sound, or they do not belong together.
+    pub fn open_beside(source: Arc<dyn ByteSource>, beside: Option<&Beside<'_>>) -> Result<Self, ModelError> {
         let file = source.describe();
-        let header = gguf::read_header(source.as_ref())?;
-        let divisors = rope_divisors(source.as_ref(), &header)?;
-        let config = config::from_gguf(&file, &header, divisors.as_deref())?;
-        let place = |t: gguf::Tensor| Place {
-            shape: t.shape,
+        let parts = parts::read(source, beside)?;
+        let divisors = rope_divisors(&parts)?;
+        let config = config::from_gguf(&file, &parts.header, divisors.as_deref())?;
+        let place = |name: &str, t: &gguf::Tensor| Place {
+            shape: t.shape.clone(),
             stored: Stored::Ggml(t.format),
-            source: 0,
+            source: parts.source_of(name),
             offset: t.offset,
             bytes: t.bytes,
         };
-        let tensors = header.tensors.into_iter().map(|(name, t)| (name, place(t))).collect();
-        let (names, text) = (Names::Gguf, Text::Gguf(header.values));
+        let tensors = parts.header.tensors.iter().map(|(name, t)| (name.clone(), place(name, t))).collect();
+        let (names, text) = (Names::Gguf, Text::Gguf(parts.header.values));
         let tensors = places::settle(&file, names, &config, tensors)?;
-        Ok(Self { config, sources: vec![source], tensors, text, names })
+        Ok(Self { config, sources: parts.sources, tensors, text, names })
     }
 
     /// Opens a folder with config.json and safetensors, wherever it is; reads headers only.
@@ -351,10 +370,11 @@ impl ModelFile {
 }
 
 /// The values of [`ROPE_DIVISORS`], if a Llama has them.
-fn rope_divisors(source: &dyn ByteSource, header: &gguf::Header) -> Result<Option<Vec<f32>>, ModelError> {
+fn rope_divisors(parts: &Parts) -> Result<Option<Vec<f32>>, ModelError> {
     /// Half of the widest head.
     const PAIRS_MAX: usize = 128;
-    let Some(tensor) = header.tensors.get(ROPE_DIVISORS) else { return Ok(None) };
+    let Some(tensor) = parts.header.tensors.get(ROPE_DIVISORS) else { return Ok(None) };
+    let source = &parts.sources[parts.source_of(ROPE_DIVISORS)];
     let &[pairs @ ..=PAIRS_MAX] = tensor.shape.as_slice() else {
         let (name, found) = (ROPE_DIVISORS.to_owned(), tensor.shape.clone());
         return Err(ModelError::Shape { name, found, expected: vec![PAIRS_MAX] });
