@@ -26,6 +26,7 @@ const CASES: &[(Format, usize, usize)] = &[
     (Format::Q4_1, 32, 1536),
     (Format::Q4_K, 48, 512),
     (Format::Q6_K, 24, 256),
+    (Format::Q6_K, 48, 768),
     (Format::Q5_0, 24, 256),
     (Format::Q5_1, 24, 256),
     (Format::Q2_K, 24, 256),
@@ -102,7 +103,7 @@ const HASHES: &[(Format, usize, usize, u64)] = &[
     (Format::Q4_1, 56, 576, 0xabe6_8329_69a6_58b2),
     (Format::Q4_1, 32, 1536, 0xccc7_98d7_d5da_00bc),
     (Format::Q4_K, 48, 512, 0xf595_fce6_c349_3fdd),
-    (Format::Q6_K, 24, 256, 0x73f9_9aaf_bf9d_2026),
+    (Format::Q6_K, 24, 256, 0x26c0_33b3_1888_7e33),
     (Format::Q5_0, 24, 256, 0x018f_d3ea_c79d_2333),
     (Format::Q5_1, 24, 256, 0x894d_3144_005d_32e3),
     (Format::Q2_K, 24, 256, 0x3997_7c89_d119_74fe),
@@ -122,6 +123,28 @@ fn hashes_are_those_of_this_version() {
         let mut y = vec![0.0; 3 * n];
         linear(&Pool::new(1), &w, &x, 3, &mut y, &mut Scratch::default());
         assert_eq!(hash(&y), want, "{format:?} {n}x{k}: 0x{:016x}", hash(&y));
+    }
+}
+
+/// The largest sums that weights and inputs can make are exact with all instructions.
+#[test]
+fn sums_of_six_bits_hold_at_their_limits() {
+    let (n, k) = (16, 512);
+    for (bits, scale, weight) in [(0xff, 0x80, -128 * 31), (0, 0x80, -128 * -32), (0xff, 0x7f, 127 * 31)] {
+        let mut block = vec![bits; 210];
+        block[192..208].fill(scale);
+        block[208..].copy_from_slice(&half::f16::ONE.to_le_bytes());
+        let w = Matrix::from_ggml(Format::Q6_K, n, k, &block.repeat(n * k / 256)).unwrap();
+        for x in [127.0, -127.0] {
+            for isa in Isa::all() {
+                for m in [1, 3, 8] {
+                    let mut y = vec![0.0; m * n];
+                    linear(&Pool::with_isa(1, isa), &w, &vec![x; m * k], m, &mut y, &mut Scratch::default());
+                    let want = (weight * k as i32) as f32 * x;
+                    assert!(y.iter().all(|y| *y == want), "{isa:?}, {m} rows: {y:?}, not {want}");
+                }
+            }
+        }
     }
 }
 
@@ -241,7 +264,10 @@ fn linear_is_close_to_the_definition() {
                 size += (f64::from(*w) * f64::from(*x)).abs();
             }
             // Quantised formats round activations to int8 as well.
-            let tolerance = if !matches!(format, Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K) {
+            let tolerance = if !matches!(
+                format,
+                Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Q6_K
+            ) {
                 1e-6
             } else {
                 8e-3

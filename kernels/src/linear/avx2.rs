@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::tile::{CHUNK, CHUNK_BLOCKS, Tile};
-use crate::matrix::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use crate::matrix::{
+    BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
+};
 
 /// Columns of a register.
 const LANES: usize = 8;
@@ -36,6 +38,7 @@ pub(super) unsafe fn tile(tile: &Tile<'_>, rows: usize, panels: usize) {
             (Packing::Q8, _) => by_rows!(q8; 1, 2, 3, 4),
             (Packing::Q4, _) => by_rows!(q4; 1, 2, 3, 4),
             (Packing::Q4K, _) => by_rows!(q4k; 1, 2, 3, 4),
+            (Packing::Q6K, _) => by_rows!(q6k; 1, 2, 3, 4),
         }
     }
 }
@@ -149,6 +152,7 @@ struct Act {
     wide: *const u16,
     d: *const f32,
     s: *const f32,
+    half_sums: *const [i32; 2],
     blocks: usize,
 }
 
@@ -161,6 +165,7 @@ impl Act {
             wide: a.wide[first * BLOCK..].as_ptr(),
             d: a.d[first..].as_ptr(),
             s: a.s[first..].as_ptr(),
+            half_sums: a.half_sums[first..].as_ptr(),
             blocks: a.blocks,
         }
     }
@@ -305,6 +310,91 @@ unsafe fn q4k<const R: usize>(tile: &Tile<'_>) {
                     let scale = _mm256_mul_ps(d, _mm256_set1_ps(*a.d.add(r * a.blocks + b)));
                     let acc = _mm256_fmadd_ps(sum[r], scale, sums.acc[r][h]);
                     sums.acc[r][h] = _mm256_fnmadd_ps(m, _mm256_set1_ps(*a.s.add(r * a.blocks + b)), acc);
+                }
+            }
+        }
+    }
+    sums.close(a.blocks <= CHUNK_BLOCKS);
+    for r in 0..R {
+        store(tile, r, 0, sums.total[r]);
+    }
+}
+
+/// Integer sums, scales included, of half `h` of 32 inputs of Q6_K with `R` rows of activations `stride` bytes apart.
+///
+/// A value has 6 bits, so two products of pairs fit 16 bits: 2 * 2 * 63 * 127 = 32004.
+///
+/// # Safety
+/// 384 bytes at `w`, 32 scales at `scales`, 32 bytes at every row's `q`, a sum of every row at `half_sums`, `blocks` apart; AVX2.
+#[inline(always)]
+unsafe fn six_bit_sums<const R: usize>(
+    w: *const u8,
+    scales: *const u8,
+    h: usize,
+    (q, half_sums, blocks): (*const i8, *const [i32; 2], usize),
+) -> [__m256; R] {
+    // SAFETY: promised.
+    unsafe {
+        let (nibble, upper, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30), _mm256_set1_epi16(1));
+        // What values around 32 take off.
+        let mut sum: [[__m256i; 2]; R] =
+            std::array::from_fn(|r| (*half_sums.add(r * blocks)).map(|sum| _mm256_set1_epi32(-32 * sum)));
+        for v in 0..2 {
+            let bits = _mm256_loadu_si256(w.add(256 + v * 64 + h * 32).cast());
+            let mut pairs = [[_mm256_setzero_si256(); 2]; R];
+            for g in 0..2 {
+                let both = _mm256_loadu_si256(w.add((v * 2 + g) * 64 + h * 32).cast());
+                let (up, down) = if g == 0 {
+                    (_mm256_slli_epi16(bits, 4), _mm256_slli_epi16(bits, 2))
+                } else {
+                    (bits, _mm256_srli_epi16(bits, 2))
+                };
+                let low = _mm256_or_si256(_mm256_and_si256(both, nibble), _mm256_and_si256(up, upper));
+                let high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+                let high = _mm256_or_si256(high, _mm256_and_si256(down, upper));
+                for r in 0..R {
+                    let q = q.add(r * blocks * BLOCK + (v * 2 + g) * 4);
+                    pairs[r][0] = _mm256_add_epi16(pairs[r][0], _mm256_maddubs_epi16(low, four(q)));
+                    pairs[r][1] = _mm256_add_epi16(pairs[r][1], _mm256_maddubs_epi16(high, four(q.add(16))));
+                }
+            }
+            for r in 0..R {
+                for half in 0..2 {
+                    sum[r][half] = _mm256_add_epi32(sum[r][half], _mm256_madd_epi16(pairs[r][half], ones));
+                }
+            }
+        }
+        let scale =
+            |half: usize| _mm256_cvtepi8_epi32(_mm_loadl_epi64(scales.add(half * PANEL + h * LANES).cast()));
+        let scales = [scale(0), scale(1)];
+        sum.map(|[first, second]| {
+            let (first, second) =
+                (_mm256_mullo_epi32(first, scales[0]), _mm256_mullo_epi32(second, scales[1]));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(first, second))
+        })
+    }
+}
+
+/// # Safety
+/// As [`tile`], with `R` rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q6k<const R: usize>(tile: &Tile<'_>) {
+    let a = Act::of(tile);
+    let panel = tile.panel_data(0);
+    let mut sums = Sums::<R>::new();
+    for b in 0..a.blocks {
+        sums.before(b);
+        for h in 0..2 {
+            // SAFETY: b < blocks, r < R: inside of panel and activations; 8 blocks make a super-block.
+            unsafe {
+                let (w, u) = (panel.add(b / 8 * Q6K_BLOCK_BYTES), b % 8);
+                let (part, scales) = (w.add(288 + u * Q6K_PART_BYTES), w.add(32 + u * 2 * PANEL));
+                let rows = (a.q.add(b * BLOCK), a.half_sums.add(b), a.blocks);
+                let sum = six_bit_sums::<R>(part, scales, h, rows);
+                let d = halves(w, h);
+                for r in 0..R {
+                    let scale = _mm256_mul_ps(d, _mm256_set1_ps(*a.d.add(r * a.blocks + b)));
+                    sums.acc[r][h] = _mm256_fmadd_ps(sum[r], scale, sums.acc[r][h]);
                 }
             }
         }

@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::tile::{CHUNK, CHUNK_BLOCKS, Tile};
-use crate::matrix::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use crate::matrix::{
+    BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
+};
 
 /// # Safety
 /// Needs AVX-512 F, BW, VL, VNNI, AVX2, FMA and F16C. The tile's `rows` rows (1 to 8) and `panels` panels (1, 2, 4 or 8; 1 when quantised)
@@ -36,6 +38,7 @@ pub(super) unsafe fn tile(tile: &Tile<'_>, rows: usize, panels: usize) {
             (Packing::Q8, _) => by_rows!(q8; 1, 2, 3, 4, 5, 6, 7, 8),
             (Packing::Q4, _) => by_rows!(q4; 1, 2, 3, 4, 5, 6, 7, 8),
             (Packing::Q4K, _) => by_rows!(q4k; 1, 2, 3, 4, 5, 6, 7, 8),
+            (Packing::Q6K, _) => by_rows!(q6k; 1, 2, 3, 4, 5, 6, 7, 8),
         }
     }
 }
@@ -148,6 +151,7 @@ struct Act {
     d: *const f32,
     s: *const f32,
     sum: *const i32,
+    half_sums: *const [i32; 2],
     blocks: usize,
 }
 
@@ -160,6 +164,7 @@ impl Act {
             d: a.d[first..].as_ptr(),
             s: a.s[first..].as_ptr(),
             sum: a.sum[first..].as_ptr(),
+            half_sums: a.half_sums[first..].as_ptr(),
             blocks: a.blocks,
         }
     }
@@ -280,6 +285,77 @@ unsafe fn q4k<const R: usize>(tile: &Tile<'_>) {
                 let scale = _mm512_mul_ps(d, _mm512_set1_ps(*a.d.add(r * a.blocks + b)));
                 let acc = _mm512_fmadd_ps(sum[r], scale, sums.acc[r]);
                 sums.acc[r] = _mm512_fnmadd_ps(m, _mm512_set1_ps(*a.s.add(r * a.blocks + b)), acc);
+            }
+        }
+    }
+    sums.close(a.blocks <= CHUNK_BLOCKS);
+    for r in 0..R {
+        store(tile, r, 0, sums.total[r]);
+    }
+}
+
+/// Integer sums, scales included, of 32 inputs of Q6_K with `R` rows of activations.
+///
+/// # Safety
+/// 384 bytes at `w`, 32 scales at `scales`, 32 bytes at every row's `q`, a sum of every row at `half_sums`, `blocks` apart; AVX-512 with VNNI.
+#[inline(always)]
+unsafe fn six_bit_sums<const R: usize>(
+    w: *const u8,
+    scales: *const u8,
+    (q, half_sums, blocks): (*const i8, *const [i32; 2], usize),
+) -> [__m512; R] {
+    // SAFETY: promised.
+    unsafe {
+        let (nibble, upper) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+        // What values around 32 take off.
+        let mut sum: [[__m512i; 2]; R] =
+            std::array::from_fn(|r| (*half_sums.add(r * blocks)).map(|sum| _mm512_set1_epi32(-32 * sum)));
+        for g in 0..4 {
+            let both = _mm512_loadu_si512(w.add(g * 64).cast());
+            let bits = _mm512_loadu_si512(w.add(256 + g / 2 * 64).cast());
+            let (up, down) = if g % 2 == 0 {
+                (_mm512_slli_epi16(bits, 4), _mm512_slli_epi16(bits, 2))
+            } else {
+                (bits, _mm512_srli_epi16(bits, 2))
+            };
+            let low = _mm512_or_si512(_mm512_and_si512(both, nibble), _mm512_and_si512(up, upper));
+            let high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            let high = _mm512_or_si512(high, _mm512_and_si512(down, upper));
+            for r in 0..R {
+                let q = q.add(r * blocks * BLOCK + g * 4);
+                sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], low, four(q));
+                sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], high, four(q.add(16)));
+            }
+        }
+        let scale = |half: usize| _mm512_cvtepi8_epi32(_mm_loadu_si128(scales.add(half * PANEL).cast()));
+        let scales = [scale(0), scale(1)];
+        sum.map(|[first, second]| {
+            let (first, second) =
+                (_mm512_mullo_epi32(first, scales[0]), _mm512_mullo_epi32(second, scales[1]));
+            _mm512_cvtepi32_ps(_mm512_add_epi32(first, second))
+        })
+    }
+}
+
+/// # Safety
+/// As [`tile`], with `R` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn q6k<const R: usize>(tile: &Tile<'_>) {
+    let a = Act::of(tile);
+    let panel = tile.panel_data(0);
+    let mut sums = Sums::<R>::new();
+    for b in 0..a.blocks {
+        sums.before(b);
+        // SAFETY: b < blocks, r < R: inside of panel and activations; 8 blocks make a super-block.
+        unsafe {
+            let (w, u) = (panel.add(b / 8 * Q6K_BLOCK_BYTES), b % 8);
+            let (part, scales) = (w.add(288 + u * Q6K_PART_BYTES), w.add(32 + u * 2 * PANEL));
+            let rows = (a.q.add(b * BLOCK), a.half_sums.add(b), a.blocks);
+            let sum = six_bit_sums::<R>(part, scales, rows);
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(w.cast()));
+            for r in 0..R {
+                let scale = _mm512_mul_ps(d, _mm512_set1_ps(*a.d.add(r * a.blocks + b)));
+                sums.acc[r] = _mm512_fmadd_ps(sum[r], scale, sums.acc[r]);
             }
         }
     }

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::tile::{CHUNK, CHUNK_BLOCKS};
-use crate::matrix::{BLOCK, Format, as_f16, q4_k_scale};
+use crate::matrix::{BLOCK, Format, as_f16, q4_k_scale, q6_k_value};
 
 /// As [`super::linear`] of `m` rows with the weights `[n][k]` that `bytes` are in a file. BF16 is one that does not fit f16.
 #[must_use]
@@ -13,7 +13,9 @@ pub fn linear(format: Format, n: usize, k: usize, bytes: &[u8], x: &[f32], m: us
     for x in x.chunks(k).take(m) {
         for w in bytes.chunks(row_bytes) {
             y.push(match format {
-                Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K => quantised(format, w, x),
+                Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Q6_K => {
+                    quantised(format, w, x)
+                }
                 _ => dense(&widened(format, w), x),
             });
         }
@@ -111,6 +113,16 @@ fn blocks(format: Format, row: &[u8]) -> Vec<Block> {
                 out.push(Block { dw: d, m: Some(m), q: nibbles(&bytes[2..]) });
             }
             Format::Q4_1 => out.push(Block { dw: d, m: Some(half(bytes, 2)), q: nibbles(&bytes[4..]) }),
+            // Sixteen values have one scale, and two such halves one sum.
+            Format::Q6_K => {
+                let scaled = |i: usize| {
+                    i32::from(bytes[192 + i / 16].cast_signed()) * (i32::from(q6_k_value(bytes, i)) - 32)
+                };
+                for u in 0..8 {
+                    let q = std::array::from_fn(|i| scaled(u * BLOCK + i));
+                    out.push(Block { dw: half(bytes, 208), m: None, q });
+                }
+            }
             _ => {
                 for u in 0..8 {
                     let (scale, min) = q4_k_scale(&bytes[4..16], u);

@@ -3,7 +3,10 @@
 use half::{bf16, f16};
 
 use super::tile::{CHUNK, CHUNK_BLOCKS, Tile};
-use crate::matrix::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use crate::matrix::{
+    BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
+    six_bits,
+};
 
 pub(super) fn tile(tile: &Tile<'_>) {
     let (row, k, bytes) = (tile.first_row, tile.w.k(), tile.w.panel_bytes());
@@ -27,6 +30,15 @@ pub(super) fn tile(tile: &Tile<'_>) {
             d: half_at(block, c * 2) * f32::from(block[64 + u * PANEL + c]),
             m: Some(-(half_at(block, 32 + c * 2) * f32::from(block[192 + u * PANEL + c]))),
             sum: nibble_sum(&block[320 + u * 256..], c, q),
+        }),
+        Packing::Q6K => quantised(tile, panel, Q6K_BLOCK_BYTES, 8, |block, u, c, q| {
+            let part = &block[288 + u * Q6K_PART_BYTES..];
+            let of_half = |half: usize| -> i32 {
+                let scale = block[32 + (u * 2 + half) * PANEL + c].cast_signed();
+                let product = |i: usize| (i32::from(six_bits(part, c, i)) - 32) * i32::from(q[i]);
+                i32::from(scale) * (half * 16..half * 16 + 16).map(product).sum::<i32>()
+            };
+            Part { d: half_at(block, c * 2), m: None, sum: of_half(0) + of_half(1) }
         }),
     };
     tile.store(0, 0, &out);

@@ -15,6 +15,14 @@ pub(crate) fn q4_k_scale(packed: &[u8], u: usize) -> (u8, u8) {
     }
 }
 
+/// The 6 bits of value `i` of a Q6_K block: of 128 values, four quarters of 32 share bytes.
+pub(crate) fn q6_k_value(block: &[u8], i: usize) -> u8 {
+    let (part, quarter, l) = (i / 128, i % 128 / 32, i % 32);
+    let low = block[part * 64 + (quarter % 2) * 32 + l] >> (quarter / 2 * 4) & 15;
+    let high = block[128 + part * 32 + l] >> (quarter * 2) & 3;
+    low | high << 4
+}
+
 /// The values of a block of a format that has no packing of its own, rounded to f16. Layouts are those of ggml's `ggml-common.h`, formulas
 /// those of its `ggml-quants.c`. Products of the small numbers of a block are exact in f32.
 ///
@@ -24,17 +32,6 @@ fn block_as_f16(format: Format, block: &[u8], mut put: impl FnMut(u16)) {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
     let mut put = |value: f32| put(f16::from_f32(value).to_bits());
     match format {
-        Format::Q6_K => {
-            let d = half(208);
-            for i in 0..256 {
-                // Halves of 128 values; in each, four quarters of 32 share bytes.
-                let (part, quarter, l) = (i / 128, i % 128 / 32, i % 32);
-                let low = block[part * 64 + (quarter % 2) * 32 + l] >> (quarter / 2 * 4) & 15;
-                let high = block[128 + part * 32 + l] >> (quarter * 2) & 3;
-                let scale = f32::from(block[192 + i / 16].cast_signed());
-                put(d * scale * (f32::from(low | high << 4) - 32.0));
-            }
-        }
         // d, qh [4], qs [16]: d * (q - 16); Q5_1 has m behind d: d * q + m.
         Format::Q5_0 | Format::Q5_1 => {
             let (d, m, at) =
@@ -101,7 +98,8 @@ fn block_as_f16(format: Format, block: &[u8], mut put: impl FnMut(u16)) {
         | Format::Q8_0
         | Format::Q4_0
         | Format::Q4_1
-        | Format::Q4_K => {
+        | Format::Q4_K
+        | Format::Q6_K => {
             unreachable!("{format:?} is packed as it is")
         }
     }

@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 
 use super::format::Format;
-use super::ggml::{as_f16, q4_k_scale};
-use super::packing::{BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q8_BLOCK_BYTES};
+use super::ggml::{as_f16, q4_k_scale, q6_k_value};
+use super::packing::{
+    BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
+};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
 
@@ -18,6 +20,7 @@ pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
         Format::Q4_0 => q4_0(n, k, bytes, out),
         Format::Q4_1 => q4_1(n, k, bytes, out),
         Format::Q4_K => q4_k(n, k, bytes, out),
+        Format::Q6_K => q6_k(n, k, bytes, out),
         // The others have no packing of their own.
         widened => {
             // A panel at a time: as f16 it is two to six times as large.
@@ -148,6 +151,30 @@ fn q4_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
     });
 }
 
+fn q6_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
+    blocks(n, k, bytes, (256, 210), Q6K_BLOCK_BYTES, out, |from, to, c| {
+        to[c * 2..][..2].copy_from_slice(&from[208..210]);
+        for (i, scale) in from[192..208].iter().enumerate() {
+            to[32 + i * PANEL + c] = *scale;
+        }
+        for (u, to) in to[288..].chunks_exact_mut(Q6K_PART_BYTES).enumerate() {
+            let value = |i: usize| q6_k_value(from, u * BLOCK + i);
+            let mut low = [0u8; 16];
+            for (i, byte) in low.iter_mut().enumerate() {
+                *byte = value(i) & 15 | value(16 + i) << 4;
+            }
+            nibbles(&low, to, c);
+            for v in 0..2 {
+                for j in 0..4 {
+                    let upper = |at: usize| value(at + v * 8 + j) >> 4;
+                    to[256 + (v * PANEL + c) * 4 + j] =
+                        upper(0) | upper(16) << 2 | upper(4) << 4 | upper(20) << 6;
+                }
+            }
+        }
+    });
+}
+
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
@@ -156,6 +183,13 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 fn nibble(packed: &[u8], c: usize, i: usize) -> f32 {
     let byte = packed[(i % 16 / 4 * PANEL + c) * 4 + i % 4];
     f32::from(if i < 16 { byte & 15 } else { byte >> 4 })
+}
+
+/// 6-bit value `i` of column `c` of 32 inputs of Q6_K.
+pub(crate) fn six_bits(part: &[u8], c: usize, i: usize) -> u8 {
+    let low = part[(i % 16 / 4 * PANEL + c) * 4 + i % 4] >> (i / 16 * 4) & 15;
+    let upper = part[256 + (i % 16 / 8 * PANEL + c) * 4 + i % 4] >> (i / 16 * 2 + i / 4 % 2 * 4) & 3;
+    low | upper << 4
 }
 
 /// Column `c` of a panel as f32.
@@ -202,6 +236,18 @@ pub(super) fn row(packing: Packing, panel: &[u8], c: usize, out: &mut [f32]) {
                     let m = dmin * f32::from(b[192 + u * PANEL + c]);
                     for (i, out) in out.iter_mut().enumerate() {
                         *out = d * nibble(&b[320 + u * 256..], c, i) - m;
+                    }
+                }
+            }
+        }
+        Packing::Q6K => {
+            for (out, b) in out.chunks_exact_mut(256).zip(panel.chunks_exact(Q6K_BLOCK_BYTES)) {
+                let d = half_at(b, c * 2);
+                let parts = b[288..].chunks_exact(Q6K_PART_BYTES);
+                for (u, (out, part)) in out.chunks_exact_mut(BLOCK).zip(parts).enumerate() {
+                    for (i, out) in out.iter_mut().enumerate() {
+                        let scale = f32::from(b[32 + (u * 2 + i / 16) * PANEL + c].cast_signed());
+                        *out = d * scale * (f32::from(six_bits(part, c, i)) - 32.0);
                     }
                 }
             }

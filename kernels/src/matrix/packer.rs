@@ -33,7 +33,7 @@ impl Packer {
 
     /// Takes the bytes of the next rows.
     ///
-    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); formats without a packing of their own (Q2_K, Q3_K, Q5_K, Q6_K, Q5_0, Q5_1, IQ4_NL, IQ4_XS) as f16, rounded to
+    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); formats without a packing of their own (Q2_K, Q3_K, Q5_K, Q5_0, Q5_1, IQ4_NL, IQ4_XS) as f16, rounded to
     /// 11 bits, less than their own step.
     ///
     /// # Errors

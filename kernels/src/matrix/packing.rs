@@ -12,6 +12,10 @@ pub(crate) const Q8_BLOCK_BYTES: usize = 32 + 512;
 pub(crate) const Q4_BLOCK_BYTES: usize = 64 + 256;
 /// Bytes of one packed super-block of 256 inputs and 16 columns.
 pub(crate) const Q4K_BLOCK_BYTES: usize = 64 + 256 + 8 * 256;
+/// As above.
+pub(crate) const Q6K_BLOCK_BYTES: usize = 32 + 256 + 8 * Q6K_PART_BYTES;
+/// Bytes of 32 inputs in it.
+pub(crate) const Q6K_PART_BYTES: usize = 256 + 128;
 
 /// How the values are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,7 @@ pub(crate) enum Packing {
     Q8,
     Q4,
     Q4K,
+    Q6K,
 }
 
 impl Packing {
@@ -34,7 +39,6 @@ impl Packing {
             | Format::Q2_K
             | Format::Q3_K
             | Format::Q5_K
-            | Format::Q6_K
             | Format::IQ4_NL
             | Format::IQ4_XS => Self::F16,
             // Unless the whole matrix turns out to fit f16.
@@ -42,6 +46,7 @@ impl Packing {
             Format::Q8_0 => Self::Q8,
             Format::Q4_0 | Format::Q4_1 => Self::Q4,
             Format::Q4_K => Self::Q4K,
+            Format::Q6_K => Self::Q6K,
         }
     }
 
@@ -58,6 +63,7 @@ impl Packing {
             Self::Q8 => (BLOCK, Q8_BLOCK_BYTES),
             Self::Q4 => (BLOCK, Q4_BLOCK_BYTES),
             Self::Q4K => (256, Q4K_BLOCK_BYTES),
+            Self::Q6K => (256, Q6K_BLOCK_BYTES),
         }
     }
 }

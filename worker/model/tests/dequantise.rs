@@ -37,8 +37,8 @@ fn scales(format: Format) -> &'static [usize] {
 
 /// Does it stay as it is when it is packed?
 fn is_kept(format: Format) -> bool {
-    use Format::{F16, Q4_0, Q4_1, Q4_K, Q8_0};
-    [F16, Q8_0, Q4_0, Q4_1, Q4_K].contains(&format)
+    use Format::{F16, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
+    [F16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K].contains(&format)
 }
 
 /// Eight pairs of 6 bits in 12 bytes: get_scale_min_k4.
