@@ -1,0 +1,203 @@
+//! GGUF files of the shapes that most people have, small and of random weights, in a mix of types as `Q4_K_M` is: Q4_K, with Q6_K where it matters most.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::sync::Arc;
+
+use dunlin_kernels::Pool;
+use dunlin_model::ModelFile;
+use dunlin_model::generate::Whole;
+use dunlin_model::source::MemorySource;
+use dunlin_protocol::SamplingParams;
+use half::f16;
+use support::gguf::{Gguf, Tensor, block};
+use support::vocabulary;
+
+/// What makes a family's file another than the next one's.
+struct Shape {
+    name: &'static str,
+    architecture: &'static str,
+    /// The way its text is split; SentencePiece without.
+    pre: Option<&'static str>,
+    kv_heads: u64,
+    head: u64,
+    tied: bool,
+    biases: bool,
+    qk_norm: bool,
+    /// `rope_freqs.weight`.
+    divisors: bool,
+}
+
+const LAYERS: u32 = 2;
+const HIDDEN: u64 = 256;
+const FFN: u64 = 512;
+const HEADS: u64 = 4;
+
+const LLAMA_2: Shape = Shape {
+    name: "Llama 2",
+    architecture: "llama",
+    pre: None,
+    kv_heads: HEADS,
+    head: 64,
+    tied: false,
+    biases: false,
+    qk_norm: false,
+    divisors: false,
+};
+
+fn shapes() -> [Shape; 7] {
+    let llama_3 = || Shape { pre: Some("llama-bpe"), kv_heads: 1, divisors: true, ..LLAMA_2 };
+    [
+        LLAMA_2,
+        Shape { name: "Llama 3.1", ..llama_3() },
+        Shape { name: "Llama 3.2", tied: true, ..llama_3() },
+        Shape { name: "Mistral 7B", kv_heads: 2, ..LLAMA_2 },
+        Shape { name: "Mistral Nemo", pre: Some("tekken"), kv_heads: 2, head: 128, ..LLAMA_2 },
+        Shape { name: "Qwen2.5", architecture: "qwen2", pre: Some("qwen2"), biases: true, ..LLAMA_2 },
+        Shape {
+            name: "Qwen3",
+            architecture: "qwen3",
+            pre: Some("qwen2"),
+            kv_heads: 2,
+            head: 128,
+            qk_norm: true,
+            tied: true,
+            ..LLAMA_2
+        },
+    ]
+}
+
+/// Random numbers by their place, so that no test depends on another.
+fn noise(i: usize) -> u64 {
+    let z = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 20
+}
+
+/// A tensor whose values are about 1/25 large and have no mean, or about 1 for a norm.
+fn tensor(name: &str, format: &str, dimensions: &[u64]) -> Tensor {
+    let (kind, values, bytes, _) = block(format);
+    let count = dimensions.iter().product::<u64>() as usize;
+    let seed = name.bytes().fold(7usize, |seed, byte| seed.wrapping_mul(31).wrapping_add(usize::from(byte)));
+    let float = |i: usize| (noise(seed.wrapping_add(i)) % 2001) as f32 / 1000.0 - 1.0;
+    let data: Vec<u8> = match format {
+        "F32" if name == "rope_freqs.weight" => {
+            (0..count).flat_map(|i| (1.0 + i as f32 / 8.0).to_le_bytes()).collect()
+        }
+        "F32" if name.ends_with("norm.weight") => {
+            (0..count).flat_map(|i| (1.0 + 0.1 * float(i)).to_le_bytes()).collect()
+        }
+        "F32" => (0..count).flat_map(|i| (0.1 * float(i)).to_le_bytes()).collect(),
+        _ => {
+            let mut data: Vec<u8> =
+                (0..count / values * bytes).map(|i| noise(seed.wrapping_add(i)) as u8).collect();
+            for block in data.chunks_exact_mut(bytes) {
+                let half = |value: f32| f16::from_f32(value).to_le_bytes();
+                if format == "Q6_K" {
+                    block[208..].copy_from_slice(&half(3e-5));
+                } else {
+                    block[..2].copy_from_slice(&half(2e-4));
+                    block[2..4].copy_from_slice(&half(1.5e-3));
+                }
+            }
+            data
+        }
+    };
+    Tensor { name: name.as_bytes().to_vec(), dimensions: dimensions.to_vec(), kind, offset: None, data }
+}
+
+fn file(shape: &Shape) -> Vec<u8> {
+    let mut file = Gguf {
+        magic: *b"GGUF",
+        version: 3,
+        tensor_count: None,
+        key_count: None,
+        values: Vec::new(),
+        tensors: Vec::new(),
+    };
+    let Shape { architecture, pre, kv_heads, head, tied, biases, qk_norm, divisors, .. } = *shape;
+    file.set_text("general.architecture", architecture);
+    for (key, value) in [
+        ("block_count", LAYERS),
+        ("embedding_length", HIDDEN as u32),
+        ("feed_forward_length", FFN as u32),
+        ("attention.head_count", HEADS as u32),
+        ("attention.head_count_kv", kv_heads as u32),
+        ("attention.key_length", head as u32),
+        ("attention.value_length", head as u32),
+        ("context_length", 256),
+    ] {
+        file.set_u32(&format!("{architecture}.{key}"), value);
+    }
+    file.set_f32(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-5);
+    let vocab = vocabulary::add(&mut file, pre);
+    let mut add = |name: &str, format: &str, dimensions: &[u64]| {
+        file.tensors.push(tensor(name, format, dimensions));
+    };
+    add("token_embd.weight", if tied { "Q6_K" } else { "Q4_K" }, &[HIDDEN, vocab]);
+    for layer in 0..LAYERS {
+        // As in Q4_K_M: half of the values' and of the last matrices.
+        let more = if layer == 0 { "Q6_K" } else { "Q4_K" };
+        let (q, kv) = (HEADS * head, kv_heads * head);
+        for (name, format, dimensions) in [
+            ("attn_norm.weight", "F32", vec![HIDDEN]),
+            ("attn_q.weight", "Q4_K", vec![HIDDEN, q]),
+            ("attn_k.weight", "Q4_K", vec![HIDDEN, kv]),
+            ("attn_v.weight", more, vec![HIDDEN, kv]),
+            ("attn_output.weight", "Q4_K", vec![q, HIDDEN]),
+            ("ffn_norm.weight", "F32", vec![HIDDEN]),
+            ("ffn_gate.weight", "Q4_K", vec![HIDDEN, FFN]),
+            ("ffn_up.weight", "Q4_K", vec![HIDDEN, FFN]),
+            ("ffn_down.weight", more, vec![FFN, HIDDEN]),
+        ] {
+            add(&format!("blk.{layer}.{name}"), format, &dimensions);
+        }
+        if biases {
+            for (name, n) in [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)] {
+                add(&format!("blk.{layer}.{name}"), "F32", &[n]);
+            }
+        }
+        if qk_norm {
+            for name in ["attn_q_norm.weight", "attn_k_norm.weight"] {
+                add(&format!("blk.{layer}.{name}"), "F32", &[head]);
+            }
+        }
+    }
+    add("output_norm.weight", "F32", &[HIDDEN]);
+    if !tied {
+        add("output.weight", "Q6_K", &[HIDDEN, vocab]);
+    }
+    if divisors {
+        add("rope_freqs.weight", "F32", &[head / 2]);
+    }
+    file.bytes()
+}
+
+#[test]
+fn models_that_most_people_have_are_served() {
+    for shape in shapes() {
+        let name = shape.name;
+        let file = ModelFile::open(Arc::new(MemorySource(file(&shape)))).unwrap();
+        let tokenizer = file.tokenizer().unwrap();
+        let prompt = tokenizer.encode("In the beginning, 12 birds said: 你好 🐦!", true).unwrap();
+        assert!(prompt.len() > 10, "{name}");
+        let mut whole = Whole::load(&file, Pool::new(1), 256).unwrap();
+        let rows = whole.forward(&prompt).unwrap();
+        let logits = whole.logits(&rows);
+        // The same weights without rounding of inputs: what other programs that do not round compute.
+        let mut exact = Whole::load(&file, Pool::new(1), 256).unwrap().dequantised();
+        let rows = exact.forward(&prompt).unwrap();
+        let wanted = exact.logits(&rows);
+        let square =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+        let error = square(&mut logits.iter().zip(&wanted).map(|(a, b)| a - b));
+        let size = square(&mut wanted.iter().copied());
+        assert!(size > 0.0 && error < 1e-3 * size, "{name}: {error} of {size}");
+        let answer = |model: &mut Whole| {
+            model.generate(&prompt, 8, &SamplingParams::default(), tokenizer.eos()).unwrap()
+        };
+        let tokens = answer(&mut whole);
+        assert_eq!(tokens, answer(&mut whole), "{name}");
+        assert_eq!(tokens.first(), answer(&mut exact).first(), "{name}");
+    }
+}
