@@ -132,6 +132,10 @@ bench-overload: build model ## 500 requests at once: nobody is lost, and nothing
 bench-decode: build model ## tokens/s beside llama.cpp on the same file and threads
 	e2e/bench/decode.sh
 
+bench-types: ## decode tokens/s of each type of GGUF weights beside llama.cpp on the same file and threads
+	cargo build --locked --release -p dunlin-model --example decode_speed
+	e2e/bench/types.sh
+
 bench-faults: build ## stall, redone work and cost of 20 kills and 20 notices of a local training run; 200 losses of all kinds on a loaded machine
 	python3 e2e/bench/faults.py --dunlin $(TARGET)/release/dunlin --out $(TARGET)/bench/faults.json
 	python3 e2e/bench/losses.py --dunlin $(TARGET)/release/dunlin --out $(TARGET)/bench/losses.json
@@ -152,4 +156,4 @@ bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemi
 
 .PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
-	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-average bench-faults bench-links bench-loss bench-train
+	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train
