@@ -35,8 +35,8 @@ pub mod softmax;
 mod tile;
 pub mod weight_gradient;
 
-pub use activation::{add, add_bias, swiglu, swiglu_backward};
-pub use attention::{AttentionRow, PAGE, attention, page_len, write_kv};
+pub use activation::{add, add_bias, geglu, swiglu, swiglu_backward};
+pub use attention::{AttentionRow, Heads, PAGE, attention, page_len, write_kv};
 pub use causal::{CausalForward, CausalScratch, CausalShape, causal_attention, causal_attention_backward};
 pub use embedding::embedding_gradient;
 pub use gradient_sum::{Changed, GradientSums, OutOfRange};
@@ -46,7 +46,7 @@ pub use loss::{IGNORED, cross_entropy};
 pub use matrix::{Format, Matrix, PackError, Packer};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use pool::Pool;
-pub use rope::{RopeLayout, RopeScaling, RopeTable, rope, rope_rows};
+pub use rope::{RopeLayout, RopeScaling, RopeTable, Stretch, rope, rope_rows};
 pub use softmax::all_finite;
 pub use weight_gradient::{Begin, GradientScratch, bias_gradient, weight_gradient};
 

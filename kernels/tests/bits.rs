@@ -8,7 +8,7 @@
 mod support;
 
 use dunlin_kernels::{
-    AttentionRow, Format, Isa, Matrix, PAGE, Pool, Scratch, attention, linear, linear_many, page_len,
+    AttentionRow, Format, Heads, Isa, Matrix, PAGE, Pool, Scratch, attention, linear, linear_many, page_len,
     write_kv,
 };
 use support::{Random, bits, file_bytes, hash};
@@ -182,40 +182,55 @@ fn pages(k: &[f32], v: &[f32], len: usize, kv_heads: usize, hd: usize) -> Vec<Ve
 #[test]
 fn attention_of_a_prompt_is_that_of_each_position_alone() {
     for (heads, kv_heads, hd) in [(9, 3, 64), (4, 4, 8), (8, 1, 128), (5, 1, 24)] {
-        let len = 77;
-        let mut random = Random(hd as u64);
-        let k = random.floats(len * kv_heads * hd);
-        let v = random.floats(len * kv_heads * hd);
-        let q = random.floats(len * heads * hd);
-        let width = heads * hd;
-        let scalar = Pool::with_isa(1, Isa::Scalar);
-        let mut alone = Vec::new();
-        for t in 0..len {
-            // Only what is known at that position is written: later slots and pages do not exist.
-            let own = pages(&k, &v, t + 1, kv_heads, hd);
-            let own: Vec<&[f32]> = own.iter().map(Vec::as_slice).collect();
-            let mut out = vec![0.0; width];
-            let row = AttentionRow { pages: &own, len: t + 1 };
-            attention(&scalar, &q[t * width..][..width], &[row], heads, kv_heads, hd, &mut out);
-            alone.extend(out);
-        }
-        let all = pages(&k, &v, len, kv_heads, hd);
-        let all: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
-        let rows: Vec<AttentionRow<'_>> =
-            (0..len).map(|t| AttentionRow { pages: &all, len: t + 1 }).collect();
-        for isa in Isa::all() {
-            for threads in [1, 2] {
-                let mut out = vec![0.0; len * width];
-                attention(&Pool::with_isa(threads, isa), &q, &rows, heads, kv_heads, hd, &mut out);
-                assert_eq!(
-                    bits(&out),
-                    bits(&alone),
-                    "{heads}/{kv_heads} heads of {hd}, {isa:?}, {threads} threads"
-                );
-            }
-        }
-        close_to_the_definition(&q, &k, &v, &alone, (heads, kv_heads, hd));
+        attention_is_that_of_each_position_alone(Heads::new(heads, kv_heads, hd), usize::MAX);
     }
+}
+
+#[test]
+fn attention_with_a_window_sees_nothing_before_it() {
+    for (heads, window) in [(9, 16), (9, 1), (9, 23), (9, 76), (9, 77)] {
+        let heads = Heads { scale: 0.25, ..Heads::new(heads, 3, 8) };
+        attention_is_that_of_each_position_alone(heads, window);
+    }
+}
+
+fn attention_is_that_of_each_position_alone(shape: Heads, window: usize) {
+    let Heads { heads, kv_heads, head_dim: hd, .. } = shape;
+    let len = 77;
+    let mut random = Random(hd as u64);
+    let k = random.floats(len * kv_heads * hd);
+    let v = random.floats(len * kv_heads * hd);
+    let q = random.floats(len * heads * hd);
+    let width = heads * hd;
+    let scalar = Pool::with_isa(1, Isa::Scalar);
+    let from = |t: usize| (t + 1).saturating_sub(window);
+    let mut alone = Vec::new();
+    for t in 0..len {
+        // Only what is known at that position is written: later slots and pages do not exist, nor do those before the window.
+        let mut own = pages(&k, &v, t + 1, kv_heads, hd);
+        own[..from(t) / PAGE].iter_mut().for_each(Vec::clear);
+        if let Some(page) = own.get_mut(from(t) / PAGE) {
+            let slot = vec![f32::NAN; kv_heads * hd];
+            (0..from(t) % PAGE).for_each(|at| write_kv(page, at, &slot, &slot, kv_heads, hd));
+        }
+        let own: Vec<&[f32]> = own.iter().map(Vec::as_slice).collect();
+        let mut out = vec![0.0; width];
+        let row = AttentionRow { pages: &own, from: from(t), len: t + 1 };
+        attention(&scalar, &q[t * width..][..width], &[row], shape, &mut out);
+        alone.extend(out);
+    }
+    let all = pages(&k, &v, len, kv_heads, hd);
+    let all: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
+    let rows: Vec<AttentionRow<'_>> =
+        (0..len).map(|t| AttentionRow { pages: &all, from: from(t), len: t + 1 }).collect();
+    for isa in Isa::all() {
+        for threads in [1, 2] {
+            let mut out = vec![0.0; len * width];
+            attention(&Pool::with_isa(threads, isa), &q, &rows, shape, &mut out);
+            assert_eq!(bits(&out), bits(&alone), "{shape:?}, {isa:?}, {threads} threads");
+        }
+    }
+    close_to_the_definition(&q, &k, &v, &alone, shape, from);
 }
 
 /// Softmax attention in f64.
@@ -224,21 +239,26 @@ fn close_to_the_definition(
     k: &[f32],
     v: &[f32],
     got: &[f32],
-    (heads, kv_heads, hd): (usize, usize, usize),
+    shape: Heads,
+    from: impl Fn(usize) -> usize,
 ) {
+    let Heads { heads, kv_heads, head_dim: hd, scale } = shape;
     let len = k.len() / (kv_heads * hd);
     for t in 0..len {
         for h in 0..heads {
             let kv = h / (heads / kv_heads);
             let q = &q[(t * heads + h) * hd..][..hd];
             let at = |x: &[f32], s: usize, d: usize| f64::from(x[(s * kv_heads + kv) * hd + d]);
-            let scores: Vec<f64> = (0..=t)
-                .map(|s| (0..hd).map(|d| f64::from(q[d]) * at(k, s, d)).sum::<f64>() / (hd as f64).sqrt())
+            let seen = from(t)..=t;
+            let scores: Vec<f64> = seen
+                .clone()
+                .map(|s| (0..hd).map(|d| f64::from(q[d]) * at(k, s, d)).sum::<f64>() * f64::from(scale))
                 .collect();
             let max = scores.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             for d in 0..hd {
-                let want: f64 = (0..=t).map(|s| (scores[s] - max).exp() / sum * at(v, s, d)).sum();
+                let want: f64 =
+                    seen.clone().zip(&scores).map(|(s, score)| (score - max).exp() / sum * at(v, s, d)).sum();
                 let got = f64::from(got[(t * heads + h) * hd + d]);
                 assert!((got - want).abs() < 5e-6, "position {t} head {h}: {got} not {want}");
             }

@@ -5,10 +5,11 @@ mod support;
 
 use dunlin_kernels::{
     AttentionRow, Begin, CausalForward, CausalScratch, CausalShape, Format, GradientScratch, GradientSums,
-    IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch,
-    activation, attention, bias_gradient, causal, causal_attention, causal_attention_backward, cross_entropy,
-    embedding, embedding_gradient, gradient_sum, linear, linear_transposed, loss, norm, page_len, rms_norm,
-    rms_norm_backward, rope, rope_rows, softmax, swiglu, swiglu_backward, weight_gradient, write_kv,
+    Heads, IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, Stretch,
+    TransposedScratch, activation, attention, bias_gradient, causal, causal_attention,
+    causal_attention_backward, cross_entropy, embedding, embedding_gradient, geglu, gradient_sum, linear,
+    linear_transposed, loss, norm, page_len, rms_norm, rms_norm_backward, rope, rope_rows, softmax, swiglu,
+    swiglu_backward, weight_gradient, write_kv,
 };
 use support::{Random, bits, file_bytes};
 
@@ -150,11 +151,14 @@ fn activations() {
     gate.extend([-100.0, 100.0, -87.0, 88.5]);
     let (up, dy) = (odd(&mut random, gate.len()), odd(&mut random, gate.len()));
     let forward = activation::reference::swiglu(&gate, &up);
+    let gelu = activation::reference::geglu(&gate, &up);
     let backward = activation::reference::swiglu_backward(&gate, &up, &dy);
     for pool in pools() {
         let mut out = vec![f32::NAN; gate.len()];
         swiglu(&pool, &gate, &up, &mut out);
         same(&pool, "swiglu", &out, &forward);
+        geglu(&pool, &gate, &up, &mut out);
+        same(&pool, "geglu", &out, &gelu);
         let (mut dg, mut du, mut again) = (gate.clone(), up.clone(), dy.clone());
         swiglu_backward(&pool, &mut dg, &mut du, &mut again);
         for (got, want) in [dg, du, again].iter().zip(&backward) {
@@ -177,8 +181,18 @@ fn rotations() {
         high_freq_factor: 4.0,
         original_context: 64.0,
     };
-    let divided = RopeScaling::Divided((1..=12).map(f64::from).collect());
-    for scaling in [RopeScaling::None, RopeScaling::Linear(4.0), llama3, divided] {
+    let divided = RopeScaling::Divided { by: (1..=12).map(f64::from).collect(), magnitude: 1.1 };
+    let yarn = |truncate| RopeScaling::Yarn {
+        factor: 8.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_context: 640.0,
+        truncate,
+        magnitude: 1.2,
+    };
+    let plain = [RopeScaling::None, RopeScaling::Linear(4.0), llama3, divided];
+    let scaled = [yarn(true), yarn(false)];
+    for scaling in plain.into_iter().chain(scaled) {
         let (head_dim, heads, m) = (24, 3, 200);
         let table = RopeTable::new(head_dim, 10_000.0, scaling.clone(), 5000);
         let positions: Vec<u32> = (0..m).map(|i| (i * 7919 % 5000) as u32).collect();
@@ -186,9 +200,9 @@ fn rotations() {
         for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
             for back in [false, true] {
                 let rows = x.chunks(heads * head_dim).zip(&positions);
-                let model = (head_dim, 10_000.0, &scaling);
+                let model = Stretch { head_dim, base: 10_000.0, scaling: &scaling };
                 let want: Vec<f32> = rows
-                    .flat_map(|(x, position)| rope::reference::rope(model, layout, x, *position, back))
+                    .flat_map(|(x, position)| rope::reference::rope(&model, layout, x, *position, back))
                     .collect();
                 for pool in pools() {
                     let mut got = x.clone();
@@ -220,13 +234,20 @@ fn attention_over_pages() {
         }
         let pages: Vec<&[f32]> = pages.iter().map(Vec::as_slice).collect();
         let lengths = [1, 15, 16, len / 2, len];
+        // All before, a part of a page, a whole one, and itself alone.
+        let windows = [usize::MAX, 21, 16, 1];
+        let row = |len: usize, window| AttentionRow { pages: &pages, from: len.saturating_sub(window), len };
         let rows: Vec<AttentionRow<'_>> =
-            lengths.iter().map(|&len| AttentionRow { pages: &pages, len }).collect();
+            lengths.iter().flat_map(|&len| windows.map(|window| row(len, window))).collect();
+        let shape = Heads {
+            scale: if hd == 8 { 0.3 } else { 1.0 / (hd as f32).sqrt() },
+            ..Heads::new(heads, kv_heads, hd)
+        };
         let q = odd(&mut random, rows.len() * heads * hd);
-        let want = attention::reference::attention(&q, &rows, heads, kv_heads, hd);
+        let want = attention::reference::attention(&q, &rows, shape);
         for pool in pools() {
             let mut got = vec![f32::NAN; q.len()];
-            attention(&pool, &q, &rows, heads, kv_heads, hd, &mut got);
+            attention(&pool, &q, &rows, shape, &mut got);
             same(&pool, "attention", &got, &want);
         }
     }

@@ -6,8 +6,8 @@ mod support;
 
 use dunlin_kernels::causal::CausalForward;
 use dunlin_kernels::{
-    AttentionRow, Begin, CausalScratch, CausalShape, Format, GradientScratch, IGNORED, Isa, Matrix, PAGE,
-    Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch, attention, bias_gradient,
+    AttentionRow, Begin, CausalScratch, CausalShape, Format, GradientScratch, Heads, IGNORED, Isa, Matrix,
+    PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch, attention, bias_gradient,
     causal_attention, causal_attention_backward, cross_entropy, embedding_gradient, linear, linear_add,
     linear_transposed, page_len, rms_norm, rms_norm_backward, rope_rows, swiglu, swiglu_backward,
     weight_gradient, write_kv,
@@ -268,10 +268,10 @@ fn causal_attention_has_the_bits_of_attention_over_pages() {
         let pages: Vec<Vec<&[f32]>> =
             pages.iter().map(|pages| pages.iter().map(Vec::as_slice).collect()).collect();
         let rows: Vec<AttentionRow<'_>> = (0..sequences * length)
-            .map(|row| AttentionRow { pages: &pages[row / length], len: row % length + 1 })
+            .map(|row| AttentionRow { pages: &pages[row / length], from: 0, len: row % length + 1 })
             .collect();
         let mut want = vec![0.0; q.len()];
-        attention(&Pool::new(1), &q, &rows, heads, kv_heads, head_dim, &mut want);
+        attention(&Pool::new(1), &q, &rows, Heads::new(heads, kv_heads, head_dim), &mut want);
         for pool in all_pools() {
             let (mut out, mut statistics) = (vec![0.0; q.len()], vec![0.0; shape.statistics_len()]);
             causal_attention(

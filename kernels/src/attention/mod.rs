@@ -6,6 +6,8 @@
 
 pub mod reference;
 
+use std::ops::Range;
+
 use crate::isa::Isa;
 use crate::math::exp;
 use crate::pool::{Pool, Shards};
@@ -48,28 +50,53 @@ pub fn write_kv(page: &mut [f32], slot: usize, k: &[f32], v: &[f32], kv_heads: u
     }
 }
 
+/// The heads of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Of queries.
+    pub heads: usize,
+    /// Of keys and values; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of each, a multiple of 8 up to 256.
+    pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// With scores divided by the root of the width (Vaswani et al. 2017).
+    #[must_use]
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+    }
+}
+
 /// What one query row attends to.
 #[derive(Clone, Copy)]
 pub struct AttentionRow<'a> {
-    /// Pages of its sequence in this layer, from position 0.
+    /// Pages of its sequence in this layer, from position 0. What is in pages before the one with `from` is not looked at.
     pub pages: &'a [&'a [f32]],
-    /// Number of positions: its own and all before.
+    /// The first position it sees: 0 but for rows with a window.
+    pub from: usize,
+    /// The position behind the last that it sees, which is its own.
     pub len: usize,
 }
 
-/// `out[row] = softmax(q K^T / sqrt(hd)) V` for every row and head; `q` and `out` are `rows * heads * hd`.
+impl<'a> AttentionRow<'a> {
+    /// The pages with positions that it sees, and which of their slots those are.
+    fn pages_seen(&self) -> impl Iterator<Item = (&'a [f32], Range<usize>)> + use<'a> {
+        let Self { pages, from, len } = *self;
+        let pages = pages.iter().enumerate().take(len.div_ceil(PAGE)).skip(from / PAGE);
+        pages.map(move |(p, page)| (*page, from.saturating_sub(p * PAGE)..PAGE.min(len - p * PAGE)))
+    }
+}
+
+/// `out[row] = softmax(q K^T * scale) V` for every row and head; `q` and `out` are `rows * heads * hd`.
 ///
 /// # Panics
-/// When lengths do not fit, `hd` is not a multiple of 8 or above 256, or a row has fewer pages than its length needs.
-pub fn attention(
-    pool: &Pool,
-    q: &[f32],
-    rows: &[AttentionRow<'_>],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    out: &mut [f32],
-) {
+/// When lengths do not fit, `hd` is not a multiple of 8 or above 256, or a row sees nothing or has fewer pages than its length needs.
+pub fn attention(pool: &Pool, q: &[f32], rows: &[AttentionRow<'_>], heads: Heads, out: &mut [f32]) {
+    let Heads { heads, kv_heads, head_dim, scale } = heads;
     let width = heads * head_dim;
     assert!(head_dim.is_multiple_of(8) && head_dim <= HEAD_DIM_MAX, "attention: head dimension {head_dim}");
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "attention: {heads} heads, {kv_heads} KV heads");
@@ -80,18 +107,18 @@ pub fn attention(
     );
     for row in rows {
         assert!(
-            row.len > 0 && row.pages.len() * PAGE >= row.len,
-            "attention: {} pages for {}",
+            row.from < row.len && row.pages.len() * PAGE >= row.len,
+            "attention: {} pages for {}..{}",
             row.pages.len(),
+            row.from,
             row.len
         );
         assert!(
-            row.pages.iter().all(|p| p.len() == page_len(kv_heads, head_dim)),
+            row.pages[row.from / PAGE..].iter().all(|p| p.len() == page_len(kv_heads, head_dim)),
             "attention: a page has another size"
         );
     }
     let group = heads / kv_heads;
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let shards = Shards::new(out);
     pool.split(rows.len() * kv_heads, &|items| {
         for item in items {
@@ -151,8 +178,7 @@ fn one_head(
 ) {
     let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
     out.fill(0.0);
-    for (p, page) in row.pages.iter().enumerate().take(row.len.div_ceil(PAGE)) {
-        let valid = PAGE.min(row.len - p * PAGE);
+    for (page, seen) in row.pages_seen() {
         let mut score = [0f32; PAGE];
         for (d, q) in q.iter().enumerate() {
             for (t, score) in score.iter_mut().enumerate() {
@@ -160,12 +186,12 @@ fn one_head(
             }
         }
         let mut new_max = max;
-        for score in &mut score[..valid] {
+        for score in &mut score[seen.clone()] {
             *score *= scale;
             new_max = if *score > new_max { *score } else { new_max };
         }
         let mut weight = [0f32; PAGE];
-        for t in 0..valid {
+        for t in seen.clone() {
             weight[t] = exp(score[t] - new_max);
         }
         let keep = if new_max == max { 1.0 } else { exp(max - new_max) };
@@ -173,8 +199,8 @@ fn one_head(
         sum = sum.mul_add(keep, tree_sum(&weight));
         for (d, out) in out.iter_mut().enumerate() {
             let mut acc = *out * keep;
-            for (t, weight) in weight[..valid].iter().enumerate() {
-                acc = weight.mul_add(page[values + t * hd + d], acc);
+            for t in seen.clone() {
+                acc = weight[t].mul_add(page[values + t * hd + d], acc);
             }
             *out = acc;
         }
@@ -228,8 +254,7 @@ mod avx2 {
             [_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)];
         let minus_infinity = _mm256_set1_ps(f32::NEG_INFINITY);
         let q = q.as_ptr();
-        for (p, page) in row.pages.iter().enumerate().take(row.len.div_ceil(PAGE)) {
-            let valid = PAGE.min(row.len - p * PAGE);
+        for (page, seen) in row.pages_seen() {
             // SAFETY (whole block): offsets stay below the lengths promised above.
             unsafe {
                 let k = page.as_ptr().add(keys);
@@ -244,13 +269,16 @@ mod avx2 {
                         score[g][1] = _mm256_fmadd_ps(q, k1, score[g][1]);
                     }
                 }
-                let limit = _mm256_set1_epi32(valid as i32);
+                let (before, limit) =
+                    (_mm256_set1_epi32(seen.start as i32 - 1), _mm256_set1_epi32(seen.end as i32));
                 let mut weight = [[0f32; PAGE]; G];
                 let mut keep = [1f32; G];
                 for g in 0..G {
                     for h in 0..2 {
                         let scaled = _mm256_mul_ps(score[g][h], _mm256_set1_ps(scale));
-                        let inside = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, lane[h]));
+                        let (below, above) =
+                            (_mm256_cmpgt_epi32(limit, lane[h]), _mm256_cmpgt_epi32(lane[h], before));
+                        let inside = _mm256_castsi256_ps(_mm256_and_si256(below, above));
                         score[g][h] = _mm256_blendv_ps(minus_infinity, scaled, inside);
                     }
                     let page_max = horizontal_max(_mm256_max_ps(score[g][0], score[g][1]));
@@ -270,7 +298,7 @@ mod avx2 {
                         o[g] =
                             _mm256_mul_ps(_mm256_loadu_ps(acc[g].as_ptr().add(d)), _mm256_set1_ps(keep[g]));
                     }
-                    for t in 0..valid {
+                    for t in seen.clone() {
                         let v = _mm256_loadu_ps(v.add(t * hd + d));
                         for g in 0..G {
                             o[g] = _mm256_fmadd_ps(_mm256_set1_ps(weight[g][t]), v, o[g]);

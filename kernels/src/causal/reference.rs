@@ -15,7 +15,8 @@ pub fn causal_attention(shape: &CausalShape, q: &[f32], k: &[f32], v: &[f32]) ->
                 let kv_head = head / (shape.heads / shape.kv_heads);
                 let kv = |x: &[f32], t: usize, d: usize| values(shape, x, (sequence, t), kv_head)[d];
                 let query = values(shape, q, (sequence, position), head);
-                let attended = one_head(query, position + 1, |t, d| kv(k, t, d), |t, d| kv(v, t, d));
+                let attended =
+                    one_head(query, 0..position + 1, shape.scale(), |t, d| kv(k, t, d), |t, d| kv(v, t, d));
                 out.extend(attended.out);
                 statistics.extend([attended.max, attended.inverse]);
             }

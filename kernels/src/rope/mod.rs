@@ -5,7 +5,7 @@ pub mod reference;
 use std::sync::Arc;
 
 use crate::isa::{Isa, vectorised};
-use crate::math::{powf, sin_cos};
+use crate::math::{ln_f64, powf, sin_cos};
 use crate::pool::{Pool, SMALL};
 
 /// How the two values of a rotated pair lie in a head.
@@ -35,8 +35,42 @@ pub enum RopeScaling {
         /// Context length of the original training.
         original_context: f64,
     },
-    /// Each divided by a number of its own, `head_dim / 2` of them.
-    Divided(Arc<[f64]>),
+    /// Each divided by a number of its own, as in LongRoPE (Ding et al. 2024).
+    Divided {
+        /// `head_dim / 2` of them.
+        by: Arc<[f64]>,
+        /// What cosines and sines are multiplied by.
+        magnitude: f32,
+    },
+    /// YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones left, in between a ramp over the pairs.
+    Yarn {
+        /// Division of low frequencies.
+        factor: f64,
+        /// Pairs that turn more often than this over the original context are left as they are.
+        beta_fast: f64,
+        /// Those that turn less often are divided.
+        beta_slow: f64,
+        /// Context length of the original training.
+        original_context: f64,
+        /// Does the ramp begin and end at whole pairs?
+        truncate: bool,
+        /// What cosines and sines are multiplied by.
+        magnitude: f32,
+    },
+}
+
+impl RopeScaling {
+    /// What YaRN multiplies cosines and sines by, if a model does not say another number: `0.1 ln(factor) + 1`.
+    #[must_use]
+    pub fn yarn_magnitude(factor: f64) -> f32 {
+        if factor > 1.0 { (0.1 * ln_f64(factor) + 1.0) as f32 } else { 1.0 }
+    }
+
+    /// What LongRoPE multiplies them by for a context that is `factor` times as long as the original.
+    #[must_use]
+    pub fn long_magnitude(factor: f64, original_context: f64) -> f32 {
+        if factor > 1.0 { (1.0 + ln_f64(factor) / ln_f64(original_context)).sqrt() as f32 } else { 1.0 }
+    }
 }
 
 /// cos and sin for every (position, pair).
@@ -58,13 +92,15 @@ impl RopeTable {
             "rope needs an even head dimension, not {head_dim}"
         );
         let half = head_dim / 2;
-        let frequency = |i: usize| powf(base, -2.0 * i as f64 / head_dim as f64);
-        let frequencies: Vec<f64> = (0..half).map(|i| stretch(i, frequency(i), &scaling)).collect();
+        let stretch = Stretch { head_dim, base, scaling: &scaling };
+        let frequencies: Vec<f64> = (0..half).map(|i| stretch.frequency(i)).collect();
+        let magnitude = stretch.magnitude();
         let mut values = Vec::with_capacity(positions_max * half);
         for position in 0..positions_max {
             values.extend(frequencies.iter().map(|frequency| {
                 let (sin, cos) = sin_cos(position as f64 * frequency);
-                (cos as f32, sin as f32)
+                // A product with 1 changes no bit.
+                (cos as f32 * magnitude, sin as f32 * magnitude)
             }));
         }
         Self { half, values }
@@ -82,23 +118,60 @@ impl RopeTable {
     }
 }
 
-/// The frequency of pair `i`.
-fn stretch(i: usize, frequency: f64, scaling: &RopeScaling) -> f64 {
-    match *scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Divided(ref by) => frequency / by[i],
-        RopeScaling::Linear(factor) => frequency / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            let turns = original_context * frequency / (2.0 * std::f64::consts::PI);
-            if turns < low_freq_factor {
-                frequency / factor
-            } else if turns > high_freq_factor {
-                frequency
-            } else {
-                let high = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                frequency * (high + (1.0 - high) / factor)
+/// How the frequencies of a table are found, as for [`RopeTable::new`].
+pub struct Stretch<'a> {
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Base of the frequencies.
+    pub base: f64,
+    /// How they are stretched.
+    pub scaling: &'a RopeScaling,
+}
+
+impl Stretch<'_> {
+    /// What cosines and sines are multiplied by.
+    fn magnitude(&self) -> f32 {
+        match *self.scaling {
+            RopeScaling::Yarn { magnitude, .. } | RopeScaling::Divided { magnitude, .. } => magnitude,
+            _ => 1.0,
+        }
+    }
+
+    /// The frequency of pair `i`.
+    fn frequency(&self, i: usize) -> f64 {
+        let frequency = powf(self.base, -2.0 * i as f64 / self.head_dim as f64);
+        match *self.scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Divided { ref by, .. } => frequency / by[i],
+            RopeScaling::Linear(factor) => frequency / factor,
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let turns = original_context * frequency / (2.0 * std::f64::consts::PI);
+                if turns < low_freq_factor {
+                    frequency / factor
+                } else if turns > high_freq_factor {
+                    frequency
+                } else {
+                    let high = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    frequency * (high + (1.0 - high) / factor)
+                }
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, .. } => {
+                let (low, high) =
+                    (self.pair(beta_fast, original_context), self.pair(beta_slow, original_context));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min((self.head_dim - 1) as f64));
+                // As transformers has it, so that nothing is divided by 0.
+                let high = if low == high { high + 0.001 } else { high };
+                let divided = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                frequency * (1.0 - divided) + frequency / factor * divided
             }
         }
+    }
+
+    /// The pair, not whole, that turns so often over the original context.
+    fn pair(&self, turns: f64, original_context: f64) -> f64 {
+        let length = original_context / (turns * 2.0 * std::f64::consts::PI);
+        self.head_dim as f64 * ln_f64(length) / (2.0 * ln_f64(self.base))
     }
 }
 

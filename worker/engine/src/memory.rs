@@ -45,7 +45,7 @@ pub struct Needs {
     page: u64,
     /// A row at the border of layers.
     row: u64,
-    /// Of each position, in the rotary table.
+    /// Of each position, in the rotary tables.
     rotary: u64,
     /// Longest sequence.
     positions: u64,
@@ -62,15 +62,16 @@ impl Needs {
     /// When a tensor is missing, of another shape, or cannot be packed.
     pub fn of(file: &ModelFile, positions: u32, adapters: u64) -> Result<Self, ModelError> {
         let c = file.config();
+        let head_dim = c.block.attention.head_dim;
         let layers = (0..c.layers).map(|layer| LayerWeights::bytes_in(file, layer));
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
             embedding: Embedding::bytes_in(file)?,
             head: Head::bytes_in(file)?,
             tied: c.tied,
-            page: floats(page_len(c.kv_heads, c.head_dim)),
+            page: floats(page_len(c.block.attention.kv_heads, head_dim)),
             row: floats(c.hidden),
-            rotary: floats(c.head_dim),
+            rotary: floats(c.rotaries().len() * head_dim),
             positions: u64::from(positions),
             batch: batch_bytes(c),
             load: file.load_bytes_max(),
@@ -135,9 +136,9 @@ impl Needs {
 
 /// Buffers that hold what a batch computes, at most.
 fn batch_bytes(c: &ModelConfig) -> u64 {
-    let widest = c.hidden.max(c.ffn).max(c.q_width());
-    // Rows and their norms, projections, the feed-forward part; activations as integers, in both widths and with scales.
-    let row = floats(4 * c.hidden + 2 * c.q_width() + 2 * c.kv_width() + 3 * c.ffn) + 4 * widest as u64;
+    let widest = c.hidden.max(c.block.mlp.width).max(c.q_width());
+    // Beside those of the block: activations as integers, in both widths and with scales.
+    let row = floats(c.block.row_values(c.hidden)) + 4 * widest as u64;
     // Logits of every row that is sampled, and the ranking of one.
     let logits = floats(c.vocab + 2 * c.hidden) * ROWS_MAX.sampled() + floats(4 * c.vocab);
     row * ROWS_MAX.all() + logits

@@ -2,10 +2,12 @@
 //! `train_speed [THREADS] [SECONDS] [HIDDEN LAYERS HEADS KV_HEADS FFN VOCAB SEQUENCE MICROBATCH]`. The twin in PyTorch is e2e/torch/speed.py.
 #![allow(clippy::print_stdout, reason = "an example talks to a terminal")]
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dunlin_kernels::{GradientSums, Pool, RopeLayout, RopeScaling};
+use dunlin_kernels::{GradientSums, Pool};
 use dunlin_model::ModelConfig;
+use dunlin_model::spec::{Attention, BlockSpec, Rotary};
 use dunlin_model::training::{Grad, StageInput, StageModel, initialise};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,23 +16,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (threads, seconds) = (number(0, 1)?, number(1, 10)?);
     let (hidden, heads) = (number(2, 256)?, number(4, 4)?);
     let (sequence, microbatch) = (number(8, 256)?, number(9, 4)?);
+    let attention = Attention::plain(heads, number(5, 4)?, hidden / heads);
     let config = ModelConfig {
         architecture: "llama".to_owned(),
         layers: u32::try_from(number(3, 8)?)?,
         hidden,
-        heads,
-        kv_heads: number(5, 4)?,
-        head_dim: hidden / heads,
-        ffn: number(6, 768)?,
         vocab: number(7, 512)?,
-        rms_eps: 1e-5,
-        rope_base: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        rope_layout: RopeLayout::Halves,
         context_length: u32::try_from(sequence)?,
-        qkv_bias: false,
-        qk_norm: false,
         tied: false,
+        embedding_scale: None,
+        block: BlockSpec::llama(1e-5, Rotary::plain(10_000.0), attention, number(6, 768)?),
+        other_blocks: BTreeMap::new(),
     };
     config.validate("the arguments")?;
     let pool = Pool::new(threads);

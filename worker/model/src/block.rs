@@ -1,14 +1,14 @@
-//! One decoder block over rows of many sequences (Touvron et al. 2023).
+//! The forward pass of a decoder block (Touvron et al. 2023) over rows of many sequences, as its [`BlockSpec`] says.
 
 use dunlin_kernels::{
-    AttentionRow, PAGE, Pool, RopeTable, Scratch, add_bias, all_finite, attention, linear_add, linear_many,
-    page_len, rms_norm, rope_rows, swiglu, write_kv,
+    AttentionRow, PAGE, Pool, RopeLayout, RopeTable, Scratch, add, add_bias, all_finite, attention, geglu,
+    linear, linear_add, linear_many, page_len, rms_norm, rope_rows, swiglu, write_kv,
 };
 
-use crate::adapter::Projection;
 use crate::adapter::low_rank::{self, AdaptedRows};
 use crate::config::ModelConfig;
 use crate::error::NonFinite;
+use crate::spec::{Activation, Attention, BlockSpec, Mlp, Projection, Role, Rotary};
 use crate::weights::LayerWeights;
 
 /// The KV cache of one sequence in one layer: page `i` has positions `16 i .. 16 i + 16`.
@@ -58,13 +58,27 @@ pub(crate) struct Inner {
     pub(crate) up: Vec<f32>,
 }
 
-/// A block but for its attention, which serving does over pages of many sequences and training over whole ones.
+/// What the forward pass of a block computes on its way. Serving has one for all blocks; training keeps one for each, as a tape.
+#[derive(Default)]
+pub(crate) struct Activations {
+    pub(crate) projected: Projected,
+    pub(crate) attended: Vec<f32>,
+    pub(crate) inner: Inner,
+    /// Rows between attention and feed-forward part, where they are kept.
+    pub(crate) middle: Option<Vec<f32>>,
+}
+
+/// The forward pass of the blocks of a model, but for what rows see of one another: serving looks that up in pages of many sequences, and training in
+/// whole ones.
 pub(crate) struct Parts {
     pub(crate) config: ModelConfig,
-    pub(crate) rope: RopeTable,
+    /// One for each way of turning.
+    tables: Vec<(Rotary, RopeTable)>,
     pub(crate) scratch: Scratch,
     normed: Vec<f32>,
     product: Vec<f32>,
+    /// Rows on their way through a norm, where the block has norms behind its parts.
+    outputs: Vec<f32>,
     /// Between both matrices of an adapter; heads while they are normed.
     inner: Vec<f32>,
 }
@@ -73,60 +87,102 @@ fn fit(buffer: &mut Vec<f32>, len: usize) {
     buffer.resize(len, 0.0);
 }
 
+/// The block that is computed: its weights, and adapters for some rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a> {
+    pub(crate) layer: u32,
+    pub(crate) weights: &'a LayerWeights,
+    pub(crate) adapted: &'a [AdaptedRows<'a>],
+}
+
 impl Parts {
     /// For positions below `positions_max`.
     pub(crate) fn new(config: &ModelConfig, positions_max: usize) -> Self {
-        let rope =
-            RopeTable::new(config.head_dim, config.rope_base, config.rope_scaling.clone(), positions_max);
+        let head_dim = config.block.attention.head_dim;
+        let table = |rotary: &Rotary| {
+            let Rotary { base, scaling, .. } = rotary.clone();
+            (rotary.clone(), RopeTable::new(head_dim, base, scaling, positions_max))
+        };
         Self {
+            tables: config.rotaries().into_iter().map(table).collect(),
             config: config.clone(),
-            rope,
             scratch: Scratch::default(),
             normed: Vec::new(),
             product: Vec::new(),
+            outputs: Vec::new(),
             inner: Vec::new(),
         }
     }
 
-    /// Norm, projections with biases, norms of heads where the model has them, and rotation of queries and keys to the rows' positions.
-    pub(crate) fn project(
+    /// How a layer turns.
+    pub(crate) fn table(&self, layer: u32) -> (&RopeTable, RopeLayout) {
+        let rotary = &self.config.block(layer).rotary;
+        let table = self.tables.iter().find(|(own, _)| own == rotary);
+        let (_, table) = table.expect("there is a table for each way of turning of the model's blocks");
+        (table, rotary.layout)
+    }
+
+    /// From the rows before a block to those behind it, in place. `attend` fills in what the rows see of one another.
+    pub(crate) fn forward(
         &mut self,
         pool: &Pool,
-        w: &LayerWeights,
-        adapted: &[AdaptedRows<'_>],
+        w: Weights<'_>,
+        x: &mut [f32],
+        positions: &[u32],
+        out: &mut Activations,
+        attend: impl FnOnce(&Attention, &Projected, &mut [f32]),
+    ) -> Result<(), Flaw> {
+        self.project(pool, w, x, positions, &mut out.projected)?;
+        fit(&mut out.attended, out.projected.q.len());
+        attend(&self.config.block(w.layer).attention, &out.projected, &mut out.attended);
+        self.add_to_rows(pool, w, Projection::Output, Role::AttentionPostNorm, &out.attended, x);
+        if let Some(middle) = &mut out.middle {
+            middle.clear();
+            middle.extend_from_slice(x);
+        }
+        self.feed_forward(pool, w, x, &mut out.inner)
+    }
+
+    /// Norm, projections with biases, norms of heads where the model has them, and rotation of queries and keys to the rows' positions.
+    fn project(
+        &mut self,
+        pool: &Pool,
+        Weights { layer, weights: w, adapted }: Weights<'_>,
         x: &[f32],
         positions: &[u32],
         out: &mut Projected,
     ) -> Result<(), Flaw> {
-        let (c, m) = (&self.config, positions.len());
-        let (q_width, kv_width) = (c.q_width(), c.kv_width());
-        fit(&mut self.normed, m * c.hidden);
+        let (hidden, m) = (self.config.hidden, positions.len());
+        let BlockSpec { norm, attention, .. } = self.config.block(layer);
+        let (q_width, kv_width) = (attention.q_width(), attention.kv_width());
+        fit(&mut self.normed, m * hidden);
         fit(&mut out.q, m * q_width);
         fit(&mut out.k, m * kv_width);
         fit(&mut out.v, m * kv_width);
-        rms_norm(pool, x, &w.attention_norm, c.rms_eps, m, &mut self.normed);
+        rms_norm(pool, x, w.vector(Role::AttentionNorm), norm.eps, m, &mut self.normed);
         let outs = &mut [out.q.as_mut_slice(), &mut out.k, &mut out.v];
-        linear_many(pool, &[&w.q, &w.k, &w.v], &self.normed, m, outs, &mut self.scratch);
-        for (which, out) in
-            [Projection::Query, Projection::Key, Projection::Value].into_iter().zip(&mut *outs)
-        {
+        let which = [Projection::Query, Projection::Key, Projection::Value];
+        linear_many(pool, &which.map(|which| w.matrix(which)), &self.normed, m, outs, &mut self.scratch);
+        for (which, out) in which.into_iter().zip(&mut *outs) {
             low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
         }
-        if let Some(bias) = &w.bias {
-            for (out, bias) in outs.iter_mut().zip(bias) {
-                add_bias(pool, out, bias);
+        if attention.bias {
+            for (out, which) in outs.iter_mut().zip(which) {
+                add_bias(pool, out, w.vector(Role::Bias(which)));
             }
         }
-        if let Some(norms) = &w.qk_norm {
-            for (heads, norm) in [&mut out.q, &mut out.k].into_iter().zip(norms) {
+        if attention.qk_norm {
+            for (heads, role) in [(&mut out.q, Role::QueryNorm), (&mut out.k, Role::KeyNorm)] {
                 fit(&mut self.inner, heads.len());
-                rms_norm(pool, heads, norm, c.rms_eps, heads.len() / c.head_dim, &mut self.inner);
+                let count = heads.len() / attention.head_dim;
+                rms_norm(pool, heads, w.vector(role), norm.eps, count, &mut self.inner);
                 std::mem::swap(heads, &mut self.inner);
             }
         }
         if m > 0 {
-            rope_rows(pool, &self.rope, c.rope_layout, &mut out.q, positions, false);
-            rope_rows(pool, &self.rope, c.rope_layout, &mut out.k, positions, false);
+            let (table, layout) = self.table(layer);
+            rope_rows(pool, table, layout, &mut out.q, positions, false);
+            rope_rows(pool, table, layout, &mut out.k, positions, false);
         }
         // The softmax gives no weight to a score that is NaN, so what is not finite would be lost there.
         Flaw::find("queries", &out.q, q_width)?;
@@ -134,54 +190,79 @@ impl Parts {
         Flaw::find("values", &out.v, kv_width)
     }
 
-    /// Adds the projection of what was attended to, to the rows.
-    pub(crate) fn attention_output(
-        &mut self,
-        pool: &Pool,
-        w: &LayerWeights,
-        adapted: &[AdaptedRows<'_>],
-        attended: &[f32],
-        x: &mut [f32],
-    ) {
-        let m = x.len() / self.config.hidden;
-        linear_add(pool, &w.o, attended, m, x, &mut self.scratch);
-        low_rank::add(pool, adapted, Projection::Output, attended, x, &mut self.inner, &mut self.scratch);
-    }
-
     /// Adds the feed-forward part to the rows.
-    pub(crate) fn feed_forward(
+    fn feed_forward(
         &mut self,
         pool: &Pool,
-        w: &LayerWeights,
-        adapted: &[AdaptedRows<'_>],
+        w: Weights<'_>,
         x: &mut [f32],
         inner: &mut Inner,
     ) -> Result<(), Flaw> {
-        let c = &self.config;
-        let m = x.len() / c.hidden;
-        fit(&mut self.normed, m * c.hidden);
-        fit(&mut self.product, m * c.ffn);
-        fit(&mut inner.gate, m * c.ffn);
-        fit(&mut inner.up, m * c.ffn);
-        rms_norm(pool, x, &w.ffn_norm, c.rms_eps, m, &mut self.normed);
+        let Weights { layer, weights, adapted } = w;
+        let hidden = self.config.hidden;
+        let m = x.len() / hidden;
+        let BlockSpec { norm, mlp, .. } = self.config.block(layer);
+        let (eps, Mlp { width, activation }) = (norm.eps, *mlp);
+        let mut product = std::mem::take(&mut self.product);
+        fit(&mut self.normed, m * hidden);
+        fit(&mut product, m * width);
+        fit(&mut inner.gate, m * width);
+        fit(&mut inner.up, m * width);
+        rms_norm(pool, x, weights.vector(Role::MlpNorm), eps, m, &mut self.normed);
         let outs = &mut [inner.gate.as_mut_slice(), &mut inner.up];
-        linear_many(pool, &[&w.gate, &w.up], &self.normed, m, outs, &mut self.scratch);
-        for (which, out) in [Projection::Gate, Projection::Up].into_iter().zip(&mut *outs) {
+        let which = [Projection::Gate, Projection::Up];
+        linear_many(
+            pool,
+            &which.map(|which| weights.matrix(which)),
+            &self.normed,
+            m,
+            outs,
+            &mut self.scratch,
+        );
+        for (which, out) in which.into_iter().zip(&mut *outs) {
             low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
         }
-        swiglu(pool, &inner.gate, &inner.up, &mut self.product);
-        linear_add(pool, &w.down, &self.product, m, x, &mut self.scratch);
-        low_rank::add(pool, adapted, Projection::Down, &self.product, x, &mut self.inner, &mut self.scratch);
-        Flaw::find("feed-forward", x, c.hidden)
+        match activation {
+            Activation::Silu => swiglu(pool, &inner.gate, &inner.up, &mut product),
+            Activation::GeluTanh => geglu(pool, &inner.gate, &inner.up, &mut product),
+        }
+        self.add_to_rows(pool, w, Projection::Down, Role::MlpPostNorm, &product, x);
+        self.product = product;
+        Flaw::find("feed-forward", x, hidden)
+    }
+
+    /// Adds to the rows what a matrix and the adapters beside it make of `inputs`; normed before, where the block has norms there.
+    fn add_to_rows(
+        &mut self,
+        pool: &Pool,
+        Weights { layer, weights, adapted }: Weights<'_>,
+        which: Projection,
+        post_norm: Role,
+        inputs: &[f32],
+        x: &mut [f32],
+    ) {
+        let m = x.len() / self.config.hidden;
+        let BlockSpec { norm, post_norms, .. } = self.config.block(layer);
+        let (matrix, scratch) = (weights.matrix(which), &mut self.scratch);
+        if !post_norms {
+            linear_add(pool, matrix, inputs, m, x, scratch);
+            return low_rank::add(pool, adapted, which, inputs, x, &mut self.inner, scratch);
+        }
+        let mut rows = std::mem::take(&mut self.outputs);
+        fit(&mut rows, x.len());
+        fit(&mut self.normed, x.len());
+        linear(pool, matrix, inputs, m, &mut rows, scratch);
+        low_rank::add(pool, adapted, which, inputs, &mut rows, &mut self.inner, scratch);
+        rms_norm(pool, &rows, weights.vector(post_norm), norm.eps, m, &mut self.normed);
+        add(x, &self.normed);
+        self.outputs = rows;
     }
 }
 
 /// What all blocks of a model share, and buffers.
 pub struct Block {
     parts: Parts,
-    projected: Projected,
-    inner: Inner,
-    attended: Vec<f32>,
+    activations: Activations,
     positions: Vec<u32>,
 }
 
@@ -189,19 +270,15 @@ impl Block {
     /// For positions below `positions_max`.
     #[must_use]
     pub fn new(config: &ModelConfig, positions_max: usize) -> Self {
-        Self {
-            parts: Parts::new(config, positions_max),
-            projected: Projected::default(),
-            inner: Inner::default(),
-            attended: Vec::new(),
-            positions: Vec::new(),
-        }
+        let parts = Parts::new(config, positions_max);
+        Self { parts, activations: Activations::default(), positions: Vec::new() }
     }
 
     /// Values of one page of one layer.
     #[must_use]
     pub fn page_len(&self) -> usize {
-        page_len(self.parts.config.kv_heads, self.parts.config.head_dim)
+        let attention = &self.parts.config.block.attention;
+        page_len(attention.kv_heads, attention.head_dim)
     }
 
     /// Buffers of matrix products, for the head.
@@ -221,7 +298,7 @@ impl Block {
         &mut self,
         pool: &Pool,
         layer: u32,
-        w: &LayerWeights,
+        weights: &LayerWeights,
         adapted: &[AdaptedRows<'_>],
         x: &mut [f32],
         rows: &[RowOf],
@@ -229,32 +306,43 @@ impl Block {
     ) -> Result<(), NonFinite> {
         let (hidden, m) = (self.parts.config.hidden, rows.len());
         assert_eq!(x.len(), m * hidden, "{m} rows of {hidden}");
-        let found = |flaw: Flaw| NonFinite { layer, row: flaw.row };
         self.positions.clear();
         self.positions.extend(rows.iter().map(|row| row.position));
-        self.parts.project(pool, w, adapted, x, &self.positions, &mut self.projected).map_err(found)?;
-        self.attend(pool, rows, kv);
-        self.parts.attention_output(pool, w, adapted, &self.attended, x);
-        self.parts.feed_forward(pool, w, adapted, x, &mut self.inner).map_err(found)
+        let w = Weights { layer, weights, adapted };
+        let attend = |c: &Attention, projected: &Projected, out: &mut [f32]| {
+            attend(pool, c, projected, rows, kv, out);
+        };
+        self.parts
+            .forward(pool, w, x, &self.positions, &mut self.activations, attend)
+            .map_err(|flaw| NonFinite { layer, row: flaw.row })
     }
+}
 
-    fn attend(&mut self, pool: &Pool, rows: &[RowOf], kv: &mut [&mut KvPages]) {
-        let c = &self.parts.config;
-        let Projected { q, k, v } = &self.projected;
-        let kv_width = c.kv_width();
-        let keys_values = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
-        for (row, (k, v)) in rows.iter().zip(keys_values) {
-            let position = row.position as usize;
-            let page = &mut kv[row.sequence].pages[position / PAGE];
-            write_kv(page, position % PAGE, k, v, c.kv_heads, c.head_dim);
-        }
-        let pages: Vec<Vec<&[f32]>> =
-            kv.iter().map(|kv| kv.pages.iter().map(|page| page.as_ref()).collect()).collect();
-        let attended: Vec<AttentionRow<'_>> = rows
-            .iter()
-            .map(|row| AttentionRow { pages: &pages[row.sequence], len: row.position as usize + 1 })
-            .collect();
-        fit(&mut self.attended, q.len());
-        attention(pool, q, &attended, c.heads, c.kv_heads, c.head_dim, &mut self.attended);
+/// Puts keys and values into their pages, and looks up what each row sees there.
+fn attend(
+    pool: &Pool,
+    c: &Attention,
+    Projected { q, k, v }: &Projected,
+    rows: &[RowOf],
+    kv: &mut [&mut KvPages],
+    out: &mut [f32],
+) {
+    let kv_width = c.kv_width();
+    let keys_values = k.chunks_exact(kv_width).zip(v.chunks_exact(kv_width));
+    for (row, (k, v)) in rows.iter().zip(keys_values) {
+        let position = row.position as usize;
+        let page = &mut kv[row.sequence].pages[position / PAGE];
+        write_kv(page, position % PAGE, k, v, c.kv_heads, c.head_dim);
     }
+    let pages: Vec<Vec<&[f32]>> =
+        kv.iter().map(|kv| kv.pages.iter().map(|page| page.as_ref()).collect()).collect();
+    let seen: Vec<AttentionRow<'_>> = rows
+        .iter()
+        .map(|row| AttentionRow {
+            pages: &pages[row.sequence],
+            from: c.first_seen(row.position) as usize,
+            len: row.position as usize + 1,
+        })
+        .collect();
+    attention(pool, q, &seen, c.heads(), out);
 }

@@ -1,8 +1,8 @@
-//! Llama-family models: files, tokenizers, decoder blocks, sampler.
+//! Decoders of the Llama kind: files, tokenizers, decoder blocks, sampler.
 //!
 //! * [`source`] bytes by range: a local file here, HTTP in the worker
 //! * [`gguf`], [`safetensors`] headers of weight files, read with limits: they come from strangers
-//! * [`config`] the shape of a decoder, as files and users write it
+//! * [`spec`] a decoder block as a value · [`config`] the shape of a decoder, as files and users write it · `families` what is particular to each
 //! * [`file`] one view on either: configuration, tensors, tokenizer
 //! * [`weights`] the layers of a stage, packed for the kernels
 //! * [`block`] one decoder block over rows of many sequences
@@ -23,11 +23,13 @@ pub mod random_model;
 pub mod safetensors;
 pub mod sampler;
 pub mod source;
+pub mod spec;
 pub mod tokenizer;
 pub mod training;
 pub mod weights;
 
 mod error;
+mod families;
 mod mistaken;
 
 pub use adapter::Adapter;

@@ -1,29 +1,22 @@
 //! The weights of a stage, packed for the kernels.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
 
-use crate::adapter::{Adapter, Projection};
+use crate::adapter::Adapter;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::{ModelFile, Outer};
+use crate::spec::{Projection, Role};
 
-/// One decoder block.
+/// One decoder block: the tensors that its [`BlockSpec`](crate::spec::BlockSpec) has.
 pub struct LayerWeights {
-    pub(crate) attention_norm: Vec<f32>,
-    pub(crate) q: Matrix,
-    pub(crate) k: Matrix,
-    pub(crate) v: Matrix,
-    /// Biases of q, k and v.
-    pub(crate) bias: Option<[Vec<f32>; 3]>,
-    /// Weights of the norms of each head of queries and of keys, `head_dim` values each.
-    pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
-    pub(crate) o: Matrix,
-    pub(crate) ffn_norm: Vec<f32>,
-    pub(crate) gate: Matrix,
-    pub(crate) up: Matrix,
-    pub(crate) down: Matrix,
+    /// By [`Projection`].
+    matrices: Vec<Matrix>,
+    /// Norms and biases.
+    vectors: BTreeMap<Role, Vec<f32>>,
 }
 
 impl LayerWeights {
@@ -33,36 +26,18 @@ impl LayerWeights {
     /// When a tensor is missing, of another shape, or cannot be read.
     pub fn load(file: &ModelFile, layer: u32) -> Result<Self, ModelError> {
         let c = file.config();
-        let name = |role: &str| file.layer_name(layer, role);
-        let matrix = |role: &str, n, k| file.matrix(&name(role), n, k);
-        let (q_width, kv_width) = (c.q_width(), c.kv_width());
-        let bias = if c.qkv_bias {
-            Some([
-                file.vector(&name("attn_q.bias"), q_width)?,
-                file.vector(&name("attn_k.bias"), kv_width)?,
-                file.vector(&name("attn_v.bias"), kv_width)?,
-            ])
-        } else {
-            None
+        let matrix = |which: Projection| {
+            let (n, k) = which.shape(c);
+            file.matrix(&file.layer_name(layer, Role::Matrix(which)), n, k)
         };
-        let qk_norm = if c.qk_norm {
-            let norm = |role: &str| file.vector(&name(role), c.head_dim);
-            Some([norm("attn_q_norm.weight")?, norm("attn_k_norm.weight")?])
-        } else {
-            None
+        let vector = |(role, n): (Role, usize)| {
+            let name = file.layer_name(layer, role);
+            let values = if role.is_norm() { file.norm(&name, n)? } else { file.vector(&name, n)? };
+            Ok((role, values))
         };
         Ok(Self {
-            attention_norm: file.vector(&name("attn_norm.weight"), c.hidden)?,
-            q: matrix("attn_q.weight", q_width, c.hidden)?,
-            k: matrix("attn_k.weight", kv_width, c.hidden)?,
-            v: matrix("attn_v.weight", kv_width, c.hidden)?,
-            bias,
-            qk_norm,
-            o: matrix("attn_output.weight", c.hidden, q_width)?,
-            ffn_norm: file.vector(&name("ffn_norm.weight"), c.hidden)?,
-            gate: matrix("ffn_gate.weight", c.ffn, c.hidden)?,
-            up: matrix("ffn_up.weight", c.ffn, c.hidden)?,
-            down: matrix("ffn_down.weight", c.hidden, c.ffn)?,
+            matrices: Projection::ALL.into_iter().map(matrix).collect::<Result<_, _>>()?,
+            vectors: vectors(c).map(vector).collect::<Result<_, ModelError>>()?,
         })
     }
 
@@ -72,92 +47,66 @@ impl LayerWeights {
     /// When a tensor is missing, of another shape, or cannot be packed.
     pub fn bytes_in(file: &ModelFile, layer: u32) -> Result<u64, ModelError> {
         let c = file.config();
-        let name = |role: &str| file.layer_name(layer, role);
-        let (q_width, kv_width) = (c.q_width(), c.kv_width());
-        let matrices = [
-            ("attn_q.weight", q_width, c.hidden),
-            ("attn_k.weight", kv_width, c.hidden),
-            ("attn_v.weight", kv_width, c.hidden),
-            ("attn_output.weight", c.hidden, q_width),
-            ("ffn_gate.weight", c.ffn, c.hidden),
-            ("ffn_up.weight", c.ffn, c.hidden),
-            ("ffn_down.weight", c.hidden, c.ffn),
-        ];
-        let matrices = matrices.into_iter().map(|(role, n, k)| file.matrix_bytes(&name(role), n, k));
-        let biases = if c.qkv_bias { q_width + 2 * kv_width } else { 0 };
-        let norms = 2 * c.hidden + if c.qk_norm { 2 * c.head_dim } else { 0 };
-        Ok(matrices.sum::<Result<u64, _>>()? + floats(norms + biases))
+        let matrices = Projection::ALL.into_iter().map(|which| {
+            let (n, k) = which.shape(c);
+            file.matrix_bytes(&file.layer_name(layer, Role::Matrix(which)), n, k)
+        });
+        let vectors = vectors(c).map(|(_, n)| n).sum();
+        Ok(matrices.sum::<Result<u64, _>>()? + floats(vectors))
     }
 
     /// A block of zeroes in f32, to be set by training.
     pub(crate) fn zeroed(c: &ModelConfig) -> Self {
-        let (q_width, kv_width) = (c.q_width(), c.kv_width());
+        let matrix = |which: Projection| {
+            let (n, k) = which.shape(c);
+            Matrix::zeroed_f32(n, k)
+        };
         Self {
-            attention_norm: vec![0.0; c.hidden],
-            q: Matrix::zeroed_f32(q_width, c.hidden),
-            k: Matrix::zeroed_f32(kv_width, c.hidden),
-            v: Matrix::zeroed_f32(kv_width, c.hidden),
-            bias: c.qkv_bias.then(|| [vec![0.0; q_width], vec![0.0; kv_width], vec![0.0; kv_width]]),
-            qk_norm: c.qk_norm.then(|| [vec![0.0; c.head_dim], vec![0.0; c.head_dim]]),
-            o: Matrix::zeroed_f32(c.hidden, q_width),
-            ffn_norm: vec![0.0; c.hidden],
-            gate: Matrix::zeroed_f32(c.ffn, c.hidden),
-            up: Matrix::zeroed_f32(c.ffn, c.hidden),
-            down: Matrix::zeroed_f32(c.hidden, c.ffn),
+            matrices: Projection::ALL.map(matrix).into(),
+            vectors: vectors(c).map(|(role, n)| (role, vec![0.0; n])).collect(),
         }
     }
 
     pub(crate) fn matrix(&self, which: Projection) -> &Matrix {
-        match which {
-            Projection::Query => &self.q,
-            Projection::Key => &self.k,
-            Projection::Value => &self.v,
-            Projection::Output => &self.o,
-            Projection::Gate => &self.gate,
-            Projection::Up => &self.up,
-            Projection::Down => &self.down,
-        }
+        &self.matrices[which as usize]
     }
 
     pub(crate) fn matrix_mut(&mut self, which: Projection) -> &mut Matrix {
-        match which {
-            Projection::Query => &mut self.q,
-            Projection::Key => &mut self.k,
-            Projection::Value => &mut self.v,
-            Projection::Output => &mut self.o,
-            Projection::Gate => &mut self.gate,
-            Projection::Up => &mut self.up,
-            Projection::Down => &mut self.down,
-        }
+        &mut self.matrices[which as usize]
+    }
+
+    /// A norm or a bias that such blocks have.
+    pub(crate) fn vector(&self, role: Role) -> &[f32] {
+        &self.vectors[&role]
+    }
+
+    /// All norms and biases.
+    pub(crate) fn vectors(&self) -> impl Iterator<Item = (Role, &[f32])> {
+        self.vectors.iter().map(|(role, values)| (*role, values.as_slice()))
+    }
+
+    pub(crate) fn vectors_mut(&mut self) -> impl Iterator<Item = (Role, &mut [f32])> {
+        self.vectors.iter_mut().map(|(role, values)| (*role, values.as_mut_slice()))
     }
 
     /// Memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let matrices = Projection::ALL.map(|which| self.matrix(which));
-        let bias = self.bias.iter().flatten().map(Vec::len).sum::<usize>();
-        let qk_norm = self.qk_norm.iter().flatten().map(Vec::len).sum::<usize>();
-        let vectors = self.attention_norm.len() + self.ffn_norm.len() + bias + qk_norm;
-        matrices.iter().map(|m| m.bytes()).sum::<usize>() + vectors * size_of::<f32>()
+        let vectors = self.vectors.values().map(Vec::len).sum::<usize>();
+        self.matrices.iter().map(Matrix::bytes).sum::<usize>() + vectors * size_of::<f32>()
     }
 
     /// The same block with its matrices widened to f32, for comparisons.
     #[must_use]
     pub fn dequantised(&self) -> Self {
-        Self {
-            attention_norm: self.attention_norm.clone(),
-            q: dequantised(&self.q),
-            k: dequantised(&self.k),
-            v: dequantised(&self.v),
-            bias: self.bias.clone(),
-            qk_norm: self.qk_norm.clone(),
-            o: dequantised(&self.o),
-            ffn_norm: self.ffn_norm.clone(),
-            gate: dequantised(&self.gate),
-            up: dequantised(&self.up),
-            down: dequantised(&self.down),
-        }
+        Self { matrices: self.matrices.iter().map(dequantised).collect(), vectors: self.vectors.clone() }
     }
+}
+
+/// The norms and biases of a block, and how many values they have.
+fn vectors(c: &ModelConfig) -> impl Iterator<Item = (Role, usize)> {
+    let tensors = c.block.tensors(c.hidden).into_iter();
+    tensors.filter(|(role, _)| !matches!(role, Role::Matrix(_))).map(|(role, shape)| (role, shape[0]))
 }
 
 /// Bytes of so many f32.
@@ -175,7 +124,11 @@ fn dequantised(w: &Matrix) -> Matrix {
 
 /// Token embeddings, for the first stage.
 #[derive(Clone)]
-pub struct Embedding(Arc<Matrix>);
+pub struct Embedding {
+    table: Arc<Matrix>,
+    /// What rows are multiplied by, if they are.
+    scale: Option<f32>,
+}
 
 impl Embedding {
     /// Reads the embedding matrix.
@@ -184,7 +137,8 @@ impl Embedding {
     /// When it is missing, of another shape, or cannot be read.
     pub fn load(file: &ModelFile) -> Result<Self, ModelError> {
         let c = file.config();
-        Ok(Self(Arc::new(file.matrix(file.name(Outer::Embedding), c.vocab, c.hidden)?)))
+        let table = Arc::new(file.matrix(file.name(Outer::Embedding), c.vocab, c.hidden)?);
+        Ok(Self { table, scale: c.embedding_scale })
     }
 
     /// Memory that it will take.
@@ -199,18 +153,23 @@ impl Embedding {
     /// Tokens of the vocabulary.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.0.n()
+        self.table.n()
     }
 
     /// The rows of `tokens`, or `None` when one is not in the vocabulary. Tokens right behind the vocabulary are the rows of the adapter's
     /// prompt.
     #[must_use]
     pub fn rows(&self, tokens: &[u32], adapter: Option<&Adapter>) -> Option<Vec<f32>> {
-        let (vocab, width) = (self.0.n(), self.0.k());
+        let (vocab, width) = (self.table.n(), self.table.k());
         let mut out = vec![0.0; tokens.len() * width];
         for (token, row) in tokens.iter().zip(out.chunks_exact_mut(width)) {
             match (*token as usize).checked_sub(vocab) {
-                None => self.0.row(*token as usize, row),
+                None => {
+                    self.table.row(*token as usize, row);
+                    if let Some(scale) = self.scale {
+                        row.iter_mut().for_each(|v| *v *= scale);
+                    }
+                }
                 Some(beyond) => row.copy_from_slice(adapter?.prompt_row(beyond)?),
             }
         }
@@ -220,12 +179,12 @@ impl Embedding {
     /// Memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.table.bytes()
     }
 
     /// What is there.
     pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
+        self.table.as_bytes()
     }
 }
 
@@ -244,11 +203,11 @@ impl Head {
     pub fn load(file: &ModelFile, embedding: Option<&Embedding>) -> Result<Self, ModelError> {
         let c = file.config();
         let output = match (c.tied, embedding) {
-            (true, Some(embedding)) => Arc::clone(&embedding.0),
-            (true, None) => Embedding::load(file)?.0,
+            (true, Some(embedding)) => Arc::clone(&embedding.table),
+            (true, None) => Embedding::load(file)?.table,
             (false, _) => Arc::new(file.matrix(file.name(Outer::Head), c.vocab, c.hidden)?),
         };
-        Ok(Self { norm: file.vector(file.name(Outer::Norm), c.hidden)?, eps: c.rms_eps, output })
+        Ok(Self { norm: file.norm(file.name(Outer::Norm), c.hidden)?, eps: c.block.norm.eps, output })
     }
 
     /// Memory that they will take, the output matrix included also when it is shared.
@@ -264,7 +223,7 @@ impl Head {
     /// All zero, to be set by training.
     pub(crate) fn zeroed(c: &ModelConfig) -> Self {
         let output = Arc::new(Matrix::zeroed_f32(c.vocab, c.hidden));
-        Self { norm: vec![0.0; c.hidden], eps: c.rms_eps, output }
+        Self { norm: vec![0.0; c.hidden], eps: c.block.norm.eps, output }
     }
 
     /// Logits of `m` rows: `m * vocab` values.

@@ -259,12 +259,12 @@ fn gguf(config: &ModelConfig, layout: &ParameterLayout, values: &[f32]) -> Vec<u
     file.set_text("general.architecture", "llama")
         .set_u32("llama.block_count", c.layers)
         .set_u32("llama.embedding_length", c.hidden as u32)
-        .set_u32("llama.feed_forward_length", c.ffn as u32)
-        .set_u32("llama.attention.head_count", c.heads as u32)
-        .set_u32("llama.attention.head_count_kv", c.kv_heads as u32)
-        .set_u32("llama.attention.key_length", c.head_dim as u32)
+        .set_u32("llama.feed_forward_length", c.block.mlp.width as u32)
+        .set_u32("llama.attention.head_count", c.block.attention.heads as u32)
+        .set_u32("llama.attention.head_count_kv", c.block.attention.kv_heads as u32)
+        .set_u32("llama.attention.key_length", c.block.attention.head_dim as u32)
         .set_u32("llama.context_length", c.context_length)
-        .set_f32("llama.attention.layer_norm_rms_epsilon", c.rms_eps)
+        .set_f32("llama.attention.layer_norm_rms_epsilon", c.block.norm.eps)
         .set_f32("llama.rope.freq_base", 10_000.0);
     for tensor in layout.tensors() {
         let mut name = tensor.name.replace("model.layers.", "blk.");
@@ -288,9 +288,10 @@ fn gguf(config: &ModelConfig, layout: &ParameterLayout, values: &[f32]) -> Vec<u
         let width = *tensor.shape.last().unwrap();
         let rows = values.len() / width;
         let row = |i: usize| {
-            let (head, at, half) = (i / c.head_dim, i % c.head_dim, c.head_dim / 2);
+            let head_dim = c.block.attention.head_dim;
+            let (head, at, half) = (i / head_dim, i % head_dim, head_dim / 2);
             let turned = name.ends_with("attn_q.weight") || name.ends_with("attn_k.weight");
-            let from = if turned { head * c.head_dim + at % 2 * half + at / 2 } else { i };
+            let from = if turned { head * head_dim + at % 2 * half + at / 2 } else { i };
             &values[from * width..][..width]
         };
         let data = (0..rows).flat_map(row).flat_map(|v| v.to_le_bytes()).collect();
@@ -309,7 +310,7 @@ fn values_are_in_the_order_of_peft_whatever_that_of_the_model_is() {
     let pool = Pool::new(2);
     let (loss, sums) = gradients(&path, &config, &lora(), &pool);
     let turned = ModelFile::open_path(&file).unwrap().config().clone();
-    assert_ne!(turned.rope_layout, config.rope_layout);
+    assert_ne!(turned.block.rotary.layout, config.block.rotary.layout);
     let (other, others) = gradients(&file, &turned, &lora(), &pool);
     assert!((loss - other).abs() < 1e-6 * loss, "{loss} {other}");
     let size = sums.iter().fold(0f32, |max, sum| max.max(to_f32(*sum).abs()));
@@ -414,7 +415,8 @@ fn what_has_no_place_is_refused() {
         assert!(error.contains(message), "{key}: {error}");
     }
     std::fs::write(path.join(peft::CONFIG), &sound).unwrap();
-    let other = ModelConfig { ffn: 32, ..config.clone() };
+    let mut other = config.clone();
+    other.block.mlp.width = 32;
     let error = Adapter::open(&path, &other).map(drop).unwrap_err().to_string();
     assert!(error.contains("mlp.gate_proj.lora_B.weight` has 28 rows, the model needs 32"), "{error}");
     let fewer = ModelConfig { layers: 2, ..config.clone() };

@@ -253,9 +253,10 @@ fn published_models_are_taken() {
     for (name, config) in models {
         open(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    assert_eq!(open(&mistral()).unwrap().context_length, 4096);
+    assert_eq!(open(&mistral()).unwrap().block.attention.window, Some(4096));
+    assert_eq!(open(&mistral()).unwrap().context_length, 32768);
     assert_eq!(open(&qwen2()).unwrap().context_length, 32768);
-    assert!(matches!(open(&llama3).unwrap().rope_scaling, RopeScaling::Llama3 { .. }));
+    assert!(matches!(open(&llama3).unwrap().block.rotary.scaling, RopeScaling::Llama3 { .. }));
 }
 
 /// What transformers 4 wrote of the defaults of all models, and what trainers and converters leave.
@@ -376,7 +377,7 @@ fn the_kind_is_what_both_keys_say() {
 
 fn rope(base: Value, more: Value) -> (f64, RopeScaling) {
     let config = open(&with(&base, more.clone())).unwrap_or_else(|error| panic!("{more}: {error}"));
-    (config.rope_base, config.rope_scaling)
+    (config.block.rotary.base, config.block.rotary.scaling)
 }
 
 /// transformers 5: an object wins over a `rope_theta` beside it; an empty one is none.
@@ -412,7 +413,7 @@ fn rope_parameters_win_over_what_is_left_of_older_keys() {
 #[test]
 fn other_rope_parameters_are_refused_by_name() {
     let scaled = |more: Value| json!({"rope_scaling": more});
-    for kind in ["yarn", "longrope", "su", "mrope", "proportional"] {
+    for kind in ["dynamic", "mrope", "proportional"] {
         for key in ["rope_type", "type"] {
             refused(
                 &llama(),
@@ -420,6 +421,27 @@ fn other_rope_parameters_are_refused_by_name() {
                 &format!("rope scaling `{kind}`; `default`, `linear`"),
             );
         }
+    }
+    for (more, what) in [
+        (json!({"rope_type": "yarn"}), "rope scaling `yarn` has no usable `factor`"),
+        (json!({"rope_type": "yarn", "factor": 4, "mscale": 1.0}), "`rope_scaling.mscale`"),
+        (json!({"rope_type": "yarn", "factor": 4, "beta_fast": 1}), "the rope scaling is out of bounds"),
+        (
+            json!({"rope_type": "longrope", "long_factor": [1.0]}),
+            "rope scaling `longrope` has no usable `short_factor`",
+        ),
+        (
+            json!({"rope_type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}),
+            "the rope scaling is out of bounds",
+        ),
+        (
+            json!({"type": "su", "long_factor": vec![1.0; 64], "short_factor": vec![0.0; 64]}),
+            "the rope scaling is out of bounds",
+        ),
+    ] {
+        let json = with(&llama(), scaled(more));
+        let error = open(&json).unwrap_err();
+        assert!(error.contains(what), "`{error}` does not say `{what}`");
     }
     refused(&llama(), scaled(json!({"factor": 4.0})), "a `factor` and no `rope_type`");
     refused(&llama(), scaled(json!({"rope_type": "default", "factor": 4.0})), "`rope_scaling.factor`");
@@ -490,36 +512,51 @@ fn what_config_json_leaves_out_is_what_the_family_s_class_says() {
     let none = json!({"sliding_window": null, "rms_norm_eps": [], "max_position_embeddings": [], "num_key_value_heads": []});
     for (base, positions, kv_heads) in [(llama(), 2048, 32), (mistral(), 131_072, 8), (qwen2(), 32768, 32)] {
         let found = open(&with(&with(&base, json!({"num_attention_heads": 32})), none.clone())).unwrap();
-        assert_eq!((found.context_length, found.kv_heads, found.rms_eps), (positions, kv_heads, 1e-6));
+        let of_block = (found.block.attention.kv_heads, found.block.norm.eps);
+        assert_eq!((found.context_length, of_block), (positions, (kv_heads, 1e-6)));
         // transformers does not get far with these.
         for key in ["rms_norm_eps", "max_position_embeddings"] {
             refused(&base, json!({key: null}), &format!("no usable `{key}`"));
         }
     }
-    assert_eq!(open(&with(&mistral(), json!({"num_key_value_heads": null}))).unwrap().kv_heads, 32);
+    assert_eq!(
+        open(&with(&mistral(), json!({"num_key_value_heads": null}))).unwrap().block.attention.kv_heads,
+        32
+    );
 }
 
-/// Inside of the window a sliding one changes nothing; where no layer slides there is none.
+/// Each layer has the window that transformers gives it. A Llama's class knows none, so it stays within the one that is written down.
 #[test]
-fn a_window_limits_the_context_where_a_layer_slides() {
-    let context = |base: &Value, more: Value| open(&with(base, more)).unwrap().context_length;
-    assert_eq!(context(&mistral(), json!({})), 4096);
-    assert_eq!(context(&mistral(), json!({"sliding_window": []})), 4096);
-    assert_eq!(context(&mistral(), json!({"sliding_window": null})), 32768);
+fn a_window_is_that_of_the_layers_that_slide() {
+    let windows = |base: &Value, more: Value| -> Vec<Option<u32>> {
+        let config = open(&with(base, more)).unwrap();
+        assert_eq!(config.context_length, 32768);
+        (0..config.layers).map(|layer| config.block(layer).attention.window).collect()
+    };
+    assert_eq!(windows(&mistral(), json!({})), [Some(4096); 32]);
+    assert_eq!(windows(&mistral(), json!({"sliding_window": []})), [Some(4096); 32]);
+    assert_eq!(windows(&mistral(), json!({"sliding_window": null})), [None; 32]);
+    // One as long as the context does nothing.
+    assert_eq!(windows(&mistral(), json!({"sliding_window": 32768})), [None; 32]);
+    refused(&mistral(), json!({"layer_types": vec!["full_attention"; 32]}), "`sliding_window` is for all");
     let on = json!({"use_sliding_window": true, "sliding_window": 1024});
-    assert_eq!(context(&with(&qwen2(), on.clone()), json!({})), 32768);
-    assert_eq!(context(&with(&qwen2(), on.clone()), json!({"max_window_layers": 27})), 1024);
+    assert_eq!(windows(&with(&qwen2(), on.clone()), json!({})), [None; 28]);
+    let mut last = [None; 28];
+    last[27] = Some(1024);
+    assert_eq!(windows(&with(&qwen2(), on.clone()), json!({"max_window_layers": 27})), last);
+    assert_eq!(windows(&with(&qwen2(), on.clone()), json!({"max_window_layers": 0})), [Some(1024); 28]);
     let mut types = vec!["full_attention"; 28];
-    assert_eq!(
-        context(&with(&qwen2(), on.clone()), json!({"max_window_layers": 0, "layer_types": types})),
-        32768
-    );
-    types[3] = "sliding_attention";
-    assert_eq!(context(&with(&qwen2(), on.clone()), json!({"layer_types": types})), 1024);
-    assert_eq!(context(&qwen2(), json!({"layer_types": types})), 32768);
+    let none = json!({"max_window_layers": 0, "layer_types": types});
+    assert_eq!(windows(&with(&qwen2(), on.clone()), none), [None; 28]);
+    types[27] = "sliding_attention";
+    assert_eq!(windows(&with(&qwen2(), on), json!({"layer_types": types})), last);
+    assert_eq!(windows(&qwen2(), json!({"layer_types": types})), [None; 28]);
     types[3] = "chunked_attention";
     refused(&qwen2(), json!({"layer_types": types}), "`layer_types` has \"chunked_attention\"");
     refused(&qwen2(), json!({"layer_types": ["full_attention"]}), "no usable `layer_types`");
-    assert_eq!(context(&llama(), json!({"sliding_window": 1024})), 1024);
-    assert_eq!(context(&llama(), json!({"sliding_window": 1024, "use_sliding_window": false})), 4096);
+    let context = |more: Value| open(&with(&llama(), more)).unwrap().context_length;
+    assert_eq!(context(json!({"sliding_window": 1024})), 1024);
+    assert_eq!(context(json!({"sliding_window": 1024, "use_sliding_window": false})), 4096);
+    // Longer sequences are not trained.
+    assert_eq!(open(&mistral()).unwrap().trained_length_max(), 4096);
 }

@@ -38,15 +38,19 @@ fn a_scaling_without_a_type_is_linear() {
                 f.set_text("llama.rope.scaling.type", kind);
             }
         });
-        config.unwrap().rope_scaling
+        config.unwrap().block.rotary.scaling
     };
     for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
         assert_eq!(scaling(key, None), RopeScaling::Linear(4.0));
         assert_eq!(scaling(key, Some("linear")), RopeScaling::Linear(4.0));
         assert_eq!(scaling(key, Some("none")), RopeScaling::None);
     }
-    refused("rope scaling `yarn`; `none` and `linear`", |f| {
-        f.set_text("llama.rope.scaling.type", "yarn").set_f32("llama.rope.scaling.factor", 4.0);
+    // Its tensors are not there, and would be Phi-3's.
+    refused("rope scaling `longrope`; `none`, `linear` and `yarn`", |f| {
+        f.set_text("llama.rope.scaling.type", "longrope").set_f32("llama.rope.scaling.factor", 4.0);
+    });
+    refused("no usable `llama.rope.scaling.factor`", |f| {
+        f.set_text("llama.rope.scaling.type", "yarn");
     });
     refused("no usable `llama.rope.scaling.type`", |f| {
         f.set_u32("llama.rope.scaling.type", 2);
@@ -151,4 +155,31 @@ fn a_part_of_a_model_says_so() {
         f.set("split.count", 2, [1, 0]);
     });
     assert!(whole.is_ok());
+}
+
+/// Mistral's layers all slide. Those of a Qwen2 that do are not said in its files, so it stays within the window.
+#[test]
+fn a_window_is_that_of_all_layers_or_the_context() {
+    let window = |architecture: &str| {
+        open(|f| {
+            for (key, ..) in &mut f.values {
+                *key = String::from_utf8(key.clone())
+                    .unwrap()
+                    .replace("llama.", &format!("{architecture}."))
+                    .into();
+            }
+            f.set_text("general.architecture", architecture);
+            f.set_u32(&format!("{architecture}.attention.sliding_window"), 24);
+            for (role, width) in [("q", 32), ("k", 16), ("v", 16)] {
+                let mut bias = f.tensor("blk.0.attn_norm.weight").clone();
+                bias.name = format!("blk.0.attn_{role}.bias").into();
+                (bias.dimensions, bias.data) = (vec![width], vec![0; 4 * width as usize]);
+                f.tensors.push(bias);
+            }
+        })
+    };
+    let llama = window("llama").unwrap();
+    assert_eq!((llama.block.attention.window, llama.context_length), (Some(24), 64));
+    let qwen2 = window("qwen2").unwrap();
+    assert_eq!((qwen2.block.attention.window, qwen2.context_length), (None, 24));
 }

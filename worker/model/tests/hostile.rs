@@ -241,7 +241,7 @@ fn gguf_configurations() {
             f.set_text("llama.rope.scaling.type", "linear").set_f32("llama.rope.scaling.factor", value);
         });
     }
-    refused("rope scaling `yarn`", |f| {
+    refused("no usable `llama.rope.scaling.factor`", |f| {
         f.set_text("llama.rope.scaling.type", "yarn");
     });
     refused("no tensor `token_embd.weight`", |f| {
@@ -479,7 +479,7 @@ fn configurations() {
     refused("rope base -1", "rope_theta", json!(-1));
     refused("no usable `architectures`", "architectures", json!("LlamaForCausalLM"));
     refused("neither `architectures` nor `model_type`", "architectures", json!([]));
-    refused("rope scaling", "rope_scaling.rope_type", json!("yarn"));
+    refused("rope scaling", "rope_scaling.rope_type", json!("dynamic"));
     for value in [json!(0), json!(-1), json!("8"), Value::Null, json!(1e-300), json!(1e300)] {
         refused("rope scaling", "rope_scaling.factor", value.clone());
         refused("rope scaling", "rope_scaling.low_freq_factor", value.clone());

@@ -58,15 +58,25 @@ fn difference(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 fn check(name: &str) -> ModelFile {
-    let file = ModelFile::open_path(&folder(name)).unwrap();
+    check_file(name, name)
+}
+
+/// The model in `file` has the logits of `name`.
+fn check_file(file: &str, name: &str) -> ModelFile {
+    let model = ModelFile::open_path(&folder(file)).unwrap();
     let Expected { tokens, logits } = expected(name);
-    let (prefill, decode) = both_ways(&file, &tokens);
+    let (prefill, decode) = both_ways(&model, &tokens);
     let differs = difference(&prefill, &logits);
-    println!("{name}: largest difference of a logit {differs:.1e} of the largest logit");
-    assert!(differs < TOLERANCE, "{name}: {differs:e}");
+    println!("{file}: largest difference of a logit {differs:.1e} of the largest logit");
+    assert!(differs < TOLERANCE, "{file}: {differs:e}");
     let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&prefill), bits(&decode), "{name}: one by one gives the same bits as all at once");
-    file
+    assert_eq!(bits(&prefill), bits(&decode), "{file}: one by one gives the same bits as all at once");
+    model
+}
+
+/// As [`check`], and the same model as llama.cpp's converter writes it.
+fn check_both(name: &str) -> [ModelFile; 2] {
+    [check(name), check_file(&format!("{name}.gguf"), name)]
 }
 
 /// Adapters as PEFT saves them, with PEFT's logits; the fixtures are written by parity/adapters.py.
@@ -116,52 +126,60 @@ fn llama_with_grouped_heads() {
 #[test]
 fn llama_with_the_rope_scaling_of_llama_3() {
     let file = check("llama3-rope");
-    assert!(matches!(file.config().rope_scaling, RopeScaling::Llama3 { .. }));
+    assert!(matches!(file.config().block.rotary.scaling, RopeScaling::Llama3 { .. }));
     assert!(file.config().tied);
 }
 
 #[test]
 fn llama_with_linear_rope_scaling() {
-    assert_eq!(check("llama-linear-rope").config().rope_scaling, RopeScaling::Linear(4.0));
+    assert_eq!(check("llama-linear-rope").config().block.rotary.scaling, RopeScaling::Linear(4.0));
 }
 
 #[test]
 fn mistral_with_wide_heads() {
     let file = check("mistral");
-    assert_eq!((file.config().head_dim, file.config().context_length), (16, 256));
+    assert_eq!((file.config().block.attention.head_dim, file.config().context_length), (16, 256));
 }
 
 #[test]
 fn qwen2_with_biases_and_tied_embeddings() {
     let file = check("qwen2");
-    assert!(file.config().qkv_bias && file.config().tied);
+    assert!(file.config().block.attention.bias && file.config().tied);
 }
 
 #[test]
 fn qwen3_with_norms_of_heads() {
     let file = check("qwen3");
     let c = file.config();
-    assert!(c.qk_norm && !c.qkv_bias && !c.tied);
-    assert_ne!(c.head_dim * c.heads, c.hidden);
+    assert!(c.block.attention.qk_norm && !c.block.attention.bias && !c.tied);
+    assert_ne!(c.q_width(), c.hidden);
 }
 
-/// Inside of the window a sliding one changes nothing, so the window is the context length and the model is never asked beyond it.
 #[test]
-fn a_sliding_window_limits_the_context() {
-    let file = ModelFile::open_path(&folder("mistral-window")).unwrap();
-    assert_eq!(file.config().context_length, 16);
-    let Expected { tokens, logits } = expected("mistral-window");
-    let (found, _) = both_ways(&file, &tokens);
-    let window = 16 * file.config().vocab;
-    assert!(difference(&found[..window], &logits[..window]) < TOLERANCE);
-    let beyond = difference(&found[window..], &logits[window..]);
-    assert!(beyond > 0.01, "{beyond:e}: this fixture shows why there is a limit");
+fn llama_with_yarn() {
+    for file in check_both("llama-yarn") {
+        assert!(matches!(file.config().block.rotary.scaling, RopeScaling::Yarn { .. }));
+    }
+}
+
+/// The sequence is longer than the window.
+#[test]
+fn mistral_with_a_window() {
+    let file = check("mistral-window");
+    assert_eq!((file.config().block.attention.window, file.config().context_length), (Some(16), 256));
+}
+
+#[test]
+fn qwen2_with_layers_that_slide() {
+    let file = check("qwen2-window");
+    let windows = [0, 1].map(|layer| file.config().block(layer).attention.window);
+    assert_eq!(windows, [None, Some(16)]);
 }
 
 /// Published models have `rope_theta` and `rope_scaling`; newer versions of transformers write `rope_parameters`.
 #[test]
 fn both_ways_to_write_rope_parameters_mean_the_same() {
-    for name in ["llama", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3"] {
+    for name in ["llama", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3", "llama-yarn"] {
         let older = reconfigured(name, |config| {
             let mut rope = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
             config["rope_theta"] = rope.as_object_mut().unwrap().remove("rope_theta").unwrap();
@@ -195,7 +213,7 @@ type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));
 #[test]
 fn small_mistakes_are_seen() {
     let rope = |c: &mut Value, key: &str, value: f64| c["rope_parameters"][key] = value.into();
-    let mistakes: [Mistake<'_>; 7] = [
+    let mistakes: [Mistake<'_>; 11] = [
         ("llama", "epsilon", &|c| c["rms_norm_eps"] = 2e-5.into()),
         ("llama", "base", &|c| rope(c, "rope_theta", 50_100.0)),
         ("qwen2", "base", &|c| rope(c, "rope_theta", 1_001_000.0)),
@@ -203,6 +221,10 @@ fn small_mistakes_are_seen() {
         ("llama3-rope", "factor", &|c| rope(c, "factor", 8.01)),
         ("llama3-rope", "high_freq_factor", &|c| rope(c, "high_freq_factor", 4.01)),
         ("llama-linear-rope", "factor", &|c| rope(c, "factor", 4.01)),
+        ("llama-yarn", "factor", &|c| rope(c, "factor", 4.01)),
+        ("llama-yarn", "beta_fast", &|c| rope(c, "beta_fast", 1.5)),
+        ("llama-yarn", "attention_factor", &|c| rope(c, "attention_factor", 1.14)),
+        ("mistral-window", "window", &|c| c["sliding_window"] = 17.into()),
     ];
     for (name, what, mistake) in mistakes {
         let Expected { tokens, logits } = expected(name);

@@ -123,7 +123,7 @@ fn biases_are_what_the_configuration_says() {
             folder.add(&format!("model.layers.{layer}.self_attn.{role}_proj.bias"), Dtype::F32, &[width]);
         }
     }
-    assert!(folder.open().unwrap().config().qkv_bias);
+    assert!(folder.open().unwrap().config().block.attention.bias);
     folder.add("model.layers.0.self_attn.o_proj.bias", Dtype::F32, &[16]);
     tells(&refusal(folder.open()), "`model.layers.0.self_attn.o_proj.bias`");
 }
@@ -196,7 +196,7 @@ fn gguf_tensors_without_a_place_are_refused_by_name() {
     }
     tells(&refusal(open(&qwen2)), "`rope_freqs.weight`");
     qwen2.tensors.retain(|t| t.name != b"rope_freqs.weight");
-    assert!(open(&qwen2).unwrap().config().qkv_bias);
+    assert!(open(&qwen2).unwrap().config().block.attention.bias);
 }
 
 /// A Qwen3 has norms of queries and keys, and no biases.
@@ -216,7 +216,7 @@ fn gguf_norms_of_heads_are_demanded_and_used() {
     };
     tells(&refusal(open(&qwen3(&[]))), "no tensor `blk.0.attn_q_norm.weight`");
     let ones = open(&qwen3(&[("q", 1.0), ("k", 1.0)])).unwrap();
-    assert!(ones.config().qk_norm && !ones.config().qkv_bias);
+    assert!(ones.config().block.attention.qk_norm && !ones.config().block.attention.bias);
     let larger = open(&qwen3(&[("q", 1.0), ("k", 1.5)])).unwrap();
     assert_ne!(bits(&ones), bits(&larger));
     let mut biased = qwen3(&[("q", 1.0), ("k", 1.0)]);
@@ -234,7 +234,7 @@ fn gguf_biases_of_a_llama_are_used_whole_or_refused() {
         file.tensors.push(more.tensors.last().unwrap().clone());
     }
     let biased = open(&file).unwrap();
-    assert!(biased.config().qkv_bias);
+    assert!(biased.config().block.attention.bias);
     assert_ne!(bits(&biased), bits(&open(&tiny()).unwrap()));
 }
 
@@ -265,7 +265,7 @@ fn gguf_divisors_of_rope_frequencies_are_used() {
     };
     let divisors: Vec<f32> = (0..8).map(|i| divisor(i) as f32).collect();
     let file = open(&with("rope_freqs.weight", &divisors)).unwrap();
-    let RopeScaling::Divided(_) = file.config().rope_scaling else { panic!("not divided") };
+    let RopeScaling::Divided { .. } = file.config().block.rotary.scaling else { panic!("not divided") };
     let table = |scaling: RopeScaling| {
         let mut row: Vec<f32> = (0..16u8).map(f32::from).collect();
         let table = dunlin_kernels::RopeTable::new(16, 10_000.0, scaling, 64);
@@ -278,7 +278,7 @@ fn gguf_divisors_of_rope_frequencies_are_used() {
         high_freq_factor: high,
         original_context: original,
     });
-    for (found, wanted) in table(file.config().rope_scaling.clone()).iter().zip(&of_folder) {
+    for (found, wanted) in table(file.config().block.rotary.scaling.clone()).iter().zip(&of_folder) {
         assert!((found - wanted).abs() < 1e-4, "{found} {wanted}");
     }
 

@@ -10,6 +10,7 @@ mod support;
 use dunlin_kernels::gradient_sum::to_f32;
 use dunlin_kernels::{GradientSums, IGNORED, Isa, Pool, bit_sum};
 use dunlin_model::ModelConfig;
+use dunlin_model::spec::Activation;
 use dunlin_model::training::{
     Backward, Grad, ParameterLayout, StageInput, StageModel, TrainingError, initialise,
 };
@@ -74,6 +75,31 @@ fn gradients_are_those_of_finite_differences() {
             }
         }
     }
+}
+
+#[test]
+fn a_block_without_a_way_back_is_refused_by_name() {
+    let gelu = |c: &mut ModelConfig| c.block.mlp.activation = Activation::GeluTanh;
+    let scale = |c: &mut ModelConfig| c.block.attention.scale = Some(0.5);
+    for (change, what) in [
+        ((|c| c.block.attention.qk_norm = true) as fn(&mut ModelConfig), "norms queries and keys"),
+        (|c| c.block.post_norms = true, "has norms behind attention"),
+        (gelu, "has another activation than SiLU"),
+        (scale, "scales attention in its own way"),
+        (|c| c.embedding_scale = Some(2.0), "scales its embedding"),
+    ] {
+        let mut config = config("llama", true);
+        change(&mut config);
+        let error = StageModel::new(&config, 0..1, true, false, LENGTH).map(drop).unwrap_err().to_string();
+        assert!(error.ends_with(&format!(", which {what}, is not trained here")), "{error}");
+    }
+    // Inside of a window it changes nothing.
+    let mut config = config("mistral", true);
+    config.block.attention.window = Some(LENGTH as u32);
+    assert!(StageModel::new(&config, 0..1, true, false, LENGTH).is_ok());
+    config.block.attention.window = Some(LENGTH as u32 - 1);
+    let error = StageModel::new(&config, 0..1, true, false, LENGTH).map(drop).unwrap_err().to_string();
+    assert!(error.contains("sequences of 19 tokens for a model with a context of 18"), "{error}");
 }
 
 #[test]

@@ -88,11 +88,28 @@ fn configurations_come_back_as_they_were() {
             high_freq_factor: 4.0,
             original_context: 8192.0,
         },
+        RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 24.0,
+            beta_slow: 2.0,
+            original_context: 8192.0,
+            truncate: false,
+            magnitude: 1.25,
+        },
     ] {
         for name in ["llama", "mistral", "qwen2"] {
             for tied in [false, true] {
                 let mut config = config(name, tied);
-                (config.rope_scaling, config.rope_base, config.rms_eps) = (scaling.clone(), 500_000.0, 1e-6);
+                let block = &mut config.block;
+                (block.rotary.scaling, block.rotary.base, block.norm.eps) =
+                    (scaling.clone(), 500_000.0, 1e-6);
+                if name == "qwen2" {
+                    let mut sliding = config.block.clone();
+                    sliding.attention.window = Some(16);
+                    config.other_blocks.insert(1, sliding);
+                } else if name == "mistral" {
+                    config.block.attention.window = Some(16);
+                }
                 write_config(&path, &config).unwrap();
                 let json = std::fs::read(path.join("config.json")).unwrap();
                 let json: serde_json::Value = serde_json::from_slice(&json).unwrap();

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dunlin_model::training::layout::EMBEDDING;
-use dunlin_model::training::{ParameterLayout, ParameterTensor};
+use dunlin_model::training::{ParameterLayout, ParameterTensor, untrained};
 use dunlin_model::{ModelConfig, ModelFile};
 
 use crate::average::has_feedback;
@@ -40,11 +40,11 @@ impl Run {
     /// # Errors
     /// When there are more stages than blocks, or sequences are longer than the model can take.
     pub fn new(config: TrainingConfig, model: ModelConfig) -> Result<Self, ConfigError> {
-        if model.qk_norm {
+        if let Some(why) = untrained(&model) {
             return Err(ConfigError::Field {
                 field: "model".to_owned(),
                 problem: format!(
-                    "is a {}, which norms queries and keys: such models are served here, and not trained",
+                    "is a {}, which {why}: such models are served here, and not trained",
                     model.architecture
                 ),
             });
@@ -55,7 +55,7 @@ impl Run {
                 problem: format!("is {}, but the model has {} layers only", config.stages, model.layers),
             });
         }
-        let (rows, longest) = (config.rows_per_sequence(), model.context_length);
+        let (rows, longest) = (config.rows_per_sequence(), model.trained_length_max());
         if rows > longest as usize {
             return Err(ConfigError::Field {
                 field: "sequenceLength".to_owned(),
@@ -252,7 +252,7 @@ mod tests {
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
         let ModelSource::Config(shape) = &config.model else { unreachable!() };
         let mut model = shape.model_config(256).unwrap();
-        (model.architecture, model.qk_norm) = ("qwen3".to_owned(), true);
+        (model.architecture, model.block.attention.qk_norm) = ("qwen3".to_owned(), true);
         let refused = Run::new(config, model).err().unwrap().to_string();
         assert!(refused.contains("model is a qwen3, which norms queries and keys"), "{refused}");
     }

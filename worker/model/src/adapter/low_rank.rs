@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use dunlin_kernels::{Matrix, Pool, RopeLayout, Scratch, linear, linear_add};
 
-use super::projection::Projection;
 use crate::config::ModelConfig;
+use crate::spec::Projection;
 
 /// Two thin matrices beside one of a block.
 pub(crate) struct LowRank {
@@ -83,10 +83,10 @@ pub(crate) fn add(
 /// head of queries and keys.
 pub(crate) fn file_row(config: &ModelConfig, which: Projection, i: usize) -> usize {
     let rotated = matches!(which, Projection::Query | Projection::Key);
-    if !rotated || config.rope_layout == RopeLayout::Halves {
+    if !rotated || config.block.rotary.layout == RopeLayout::Halves {
         return i;
     }
-    let (head_dim, half) = (config.head_dim, config.head_dim / 2);
+    let (head_dim, half) = (config.block.attention.head_dim, config.block.attention.head_dim / 2);
     let (head, at) = (i / head_dim, i % head_dim);
     head * head_dim + 2 * (at % half) + at / half
 }

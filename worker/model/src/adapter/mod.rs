@@ -1,6 +1,6 @@
 //! Adapters: a few trained values beside the weights of a model that stay as they are.
 //!
-//! * [`shape`] what an adapter is made of · [`projection`] beside which matrices
+//! * [`shape`] what an adapter is made of · [`Projection`] beside which matrices
 //! * [`low_rank`] `y += B (A x) * alpha / rank` beside some matrices of each block (LoRA, Hu et al. 2021)
 //! * [`peft`] files in the form of the PEFT library: what others trained is served here, and the other way round
 //! * [`random`] random ones for tests and benchmarks
@@ -13,11 +13,10 @@ pub mod peft;
 pub mod random;
 
 mod peft_keys;
-mod projection;
 mod shape;
 mod strangers;
 
+pub use crate::spec::Projection;
 pub use low_rank::{AdaptedRows, LayerAdapter};
 pub use peft::Adapter;
-pub use projection::Projection;
 pub use shape::{AdapterShape, LoraShape, PromptShape};

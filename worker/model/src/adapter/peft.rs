@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
 use super::peft_keys;
-use super::projection::Projection;
 use super::shape::AdapterShape;
 use super::strangers::{self, PREFIX};
 use crate::config::ModelConfig;
@@ -17,6 +16,7 @@ use crate::error::{ModelError, excerpt};
 use crate::file::{Stored, side_json, widen};
 use crate::safetensors::{self, Tensor};
 use crate::source::{ByteSource, FileSource, LocalFolder};
+use crate::spec::Projection;
 
 /// The file with the configuration.
 pub const CONFIG: &str = "adapter_config.json";
@@ -51,7 +51,7 @@ pub fn config_json(shape: &AdapterShape, config: &ModelConfig, base: &str) -> Va
         }
         AdapterShape::Prompt(prompt) => json!({
             "peft_type": "PROMPT_TUNING", "num_virtual_tokens": prompt.tokens, "token_dim": config.hidden,
-            "num_transformer_submodules": 1, "num_attention_heads": config.heads, "num_layers": config.layers,
+            "num_transformer_submodules": 1, "num_attention_heads": config.block.attention.heads, "num_layers": config.layers,
             "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null, "tokenizer_name_or_path": null,
         }),
     };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::projection::Projection;
+use crate::spec::Projection;
 
 /// What an adapter is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! Why a tensor of an adapter has no place in a model.
 
-use super::projection::Projection;
 use crate::config::ModelConfig;
 use crate::error::excerpt;
+use crate::spec::Projection;
 
 /// What the names of PEFT's tensors begin with, for a model with a head.
 pub(super) const PREFIX: &str = "base_model.model.";

@@ -6,8 +6,8 @@ use super::gguf_values::Keys;
 use crate::error::{ModelError, excerpt};
 use crate::gguf::Value;
 
-/// Read by [`super::gguf`].
-const HONOURED: [&str; 15] = [
+/// Read by [`super::gguf`] and all families.
+const HONOURED: [&str; 16] = [
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -22,12 +22,11 @@ const HONOURED: [&str; 15] = [
     "rope.freq_base",
     "rope.scale_linear",
     "rope.scaling.factor",
+    "rope.scaling.original_context_length",
     "rope.scaling.type",
 ];
 
-const WITHOUT_EFFECT: [&str; 4] = [
-    // Other scalings than those that run here would need it.
-    "rope.scaling.original_context_length",
+const WITHOUT_EFFECT: [&str; 3] = [
     "rope.scaling.finetuned",
     // Names for one and the same layout of the file.
     "tensor_data_layout",
@@ -35,11 +34,11 @@ const WITHOUT_EFFECT: [&str; 4] = [
     "vocab_size",
 ];
 
-/// Every key of the architecture has its place.
+/// Every key of the architecture has its place; `of_family` are those that only this family reads.
 ///
 /// # Errors
 /// With the first that has none.
-pub(super) fn check(keys: &Keys<'_>, head_dim: usize) -> Result<(), ModelError> {
+pub(super) fn check(keys: &Keys<'_>, head_dim: usize, of_family: &[&str]) -> Result<(), ModelError> {
     // llama.cpp takes 0 for "not set".
     let neutral: [(&str, &[f64]); 13] = [
         ("attention.causal", &[1.0]),
@@ -59,7 +58,7 @@ pub(super) fn check(keys: &Keys<'_>, head_dim: usize) -> Result<(), ModelError> 
     let prefix = format!("{}.", keys.architecture);
     for (name, value) in keys.values.range(prefix.clone()..) {
         let Some(key) = name.strip_prefix(&prefix) else { break };
-        if HONOURED.contains(&key) || WITHOUT_EFFECT.contains(&key) {
+        if HONOURED.contains(&key) || of_family.contains(&key) || WITHOUT_EFFECT.contains(&key) {
             continue;
         }
         let Some((_, neutral)) = neutral.iter().find(|(name, _)| *name == key) else {

@@ -5,15 +5,25 @@ use std::collections::BTreeMap;
 use crate::error::{ModelError, excerpt};
 use crate::gguf::Value;
 
-pub(super) fn malformed(file: &str, what: String) -> ModelError {
+/// What every frequency of the rotary embedding is divided by, in files of Llama 3.1 and later.
+pub(crate) const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// The same in files of LongRoPE, for contexts up to the original one.
+pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
+/// And for longer ones.
+pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";
+
+/// Values of those of these tensors that a file has.
+pub(crate) type RopeTensors = BTreeMap<&'static str, Vec<f32>>;
+
+pub(crate) fn malformed(file: &str, what: String) -> ModelError {
     ModelError::Malformed { file: file.to_owned(), format: "GGUF", what }
 }
 
 /// The metadata of an architecture, of the types that are asked for, or refused.
-pub(super) struct Keys<'a> {
-    pub(super) file: &'a str,
-    pub(super) architecture: &'a str,
-    pub(super) values: &'a BTreeMap<String, Value>,
+pub(crate) struct Keys<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) architecture: &'a str,
+    pub(crate) values: &'a BTreeMap<String, Value>,
 }
 
 impl<'a> Keys<'a> {
@@ -25,26 +35,26 @@ impl<'a> Keys<'a> {
         self.get(key).map(|value| self.needed(key, read(value))).transpose()
     }
 
-    pub(super) fn needed<T>(&self, key: &str, value: Option<T>) -> Result<T, ModelError> {
+    pub(crate) fn needed<T>(&self, key: &str, value: Option<T>) -> Result<T, ModelError> {
         value.ok_or_else(|| {
             malformed(self.file, format!("no usable `{}.{}`", self.architecture, excerpt(key)))
         })
     }
 
-    pub(super) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
         self.typed(key, |value| value.as_u32().map(|v| v as usize))
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         self.typed(key, Value::as_f64)
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         self.typed(key, Value::as_text)
     }
 
     /// A number, or one for each layer, all of them the same.
-    pub(super) fn of_layers(&self, key: &str, layers: usize) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn of_layers(&self, key: &str, layers: usize) -> Result<Option<usize>, ModelError> {
         let Some(Value::Numbers(numbers)) = self.get(key) else { return self.whole(key) };
         let first = numbers.first().copied().filter(|_| numbers.len() == layers);
         let first = self.needed(key, first)?;
@@ -59,7 +69,7 @@ impl<'a> Keys<'a> {
             .map(|count| Some(count as usize))
     }
 
-    pub(super) fn refused(&self, what: &str, remedy: &str) -> ModelError {
+    pub(crate) fn refused(&self, what: &str, remedy: &str) -> ModelError {
         ModelError::Refused { what: format!("{}: {what}", self.file), remedy: remedy.to_owned() }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::json_section::Section;
 use crate::error::{ModelError, excerpt};
 
-/// Read by [`super::json`] and [`super::json_rope`].
+/// Read by [`super::json`], [`super::json_rope`] and all families.
 const HONOURED: [&str; 22] = [
     "architectures",
     "attention_bias",
@@ -207,17 +207,18 @@ fn neutral() -> [(&'static str, Value); 33] {
     ]
 }
 
-/// Every key has its place.
+/// Every key has its place; `of_family` are those that only this family reads.
 ///
 /// # Errors
 /// With the first that has none.
-pub(super) fn check(c: &Section<'_>) -> Result<(), ModelError> {
+pub(super) fn check(c: &Section<'_>, of_family: &[&str]) -> Result<(), ModelError> {
     quantisation(c)?;
     let neutral = neutral();
     // Who sets a key to null asks for nothing.
     for (key, value) in c.map.iter().filter(|(_, value)| !value.is_null()) {
         let key = key.as_str();
-        let known = HONOURED.contains(&key) || WITHOUT_EFFECT.iter().any(|(_, keys)| keys.contains(&key));
+        let honoured = HONOURED.contains(&key) || of_family.contains(&key);
+        let known = honoured || WITHOUT_EFFECT.iter().any(|(_, keys)| keys.contains(&key));
         match neutral.iter().find(|(name, _)| *name == key) {
             _ if known => {}
             Some((_, neutral)) if same(neutral, value) => {}

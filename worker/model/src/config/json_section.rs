@@ -5,15 +5,15 @@ use serde_json::{Map, Value};
 use crate::error::{ModelError, excerpt};
 
 /// An object of config.json whose values are of the type that is asked for, or refused. Null is as good as nothing.
-pub(super) struct Section<'a> {
-    pub(super) file: &'a str,
+pub(crate) struct Section<'a> {
+    pub(crate) file: &'a str,
     /// What stands before its keys, `rope_scaling.`.
     at: String,
-    pub(super) map: &'a Map<String, Value>,
+    pub(crate) map: &'a Map<String, Value>,
 }
 
 impl<'a> Section<'a> {
-    pub(super) fn new(file: &'a str, at: &str, json: &'a Value) -> Result<Self, ModelError> {
+    pub(crate) fn new(file: &'a str, at: &str, json: &'a Value) -> Result<Self, ModelError> {
         let at = at.to_owned();
         match json.as_object() {
             Some(map) => Ok(Self { file, at, map }),
@@ -28,7 +28,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
@@ -36,28 +36,28 @@ impl<'a> Section<'a> {
         self.get(key).map(|value| read(value).ok_or_else(|| self.unusable(key))).transpose()
     }
 
-    pub(super) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
+    pub(crate) fn whole(&self, key: &str) -> Result<Option<usize>, ModelError> {
         self.typed(key, |value| value.as_u64().and_then(|v| usize::try_from(v).ok()))
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         self.typed(key, Value::as_f64)
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
         self.typed(key, Value::as_bool)
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         self.typed(key, Value::as_str)
     }
 
     /// The key as a user finds it.
-    pub(super) fn path(&self, key: &str) -> String {
+    pub(crate) fn path(&self, key: &str) -> String {
         format!("{}{}", self.at, excerpt(key))
     }
 
-    pub(super) fn unusable(&self, key: &str) -> ModelError {
+    pub(crate) fn unusable(&self, key: &str) -> ModelError {
         ModelError::Malformed {
             file: self.file.to_owned(),
             format: "config.json",
@@ -65,11 +65,11 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(super) fn refused(&self, what: &str, remedy: &str) -> ModelError {
+    pub(crate) fn refused(&self, what: &str, remedy: &str) -> ModelError {
         ModelError::Refused { what: format!("{}: {what}", self.file), remedy: remedy.to_owned() }
     }
 
-    pub(super) fn unknown(&self, key: &str) -> ModelError {
+    pub(crate) fn unknown(&self, key: &str) -> ModelError {
         self.refused(
             &format!("`{}` is not known here, and could change what the model computes", self.path(key)),
             "if it does not, remove it from config.json",

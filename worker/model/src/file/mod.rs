@@ -14,12 +14,16 @@ use std::sync::Arc;
 use dunlin_kernels::{Matrix, Packer};
 use serde_json::Value;
 
-use crate::config::{self, ModelConfig, ROPE_DIVISORS};
+use crate::config::gguf_values::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT, RopeTensors};
+use crate::config::{self, ModelConfig};
 use crate::error::ModelError;
+use crate::families::family::Form;
+use crate::families::named;
 use crate::gguf;
 use crate::mistaken;
 use crate::safetensors;
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
+use crate::spec::Role;
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use names::{Names, Outer};
@@ -83,8 +87,8 @@ impl ModelFile {
     pub fn open_beside(source: Arc<dyn ByteSource>, beside: Option<&Beside<'_>>) -> Result<Self, ModelError> {
         let file = source.describe();
         let parts = parts::read(source, beside)?;
-        let divisors = rope_divisors(&parts)?;
-        let config = config::from_gguf(&file, &parts.header, divisors.as_deref())?;
+        let rope = rope_tensors(&parts)?;
+        let config = config::from_gguf(&file, &parts.header, &rope)?;
         let place = |name: &str, t: &gguf::Tensor| Place {
             shape: t.shape.clone(),
             stored: Stored::Ggml(t.format),
@@ -93,7 +97,8 @@ impl ModelFile {
             bytes: t.bytes,
         };
         let tensors = parts.header.tensors.iter().map(|(name, t)| (name.clone(), place(name, t))).collect();
-        let (names, text) = (Names::Gguf, Text::Gguf(parts.header.values));
+        let names = Names { form: Form::Gguf, family: named(&config.architecture) };
+        let text = Text::Gguf(parts.header.values);
         let tensors = places::settle(&file, names, &config, tensors)?;
         Ok(Self { config, sources: parts.sources, tensors, text, names })
     }
@@ -124,7 +129,7 @@ impl ModelFile {
             }
             sources.push(file);
         }
-        let names = Names::HuggingFace;
+        let names = Names { form: Form::HuggingFace, family: named(&config.architecture) };
         let head = names.outer(Outer::Head);
         if !config.tied && files.promised.contains(head) && !tensors.contains_key(head) {
             return Err(ModelError::MissingTensor(head.to_owned()));
@@ -266,8 +271,8 @@ impl ModelFile {
         self.names.outer(which)
     }
 
-    /// Name in the file of tensor `role` of a block, `role` being GGUF's name.
-    pub(crate) fn layer_name(&self, layer: u32, role: &str) -> String {
+    /// Name of a tensor of a block.
+    pub(crate) fn layer_name(&self, layer: u32, role: Role) -> String {
         self.names.in_block(layer, role)
     }
 
@@ -354,6 +359,18 @@ impl ModelFile {
         Ok(out)
     }
 
+    /// Reads the `n` weights of a norm.
+    ///
+    /// # Errors
+    /// As [`Self::vector`].
+    pub(crate) fn norm(&self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+        let mut out = self.vector(name, n)?;
+        if self.config.block.norm.plus_one {
+            out.iter_mut().for_each(|weight| *weight += 1.0);
+        }
+        Ok(out)
+    }
+
     /// Reads a tensor of f32, f16 or bf16 as f32, row-major as in the file.
     ///
     /// # Errors
@@ -365,27 +382,31 @@ impl ModelFile {
 
     /// Has it the names and the layout of Hugging Face?
     pub(crate) fn is_folder(&self) -> bool {
-        self.names == Names::HuggingFace
+        self.names.form == Form::HuggingFace
     }
 }
 
-/// The values of [`ROPE_DIVISORS`], if a Llama has them.
-fn rope_divisors(parts: &Parts) -> Result<Option<Vec<f32>>, ModelError> {
+/// The values of tensors that say how frequencies are stretched.
+fn rope_tensors(parts: &Parts) -> Result<RopeTensors, ModelError> {
     /// Half of the widest head.
     const PAIRS_MAX: usize = 128;
-    let Some(tensor) = parts.header.tensors.get(ROPE_DIVISORS) else { return Ok(None) };
-    let source = &parts.sources[parts.source_of(ROPE_DIVISORS)];
-    let &[pairs @ ..=PAIRS_MAX] = tensor.shape.as_slice() else {
-        let (name, found) = (ROPE_DIVISORS.to_owned(), tensor.shape.clone());
-        return Err(ModelError::Shape { name, found, expected: vec![PAIRS_MAX] });
-    };
-    let mut bytes = vec![0; tensor.bytes];
-    source
-        .read_at(tensor.offset, &mut bytes)
-        .map_err(|error| ModelError::Read { what: source.describe(), source: error })?;
-    let mut divisors = vec![0.0; pairs];
-    widen(ROPE_DIVISORS, Stored::Ggml(tensor.format), &bytes, &mut divisors)?;
-    Ok(Some(divisors))
+    let mut out = RopeTensors::new();
+    for name in [ROPE_DIVISORS, ROPE_SHORT, ROPE_LONG] {
+        let Some(tensor) = parts.header.tensors.get(name) else { continue };
+        let source = &parts.sources[parts.source_of(name)];
+        let &[pairs @ ..=PAIRS_MAX] = tensor.shape.as_slice() else {
+            let (name, found) = (name.to_owned(), tensor.shape.clone());
+            return Err(ModelError::Shape { name, found, expected: vec![PAIRS_MAX] });
+        };
+        let mut bytes = vec![0; tensor.bytes];
+        source
+            .read_at(tensor.offset, &mut bytes)
+            .map_err(|error| ModelError::Read { what: source.describe(), source: error })?;
+        let mut values = vec![0.0; pairs];
+        widen(name, Stored::Ggml(tensor.format), &bytes, &mut values)?;
+        out.insert(name, values);
+    }
+    Ok(out)
 }
 
 /// What to do about a folder that has no tokenizer.json.

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use super::names::{Names, Outer};
 use super::stored::{Place, Stored, of_another_type};
-use crate::config::{ModelConfig, ROPE_DIVISORS};
+use crate::config::ModelConfig;
 use crate::error::{ModelError, excerpt};
+use crate::families::family::{Form, Fused, of};
 use crate::safetensors::Dtype;
+use crate::spec::Role;
 
 /// Tensors that a model may have and that say nothing that config.json does not: they end like this.
 const WITHOUT_EFFECT: [&str; 5] = [
@@ -20,7 +22,7 @@ const WITHOUT_EFFECT: [&str; 5] = [
     "self_attn.masked_bias",
 ];
 
-/// Those of `tensors` that the model needs.
+/// Those of `tensors` that the model needs, each by the name of its role.
 ///
 /// # Errors
 /// With the first that is missing, of another shape or of a type that does not run, or that has no place.
@@ -30,7 +32,7 @@ pub(super) fn settle(
     c: &ModelConfig,
     mut tensors: BTreeMap<String, Place>,
 ) -> Result<BTreeMap<String, Place>, ModelError> {
-    let places = Places { names, c, block: block(c) };
+    let places = Places { names, c, block: block(names, c) };
     let known = |name: &str, place: &Place| places.needs(name) || places.without_effect(name, place);
     let stranger = || tensors.iter().find(|(name, place)| !known(name, place)).map(|(name, _)| name);
     for (name, shape) in places.all() {
@@ -51,6 +53,7 @@ pub(super) fn settle(
         return Err(no_place(file, c, &format!("`{}`", excerpt(name))));
     }
     tensors.retain(|name, _| places.needs(name));
+    cut(names, c, &mut tensors);
     Ok(tensors)
 }
 
@@ -68,31 +71,39 @@ struct Places<'a> {
     block: Vec<(&'static str, Vec<usize>)>,
 }
 
-/// The tensors of a block, by GGUF's names, and their shapes.
-fn block(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
-    let (q_width, kv_width) = (c.q_width(), c.kv_width());
-    let mut out = vec![
-        ("attn_norm.weight", vec![c.hidden]),
-        ("attn_q.weight", vec![q_width, c.hidden]),
-        ("attn_k.weight", vec![kv_width, c.hidden]),
-        ("attn_v.weight", vec![kv_width, c.hidden]),
-        ("attn_output.weight", vec![c.hidden, q_width]),
-        ("ffn_norm.weight", vec![c.hidden]),
-        ("ffn_gate.weight", vec![c.ffn, c.hidden]),
-        ("ffn_up.weight", vec![c.ffn, c.hidden]),
-        ("ffn_down.weight", vec![c.hidden, c.ffn]),
-    ];
-    if c.qkv_bias {
-        out.extend([
-            ("attn_q.bias", vec![q_width]),
-            ("attn_k.bias", vec![kv_width]),
-            ("attn_v.bias", vec![kv_width]),
-        ]);
-    }
-    if c.qk_norm {
-        out.extend([("attn_q_norm.weight", vec![c.head_dim]), ("attn_k_norm.weight", vec![c.head_dim])]);
+/// The tensors of a block as the file has them, and their shapes: those that are one stand where the first of them would.
+fn block(names: Names, c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
+    let mut out = Vec::new();
+    for (role, shape) in c.block.tensors(c.hidden) {
+        let of_role = |fused: &&Fused| fused.parts.iter().any(|part| Role::Matrix(*part) == role);
+        match names.family.fused.iter().find(of_role) {
+            None => out.push((names.family.tensor(role, names.form), shape)),
+            Some(fused) if Role::Matrix(fused.parts[0]) == role => {
+                let rows = fused.parts.iter().map(|part| part.shape(c).0).sum();
+                out.push((of(fused.names, names.form), vec![rows, c.hidden]));
+            }
+            Some(_) => {}
+        }
     }
     out
+}
+
+/// Cuts matrices that are one in the file: their rows lie one behind the other.
+fn cut(names: Names, c: &ModelConfig, tensors: &mut BTreeMap<String, Place>) {
+    for layer in 0..c.layers {
+        for fused in names.family.fused {
+            let name = format!("{}{}", names.block(layer), of(fused.names, names.form));
+            let Some(whole) = tensors.remove(&name) else { continue };
+            let row = whole.bytes / whole.shape[0];
+            let mut offset = whole.offset;
+            for part in fused.parts {
+                let (n, k) = part.shape(c);
+                let place = Place { shape: vec![n, k], offset, bytes: n * row, ..whole };
+                offset += (n * row) as u64;
+                tensors.insert(names.in_block(layer, Role::Matrix(*part)), place);
+            }
+        }
+    }
 }
 
 impl Places<'_> {
@@ -112,7 +123,9 @@ impl Places<'_> {
     fn all(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let in_block = move |layer| {
             let names = self.names;
-            self.block.iter().map(move |(role, shape)| (names.in_block(layer, role), shape.clone()))
+            self.block
+                .iter()
+                .map(move |(name, shape)| (format!("{}{name}", names.block(layer)), shape.clone()))
         };
         let outer = self.outer().map(|(name, shape)| (name.to_owned(), shape));
         outer.chain((0..self.c.layers).flat_map(in_block))
@@ -121,7 +134,7 @@ impl Places<'_> {
     fn needs(&self, name: &str) -> bool {
         match self.names.split(name) {
             Some((layer, role)) => {
-                layer < self.c.layers && self.block.iter().any(|(known, _)| self.names.role(known) == role)
+                layer < self.c.layers && self.block.iter().any(|(known, _)| *known == role)
             }
             None => self.outer().any(|(known, _)| known == name),
         }
@@ -129,10 +142,10 @@ impl Places<'_> {
 
     /// Does the model compute the same without it?
     fn without_effect(&self, name: &str, place: &Place) -> bool {
-        match self.names {
-            // Its values are in the configuration.
-            Names::Gguf => name == ROPE_DIVISORS && self.c.architecture == "llama",
-            Names::HuggingFace => {
+        match self.names.form {
+            // Their values are in the configuration.
+            Form::Gguf => self.names.family.rope_tensors.contains(&name),
+            Form::HuggingFace => {
                 // transformers leaves out layers that config.json does not count; llama.cpp refuses them.
                 self.names.split(name).is_some_and(|(layer, _)| layer >= self.c.layers)
                     || place.shape.contains(&0)

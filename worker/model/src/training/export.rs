@@ -9,28 +9,34 @@ use serde_json::{Value, json};
 
 use super::layout::ParameterTensor;
 use crate::config::ModelConfig;
+use crate::families::named;
 use crate::safetensors::f32_header;
+use crate::spec::BlockSpec;
 
 /// What config.json says of a model; [`crate::ModelFile`] and transformers read it. The identifiers of special tokens are the tokenizer's
 /// matter, and not in it.
 #[must_use]
 pub fn config_json(config: &ModelConfig) -> Value {
     let c = config;
-    let (class, kind) = match c.architecture.as_str() {
-        "mistral" => ("MistralForCausalLM", "mistral"),
-        "qwen2" => ("Qwen2ForCausalLM", "qwen2"),
-        "qwen3" => ("Qwen3ForCausalLM", "qwen3"),
-        _ => ("LlamaForCausalLM", "llama"),
-    };
-    json!({
-        "architectures": [class], "model_type": kind, "hidden_act": "silu",
-        "hidden_size": c.hidden, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
+    let (family, BlockSpec { norm, rotary, attention, mlp, .. }) = (named(&c.architecture), &c.block);
+    let window = c.blocks().find_map(|block| block.attention.window);
+    let mut out = json!({
+        "architectures": [family.class], "model_type": family.name, "hidden_act": "silu",
+        "hidden_size": c.hidden, "intermediate_size": mlp.width, "num_hidden_layers": c.layers,
+        "num_attention_heads": attention.heads, "num_key_value_heads": attention.kv_heads, "head_dim": attention.head_dim,
         "vocab_size": c.vocab, "max_position_embeddings": c.context_length,
-        "rms_norm_eps": shortest(c.rms_eps), "rope_theta": c.rope_base, "rope_scaling": rope_scaling(&c.rope_scaling),
+        "rms_norm_eps": shortest(norm.eps), "rope_theta": rotary.base, "rope_scaling": rope_scaling(&rotary.scaling),
         "tie_word_embeddings": c.tied, "torch_dtype": "float32",
-        "attention_bias": false, "mlp_bias": false, "sliding_window": null, "use_sliding_window": false,
-    })
+        "attention_bias": false, "mlp_bias": false, "sliding_window": window, "use_sliding_window": window.is_some(),
+    });
+    if window.is_some() {
+        let kind = |layer| match c.block(layer).attention.window {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        out["layer_types"] = (0..c.layers).map(kind).collect();
+    }
+    out
 }
 
 /// 1e-5 and not 9.999999747378752e-6.
@@ -46,9 +52,13 @@ fn rope_scaling(scaling: &RopeScaling) -> Value {
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_context,
         }),
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, magnitude } => json!({
+            "rope_type": "yarn", "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow, "truncate": truncate,
+            "original_max_position_embeddings": original_context, "attention_factor": shortest(*magnitude),
+        }),
         // What transformers has for a divisor of each frequency.
-        RopeScaling::Divided(by) => json!({
-            "rope_type": "longrope", "short_factor": &by[..], "long_factor": &by[..], "attention_factor": 1.0,
+        RopeScaling::Divided { by, magnitude } => json!({
+            "rope_type": "longrope", "short_factor": &by[..], "long_factor": &by[..], "attention_factor": shortest(*magnitude),
         }),
     }
 }

@@ -1,6 +1,7 @@
 //! One block in training, and the way back through it: all of it, with its weights twice, as they are and transposed; or an adapter beside
 //! weights that stay as they are.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use dunlin_kernels::{
@@ -14,17 +15,16 @@ use super::copies::{Bits, Held};
 use super::error::TrainingError;
 use super::layout::{ParameterLayout, slices};
 use super::through::Through;
-use crate::adapter::{AdaptedRows, AdapterShape, Projection};
-use crate::block::{Flaw, Inner, Parts, Projected};
+use crate::adapter::{AdaptedRows, AdapterShape};
+use crate::block::{Activations, Flaw, Inner, Parts, Projected, Weights};
 use crate::config::ModelConfig;
+use crate::spec::{Attention, Projection, Role};
 use crate::weights::LayerWeights;
 
 /// Where the tensors of a block are in the stage's vector.
 struct Places {
-    attention_norm: Range<usize>,
-    ffn_norm: Range<usize>,
-    /// Of q, k and v.
-    bias: [Range<usize>; 3],
+    /// Norms and biases.
+    vectors: BTreeMap<Role, Range<usize>>,
     /// By [`Projection`].
     matrices: [Range<usize>; 7],
 }
@@ -50,12 +50,9 @@ enum Trained {
 pub(super) struct Saved {
     /// Rows that came in.
     pub(super) x: Vec<f32>,
-    projected: Projected,
-    attended: Vec<f32>,
+    activations: Activations,
+    /// Maximum and sum of the softmax of every row and head.
     statistics: Vec<f32>,
-    /// Rows between attention and feed-forward.
-    middle: Vec<f32>,
-    inner: Inner,
 }
 
 /// Buffers of the backward pass.
@@ -80,20 +77,19 @@ pub(super) fn fit(buffer: &mut Vec<f32>, len: usize) {
 impl Layer {
     /// A block of zeroes whose weights are all trained.
     pub(super) fn new(config: &ModelConfig, layout: &ParameterLayout, number: u32) -> Self {
-        let place = |role: &str| layout.range(&ParameterLayout::layer_name(number, role));
+        let place = |role: Role| layout.range(&ParameterLayout::layer_name(config, number, role));
         let transposed = Projection::ALL.map(|which| {
             let (n, k) = which.shape(config);
             Matrix::zeroed_f32(k, n)
         });
+        let weights = LayerWeights::zeroed(config);
         let places = Places {
-            attention_norm: place("input_layernorm.weight"),
-            ffn_norm: place("post_attention_layernorm.weight"),
-            bias: ["q", "k", "v"].map(|head| place(&format!("self_attn.{head}_proj.bias"))),
-            matrices: Projection::ALL.map(|which| place(&format!("{}.weight", which.module()))),
+            vectors: weights.vectors().map(|(role, _)| (role, place(role))).collect(),
+            matrices: Projection::ALL.map(|which| place(Role::Matrix(which))),
         };
         Self {
             number,
-            weights: LayerWeights::zeroed(config),
+            weights,
             trained: Trained::Whole { places: Box::new(places), transposed: Box::new(transposed) },
         }
     }
@@ -121,10 +117,8 @@ impl Layer {
                     w.matrix_mut(which).set(pool, values);
                     transposed.set_transposed(pool, values);
                 }
-                w.attention_norm.copy_from_slice(&parameters[places.attention_norm.clone()]);
-                w.ffn_norm.copy_from_slice(&parameters[places.ffn_norm.clone()]);
-                for (bias, place) in w.bias.iter_mut().flatten().zip(&places.bias) {
-                    bias.copy_from_slice(&parameters[place.clone()]);
+                for (role, values) in w.vectors_mut() {
+                    values.copy_from_slice(&parameters[places.vectors[&role].clone()]);
                 }
             }
         }
@@ -136,8 +130,7 @@ impl Layer {
         match &self.trained {
             Trained::Adapter(adapter) => {
                 out.extend(Projection::ALL.map(|which| Held::frozen(w.matrix(which).into())));
-                let vectors = [&w.attention_norm, &w.ffn_norm].into_iter().chain(w.bias.iter().flatten());
-                out.extend(vectors.map(|values| Held::frozen(Bits::Values(values))));
+                out.extend(w.vectors().map(|(_, values)| Held::frozen(Bits::Values(values))));
                 adapter.held(out);
             }
             Trained::Whole { places, transposed } => {
@@ -146,10 +139,8 @@ impl Layer {
                     out.push(Held::of(place.clone(), w.matrix(which).into()));
                     out.push(Held::of(place.clone(), transposed.into()));
                 }
-                out.push(Held::of(places.attention_norm.clone(), Bits::Values(&w.attention_norm)));
-                out.push(Held::of(places.ffn_norm.clone(), Bits::Values(&w.ffn_norm)));
-                for (bias, place) in w.bias.iter().flatten().zip(&places.bias) {
-                    out.push(Held::of(place.clone(), Bits::Values(bias)));
+                for (role, values) in w.vectors() {
+                    out.push(Held::of(places.vectors[&role].clone(), Bits::Values(values)));
                 }
             }
         }
@@ -228,14 +219,14 @@ impl Layer {
         }
     }
 
-    /// Gradients of tensors that only whole blocks train.
+    /// Gradients of a norm or of biases, which only whole blocks train.
     fn own<'a, const N: usize>(
         &self,
         gradient: &'a mut Option<(&mut [f32], usize)>,
-        of: impl Fn(&Places) -> [&Range<usize>; N],
+        roles: [Role; N],
     ) -> Option<[&'a mut [f32]; N]> {
         match &self.trained {
-            Trained::Whole { places, .. } => slices(gradient, of(places)),
+            Trained::Whole { places, .. } => slices(gradient, roles.map(|role| &places.vectors[&role])),
             Trained::Adapter(_) => None,
         }
     }
@@ -251,24 +242,17 @@ impl Layer {
         out: &mut Vec<f32>,
         causal: &mut CausalScratch,
     ) -> Result<(), TrainingError> {
-        let s = saved;
+        let Saved { x, activations, statistics } = saved;
         let adapted = self.adapted(positions.len());
-        let adapted = adapted.as_slice();
-        parts
-            .project(pool, &self.weights, adapted, &s.x, positions, &mut s.projected)
-            .map_err(TrainingError::at(self.number))?;
-        let Projected { q, k, v } = &s.projected;
-        fit(&mut s.attended, q.len());
-        fit(&mut s.statistics, shape.statistics_len());
-        causal_attention(pool, shape, q, k, v, &mut s.attended, &mut s.statistics, causal);
-        s.middle.clear();
-        s.middle.extend_from_slice(&s.x);
-        parts.attention_output(pool, &self.weights, adapted, &s.attended, &mut s.middle);
+        let w = Weights { layer: self.number, weights: &self.weights, adapted: adapted.as_slice() };
+        activations.middle.get_or_insert_default();
         out.clear();
-        out.extend_from_slice(&s.middle);
-        parts
-            .feed_forward(pool, &self.weights, adapted, out, &mut s.inner)
-            .map_err(TrainingError::at(self.number))
+        out.extend_from_slice(x);
+        fit(statistics, shape.statistics_len());
+        let attend = |_: &Attention, Projected { q, k, v }: &Projected, out: &mut [f32]| {
+            causal_attention(pool, shape, q, k, v, out, statistics, causal);
+        };
+        parts.forward(pool, w, out, positions, activations, attend).map_err(TrainingError::at(self.number))
     }
 
     /// `dx`, the gradient of the rows behind the block, becomes that of the rows before it. Gradients of the parameters replace what is in
@@ -300,8 +284,9 @@ impl Layer {
         work: &mut Work,
     ) {
         use Projection::{Down, Gate, Up};
-        let (w, m) = (&self.weights, dx.len() / c.hidden);
-        let Saved { middle, inner: Inner { gate, up }, .. } = saved;
+        let (w, m, eps) = (&self.weights, dx.len() / c.hidden, c.block(self.number).norm.eps);
+        let Activations { middle, inner: Inner { gate, up }, .. } = &mut saved.activations;
+        let middle = middle.as_deref().unwrap_or_default();
         let Work { normed, dnormed, product, through, adapter, gradient: scratch, .. } = work;
         fit(product, gate.len());
         self.through(pool, Down, dx, m, product, false, through);
@@ -311,12 +296,12 @@ impl Layer {
         self.through(pool, Up, up, m, dnormed, true, through);
         if gradient.is_some() && self.trains(&[Down, Gate, Up]) {
             fit(normed, dx.len());
-            rms_norm(pool, middle, &w.ffn_norm, c.rms_eps, m, normed);
+            rms_norm(pool, middle, w.vector(Role::MlpNorm), eps, m, normed);
             self.gradients(pool, product, m, ([Down], [dx]), gradient, (through, adapter, scratch));
             self.gradients(pool, normed, m, ([Gate, Up], [gate, up]), gradient, (through, adapter, scratch));
         }
-        let dw = self.own(gradient, |places| [&places.ffn_norm]).map(|[dw]| dw);
-        rms_norm_backward(pool, middle, &w.ffn_norm, c.rms_eps, dnormed, dx, dw);
+        let dw = self.own(gradient, [Role::MlpNorm]).map(|[dw]| dw);
+        rms_norm_backward(pool, middle, w.vector(Role::MlpNorm), eps, dnormed, dx, dw);
     }
 
     fn attention_backward(
@@ -331,8 +316,10 @@ impl Layer {
         work: &mut Work,
     ) {
         use Projection::{Key, Output, Query, Value};
-        let (w, c, m) = (&self.weights, &parts.config, positions.len());
-        let Saved { x, projected: Projected { q, k, v }, attended, statistics, .. } = saved;
+        let (w, c, m) = (&self.weights, parts.config.block(self.number), positions.len());
+        let (table, layout) = parts.table(self.number);
+        let Saved { x, activations: Activations { projected, attended, .. }, statistics } = saved;
+        let Projected { q, k, v } = projected;
         let Work { normed, dnormed, dattended, dqkv, through, adapter, gradient: scratch, .. } = work;
         let Projected { q: dq, k: dk, v: dv } = dqkv;
         fit(dattended, q.len());
@@ -342,24 +329,26 @@ impl Layer {
         self.through(pool, Output, dx, m, dattended, false, through);
         let forward = CausalForward { q, k, v, out: attended, statistics };
         causal_attention_backward(pool, shape, &forward, dattended, dq, dk, dv, &mut work.causal);
-        rope_rows(pool, &parts.rope, c.rope_layout, dq, positions, true);
-        rope_rows(pool, &parts.rope, c.rope_layout, dk, positions, true);
+        rope_rows(pool, table, layout, dq, positions, true);
+        rope_rows(pool, table, layout, dk, positions, true);
         fit(dnormed, dx.len());
         self.through(pool, Query, dq, m, dnormed, false, through);
         self.through(pool, Key, dk, m, dnormed, true, through);
         self.through(pool, Value, dv, m, dnormed, true, through);
         if gradient.is_some() && self.trains(&[Output, Query, Key, Value]) {
             fit(normed, dx.len());
-            rms_norm(pool, x, &w.attention_norm, c.rms_eps, m, normed);
+            rms_norm(pool, x, w.vector(Role::AttentionNorm), c.norm.eps, m, normed);
             self.gradients(pool, attended, m, ([Output], [dx]), gradient, (through, adapter, scratch));
             let qkv = ([Query, Key, Value], [dq.as_slice(), dk, dv]);
             self.gradients(pool, normed, m, qkv, gradient, (through, adapter, scratch));
-            let bias = self.own(gradient, |places| places.bias.each_ref()).filter(|_| w.bias.is_some());
-            for (db, dy) in bias.into_iter().flatten().zip([dq, dk, dv]) {
-                bias_gradient(pool, dy, db);
+            if c.attention.bias {
+                let bias = self.own(gradient, [Query, Key, Value].map(Role::Bias));
+                for (db, dy) in bias.into_iter().flatten().zip([dq, dk, dv]) {
+                    bias_gradient(pool, dy, db);
+                }
             }
         }
-        let dw = self.own(gradient, |places| [&places.attention_norm]).map(|[dw]| dw);
-        rms_norm_backward(pool, x, &w.attention_norm, c.rms_eps, dnormed, dx, dw);
+        let dw = self.own(gradient, [Role::AttentionNorm]).map(|[dw]| dw);
+        rms_norm_backward(pool, x, w.vector(Role::AttentionNorm), c.norm.eps, dnormed, dx, dw);
     }
 }

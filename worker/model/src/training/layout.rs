@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
+use crate::adapter::AdapterShape;
 use crate::adapter::peft::{PROMPT, lora_name};
-use crate::adapter::{AdapterShape, Projection};
 use crate::config::ModelConfig;
+use crate::families::family::Form;
+use crate::families::named;
+use crate::spec::{Projection, Role};
 
 /// The name of the token embedding, which is also that of the output matrix when both are tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -64,8 +67,8 @@ impl ParameterLayout {
             layout.push(EMBEDDING.to_owned(), &[c.vocab, c.hidden]);
         }
         for layer in layers {
-            for (role, shape) in Self::of_layer(c) {
-                layout.push(Self::layer_name(layer, role), &shape);
+            for (role, shape) in c.block(layer).tensors(c.hidden) {
+                layout.push(Self::layer_name(c, layer, role), &shape);
             }
         }
         if last {
@@ -99,33 +102,10 @@ impl ParameterLayout {
         layout
     }
 
-    /// Roles and shapes of a block's tensors.
-    fn of_layer(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
-        let (q, kv) = (c.q_width(), c.kv_width());
-        let mut out = vec![("input_layernorm.weight", vec![c.hidden])];
-        for (weight, bias, width) in [
-            ("self_attn.q_proj.weight", "self_attn.q_proj.bias", q),
-            ("self_attn.k_proj.weight", "self_attn.k_proj.bias", kv),
-            ("self_attn.v_proj.weight", "self_attn.v_proj.bias", kv),
-        ] {
-            out.push((weight, vec![width, c.hidden]));
-            if c.qkv_bias {
-                out.push((bias, vec![width]));
-            }
-        }
-        out.extend([
-            ("self_attn.o_proj.weight", vec![c.hidden, q]),
-            ("post_attention_layernorm.weight", vec![c.hidden]),
-            ("mlp.gate_proj.weight", vec![c.ffn, c.hidden]),
-            ("mlp.up_proj.weight", vec![c.ffn, c.hidden]),
-            ("mlp.down_proj.weight", vec![c.hidden, c.ffn]),
-        ]);
-        out
-    }
-
     /// The name of a block's tensor.
-    pub(super) fn layer_name(layer: u32, role: &str) -> String {
-        format!("model.layers.{layer}.{role}")
+    pub(super) fn layer_name(config: &ModelConfig, layer: u32, role: Role) -> String {
+        let name = named(&config.architecture).tensor(role, Form::HuggingFace);
+        format!("model.layers.{layer}.{name}")
     }
 
     /// The name of the output matrix.

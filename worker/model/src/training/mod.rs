@@ -6,6 +6,7 @@
 //! * [`layout`] the parameters of a stage: one flat vector, tensors under their Hugging Face names
 //! * [`initialise`](mod@initialise) first values, random or from a checkpoint
 //! * [`stage`] the model of a stage: [`StageModel`]
+//! * [`untrained`](fn@untrained) what is not trained, and why
 //! * [`export`] an ordinary Hugging Face folder of it
 //! * [`base`] the weights that an adapter is trained over
 //! * [`copies`] what computations read, to tell whether memory has changed
@@ -24,6 +25,7 @@ mod error;
 mod head;
 mod layer;
 mod through;
+mod untrained;
 
 pub use base::Base;
 pub use copies::{Bits, Held};
@@ -32,3 +34,4 @@ pub use error::TrainingError;
 pub use initialise::{initialise, initialise_adapter, load};
 pub use layout::{ParameterLayout, ParameterTensor};
 pub use stage::{Backward, Grad, StageInput, StageModel};
+pub use untrained::untrained;

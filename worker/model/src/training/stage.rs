@@ -14,10 +14,12 @@ use super::head::{Goal, TrainedHead};
 use super::initialise::{initialise, initialise_adapter};
 use super::layer::{Layer, Saved, Work};
 use super::layout::{EMBEDDING, ParameterLayout};
+use super::untrained::untrained;
 use crate::adapter::AdapterShape;
 use crate::adapter::peft::PROMPT;
 use crate::block::{Flaw, Parts};
 use crate::config::ModelConfig;
+use crate::spec::Attention;
 use crate::weights::Embedding;
 
 /// What goes into a stage: whole sequences, one after the other.
@@ -455,7 +457,8 @@ impl StageModel {
     fn shape(&self, rows: usize) -> CausalShape {
         let c = &self.parts.config;
         let (sequences, length) = (rows / self.row_length(), self.row_length());
-        CausalShape { sequences, length, heads: c.heads, kv_heads: c.kv_heads, head_dim: c.head_dim }
+        let Attention { heads, kv_heads, head_dim, .. } = c.block.attention;
+        CausalShape { sequences, length, heads, kv_heads, head_dim }
     }
 
     /// Rows of an input that fits this stage.
@@ -524,17 +527,21 @@ impl StageModel {
     }
 }
 
-/// Are there such blocks, and was the model made for sequences of this length?
+/// Are there such blocks, which are trained here, and was the model made for sequences of this length?
 fn check(
     config: &ModelConfig,
     span: &Range<u32>,
     sequence_length: usize,
     prompt_rows: usize,
 ) -> Result<(), TrainingError> {
+    if let Some(why) = untrained(config) {
+        let architecture = &config.architecture;
+        return Err(TrainingError::Input(format!("a {architecture}, which {why}, is not trained here")));
+    }
     if span.start > span.end || span.end > config.layers {
         return Err(TrainingError::Input(format!("blocks {span:?} of a model of {}", config.layers)));
     }
-    let (rows, longest) = (prompt_rows + sequence_length, config.context_length);
+    let (rows, longest) = (prompt_rows + sequence_length, config.trained_length_max());
     if sequence_length == 0 || rows > longest as usize {
         return Err(TrainingError::Input(format!(
             "sequences of {rows} tokens for a model with a context of {longest}"

@@ -1,7 +1,10 @@
 //! A small model to train, and the same in f64, written out plainly.
 
-use dunlin_kernels::{IGNORED, RopeLayout, RopeScaling};
+use std::collections::BTreeMap;
+
+use dunlin_kernels::IGNORED;
 use dunlin_model::ModelConfig;
+use dunlin_model::spec::{Attention, BlockSpec, Rotary};
 use dunlin_model::training::{ParameterLayout, initialise};
 
 /// Tokens of a sequence: more than a page.
@@ -9,23 +12,18 @@ pub const LENGTH: usize = 19;
 
 /// Three layers.
 pub fn config(architecture: &str, tied: bool) -> ModelConfig {
+    let kv_heads = if architecture == "llama" { 4 } else { 2 };
+    let attention = Attention { bias: architecture == "qwen2", ..Attention::plain(4, kv_heads, 8) };
     ModelConfig {
         architecture: architecture.to_owned(),
         layers: 3,
         hidden: 20,
-        heads: 4,
-        kv_heads: if architecture == "llama" { 4 } else { 2 },
-        head_dim: 8,
-        ffn: 28,
         vocab: 50,
-        rms_eps: 1e-5,
-        rope_base: 10_000.0,
-        rope_scaling: RopeScaling::None,
-        rope_layout: RopeLayout::Halves,
         context_length: 64,
-        qkv_bias: architecture == "qwen2",
-        qk_norm: false,
         tied,
+        embedding_scale: None,
+        block: BlockSpec::llama(1e-5, Rotary::plain(10_000.0), attention, 28),
+        other_blocks: BTreeMap::new(),
     }
 }
 
@@ -91,7 +89,8 @@ pub fn loss_f64(
 }
 
 fn block_f64<'a>(c: &ModelConfig, w: &dyn Fn(&str) -> Option<&'a [f64]>, x: &mut [Vec<f64>]) {
-    let (hd, group) = (c.head_dim, c.heads / c.kv_heads);
+    let Attention { heads, kv_heads, head_dim: hd, .. } = c.block.attention;
+    let group = heads / kv_heads;
     let project = |name: &str, x: &[f64]| {
         let mut y = map(w(&format!("self_attn.{name}_proj.weight")).unwrap(), x);
         if let Some(bias) = w(&format!("self_attn.{name}_proj.bias")) {
@@ -106,8 +105,8 @@ fn block_f64<'a>(c: &ModelConfig, w: &dyn Fn(&str) -> Option<&'a [f64]>, x: &mut
     let (q, k) = (turned("q"), turned("k"));
     let v: Vec<Vec<f64>> = norms.iter().map(|x| project("v", x)).collect();
     for (t, x) in x.iter_mut().enumerate() {
-        let mut attended = vec![0.0; c.heads * hd];
-        for head in 0..c.heads {
+        let mut attended = vec![0.0; heads * hd];
+        for head in 0..heads {
             let kv = head / group * hd;
             let scores: Vec<f64> = (0..=t)
                 .map(|s| {
@@ -138,14 +137,15 @@ fn map(w: &[f64], x: &[f64]) -> Vec<f64> {
 
 fn norm(c: &ModelConfig, x: &[f64], w: &[f64]) -> Vec<f64> {
     let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
-    x.iter().zip(w).map(|(x, w)| x / (mean + f64::from(c.rms_eps)).sqrt() * w).collect()
+    x.iter().zip(w).map(|(x, w)| x / (mean + f64::from(c.block.norm.eps)).sqrt() * w).collect()
 }
 
 fn turn(c: &ModelConfig, mut x: Vec<f64>, position: usize) -> Vec<f64> {
-    let half = c.head_dim / 2;
-    for head in x.chunks_mut(c.head_dim) {
+    let head_dim = c.block.attention.head_dim;
+    let half = head_dim / 2;
+    for head in x.chunks_mut(head_dim) {
         for i in 0..half {
-            let angle = position as f64 * c.rope_base.powf(-2.0 * i as f64 / c.head_dim as f64);
+            let angle = position as f64 * c.block.rotary.base.powf(-2.0 * i as f64 / head_dim as f64);
             let (a, b) = (head[i], head[i + half]);
             head[i] = a * angle.cos() - b * angle.sin();
             head[i + half] = a * angle.sin() + b * angle.cos();

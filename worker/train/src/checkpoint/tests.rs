@@ -175,7 +175,7 @@ fn a_checkpoint_is_a_model_with_a_tokenizer() {
     assert!((0..256).all(single));
     for architecture in ["mistral", "qwen2"] {
         let mut other = model(&config());
-        (other.architecture, other.qkv_bias) = (architecture.to_owned(), architecture == "qwen2");
+        (other.architecture, other.block.attention.bias) = (architecture.to_owned(), architecture == "qwen2");
         let json = model::config_json(&other, &Default::default());
         assert_eq!(dunlin_model::config::from_json("x", &json).unwrap(), other);
     }

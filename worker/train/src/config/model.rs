@@ -1,7 +1,9 @@
 //! The model that is trained: a shape to start from random weights, or weights to go on from.
 
-use dunlin_kernels::{RopeLayout, RopeScaling};
+use std::collections::BTreeMap;
+
 use dunlin_model::ModelConfig;
+use dunlin_model::spec::{Attention, BlockSpec, Rotary};
 use dunlin_swarm::run;
 use serde::{Deserialize, Serialize};
 
@@ -98,28 +100,23 @@ impl ModelShape {
                 format!("is {vocab}, but the tokenizer has {tokens} tokens: leave it out or make it larger");
             return Err(wrong("vocab", problem));
         }
-        let (architecture, qkv_bias) = match self.architecture {
+        let (architecture, bias) = match self.architecture {
             Architecture::Llama => ("llama", false),
             Architecture::Mistral => ("mistral", false),
             Architecture::Qwen2 => ("qwen2", true),
         };
+        let plain = Attention::plain(self.heads, self.kv_heads.unwrap_or(self.heads), head_dim);
+        let attention = Attention { bias, ..plain };
         let config = ModelConfig {
             architecture: architecture.to_owned(),
             layers: self.layers,
             hidden: self.hidden_size,
-            heads: self.heads,
-            kv_heads: self.kv_heads.unwrap_or(self.heads),
-            head_dim,
-            ffn: self.ffn,
             vocab,
-            rms_eps: self.rms_eps,
-            rope_base: self.rope_base,
-            rope_scaling: RopeScaling::None,
-            rope_layout: RopeLayout::Halves,
             context_length: self.context_length,
-            qkv_bias,
-            qk_norm: false,
             tied: self.tied,
+            embedding_scale: None,
+            block: BlockSpec::llama(self.rms_eps, Rotary::plain(self.rope_base), attention, self.ffn),
+            other_blocks: BTreeMap::new(),
         };
         match config.validate("model.config") {
             Ok(()) => Ok(config),
