@@ -4,6 +4,7 @@
 
 use dunlin_kernels::RopeScaling;
 use dunlin_model::config::from_json;
+use dunlin_model::training::untrained;
 use dunlin_model::{ModelConfig, ModelError};
 use serde_json::{Value, json};
 
@@ -559,4 +560,55 @@ fn a_window_is_that_of_the_layers_that_slide() {
     assert_eq!(context(json!({"sliding_window": 1024, "use_sliding_window": false})), 4096);
     // Longer sequences are not trained.
     assert_eq!(open(&mistral()).unwrap().trained_length_max(), 4096);
+}
+
+fn gemma3() -> Value {
+    json!({
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+        "final_logit_softcapping": null, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+        "rope_scaling": null, "rope_theta": 1_000_000, "sliding_window": 512, "sliding_window_pattern": 6,
+        "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "use_cache": true, "vocab_size": 262_144,
+    })
+}
+
+/// As Gemma 3 1B has it on the hub, and as transformers 5 writes it.
+#[test]
+fn a_gemma_3_alternates() {
+    let config = open(&gemma3()).unwrap();
+    for layer in 0..26 {
+        let block = config.block(layer);
+        let whole = layer % 6 == 5;
+        assert_eq!(block.attention.window, (!whole).then_some(512), "{layer}");
+        assert_eq!(block.rotary.base, if whole { 1e6 } else { 1e4 }, "{layer}");
+        assert!(block.post_norms && block.norm.plus_one && block.attention.qk_norm);
+        assert_eq!(block.attention.scale, Some(0.0625));
+    }
+    assert_eq!(config.embedding_scale, Some(1152f32.sqrt()));
+    let newer = json!({
+        "rope_theta": [], "rope_local_base_freq": [], "rope_scaling": [], "sliding_window_pattern": [],
+        "_sliding_window_pattern": 6, "use_bidirectional_attention": false,
+        "layer_types": (1..27).map(|i| if i % 6 == 0 { "full_attention" } else { "sliding_attention" }).collect::<Vec<_>>(),
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1_000_000, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 10000, "rope_type": "default"},
+        },
+    });
+    assert_eq!(open(&with(&gemma3(), newer)).as_ref(), Ok(&config));
+    // As of 4B: only layers that see everything are stretched.
+    let stretched =
+        open(&with(&gemma3(), json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}))).unwrap();
+    assert_eq!(stretched.block(5).rotary.scaling, RopeScaling::Linear(8.0));
+    assert_eq!(stretched.block(0), config.block(0));
+    assert_eq!(untrained(&config), Some("norms queries and keys"));
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        refused(&gemma3(), json!({key: 30.0}), &format!("`{key}`"));
+    }
+    refused(&gemma3(), json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention`");
+    refused(&gemma3(), json!({"hidden_activation": "gelu"}), "`hidden_activation` is `gelu`");
+    refused(&gemma3(), json!({"rope_parameters": {"rope_theta": 1e6}}), "does not say which layers");
+    refused(&gemma3(), json!({"query_pre_attn_scalar": -1}), "not scaled by a number above 0");
 }

@@ -176,6 +176,16 @@ fn qwen2_with_layers_that_slide() {
     assert_eq!(windows, [None, Some(16)]);
 }
 
+#[test]
+fn gemma3_with_two_kinds_of_layers() {
+    for file in check_both("gemma3") {
+        let c = file.config();
+        let windows: Vec<_> = (0..7).map(|layer| c.block(layer).attention.window).collect();
+        assert_eq!(windows, [Some(16), Some(16), Some(16), Some(16), Some(16), None, Some(16)]);
+        assert_eq!(c.rotaries().len(), 2);
+    }
+}
+
 /// Published models have `rope_theta` and `rope_scaling`; newer versions of transformers write `rope_parameters`.
 #[test]
 fn both_ways_to_write_rope_parameters_mean_the_same() {
@@ -213,7 +223,7 @@ type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));
 #[test]
 fn small_mistakes_are_seen() {
     let rope = |c: &mut Value, key: &str, value: f64| c["rope_parameters"][key] = value.into();
-    let mistakes: [Mistake<'_>; 11] = [
+    let mistakes: [Mistake<'_>; 13] = [
         ("llama", "epsilon", &|c| c["rms_norm_eps"] = 2e-5.into()),
         ("llama", "base", &|c| rope(c, "rope_theta", 50_100.0)),
         ("qwen2", "base", &|c| rope(c, "rope_theta", 1_001_000.0)),
@@ -225,6 +235,8 @@ fn small_mistakes_are_seen() {
         ("llama-yarn", "beta_fast", &|c| rope(c, "beta_fast", 1.5)),
         ("llama-yarn", "attention_factor", &|c| rope(c, "attention_factor", 1.14)),
         ("mistral-window", "window", &|c| c["sliding_window"] = 17.into()),
+        ("gemma3", "scale", &|c| c["query_pre_attn_scalar"] = 8.001.into()),
+        ("gemma3", "base", &|c| c["rope_parameters"]["sliding_attention"]["rope_theta"] = 10_010.0.into()),
     ];
     for (name, what, mistake) in mistakes {
         let Expected { tokens, logits } = expected(name);

@@ -62,6 +62,33 @@ pub(crate) fn rotary(c: &Section<'_>, positions: usize) -> Result<Rotary, ModelE
     Ok(said.rotary(base.or(theta).unwrap_or(BASE)))
 }
 
+/// Of the layers of one `kind`, as transformers 5 reads it for models that have two: what `rope_parameters` says of this kind, else the base under
+/// the key of its own; an older `rope_scaling` is for layers of `full_attention`.
+pub(crate) fn of_kind(
+    c: &Section<'_>,
+    positions: usize,
+    kind: &str,
+    (base_key, base): (&str, f64),
+) -> Result<Rotary, ModelError> {
+    let beside = Beside::of(c, positions)?;
+    let base = c.number(base_key)?.unwrap_or(base);
+    let (old, new) = (object(c, "rope_scaling", beside)?, object(c, "rope_parameters", beside)?);
+    let remedy = "name what it says by kind of layer, or remove the one that the model was not made with";
+    if old.iter().any(|(kind, _)| !kind.is_empty()) || new.iter().any(|(kind, _)| kind.is_empty()) {
+        return Err(
+            c.refused("`rope_scaling` or `rope_parameters` does not say which layers it is for", remedy)
+        );
+    }
+    if !old.is_empty() && !new.is_empty() {
+        return Err(c.refused("there are `rope_scaling` and `rope_parameters`", remedy));
+    }
+    let old = old.into_iter().filter(|_| kind == "full_attention");
+    let said = new.into_iter().filter(|(of, _)| of == kind).chain(old).next();
+    let said = said.map_or(Said { base: None, scaling: RopeScaling::None }, |(_, said)| said);
+    let base = said.base.unwrap_or(base);
+    Ok(said.rotary(base))
+}
+
 /// What an object says of all kinds of layers.
 fn alike(c: &Section<'_>, key: &str, beside: Beside) -> Result<Option<Said>, ModelError> {
     let all = object(c, key, beside)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod family;
 
+mod gemma3;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -15,7 +16,7 @@ use crate::error::{ModelError, excerpt};
 use family::Family;
 
 /// All of them.
-const ALL: [&Family; 4] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+const ALL: [&Family; 5] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3];
 
 /// The family of a configuration; what is not named is a Llama.
 pub(crate) fn named(name: &str) -> &'static Family {
