@@ -612,3 +612,38 @@ fn a_gemma_3_alternates() {
     refused(&gemma3(), json!({"rope_parameters": {"rope_theta": 1e6}}), "does not say which layers");
     refused(&gemma3(), json!({"query_pre_attn_scalar": -1}), "not scaled by a number above 0");
 }
+
+/// As Phi-3 mini has it on the hub, with a context of 4K and of 128K.
+#[test]
+fn a_phi_3_is_taken() {
+    let mini = json!({
+        "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"], "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1, "embd_pdrop": 0.0,
+        "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072, "initializer_range": 0.02,
+        "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "phi3", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
+        "pad_token_id": 32000, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 10000.0,
+        "sliding_window": 2047, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.2", "use_cache": true, "attention_bias": false, "vocab_size": 32064,
+    });
+    let config = open(&mini).unwrap();
+    assert_eq!((config.block.attention.window, config.other_blocks.len()), (Some(2047), 0));
+    assert_eq!(untrained(&config), Some("has matrices that are one tensor"));
+    let (long, short) = (vec![1.5; 48], vec![1.05; 48]);
+    let longer = json!({
+        "max_position_embeddings": 131_072, "sliding_window": 262_144,
+        "rope_scaling": {"long_factor": long, "short_factor": short, "type": "longrope"},
+    });
+    let RopeScaling::Divided { by, magnitude } = rope(mini.clone(), longer.clone()).1 else {
+        panic!("not longrope")
+    };
+    // The root of 1 + ln 32 / ln 4096.
+    assert!((f64::from(magnitude) - 1.190_238).abs() < 1e-6, "{magnitude}");
+    assert_eq!(*by, vec![1.5; 48]);
+    let shorter = json!({"max_position_embeddings": 4096});
+    let RopeScaling::Divided { by, magnitude } = rope(with(&mini, longer), shorter).1 else {
+        panic!("not longrope")
+    };
+    assert_eq!((magnitude, &*by), (1.0, &[1.05; 48][..]));
+    refused(&mini, json!({"partial_rotary_factor": 0.75}), "`partial_rotary_factor` is 0.75");
+}

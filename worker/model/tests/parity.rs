@@ -186,6 +186,30 @@ fn gemma3_with_two_kinds_of_layers() {
     }
 }
 
+#[test]
+fn phi3_with_fused_matrices_and_a_window() {
+    for file in check_both("phi3") {
+        assert_eq!(file.config().block.attention.window, Some(16));
+    }
+}
+
+/// LongRoPE has frequencies for models with the original context, 32, and others for those with more. transformers goes by the sequence, and has the
+/// former for one of 32 rows; the factor is that of the longer context.
+#[test]
+fn phi3_with_short_and_long_contexts() {
+    check_both("phi3-long");
+    let Expected { tokens, logits } = expected("phi3-short");
+    let shorter = reconfigured("phi3-short", |c| {
+        c["max_position_embeddings"] = 32.into();
+        c["rope_parameters"]["attention_factor"] = (1.0 + 4f64.ln() / 32f64.ln()).sqrt().into();
+    });
+    let (found, _) = both_ways(&shorter.unwrap(), &tokens);
+    let differs = difference(&found, &logits);
+    assert!(differs < TOLERANCE, "{differs:e}");
+    let (longer, _) = both_ways(&ModelFile::open_path(&folder("phi3-short")).unwrap(), &tokens);
+    assert!(difference(&longer, &logits) > 0.01, "both are the same");
+}
+
 /// Published models have `rope_theta` and `rope_scaling`; newer versions of transformers write `rope_parameters`.
 #[test]
 fn both_ways_to_write_rope_parameters_mean_the_same() {
@@ -223,7 +247,7 @@ type Mistake<'a> = (&'a str, &'a str, &'a dyn Fn(&mut Value));
 #[test]
 fn small_mistakes_are_seen() {
     let rope = |c: &mut Value, key: &str, value: f64| c["rope_parameters"][key] = value.into();
-    let mistakes: [Mistake<'_>; 13] = [
+    let mistakes: [Mistake<'_>; 14] = [
         ("llama", "epsilon", &|c| c["rms_norm_eps"] = 2e-5.into()),
         ("llama", "base", &|c| rope(c, "rope_theta", 50_100.0)),
         ("qwen2", "base", &|c| rope(c, "rope_theta", 1_001_000.0)),
@@ -237,6 +261,7 @@ fn small_mistakes_are_seen() {
         ("mistral-window", "window", &|c| c["sliding_window"] = 17.into()),
         ("gemma3", "scale", &|c| c["query_pre_attn_scalar"] = 8.001.into()),
         ("gemma3", "base", &|c| c["rope_parameters"]["sliding_attention"]["rope_theta"] = 10_010.0.into()),
+        ("phi3-long", "divisor", &|c| c["rope_parameters"]["long_factor"][3] = 9.05.into()),
     ];
     for (name, what, mistake) in mistakes {
         let Expected { tokens, logits } = expected(name);

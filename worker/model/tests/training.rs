@@ -87,6 +87,7 @@ fn a_block_without_a_way_back_is_refused_by_name() {
         (gelu, "has another activation than SiLU"),
         (scale, "scales attention in its own way"),
         (|c| c.embedding_scale = Some(2.0), "scales its embedding"),
+        (|c| c.architecture = "phi3".to_owned(), "has matrices that are one tensor"),
     ] {
         let mut config = config("llama", true);
         change(&mut config);

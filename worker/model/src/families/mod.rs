@@ -5,6 +5,7 @@ pub(crate) mod family;
 mod gemma3;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod windows;
@@ -16,7 +17,8 @@ use crate::error::{ModelError, excerpt};
 use family::Family;
 
 /// All of them.
-const ALL: [&Family; 5] = [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3];
+const ALL: [&Family; 6] =
+    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3, &phi3::PHI3];
 
 /// The family of a configuration; what is not named is a Llama.
 pub(crate) fn named(name: &str) -> &'static Family {
