@@ -25,6 +25,9 @@ struct Shape {
     tied: bool,
     biases: bool,
     qk_norm: bool,
+    post_norms: bool,
+    /// Matrices of the same inputs are one tensor.
+    fused: bool,
     /// `rope_freqs.weight`.
     divisors: bool,
 }
@@ -43,10 +46,12 @@ const LLAMA_2: Shape = Shape {
     tied: false,
     biases: false,
     qk_norm: false,
+    post_norms: false,
+    fused: false,
     divisors: false,
 };
 
-fn shapes() -> [Shape; 7] {
+fn shapes() -> [Shape; 9] {
     let llama_3 = || Shape { pre: Some("llama-bpe"), kv_heads: 1, divisors: true, ..LLAMA_2 };
     [
         LLAMA_2,
@@ -65,6 +70,17 @@ fn shapes() -> [Shape; 7] {
             tied: true,
             ..LLAMA_2
         },
+        Shape {
+            name: "Gemma 3",
+            architecture: "gemma3",
+            kv_heads: 1,
+            head: 256,
+            qk_norm: true,
+            post_norms: true,
+            tied: true,
+            ..LLAMA_2
+        },
+        Shape { name: "Phi-3", architecture: "phi3", fused: true, ..LLAMA_2 },
     ]
 }
 
@@ -115,7 +131,9 @@ fn file(shape: &Shape) -> Vec<u8> {
         values: Vec::new(),
         tensors: Vec::new(),
     };
-    let Shape { architecture, pre, kv_heads, head, tied, biases, qk_norm, divisors, .. } = *shape;
+    let Shape {
+        architecture, pre, kv_heads, head, tied, biases, qk_norm, post_norms, fused, divisors, ..
+    } = *shape;
     file.set_text("general.architecture", architecture);
     for (key, value) in [
         ("block_count", LAYERS),
@@ -141,16 +159,30 @@ fn file(shape: &Shape) -> Vec<u8> {
         let (q, kv) = (HEADS * head, kv_heads * head);
         for (name, format, dimensions) in [
             ("attn_norm.weight", "F32", vec![HIDDEN]),
-            ("attn_q.weight", "Q4_K", vec![HIDDEN, q]),
-            ("attn_k.weight", "Q4_K", vec![HIDDEN, kv]),
-            ("attn_v.weight", more, vec![HIDDEN, kv]),
             ("attn_output.weight", "Q4_K", vec![q, HIDDEN]),
             ("ffn_norm.weight", "F32", vec![HIDDEN]),
-            ("ffn_gate.weight", "Q4_K", vec![HIDDEN, FFN]),
-            ("ffn_up.weight", "Q4_K", vec![HIDDEN, FFN]),
             ("ffn_down.weight", more, vec![FFN, HIDDEN]),
         ] {
             add(&format!("blk.{layer}.{name}"), format, &dimensions);
+        }
+        let matrices: &[(&str, &str, u64)] = if fused {
+            &[("attn_qkv", more, q + 2 * kv), ("ffn_up", "Q4_K", 2 * FFN)]
+        } else {
+            &[
+                ("attn_q", "Q4_K", q),
+                ("attn_k", "Q4_K", kv),
+                ("attn_v", more, kv),
+                ("ffn_gate", "Q4_K", FFN),
+                ("ffn_up", "Q4_K", FFN),
+            ]
+        };
+        for (name, format, rows) in matrices {
+            add(&format!("blk.{layer}.{name}.weight"), *format, &[HIDDEN, *rows]);
+        }
+        if post_norms {
+            for name in ["post_attention_norm.weight", "post_ffw_norm.weight"] {
+                add(&format!("blk.{layer}.{name}"), "F32", &[HIDDEN]);
+            }
         }
         if biases {
             for (name, n) in [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)] {
