@@ -7,39 +7,15 @@ use serde_json::{Value, json};
 
 use crate::key::{Kind, SwarmKey};
 
-/// Field manager of every server-side apply, and the value of `app.kubernetes.io/managed-by`.
-pub const MANAGER: &str = "dunlin-operator";
-/// What begins the keys of labels that only the operator gives.
-pub const OURS: &str = "dunlin.dev/";
-/// Name of the swarm an object belongs to.
-pub const SWARM: &str = "dunlin.dev/swarm";
-/// Kind of the swarm an object belongs to.
-pub const KIND: &str = "dunlin.dev/kind";
-/// Pool a worker runs in.
-pub const POOL: &str = "dunlin.dev/pool";
-/// [`ROLE_STAGE`], [`ROLE_GATEWAY`], [`ROLE_CONDUCTOR`], [`ROLE_PEER`] or [`ROLE_TRAINER`].
-pub const ROLE: &str = "dunlin.dev/role";
-/// Epoch of the plan that asked for the object.
-pub const EPOCH: &str = "dunlin.dev/epoch";
-/// Fingerprint of what all workers of a swarm share, the model's source or the training run: those of two do not work together.
-pub const TEMPLATE: &str = "dunlin.dev/template";
-/// Fingerprint of all that a pod was made from: one with another is replaced when its turn comes.
-pub const POD_HASH: &str = "dunlin.dev/pod-template-hash";
+pub use dunlin_crds::names::{
+    EPOCH, KIND, MANAGER, OURS, POD_HASH, POOL, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE,
+    ROLE_TRAINER, SWARM, TEMPLATE,
+};
+
 /// What the certificate of a pod says beside its name: [`CERTIFICATE_ROLE`]. Pods of operators before there were roles do not have the label.
 pub const CERTIFICATE: &str = "dunlin.dev/certificate";
 /// It says the role.
 pub const CERTIFICATE_ROLE: &str = "role";
-/// Role of a worker that holds layers.
-pub const ROLE_STAGE: &str = "stage";
-/// Role of a worker that answers clients.
-pub const ROLE_GATEWAY: &str = "gateway";
-
-/// Role of the pod that keeps the ledger of a training run.
-pub const ROLE_CONDUCTOR: &str = "conductor";
-/// Role of a pod that trains a stage.
-pub const ROLE_PEER: &str = "train-peer";
-/// Role of a pod that drives data through the stages.
-pub const ROLE_TRAINER: &str = "trainer";
 
 /// The swarm whose children are built: what all of them have in common.
 #[derive(Clone, Debug)]
@@ -132,7 +108,7 @@ impl Owner {
     /// ConfigMap with the topology.
     #[must_use]
     pub fn topology(&self) -> String {
-        format!("{}-topology", self.name)
+        dunlin_crds::names::topology(&self.name)
     }
 
     /// Service in front of the conductor.

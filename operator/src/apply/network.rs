@@ -5,12 +5,7 @@ use serde_json::{Value, json};
 use crate::key::Kind;
 use crate::labels::{KIND, Owner, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM};
 
-/// gRPC between workers, and from the operator.
-pub const GRPC_PORT: u16 = 7070;
-/// Probes and metrics of a worker.
-pub const HEALTH_PORT: u16 = 9090;
-/// The gateways' OpenAI API.
-pub const HTTP_PORT: u16 = 8080;
+pub use dunlin_crds::names::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
 
 /// Ports under which pods find names: that of DNS, and that of the pods which answer it on OpenShift.
 const DNS_PORTS: [u16; 2] = [53, 5353];

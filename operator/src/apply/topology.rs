@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use crate::labels::Owner;
 
-/// Key of the JSON in the ConfigMap and name of the file that gateways mount.
-pub const KEY: &str = "topology.json";
+pub use dunlin_crds::names::TOPOLOGY_KEY as KEY;
 
 /// The ConfigMap.
 ///

@@ -1,0 +1,100 @@
+//! The findings for people.
+
+use serde::Serialize;
+
+use super::finding::{Finding, Severity};
+use crate::evidence::Evidence;
+use crate::output::{Colour, Output};
+
+/// Most lines of evidence of one finding.
+const EVIDENCE_MAX: usize = 8;
+
+/// What the doctor says about one swarm.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// `inferenceswarm/smollm2`.
+    pub swarm: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// It is Ready.
+    pub ready: bool,
+    /// Nothing needs mending.
+    pub well: bool,
+    /// How it is and why, in one line.
+    pub headline: String,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// What could not be read, and why.
+    pub unread: Vec<String>,
+}
+
+/// What is said about a swarm with these findings.
+#[must_use]
+pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
+    let swarm = &evidence.swarm;
+    let ready = swarm.is("Ready");
+    let first = findings.first();
+    let problem = first.filter(|f| f.severity == Severity::Problem);
+    let said = |kind: &str| swarm.condition(kind).map_or(String::new(), |c| format!(": {}", c.message));
+    let headline = match (ready, problem, first) {
+        (true, Some(problem), _) => format!("{} is Ready, but {}", swarm.id, problem.line),
+        (true, None, Some(first)) if first.severity == Severity::Warning => {
+            format!("{} is Ready; {}", swarm.id, first.line)
+        }
+        (true, None, _) => format!("{} is Ready{}", swarm.id, said("Ready")),
+        (false, _, Some(first)) => format!("{} is not Ready: {}", swarm.id, first.line),
+        (false, _, None) => format!("{} is not Ready{}", swarm.id, said("Ready")),
+    };
+    Report {
+        swarm: swarm.id.clone(),
+        namespace: swarm.namespace.clone(),
+        ready,
+        well: ready && problem.is_none(),
+        headline,
+        findings,
+        unread: evidence.unread.clone(),
+    }
+}
+
+impl Report {
+    /// The headline, then each finding with what shows it and what to do.
+    #[must_use]
+    pub fn text(&self, output: &Output) -> String {
+        let colour = match self.findings.first().map(|f| f.severity) {
+            _ if !self.ready => Colour::Red,
+            Some(Severity::Problem) => Colour::Red,
+            Some(Severity::Warning) => Colour::Yellow,
+            _ => Colour::Green,
+        };
+        let mut lines = vec![output.paint(colour, &self.headline)];
+        for finding in &self.findings {
+            let (word, colour) = match finding.severity {
+                Severity::Problem => ("problem", Colour::Red),
+                Severity::Warning => ("warning", Colour::Yellow),
+                Severity::Note => ("note", Colour::Dim),
+            };
+            lines.push(String::new());
+            lines.push(format!("{}: {}", output.paint(colour, word), finding.line));
+            lines.extend(
+                finding
+                    .evidence
+                    .iter()
+                    .take(EVIDENCE_MAX)
+                    .map(|shown| output.paint(Colour::Dim, &format!("    {shown}"))),
+            );
+            if finding.evidence.len() > EVIDENCE_MAX {
+                let more = format!("    and {} more", finding.evidence.len() - EVIDENCE_MAX);
+                lines.push(output.paint(Colour::Dim, &more));
+            }
+            if !finding.remedy.is_empty() {
+                lines.push(format!("  → {}", finding.remedy));
+            }
+        }
+        if !self.unread.is_empty() {
+            lines.push(String::new());
+            lines.push("not looked at:".to_owned());
+            lines.extend(self.unread.iter().map(|why| format!("    {why}")));
+        }
+        lines.join("\n")
+    }
+}
