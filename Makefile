@@ -10,6 +10,7 @@ NODES ?= 4
 NODE ?= n2
 NOTICE_S ?= 15
 MINUTES ?= 30
+PREFIX ?= /usr/local
 CLUSTER := NAME=$(NAME) NODES=$(NODES) e2e/cluster/cluster
 
 help: ## this list
@@ -73,7 +74,11 @@ preflight: ## is everything there that a local cluster needs? installs what apt 
 	e2e/cluster/cluster check
 
 build: ## release binaries
-	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-e2e
+	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-kubectl -p dunlin-e2e
+
+install-kubectl: ## kubectl-dunlin into PREFIX/bin (PREFIX=/usr/local), where kubectl finds it
+	cargo build --locked --release -p dunlin-kubectl
+	install -D -m 755 $(TARGET)/release/kubectl-dunlin $(DESTDIR)$(PREFIX)/bin/kubectl-dunlin
 
 images: build model cluster-build ## container images as archives in target/images
 	e2e/images/build.sh --bin-dir $(TARGET)/release --out $(DUNLIN_IMAGES)
@@ -154,6 +159,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build install-kubectl images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train

@@ -106,11 +106,20 @@ impl Cluster {
         Ok(folder)
     }
 
-    /// Where the cluster keeps what it has.
-    fn state(&self) -> Result<PathBuf> {
+    /// The file with which its API server is reached.
+    ///
+    /// # Errors
+    /// When the script does not say where it is.
+    pub fn kubeconfig(&self) -> Result<PathBuf> {
         let printed = self.verb(&["env"])?;
         let config = printed.trim().strip_prefix("export KUBECONFIG=").context("`cluster env` changed")?;
-        let state = PathBuf::from(config).parent().and_then(|pki| pki.parent()).map(PathBuf::from);
+        Ok(PathBuf::from(config))
+    }
+
+    /// Where the cluster keeps what it has.
+    fn state(&self) -> Result<PathBuf> {
+        let config = self.kubeconfig()?;
+        let state = config.parent().and_then(|pki| pki.parent()).map(PathBuf::from);
         state.context("the kubeconfig has no folder")
     }
 

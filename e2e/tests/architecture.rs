@@ -49,6 +49,11 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ),
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),
+    (
+        "dunlin-kubectl",
+        &["dunlin-wire", "dunlin-engine", "dunlin-model", "tonic"],
+        "kubectl asks the API server only, and computes nothing",
+    ),
     ("dunlin-kernels", &["tokio", "tonic", "kube"], "kernels are plain functions"),
     ("dunlin-model", &["tokio", "tonic", "kube"], "models are plain functions"),
     ("dunlin-train", &["tokio", "tonic", "kube"], "training's arithmetic and files are plain functions"),

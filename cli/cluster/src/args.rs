@@ -20,6 +20,98 @@ pub enum Command {
     #[command(after_help = "Example:\n  kubectl dunlin status smollm2 --watch\n\n\
         Exit code 2 when a swarm is not Ready.")]
     Status(StatusArgs),
+    /// What the planner would do now with the swarm's manifest and pods, and why
+    #[command(after_help = "Example:\n  kubectl dunlin plan smollm2\n\n\
+        Says which peers would compute which layers, what changes, and what is not as it should be. Nothing is changed.\n\
+        Exit code 2 when something is not as it should be.")]
+    Plan(NamedArgs),
+    /// Move a peer away with notice, or all of a node, and wait until their sessions have gone over
+    #[command(
+        after_help = "Examples:\n  kubectl dunlin drain smollm2-spot-x7x7x\n  kubectl dunlin drain node-3 -A\n\n\
+        A peer is evicted, as by `kubectl drain`: it hands its sessions over before it ends, and disruption budgets are kept to.\n\
+        The last holder of a layer stays, unless --force is given. A node takes no new pods afterwards."
+    )]
+    Drain(DrainArgs),
+    /// Peers with their speed, sessions, KV pages and memory
+    #[command(after_help = "Example:\n  kubectl dunlin top smollm2 --sort pages --watch")]
+    Top(TopArgs),
+    /// All that somebody needs who is to help: one .tar.gz, without secrets
+    #[command(after_help = "Example:\n  kubectl dunlin support-bundle smollm2\n\n\
+        Manifests, pods, Events, the ends of logs, metrics, versions and what the doctor finds. Of Secrets only names and the names of their keys,\n\
+        of environments and URLs nothing that may be a key. Logs hold no prompts and no answers; look through it before you pass it on.")]
+    SupportBundle(BundleArgs),
+}
+
+/// What takes a name.
+#[derive(Clone, Debug, Args)]
+pub struct NamedArgs {
+    /// A swarm, also as isw/NAME
+    pub name: String,
+    /// Where to look, and how to print
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `drain`.
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// A pod of a swarm, or a node
+    #[arg(value_name = "POD|NODE")]
+    pub target: String,
+    /// Evict the last holder of a layer, too: the swarm does not answer until another one has loaded it
+    #[arg(long)]
+    pub force: bool,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub timeout: u64,
+    /// Where to look, and how to print
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// A swarm of either kind, also as isw/NAME or tsw/NAME; all of the namespace when absent
+    pub name: Option<String>,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t)]
+    pub sort: Sort,
+    /// Look again every two seconds until interrupted
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Where to look, and how to print
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What comes first in `top`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// Most sessions
+    #[default]
+    Sessions,
+    /// Slowest
+    Rows,
+    /// Largest share of KV pages in use
+    Pages,
+    /// Most memory
+    Memory,
+    /// By name
+    Name,
+}
+
+/// `support-bundle`.
+#[derive(Clone, Debug, Args)]
+pub struct BundleArgs {
+    /// A swarm of either kind, also as isw/NAME or tsw/NAME; all of the namespace when absent
+    pub name: Option<String>,
+    /// The file; dunlin-NAME-TIME.tar.gz in this folder when absent
+    #[arg(short, long)]
+    pub file: Option<PathBuf>,
+    /// Where to look, and how to print
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// `doctor`.

@@ -10,8 +10,8 @@ use crate::cluster::Cluster;
 use crate::doctor::{Report, diagnose, report};
 use crate::evidence::{gather, surroundings};
 use crate::output::{FOUND, Output};
-use crate::status;
 use crate::swarm::chosen;
+use crate::{bundle, drain, plan, status, top};
 
 /// Does what `command` says, and prints what there is to say to `output`.
 ///
@@ -21,6 +21,10 @@ pub async fn run(command: Command, output: &Output) -> Result<ExitCode> {
     let well = match command {
         Command::Doctor(args) => doctor(&args, output).await?,
         Command::Status(args) => status::show(&args, output).await?,
+        Command::Plan(args) => plan::show(&args, output).await?,
+        Command::Drain(args) => drain::drain(&args, output).await?,
+        Command::Top(args) => top::show(&args, output).await?,
+        Command::SupportBundle(args) => bundle::write(&args, output).await?,
     };
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }

@@ -1,0 +1,81 @@
+//! The command.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+
+use super::archive::{Entry, archive};
+use super::collect::{objects, pods};
+use crate::args::{BundleArgs, Format};
+use crate::cluster::Cluster;
+use crate::doctor::{diagnose, report};
+use crate::evidence::{gather, surroundings};
+use crate::output::Output;
+use crate::status::ask::Looks;
+use crate::status::render::render;
+use crate::swarm::{Swarm, chosen};
+
+/// Writes the bundle, and says where it is and how large.
+///
+/// # Errors
+/// When the swarms cannot be found, or the file not be written.
+pub async fn write(args: &BundleArgs, output: &Output) -> Result<bool> {
+    let cluster = Cluster::connect(&args.common).await?;
+    let swarms = chosen(&cluster, args.name.as_deref()).await?;
+    let now = Timestamp::now();
+    let stem = format!(
+        "dunlin-{}-{}",
+        args.name.as_deref().map_or("all".into(), plain),
+        now.strftime("%Y%m%dT%H%M%SZ")
+    );
+    output.note("reading manifests, pods, Events, logs and metrics");
+    let mut entries = look(&cluster, &swarms, now.as_second()).await;
+    let mut namespaces: Vec<String> = swarms.iter().map(Swarm::namespace).collect();
+    namespaces.sort();
+    namespaces.dedup();
+    for namespace in namespaces {
+        let here = cluster.of(&namespace);
+        let (objects, pods) = tokio::join!(objects(&here), pods(&here));
+        let below = |(path, text): Entry| (format!("{namespace}/{path}"), text);
+        entries.extend(objects.into_iter().chain(pods).map(below));
+    }
+    let path = args.file.clone().unwrap_or_else(|| PathBuf::from(format!("{stem}.tar.gz")));
+    let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+    let bytes = archive(&path, &stem, &entries, seconds)
+        .with_context(|| format!("cannot write {}: choose another with --file", path.display()))?;
+    match args.common.output {
+        Format::Json => output.json(&json!({"file": path, "bytes": bytes, "files": entries.len()}))?,
+        Format::Text => output.print(&format!(
+            "{}: {} files, {} KiB",
+            path.display(),
+            entries.len(),
+            bytes.div_ceil(1024)
+        ))?,
+    }
+    Ok(true)
+}
+
+/// `isw/NAME` in a file's name.
+fn plain(name: &str) -> String {
+    name.replace('/', "-")
+}
+
+/// What the doctor and the status say of each.
+async fn look(cluster: &Cluster, swarms: &[Swarm], now_s: i64) -> Vec<Entry> {
+    let around = surroundings(cluster, now_s).await;
+    let (mut texts, mut views, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for swarm in swarms {
+        let evidence = gather(cluster, swarm, &around, now_s).await;
+        texts.push(report(&evidence, diagnose(&evidence)).text(&Output::default()));
+        all.push(evidence);
+        let view = Looks::default().look(cluster, swarm, now_s).await;
+        views.push(view.map_or_else(|why| why, |view| render(&view, &Output::default())));
+    }
+    vec![
+        ("doctor.txt".into(), texts.join("\n\n")),
+        ("status.txt".into(), views.join("\n\n")),
+        ("evidence.json".into(), serde_json::to_string_pretty(&all).unwrap_or_default()),
+    ]
+}
