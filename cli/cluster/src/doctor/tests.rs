@@ -135,6 +135,11 @@ fn cases() -> Vec<(Evidence, &'static str)> {
     };
     vec![
         (ready(), "inferenceswarm/m is Ready: all 30 layers are served"),
+        // Who may not see the operator is not told that there is none.
+        (
+            Evidence { operator: OperatorFacts::default(), ..waiting() },
+            "inferenceswarm/m is not Ready: 0 of 3 peers ready",
+        ),
         (
             operator(vec![]),
             "inferenceswarm/m is not Ready: no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",

@@ -131,8 +131,8 @@ async fn one(here: &Cluster, pod: &Pod, force: bool, end: Instant, output: &Outp
     let before = look(here, pod).await?;
     if !before.last.is_empty() && !force {
         bail!(
-            "pod {name} is the last that holds layers {}: without it nobody is answered. Wait until another one holds them (`kubectl dunlin status`), \
-             or use --force",
+            "pod {name} is the last that holds layers {}: without it nobody is answered. Wait until another one holds them (`kubectl \
+             dunlin status`; it takes redundancy.shadows of 1 or more), or use --force",
             before.last
         );
     }

@@ -48,6 +48,7 @@ pub async fn gather(cluster: &Cluster, swarm: &Swarm, around: &Surroundings, now
         tokio::join!(claims(&here, &names.claims), secrets(&here, &names.secrets), gateways(&here, &pods));
     let claims = claims.map_err(&mut take).unwrap_or_default();
     let secrets_missing = secrets_missing.map_err(&mut take).unwrap_or_default();
+    unread.extend(gateways.iter().filter_map(|gateway| gateway.silent.clone()));
     let kind = match swarm {
         Swarm::Inference(_) => Kind::Inference,
         Swarm::Training(_) => Kind::Training,

@@ -46,13 +46,20 @@ pub async fn surroundings(cluster: &Cluster, now_s: i64) -> Surroundings {
 }
 
 async fn operator(cluster: &Cluster, now_s: i64) -> Result<OperatorFacts, String> {
-    // Who may not look everywhere may often look where the operator is by default.
-    let pods: Result<Vec<Pod>, String> =
-        match listed(&Api::all(cluster.client.clone()), OPERATOR_PODS, None).await {
-            Ok(pods) => Ok(pods),
-            Err(_) => cluster.of(OPERATOR_NAMESPACE).list(OPERATOR_PODS).await,
-        };
-    let pods = pods?;
+    let everywhere: Result<Vec<Pod>, String> =
+        listed(&Api::all(cluster.client.clone()), OPERATOR_PODS, None).await;
+    let pods = match everywhere {
+        Ok(pods) => pods,
+        // Who may not look everywhere may often look where the operator is by default. It need not be there.
+        Err(why) => {
+            let there: Vec<Pod> =
+                cluster.of(OPERATOR_NAMESPACE).list(OPERATOR_PODS).await.unwrap_or_default();
+            if there.is_empty() {
+                return Err(format!("the operator: {why}"));
+            }
+            there
+        }
+    };
     let namespace =
         pods.first().and_then(ResourceExt::namespace).unwrap_or_else(|| OPERATOR_NAMESPACE.to_owned());
     let environment =
