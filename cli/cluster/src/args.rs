@@ -166,3 +166,27 @@ pub enum Format {
     /// For programs
     Json,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Program::command().debug_assert();
+        let parsed = |line: &str| Program::try_parse_from(line.split(' ')).map(|p| p.command);
+        let Ok(Command::Status(args)) = parsed("x status isw/m -w -n lab -o json") else { panic!("status") };
+        assert_eq!((args.name.as_deref(), args.watch), (Some("isw/m"), true));
+        assert_eq!((args.common.namespace.as_deref(), args.common.output), (Some("lab"), Format::Json));
+        assert!(parsed("x doctor -A -n lab").is_err(), "one or all");
+        assert!(parsed("x drain").is_err() && parsed("x plan").is_err(), "what?");
+    }
+}

@@ -45,7 +45,7 @@ fn doctor(bench: &Bench<'_>) -> Result<()> {
         bench.cluster.apply(&elsewhere)?;
         let nodes = bench.cluster.nodes().len();
         let expected = format!(
-            "inferenceswarm/smollm2 is not Ready: no node matches pool spot: none of the {nodes} nodes is labelled disk=none"
+            "inferenceswarm/smollm2 in {NAMESPACE} is not Ready: no node matches pool spot: none of the {nodes} nodes is labelled disk=none"
         );
         wait::until_true("the doctor's first line says so", Duration::from_secs(60), || {
             let output = dunlin(bench, &["doctor", "smollm2", "-n", NAMESPACE])?;

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::archive::Entry;
-use super::redact::{redact, url};
+use super::redact::{lines, redact};
 use crate::cluster::{Cluster, listed};
 use crate::evidence::surroundings::OPERATOR_PODS;
 use crate::failure::Call;
@@ -133,7 +133,7 @@ async fn log(client: &Client, namespace: &str, pod: &str, previous: bool) -> Str
         ..LogParams::default()
     };
     match Api::<Pod>::namespaced(client.clone(), namespace).logs(pod, &params).await {
-        Ok(text) => text.lines().map(url).collect::<Vec<_>>().join("\n"),
+        Ok(text) => lines(&text),
         Err(error) => Call { verb: "get", resource: "pods/log", namespace: Some(namespace) }.failed(&error),
     }
 }

@@ -63,6 +63,12 @@ pub fn url(text: &str) -> String {
     format!("{before}{host}{path}{query}{}", url(after))
 }
 
+/// The same for each line of `text`.
+#[must_use]
+pub fn lines(text: &str) -> String {
+    text.lines().map(url).collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -99,5 +105,9 @@ mod tests {
         );
         assert_eq!(url("http://h:8080/v1"), "http://h:8080/v1");
         assert_eq!(url("no URL @ all?"), "no URL @ all?");
+        assert_eq!(
+            lines("one\nhttp://h/m.gguf?key=a: HTTP 403\n"),
+            "one\nhttp://h/m.gguf?(left out) HTTP 403"
+        );
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::archive::{Entry, archive};
 use super::collect::{objects, pods};
+use super::redact::{lines, redact};
 use crate::args::{BundleArgs, Format};
 use crate::cluster::Cluster;
 use crate::doctor::{diagnose, report};
@@ -74,8 +75,9 @@ async fn look(cluster: &Cluster, swarms: &[Swarm], now_s: i64) -> Vec<Entry> {
         views.push(view.map_or_else(|why| why, |view| render(&view, &Output::default())));
     }
     vec![
-        ("doctor.txt".into(), texts.join("\n\n")),
-        ("status.txt".into(), views.join("\n\n")),
-        ("evidence.json".into(), serde_json::to_string_pretty(&all).unwrap_or_default()),
+        // Messages of conditions and Events may have URLs in them.
+        ("doctor.txt".into(), lines(&texts.join("\n\n"))),
+        ("status.txt".into(), lines(&views.join("\n\n"))),
+        ("evidence.json".into(), format!("{:#}", redact(&json!(all)))),
     ]
 }

@@ -100,7 +100,8 @@ pub fn waiting(evidence: &Evidence) -> Vec<Finding> {
     }
     if swarm.is("Ready") {
         if let Some(degraded) = swarm.condition("Degraded").filter(|c| c.status == "True") {
-            let line = format!("it serves or trains with less than planned: {}", degraded.message);
+            let does = if swarm.id.starts_with("training") { "trains" } else { "serves" };
+            let line = format!("it {does} with less than planned: {}", degraded.message);
             found.push(Finding::new(
                 Severity::Warning,
                 line,

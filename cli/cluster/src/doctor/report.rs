@@ -36,14 +36,15 @@ pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
     let first = findings.first();
     let problem = first.filter(|f| f.severity == Severity::Problem);
     let said = |kind: &str| swarm.condition(kind).map_or(String::new(), |c| format!(": {}", c.message));
+    let who = format!("{} in {}", swarm.id, swarm.namespace);
     let headline = match (ready, problem, first) {
-        (true, Some(problem), _) => format!("{} is Ready, but {}", swarm.id, problem.line),
+        (true, Some(problem), _) => format!("{who} is Ready, but {}", problem.line),
         (true, None, Some(first)) if first.severity == Severity::Warning => {
-            format!("{} is Ready; {}", swarm.id, first.line)
+            format!("{who} is Ready; {}", first.line)
         }
-        (true, None, _) => format!("{} is Ready{}", swarm.id, said("Ready")),
-        (false, _, Some(first)) => format!("{} is not Ready: {}", swarm.id, first.line),
-        (false, _, None) => format!("{} is not Ready{}", swarm.id, said("Ready")),
+        (true, None, _) => format!("{who} is Ready{}", said("Ready")),
+        (false, _, Some(first)) => format!("{who} is not Ready: {}", first.line),
+        (false, _, None) => format!("{who} is not Ready{}", said("Ready")),
     };
     Report {
         swarm: swarm.id.clone(),

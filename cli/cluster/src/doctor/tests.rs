@@ -134,15 +134,15 @@ fn cases() -> Vec<(Evidence, &'static str)> {
         )
     };
     vec![
-        (ready(), "inferenceswarm/m is Ready: all 30 layers are served"),
+        (ready(), "inferenceswarm/m in default is Ready: all 30 layers are served"),
         // Who may not see the operator is not told that there is none.
         (
             Evidence { operator: OperatorFacts::default(), ..waiting() },
-            "inferenceswarm/m is not Ready: 0 of 3 peers ready",
+            "inferenceswarm/m in default is not Ready: 0 of 3 peers ready",
         ),
         (
             operator(vec![]),
-            "inferenceswarm/m is not Ready: no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",
+            "inferenceswarm/m in default is not Ready: no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",
         ),
         (
             operator(vec![PodFacts {
@@ -150,7 +150,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 phase: "Running".into(),
                 ..PodFacts::default()
             }]),
-            "inferenceswarm/m is not Ready: no operator is ready in namespace dunlin-system: nobody carries the manifest out",
+            "inferenceswarm/m in default is not Ready: no operator is ready in namespace dunlin-system: nobody carries the manifest out",
         ),
         (
             Evidence {
@@ -160,29 +160,29 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 },
                 ..waiting()
             },
-            "inferenceswarm/m is not Ready: no operator leads: nobody carries the manifest out",
+            "inferenceswarm/m in default is not Ready: no operator leads: nobody carries the manifest out",
         ),
         (
             Evidence {
                 operator: OperatorFacts { watches: Some("dunlin-system".into()), ..waiting().operator },
                 ..waiting()
             },
-            "inferenceswarm/m is not Ready: the operator in dunlin-system looks only at namespace dunlin-system, and the swarm is in default",
+            "inferenceswarm/m in default is not Ready: the operator in dunlin-system looks only at namespace dunlin-system, and the swarm is in default",
         ),
         (
             Evidence {
                 swarm: SwarmFacts { observed: Some(-1), conditions: vec![], ..waiting().swarm },
                 ..waiting()
             },
-            "inferenceswarm/m is not Ready: no operator has looked at the swarm since it was made 100 s ago",
+            "inferenceswarm/m in default is not Ready: no operator has looked at the swarm since it was made 100 s ago",
         ),
         (
             stalled("ModelUnreachable", "http://models/m.gguf: HTTP 404"),
-            "inferenceswarm/m is not Ready: http://models/m.gguf: HTTP 404",
+            "inferenceswarm/m in default is not Ready: http://models/m.gguf: HTTP 404",
         ),
         (
             quota,
-            "inferenceswarm/m is not Ready: quota pods of namespace default leaves no room for another pod: requested: pods=1, used: pods=1, limited: pods=1",
+            "inferenceswarm/m in default is not Ready: quota pods of namespace default leaves no room for another pod: requested: pods=1, used: pods=1, limited: pods=1",
         ),
         (
             with_event(
@@ -191,7 +191,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 "FailedCreate",
                 "Error creating: admission webhook \"policy.example\" denied the request: no root",
             ),
-            "inferenceswarm/m is not Ready: admission webhook \"policy.example\" does not take the swarm's pods: no root",
+            "inferenceswarm/m in default is not Ready: admission webhook \"policy.example\" does not take the swarm's pods: no root",
         ),
         (
             with_event(
@@ -200,43 +200,43 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 "PodRefused",
                 "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": x",
             ),
-            "inferenceswarm/m is not Ready: Pod Security of namespace default does not take the swarm's pods: \"restricted:latest\": x",
+            "inferenceswarm/m in default is not Ready: Pod Security of namespace default does not take the swarm's pods: \"restricted:latest\": x",
         ),
         (
             unplaced(
                 "0/2 nodes are available",
                 &[("n1", "it is not labelled disk=ssd"), ("n2", "it is not labelled disk=ssd")],
             ),
-            "inferenceswarm/m is not Ready: no node matches pool spot: none of the 2 nodes is labelled disk=ssd",
+            "inferenceswarm/m in default is not Ready: no node matches pool spot: none of the 2 nodes is labelled disk=ssd",
         ),
         (
             unplaced(
                 "0/2 nodes are available",
                 &[("n1", "it is cordoned"), ("n2", "its taint gpu is not tolerated")],
             ),
-            "inferenceswarm/m is not Ready: no node matches pool spot: of 1 node, it is cordoned; of 1 node, its taint gpu is not tolerated",
+            "inferenceswarm/m in default is not Ready: no node matches pool spot: of 1 node, it is cordoned; of 1 node, its taint gpu is not tolerated",
         ),
         (
             unplaced(
                 "0/2 nodes are available: 2 Insufficient memory. preemption: 0/2 nodes are available: 2 No preemption victims found.",
                 &[],
             ),
-            "inferenceswarm/m is not Ready: no node has room for a peer of pool spot, which requests cpu 2, memory 4Gi: too little memory on 2 of 2 nodes",
+            "inferenceswarm/m in default is not Ready: no node has room for a peer of pool spot, which requests cpu 2, memory 4Gi: too little memory on 2 of 2 nodes",
         ),
         (
             unplaced("0/2 nodes are available: persistentvolumeclaim \"models\" not found.", &[]),
-            "inferenceswarm/m is not Ready: a peer of pool spot waits for its volume: 0/2 nodes are available: persistentvolumeclaim \"models\" not found.",
+            "inferenceswarm/m in default is not Ready: a peer of pool spot waits for its volume: 0/2 nodes are available: persistentvolumeclaim \"models\" not found.",
         ),
         (
             Evidence {
                 claims: vec![ClaimFacts { name: "models".into(), ..ClaimFacts::default() }],
                 ..waiting()
             },
-            "inferenceswarm/m is not Ready: the manifest names claim models, and there is none in namespace default",
+            "inferenceswarm/m in default is not Ready: the manifest names claim models, and there is none in namespace default",
         ),
         (
             Evidence { secrets_missing: vec!["keys".into()], ..waiting() },
-            "inferenceswarm/m is not Ready: Secret keys is not there: pods that need it do not start",
+            "inferenceswarm/m in default is not Ready: Secret keys is not there: pods that need it do not start",
         ),
         (
             with_event(
@@ -245,24 +245,27 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 "Failed",
                 "Failed to pull image \"r/dunlin-worker:x\": not found",
             ),
-            "inferenceswarm/m is not Ready: a peer of pool spot gets no image: Failed to pull image \"r/dunlin-worker:x\": not found",
+            "inferenceswarm/m in default is not Ready: a peer of pool spot gets no image: Failed to pull image \"r/dunlin-worker:x\": not found",
         ),
         (
             ends("OOMKilled", 137, ""),
-            "inferenceswarm/m is not Ready: a peer of pool spot was killed because it needed more memory than its limit (OOMKilled)",
+            "inferenceswarm/m in default is not Ready: a peer of pool spot was killed because it needed more memory than its limit (OOMKilled)",
         ),
         (
             ends("Error", 1, "cannot bind port 7070"),
-            "inferenceswarm/m is not Ready: a peer of pool spot ends with an error: cannot bind port 7070",
+            "inferenceswarm/m in default is not Ready: a peer of pool spot ends with an error: cannot bind port 7070",
         ),
-        (ends("Error", 137, ""), "inferenceswarm/m is not Ready: a peer of pool spot was ended by signal 9"),
+        (
+            ends("Error", 137, ""),
+            "inferenceswarm/m in default is not Ready: a peer of pool spot was ended by signal 9",
+        ),
         (
             with_pod(PodFacts {
                 phase: "Failed".into(),
                 end: Some(("Evicted".into(), "low on memory".into())),
                 ..peer()
             }),
-            "inferenceswarm/m is not Ready: the kubelet of n1 evicted a peer of pool spot: low on memory",
+            "inferenceswarm/m in default is not Ready: the kubelet of n1 evicted a peer of pool spot: low on memory",
         ),
         (
             with_event(
@@ -271,7 +274,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 "FailedMount",
                 "secret \"m-spot-a-tls\" not found",
             ),
-            "inferenceswarm/m is not Ready: a peer of pool spot cannot mount a volume: secret \"m-spot-a-tls\" not found",
+            "inferenceswarm/m in default is not Ready: a peer of pool spot cannot mount a volume: secret \"m-spot-a-tls\" not found",
         ),
         (
             with_event(
@@ -280,7 +283,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 "FailedCreatePodSandBox",
                 "no addresses left",
             ),
-            "inferenceswarm/m is not Ready: node n1 gives pods no network: no addresses left",
+            "inferenceswarm/m in default is not Ready: node n1 gives pods no network: no addresses left",
         ),
         (
             Evidence {
@@ -291,7 +294,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 }]),
                 ..with_pod(peer())
             },
-            "inferenceswarm/m is not Ready: node n1 is not ready: Kubelet stopped posting node status.",
+            "inferenceswarm/m in default is not Ready: node n1 is not ready: Kubelet stopped posting node status.",
         ),
         (
             Evidence {
@@ -302,24 +305,24 @@ fn cases() -> Vec<(Evidence, &'static str)> {
                 }],
                 ..with_pod(PodFacts { ready: true, ..peer() })
             },
-            "inferenceswarm/m is not Ready: peer m-spot-a is ready, and m-gateway-1 cannot reach it",
+            "inferenceswarm/m in default is not Ready: peer m-spot-a is ready, and m-gateway-1 cannot reach it",
         ),
         (
             with_pod(peer()),
-            "inferenceswarm/m is not Ready: 1 peer not ready yet, for 90 s: layers are being read",
+            "inferenceswarm/m in default is not Ready: 1 peer not ready yet, for 90 s: layers are being read",
         ),
-        (waiting(), "inferenceswarm/m is not Ready: 0 of 3 peers ready"),
+        (waiting(), "inferenceswarm/m in default is not Ready: 0 of 3 peers ready"),
         (
             Evidence { swarm: SwarmFacts { suspended: true, ..ready().swarm }, ..ready() },
-            "inferenceswarm/m is Ready: all 30 layers are served",
+            "inferenceswarm/m in default is Ready: all 30 layers are served",
         ),
         (
             Evidence { schema_lacks: vec!["spec.gateway".into()], ..ready() },
-            "inferenceswarm/m is Ready; the CustomResourceDefinition is of an older version: it lacks spec.gateway",
+            "inferenceswarm/m in default is Ready; the CustomResourceDefinition is of an older version: it lacks spec.gateway",
         ),
         (
             Evidence { operator: OperatorFacts { pods: Some(vec![]), ..waiting().operator }, ..ready() },
-            "inferenceswarm/m is Ready, but no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",
+            "inferenceswarm/m in default is Ready, but no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",
         ),
     ]
 }
@@ -383,7 +386,7 @@ fn a_report_is_text_with_the_headline_first() {
     };
     let text = report(&evidence, diagnose(&evidence)).text(&Output::default());
     let expected = "\
-inferenceswarm/m is not Ready: no node matches pool spot: none of the 2 nodes is labelled disk=ssd
+inferenceswarm/m in default is not Ready: no node matches pool spot: none of the 2 nodes is labelled disk=ssd
 
 problem: no node matches pool spot: none of the 2 nodes is labelled disk=ssd
     pod m-spot-a is Pending for 90 s

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
-use dunlin_crds::names::{HTTP_PORT, ROLE_GATEWAY, ROLE_STAGE, SWARM};
+use dunlin_crds::names::{ROLE_GATEWAY, ROLE_STAGE, SWARM};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{EvictParams, ListParams};
@@ -90,6 +90,8 @@ async fn targets(cluster: &Cluster, target: &str, output: &Output) -> Result<Vec
     let list = Call { verb: "list", resource: "pods", namespace: cluster.namespace.as_deref() };
     let mut pods = pods.map_err(|e| anyhow!(list.failed(&e)))?.items;
     pods.retain(|pod| !PodFacts::of(pod, 0).is_over());
+    // Gateways may take minutes to finish their answers: nobody waits for them.
+    pods.sort_by_key(|pod| PodFacts::of(pod, 0).role == ROLE_GATEWAY);
     nodes.cordon(target).await.map_err(|e| anyhow!(call("patch").failed(&e)))?;
     output.note(&format!(
         "node {target} takes no new pods (`kubectl uncordon {target}` ends that); {} of swarms to move",
@@ -136,12 +138,16 @@ async fn one(here: &Cluster, pod: &Pod, force: bool, end: Instant, output: &Outp
             before.last
         );
     }
-    if facts.role == ROLE_GATEWAY {
-        output.note(&format!("gateway {name} finishes the answers that it has begun (port {HTTP_PORT}), as long as gateway.drainSeconds allows"));
-    }
     evict(here, &name, end, output).await?;
     let sessions = before.on_it.len();
-    output.note(&format!("pod {name} on {} has notice; {} on it", facts.node, count(sessions, "session")));
+    let more = match facts.role.as_str() {
+        ROLE_STAGE => format!("; {} on it", count(sessions, "session")),
+        ROLE_GATEWAY => {
+            "; it finishes the answers that it has begun, for as long as gateway.drainSeconds allows".into()
+        }
+        _ => String::new(),
+    };
+    output.note(&format!("pod {name} on {} has notice{more}", facts.node));
     let (mut were, mut told) = (before.on_it, if facts.role == ROLE_STAGE { sessions } else { 0 });
     let mut all = before.all;
     loop {
