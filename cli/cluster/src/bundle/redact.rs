@@ -52,8 +52,9 @@ fn environment(variable: &mut Value) {
 pub fn url(text: &str) -> String {
     let Some(scheme) = text.find("://") else { return text.to_owned() };
     let (before, rest) = text.split_at(scheme + 3);
-    // A text may have several.
-    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+    // A text may have several, and may be JSON.
+    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '\\');
+    let end = rest.find(ends).unwrap_or(rest.len());
     let (one, after) = rest.split_at(end);
     let (place, query) = one.find(['?', '#']).map_or((one, ""), |at| (&one[..at], &one[at..]));
     let host_end = place.find('/').unwrap_or(place.len());
