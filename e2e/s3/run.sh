@@ -30,4 +30,4 @@ for _ in $(seq 100); do
 done
 cd "$here/../.."
 DUNLIN_S3_URL=http://127.0.0.1:$port DUNLIN_S3_FOLDER=$work/buckets \
-    cargo nextest run --locked -p dunlin-train -p dunlin-worker -p dunlin-cli --run-ignored only -E 'test(/(^|::)s3_/)' "$@"
+    cargo nextest run --locked -p dunlin-store -p dunlin-train -p dunlin-worker -p dunlin-cli --run-ignored only -E 'test(/(^|::)s3_/)' "$@"

@@ -56,6 +56,11 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ),
     ("dunlin-kernels", &["tokio", "tonic", "kube"], "kernels are plain functions"),
     ("dunlin-model", &["tokio", "tonic", "kube"], "models are plain functions"),
+    (
+        "dunlin-store",
+        &["tokio", "tonic", "kube", "dunlin-model"],
+        "bytes are fetched by plain functions, whatever they are",
+    ),
     ("dunlin-train", &["tokio", "tonic", "kube"], "training's arithmetic and files are plain functions"),
 ];
 

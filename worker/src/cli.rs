@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
+use dunlin_store::{HttpLocation, Location};
 
-use crate::model::{Location, NamedAdapter};
+use crate::model::{ModelPlace, NamedAdapter};
 
 /// Commands that are of `dunlin`, the tool that people run by hand, each as it is called there.
 const OF_THE_TOOL: [(&str, &str); 5] = [
@@ -111,16 +112,17 @@ impl ModelArgs {
     ///
     /// # Errors
     /// When neither or a malformed one is given.
-    pub fn location(&self) -> anyhow::Result<Location> {
+    pub fn place(&self) -> anyhow::Result<ModelPlace> {
         match (&self.model, &self.model_url) {
-            (Some(path), None) => Ok(Location::Path(path.clone())),
+            (Some(path), None) => Ok(ModelPlace::path(path)),
             (None, Some(url)) => {
-                let sha256 = self.model_sha256.as_ref().map(|s| s.to_ascii_lowercase());
-                if sha256.as_ref().is_some_and(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit()))
-                {
-                    bail!("--model-sha256 must be 64 hexadecimal digits");
-                }
-                Ok(Location::Url { url: url.clone(), sha256, cache: self.cache.clone() })
+                let sha256 = self.model_sha256.clone();
+                let location = Location::Http(HttpLocation { sha256, ..HttpLocation::new(url) });
+                location.check().map_err(|wrong| {
+                    let option = if wrong.field == ".http.sha256" { "--model-sha256" } else { "--model-url" };
+                    anyhow!("{option} {}", wrong.problem)
+                })?;
+                Ok(ModelPlace::of_model(location, self.cache.clone()))
             }
             _ => bail!("give either --model or --model-url"),
         }

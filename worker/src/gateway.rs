@@ -26,8 +26,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// When the options cannot be used or an address cannot be bound.
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
-    let location = args.model.location()?;
-    let name = args.model_name.clone().unwrap_or_else(|| location.stem());
+    let place = args.model.place()?;
+    let name = args.model_name.clone().unwrap_or_else(|| place.name());
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, Some(&name))?;
     let (model_in, model) = watch::channel(None);
@@ -36,7 +36,7 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     std::thread::Builder::new().name("model".to_owned()).spawn(move || {
         let mut pause = RETRY.0;
         loop {
-            match location.open().and_then(|file| text(&file, &name, &adapters, max_seq_len)) {
+            match place.open().and_then(|file| text(&file, &name, &adapters, max_seq_len)) {
                 Ok(text) => {
                     // The receivers live as long as the process.
                     let _ = trouble_in.send(None);

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
-use dunlin_worker::model::{Location, adapters};
+use dunlin_worker::model::{ModelPlace, adapters};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -46,7 +46,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     if args.peers == 0 || !args.model.exists() {
         bail!("{}: no such model, or no peers asked for", args.model.display());
     }
-    adapters::check(&args.adapters.adapters, Some(&Location::Path(args.model.clone()).stem()))?;
+    adapters::check(&args.adapters.adapters, Some(&ModelPlace::path(&args.model).name()))?;
     let worker = args.worker.find()?;
     let http = free_addr(args.listen).await?;
     let control = free_addr("127.0.0.1:0".parse()?).await?;

@@ -1,8 +1,8 @@
-//! Where the model comes from: a local file or folder, or an HTTP server. Its adapters are local folders.
+//! Where the model comes from: a file or folder here, on an HTTP server or in a bucket. Its adapters are local folders.
 
 pub mod adapters;
-mod http;
-mod location;
+mod place;
+mod remote;
 
 pub use adapters::NamedAdapter;
-pub use location::{Location, Problem, problem};
+pub use place::{ModelPlace, Problem, problem};

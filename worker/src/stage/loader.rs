@@ -13,7 +13,7 @@ use dunlin_swarm::{Layers, layer_set, ranges};
 use tracing::{info, warn};
 
 use crate::memory;
-use crate::model::{Location, NamedAdapter, Problem, problem};
+use crate::model::{ModelPlace, NamedAdapter, Problem, problem};
 
 /// First and longest pause before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -73,7 +73,7 @@ pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32) -> std::io::Result<Engine
 /// What a stage is made from.
 pub struct Source {
     /// Where the model is.
-    pub location: Location,
+    pub place: ModelPlace,
     /// What is served beside it.
     pub adapters: Vec<NamedAdapter>,
     /// Longest sequence; the model's context length when 0.
@@ -189,7 +189,7 @@ const OUT_OF_MEMORY: &str = "OutOfMemory";
 
 /// The model, the longest sequence it is served with, and what it takes.
 fn open(source: &Source) -> Result<(ModelFile, u32, Budget), Problem> {
-    let file = source.location.open()?;
+    let file = source.place.open()?;
     let context = file.config().context_length;
     let positions = if source.max_seq_len == 0 { context } else { source.max_seq_len.min(context) };
     let adapters = source.adapters.iter().map(NamedAdapter::bytes).sum::<Result<u64, _>>()?;
@@ -328,7 +328,7 @@ mod tests {
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_swarm::Layers;
 
-    use super::{Hold, Loader, Location, Source};
+    use super::{Hold, Loader, ModelPlace, Source};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -348,7 +348,7 @@ mod tests {
         random_model::write(folder.path(), &spec).unwrap();
         let (engine_in, engines) = channel();
         let source = Source {
-            location: Location::Path(folder.path().to_owned()),
+            place: ModelPlace::path(folder.path()),
             adapters: Vec::new(),
             max_seq_len: 32,
             memory: 1 << 30,

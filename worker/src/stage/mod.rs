@@ -48,7 +48,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// When the options or certificates cannot be used, or an address cannot be bound.
 pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
-    let location = args.model.location()?;
+    let place = args.model.place()?;
     let adapters = args.adapters.adapters;
     adapters::check(&adapters, None)?;
     let wire = WireRuntime::start()?;
@@ -57,7 +57,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let slot = Arc::clone(&engine_slot);
     let threads = args.threads;
     let source =
-        Source { location, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
+        Source { place, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
     let loader = Loader::start(
         source,
         Box::new(move |file, positions| {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use dunlin_kernels::Pool;
 use dunlin_model::ModelFile;
+use dunlin_store::Location;
 use dunlin_train::checkpoint::Texts;
 use dunlin_train::config::ModelSource;
 use dunlin_train::data::TextTokenizer;
@@ -31,7 +32,7 @@ use tracing::warn;
 
 use crate::cli::ProcessArgs;
 use crate::exit::NeedsUser;
-use crate::model::Location;
+use crate::model::ModelPlace;
 
 /// First and longest pause before the conductor's name is looked up again.
 const RESOLVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -145,9 +146,9 @@ fn model_of(config: &TrainingConfig) -> anyhow::Result<Option<ModelFile>> {
 
 /// The model that training goes on from, or that an adapter is trained over.
 fn open_model(place: &str) -> anyhow::Result<ModelFile> {
-    let location = Location::of_run(place);
-    let missing = matches!(&location, Location::Path(path) if !path.exists());
-    location.open().map_err(|problem| (problem.reason, problem.message)).or_else(|(reason, message)| {
+    let place = ModelPlace::of_run(place);
+    let missing = matches!(&place.location, Location::Path(path) if !path.exists());
+    place.open().map_err(|problem| (problem.reason, problem.message)).or_else(|(reason, message)| {
         let stays = missing || reason != "ModelUnreachable";
         Err(anyhow!("{reason}: {message}")).needs_user_if(stays)
     })

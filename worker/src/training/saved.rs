@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dunlin_kernels::Pool;
 use dunlin_model::training::{ParameterLayout, ParameterTensor};
 use dunlin_protocol::training::{Checkpoints, FetchFailure, Step};
+use dunlin_store::digest::sha256;
 use dunlin_train::checkpoint::{
     self, Checkpoint, CheckpointError, Claim, Destination, Identity, Latest, Manifest, Scrutiny, StageRecord,
     Tensor, TensorSpec, Texts,
@@ -27,7 +28,7 @@ impl Sealed {
     #[must_use]
     pub fn new(path: PathBuf, manifest: &Manifest) -> Self {
         // A manifest has been read from JSON or written as such.
-        Self { path, sha256: sha256_hex(&serde_json::to_vec(manifest).unwrap_or_default()) }
+        Self { path, sha256: sha256(&serde_json::to_vec(manifest).unwrap_or_default()) }
     }
 }
 
@@ -143,10 +144,4 @@ pub fn seal(
     let (manifest, removed) = claim.seal(identity, stages, keep)?;
     info!(step, ?removed, "checkpoint");
     Ok(Sealed::new(claim.destination().checkpoint(step), &manifest))
-}
-
-/// SHA-256 in hexadecimal.
-fn sha256_hex(bytes: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -9,8 +9,7 @@
 //!   training.json                          the manifest: every file with its digest, step, seed, data, configuration
 //! ```
 //!
-//! * [`destination`] a folder, or a [`place`] on a server · [`store`] what is done there
-//! * [`remote`] checkpoints on a [`server`] of files, which is sent [`request`]s · [`s3`] signed ones for object storage
+//! * [`destination`] a folder, or a place on a server · [`store`] what is done there · [`remote`] checkpoints on a server
 //! * [`owner`] a destination belongs to one run, and to one life of its conductor
 //! * [`disk`] files that appear whole or not at all
 //! * [`manifest`] what is in a checkpoint, [`identity`] what it is of, [`names`] of all that · [`tensor`], `tensors` how values are given and written
@@ -35,12 +34,8 @@ mod names;
 mod owner;
 #[cfg(test)]
 mod owner_tests;
-mod place;
 mod read;
 mod remote;
-mod request;
-mod s3;
-mod server;
 mod store;
 mod tensor;
 mod tensors;
@@ -57,9 +52,7 @@ pub use error::CheckpointError;
 pub use identity::Identity;
 pub use manifest::{FileRecord, Manifest, StageRecord};
 pub use owner::{Claim, Owner};
-pub use place::{HttpPlace, Place};
 pub use read::{Checkpoint, Latest, Scrutiny};
-pub use s3::{S3Bucket, S3Place};
 pub use tensor::{Tensor, TensorSpec};
 pub use texts::{Texts, bytes_tokenizer};
 pub use write::Stage;

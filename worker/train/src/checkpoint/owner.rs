@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use dunlin_store::digest::{hexadecimal, sha256};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::destination::Destination;
 use super::disk::Disk;
@@ -19,7 +19,6 @@ use super::manifest::{Manifest, StageRecord};
 use super::read::{Latest, Scrutiny};
 use super::remote::Remote;
 use crate::config::TrainingConfig;
-use crate::data::tokens::hexadecimal;
 
 /// Below the destination.
 const FILE: &str = "owner.json";
@@ -88,7 +87,7 @@ impl Claim {
         owner: Owner,
     ) -> Result<(Self, Option<Owner>), CheckpointError> {
         let before = Self::admit(destination, config)?;
-        let identity = hexadecimal(&Sha256::digest(config.identity().to_string()));
+        let identity = sha256(config.identity().to_string().as_bytes());
         let record = Record { version: VERSION, identity, config: config.clone(), owner };
         let claim =
             Self { destination: destination.clone(), record, left_over: BTreeSet::new(), sealed: None };
@@ -130,9 +129,9 @@ impl Claim {
         if checkpoint.is_some() || !damaged.is_empty() {
             return Ok(());
         }
-        match &self.destination {
-            Destination::Folder(path) => Disk::default().remove_file(&path.join(FILE)),
-            Destination::Server(place) => Remote::new(place)?.delete(FILE),
+        match self.destination.folder() {
+            Some(path) => Disk::default().remove_file(&path.join(FILE)),
+            None => Remote::new(&self.destination)?.delete(FILE),
         }
     }
 
@@ -223,23 +222,21 @@ impl Claim {
         let mut bytes = serde_json::to_vec_pretty(&self.record)
             .map_err(|e| CheckpointError::Mismatch(format!("{FILE} cannot be written as JSON: {e}")))?;
         bytes.push(b'\n');
-        match &self.destination {
-            Destination::Folder(path) => {
+        match self.destination.folder() {
+            Some(path) => {
                 let disk = Disk::default();
                 disk.make(path)?;
                 disk.write(path, FILE, |out| out.write_all(&bytes))
             }
-            Destination::Server(place) => Remote::new(place)?.put(FILE, &bytes),
+            None => Remote::new(&self.destination)?.put(FILE, &bytes),
         }
     }
 }
 
 fn read(destination: &Destination) -> Result<Option<Record>, CheckpointError> {
-    let (bytes, path) = match destination {
-        Destination::Folder(path) => (read_file(&path.join(FILE))?, path.join(FILE)),
-        Destination::Server(place) => {
-            (Remote::new(place)?.text(FILE)?, PathBuf::from(format!("{place}/{FILE}")))
-        }
+    let (bytes, path) = match destination.folder() {
+        Some(path) => (read_file(&path.join(FILE))?, path.join(FILE)),
+        None => (Remote::new(destination)?.text(FILE)?, PathBuf::from(format!("{destination}/{FILE}"))),
     };
     let Some(bytes) = bytes else { return Ok(None) };
     let wrong = |problem: String| {

@@ -20,7 +20,7 @@ fn claim(
 #[test]
 fn a_destination_belongs_to_one_run() {
     let folder = Folder::new();
-    let destination = Destination::Folder(folder.path().join("not/there/yet"));
+    let destination = Destination::from(folder.path().join("not/there/yet").as_path());
     let first = claim(&destination, "one", |_| {}).unwrap();
     for (change, said) in [
         (&(|c: &mut TrainingConfig| c.seed = 8) as &dyn Fn(&mut TrainingConfig), "seed was 9"),

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 
 use dunlin_model::safetensors::{self, Dtype};
 use dunlin_model::{ByteSource, FileSource};
-use sha2::{Digest, Sha256};
+use dunlin_store::digest::sha256_of;
 
 use super::disk;
 use super::error::CheckpointError;
 use super::manifest::{FileRecord, Manifest, StageRecord};
 use super::names::{folder, slot_name};
 use super::tensor::TensorSpec;
-use crate::data::tokens::hexadecimal;
 use crate::optimizer::OptimizerState;
 
 /// A complete checkpoint.
@@ -124,18 +123,8 @@ pub(super) fn check_bytes(
     file: &FileRecord,
     path: PathBuf,
 ) -> Result<(), CheckpointError> {
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    let read = (|| {
-        loop {
-            let count = bytes.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
-            }
-            hash.update(&buffer[..count]);
-        }
-    })();
-    read.map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
-    let found = hexadecimal(&hash.finalize());
+    let found =
+        sha256_of(&mut bytes).map_err(|source| CheckpointError::Read { path: path.clone(), source })?;
     if found == file.sha256 {
         return Ok(());
     }

@@ -7,16 +7,16 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use dunlin_store::{Reader, Server, StoreError};
 use serde::{Deserialize, Serialize};
 
+use super::destination::Destination;
 use super::disk::Disk;
 use super::error::CheckpointError;
 use super::identity::Identity;
 use super::manifest::{FileRecord, Manifest, StageRecord};
 use super::names::{FILE, folder, stage_files};
-use super::place::Place;
 use super::read::{Checkpoint, Latest, Scrutiny, check_bytes, files_of, newest_of};
-use super::server::Server;
 use super::tensor::TensorSpec;
 use super::write::{Stage, beside, make_manifest, write_stage};
 use crate::config::TrainingConfig;
@@ -69,17 +69,18 @@ fn copy(from: &mut impl Read, to: &mut dyn Write, broken: &mut Option<io::Error>
 }
 
 impl Remote {
-    pub(super) fn new(place: &Place) -> Result<Self, CheckpointError> {
-        let wrong = |problem| CheckpointError::Mismatch(format!("checkpoint.destination {problem}"));
-        Ok(Self { place: place.to_string().into(), server: Server::new(place).map_err(wrong)? })
+    pub(super) fn new(place: &Destination) -> Result<Self, CheckpointError> {
+        let server = Server::new(place.location(), "checkpoint.destination");
+        let server = server.map_err(|error| CheckpointError::Mismatch(error.to_string()))?;
+        Ok(Self { place: place.to_string().into(), server })
     }
 
-    fn unread(&self, name: &str, source: io::Error) -> CheckpointError {
-        CheckpointError::Read { path: self.place.join(name), source }
+    fn unread(&self, name: &str, source: impl Into<io::Error>) -> CheckpointError {
+        CheckpointError::Read { path: self.place.join(name), source: source.into() }
     }
 
-    fn unwritten(&self, name: &str, source: io::Error) -> CheckpointError {
-        CheckpointError::Write { path: self.place.join(name), source }
+    fn unwritten(&self, name: &str, source: StoreError) -> CheckpointError {
+        CheckpointError::Write { path: self.place.join(name), source: source.into() }
     }
 
     fn damaged(&self, name: &str, problem: impl Into<String>) -> CheckpointError {
@@ -87,13 +88,7 @@ impl Remote {
     }
 
     pub(super) fn text(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
-        let Some(mut answer) = self.server.get(name).map_err(|e| self.unread(name, e))? else {
-            return Ok(None);
-        };
-        let mut bytes = Vec::new();
-        let read = answer.body_mut().as_reader().take(TEXT_MAX).read_to_end(&mut bytes);
-        read.map_err(|e| self.unread(name, e))?;
-        Ok(Some(bytes))
+        self.server.bytes(name, TEXT_MAX).map_err(|e| self.unread(name, e))
     }
 
     pub(super) fn put(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
@@ -106,12 +101,15 @@ impl Remote {
         self.server.put_file(&name, &file).map_err(|e| self.unwritten(&name, e))
     }
 
+    fn reader(&self, name: &str) -> Result<Reader, CheckpointError> {
+        let found = self.server.reader(name).map_err(|e| self.unread(name, e))?;
+        found.ok_or_else(|| self.damaged(name, "it is not there"))
+    }
+
     /// Fetches a file into `folder`.
     fn fetch(&self, step: u64, file: &FileRecord, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let name = name(step, &file.name);
-        let found = self.server.get(&name).map_err(|e| self.unread(&name, e))?;
-        let mut answer = found.ok_or_else(|| self.damaged(&name, "it is not there"))?;
-        let mut body = answer.body_mut().as_reader();
+        let mut body = self.reader(&name)?;
         // What cannot be read is no fault of the folder.
         let mut broken = None;
         let copied = Disk::default().write(folder, &file.name, |out| copy(&mut body, out, &mut broken));
@@ -176,9 +174,7 @@ impl Remote {
     /// Reads a file as it comes, and checks its digest.
     fn check_digest(&self, step: u64, file: &FileRecord) -> Result<(), CheckpointError> {
         let name = name(step, &file.name);
-        let found = self.server.get(&name).map_err(|e| self.unread(&name, e))?;
-        let mut answer = found.ok_or_else(|| self.damaged(&name, "it is not there"))?;
-        check_bytes(answer.body_mut().as_reader(), file, self.place.join(&name))
+        check_bytes(self.reader(&name)?, file, self.place.join(&name))
     }
 
     /// Deletes what an attempt at the checkpoint of `step` left, unless that is complete. A server lists nothing: the names are those that

@@ -17,18 +17,18 @@ impl Destination {
     /// # Errors
     /// When the destination cannot be read. That there is nothing is no error.
     pub fn latest(&self, scrutiny: Scrutiny) -> Result<Latest, CheckpointError> {
-        match self {
-            Self::Folder(path) => latest(path, scrutiny),
-            Self::Server(place) => Remote::new(place)?.latest(scrutiny),
+        match self.folder() {
+            Some(path) => latest(path, scrutiny),
+            None => Remote::new(self)?.latest(scrutiny),
         }
     }
 
     /// The scrutiny of a start: a folder is read as a whole, of what is on a server whoever reads a file checks its digest.
     #[must_use]
     pub fn usual_scrutiny(&self) -> Scrutiny {
-        match self {
-            Self::Folder(_) => Scrutiny::Digests,
-            Self::Server(_) => Scrutiny::Lengths,
+        match self.folder() {
+            Some(_) => Scrutiny::Digests,
+            None => Scrutiny::Lengths,
         }
     }
 
@@ -37,9 +37,9 @@ impl Destination {
     /// # Errors
     /// When tensors do not fit together or a file cannot be written.
     pub fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
-        match self {
-            Self::Folder(path) => write_stage(path, step, stage),
-            Self::Server(place) => Remote::new(place)?.write_stage(step, stage),
+        match self.folder() {
+            Some(path) => write_stage(path, step, stage),
+            None => Remote::new(self)?.write_stage(step, stage),
         }
     }
 
@@ -50,28 +50,28 @@ impl Destination {
         stages: Vec<StageRecord>,
         keep: usize,
     ) -> Result<(Manifest, Vec<u64>), CheckpointError> {
-        match self {
-            Self::Folder(path) => {
+        match self.folder() {
+            Some(path) => {
                 let manifest = write_manifest(path, identity, stages)?;
                 Ok((manifest, retain(path, keep)?))
             }
-            Self::Server(place) => Remote::new(place)?.seal(identity, stages, keep),
+            None => Remote::new(self)?.seal(identity, stages, keep),
         }
     }
 
     /// Removes what an attempt at the checkpoint of `step` left, if it is not complete.
     pub(super) fn discard(&self, step: u64, config: &TrainingConfig) -> Result<(), CheckpointError> {
-        match self {
-            Self::Folder(path) => discard(path, step),
-            Self::Server(place) => Remote::new(place)?.discard(step, config),
+        match self.folder() {
+            Some(path) => discard(path, step),
+            None => Remote::new(self)?.discard(step, config),
         }
     }
 
     /// The checkpoint of `step`, whose files have the right lengths.
     pub(super) fn open(&self, step: u64) -> Result<Checkpoint, CheckpointError> {
-        let found = match self {
-            Self::Folder(path) => open(path, step)?,
-            Self::Server(place) => Remote::new(place)?.open(step)?,
+        let found = match self.folder() {
+            Some(path) => open(path, step)?,
+            None => Remote::new(self)?.open(step)?,
         };
         found.ok_or_else(|| CheckpointError::Missing(self.checkpoint(step)))
     }
@@ -86,9 +86,9 @@ impl Destination {
         wanted: &[TensorSpec],
         length: usize,
     ) -> Result<(Vec<f32>, OptimizerState), CheckpointError> {
-        match self {
-            Self::Folder(_) => self.open(step)?.read_stage(wanted, length),
-            Self::Server(place) => Remote::new(place)?.read_stage(step, wanted, length),
+        match self.folder() {
+            Some(_) => self.open(step)?.read_stage(wanted, length),
+            None => Remote::new(self)?.read_stage(step, wanted, length),
         }
     }
 }

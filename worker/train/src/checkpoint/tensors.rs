@@ -4,11 +4,10 @@ use std::io::{self, Write};
 
 use dunlin_model::safetensors::{Dtype, f32_header, read_header};
 use dunlin_model::{ByteSource, FileSource};
-use sha2::{Digest, Sha256};
+use dunlin_store::digest::Hash;
 
 use super::manifest::FileRecord;
 use super::tensor::Tensor;
-use crate::data::tokens::hexadecimal;
 
 /// Writes `tensors`, named by `name`, and returns the record of file `file`.
 pub(super) fn write(
@@ -63,22 +62,20 @@ pub(super) fn write_bytes(file: &str, bytes: &[u8], out: &mut dyn Write) -> io::
 
 struct Hashing<'a> {
     out: &'a mut dyn Write,
-    hash: Sha256,
-    bytes: u64,
+    hash: Hash,
 }
 
 impl<'a> Hashing<'a> {
     fn new(out: &'a mut dyn Write) -> Self {
-        Self { out, hash: Sha256::new(), bytes: 0 }
+        Self { out, hash: Hash::default() }
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
         self.out.write_all(bytes)
     }
 
     fn record(self, name: &str) -> FileRecord {
-        FileRecord { name: name.to_owned(), bytes: self.bytes, sha256: hexadecimal(&self.hash.finalize()) }
+        FileRecord { name: name.to_owned(), bytes: self.hash.bytes(), sha256: self.hash.finish() }
     }
 }

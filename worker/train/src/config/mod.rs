@@ -12,6 +12,6 @@ pub use dunlin_swarm::run::{ActivationWire, GradientWire, OptimizerKind, Schedul
 pub use error::ConfigError;
 pub use model::{Architecture, ModelShape, ModelSource};
 pub use schema::{
-    CheckpointConfig, DataConfig, HttpLocation, Location, OptimizerConfig, ScheduleConfig, TokenizerConfig,
-    TrainingConfig, ValidationConfig, WireConfig,
+    CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig, TokenizerConfig, TrainingConfig,
+    ValidationConfig, WireConfig,
 };

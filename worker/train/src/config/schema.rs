@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dunlin_model::adapter::AdapterShape;
+use dunlin_store::Location;
 use dunlin_swarm::run::{self, ActivationWire, GradientWire, OptimizerKind, ScheduleKind};
 use serde::{Deserialize, Serialize};
 
@@ -67,27 +68,6 @@ pub struct DataConfig {
     /// Share of the tokens, at the end, that is held back to measure the loss on.
     #[serde(default = "run::validation_fraction")]
     pub validation_fraction: f64,
-}
-
-/// Where bytes are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Location {
-    /// A local file.
-    Path(PathBuf),
-    /// A file on a server.
-    Http(HttpLocation),
-}
-
-/// A file on a server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HttpLocation {
-    /// `http://` or `https://`.
-    pub url: String,
-    /// What the bytes must hash to, in hexadecimal.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
 }
 
 /// Text to tokens.

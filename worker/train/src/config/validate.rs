@@ -6,7 +6,7 @@ use dunlin_model::adapter::AdapterShape;
 
 use super::error::ConfigError;
 use super::model::ModelSource;
-use super::schema::{DataConfig, HttpLocation, Location, OptimizerConfig, TokenizerConfig, TrainingConfig};
+use super::schema::{DataConfig, OptimizerConfig, TokenizerConfig, TrainingConfig};
 
 /// Microbatches of a step: more would leave the fixed-point sums of gradients too little room for each.
 const MICROBATCHES_MAX: usize = 1 << 12;
@@ -159,27 +159,7 @@ impl DataConfig {
             (None, None) => return wrong("data", "has no source; say text or jsonLines"),
             (Some(_), Some(_)) => return wrong("data", "has both text and jsonLines; leave one out"),
         };
-        match location {
-            Location::Path(path) if path.as_os_str().is_empty() => {
-                return wrong(&format!("{field}.path"), "is empty; use the path of a file");
-            }
-            Location::Path(_) => {}
-            Location::Http(HttpLocation { url, sha256 }) => {
-                if !url.starts_with("http://") && !url.starts_with("https://") {
-                    return wrong(
-                        &format!("{field}.http.url"),
-                        format!("is `{url}`; use an address that begins with http:// or https://"),
-                    );
-                }
-                let digest = |s: &str| s.len() == 64 && s.bytes().all(|b| b.is_ascii_hexdigit());
-                if sha256.as_ref().is_some_and(|s| !digest(s)) {
-                    return wrong(
-                        &format!("{field}.http.sha256"),
-                        "is not a digest; use 64 hexadecimal digits",
-                    );
-                }
-            }
-        }
+        location.check().or_else(|w| wrong(&format!("{field}{}", w.field), w.problem))?;
         if self.field.is_empty() || self.field.len() > 256 {
             return wrong("data.field", "is empty or too long; use the name of a field of the JSON objects");
         }
@@ -216,7 +196,7 @@ mod tests {
 
     use super::TrainingConfig;
     use crate::config::{
-        AdapterShape, GradientWire, Location, LoraShape, OptimizerKind, ScheduleKind, TokenizerConfig,
+        AdapterShape, GradientWire, LoraShape, OptimizerKind, ScheduleKind, TokenizerConfig,
     };
 
     fn sound() -> Value {
@@ -268,7 +248,7 @@ wire: {activations: Q8, gradients: F16}
         assert_eq!(config.optimizer.kind, OptimizerKind::Lamb);
         assert_eq!(config.optimizer.clip, None);
         assert_eq!(config.optimizer.schedule.kind, ScheduleKind::Linear);
-        assert!(matches!(config.data.json_lines, Some(Location::Http(_))));
+        assert!(matches!(config.data.json_lines, Some(dunlin_store::Location::Http(_))));
         assert_eq!(config.tokenizer(), TokenizerConfig::Model, "the same in other words");
         let other = TrainingConfig::from_yaml(&yaml.replace("path: /models/a}", "path: /models/b}")).unwrap();
         assert_eq!(other.tokenizer(), TokenizerConfig::Path("/models/b".into()));

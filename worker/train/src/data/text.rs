@@ -262,7 +262,9 @@ mod tests {
     use dunlin_model::random_model::{self, RandomModelSpec};
 
     use super::{PIECE, TextTokenizer, tokenise};
-    use crate::config::{DataConfig, Location, TrainingConfig};
+    use dunlin_store::Location;
+
+    use crate::config::{DataConfig, TrainingConfig};
     use crate::data::Tokens;
     use crate::testing::Folder;
 

@@ -1,9 +1,8 @@
 //! One stream of tokens in memory.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
-use sha2::{Digest, Sha256};
+use dunlin_store::digest::Hash;
 
 /// Tokens held in memory: 16 GiB as 32-bit numbers.
 pub(super) const TOKENS_MAX: usize = 1 << 32;
@@ -67,7 +66,7 @@ impl Tokens {
     #[must_use]
     pub fn sha256(&self) -> String {
         const AT_ONCE: usize = 1 << 12;
-        let mut hash = Sha256::new();
+        let mut hash = Hash::default();
         let (mut tokens, mut bytes) = (Vec::new(), Vec::new());
         for start in (0..self.len()).step_by(AT_ONCE) {
             tokens.clear();
@@ -76,15 +75,6 @@ impl Tokens {
             bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
             hash.update(&bytes);
         }
-        hexadecimal(&hash.finalize())
+        hash.finish()
     }
-}
-
-/// Two digits a byte.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,12 +1,10 @@
-//! What a server of files is asked for, and what it says when it does not do it.
-
-use std::io;
+//! What a server of files is asked for.
 
 use ureq::http::Method;
 
 /// What is asked for. Parts are S3's alone.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Action<'a> {
+pub(crate) enum Action<'a> {
     Get,
     Head,
     Put,
@@ -29,7 +27,7 @@ pub(super) enum Action<'a> {
 }
 
 impl Action<'_> {
-    pub(super) fn method(self) -> Method {
+    pub(crate) fn method(self) -> Method {
         match self {
             Self::Get => Method::GET,
             Self::Head => Method::HEAD,
@@ -37,18 +35,5 @@ impl Action<'_> {
             Self::Delete | Self::Abort { .. } => Method::DELETE,
             Self::Begin | Self::Complete { .. } => Method::POST,
         }
-    }
-}
-
-/// What a server says when it does not do what it is asked for.
-pub(super) struct Refusal {
-    /// There is no such bucket, which is something else than no such object.
-    pub(super) no_bucket: bool,
-    pub(super) text: String,
-}
-
-impl From<Refusal> for io::Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::other(refusal.text)
     }
 }

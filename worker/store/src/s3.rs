@@ -13,7 +13,7 @@ use rusty_s3::actions::{CompleteMultipartUpload, CompleteMultipartUploadResponse
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use serde::{Deserialize, Serialize};
 
-use super::request::{Action, Refusal};
+use crate::request::Action;
 
 /// How long a server takes a signed request for, whose clock may differ as much from ours.
 const VALID: Duration = Duration::from_secs(900);
@@ -24,22 +24,10 @@ const PARTS_MAX: u64 = 10_000;
 /// Longest part of a refusal that is passed on.
 const MESSAGE_MAX: usize = 300;
 
-/// A bucket, and what requests to it are signed with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct S3Place {
-    /// The bucket, and the place in it.
-    pub s3: S3Bucket,
-    /// A folder with the files `accessKeyId`, `secretAccessKey` and, if there is one, `sessionToken`. They are read for each request, so
-    /// that they can change. Without it they come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credentials: Option<PathBuf>,
-}
-
-/// A place in a bucket.
+/// A place in a bucket, and what requests to it are signed with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct S3Bucket {
+pub struct S3Location {
     /// `http://` or `https://`, without the bucket; AWS's for the region when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -48,34 +36,46 @@ pub struct S3Bucket {
     pub region: String,
     /// Name of the bucket.
     pub bucket: String,
-    /// What all names begin with, without the `/` that follows.
+    /// The object, or what the names of all objects begin with, without the `/` that follows.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prefix: String,
     /// Whether the bucket is in the path or in the name of the host. When absent: in the path if there is an endpoint, or if its name has a
     /// dot, which certificates of AWS do not cover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_style: Option<bool>,
+    /// A folder with the files `accessKeyId`, `secretAccessKey` and, if there is one, `sessionToken`. They are read for each request, so
+    /// that they can change. Without it they come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<PathBuf>,
 }
 
 fn region() -> String {
     "us-east-1".to_owned()
 }
 
-impl fmt::Display for S3Bucket {
+impl fmt::Display for S3Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s3://{}", self.bucket)?;
         if self.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", self.prefix) }
     }
 }
 
-impl S3Place {
-    /// What is wrong with it, in the words after `checkpoint.destination`, if something is.
-    pub(super) fn check(&self) -> Result<(), String> {
-        self.s3.address().map(drop)
+impl S3Location {
+    /// From `bucket/prefix`, at AWS.
+    pub(crate) fn parse(place: &str) -> Self {
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let (bucket, prefix) = (bucket.to_owned(), prefix.trim_end_matches('/').to_owned());
+        Self { endpoint: None, region: region(), bucket, prefix, path_style: None, credentials: None }
     }
-}
 
-impl S3Bucket {
+    /// What is wrong with it, in the words after the name of its field, if something is.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check(&self) -> Result<(), String> {
+        self.address().map(drop)
+    }
+
     fn endpoint(&self) -> String {
         self.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", self.region))
     }
@@ -102,21 +102,25 @@ impl S3Bucket {
 }
 
 /// Makes signed URLs.
-pub(super) struct Signer {
-    place: S3Place,
+#[derive(Clone)]
+pub(crate) struct Signer {
+    place: S3Location,
     bucket: Bucket,
+    /// What says where it is, for messages.
+    field: String,
     /// Bytes of a part.
-    pub(super) part_bytes: u64,
+    pub(crate) part_bytes: u64,
 }
 
 impl Signer {
-    /// What is wrong with `place`, in the words after `checkpoint.destination`, if something is.
-    pub(super) fn new(place: &S3Place) -> Result<Self, String> {
-        Ok(Self { place: place.clone(), bucket: place.s3.address()?, part_bytes: PART_BYTES })
+    /// What is wrong with `place`, in the words after `field`, if something is.
+    pub(crate) fn new(place: &S3Location, field: &str) -> Result<Self, String> {
+        let bucket = place.address()?;
+        Ok(Self { place: place.clone(), bucket, field: field.to_owned(), part_bytes: PART_BYTES })
     }
 
     /// The URL for `action` on the object `name`.
-    pub(super) fn url(&self, action: &Action<'_>, name: &str) -> io::Result<String> {
+    pub(crate) fn url(&self, action: &Action<'_>, name: &str) -> io::Result<String> {
         Ok(self.signed(action, name, &self.credentials()?, VALID, &Timestamp::now()))
     }
 
@@ -128,8 +132,9 @@ impl Signer {
         valid: Duration,
         now: &Timestamp,
     ) -> String {
-        let prefix = &self.place.s3.prefix;
-        let key = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        let prefix = &self.place.prefix;
+        let between = if prefix.is_empty() || name.is_empty() { "" } else { "/" };
+        let key = format!("{prefix}{between}{name}");
         let (bucket, who, key) = (&self.bucket, Some(credentials), key.as_str());
         let url = match *action {
             Action::Get => bucket.get_object(who, key).sign_with_time(valid, now),
@@ -171,15 +176,16 @@ impl Signer {
     fn keys(&self) -> String {
         match &self.place.credentials {
             Some(folder) => format!(
-                "`accessKeyId` and `secretAccessKey` in {} (the Secret of checkpoint.destination.s3.credentialsSecret)",
-                folder.display()
+                "`accessKeyId` and `secretAccessKey` in {} (the Secret of {}.s3.credentialsSecret)",
+                folder.display(),
+                self.field
             ),
             None => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
         }
     }
 
     /// Numbers and ranges of the parts of a file.
-    pub(super) fn parts(&self, bytes: u64) -> io::Result<Vec<(u16, Range<u64>)>> {
+    pub(crate) fn parts(&self, bytes: u64) -> io::Result<Vec<(u16, Range<u64>)>> {
         let count = bytes.div_ceil(self.part_bytes);
         if count > PARTS_MAX {
             let most = (PARTS_MAX * self.part_bytes) >> 30;
@@ -192,19 +198,19 @@ impl Signer {
     }
 
     /// What an object is put together from: what the server said of each part, in their order.
-    pub(super) fn complete_body(&self, etags: &[String]) -> String {
+    pub(crate) fn complete_body(&self, etags: &[String]) -> String {
         let etags = etags.iter().map(String::as_str);
         CompleteMultipartUpload::new(&self.bucket, None, "", "", etags).body()
     }
 
     /// What a refusal means, and what to do.
-    pub(super) fn refusal(&self, status: u16, body: &str) -> Refusal {
+    pub(crate) fn refusal(&self, status: u16, body: &str) -> String {
         let (code, message) = (element(body, "Code"), element(body, "Message"));
-        let S3Bucket { region, bucket, .. } = &self.place.s3;
-        let endpoint = self.place.s3.endpoint();
+        let S3Location { region, bucket, .. } = &self.place;
+        let endpoint = self.place.endpoint();
         let advice = match (status, code) {
             (_, "NoSuchBucket") => {
-                format!("make the bucket `{bucket}`, or correct checkpoint.destination.s3")
+                format!("make the bucket `{bucket}`, or correct {}.s3", self.field)
             }
             (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch") => {
                 format!("{} are no pair that it knows", self.keys())
@@ -225,21 +231,23 @@ impl Signer {
         let said = [code, message].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(": ");
         let said = if said.is_empty() { said } else { format!(" ({said})") };
         let advice = if advice.is_empty() { advice } else { format!("; {advice}") };
-        Refusal {
-            no_bucket: code == "NoSuchBucket",
-            text: format!("{endpoint} answers HTTP {status}{said}{advice}"),
-        }
+        format!("{endpoint} answers HTTP {status}{said}{advice}")
     }
 }
 
+/// Whether there is no such bucket, which is something else than no such object.
+pub(crate) fn lacks_bucket(body: &str) -> bool {
+    element(body, "Code") == "NoSuchBucket"
+}
+
 /// The name of an upload in parts, out of the answer to [`Action::Begin`].
-pub(super) fn upload_id(body: &str) -> io::Result<String> {
+pub(crate) fn upload_id(body: &str) -> io::Result<String> {
     let answer = CreateMultipartUpload::parse_response(body).map_err(io::Error::other)?;
     Ok(answer.upload_id().to_owned())
 }
 
 /// Whether an upload in parts is complete: the answer to [`Action::Complete`] says so, not its status.
-pub(super) fn is_complete(body: &str) -> bool {
+pub(crate) fn is_complete(body: &str) -> bool {
     CompleteMultipartUploadResponse::parse(body).is_ok()
 }
 
@@ -262,12 +270,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::checkpoint::{Destination, Place};
-    use crate::testing::Folder;
 
     fn signer(s3: Value) -> Result<Signer, String> {
-        let place = S3Place { s3: serde_json::from_value(s3).unwrap(), credentials: None };
-        Signer::new(&place)
+        Signer::new(&serde_json::from_value(s3).unwrap(), "checkpoint.destination")
     }
 
     /// The keys of AWS's documentation.
@@ -345,20 +350,17 @@ mod tests {
 
     #[test]
     fn credentials_are_those_of_now() {
-        let folder = Folder::new();
-        let place = S3Place {
-            s3: serde_json::from_value(json!({"bucket": "b"})).unwrap(),
-            credentials: Some(folder.path().to_owned()),
-        };
-        let signer = Signer::new(&place).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+        let signer = signer(json!({"bucket": "b", "credentials": folder.path()})).unwrap();
         let error = signer.url(&Action::Get, "f").unwrap_err().to_string();
         assert!(error.contains("accessKeyId") && error.contains("credentialsSecret"), "{error}");
-        folder.file("accessKeyId", b"one\n");
-        folder.file("secretAccessKey", b"secret\n");
+        file("accessKeyId", b"one\n");
+        file("secretAccessKey", b"secret\n");
         let url = || signer.url(&Action::Get, "f").unwrap();
         assert!(url().contains("Credential=one%2F") && !url().contains("Token"), "{}", url());
-        folder.file("accessKeyId", b"two");
-        folder.file("sessionToken", b"token\n");
+        file("accessKeyId", b"two");
+        file("sessionToken", b"token\n");
         assert!(url().contains("Credential=two%2F") && url().contains("Security-Token=token&"), "{}", url());
     }
 
@@ -382,13 +384,13 @@ mod tests {
             (400, "ExpiredToken", "`sessionToken` must be one that is still valid"),
             (301, "PermanentRedirect", "is the bucket `b` in region us-east-1?"),
         ] {
-            let text = signer.refusal(status, &body(code)).text;
+            let text = signer.refusal(status, &body(code));
             let expected = format!("http://minio answers HTTP {status} ({code}: It is so.); ");
             assert!(text.starts_with(&expected) && text.contains(said), "{text}");
         }
-        assert_eq!(signer.refusal(500, "").text, "http://minio answers HTTP 500");
+        assert_eq!(signer.refusal(500, ""), "http://minio answers HTTP 500");
         let long = signer.refusal(400, &format!("<Message>{}</Message>", "ü".repeat(1000)));
-        assert_eq!(long.text.chars().filter(|c| *c == 'ü').count(), MESSAGE_MAX);
+        assert_eq!(long.chars().filter(|c| *c == 'ü').count(), MESSAGE_MAX);
     }
 
     #[test]
@@ -401,23 +403,5 @@ mod tests {
         assert_eq!(signer.parts(PARTS_MAX * PART_BYTES).unwrap().len(), 10_000);
         let error = signer.parts(PARTS_MAX * PART_BYTES + 1).unwrap_err().to_string();
         assert!(error.contains("an object at most 5000: use more stages"), "{error}");
-    }
-
-    #[test]
-    fn a_bucket_is_read_from_a_configuration_and_written_as_it_was() {
-        let full = json!({
-            "s3": {"endpoint": "https://store", "region": "us-east-1", "bucket": "models", "prefix": "runs/tiny", "pathStyle": false},
-            "credentials": "/etc/dunlin/s3",
-        });
-        let destination: Destination = serde_json::from_value(full.clone()).unwrap();
-        assert_eq!(json!(destination), full);
-        assert_eq!(destination.to_string(), "s3://models/runs/tiny");
-        assert_eq!(destination.checkpoint(7), Path::new("s3://models/runs/tiny/step-00000007"));
-        let short: Destination = serde_json::from_value(json!({"s3": {"bucket": "models"}})).unwrap();
-        let Destination::Server(Place::S3(place)) = &short else { panic!("{short:?}") };
-        assert_eq!((place.s3.region.as_str(), &place.credentials), ("us-east-1", &None));
-        assert_eq!(short.to_string(), "s3://models");
-        let error = serde_json::from_value::<Destination>(json!({"s3": {"name": "x"}})).unwrap_err();
-        assert!(error.to_string().contains("{s3: {bucket"), "{error}");
     }
 }
