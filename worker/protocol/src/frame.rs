@@ -145,6 +145,8 @@ pub struct Open {
     pub eos: Arc<Vec<u32>>,
     /// The adapter that every row is computed with; none for the model itself. Always the same in a session.
     pub adapter: Option<Arc<str>>,
+    /// Version of the arithmetic that every row is computed with; 0 when the gateway does not say it. What has been answered never changes it.
+    pub arithmetic: u32,
     /// When the gateway took the request, in milliseconds since 1970 by its clock: older sessions go first wherever there is a line. All
     /// stages have the same number, so that two sessions are everywhere in the same order.
     pub born_ms: u64,
@@ -171,6 +173,11 @@ pub enum Refusal {
     NoAdapter {
         /// Name of the adapter, as the session has it.
         name: String,
+    },
+    /// It computes with another version of the arithmetic than the session: not one row may come from it.
+    OtherArithmetic {
+        /// Its own.
+        own: u32,
     },
     /// It cannot reach the next hop.
     LinkDown {

@@ -295,6 +295,24 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
 }
 
 #[test]
+fn a_session_says_its_arithmetic_and_goes_around_who_has_another() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    let said = world.out.iter().find_map(|effect| match effect {
+        GatewayEffect::Send { frame: Frame::Open(open), .. } => Some(open.arithmetic),
+        _ => None,
+    });
+    assert_eq!(said, Some(1));
+    world.opened();
+    // b has begun anew since its last pong. a has its layers, too.
+    world.refuse(1, 1, 1, Refusal::OtherArithmetic { own: 2 });
+    assert!(world.phase(1).contains("one has version 2"), "{}", world.phase(1));
+    world.pass(100);
+    let opened = world.opened();
+    assert!(opened[0].1.iter().all(|(name, _)| name != "b"), "{opened:?}");
+}
+
+#[test]
 fn a_peer_whose_pings_take_long_is_slow_and_is_tried_again_after_a_while() {
     let mut world = World::new();
     let slow = PeerName::from("b");

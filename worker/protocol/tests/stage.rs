@@ -18,6 +18,7 @@ fn node(name: &str) -> StageNode {
     let mut node = StageNode::new(StageConfig {
         name: name.into(),
         hidden: HIDDEN,
+        arithmetic: 1,
         positions_max: 4096,
         pages: 10_000,
         sessions_max: 16,
@@ -48,6 +49,7 @@ fn open(session: u64, index: u32, prompt: u32, max_len: u32) -> Open {
         sampling: Arc::new(SamplingParams::default()),
         eos: Arc::default(),
         adapter: None,
+        arithmetic: 1,
         born_ms: 0,
     }
 }
@@ -236,6 +238,22 @@ fn a_sequence_that_the_engine_could_not_compute_is_refused() {
         "{message}"
     );
     assert!(seen.jobs.is_empty());
+}
+
+#[test]
+fn a_session_of_other_arithmetic_is_refused_by_name() {
+    let (mut a, mut out) = (node("a"), Vec::new());
+    let other = Open { arithmetic: 2, ..open(1, 0, 10, 100) };
+    say(&mut a, Frame::Open(other.clone()), &mut out);
+    let seen = happened(&mut out);
+    assert!(
+        seen.jobs.is_empty() && seen.refused == [Refusal::OtherArithmetic { own: 1 }],
+        "{:?}",
+        seen.refused
+    );
+    // Of a gateway that does not say it, links decide.
+    say(&mut a, Frame::Open(Open { arithmetic: 0, ..other }), &mut out);
+    assert_eq!(happened(&mut out).jobs.len(), 1);
 }
 
 #[test]

@@ -156,6 +156,25 @@ fn a_replacement_with_other_arithmetic_gets_new_sessions_only() {
     }
 }
 
+#[test]
+fn an_update_to_other_arithmetic_changes_no_answer() {
+    for seed in 0..40 {
+        // New sessions come all the while, and peers are lost and replaced by both versions in the middle of it.
+        let lost = Fault::Kill { place: (seed % 3) as usize, replaced_ms: 200, arithmetic: 1 };
+        let plan = vec![(800, lost), (1500, Fault::Update { arithmetic: 2 })];
+        let scenario = Scenario {
+            sessions: 24,
+            asked_ms: 6000,
+            answer_max: 60,
+            row_us: 300,
+            plan,
+            ..Scenario::quiet(seed)
+        };
+        let outcome = sound(&scenario);
+        assert!(outcome.finished_ms > 3000, "seed {seed}: {} ms", outcome.finished_ms);
+    }
+}
+
 /// Eight answers at 600 positions of a swarm of `peers`, the second of which is killed and replaced after `replaced_ms`.
 fn eight_to_replay(seed: u64, peers: u32, replaced_ms: u64) -> Scenario {
     Scenario {

@@ -101,6 +101,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let stage = Stage {
         name: args.process.name.as_str().into(),
         node: StageNode::new(StageConfig {
+            arithmetic: ARITHMETIC_VERSION,
             name: args.process.name.as_str().into(),
             hidden: 0,
             positions_max: 0,

@@ -1,13 +1,14 @@
 //! The root of a state: what a stage is after so many updates, in 32 bytes that nobody can find another state for.
 //!
 //! SHA-256 over a tree. Its leaves are chunks of [`CHUNK`] values of the parameters, then of the vectors that are kept beside them, one after the other:
-//! `H(0x00 || index of the chunk, 8 bytes || values, 4 bytes each)`, all little-endian. Its nodes are `H(0x01 || left || right)`; an odd one out goes up as it is. A chunk
-//! can be checked by itself, so that whoever gets a state from several others knows which of them gave a wrong one.
+//! `H(0x00 || version of the arithmetic, 4 bytes || index of the chunk, 8 bytes || values, 4 bytes each)`, all little-endian. Its nodes are
+//! `H(0x01 || left || right)`; an odd one out goes up as it is. A chunk can be checked by itself, so that whoever gets a state from several
+//! others knows which of them gave a wrong one. States that were computed with different arithmetic are never the same state.
 
 use std::fmt;
 use std::ops::Range;
 
-use dunlin_kernels::Pool;
+use dunlin_kernels::{ARITHMETIC_VERSION, Pool};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -63,6 +64,7 @@ pub fn chunks(len: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
 pub fn leaf(index: usize, values: &[f32]) -> Node {
     let mut hash = Sha256::new();
     hash.update([0]);
+    hash.update(ARITHMETIC_VERSION.to_le_bytes());
     hash.update((index as u64).to_le_bytes());
     let mut bytes = [0u8; 4096];
     for values in values.chunks(bytes.len() / 4) {
@@ -108,7 +110,7 @@ pub fn root(leaves: &[Node]) -> StateRoot {
 
 #[cfg(test)]
 mod tests {
-    use dunlin_kernels::Pool;
+    use dunlin_kernels::{ARITHMETIC_VERSION, Pool};
     use sha2::{Digest, Sha256};
 
     use super::{CHUNK, StateRoot, chunks, leaf, leaves, root};
@@ -124,10 +126,11 @@ mod tests {
             hash.finalize().into()
         };
         let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
+        let version = ARITHMETIC_VERSION.to_le_bytes();
         let expected = [
-            hash(&[&[0], &0u64.to_le_bytes(), &bytes(&a[..CHUNK])]),
-            hash(&[&[0], &1u64.to_le_bytes(), &bytes(&a[CHUNK..])]),
-            hash(&[&[0], &2u64.to_le_bytes(), &bytes(&b)]),
+            hash(&[&[0], &version, &0u64.to_le_bytes(), &bytes(&a[..CHUNK])]),
+            hash(&[&[0], &version, &1u64.to_le_bytes(), &bytes(&a[CHUNK..])]),
+            hash(&[&[0], &version, &2u64.to_le_bytes(), &bytes(&b)]),
         ];
         for threads in [1, 2, 4] {
             assert_eq!(leaves(&Pool::new(threads), &[&a, &b]), expected);

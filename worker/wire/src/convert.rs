@@ -203,6 +203,7 @@ fn open_to_wire(open: &Open) -> proto::Open {
         eos: open.eos.to_vec(),
         adapter: open.adapter.as_deref().unwrap_or_default().to_owned(),
         born_ms: open.born_ms,
+        arithmetic: open.arithmetic,
     }
 }
 
@@ -245,6 +246,7 @@ fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
         eos: Arc::new(open.eos),
         adapter: (!open.adapter.is_empty()).then(|| open.adapter.into()),
         born_ms: open.born_ms,
+        arithmetic: open.arithmetic,
     })
 }
 
@@ -255,6 +257,7 @@ fn refusal_to_wire(refusal: &Refusal) -> Reason {
         Refusal::NoJournal => Reason::NoJournal(true),
         Refusal::NotHolding { layers } => Reason::NotHolding(layers_to_wire(*layers)),
         Refusal::NoAdapter { name } => Reason::NoAdapter(name.clone()),
+        Refusal::OtherArithmetic { own } => Reason::OtherArithmetic(*own),
         Refusal::LinkDown { to } => Reason::LinkDown(to.0.clone()),
         Refusal::NonFinite { layer } => Reason::NonFinite(*layer),
         Refusal::TooManySessions => Reason::TooManySessions(true),
@@ -269,6 +272,7 @@ fn refusal_from_wire(reason: Reason) -> Result<Refusal, Senseless> {
         Reason::NoJournal(_) => Refusal::NoJournal,
         Reason::NotHolding(layers) => Refusal::NotHolding { layers: layers_from_wire(Some(layers))? },
         Reason::NoAdapter(name) => Refusal::NoAdapter { name },
+        Reason::OtherArithmetic(own) => Refusal::OtherArithmetic { own },
         Reason::LinkDown(to) => Refusal::LinkDown { to: to.into() },
         Reason::NonFinite(layer) => Refusal::NonFinite { layer },
         Reason::TooManySessions(_) => Refusal::TooManySessions,
@@ -373,6 +377,7 @@ mod tests {
             eos: Arc::new(vec![2]),
             adapter: Some("formal".into()),
             born_ms: 1234,
+            arithmetic: 5,
         }
     }
 
@@ -414,6 +419,7 @@ mod tests {
             refused(Refusal::NoJournal),
             refused(Refusal::NotHolding { layers: Layers::new(3, 4) }),
             refused(Refusal::NoAdapter { name: "formal".into() }),
+            refused(Refusal::OtherArithmetic { own: 2 }),
             refused(Refusal::LinkDown { to: "x".into() }),
             refused(Refusal::NonFinite { layer: 30 }),
             refused(Refusal::TooManySessions),

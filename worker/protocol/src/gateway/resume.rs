@@ -71,6 +71,15 @@ impl GatewayCore {
                 s.has_only(index, 0);
                 self.wait(id, &format!("a stage to load adapter {name}"), Disturbance::NoAdapter, now_ms);
             }
+            // Another life of its name than the one that was asked: its next pong says what it is.
+            Refusal::OtherArithmetic { own } => {
+                if let Some(hop) = s.route.get(index) {
+                    s.avoid.insert(hop.peer.clone(), now_ms + AVOID_MS);
+                }
+                s.has_only(index, 0);
+                let what = format!("a stage of its version of the arithmetic; one has version {own}");
+                self.wait(id, &what, Disturbance::NotHolding, now_ms);
+            }
             Refusal::NoPages | Refusal::TooManySessions => {
                 if s.has_begun() {
                     s.gave_ms.get_or_insert(now_ms);

@@ -249,6 +249,7 @@ impl Session {
             sampling: Arc::clone(&self.sampling),
             eos: Arc::clone(&self.eos),
             adapter: self.adapter.clone(),
+            arithmetic: self.arithmetic.unwrap_or_default(),
             born_ms: started_ms.saturating_add(self.born_ms),
         }
     }

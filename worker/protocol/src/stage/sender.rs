@@ -84,6 +84,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::default()),
             eos: Arc::default(),
             adapter: None,
+            arithmetic: 1,
             born_ms: 0,
         })
     }

@@ -15,6 +15,8 @@ pub struct StageConfig {
     pub name: PeerName,
     /// Values in a row.
     pub hidden: usize,
+    /// Version of the arithmetic that its engine computes with.
+    pub arithmetic: u32,
     /// Longest sequence that its engine can compute.
     pub positions_max: u32,
     /// KV pages of its engine, each of one layer.

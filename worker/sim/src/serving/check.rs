@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dunlin_protocol::Frame;
 
-use super::model::expected;
+use super::model::{With, expected};
 use super::world::{LAYERS, World};
 
 impl World {
@@ -31,14 +31,17 @@ impl World {
     }
 
     pub fn judge(&mut self) {
+        let versions: BTreeSet<u32> = self.peers.values().map(|peer| peer.arithmetic).collect();
         for (session, asked) in &self.asked {
-            let want = expected(
-                &asked.prompt,
-                LAYERS,
-                asked.max_len as usize,
-                session.0 - 1,
-                asked.adapter.as_deref(),
-            );
+            let (len, seed) = (asked.max_len as usize, session.0 - 1);
+            let wanted = |arithmetic: &u32| {
+                let with = With { adapter: asked.adapter.as_deref(), arithmetic: *arithmetic };
+                expected(&asked.prompt, LAYERS, len, seed, with)
+            };
+            // An answer is of one arithmetic from its first token to its last.
+            let begins = |want: &Vec<u32>| asked.got == want[..asked.got.len().min(want.len())];
+            let mut all: Vec<Vec<u32>> = versions.iter().map(wanted).collect();
+            let want = all.swap_remove(all.iter().position(begins).unwrap_or(0));
             let orphan = !self.gateways[&asked.gateway].alive;
             if asked.got != want[..asked.got.len().min(want.len())] {
                 self.out.violations.push(format!("session {session} got other tokens"));

@@ -8,7 +8,7 @@ use dunlin_schedule::line::layers_of;
 use dunlin_schedule::{Budget, PageTable, Part, Scheduler, SegmentKey};
 use dunlin_swarm::{Layers, Position};
 
-use super::model::{Cache, HIDDEN, embed, from_row, through, to_row, token};
+use super::model::{Cache, HIDDEN, With, embed, from_row, through, to_row, token};
 
 const BUDGET: Budget = Budget { step_rows: 64, prefill_rows: 128, prefill_ends: 16 };
 
@@ -36,11 +36,12 @@ pub(super) struct Engine {
     /// Results of the batch on its way.
     running: Option<Vec<Computed>>,
     pub layer_rows: u64,
+    arithmetic: u32,
 }
 
 impl Engine {
-    /// With room for `pages` pages of one layer.
-    pub fn new(pages: usize) -> Self {
+    /// With room for `pages` pages of one layer, and this version of the arithmetic.
+    pub fn new(pages: usize, arithmetic: u32) -> Self {
         Self {
             inbox: VecDeque::new(),
             scheduler: Scheduler::default(),
@@ -48,6 +49,7 @@ impl Engine {
             segments: BTreeMap::new(),
             running: None,
             layer_rows: 0,
+            arithmetic,
         }
     }
 
@@ -145,10 +147,11 @@ impl Engine {
             Input::Rows(rows) => rows.as_slice().chunks(HIDDEN).map(from_row).collect(),
         });
         let caches = self.segments.get_mut(&part.key).map(|s| s.caches.as_mut_slice()).unwrap_or_default();
+        let with = With { adapter: part.adapter.as_deref(), arithmetic: self.arithmetic };
         let mut rows = Vec::new();
         let mut last = 0;
         for input in inputs {
-            last = through(caches, part.key.1, part.adapter.as_deref(), input);
+            last = through(caches, part.key.1, with, input);
             rows.extend(to_row(last));
         }
         let output = match &part.sample {

@@ -71,14 +71,39 @@ impl World {
     pub fn planned(&mut self, fault: &Fault) {
         self.last_fault = self.now;
         self.out.faults += 1;
-        let (Fault::Kill { place, .. } | Fault::Slow { place, .. }) = fault;
+        let place = match fault {
+            Fault::Kill { place, .. } | Fault::Slow { place, .. } => place,
+            Fault::Update { arithmetic } => return self.update(*arithmetic),
+        };
         let Some(victim) = self.topology.peers.get(*place).map(|p| p.name.clone()) else { return };
         match *fault {
             Fault::Kill { replaced_ms, arithmetic, .. } => {
                 self.kill(&victim, Some((replaced_ms, arithmetic)))
             }
             Fault::Slow { factor, .. } => self.slow_down(&victim, factor),
+            Fault::Update { .. } => {}
         }
+    }
+
+    /// A peer beside each, with the same layers; then the older ones go.
+    fn update(&mut self, arithmetic: u32) {
+        self.say(|| format!("all are replaced by peers with version {arithmetic} of the arithmetic"));
+        for (i, peer) in (0..).zip(self.topology.peers.clone()) {
+            self.at(100 * i, Event::Join(peer.span, peer.shadows.clone(), arithmetic));
+            self.at(1500 + 300 * i, Event::Retire(peer.name));
+        }
+    }
+
+    /// A peer that is told to go, and does when it has nothing left to do.
+    pub fn retire(&mut self, name: PeerName) {
+        let Some(peer) = self.peers.get_mut(&name).filter(|peer| peer.alive) else { return };
+        peer.draining = true;
+        if !peer.is_clean() {
+            return self.at(200, Event::Retire(name));
+        }
+        self.last_fault = self.now;
+        self.remove(&name);
+        self.at(20, Event::Publish);
     }
 
     fn slow_down(&mut self, name: &PeerName, factor: u64) {
@@ -88,14 +113,18 @@ impl World {
         }
     }
 
-    /// A peer is killed. `replaced`: after how long by one of which arithmetic, if not by chance.
-    fn kill(&mut self, name: &PeerName, replaced: Option<(u64, u32)>) {
-        let Some(place) = self.topology.peer(name).cloned() else { return };
-        self.say(|| format!("{name} is killed"));
+    fn remove(&mut self, name: &PeerName) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.alive = false;
         self.topology.peers.retain(|p| p.name != *name);
         self.topology.epoch += 1;
+    }
+
+    /// A peer is killed. `replaced`: after how long by one of which arithmetic, if not by chance.
+    fn kill(&mut self, name: &PeerName, replaced: Option<(u64, u32)>) {
+        let Some(place) = self.topology.peer(name).cloned() else { return };
+        self.say(|| format!("{name} is killed"));
+        self.remove(name);
         // Half of the time the kernel of the dead machine tells everybody; else only silence does.
         if replaced.is_some() || self.draw(2) == 0 {
             let others: Vec<Who> = self

@@ -32,16 +32,27 @@ pub(super) fn embed(token: u32) -> u64 {
 /// The KV cache of one layer: a running hash over the inputs of all positions.
 pub(super) type Cache = Vec<u64>;
 
-/// `weights` stands for the model's and the adapter's.
+/// `weights` stands for the model's and the adapter's, and for the arithmetic.
 fn layer(cache: &mut Cache, layer: u32, weights: u64, input: u64) -> u64 {
     let seen = mix(cache.last().copied().unwrap_or(7), mix(weights, input));
     cache.push(seen);
     mix(mix(seen, u64::from(layer)), input)
 }
 
+/// What rows are computed with.
+#[derive(Clone, Copy)]
+pub struct With<'a> {
+    /// None: the model itself.
+    pub adapter: Option<&'a str>,
+    /// Version, from 1.
+    pub arithmetic: u32,
+}
+
 /// One row through `layers`, whose caches are `caches`.
-pub(super) fn through(caches: &mut [Cache], layers: Layers, adapter: Option<&str>, mut row: u64) -> u64 {
-    let weights = adapter.into_iter().flat_map(str::bytes).fold(0, |hash, byte| mix(hash, u64::from(byte)));
+pub(super) fn through(caches: &mut [Cache], layers: Layers, with: With<'_>, mut row: u64) -> u64 {
+    let bytes = with.adapter.into_iter().flat_map(str::bytes);
+    let first = u64::from(with.arithmetic - 1);
+    let weights = bytes.fold(first, |hash, byte| mix(hash, u64::from(byte)));
     for (cache, index) in caches.iter_mut().zip(layers.iter()) {
         row = layer(cache, index, weights, row);
     }
@@ -55,7 +66,7 @@ pub(super) fn token(row: u64, seed: u64) -> u32 {
 
 /// What a session must say: the tokens after `prompt` up to length `max_len`.
 #[must_use]
-pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64, adapter: Option<&str>) -> Vec<u32> {
+pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64, with: With<'_>) -> Vec<u32> {
     let layers = Layers::new(0, layers);
     let mut caches = vec![Cache::new(); layers.len() as usize];
     let mut tokens = prompt.to_vec();
@@ -63,7 +74,7 @@ pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64, adapter:
     while tokens.len() < max_len {
         let mut row = 0;
         while at < tokens.len() {
-            row = through(&mut caches, layers, adapter, embed(tokens[at]));
+            row = through(&mut caches, layers, with, embed(tokens[at]));
             at += 1;
         }
         tokens.push(token(row, seed));

@@ -109,7 +109,7 @@ impl World {
                 arithmetic: peer.arithmetic,
                 rows_per_s_per_layer: 1e6 / (row_us * peer.slow) as f64,
                 held,
-                draining: false,
+                draining: peer.draining,
             };
             let held = peer.node.held().remove(gateway).unwrap_or_default();
             let pong = Frame::Pong { seq: *seq, load, held };

@@ -63,6 +63,12 @@ pub enum Fault {
         /// What that one computes with.
         arithmetic: u32,
     },
+    /// All are replaced, one after the other, as the operator does it: those with this version of the arithmetic are all there before the
+    /// first of the others is told to go, and each goes when nothing of any session is left on it.
+    Update {
+        /// What the newer ones compute with.
+        arithmetic: u32,
+    },
     /// It takes this many times as long for everything.
     Slow {
         /// Index of the peer in the topology.

@@ -60,6 +60,8 @@ pub(super) enum Event {
     /// A replacement for a lost peer joins, or silence ends.
     Join(Layers, Vec<Layers>, u32),
     Unsilence(PeerName),
+    /// A peer is told to go.
+    Retire(PeerName),
     /// A peer has loaded its adapters.
     Adapt(PeerName),
     /// A topology reaches the gateways.
@@ -78,6 +80,8 @@ pub(super) struct Peer {
     /// Everything takes this many times as long.
     pub slow: u64,
     pub arithmetic: u32,
+    /// It is about to go.
+    pub draining: bool,
 }
 
 impl Peer {
@@ -236,6 +240,7 @@ impl World {
         let mut node = StageNode::new(StageConfig {
             name: name.clone(),
             hidden: HIDDEN,
+            arithmetic,
             positions_max: 4096,
             pages: self.scenario.pages as u32,
             sessions_max: 16.max(2 * self.scenario.running_max),
@@ -252,13 +257,14 @@ impl World {
         let bare = is_late && self.made == 1;
         let peer = Peer {
             node,
-            engine: Engine::new(self.scenario.pages),
+            engine: Engine::new(self.scenario.pages, arithmetic),
             alive: true,
             silent: false,
             deaf: false,
             bare,
             slow: 1,
             arithmetic,
+            draining: false,
         };
         self.peers.insert(name.clone(), peer);
         self.topology.peers.push(TopologyPeer {
@@ -306,6 +312,7 @@ impl World {
                 self.join(span, shadows, arithmetic);
                 self.at(20, Event::Publish);
             }
+            Event::Retire(name) => self.retire(name),
             Event::Unsilence(name) => {
                 if let Some(peer) = self.peers.get_mut(&name) {
                     peer.silent = false;
