@@ -13,6 +13,7 @@ use dunlin_e2e::local::{Local, LocalTraining};
 use dunlin_e2e::training::weights;
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole};
+use dunlin_swarm::Topology;
 use dunlin_wire::access::Rpc;
 use dunlin_wire::proto::control_client::ControlClient;
 use dunlin_wire::proto::frame::Body;
@@ -20,7 +21,7 @@ use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::proto::stage_client::StageClient;
 use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
-use dunlin_wire::{Authority, Credentials, LinksConfig, Role, TlsFiles, Validity, links, proto};
+use dunlin_wire::{Authority, Credentials, LinksConfig, Role, TlsFiles, Validity, links, proto, topology};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -70,13 +71,13 @@ impl Forger {
 
     /// Orders to `to` from everybody but an operator.
     async fn order(&self, to: &str, addr: &str) {
-        let topology = json!({"epoch": 1_000_000, "model": {}, "layers": 1, "peers": []}).to_string();
+        let topology = Topology { epoch: 1_000_000, layers: 1, ..Topology::default() };
         for role in Role::ALL.into_iter().filter(|role| *role != Role::Operator) {
             let mut client = ControlClient::new(self.channel(role, "stranger", to, addr).await);
             let denied = [
                 client.drain(proto::DrainRequest { deadline_ms: 0 }).await.err(),
-                client.assign(proto::Assignment { epoch: 1_000_000, topology: topology.clone() }).await.err(),
-                client.push_topology(proto::TopologyPush { topology: topology.clone() }).await.err(),
+                client.assign(topology::assignment(&topology)).await.err(),
+                client.push_topology(topology::push(&topology)).await.err(),
                 client.get_status(proto::StatusRequest {}).await.err(),
             ];
             for (status, rpc) in
@@ -242,8 +243,7 @@ fn strangers_change_nothing_in_a_training_run() {
         disturb_training(&forger, &processes).await;
         let channel = forger.channel(Role::Operator, "operator", "127.0.0.1", &processes.conductor).await;
         let seen = TrainClient::new(channel).observe(proto::ObserveRequest {}).await.unwrap().into_inner();
-        let seen: Value = serde_json::from_str(&seen.json).unwrap();
-        assert!(seen["step"].as_u64().unwrap() < STEPS, "the run was over before the strangers were: {seen}");
+        assert!(seen.step < STEPS, "the run was over before the strangers were: {seen:?}");
     });
     let (_, last) = training.finish().unwrap();
     assert_eq!((last["redone"].as_u64(), last["lost"].as_u64()), (Some(0), Some(0)), "{last}");

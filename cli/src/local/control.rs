@@ -1,11 +1,10 @@
 //! Questions to the processes of a local swarm. Each stage is asked by a task of its own: one that does not answer holds nobody else up.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_swarm::{Epoch, Topology};
 use dunlin_wire::proto::control_client::ControlClient;
-use dunlin_wire::{LinksConfig, links, proto};
+use dunlin_wire::{LinksConfig, links, proto, topology};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::Channel;
@@ -16,25 +15,6 @@ pub const LOOK: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_millis(1000);
 
 type Client = ControlClient<Channel>;
-
-/// A topology in the form in which it is sent.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// Number of the topology; 0 for none yet.
-    pub epoch: Epoch,
-    /// The topology as JSON.
-    pub json: Arc<str>,
-}
-
-impl Plan {
-    /// Writes a topology down.
-    ///
-    /// # Errors
-    /// When it has no form in JSON.
-    pub fn of(topology: &Topology) -> serde_json::Result<Self> {
-        Ok(Self { epoch: topology.epoch, json: serde_json::to_string(topology)?.into() })
-    }
-}
 
 /// The control service of one process, over a connection that is made when needed and dropped when it fails.
 pub struct Control {
@@ -51,26 +31,24 @@ impl Control {
     }
 
     /// Asks a stage how it is, and gives it the plan if it has another one.
-    async fn stage(&mut self, plan: &Plan, known: Epoch) -> Option<proto::Status> {
-        let (epoch, topology) = (plan.epoch, plan.json.to_string());
+    async fn stage(&mut self, plan: &Topology, known: Epoch) -> Option<proto::Status> {
+        let order = (plan.epoch != known).then(|| topology::assignment(plan));
         self.ask(|mut client| async move {
-            if epoch == known {
-                client.get_status(proto::StatusRequest {}).await
-            } else {
-                client.assign(proto::Assignment { epoch, topology }).await
+            match order {
+                Some(order) => client.assign(order).await,
+                None => client.get_status(proto::StatusRequest {}).await,
             }
         })
         .await
     }
 
     /// Asks a gateway how it is, and gives it the plan, if there is one, which it ignores if it knows it.
-    pub async fn gateway(&mut self, plan: &Plan) -> Option<proto::Status> {
-        let (epoch, topology) = (plan.epoch, plan.json.to_string());
+    pub async fn gateway(&mut self, plan: &Topology) -> Option<proto::Status> {
+        let order = (plan.epoch != 0).then(|| topology::push(plan));
         self.ask(|mut client| async move {
-            if epoch == 0 {
-                client.get_status(proto::StatusRequest {}).await
-            } else {
-                client.push_topology(proto::TopologyPush { topology }).await
+            match order {
+                Some(order) => client.push_topology(order).await,
+                None => client.get_status(proto::StatusRequest {}).await,
             }
         })
         .await
@@ -98,7 +76,10 @@ impl Control {
 
 /// Asks a stage again and again, and gives it each new plan, until nobody wants to know. What it said last is in the channel that is
 /// returned: nothing before its first answer, and after a question that it did not answer.
-pub fn attend(mut control: Control, plan: watch::Receiver<Plan>) -> watch::Receiver<Option<proto::Status>> {
+pub fn attend(
+    mut control: Control,
+    plan: watch::Receiver<Topology>,
+) -> watch::Receiver<Option<proto::Status>> {
     let (said, status) = watch::channel(None);
     tokio::spawn(async move {
         let mut ticks = interval(LOOK);

@@ -30,7 +30,7 @@ use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::Process;
 use crate::processes::trust::LocalTrust;
-use control::{Control, LOOK, Plan};
+use control::{Control, LOOK};
 use crashes::Crashes;
 
 /// A swarm serves within this time or not at all.
@@ -134,7 +134,7 @@ struct Supervisor {
     stages: Vec<Stage>,
     topology: Topology,
     /// The topology as it is sent.
-    plan: watch::Sender<Plan>,
+    plan: watch::Sender<Topology>,
     made: u32,
     crashes: Crashes,
     /// When the gateway last said that every layer has a holder.
@@ -164,7 +164,7 @@ impl Supervisor {
             let planned = layout::plan(&members, &self.topology, self.args.peers, self.args.shadows)?;
             if planned != self.topology {
                 info!(epoch = planned.epoch, peers = planned.peers.len(), "new topology");
-                self.plan.send_replace(Plan::of(&planned)?);
+                self.plan.send_replace(planned.clone());
                 self.topology = planned;
             }
         }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use dunlin_swarm::Layers;
 use dunlin_swarm::timing::DRAIN_ON_NOTICE;
-use dunlin_swarm::{LAYERS_MAX, PEERS_MAX};
-use dunlin_wire::convert;
+use dunlin_swarm::{LAYERS_MAX, PEERS_MAX, Topology};
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
+use dunlin_wire::{convert, topology};
 use tonic::transport::{Channel, Endpoint};
 
 use super::observation::Observation;
@@ -46,11 +46,12 @@ impl Talk for GrpcTalk {
     fn ask(&mut self, question: Question) -> Answering<'_> {
         Box::pin(async move {
             let answer = match (question, self.role) {
-                (Question::Take(_, topology), Role::Gateway) => {
-                    self.client.push_topology(proto::TopologyPush { topology: topology.to_string() }).await
-                }
-                (Question::Take(epoch, topology), _) => {
-                    self.client.assign(proto::Assignment { epoch, topology: topology.to_string() }).await
+                (Question::Take(_, topology), role) => {
+                    let topology = Topology::parse(&topology).map_err(|error| error.to_string())?;
+                    match role {
+                        Role::Gateway => self.client.push_topology(topology::push(&topology)).await,
+                        _ => self.client.assign(topology::assignment(&topology)).await,
+                    }
                 }
                 // Only a conductor can suspend a run, and only a conductor is asked to.
                 (Question::Status | Question::Suspend, _) => {
@@ -74,8 +75,8 @@ impl Talk for ConductorTalk {
                 Question::Suspend => self.0.suspend(proto::SuspendRequest {}).await,
                 _ => self.0.observe(proto::ObserveRequest {}).await,
             };
-            let json = answer.map_err(|status| status.to_string())?.into_inner().json;
-            let run = Observation::parse(&json)?;
+            let said = answer.map_err(|status| status.to_string())?.into_inner();
+            let run = Observation::from_wire(said)?;
             Ok(Report { state: WorkerState::Ready, run: Some(run), ..Report::default() })
         })
     }
@@ -192,10 +193,11 @@ mod tests {
     async fn orders_reach_stages_and_gateways_in_their_own_way() {
         let swarm = generate(&owner()).unwrap();
         let (addr, mut asked) = worker(&swarm).await;
-        let take = Question::Take(7, "{}".into());
+        let topology = Topology { epoch: 7, layers: 3, ..Topology::default() };
+        let take = Question::Take(7, serde_json::to_string(&topology).unwrap().into());
         for (role, question, expected) in [
-            (Role::Stage, take.clone(), control::Question::Assign("{}".into())),
-            (Role::Gateway, take, control::Question::PushTopology("{}".into())),
+            (Role::Stage, take.clone(), control::Question::Assign(topology.clone())),
+            (Role::Gateway, take, control::Question::PushTopology(topology)),
             (Role::Stage, Question::Drain, control::Question::Drain { deadline_ms: DRAIN_MS }),
             (Role::Stage, Question::Status, control::Question::Status),
         ] {

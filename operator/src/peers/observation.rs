@@ -1,6 +1,6 @@
-//! What a conductor says about its run: JSON, within bounds, as it is not trusted to be sane.
+//! What a conductor says about its run, within bounds, as it is not trusted to be sane.
 
-use serde::Deserialize;
+use dunlin_wire::proto;
 
 /// Longest text that is taken, in characters.
 const TEXT_MAX: usize = 1024;
@@ -10,7 +10,7 @@ const STAGES_MAX: usize = 64;
 pub const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 
 /// What a run is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RunPhase {
     /// Waits for peers and trainers, or reads a checkpoint.
     #[default]
@@ -28,8 +28,7 @@ pub enum RunPhase {
 }
 
 /// How far a run is.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observation {
     /// What it is doing.
     pub phase: RunPhase,
@@ -62,8 +61,7 @@ pub struct Observation {
 }
 
 /// What is not as it should be, though a run trains.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Degraded {
     /// CamelCase.
     pub reason: String,
@@ -72,8 +70,7 @@ pub struct Degraded {
 }
 
 /// One stage.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stage {
     /// Its number, from 0.
     pub stage: u32,
@@ -86,8 +83,7 @@ pub struct Stage {
 }
 
 /// A checkpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// Updates in it.
     pub step: u64,
@@ -98,32 +94,52 @@ pub struct Checkpoint {
 }
 
 impl Observation {
-    /// Reads what a conductor said.
+    /// What a conductor said, as far as it can be.
     ///
     /// # Errors
-    /// What is wrong with it, for the log.
-    pub fn parse(json: &str) -> Result<Self, String> {
-        let mut found: Self =
-            serde_json::from_str(json).map_err(|e| format!("the conductor's observation: {e}"))?;
-        clip(&mut found.message, TEXT_MAX);
-        found.loss = found.loss.map(rounded);
-        found.validation_loss = found.validation_loss.map(rounded);
-        found.tokens_per_second = found.tokens_per_second.map(rounded);
-        found.stages.truncate(STAGES_MAX);
-        for stage in &mut found.stages {
-            clip(&mut stage.layers, 32);
-            stage.samples_per_second = rounded(stage.samples_per_second);
-        }
+    /// When it does something that is not known here, for the log.
+    pub fn from_wire(said: proto::Observation) -> Result<Self, String> {
+        let phase = match proto::RunPhase::try_from(said.phase) {
+            Ok(proto::RunPhase::Starting) => RunPhase::Starting,
+            Ok(proto::RunPhase::Training) => RunPhase::Training,
+            Ok(proto::RunPhase::Suspending) => RunPhase::Suspending,
+            Ok(proto::RunPhase::Suspended) => RunPhase::Suspended,
+            Ok(proto::RunPhase::Succeeded) => RunPhase::Succeeded,
+            Ok(proto::RunPhase::Failed) => RunPhase::Failed,
+            Err(_) => {
+                return Err(format!("the conductor is in phase {}, which is not known here", said.phase));
+            }
+        };
+        let stage = |s: proto::StageProgress| Stage {
+            stage: s.stage,
+            layers: clipped(s.layers, 32),
+            peers: s.peers,
+            samples_per_second: rounded(s.samples_per_second),
+        };
+        let checkpoint = |c: proto::SavedCheckpoint| Checkpoint {
+            step: c.step,
+            path: clipped(c.path, TEXT_MAX),
+            sha256: clipped(c.sha256, 64),
+        };
         // A condition's reason has a form.
-        found.degraded = found.degraded.filter(|d| is_reason(&d.reason));
-        if let Some(degraded) = &mut found.degraded {
-            clip(&mut degraded.message, TEXT_MAX);
-        }
-        if let Some(checkpoint) = &mut found.last_checkpoint {
-            clip(&mut checkpoint.path, TEXT_MAX);
-            clip(&mut checkpoint.sha256, 64);
-        }
-        Ok(found)
+        let degraded = said.degraded.filter(|d| is_reason(&d.reason));
+        let degraded = degraded.map(|d| Degraded { reason: d.reason, message: clipped(d.message, TEXT_MAX) });
+        Ok(Self {
+            phase,
+            message: clipped(said.message, TEXT_MAX),
+            step: said.step,
+            steps: said.steps,
+            loss: said.loss.map(rounded),
+            validation_loss: said.validation_loss.map(rounded),
+            tokens_per_second: said.tokens_per_second.map(rounded),
+            stages: said.stages.into_iter().take(STAGES_MAX).map(stage).collect(),
+            redone: said.redone,
+            lost: said.lost,
+            moves: said.moves,
+            last_checkpoint: said.last_checkpoint.map(checkpoint),
+            degraded,
+            checkpoints_known: said.checkpoints_known,
+        })
     }
 
     /// Without what changes all the time: what is left is news.
@@ -146,10 +162,11 @@ fn is_reason(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-fn clip(text: &mut String, max: usize) {
-    if text.chars().count() > max {
-        *text = text.chars().take(max).collect();
+fn clipped(mut text: String, max: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(max) {
+        text.truncate(end);
     }
+    text
 }
 
 /// Six places: what is written to the status is what is read back.
@@ -159,34 +176,58 @@ fn rounded(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use prost::Message;
 
     use super::*;
 
+    fn said() -> proto::Observation {
+        let stage =
+            proto::StageProgress { stage: 0, layers: "0-7".into(), peers: 2, samples_per_second: 3.5 };
+        proto::Observation {
+            phase: proto::RunPhase::Training.into(),
+            message: "m".repeat(5000),
+            step: 120,
+            steps: 500,
+            loss: Some(2.123_456_789),
+            validation_loss: None,
+            tokens_per_second: Some(f64::NAN),
+            stages: vec![stage; 100],
+            redone: 3,
+            lost: 1,
+            moves: 2,
+            last_checkpoint: Some(proto::SavedCheckpoint {
+                step: 100,
+                path: "/checkpoints/bible/step-100".into(),
+                sha256: "a".repeat(999),
+            }),
+            degraded: Some(proto::Degraded {
+                reason: "CheckpointsFailing".into(),
+                message: "no space left".into(),
+            }),
+            checkpoints_known: true,
+        }
+    }
+
     #[test]
     fn what_a_conductor_says_is_read_and_bounded() {
-        let said = json!({
-            "phase": "Training", "message": "m".repeat(5000), "step": 120, "steps": 500, "loss": 2.123_456_789, "validationLoss": null,
-            "tokensPerSecond": 1234.5,
-            "stages": vec![json!({"stage": 0, "layers": "0-7", "peers": 2, "samplesPerSecond": 3.5}); 100],
-            "redone": 3, "lost": 1, "moves": 2,
-            "degraded": {"reason": "CheckpointsFailing", "message": "no space left"},
-            "lastCheckpoint": {"step": 100, "path": "/checkpoints/bible/step-100", "sha256": "abc"},
-        });
-        let found = Observation::parse(&said.to_string()).unwrap();
+        let found = Observation::from_wire(said()).unwrap();
         assert_eq!((found.phase, found.step, found.steps), (RunPhase::Training, 120, 500));
-        assert_eq!((found.loss, found.validation_loss), (Some(2.123_457), None));
+        let losses = (found.loss, found.validation_loss, found.tokens_per_second);
+        assert_eq!(losses, (Some(2.123_457), None, Some(0.0)));
         assert_eq!((found.message.len(), found.stages.len()), (1024, 64));
+        assert_eq!((found.redone, found.lost, found.moves, found.checkpoints_known), (3, 1, 2, true));
         assert_eq!(
             found.stages[3],
             Stage { stage: 0, layers: "0-7".into(), peers: 2, samples_per_second: 3.5 }
         );
-        assert_eq!(found.last_checkpoint.as_ref().map(|c| c.step), Some(100));
+        let checkpoint = found.last_checkpoint.clone().unwrap();
+        assert_eq!((checkpoint.step, checkpoint.sha256.len()), (100, 64));
         let degraded =
             Degraded { reason: "CheckpointsFailing".to_owned(), message: "no space left".to_owned() };
         assert_eq!(found.degraded, Some(degraded));
-        let odd = json!({"phase": "Training", "degraded": {"reason": "no reason at all", "message": "m"}});
-        assert_eq!(Observation::parse(&odd.to_string()).unwrap().degraded, None);
+        let odd = proto::Degraded { reason: "no reason at all".into(), message: "m".into() };
+        let odd = proto::Observation { degraded: Some(odd), ..said() };
+        assert_eq!(Observation::from_wire(odd).unwrap().degraded, None);
         let later = Observation { step: 121, loss: Some(2.0), ..found.clone() };
         assert_eq!(later.without_progress(), found.without_progress());
         let other = Observation { phase: RunPhase::Suspended, ..later };
@@ -194,8 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn a_conductor_that_starts_says_little_and_another_phase_is_refused() {
-        assert_eq!(Observation::parse("{\"phase\": \"Starting\"}").unwrap(), Observation::default());
-        assert!(Observation::parse("{\"phase\": \"Dancing\"}").unwrap_err().contains("Dancing"));
+    fn a_later_conductor_may_say_more_but_do_nothing_that_is_not_known() {
+        let mut bytes = said().encode_to_vec();
+        bytes.extend([0xfa, 0x01, 3, b'n', b'e', b'w']);
+        let read = proto::Observation::decode(&bytes[..]).unwrap();
+        assert_eq!(Observation::from_wire(read), Observation::from_wire(said()));
+        assert_eq!(Observation::from_wire(proto::Observation::default()), Ok(Observation::default()));
+        let dancing = proto::Observation { phase: 99, ..said() };
+        assert!(Observation::from_wire(dancing).unwrap_err().contains("phase 99"));
     }
 }

@@ -155,8 +155,8 @@ async fn control_loop(
     metrics: Arc<Metrics>,
 ) {
     while let Some(request) = questions.recv().await {
-        if let Question::PushTopology(json) | Question::Assign(json) = &request.question {
-            take(json, &handle).await;
+        if let Question::PushTopology(topology) | Question::Assign(topology) = request.question {
+            handle.set_topology(topology).await;
         }
         let snapshot = handle.snapshot().await;
         let ready = model.borrow().is_some() && snapshot.not_ready.is_none();
@@ -178,13 +178,6 @@ async fn control_loop(
     }
 }
 
-async fn take(json: &str, handle: &Handle) {
-    match Topology::parse(json) {
-        Ok(topology) => handle.set_topology(topology).await,
-        Err(error) => warn!(%error, "a topology is not sound"),
-    }
-}
-
 /// The file of a mounted ConfigMap: a restarted gateway knows the swarm without the operator.
 async fn watch_topology(path: PathBuf, handle: Handle) {
     let mut last = String::new();
@@ -195,7 +188,10 @@ async fn watch_topology(path: PathBuf, handle: Handle) {
         if let Some(text) = read(&path).await
             && text != last
         {
-            take(&text, &handle).await;
+            match Topology::parse(&text) {
+                Ok(topology) => handle.set_topology(topology).await,
+                Err(error) => warn!(%error, "a topology is not sound"),
+            }
             last = text;
         }
     }

@@ -235,7 +235,7 @@ impl Stage {
     fn question(&mut self, request: ControlRequest, drained_by: &mut Option<Instant>) {
         match request.question {
             Question::Status | Question::PushTopology(_) => {}
-            Question::Assign(json) => self.assign(&json),
+            Question::Assign(topology) => self.assign(topology),
             Question::Drain { deadline_ms } => {
                 self.draining = true;
                 drained_by.get_or_insert(Instant::now() + Duration::from_millis(deadline_ms).min(DRAIN));
@@ -246,11 +246,7 @@ impl Stage {
     }
 
     /// Rule: older epochs and other models are not obeyed.
-    fn assign(&mut self, json: &str) {
-        let topology = match Topology::parse(json) {
-            Ok(topology) => topology,
-            Err(error) => return warn!(%error, "an assignment is not sound"),
-        };
+    fn assign(&mut self, topology: Topology) {
         if self.topology.as_ref().is_some_and(|known| known.epoch > topology.epoch) {
             return warn!(epoch = topology.epoch, "an older epoch is not obeyed");
         }

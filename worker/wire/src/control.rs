@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use dunlin_swarm::Topology;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
+use tracing::warn;
 
 use crate::access::Rpc;
 use crate::identity::Caller;
-use crate::proto;
+use crate::{proto, topology};
 
 /// A question with the way back for its answer.
 #[derive(Debug)]
@@ -25,10 +27,10 @@ pub struct ControlRequest {
 pub enum Question {
     /// How are you?
     Status,
-    /// Hold the layers this topology (JSON) gives to you.
-    Assign(String),
-    /// Route over this topology (JSON).
-    PushTopology(String),
+    /// Hold the layers that this topology gives to you.
+    Assign(Topology),
+    /// Route over this topology.
+    PushTopology(Topology),
     /// Hand over and end.
     Drain {
         /// Milliseconds until the process ends in any case.
@@ -60,6 +62,11 @@ impl ControlService {
     }
 }
 
+/// The topology of an order. One that is not sound is not obeyed; who gave it hears all the same how the process is.
+fn sound(topology: Option<proto::Topology>) -> Option<Topology> {
+    topology::from_wire(topology).map_err(|why| warn!(why, "a topology is not sound")).ok()
+}
+
 #[tonic::async_trait]
 impl proto::control_server::Control for ControlService {
     async fn get_status(
@@ -72,7 +79,8 @@ impl proto::control_server::Control for ControlService {
 
     async fn assign(&self, request: Request<proto::Assignment>) -> Result<Response<proto::Status>, Status> {
         let caller = Rpc::Assign.admit(&request)?;
-        self.ask(caller, Question::Assign(request.into_inner().topology)).await
+        let topology = sound(request.into_inner().topology);
+        self.ask(caller, topology.map_or(Question::Status, Question::Assign)).await
     }
 
     async fn push_topology(
@@ -80,7 +88,8 @@ impl proto::control_server::Control for ControlService {
         request: Request<proto::TopologyPush>,
     ) -> Result<Response<proto::Status>, Status> {
         let caller = Rpc::PushTopology.admit(&request)?;
-        self.ask(caller, Question::PushTopology(request.into_inner().topology)).await
+        let topology = sound(request.into_inner().topology);
+        self.ask(caller, topology.map_or(Question::Status, Question::PushTopology)).await
     }
 
     async fn drain(&self, request: Request<proto::DrainRequest>) -> Result<Response<proto::Status>, Status> {

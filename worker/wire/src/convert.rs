@@ -157,11 +157,11 @@ fn rows_from_bytes(bytes: &[u8]) -> RowData {
 
 /// The wire form of a layer range.
 #[must_use]
-pub fn layers_to_wire(layers: Layers) -> proto::Layers {
+pub(crate) fn layers_to_wire(layers: Layers) -> proto::Layers {
     proto::Layers { start: layers.start, end: layers.end }
 }
 
-fn layers_from_wire(layers: Option<proto::Layers>) -> Result<Layers, Senseless> {
+pub(crate) fn layers_from_wire(layers: Option<proto::Layers>) -> Result<Layers, Senseless> {
     let layers = layers.ok_or(Senseless("no layers"))?;
     check(layers.start <= layers.end, "layers that end before they start")?;
     Ok(Layers::new(layers.start, layers.end))

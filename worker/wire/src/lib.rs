@@ -9,7 +9,7 @@
 //! * [`queue`] queues bounded by bytes
 //! * [`links`] outgoing streams: dialled, kept alive, reported when they break
 //! * [`inbound`] incoming streams
-//! * [`control`] operator to stage and gateway
+//! * [`control`] operator to stage and gateway · [`topology`] what it tells them
 //! * [`train`] conductor, peers and trainers of a training swarm
 
 pub mod access;
@@ -27,6 +27,7 @@ pub mod runtime;
 mod services;
 mod streams;
 pub mod tls;
+pub mod topology;
 pub mod train;
 
 pub use authority::{Authority, Validity};

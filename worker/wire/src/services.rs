@@ -40,9 +40,9 @@ pub enum ConductorInbound {
     /// A stream ended.
     Closed(StreamId),
     /// How is it going?
-    Observe(Caller, oneshot::Sender<String>),
+    Observe(Caller, oneshot::Sender<proto::Observation>),
     /// Save and stop.
-    Suspend(Caller, oneshot::Sender<String>),
+    Suspend(Caller, oneshot::Sender<proto::Observation>),
 }
 
 /// The conductor's gRPC service; everything goes to one channel.
@@ -63,12 +63,12 @@ impl ConductorService {
 
     async fn ask(
         &self,
-        question: impl FnOnce(oneshot::Sender<String>) -> ConductorInbound,
+        question: impl FnOnce(oneshot::Sender<proto::Observation>) -> ConductorInbound,
     ) -> Result<Response<proto::Observation>, Status> {
         let (answer, wait) = oneshot::channel();
         let ends = |_| Status::unavailable("the conductor ends");
         self.events.send(question(answer)).await.map_err(|_| Status::unavailable("the conductor ends"))?;
-        Ok(Response::new(proto::Observation { json: wait.await.map_err(ends)? }))
+        Ok(Response::new(wait.await.map_err(ends)?))
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dunlin_protocol::Sender;
 use dunlin_protocol::training::{Hello, Mate, Role as HelloRole};
+use dunlin_swarm::Topology;
 use dunlin_wire::access::Rpc;
 use dunlin_wire::control::{ControlRequest, ControlService};
 use dunlin_wire::proto::control_client::ControlClient;
@@ -15,7 +16,7 @@ use dunlin_wire::proto::train_stage_client::TrainStageClient;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
 use dunlin_wire::{
     Authority, Credentials, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Pulse, Role, TlsFiles,
-    Validity, incoming, links, proto,
+    Validity, incoming, links, proto, topology,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -205,9 +206,11 @@ async fn call(world: &mut World, rpc: Rpc, role: Role) -> Option<Status> {
             Err(status) => Some(status),
         },
         Rpc::GetStatus => ControlClient::new(channel).get_status(proto::StatusRequest {}).await.err(),
-        Rpc::Assign => ControlClient::new(channel).assign(proto::Assignment::default()).await.err(),
+        Rpc::Assign => {
+            ControlClient::new(channel).assign(topology::assignment(&Topology::default())).await.err()
+        }
         Rpc::PushTopology => {
-            ControlClient::new(channel).push_topology(proto::TopologyPush::default()).await.err()
+            ControlClient::new(channel).push_topology(topology::push(&Topology::default())).await.err()
         }
         Rpc::Drain => ControlClient::new(channel).drain(proto::DrainRequest { deadline_ms: 1 }).await.err(),
         Rpc::Join => match join(channel, greeting("a", role == Role::Trainer)).await {
@@ -232,7 +235,7 @@ async fn call(world: &mut World, rpc: Rpc, role: Role) -> Option<Status> {
             match world.next_at_conductor().await {
                 ConductorInbound::Observe(caller, answer) | ConductorInbound::Suspend(caller, answer) => {
                     assert_eq!(caller.role, role);
-                    answer.send(String::new()).unwrap();
+                    answer.send(proto::Observation::default()).unwrap();
                 }
                 other => panic!("{other:?}"),
             }

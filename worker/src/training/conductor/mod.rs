@@ -25,6 +25,7 @@ use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Owner;
+use dunlin_wire::proto;
 use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -272,7 +273,7 @@ impl Shell {
     }
 
     /// The record as of now, which otherwise is as of the last tick.
-    fn observation(&self) -> String {
+    fn observation(&self) -> proto::Observation {
         let mut record = lock(&self.record);
         record.look(&self.core);
         record.observation()

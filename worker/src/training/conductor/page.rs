@@ -39,7 +39,7 @@ fn json(text: String) -> Json {
 }
 
 async fn status(State(record): State<Arc<Mutex<Record>>>) -> Json {
-    json(lock(&record).observation())
+    json(lock(&record).page())
 }
 
 /// `?from=STEP`: the steps from there on.

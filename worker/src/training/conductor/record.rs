@@ -8,11 +8,14 @@ use std::time::Duration;
 use dunlin_protocol::training::conductor::{Committed, Expelled, MemberView, Moved, Totals};
 use dunlin_protocol::training::{Conductor, Phase, Step};
 use dunlin_train::Run;
+use dunlin_wire::proto;
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::saved::Sealed;
 
+/// Why a run is degraded whose checkpoints cannot be written.
+const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 /// Steps that are kept for the page.
 const STEPS_KEPT: usize = 20_000;
 /// Notes that are kept.
@@ -234,17 +237,58 @@ impl Record {
         &self.peers
     }
 
-    /// What the operator and people ask for, as JSON.
-    pub fn observation(&self) -> String {
-        let trouble = || self.trouble.clone().unwrap_or_default();
+    /// What it is doing, and a message for people.
+    fn phase(&self) -> (proto::RunPhase, String) {
+        use proto::RunPhase::{Failed, Starting, Succeeded, Suspended, Training};
         let last = if self.saves { "all steps are done; the last checkpoint is being written" } else { "" };
-        let (phase, message) = match &self.phase {
-            Phase::Gathering => ("Starting", trouble()),
-            Phase::Running => ("Training", String::new()),
-            Phase::Finishing => ("Training", self.trouble.clone().unwrap_or_else(|| last.to_owned())),
-            Phase::Finished => ("Succeeded", String::new()),
-            Phase::Suspended => ("Suspended", String::new()),
-            Phase::Failed(why) => ("Failed", why.clone()),
+        match &self.phase {
+            Phase::Gathering => (Starting, self.trouble.clone().unwrap_or_default()),
+            Phase::Running => (Training, String::new()),
+            Phase::Finishing => (Training, self.trouble.clone().unwrap_or_else(|| last.to_owned())),
+            Phase::Finished => (Succeeded, String::new()),
+            Phase::Suspended => (Suspended, String::new()),
+            Phase::Failed(why) => (Failed, why.clone()),
+        }
+    }
+
+    /// What the operator asks for.
+    pub fn observation(&self) -> proto::Observation {
+        let ((phase, message), last) = (self.phase(), self.steps.back());
+        let samples_per_second = self.samples_per_second();
+        let stages = (0..).zip(self.peers.iter().zip(&self.layers)).map(|(stage, (peers, layers))| {
+            let peers = u32::try_from(*peers).unwrap_or(u32::MAX);
+            proto::StageProgress { stage, layers: layers.clone(), peers, samples_per_second }
+        });
+        let saved = self.checkpoint.clone();
+        let degraded = |message| proto::Degraded { reason: CHECKPOINTS_FAILING.to_owned(), message };
+        proto::Observation {
+            phase: phase.into(),
+            message,
+            step: self.step,
+            steps: self.total,
+            loss: last.map(|s| s.loss),
+            validation_loss: self.validation_loss,
+            tokens_per_second: last.map(|s| s.tokens_per_second),
+            stages: stages.collect(),
+            redone: self.totals.redone,
+            lost: self.totals.lost,
+            moves: self.totals.moves,
+            last_checkpoint: saved.map(|(step, path, sha256)| proto::SavedCheckpoint { step, path, sha256 }),
+            degraded: self.trouble.clone().map(degraded),
+            checkpoints_known: self.checkpoints_known,
+        }
+    }
+
+    /// What people see, as JSON.
+    pub fn page(&self) -> String {
+        let (phase, message) = self.phase();
+        let phase = match phase {
+            proto::RunPhase::Starting => "Starting",
+            proto::RunPhase::Training => "Training",
+            proto::RunPhase::Suspending => "Suspending",
+            proto::RunPhase::Suspended => "Suspended",
+            proto::RunPhase::Succeeded => "Succeeded",
+            proto::RunPhase::Failed => "Failed",
         };
         let last = self.steps.back();
         let (tokens, samples) =
@@ -278,7 +322,7 @@ impl Record {
                 json!({"step": m.step, "peer": m.peer, "from": m.from, "to": m.to, "reason": m.reason})
             }).collect::<Vec<_>>(),
             "degraded": self.trouble.as_ref().map(|message| {
-                json!({"reason": "CheckpointsFailing", "message": message})
+                json!({"reason": CHECKPOINTS_FAILING, "message": message})
             }),
             "checkpointsKnown": self.checkpoints_known, "changes": self.changes, "members": names, "checkpoints": self.checkpoints,
             "notes": self.notes.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -320,7 +364,7 @@ mod tests {
             record.note("again".to_owned());
             record.note("and again".to_owned());
         }
-        let status: serde_json::Value = serde_json::from_str(&record.observation()).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&record.page()).unwrap();
         assert_eq!(
             status["notes"],
             serde_json::json!(["first", "again (400 times)", "and again (400 times)"])
