@@ -7,7 +7,7 @@
 //! * [`access`] who may call what
 //! * [`runtime`] threads of their own for sockets, and the pulse of the loop behind them
 //! * [`queue`] queues bounded by bytes
-//! * [`links`] outgoing streams: dialled, kept alive, reported when they break
+//! * `keepalive` how streams are kept, of sessions and of training · [`links`] outgoing streams: dialled, reported when they break
 //! * [`inbound`] incoming streams
 //! * [`control`] operator to stage and gateway · [`topology`] what it tells them
 //! * [`train`] conductor, peers and trainers of a training swarm
@@ -19,6 +19,7 @@ pub mod control;
 pub mod convert;
 pub mod identity;
 pub mod inbound;
+mod keepalive;
 pub mod links;
 mod present;
 pub mod proto;

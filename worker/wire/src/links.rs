@@ -11,13 +11,14 @@ use dunlin_swarm::timing::{PING, SILENCE};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::convert::{from_wire, to_wire};
+use crate::keepalive::{Redial, Silence, chain, within};
 use crate::proto::frame::Body;
 use crate::proto::stage_client::StageClient;
 use crate::runtime::Pulse;
@@ -173,36 +174,25 @@ const PINGS_KEPT: usize = 64;
 /// Frames that the stream has taken and not sent.
 const OUTGOING_MAX: usize = 8;
 
-/// First and longest pause before dialling again.
-const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
-
 impl Keeper {
     async fn run(self, mut queue: queue::Receiver<Frame>) {
-        let mut pause = REDIAL.0;
+        let mut redial = Redial::default();
         loop {
             let began = Instant::now();
-            let why = self.once(&mut queue).await;
+            let why = self.once(&mut queue).await.unwrap_or_else(|why| why);
             if self.events.send(LinkEvent::Lost(self.peer.clone(), why)).await.is_err() {
                 return;
             }
             // Frames for the broken stream are of attempts that are over.
             while queue.try_recv().is_some() {}
-            if began.elapsed() > REDIAL.1 {
-                pause = REDIAL.0;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(REDIAL.1);
+            redial.pause(began).await;
         }
     }
 
     /// One stream from its beginning to its end; why it ended.
-    async fn once(&self, queue: &mut queue::Receiver<Frame>) -> String {
-        let channel =
-            match timeout(self.config.connect, connect(&self.config, &self.peer.0, &self.addr)).await {
-                Err(_) => return "connecting took too long".to_owned(),
-                Ok(Err(error)) => return chain(&error),
-                Ok(Ok(channel)) => channel,
-            };
+    async fn once(&self, queue: &mut queue::Receiver<Frame>) -> Result<String, String> {
+        let limit = self.config.connect;
+        let channel = within(limit, "connecting", connect(&self.config, &self.peer.0, &self.addr)).await?;
         // Pings need not wait behind rows.
         let (pings, first) = mpsc::channel(PINGS_MAX);
         let (outgoing, rest) = mpsc::channel(OUTGOING_MAX);
@@ -210,15 +200,11 @@ impl Keeper {
         let frames =
             tokio_stream::once(hello).chain(ReceiverStream::new(first).merge(ReceiverStream::new(rest)));
         let mut client = StageClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let incoming = match timeout(self.config.connect, client.exchange(frames)).await {
-            Err(_) => return "opening the stream took too long".to_owned(),
-            Ok(Err(status)) => return chain(&status),
-            Ok(Ok(response)) => response.into_inner(),
-        };
+        let incoming = within(limit, "opening the stream", client.exchange(frames)).await?.into_inner();
         if self.events.send(LinkEvent::Up(self.peer.clone())).await.is_err() {
-            return "stopped".to_owned();
+            return Ok("stopped".to_owned());
         }
-        self.keep(incoming, pings, outgoing, queue).await
+        Ok(self.keep(incoming, pings, outgoing, queue).await)
     }
 
     /// A stream that works, until it does not; why.
@@ -229,16 +215,15 @@ impl Keeper {
         outgoing: mpsc::Sender<proto::Frame>,
         queue: &mut queue::Receiver<Frame>,
     ) -> String {
-        let mut ticks = interval(self.config.ping);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beat = Heartbeat::new(&self.config);
+        let mut silence = Silence::new(self.config.ping, self.config.silence);
+        let (mut ticks, mut beat) = (silence.ticks(), Heartbeat::default());
         // Something that the loop behind `events` has not taken yet: nothing more is read before.
         let mut arrived: Option<LinkEvent> = None;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
-                    if let Some(silent) = beat.tick(arrived.is_some()) {
-                        return format!("silent for {} ms", silent.as_millis());
+                    if let Some(why) = silence.tick(arrived.is_some()) {
+                        return why;
                     }
                     if !self.pulse.is_stuck() {
                         let ping = Frame::Ping { seq: beat.ping(), epoch: self.epoch.load(Ordering::Relaxed) };
@@ -251,13 +236,13 @@ impl Keeper {
                     if let Some(event) = arrived.take() {
                         permit.send(event);
                     }
-                    beat.heard();
+                    silence.heard();
                 }
                 frame = incoming.message(), if arrived.is_none() => match frame {
                     Err(status) => return chain(&status),
                     Ok(None) => return "the peer closed the stream".to_owned(),
                     Ok(Some(frame)) => {
-                        beat.heard();
+                        silence.heard();
                         let frame = match from_wire(frame) {
                             Ok(frame) => frame,
                             Err(error) => return error.to_string(),
@@ -292,38 +277,15 @@ async fn next<'a>(
     Some((permit, queue.recv().await?))
 }
 
-/// When the other side was heard. Time in which this process did not run, or did not read, says nothing about the other one.
+/// Pings and their pongs.
+#[derive(Default)]
 struct Heartbeat {
-    ping: Duration,
-    silence: Duration,
-    heard: Instant,
-    ticked: Instant,
     seq: u64,
     /// Pings without a pong.
     sent: VecDeque<(u64, Instant)>,
 }
 
 impl Heartbeat {
-    fn new(config: &LinksConfig) -> Self {
-        let now = Instant::now();
-        let (ping, silence) = (config.ping, config.silence);
-        Self { ping, silence, heard: now, ticked: now, seq: 0, sent: VecDeque::new() }
-    }
-
-    fn heard(&mut self) {
-        self.heard = Instant::now();
-    }
-
-    /// It is time for a ping; how long the peer has been silent, if that is too long. `full`: what it said last is not taken yet.
-    fn tick(&mut self, full: bool) -> Option<Duration> {
-        let now = Instant::now();
-        let late = (now - self.ticked).saturating_sub(self.ping * 2);
-        self.ticked = now;
-        self.heard = if full { now } else { (self.heard + late).min(now) };
-        let silent = now - self.heard;
-        (silent > self.silence).then_some(silent)
-    }
-
     fn ping(&mut self) -> u64 {
         self.seq += 1;
         self.sent.push_back((self.seq, Instant::now()));
@@ -364,16 +326,4 @@ pub async fn connect(
         endpoint = endpoint.tls_config(tls.client(name))?;
     }
     endpoint.connect().await
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut out = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        out.push_str(": ");
-        out.push_str(&error.to_string());
-        cause = error.source();
-    }
-    out
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dunlin_protocol::training::{Hello, Role as HelloRole};
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -16,6 +16,7 @@ use tracing::warn;
 
 use crate::access::Rpc;
 use crate::identity::{Caller, Role};
+use crate::keepalive::{Silence, converse};
 use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
@@ -132,36 +133,8 @@ impl ConductorService {
         if self.events.send(ConductorInbound::Opened(id, caller, hello, sayer)).await.is_err() {
             return Err(Status::unavailable("the conductor ends"));
         }
-        let mut pings = interval(PING);
-        let mut heard = Instant::now();
-        loop {
-            tokio::select! {
-                biased;
-                said = incoming.message() => match said {
-                    Ok(Some(said)) => {
-                        heard = Instant::now();
-                        if !said.json.is_empty()
-                            && self.events.send(ConductorInbound::Said(id, said.json)).await.is_err() {
-                            break;
-                        }
-                    }
-                    _ => break,
-                },
-                json = queue.recv() => {
-                    let Some(json) = json else { break };
-                    match timeout(SILENCE, outgoing.send(Ok(proto::Said { json }))).await {
-                        Ok(Ok(())) => {}
-                        _ => break,
-                    }
-                },
-                _ = pings.tick() => {
-                    if heard.elapsed() > SILENCE {
-                        break;
-                    }
-                    let _ = outgoing.try_send(Ok(proto::Said::default()));
-                },
-            }
-        }
+        let heard = (&self.events, |said| ConductorInbound::Said(id, said));
+        converse(incoming, (outgoing, Ok), &mut queue, Silence::new(PING, SILENCE), heard).await;
         let _ = self.events.send(ConductorInbound::Closed(id)).await;
         Ok(())
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use crate::keepalive::{Redial, Silence, chain, converse, within};
 use crate::links::{LinksConfig, connect};
 use crate::proto;
 use crate::proto::train_client::TrainClient;
@@ -21,9 +22,6 @@ pub use crate::services::{
 };
 use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX};
 pub use crate::streams::{PIECE_BYTES, Sayer};
-
-/// First and longest pause before dialling again.
-const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
 
 /// What happens on the stream to the conductor.
 #[derive(Debug)]
@@ -39,72 +37,36 @@ pub enum ConductorLinkEvent {
 /// Keeps a stream to the conductor at `addr` (`host:port`) until `events` is dropped.
 pub fn dial_conductor(config: LinksConfig, addr: String, events: mpsc::Sender<ConductorLinkEvent>) {
     tokio::spawn(async move {
-        let mut pause = REDIAL.0;
+        let mut redial = Redial::default();
         loop {
             let began = Instant::now();
-            let why = converse(&config, &addr, &events).await;
+            let why = join(&config, &addr, &events).await.unwrap_or_else(|why| why);
             if events.send(ConductorLinkEvent::Down(why)).await.is_err() {
                 return;
             }
-            if began.elapsed() > REDIAL.1 {
-                pause = REDIAL.0;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(REDIAL.1);
+            redial.pause(began).await;
         }
     });
 }
 
 /// One stream from its beginning to its end; why it ended.
-async fn converse(config: &LinksConfig, addr: &str, events: &mpsc::Sender<ConductorLinkEvent>) -> String {
+async fn join(
+    config: &LinksConfig,
+    addr: &str,
+    events: &mpsc::Sender<ConductorLinkEvent>,
+) -> Result<String, String> {
     let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
-    let channel = match timeout(config.connect, connect(config, host, addr)).await {
-        Err(_) => return "connecting took too long".to_owned(),
-        Ok(Err(error)) => return crate::links::chain(&error),
-        Ok(Ok(channel)) => channel,
-    };
+    let channel = within(config.connect, "connecting", connect(config, host, addr)).await?;
     let (outgoing, stream) = mpsc::channel(64);
     let mut client = TrainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let mut incoming = match timeout(config.connect, client.join(ReceiverStream::new(stream))).await {
-        Err(_) => return "opening the stream took too long".to_owned(),
-        Ok(Err(status)) => return crate::links::chain(&status),
-        Ok(Ok(response)) => response.into_inner(),
-    };
+    let joined = client.join(ReceiverStream::new(stream));
+    let incoming = within(config.connect, "opening the stream", joined).await?.into_inner();
     let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
     if events.send(ConductorLinkEvent::Up(sayer)).await.is_err() {
-        return "stopped".to_owned();
+        return Ok("stopped".to_owned());
     }
-    let mut pings = interval(PING);
-    let mut heard = Instant::now();
-    loop {
-        tokio::select! {
-            biased;
-            said = incoming.message() => match said {
-                Err(status) => return crate::links::chain(&status),
-                Ok(None) => return "the conductor closed the stream".to_owned(),
-                Ok(Some(said)) => {
-                    heard = Instant::now();
-                    if !said.json.is_empty()
-                        && events.send(ConductorLinkEvent::Said(said.json)).await.is_err() {
-                        return "stopped".to_owned();
-                    }
-                }
-            },
-            json = queue.recv() => {
-                let Some(json) = json else { return "hung up".to_owned() };
-                match timeout(SILENCE, outgoing.send(proto::Said { json })).await {
-                    Ok(Ok(())) => {}
-                    _ => return "the conductor does not read".to_owned(),
-                }
-            },
-            _ = pings.tick() => {
-                if heard.elapsed() > SILENCE {
-                    return format!("silent for {} ms", heard.elapsed().as_millis());
-                }
-                let _ = outgoing.try_send(proto::Said::default());
-            },
-        }
-    }
+    let (silence, heard) = (Silence::new(PING, SILENCE), (events, ConductorLinkEvent::Said));
+    Ok(converse(incoming, (&outgoing, |said| said), &mut queue, silence, heard).await)
 }
 
 /// A client of a peer at `addr` (`host:port`) whose certificate says `name`; a call or its answer has at most `call_bytes_max` bytes.
@@ -117,13 +79,11 @@ pub async fn dial_stage(
     addr: &str,
     call_bytes_max: usize,
 ) -> Result<TrainStageClient<tonic::transport::Channel>, String> {
-    match timeout(config.connect, connect(config, name, addr)).await {
-        Err(_) => Err(format!("connecting to {name} took too long")),
-        Ok(Err(error)) => Err(crate::links::chain(&error)),
-        Ok(Ok(channel)) => Ok(TrainStageClient::new(channel)
-            .max_decoding_message_size(call_bytes_max.max(PIECE_MESSAGE_MAX))
-            .max_encoding_message_size(call_bytes_max)),
-    }
+    let channel =
+        within(config.connect, &format!("connecting to {name}"), connect(config, name, addr)).await?;
+    Ok(TrainStageClient::new(channel)
+        .max_decoding_message_size(call_bytes_max.max(PIECE_MESSAGE_MAX))
+        .max_encoding_message_size(call_bytes_max))
 }
 
 /// An answer that comes piece by piece. Nothing for `patience` is a failure.
@@ -143,7 +103,7 @@ impl Pieces {
         patience: Duration,
     ) -> Result<Self, String> {
         let response = timeout(patience, client.pull(request)).await.map_err(|_| late())?;
-        let stream = response.map_err(|status| crate::links::chain(&status))?.into_inner();
+        let stream = response.map_err(|status| chain(&status))?.into_inner();
         Ok(Self { stream, patience })
     }
 
@@ -153,7 +113,7 @@ impl Pieces {
     /// What the peer said, or that it says nothing more.
     pub async fn next(&mut self) -> Result<Option<proto::Piece>, String> {
         let piece = timeout(self.patience, self.stream.next()).await.map_err(|_| late())?;
-        piece.transpose().map_err(|status| crate::links::chain(&status))
+        piece.transpose().map_err(|status| chain(&status))
     }
 }
 
