@@ -50,5 +50,9 @@ pub use rope::{RopeLayout, RopeScaling, RopeTable, Stretch, rope, rope_rows};
 pub use softmax::all_finite;
 pub use weight_gradient::{Begin, GradientScratch, bias_gradient, weight_gradient};
 
+/// The first version of ARITHMETIC.md whose results without quantised weights are those of the present one, bit for bit: with a version that
+/// changes the hashes of `tests/training_bits.rs`, it is that version.
+pub const UNQUANTISED_SINCE: u32 = 1;
+
 /// Version of ARITHMETIC.md: peers of different versions may compute different bits.
 pub const ARITHMETIC_VERSION: u32 = 2;

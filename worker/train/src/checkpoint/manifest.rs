@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_kernels::{ARITHMETIC_VERSION, UNQUANTISED_SINCE};
 use serde::{Deserialize, Serialize};
 
 use super::destination::Destination;
@@ -17,6 +17,12 @@ const VERSION: u32 = 2;
 
 fn first_arithmetic() -> u32 {
     1
+}
+
+/// Whether a run that was trained with version `was` of the arithmetic ends with the same weights when it goes on with version `now`, which
+/// gives the bits of all versions from `since` on unless weights are quantised.
+pub(super) fn goes_on(was: u32, quantised: bool, (since, now): (u32, u32)) -> bool {
+    (if quantised { now } else { since }..=now).contains(&was)
 }
 
 /// What every form of the manifest has.
@@ -135,7 +141,7 @@ impl Manifest {
     /// Checks that the run of `config` may go on from here, and returns what it has otherwise than the one that wrote it.
     ///
     /// # Errors
-    /// When it is another run, or was trained with other arithmetic.
+    /// When it is another run, or was trained with arithmetic that gives other bits.
     pub fn admit(
         &self,
         destination: &Destination,
@@ -145,7 +151,9 @@ impl Manifest {
         if !changes.refused.is_empty() {
             return Err(CheckpointError::of_another_run(&destination.to_string(), &changes.refused));
         }
-        if self.arithmetic != ARITHMETIC_VERSION {
+        // A model that stays as it is beside an adapter may be quantised, and what is trained without one never is.
+        let versions = (UNQUANTISED_SINCE, ARITHMETIC_VERSION);
+        if !goes_on(self.arithmetic, config.adapter.is_some(), versions) {
             return Err(CheckpointError::Refused(format!(
                 "the checkpoint of step {} in {destination} was trained with version {} of the arithmetic, and this program has version \
                  {ARITHMETIC_VERSION}: the run would not end with the weights that it would have had. Go on with the program that wrote it, or begin \
@@ -155,7 +163,13 @@ impl Manifest {
                 destination.checkpoint(self.step).display()
             )));
         }
-        Ok(changes.taken)
+        let mut taken = changes.taken;
+        if self.arithmetic != ARITHMETIC_VERSION {
+            let said = |version: u32| Some(version.to_string());
+            let (before, now) = (said(self.arithmetic), said(ARITHMETIC_VERSION));
+            taken.push(Change { field: "arithmetic".to_owned(), before, now });
+        }
+        Ok(taken)
     }
 
     /// The bytes of the file.

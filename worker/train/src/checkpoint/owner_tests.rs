@@ -1,6 +1,9 @@
 //! Whose a destination is, and which run goes on from what is there.
 
+use dunlin_kernels::ARITHMETIC_VERSION;
+
 use super::disk::Disk;
+use super::manifest::goes_on;
 use super::tests::{assert_whole, config, each_stage, identified, newest, replace, truncate, write};
 use super::{CheckpointError, Claim, Destination, Manifest, Owner, Scrutiny};
 use crate::config::TrainingConfig;
@@ -130,6 +133,20 @@ fn a_last_checkpoint_that_is_not_what_was_written_is_noticed() {
 }
 
 #[test]
+fn a_run_goes_on_with_another_version_of_the_arithmetic_if_that_gives_its_bits() {
+    // Version 2 changed nothing but quantised weights, version 3 everything.
+    for (was, versions, unquantised, quantised) in [
+        (1, (1, 2), true, false),
+        (2, (1, 2), true, true),
+        (3, (1, 2), false, false),
+        (2, (3, 3), false, false),
+    ] {
+        assert_eq!(goes_on(was, false, versions), unquantised, "{was} {versions:?}");
+        assert_eq!(goes_on(was, true, versions), quantised, "{was} {versions:?}");
+    }
+}
+
+#[test]
 fn a_manifest_admits_its_own_run_with_its_own_arithmetic() {
     let folder = Folder::new();
     let manifest = write(&Disk::default(), folder.path(), 10, 2).unwrap();
@@ -146,11 +163,14 @@ fn a_manifest_admits_its_own_run_with_its_own_arithmetic() {
     assert!(refusal && why.contains("globalBatch was 2"), "{why}");
     let other = Manifest { arithmetic: manifest.arithmetic + 1, ..manifest.clone() };
     let (refusal, why) = admit(&other, &|_| {}).unwrap_err();
-    assert!(refusal && why.contains("version 2 of the arithmetic, and this program has version 1"), "{why}");
+    let (theirs, ours) = (ARITHMETIC_VERSION + 1, ARITHMETIC_VERSION);
+    let both = format!("version {theirs} of the arithmetic, and this program has version {ours}");
+    assert!(refusal && why.contains(&both), "{why}");
     // Those that were written before the arithmetic was in them all had the first.
     let path = folder.path().join("step-00000010/training.json");
-    replace(&path, "\"version\": 2,\n  \"arithmetic\": 1", "\"version\": 1");
-    assert_eq!(newest(folder.path()).manifest, Manifest { version: 1, ..manifest });
+    let present = format!("\"version\": 2,\n  \"arithmetic\": {ARITHMETIC_VERSION}");
+    replace(&path, &present, "\"version\": 1");
+    assert_eq!(newest(folder.path()).manifest, Manifest { version: 1, arithmetic: 1, ..manifest });
     // One of a later form may be sound: it is not passed over.
     replace(&path, "\"version\": 1", "\"version\": 3");
     let error = destination.latest(Scrutiny::Lengths).unwrap_err();
