@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
+use super::Conductor;
 use super::saving::{Outcome, UnderWay, Writer};
+use super::turn::Turn;
 use super::verdict::{Statement, Verdict, judge};
-use super::{Conductor, ConductorEffect};
 use crate::training::ids::{StageId, Step};
 
 /// When nobody can tell who is wrong, it is written again so often.
@@ -68,10 +69,10 @@ impl Conductor {
     }
 
     /// Peers do not agree on what a checkpoint is.
-    pub(super) fn disagree(&mut self, now_ms: u64, step: Step, wrong: Wrong, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn disagree(&mut self, turn: &mut Turn<'_>, step: Step, wrong: Wrong) {
         if !wrong.odd.is_empty() {
             let why = format!("what it has for the checkpoint of step {step} is not what most others have");
-            self.expel(now_ms, wrong.odd, &why, out);
+            self.expel(turn, wrong.odd, &why);
         }
         let Some((stage, names)) = wrong.tied.first() else { return };
         let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
@@ -82,11 +83,9 @@ impl Conductor {
         self.saving.differed += 1;
         if self.saving.differed > DIFFER_MAX {
             self.saving.differed = 0;
-            self.tied(now_ms, &what, out);
+            self.tied(turn, &what);
         } else {
-            out.push(ConductorEffect::Note(format!(
-                "{what}: it is written again, and all others of the stage are asked"
-            )));
+            turn.note(format!("{what}: it is written again, and all others of the stage are asked"));
         }
     }
 }

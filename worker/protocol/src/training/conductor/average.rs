@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_swarm::PeerName;
 
 use super::peer_state::{PeerState, Place};
+use super::turn::Turn;
 use super::verdict::{Statement, Verdict, judge};
 use super::{Averaging, Committed, Conductor, ConductorEffect, Phase};
 use crate::training::clip;
@@ -21,7 +22,7 @@ const NEWCOMERS_MS_MIN: u64 = 500;
 
 impl Conductor {
     /// Shards whose keys are all done are averaged as soon as they are.
-    pub(super) fn start_averages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn start_averages(&mut self, turn: &mut Turn<'_>) {
         if self.step >= self.config.steps {
             return;
         }
@@ -32,9 +33,9 @@ impl Conductor {
                     && self.members_of(s).next().is_some()
                     && self.is_agreed(s)
                     && !self.handing_over(s)
-                    && !self.nearly_there(now_ms, s)
+                    && !self.nearly_there(turn.now_ms, s)
             });
-            let early = now_ms < self.shards[shard].not_before_ms;
+            let early = turn.now_ms < self.shards[shard].not_before_ms;
             if self.shards[shard].averaging.is_some() || !complete || early {
                 continue;
             }
@@ -50,11 +51,11 @@ impl Conductor {
                     round: self.round,
                     group: group.clone(),
                 };
-                out.push(ConductorEffect::ToPeer(name.clone(), average));
+                turn.tell(name, average);
             }
             self.shards[shard].averaging = Some(Averaging {
                 round: self.round,
-                since_ms: now_ms,
+                since_ms: turn.now_ms,
                 group: names,
                 squares: BTreeMap::new(),
             });
@@ -93,34 +94,31 @@ impl Conductor {
 
     pub(super) fn average_failed(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         (step, shard, round): (Step, ShardId, u64),
         why: &str,
         mate: Option<PeerName>,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let Some(state) = self.shards.get_mut(shard as usize).filter(|_| step == self.step) else { return };
         if state.averaging.as_ref().is_some_and(|a| a.round == round) {
             // A lost peer will be reported as such. Until then another attempt now and then costs little.
-            state.not_before_ms = now_ms + AVERAGE_AGAIN_MS;
-            self.form_anew(now_ms, shard, out);
-            out.push(ConductorEffect::Note(format!(
-                "{name} could not average step {step}: {why}; trying again"
-            )));
-            self.blame(now_ms, shard as usize, name, mate, out);
+            state.not_before_ms = turn.now_ms + AVERAGE_AGAIN_MS;
+            self.form_anew(turn, shard);
+            turn.note(format!("{name} could not average step {step}: {why}; trying again"));
+            self.blame(turn, shard as usize, name, mate);
         }
     }
 
     /// Everything is averaged everywhere: the step is decided.
-    pub(super) fn try_commit(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn try_commit(&mut self, turn: &mut Turn<'_>) {
         let averaged = self.shards.iter().all(|s| s.averaging.as_ref().is_some_and(Averaging::complete));
         let served = (0..self.config.stages).all(|s| self.members_of(s).next().is_some());
         let validated = self.validation.values().all(Option::is_some);
         if !averaged || !served || !validated || self.phase != Phase::Running {
             return;
         }
-        if self.averages_differ(now_ms, out) {
+        if self.averages_differ(turn) {
             return;
         }
         let mut squares = Vec::new();
@@ -131,22 +129,22 @@ impl Conductor {
         }
         let norm = match clip::norm(&squares) {
             Ok(norm) => norm,
-            Err(diverged) => return self.fail(format!("step {}: {diverged}", self.step), out),
+            Err(diverged) => return self.fail(turn, format!("step {}: {diverged}", self.step)),
         };
         let scale = clip::scale(norm, self.config.clip);
         let (step, prove) = (self.step, self.proves(self.step + 1));
         let members: Vec<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
         for name in members {
-            out.push(ConductorEffect::ToPeer(name, ToPeer::Apply { step, scale, prove }));
+            turn.tell(&name, ToPeer::Apply { step, scale, prove });
         }
         for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Committed { step }));
+            turn.tell_trainer(name, ToTrainer::Committed { step });
         }
         let losses = self.open[0].ledgers.last().map_or(0.0, Ledger::loss);
         let validation: Option<f64> =
             (!self.validation.is_empty()).then(|| self.validation.values().flatten().sum());
-        out.push(ConductorEffect::Committed(Committed {
+        turn.push(ConductorEffect::Committed(Committed {
             step,
             loss: losses,
             validation,
@@ -156,12 +154,12 @@ impl Conductor {
         self.step += 1;
         self.last_scale = Some(scale);
         self.open_next();
-        self.after_commit(now_ms, out);
+        self.after_commit(turn);
     }
 
     /// Do members of a shard hold different averages? Who holds another than most machines is expelled. When nobody can tell, it is formed once more: a bit that flipped on the
     /// way does not do so again.
-    pub(super) fn averages_differ(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) -> bool {
+    pub(super) fn averages_differ(&mut self, turn: &mut Turn<'_>) -> bool {
         for shard in 0..self.shards.len() {
             let Some(averaging) = &self.shards[shard].averaging else { continue };
             let host =
@@ -179,17 +177,17 @@ impl Conductor {
                 Verdict::Agreed => continue,
                 Verdict::Odd(names) => {
                     let why = format!("its average of step {step} is not that of most others");
-                    self.expel(now_ms, names, &why, out);
+                    self.expel(turn, names, &why);
                 }
                 Verdict::Tied => {
                     let names: Vec<&str> = said.keys().map(PeerName::as_str).collect();
                     let what = format!("{} hold different averages of step {step}", names.join(" and "));
                     self.shards[shard].differed += 1;
                     if self.shards[shard].differed > DIFFER_MAX {
-                        self.tied(now_ms, &what, out);
+                        self.tied(turn, &what);
                     } else {
-                        out.push(ConductorEffect::Note(format!("{what}: they are formed once more")));
-                        self.form_anew(now_ms, shard as ShardId, out);
+                        turn.note(format!("{what}: they are formed once more"));
+                        self.form_anew(turn, shard as ShardId);
                     }
                 }
             }
@@ -199,12 +197,12 @@ impl Conductor {
     }
 
     /// An average must be formed from the sums that are still there: what was only in the old one is open again.
-    pub(super) fn form_anew(&mut self, now_ms: u64, shard: ShardId, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn form_anew(&mut self, turn: &mut Turn<'_>, shard: ShardId) {
         self.shards[shard as usize].averaging = None;
         for stage in self.shards[shard as usize].stages.clone() {
             for holder in self.open[0].ledgers[stage as usize].holders() {
                 if self.serving_stage(&holder) != Some(stage) && !self.in_doubt.contains_key(&holder) {
-                    self.release(now_ms, self.step, stage, &holder, out);
+                    self.release(turn, self.step, stage, &holder);
                 }
             }
         }

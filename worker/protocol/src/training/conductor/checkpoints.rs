@@ -3,6 +3,7 @@
 use dunlin_swarm::PeerName;
 
 use super::trouble::Trouble;
+use super::turn::Turn;
 use super::{Checkpoints, Conductor, ConductorEffect, Phase};
 use crate::training::ids::Step;
 
@@ -17,20 +18,20 @@ impl Conductor {
     }
 
     /// What there is to go on from is known, or known better.
-    pub(super) fn found(&mut self, now_ms: u64, found: Checkpoints, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn found(&mut self, turn: &mut Turn<'_>, found: Checkpoints) {
         let known = &mut self.saving.known;
         let (first, same) = (known.found.is_none(), known.found.as_ref() == Some(&found));
         known.found = Some(found);
         if let Some(name) = known.doubted_by.take().filter(|_| same) {
-            out.push(ConductorEffect::Note(format!(
+            turn.note(format!(
                 "{name} says that the newest checkpoint is damaged, and it is sound as read from here: see to that machine"
-            )));
+            ));
         }
         if first {
-            self.trouble_is_over(now_ms, "it is known which checkpoints there are", out);
+            self.trouble_is_over(turn, "it is known which checkpoints there are");
         }
         match self.phase {
-            Phase::Gathering if self.gathering.restores() => self.follow_newest(now_ms, out),
+            Phase::Gathering if self.gathering.restores() => self.follow_newest(turn),
             Phase::Gathering => {
                 self.step = self.saving.newest().unwrap_or(0);
                 self.open_anew();
@@ -43,28 +44,22 @@ impl Conductor {
     }
 
     /// The destination could not be read. The shell tries to open it again by itself.
-    pub(super) fn unread(&mut self, now_ms: u64, why: String, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn unread(&mut self, turn: &mut Turn<'_>, why: String) {
         if self.saving.known.is_known() {
             self.saving.known.doubted_by = None;
         } else {
-            self.in_trouble(now_ms, why, out);
+            self.in_trouble(turn, why);
         }
     }
 
     /// A peer says that a checkpoint is damaged, which may be so or may be its own view: it is looked at from here.
-    pub(super) fn doubt_checkpoint(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        step: Step,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn doubt_checkpoint(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step) {
         let known = &mut self.saving.known;
-        let asked = known.doubted_by.is_some() || now_ms < known.doubt_not_before_ms;
+        let asked = known.doubted_by.is_some() || turn.now_ms < known.doubt_not_before_ms;
         if known.newest() == Some(step) && !asked {
             known.doubted_by = Some(name.clone());
-            known.doubt_not_before_ms = now_ms + DOUBT_MS;
-            out.push(ConductorEffect::Inspect);
+            known.doubt_not_before_ms = turn.now_ms + DOUBT_MS;
+            turn.push(ConductorEffect::Inspect);
         }
     }
 
@@ -87,21 +82,19 @@ impl Conductor {
     }
 
     /// An attempt to read or write came to nothing: the next one is after a pause.
-    pub(super) fn in_trouble(&mut self, now_ms: u64, why: String, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn in_trouble(&mut self, turn: &mut Turn<'_>, why: String) {
         let new = self.saving.trouble().is_none();
-        self.saving.trouble_since(|| Trouble::new(now_ms)).again(now_ms, why);
+        self.saving.trouble_since(|| Trouble::new(turn.now_ms)).again(turn.now_ms, why);
         if new && let Some(text) = self.checkpoint_trouble() {
-            out.push(ConductorEffect::Note(text));
+            turn.note(text);
         }
     }
 
     /// `what` has worked.
-    pub(super) fn trouble_is_over(&mut self, now_ms: u64, what: &str, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn trouble_is_over(&mut self, turn: &mut Turn<'_>, what: &str) {
         if let Some(Trouble { since_ms, attempts, .. }) = self.saving.end_trouble() {
-            let seconds = now_ms.saturating_sub(since_ms).div_ceil(1000);
-            out.push(ConductorEffect::Note(format!(
-                "{what}, after {seconds} s and {attempts} attempts that failed"
-            )));
+            let seconds = turn.now_ms.saturating_sub(since_ms).div_ceil(1000);
+            turn.note(format!("{what}, after {seconds} s and {attempts} attempts that failed"));
         }
     }
 }

@@ -6,7 +6,8 @@ use dunlin_swarm::PeerName;
 
 use super::gathering::Gathering;
 use super::peer_state::Place;
-use super::{Conductor, ConductorEffect, Phase};
+use super::turn::Turn;
+use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::ledger::Claimed;
 use crate::training::message::{Held, PeerReport, ToPeer};
@@ -30,20 +31,20 @@ impl Conductor {
     }
 
     /// Begins as soon as every stage has somebody.
-    pub(super) fn try_begin(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn try_begin(&mut self, turn: &mut Turn<'_>) {
         let Some(since) = self.gathering.since_ms else { return };
-        if now_ms < self.gathering.not_before_ms {
+        if turn.now_ms < self.gathering.not_before_ms {
             return;
         }
         let awaited = &self.gathering.awaited;
         let there = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.held.is_some());
         let all = !awaited.is_empty() && awaited.iter().all(there);
-        let waited = all || now_ms >= since + self.config.gather_ms;
+        let waited = all || turn.now_ms >= since + self.config.gather_ms;
         if !self.gathering.restore {
             if self.peers.values().any(|p| p.held.is_some()) {
                 // How many there are nobody knows: whoever comes too late begins the step anew.
                 if waited {
-                    self.go_on(now_ms, out);
+                    self.go_on(turn);
                 }
                 return;
             }
@@ -58,26 +59,26 @@ impl Conductor {
             self.step = self.saving.newest().unwrap_or(0);
             self.open_anew();
         }
-        if !self.may_load(now_ms, out) {
+        if !self.may_load(turn) {
             return;
         }
-        self.load_all(now_ms, out);
+        self.load_all(turn);
         if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
             self.phase = Phase::Running;
             self.roster_changed = true;
             self.open_anew();
-            self.answer_claims(now_ms, out);
+            self.answer_claims(turn);
             self.plan_save();
         }
     }
 
     /// What was asked before there were steps.
-    fn answer_claims(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn answer_claims(&mut self, turn: &mut Turn<'_>) {
         let asked: Vec<_> =
             self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
         for (name, claims) in asked {
             for claim in claims {
-                self.claim(now_ms, &name, claim, out);
+                self.claim(turn, &name, claim);
             }
         }
     }
@@ -120,21 +121,21 @@ impl Conductor {
     }
 
     /// Enters what the peers hold. A commit that not all have heard of is told again: it was decided only when every peer had every average.
-    fn go_on(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn go_on(&mut self, turn: &mut Turn<'_>) {
         let held: BTreeMap<PeerName, Held> =
             self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
         let Some((newest, scale)) = self.newest_whole(held.values()) else {
-            let patience = self.gathering.since_ms.unwrap_or(now_ms) + PATIENCE * self.config.gather_ms;
+            let patience = self.gathering.since_ms.unwrap_or(turn.now_ms) + PATIENCE * self.config.gather_ms;
             // Going back to a checkpoint costs more than waiting for who may yet come.
-            if now_ms >= patience {
+            if turn.now_ms >= patience {
                 let steps: BTreeSet<String> =
                     held.values().map(|h| format!("stage {} at step {}", h.stage, h.step)).collect();
                 let steps: Vec<String> = steps.into_iter().collect();
-                out.push(ConductorEffect::Note(format!(
+                turn.note(format!(
                     "there is no step at which every stage has a peer: they hold {}",
                     steps.join(", ")
-                )));
-                self.restore(now_ms, out);
+                ));
+                self.restore(turn);
             }
             return;
         };
@@ -153,17 +154,17 @@ impl Conductor {
             if held.step < newest {
                 let (step, prove) = (held.step, self.proves(newest));
                 let apply = ToPeer::Apply { step, scale: scale.unwrap_or(1.0), prove };
-                out.push(ConductorEffect::ToPeer(name.clone(), apply));
+                turn.tell(name, apply);
             }
-            if !self.restore_keys(now_ms, name, held) {
+            if !self.restore_keys(turn.now_ms, name, held) {
                 // Somebody else has added some of it as well: this peer begins the step anew.
                 for open in &mut self.open {
-                    open.ledgers[held.stage as usize].release(name, now_ms);
+                    open.ledgers[held.stage as usize].release(name, turn.now_ms);
                 }
-                self.clear(name, held.stage, newest, out);
+                self.clear(turn, name, held.stage, newest);
             }
         }
-        self.answer_claims(now_ms, out);
+        self.answer_claims(turn);
         // What is added already, or being added, comes back only when it is lost.
         let count = self.config.microbatches;
         for open in &mut self.open {
@@ -173,7 +174,7 @@ impl Conductor {
         if (0..self.config.stages).any(|s| !self.stays(s)) {
             self.saving.want_now(self.config.saves);
         }
-        self.settle(now_ms, out);
+        self.settle(turn);
         self.plan_save();
     }
 
@@ -206,16 +207,10 @@ impl Conductor {
     }
 
     /// A peer empties its sums, of which everybody else knows nothing or something else; then it serves.
-    pub(super) fn clear(
-        &mut self,
-        name: &PeerName,
-        stage: StageId,
-        step: Step,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn clear(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, step: Step) {
         self.place(name, Place::Clearing { stage });
         let attempt = self.attempt;
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step, attempt }));
+        turn.tell(name, ToPeer::Clear { step, attempt });
     }
 
     /// Enters what a peer has added and is adding to the steps that are open; what was in a step before those is in its update. False when

@@ -3,52 +3,41 @@
 use dunlin_swarm::PeerName;
 
 use super::peer_state::{PeerState, Place};
-use super::{Conductor, ConductorEffect, Phase};
+use super::turn::Turn;
+use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{Contribution, ToPeer};
 
 impl Conductor {
     /// A peer will be gone: those without work go at once, others serve on as long as there is time.
-    pub(super) fn doomed(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        within_ms: u64,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn doomed(&mut self, turn: &mut Turn<'_>, name: &PeerName, within_ms: u64) {
         let (live, hand_over_ms) = (self.live(), self.config.hand_over_ms);
         let Some(peer) = self.peers.get_mut(name) else { return };
-        let doomed_ms = now_ms + within_ms;
+        let doomed_ms = turn.now_ms + within_ms;
         peer.doomed_ms = Some(peer.doomed_ms.map_or(doomed_ms, |before| before.min(doomed_ms)));
         match peer.place {
             Place::Member { stage } if live && within_ms > hand_over_ms => {
-                self.last_will_leave(now_ms, name, stage, out)
+                self.last_will_leave(turn, name, stage)
             }
-            _ => self.leaving(now_ms, name, out),
+            _ => self.leaving(turn, name),
         }
     }
 
     /// Those whose time is nearly up.
-    pub(super) fn leave_in_time(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn leave_in_time(&mut self, turn: &mut Turn<'_>) {
         let due = |p: &PeerState| {
-            !p.leaving && p.doomed_ms.is_some_and(|at| now_ms + self.config.hand_over_ms >= at)
+            !p.leaving && p.doomed_ms.is_some_and(|at| turn.now_ms + self.config.hand_over_ms >= at)
         };
         let due: Vec<PeerName> =
             self.peers.iter().filter(|(_, p)| due(p)).map(|(name, _)| name.clone()).collect();
         for name in due {
-            self.leaving(now_ms, &name, out);
+            self.leaving(turn, &name);
         }
     }
 
     /// A peer will be gone. When it is the last of its stage that was to stay, what it knows must be on disk before it goes, and somebody
     /// else must come.
-    pub(super) fn last_will_leave(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        stage: StageId,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn last_will_leave(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         if self.stays(stage) {
             return;
         }
@@ -61,18 +50,18 @@ impl Conductor {
             .collect();
         if back.is_empty() {
             self.saving.want_now(self.config.saves);
-            out.push(ConductorEffect::Note(format!(
+            turn.note(format!(
                 "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
-            )));
-            self.settle(now_ms, out);
+            ));
+            self.settle(turn);
         }
         for other in back {
-            self.stays_after_all(now_ms, &other, stage, out);
+            self.stays_after_all(turn, &other, stage);
         }
     }
 
     /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
-    pub(super) fn leaving(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn leaving(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         let live = self.live();
         let Some(peer) = self.peers.get_mut(name) else { return };
         if std::mem::replace(&mut peer.leaving, true) {
@@ -83,11 +72,11 @@ impl Conductor {
             return;
         }
         match peer.place {
-            Place::Member { stage } if live => self.last_will_leave(now_ms, name, stage, out),
+            Place::Member { stage } if live => self.last_will_leave(turn, name, stage),
             Place::Member { .. } | Place::HandingOver { .. } | Place::Clearing { .. } => {}
             Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
                 self.place(name, Place::Retired);
-                out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Retire));
+                turn.tell(name, ToPeer::Retire);
             }
         }
     }
@@ -109,7 +98,7 @@ impl Conductor {
 
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
     /// stays until the step is decided.
-    pub(super) fn try_hand_over(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn try_hand_over(&mut self, turn: &mut Turn<'_>) {
         // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
         // the same peers.
         let relieved: Vec<(PeerName, StageId)> = self
@@ -124,7 +113,7 @@ impl Conductor {
             })
             .collect();
         for (name, stage) in relieved {
-            self.relieve(&name, stage, out);
+            self.relieve(turn, &name, stage);
         }
         let waiting: Vec<(PeerName, StageId)> = self
             .peers
@@ -139,7 +128,7 @@ impl Conductor {
                 continue;
             }
             let Some((step, contributions)) = self.contributions(&name, stage) else {
-                self.released(now_ms, &name, out);
+                self.released(turn, &name);
                 continue;
             };
             // One mate at a time takes from one leaver, and it must not be leaving itself.
@@ -155,38 +144,32 @@ impl Conductor {
             let from = self.peers.get(&name).map(|p| p.mate.clone());
             if let (Some(mate), Some(from)) = (mate, from) {
                 self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
-                out.push(ConductorEffect::ToPeer(mate, ToPeer::Take { step, from, contributions }));
+                turn.tell(&mate, ToPeer::Take { step, from, contributions });
             }
         }
     }
 
     /// A peer takes nothing new from now on.
-    pub(super) fn relieve(&mut self, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn relieve(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         self.place(name, Place::HandingOver { stage, to: None });
         // What it waits for it must not get once its sums are on their way to a mate.
         for (step, open) in (self.step..).zip(&mut self.open) {
             for microbatch in open.ledgers[stage as usize].refuse_waiting(name) {
                 let refusal = ToPeer::Grant { step, microbatch, granted: false };
-                out.push(ConductorEffect::ToPeer(name.clone(), refusal));
+                turn.tell(name, refusal);
             }
         }
     }
 
     /// A peer on its way out serves on. Sums of which a mate has taken a part would count that twice: they are emptied.
-    pub(super) fn stays_after_all(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        stage: StageId,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn stays_after_all(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.moving = None;
         if peer.gave.is_none_or(|step| step < self.step) {
             return self.place(name, Place::Member { stage });
         }
-        self.reopen(now_ms, stage, name, out);
-        self.clear(name, stage, self.step, out);
+        self.reopen(turn, stage, name);
+        self.clear(turn, name, stage, self.step);
     }
 
     /// Is there something that a peer does before it can hand over?
@@ -214,14 +197,7 @@ impl Conductor {
         !self.occupied(name, stage) && self.contributions(name, stage).is_none()
     }
 
-    pub(super) fn taken(
-        &mut self,
-        now_ms: u64,
-        mate: &PeerName,
-        step: Step,
-        from: &PeerName,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn taken(&mut self, turn: &mut Turn<'_>, mate: &PeerName, step: Step, from: &PeerName) {
         let Some(index) = self.index(step) else { return };
         if let Some(doubt) = self.in_doubt.get(from) {
             // Lost, but its sums are safe.
@@ -241,22 +217,16 @@ impl Conductor {
         peer.gave = Some(step);
         self.open[index].ledgers[stage as usize].transfer(from, mate);
         if self.has_nothing(from, stage) {
-            self.released(now_ms, from, out);
+            self.released(turn, from);
         }
     }
 
-    pub(super) fn take_failed(
-        &mut self,
-        now_ms: u64,
-        step: Step,
-        from: &PeerName,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn take_failed(&mut self, turn: &mut Turn<'_>, step: Step, from: &PeerName) {
         if self.index(step).is_none() {
             return;
         }
         if let Some(doubt) = self.in_doubt.remove(from) {
-            self.reopen(now_ms, doubt.stage, from, out);
+            self.reopen(turn, doubt.stage, from);
         }
         if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
             *to = None;

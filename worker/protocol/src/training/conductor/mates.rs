@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
+use super::Conductor;
 use super::peer_state::Place;
-use super::{Conductor, ConductorEffect};
+use super::turn::Turn;
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
 use crate::training::message::ToPeer;
@@ -26,7 +27,7 @@ impl Place {
 
 impl Conductor {
     /// Tells the peers whose mates have changed.
-    pub(super) fn tell_mates(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn tell_mates(&mut self, turn: &mut Turn<'_>) {
         let all: Vec<(PeerName, Mates)> = self
             .peers
             .iter()
@@ -35,7 +36,7 @@ impl Conductor {
         for (name, mates) in all {
             if let Some(peer) = self.peers.get_mut(&name).filter(|peer| peer.mates != mates) {
                 peer.mates.clone_from(&mates);
-                out.push(ConductorEffect::ToPeer(name, ToPeer::Mates(mates)));
+                turn.tell(&name, ToPeer::Mates(mates));
             }
         }
     }

@@ -43,6 +43,7 @@ mod trouble;
 mod trust;
 #[cfg(test)]
 mod trust_tests;
+mod turn;
 mod usual;
 mod verdict;
 
@@ -61,6 +62,7 @@ pub use shell::{
     Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
     Phase, Totals,
 };
+use turn::Turn;
 use usual::Usual;
 use verdict::Statement;
 
@@ -239,45 +241,46 @@ impl Conductor {
 
     /// Something happens.
     pub fn handle(&mut self, now_ms: u64, event: ConductorEvent, out: &mut Vec<ConductorEffect>) {
+        let turn = &mut Turn::new(now_ms, out);
         match event {
-            ConductorEvent::Connected(hello) => self.connected(now_ms, hello, out),
-            ConductorEvent::Gone(name) => self.gone(now_ms, &name, out),
+            ConductorEvent::Connected(hello) => self.connected(turn, hello),
+            ConductorEvent::Gone(name) => self.gone(turn, &name),
             ConductorEvent::Peer(name, report) => {
                 if self.peers.contains_key(&name) {
-                    self.peer_report(now_ms, &name, report, out);
+                    self.peer_report(turn, &name, report);
                 }
             }
-            ConductorEvent::Trainer(name, report) => self.trainer_report(now_ms, &name, report, out),
-            ConductorEvent::Checkpoints(found) => self.found(now_ms, found, out),
-            ConductorEvent::Unread(why) => self.unread(now_ms, why, out),
-            ConductorEvent::Prepared(error) => self.prepared(now_ms, error, out),
-            ConductorEvent::Sealed { step, error } => self.sealed(now_ms, step, error, out),
-            ConductorEvent::Confirmed { step, error } => self.confirmed(now_ms, step, error, out),
+            ConductorEvent::Trainer(name, report) => self.trainer_report(turn, &name, report),
+            ConductorEvent::Checkpoints(found) => self.found(turn, found),
+            ConductorEvent::Unread(why) => self.unread(turn, why),
+            ConductorEvent::Prepared(error) => self.prepared(turn, error),
+            ConductorEvent::Sealed { step, error } => self.sealed(turn, step, error),
+            ConductorEvent::Confirmed { step, error } => self.confirmed(turn, step, error),
             // What becomes of the destination of a run that is over is no longer its business.
             ConductorEvent::Refused(_) if matches!(self.phase, Phase::Finished | Phase::Suspended) => {}
-            ConductorEvent::Refused(why) => self.fail(why, out),
-            ConductorEvent::Woke => self.woke(now_ms, out),
+            ConductorEvent::Refused(why) => self.fail(turn, why),
+            ConductorEvent::Woke => self.woke(turn),
             ConductorEvent::Suspend => self.suspend = true,
-            ConductorEvent::Tick => self.tick(now_ms, out),
+            ConductorEvent::Tick => self.tick(turn),
         }
-        self.advance(now_ms, out);
+        self.advance(turn);
     }
 
-    fn connected(&mut self, now_ms: u64, hello: Hello, out: &mut Vec<ConductorEffect>) {
+    fn connected(&mut self, turn: &mut Turn<'_>, hello: Hello) {
         let name = hello.me.name.clone();
         // A new stream of somebody we know replaces the old one.
-        self.gone(now_ms, &name, out);
+        self.gone(turn, &name);
         let (ours, theirs) = (self.config.arithmetic, hello.arithmetic);
         let other = format!(
             "it computes with version {theirs} of the arithmetic, this run with {ours}: give all processes the same image"
         );
         if let Some(why) = self.expelled_for(&name).or((ours != theirs).then_some(other)) {
-            out.push(ConductorEffect::Note(format!("{name} is turned away: {why}")));
-            let message = match hello.role {
-                Role::Peer { .. } => ConductorEffect::ToPeer(name.clone(), ToPeer::Expelled { why }),
-                Role::Trainer { .. } => ConductorEffect::ToTrainer(name.clone(), ToTrainer::Refused { why }),
-            };
-            out.extend([message, ConductorEffect::Drop(name)]);
+            turn.note(format!("{name} is turned away: {why}"));
+            match hello.role {
+                Role::Peer { .. } => turn.tell(&name, ToPeer::Expelled { why }),
+                Role::Trainer { .. } => turn.tell_trainer(&name, ToTrainer::Refused { why }),
+            }
+            turn.drop_stream(&name);
             return;
         }
         let held = self.believable(&hello);
@@ -285,91 +288,85 @@ impl Conductor {
             Role::Trainer { .. } => {
                 self.trainers.insert(name.clone(), BTreeMap::new());
                 let roster = self.roster();
-                out.push(ConductorEffect::ToTrainer(name, roster));
+                turn.tell_trainer(&name, roster);
             }
-            Role::Peer { .. } => self.peer_joins(now_ms, hello.me, held, out),
+            Role::Peer { .. } => self.peer_joins(turn, hello.me, held),
         }
     }
 
-    fn peer_report(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        report: PeerReport,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    fn peer_report(&mut self, turn: &mut Turn<'_>, name: &PeerName, report: PeerReport) {
         if self.phase == Phase::Gathering && !self.hear_gathering(name, &report) {
             return;
         }
         if let Some(peer) = self.peers.get_mut(name)
             && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving { .. })
         {
-            peer.quiet_since_ms = now_ms;
+            peer.quiet_since_ms = turn.now_ms;
         }
         match report {
             PeerReport::Claim { step, microbatch, attempt } => {
-                self.claim(now_ms, name, (step, microbatch, attempt), out);
+                self.claim(turn, name, (step, microbatch, attempt));
             }
-            PeerReport::Released { step, microbatch } => self.unclaim(now_ms, name, step, microbatch, out),
+            PeerReport::Released { step, microbatch } => self.unclaim(turn, name, step, microbatch),
             PeerReport::Done { step, contribution, took_us } => {
-                self.done(now_ms, name, step, &contribution, took_us, out);
+                self.done(turn, name, step, &contribution, took_us);
             }
-            PeerReport::Corrupt { what } => self.corrupt(now_ms, name, &what, out),
+            PeerReport::Corrupt { what } => self.corrupt(turn, name, &what),
             PeerReport::Averaged { step, shard, round, squares } => {
-                self.averaged(now_ms, name, step, shard, round, squares);
+                self.averaged(turn.now_ms, name, step, shard, round, squares);
             }
             PeerReport::AverageFailed { step, shard, round, why, mate } => {
-                self.average_failed(now_ms, name, (step, shard, round), &why, mate, out);
+                self.average_failed(turn, name, (step, shard, round), &why, mate);
             }
-            PeerReport::Applied { step, state, .. } => self.applied(now_ms, name, step, state, out),
-            PeerReport::Ready { stage, step, state } => self.ready(now_ms, name, stage, step, state, out),
+            PeerReport::Applied { step, state, .. } => self.applied(turn, name, step, state),
+            PeerReport::Ready { stage, step, state } => self.ready(turn, name, stage, step, state),
             PeerReport::FetchFailed { stage, failure, why } => {
-                self.fetch_failed(now_ms, name, stage, failure, &why, out);
+                self.fetch_failed(turn, name, stage, failure, &why);
             }
             PeerReport::Wrong { mate, what } => {
-                out.push(ConductorEffect::Note(format!("{name} got from {mate} what is not right: {what}")));
+                turn.note(format!("{name} got from {mate} what is not right: {what}"));
             }
-            PeerReport::Taken { step, from } => self.taken(now_ms, name, step, &from, out),
-            PeerReport::TakeFailed { step, from } => self.take_failed(now_ms, step, &from, out),
-            PeerReport::Leaving { within_ms } => self.doomed(now_ms, name, within_ms, out),
-            PeerReport::Saved { step, record } => self.saved(now_ms, name, step, record, out),
+            PeerReport::Taken { step, from } => self.taken(turn, name, step, &from),
+            PeerReport::TakeFailed { step, from } => self.take_failed(turn, step, &from),
+            PeerReport::Leaving { within_ms } => self.doomed(turn, name, within_ms),
+            PeerReport::Saved { step, record } => self.saved(turn, name, step, record),
             PeerReport::SaveFailed { step, failure, why } => {
-                self.save_failed(now_ms, name, step, failure, &why, out);
+                self.save_failed(turn, name, step, failure, &why);
             }
         }
     }
 
     /// Everything that has become possible.
-    fn advance(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn advance(&mut self, turn: &mut Turn<'_>) {
         if self.phase == Phase::Gathering {
-            self.try_begin(now_ms, out);
+            self.try_begin(turn);
         }
         if self.live() {
-            self.judge_states(now_ms, out);
+            self.judge_states(turn);
         }
         if self.phase == Phase::Running {
-            self.try_hand_over(now_ms, out);
+            self.try_hand_over(turn);
             self.admit_parked();
-            self.start_averages(now_ms, out);
-            self.try_commit(now_ms, out);
+            self.start_averages(turn);
+            self.try_commit(turn);
         }
-        self.try_end(now_ms, out);
-        self.tell_roster(out);
+        self.try_end(turn);
+        self.tell_roster(turn);
         if self.live() {
-            self.give_work(now_ms, out);
+            self.give_work(turn);
         }
     }
 
-    fn tick(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        let mut overdue = self.overdue(now_ms);
-        overdue.extend(self.quiet(now_ms));
+    fn tick(&mut self, turn: &mut Turn<'_>) {
+        let mut overdue = self.overdue(turn.now_ms);
+        overdue.extend(self.quiet(turn.now_ms));
         for name in overdue {
-            self.give_up(now_ms, &name, "it does not do what others wait for", out);
+            self.give_up(turn, &name, "it does not do what others wait for");
         }
-        self.leave_in_time(now_ms, out);
-        self.drive_late_work(now_ms);
-        self.give_up_lost_stages(now_ms, out);
-        self.settle(now_ms, out);
+        self.leave_in_time(turn);
+        self.drive_late_work(turn.now_ms);
+        self.give_up_lost_stages(turn);
+        self.settle(turn);
     }
 
     /// Is there something that the loss of a stage would set back?
@@ -389,8 +386,8 @@ impl Conductor {
         }
     }
 
-    fn fail(&mut self, why: String, out: &mut Vec<ConductorEffect>) {
-        out.push(ConductorEffect::Note(why.clone()));
+    fn fail(&mut self, turn: &mut Turn<'_>, why: String) {
+        turn.note(why.clone());
         self.phase = Phase::Failed(why);
     }
 

@@ -11,6 +11,7 @@ use dunlin_planner::speed::even_out;
 use dunlin_swarm::PeerName;
 
 use super::peer_state::{Moving, PeerState, Place};
+use super::turn::Turn;
 use super::{Conductor, ConductorEffect, Moved, Phase};
 use crate::training::ids::StageId;
 use crate::training::message::ToPeer;
@@ -24,7 +25,7 @@ const PAIR: usize = 2;
 
 impl Conductor {
     /// Peers without a stage get one. A stage without anybody who stays gets somebody, if others can spare one.
-    pub(super) fn settle(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn settle(&mut self, turn: &mut Turn<'_>) {
         if !self.live() {
             return;
         }
@@ -33,18 +34,18 @@ impl Conductor {
             return;
         }
         // But for those stages nobody moves in the middle of a step.
-        let plan = self.plan(now_ms, needy.is_empty() || self.averaging());
-        self.obey(now_ms, plan, |to| needy.contains(&to), out);
+        let plan = self.plan(turn.now_ms, needy.is_empty() || self.averaging());
+        self.obey(turn, plan, |to| needy.contains(&to));
     }
 
     /// The edge of a step: whoever is of more use elsewhere goes.
-    pub(super) fn rebalance(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        if let Some(before) = self.measured.edge_ms.replace(now_ms) {
-            self.measured.step_ms = Some(now_ms - before);
+    pub(super) fn rebalance(&mut self, turn: &mut Turn<'_>) {
+        if let Some(before) = self.measured.edge_ms.replace(turn.now_ms) {
+            self.measured.step_ms = Some(turn.now_ms - before);
         }
         if self.live() {
-            let plan = self.plan(now_ms, self.phase != Phase::Running || self.suspend);
-            self.obey(now_ms, plan, |_| true, out);
+            let plan = self.plan(turn.now_ms, self.phase != Phase::Running || self.suspend);
+            self.obey(turn, plan, |_| true);
         }
     }
 
@@ -127,19 +128,13 @@ impl Conductor {
         (Peer::default().expected_life_ms + self.measured.lived_ms + present) / (1 + self.measured.gone)
     }
 
-    fn obey(
-        &mut self,
-        now_ms: u64,
-        plan: Plan,
-        may_leave_for: impl Fn(StageId) -> bool,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    fn obey(&mut self, turn: &mut Turn<'_>, plan: Plan, may_leave_for: impl Fn(StageId) -> bool) {
         for step in plan.moves {
             let to = step.to as StageId;
             match step.kind {
-                Kind::Join => self.join(now_ms, &step.peer, to, out),
+                Kind::Join => self.join(turn, &step.peer, to),
                 kind @ (Kind::Cold | Kind::Swap) if may_leave_for(to) => {
-                    self.leave_for(now_ms, &step.peer, to, kind, step.reason, out);
+                    self.leave_for(turn, &step.peer, to, kind, step.reason);
                 }
                 // Those need a second state.
                 _ => {}
@@ -148,25 +143,24 @@ impl Conductor {
     }
 
     /// A peer without a stage gets one. When nobody has its state, it waits: its peers come back, or all begin again from a checkpoint.
-    fn join(&mut self, now_ms: u64, name: &PeerName, to: StageId, out: &mut Vec<ConductorEffect>) {
+    fn join(&mut self, turn: &mut Turn<'_>, name: &PeerName, to: StageId) {
         if self.members_of(to).next().is_none() {
             return;
         }
         if let Some(peer) = self.peers.get_mut(name) {
-            peer.fetch_since_ms = Some(now_ms);
+            peer.fetch_since_ms = Some(turn.now_ms);
         }
-        self.fetch(name, to, false, out);
+        self.fetch(turn, name, to, false);
     }
 
     /// A peer stops serving, to go to another stage. Others of its stage must be there, and somebody who has the state of the other.
     pub(super) fn leave_for(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         to: StageId,
         kind: Kind,
         reason: String,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let Some(from) = self.member_stage(name) else { return };
         // Speed is not worth that; one who swaps is followed by somebody else.
@@ -186,12 +180,12 @@ impl Conductor {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.moving = Some(Moving { from, to, reason });
         }
-        self.relieve(name, from, out);
+        self.relieve(turn, name, from);
         if self.members_of(from).count() == 1 {
             self.save_for_one_left();
         }
         if self.has_nothing(name, from) {
-            self.released(now_ms, name, out);
+            self.released(turn, name);
         }
     }
 
@@ -206,41 +200,36 @@ impl Conductor {
     }
 
     /// A peer whose sums are of no more use where it is: it goes to its new stage, or for good.
-    pub(super) fn released(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn released(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         let Some(Moving { from, to, reason }) = peer.moving.take().filter(|_| !peer.leaving) else {
             self.place(name, Place::Retired);
-            out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Retire));
+            turn.tell(name, ToPeer::Retire);
             return;
         };
-        peer.moved_ms = Some(now_ms);
+        peer.moved_ms = Some(turn.now_ms);
         self.place(name, Place::Idle);
-        self.join(now_ms, name, to, out);
-        self.moved(Moved { step: self.step, peer: name.clone(), from, to, reason }, out);
+        self.join(turn, name, to);
+        self.moved(turn, Moved { step: self.step, peer: name.clone(), from, to, reason });
     }
 
-    fn moved(&mut self, moved: Moved, out: &mut Vec<ConductorEffect>) {
+    fn moved(&mut self, turn: &mut Turn<'_>, moved: Moved) {
         self.totals.moves += 1;
-        out.push(ConductorEffect::Moved(moved));
+        turn.push(ConductorEffect::Moved(moved));
     }
 
     /// Everybody's stage for a beginning from a checkpoint, which has the state of all. Peers that have none get one; others change theirs
     /// if a stage would have none, or if all begin again anyway.
-    pub(super) fn places(
-        &mut self,
-        now_ms: u64,
-        all_begin: bool,
-        out: &mut Vec<ConductorEffect>,
-    ) -> BTreeMap<PeerName, StageId> {
+    pub(super) fn places(&mut self, turn: &mut Turn<'_>, all_begin: bool) -> BTreeMap<PeerName, StageId> {
         let stages = 0..self.config.stages as usize;
         let mut peers: Vec<Peer> = Vec::new();
         for (name, peer) in self.peers.iter().filter(|(_, p)| p.doomed_ms.is_none()) {
-            let Some(mut seen) = self.seen(now_ms, name, peer) else { continue };
+            let Some(mut seen) = self.seen(turn.now_ms, name, peer) else { continue };
             seen.stage = seen.stage.or(seen.fetching.take().map(|f| f.stage));
             seen.moved_ms = None;
             peers.push(seen);
         }
-        let mut view = self.view(now_ms, peers, false);
+        let mut view = self.view(turn.now_ms, peers, false);
         for stage in &mut view.stages {
             stage.fetch_ms = 0;
         }
@@ -259,7 +248,7 @@ impl Conductor {
         for Move { peer, from, to, reason, .. } in moves.iter().cloned() {
             if let Some(from) = from {
                 let (from, to) = (from as StageId, to as StageId);
-                self.moved(Moved { step: self.step, peer, from, to, reason }, out);
+                self.moved(turn, Moved { step: self.step, peer, from, to, reason });
             }
         }
         for step in &moves {

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::peer_state::{PeerState, Place};
-use super::{Averaging, Conductor, ConductorEffect};
+use super::turn::Turn;
+use super::{Averaging, Conductor};
 use crate::training::message::ToPeer;
 
 /// A peer may owe something for so many times as long as it may keep a microbatch from others.
@@ -82,28 +83,21 @@ impl Conductor {
     }
 
     /// A peer is taken to be lost, though its stream works. Should it live, it begins anew.
-    pub(super) fn give_up(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        why: &str,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        out.push(ConductorEffect::Note(format!("{name} is taken to be lost: {why}")));
-        self.gone(now_ms, name, out);
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Expelled { why: why.to_owned() }));
-        out.push(ConductorEffect::Drop(name.clone()));
+    pub(super) fn give_up(&mut self, turn: &mut Turn<'_>, name: &PeerName, why: &str) {
+        turn.note(format!("{name} is taken to be lost: {why}"));
+        self.gone(turn, name);
+        turn.tell(name, ToPeer::Expelled { why: why.to_owned() });
+        turn.drop_stream(name);
     }
 
     /// An average could not be formed because of two peers: one that did not get something, one that did not give it. Whoever is one of them again and again is taken to be lost,
     /// though the conductor hears of it.
     pub(super) fn blame(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         shard: usize,
         name: &PeerName,
         mate: Option<PeerName>,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let failures = &mut self.shards[shard].failures;
         for peer in std::iter::once(name).chain(&mate) {
@@ -118,23 +112,21 @@ impl Conductor {
         failures.clear();
         if let Some(lost) = lost.filter(|lost| self.peers.contains_key(lost)) {
             let why = format!("{most} averages of step {} could not be formed with it", self.step);
-            self.give_up(now_ms, &lost, &why, out);
+            self.give_up(turn, &lost, &why);
         }
     }
 
     /// All streams have ended, because this process stood still. What everybody holds and has added is as it was: it goes on as after a restart, and nobody is lost who comes
     /// back.
-    pub(super) fn woke(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn woke(&mut self, turn: &mut Turn<'_>) {
         let awaited: BTreeSet<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
         self.peers.clear();
         self.trainers.clear();
         self.roster_changed = true;
         if self.live() {
-            out.push(ConductorEffect::Note(
-                "the conductor itself stood still, so that all streams ended: the run goes on from what peers hold".to_owned(),
-            ));
-            self.gather_again(now_ms, awaited);
+            turn.note("the conductor itself stood still, so that all streams ended: the run goes on from what peers hold");
+            self.gather_again(turn.now_ms, awaited);
         }
     }
 }

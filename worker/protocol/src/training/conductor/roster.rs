@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::peer_state::{PeerState, Place};
-use super::{Conductor, ConductorEffect, InDoubt, Phase};
+use super::turn::Turn;
+use super::{Conductor, InDoubt, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::mates::Mates;
 use crate::training::message::{Fetch, FetchFailure, Held, HeldSums, Mate, StateDigest, ToPeer, ToTrainer};
@@ -15,13 +16,7 @@ use crate::training::speed::Speed;
 const RETRY_MS: u64 = 500;
 
 impl Conductor {
-    pub(super) fn peer_joins(
-        &mut self,
-        now_ms: u64,
-        mate: Mate,
-        held: Option<Held>,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn peer_joins(&mut self, turn: &mut Turn<'_>, mate: Mate, held: Option<Held>) {
         let name = mate.name.clone();
         let state = PeerState {
             mate,
@@ -30,12 +25,12 @@ impl Conductor {
             leaving: false,
             moving: None,
             moved_ms: None,
-            since_ms: now_ms,
+            since_ms: turn.now_ms,
             fetch_since_ms: None,
             speed: Speed::default(),
             step: held.as_ref().map_or(0, |h| h.step),
             held: held.clone(),
-            quiet_since_ms: now_ms,
+            quiet_since_ms: turn.now_ms,
             claims: BTreeSet::new(),
             wrong_states: 0,
             gave: None,
@@ -43,15 +38,15 @@ impl Conductor {
         };
         self.peers.insert(name.clone(), state);
         match self.phase {
-            Phase::Gathering => self.gathering.seen(now_ms),
+            Phase::Gathering => self.gathering.seen(turn.now_ms),
             Phase::Running | Phase::Finishing => match held {
                 // It was away for a moment. Its keys went to others, its weights are right.
                 Some(held) if held.step == self.step && self.collecting(held.stage) => {
-                    self.clear(&name, held.stage, held.step, out);
+                    self.clear(turn, &name, held.stage, held.step);
                 }
                 // It has the update that a conductor without memory makes again: it waits for that step, with empty sums.
                 Some(held) if held.step == self.step + 1 => {
-                    self.clear(&name, held.stage, held.step, out);
+                    self.clear(turn, &name, held.stage, held.step);
                 }
                 // It missed the last decision, and has all that it needs to follow.
                 Some(held)
@@ -62,21 +57,21 @@ impl Conductor {
                 {
                     let (scale, prove) = (self.last_scale.unwrap_or(1.0), self.proves(self.step));
                     let apply = ToPeer::Apply { step: held.step, scale, prove };
-                    out.push(ConductorEffect::ToPeer(name.clone(), apply));
+                    turn.tell(&name, apply);
                     if held.sums.iter().skip(1).all(HeldSums::is_empty) {
                         self.place(&name, Place::Member { stage: held.stage });
                     } else {
                         // What it had added to the next step already went to others.
-                        self.clear(&name, held.stage, self.step, out);
+                        self.clear(turn, &name, held.stage, self.step);
                     }
                 }
                 // It is behind, or says that it is where nobody can be: what it has is brought up to date, or replaced.
                 Some(held) if self.members_of(held.stage).next().is_some() => {
-                    self.fetch(&name, held.stage, false, out);
+                    self.fetch(turn, &name, held.stage, false);
                 }
-                _ => self.settle(now_ms, out),
+                _ => self.settle(turn),
             },
-            Phase::Finished | Phase::Suspended => out.push(ConductorEffect::ToPeer(name, ToPeer::Retire)),
+            Phase::Finished | Phase::Suspended => turn.tell(&name, ToPeer::Retire),
             Phase::Failed(_) => {}
         }
     }
@@ -94,29 +89,22 @@ impl Conductor {
     }
 
     /// A peer gets the state of a stage from its members; `whole`, or only what it misses.
-    pub(super) fn fetch(
-        &mut self,
-        name: &PeerName,
-        stage: StageId,
-        whole: bool,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn fetch(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, whole: bool) {
         let has = [Place::Member { stage }, Place::Clearing { stage }];
         let mates = self.peers.iter().filter(|(other, p)| *other != name && has.contains(&p.place));
         let mates: Vec<Mate> = mates.map(|(_, p)| p.mate.clone()).collect();
         self.place(name, Place::Fetching { stage });
         let step = self.step;
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Fetch(Fetch { stage, step, mates, whole })));
+        turn.tell(name, ToPeer::Fetch(Fetch { stage, step, mates, whole }));
     }
 
     pub(super) fn ready(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         stage: StageId,
         step: Step,
         state: StateDigest,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let from_others = match self.peers.get(name).map(|p| &p.place) {
             Some(place) if *place == (Place::Fetching { stage }) => true,
@@ -129,13 +117,13 @@ impl Conductor {
         }
         if step > self.step + 1 {
             let why = format!("it says that it is at step {step}, and the run is at step {}", self.step);
-            self.expel(now_ms, [name.clone()], &why, out);
+            self.expel(turn, [name.clone()], &why);
             return;
         }
         // What it has of its own counts as much as what others have, and so does an update that it has made itself.
         let copied = from_others && !self.had_state(name, stage, step);
         if copied && self.differs(stage, step, &state) {
-            return self.wrong_state(now_ms, name, stage, step, out);
+            return self.wrong_state(turn, name, stage, step);
         }
         self.hear_state(name, (stage, step), state, copied);
         if self.phase == Phase::Gathering {
@@ -151,53 +139,45 @@ impl Conductor {
             return;
         }
         if step >= self.step {
-            self.fetched(now_ms, name, stage);
+            self.fetched(turn.now_ms, name, stage);
         }
         if step == self.step && self.collecting(stage) {
             self.place(name, Place::Member { stage });
         } else if step >= self.step {
             self.place(name, Place::Parked { stage });
         } else {
-            self.fetch(name, stage, false, out);
+            self.fetch(turn, name, stage, false);
         }
     }
 
     /// The state that a peer got is not the one that others have. It gets it once more; when that is wrong as well, it is the peer that is.
-    fn wrong_state(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        stage: StageId,
-        step: Step,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    fn wrong_state(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, step: Step) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.wrong_states += 1;
         let why = format!("its state of stage {stage} at step {step} is not that of those who serve it");
         if peer.wrong_states > 1 {
-            self.expel(now_ms, [name.clone()], &why, out);
+            self.expel(turn, [name.clone()], &why);
             return;
         }
-        out.push(ConductorEffect::Note(format!("{name}: {why}; it gets all of it again")));
+        turn.note(format!("{name}: {why}; it gets all of it again"));
         if self.phase == Phase::Gathering {
             self.place(name, Place::Idle);
         } else {
-            self.fetch(name, stage, true, out);
+            self.fetch(turn, name, stage, true);
         }
     }
 
     pub(super) fn fetch_failed(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         stage: StageId,
         failure: FetchFailure,
         why: &str,
-        out: &mut Vec<ConductorEffect>,
     ) {
-        out.push(ConductorEffect::Note(format!("{name} could not get stage {stage}: {why}")));
+        turn.note(format!("{name} could not get stage {stage}: {why}"));
         if let FetchFailure::Damaged(step) = failure {
-            self.doubt_checkpoint(now_ms, name, step, out);
+            self.doubt_checkpoint(turn, name, step);
         }
         if let Some(peer) = self.peers.get_mut(name)
             && matches!(peer.place, Place::Fetching { .. })
@@ -206,13 +186,13 @@ impl Conductor {
             peer.fetch_since_ms = None;
             peer.held = None;
             if self.phase == Phase::Gathering {
-                self.gathering.again(now_ms + RETRY_MS);
+                self.gathering.again(turn.now_ms + RETRY_MS);
             }
         }
     }
 
     /// A stream ended: a trainer's microbatches go to others, a peer's keys are open again.
-    pub(super) fn gone(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn gone(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         if let Some(work) = self.trainers.remove(name) {
             for (step, microbatch) in work.into_keys() {
                 self.bring_back(step, microbatch);
@@ -220,8 +200,8 @@ impl Conductor {
         }
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
-        self.forget_saver(now_ms, name, out);
-        self.measured.peer_gone(now_ms.saturating_sub(peer.since_ms));
+        self.forget_saver(turn, name);
+        self.measured.peer_gone(turn.now_ms.saturating_sub(peer.since_ms));
         // When all is done everybody goes.
         let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));
         if peer.place != Place::Retired && !over {
@@ -230,16 +210,16 @@ impl Conductor {
         if !self.live() {
             return;
         }
-        self.end_hand_overs_to(now_ms, name, out);
+        self.end_hand_overs_to(turn, name);
         match peer.place {
             Place::Member { stage } | Place::HandingOver { stage, to: None } => {
-                self.member_gone(now_ms, name, stage, out);
+                self.member_gone(turn, name, stage);
             }
             Place::HandingOver { stage, to: Some(mate) } => {
                 // One step's sums are on their way; those behind it are lost.
                 if let Some((step, _)) = self.contributions(name, stage) {
                     for later in self.open_steps().filter(|s| *s > step) {
-                        self.release(now_ms, later, stage, name, out);
+                        self.release(turn, later, stage, name);
                     }
                     self.in_doubt.insert(name.clone(), InDoubt { step, stage, mate });
                 }
@@ -249,7 +229,7 @@ impl Conductor {
     }
 
     /// `lost` takes no sums over any more: a peer that was handing over to it begins again, and those that left meanwhile have lost theirs with it.
-    fn end_hand_overs_to(&mut self, now_ms: u64, lost: &PeerName, out: &mut Vec<ConductorEffect>) {
+    fn end_hand_overs_to(&mut self, turn: &mut Turn<'_>, lost: &PeerName) {
         for other in self.peers.values_mut() {
             if let Place::HandingOver { to, .. } = &mut other.place
                 && to.as_ref() == Some(lost)
@@ -265,18 +245,18 @@ impl Conductor {
             .collect();
         for (owner, stage) in doubts {
             self.in_doubt.remove(&owner);
-            self.reopen(now_ms, stage, &owner, out);
+            self.reopen(turn, stage, &owner);
         }
     }
 
     /// A member of `stage` is lost, with the sums that nobody else has.
-    fn member_gone(&mut self, now_ms: u64, name: &PeerName, stage: StageId, out: &mut Vec<ConductorEffect>) {
+    fn member_gone(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         // What it had added to a step behind that of the averages is lost in any case.
         for step in self.open_steps().skip(1) {
-            self.release(now_ms, step, stage, name, out);
+            self.release(turn, step, stage, name);
         }
         if !self.averages_have_sums_of(name, stage) {
-            self.reopen(now_ms, stage, name, out);
+            self.reopen(turn, stage, name);
         }
         self.admit_parked();
         if self.members_of(stage).next().is_none() {
@@ -286,7 +266,7 @@ impl Conductor {
             let back: Vec<PeerName> =
                 self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
             for other in back {
-                self.stays_after_all(now_ms, &other, stage, out);
+                self.stays_after_all(turn, &other, stage);
                 self.saving.want_now(self.config.saves);
             }
         }
@@ -294,8 +274,8 @@ impl Conductor {
             self.save_for_one_left();
         }
         if self.members_of(stage).next().is_none() {
-            out.push(ConductorEffect::Note(format!("stage {stage} has no peer left; {name} may come back")));
-            self.stages[stage as usize].lost_ms = Some(now_ms);
+            turn.note(format!("stage {stage} has no peer left; {name} may come back"));
+            self.stages[stage as usize].lost_ms = Some(turn.now_ms);
         }
     }
 
@@ -316,7 +296,7 @@ impl Conductor {
     }
 
     /// Stages whose last peer had time to come back, and did not.
-    pub(super) fn give_up_lost_stages(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn give_up_lost_stages(&mut self, turn: &mut Turn<'_>) {
         for stage in 0..self.config.stages {
             let comes = |p: &PeerState| matches!(p.place, Place::Clearing { stage: s } if s == stage);
             let served = self.members_of(stage).next().is_some() || self.peers.values().any(comes);
@@ -324,9 +304,9 @@ impl Conductor {
                 self.stages[stage as usize].lost_ms = None;
                 continue;
             }
-            let since = *self.stages[stage as usize].lost_ms.get_or_insert(now_ms);
-            if now_ms >= since + self.config.gather_ms {
-                self.stage_lost(now_ms, stage, out);
+            let since = *self.stages[stage as usize].lost_ms.get_or_insert(turn.now_ms);
+            if turn.now_ms >= since + self.config.gather_ms {
+                self.stage_lost(turn, stage);
                 return;
             }
         }
@@ -350,22 +330,22 @@ impl Conductor {
     }
 
     /// The edge of a step: those that waited for it get the update they miss, leavers are free.
-    pub(super) fn after_commit(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn after_commit(&mut self, turn: &mut Turn<'_>) {
         let all: Vec<(PeerName, Place)> =
             self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
             match place {
                 Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
-                    self.fetch(&name, stage, false, out);
+                    self.fetch(turn, &name, stage, false);
                 }
                 Place::HandingOver { stage, .. } if self.has_nothing(&name, stage) => {
-                    self.released(now_ms, &name, out);
+                    self.released(turn, &name);
                 }
                 _ => {}
             }
         }
         self.plan_save();
-        self.rebalance(now_ms, out);
+        self.rebalance(turn);
     }
 
     pub(super) fn roster(&self) -> ToTrainer {
@@ -383,14 +363,14 @@ impl Conductor {
     }
 
     /// When it changed, trainers are told who serves what, and peers which others they give values to.
-    pub(super) fn tell_roster(&mut self, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn tell_roster(&mut self, turn: &mut Turn<'_>) {
         if !std::mem::take(&mut self.roster_changed) {
             return;
         }
         let roster = self.roster();
         for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), roster.clone()));
+            turn.tell_trainer(name, roster.clone());
         }
-        self.tell_mates(out);
+        self.tell_mates(turn);
     }
 }

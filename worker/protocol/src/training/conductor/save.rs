@@ -7,6 +7,7 @@ use dunlin_swarm::PeerName;
 
 use super::peer_state::Place;
 use super::saving::{Confirmation, Destination, Outcome, UnderWay, Writer};
+use super::turn::Turn;
 use super::{Conductor, ConductorEffect, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{SaveFailure, ToPeer, ToTrainer};
@@ -42,9 +43,10 @@ impl Conductor {
 
     /// Asks one peer of every stage to write, once each has a peer at this step. A peer that is asked has not begun the next update: the
     /// order of what it is told keeps it so.
-    fn try_save(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn try_save(&mut self, turn: &mut Turn<'_>) {
         let saving = &self.saving;
-        let may = saving.due && saving.is_known() && saving.under_way.is_none() && !saving.pauses(now_ms);
+        let may =
+            saving.due && saving.is_known() && saving.under_way.is_none() && !saving.pauses(turn.now_ms);
         if !may || !self.live() {
             return;
         }
@@ -53,8 +55,10 @@ impl Conductor {
             Destination::Asked => return,
             Destination::Unready => {
                 self.saving.place = Destination::Asked;
-                out.extend(self.saving.abandoned.take().map(|step| ConductorEffect::Discard { step }));
-                out.push(ConductorEffect::Prepare);
+                if let Some(step) = self.saving.abandoned.take() {
+                    turn.push(ConductorEffect::Discard { step });
+                }
+                turn.push(ConductorEffect::Prepare);
                 return;
             }
         }
@@ -77,10 +81,10 @@ impl Conductor {
         self.saving.due = false;
         let step = self.step;
         for writer in writers.values() {
-            out.push(ConductorEffect::ToPeer(writer.name.clone(), ToPeer::Save { step, check: false }));
+            turn.tell(&writer.name, ToPeer::Save { step, check: false });
         }
         for (_, checker) in &checkers {
-            out.push(ConductorEffect::ToPeer(checker.name.clone(), ToPeer::Save { step, check: true }));
+            turn.tell(&checker.name, ToPeer::Save { step, check: true });
         }
         self.saving.under_way = Some(UnderWay { step, writers, checkers, sealing: false });
     }
@@ -101,64 +105,47 @@ impl Conductor {
         able.iter().find(elsewhere).or(next).copied().cloned()
     }
 
-    pub(super) fn saved(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        step: Step,
-        record: String,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        self.written(now_ms, name, step, Outcome::Written(record), out);
+    pub(super) fn saved(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, record: String) {
+        self.written(turn, name, step, Outcome::Written(record));
     }
 
     pub(super) fn save_failed(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         step: Step,
         failure: SaveFailure,
         why: &str,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let outcome = match failure {
             SaveFailure::Destination => Outcome::Refused(why.to_owned()),
             SaveFailure::OtherStep => Outcome::Missed,
         };
-        if self.written(now_ms, name, step, outcome, out) {
-            out.push(ConductorEffect::Note(format!(
-                "{name} could not write the checkpoint of step {step}: {why}"
-            )));
+        if self.written(turn, name, step, outcome) {
+            turn.note(format!("{name} could not write the checkpoint of step {step}: {why}"));
         }
     }
 
     /// A writer or checker is done. False when nobody waited for it.
-    fn written(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        step: Step,
-        outcome: Outcome,
-        out: &mut Vec<ConductorEffect>,
-    ) -> bool {
+    fn written(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, outcome: Outcome) -> bool {
         let Some(under_way) = self.saving.under_way.as_mut().filter(|u| u.step == step) else { return false };
         let open = |w: &&mut Writer| w.name == *name && w.outcome == Outcome::Open;
         let checkers = under_way.checkers.iter_mut().map(|(_, checker)| checker);
         let Some(writer) = under_way.writers.values_mut().chain(checkers).find(open) else { return false };
         writer.outcome = outcome;
-        self.settle_attempt(now_ms, out);
+        self.settle_attempt(turn);
         true
     }
 
     /// A peer that was writing is gone.
-    pub(super) fn forget_saver(&mut self, now_ms: u64, name: &PeerName, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn forget_saver(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         if let Some(step) = self.saving.under_way.as_ref().map(|u| u.step) {
-            self.written(now_ms, name, step, Outcome::Missed, out);
+            self.written(turn, name, step, Outcome::Missed);
         }
     }
 
     /// Once nobody writes any longer, the files become a checkpoint, or the attempt has come to nothing.
-    fn settle_attempt(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn settle_attempt(&mut self, turn: &mut Turn<'_>) {
         let Some(under_way) = self.saving.under_way.as_mut().filter(|u| !u.sealing) else { return };
         if under_way.writers.values().any(|w| w.outcome == Outcome::Open) {
             return;
@@ -178,18 +165,18 @@ impl Conductor {
             let right = compared && under_way.writers.values().all(|w| !wrong.names(&w.name));
             if right && !wrong.is_tied() {
                 under_way.sealing = true;
-                out.push(ConductorEffect::Seal { step, records });
+                turn.push(ConductorEffect::Seal { step, records });
             } else {
-                self.give_up_attempt(now_ms, step, out);
+                self.give_up_attempt(turn, step);
             }
-            self.disagree(now_ms, step, wrong, out);
+            self.disagree(turn, step, wrong);
             return;
         }
         let writers = std::mem::take(&mut under_way.writers);
-        self.give_up_attempt(now_ms, step, out);
+        self.give_up_attempt(turn, step);
         for Writer { name, host, outcome } in writers.into_values() {
             if let Outcome::Refused(why) = outcome {
-                self.in_trouble(now_ms, why.clone(), out);
+                self.in_trouble(turn, why.clone());
                 if let Some(trouble) = &mut self.saving.trouble {
                     trouble.refused(name, host, why);
                 }
@@ -198,39 +185,33 @@ impl Conductor {
     }
 
     /// What was written of `step` is of no use.
-    fn give_up_attempt(&mut self, now_ms: u64, step: Step, out: &mut Vec<ConductorEffect>) {
-        self.saving.not_before_ms = now_ms + AGAIN_MS;
+    fn give_up_attempt(&mut self, turn: &mut Turn<'_>, step: Step) {
+        self.saving.not_before_ms = turn.now_ms + AGAIN_MS;
         self.saving.under_way = None;
         self.saving.due = true;
         self.saving.place = Destination::Unready;
-        out.push(ConductorEffect::Discard { step });
+        turn.push(ConductorEffect::Discard { step });
     }
 
     /// The destination can take a checkpoint, or not.
-    pub(super) fn prepared(&mut self, now_ms: u64, error: Option<String>, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn prepared(&mut self, turn: &mut Turn<'_>, error: Option<String>) {
         if self.saving.place != Destination::Asked {
             return;
         }
         self.saving.place = if error.is_none() { Destination::Ready } else { Destination::Unready };
         if let Some(why) = error {
-            self.in_trouble(now_ms, why, out);
+            self.in_trouble(turn, why);
         }
     }
 
-    pub(super) fn sealed(
-        &mut self,
-        now_ms: u64,
-        step: Step,
-        error: Option<String>,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn sealed(&mut self, turn: &mut Turn<'_>, step: Step, error: Option<String>) {
         if self.saving.under_way.as_ref().is_none_or(|u| u.step != step) {
             return;
         }
         if let Some(why) = error {
-            out.push(ConductorEffect::Note(format!("the checkpoint of step {step} is not complete: {why}")));
-            self.give_up_attempt(now_ms, step, out);
-            self.in_trouble(now_ms, why, out);
+            turn.note(format!("the checkpoint of step {step} is not complete: {why}"));
+            self.give_up_attempt(turn, step);
+            self.in_trouble(turn, why);
             return;
         }
         let writers = self.saving.under_way.take().map(|u| u.writers).unwrap_or_default();
@@ -239,36 +220,32 @@ impl Conductor {
         self.saving.confirmation = Confirmation::Open;
         if let Some(trouble) = &self.saving.trouble {
             let able = writers.values().map(|w| (&w.name, w.host.as_str()));
-            out.extend(trouble.blame(able).into_iter().map(ConductorEffect::Note));
+            for note in trouble.blame(able) {
+                turn.note(note);
+            }
         }
-        self.trouble_is_over(now_ms, &format!("the checkpoint of step {step} is written"), out);
-        self.follow_newest(now_ms, out);
+        self.trouble_is_over(turn, &format!("the checkpoint of step {step} is written"));
+        self.follow_newest(turn);
     }
 
     /// The last checkpoint was read again.
-    pub(super) fn confirmed(
-        &mut self,
-        now_ms: u64,
-        step: Step,
-        error: Option<String>,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn confirmed(&mut self, turn: &mut Turn<'_>, step: Step, error: Option<String>) {
         if self.saving.confirmation != Confirmation::Asked || step != self.step {
             return;
         }
         let Some(why) = error else {
             self.saving.confirmation = Confirmation::Given;
-            self.trouble_is_over(now_ms, "the last checkpoint is there", out);
+            self.trouble_is_over(turn, "the last checkpoint is there");
             return;
         };
         // What is there now is found out; then what is missing is written again.
         self.saving.confirmation = Confirmation::Open;
-        self.in_trouble(now_ms, why, out);
-        out.push(ConductorEffect::Inspect);
+        self.in_trouble(turn, why);
+        turn.push(ConductorEffect::Inspect);
     }
 
     /// Is the last state in a checkpoint that was read again?
-    fn is_safe(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) -> bool {
+    fn is_safe(&mut self, turn: &mut Turn<'_>) -> bool {
         let saving = &mut self.saving;
         if !self.config.saves {
             return true;
@@ -276,19 +253,19 @@ impl Conductor {
         if saving.newest() != Some(self.step) || saving.under_way.is_some() || !saving.is_certain() {
             return false;
         }
-        if saving.confirmation == Confirmation::Open && !saving.pauses(now_ms) {
+        if saving.confirmation == Confirmation::Open && !saving.pauses(turn.now_ms) {
             saving.confirmation = Confirmation::Asked;
-            out.push(ConductorEffect::Confirm { step: self.step });
+            turn.push(ConductorEffect::Confirm { step: self.step });
         }
         saving.confirmation == Confirmation::Given
     }
 
     /// The run ends when its last state is on disk.
-    pub(super) fn try_end(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
-        self.try_save(now_ms, out);
+    pub(super) fn try_end(&mut self, turn: &mut Turn<'_>) {
+        self.try_save(turn);
         let over = match self.phase {
-            Phase::Finishing => self.validation.values().all(Option::is_some) && self.is_safe(now_ms, out),
-            Phase::Running => self.suspend && self.is_safe(now_ms, out),
+            Phase::Finishing => self.validation.values().all(Option::is_some) && self.is_safe(turn),
+            Phase::Running => self.suspend && self.is_safe(turn),
             // Nobody has anything that is not in the last checkpoint.
             Phase::Gathering => self.suspend && self.peers.values().all(|p| p.held.is_none()),
             _ => false,
@@ -300,10 +277,10 @@ impl Conductor {
         let names: Vec<PeerName> = self.peers.keys().cloned().collect();
         for name in names {
             self.place(&name, Place::Retired);
-            out.push(ConductorEffect::ToPeer(name, ToPeer::Retire));
+            turn.tell(&name, ToPeer::Retire);
         }
         for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Retire));
+            turn.tell_trainer(name, ToTrainer::Retire);
         }
     }
 }

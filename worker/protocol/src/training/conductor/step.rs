@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
+use super::Conductor;
 use super::peer_state::Place;
-use super::{Conductor, ConductorEffect};
+use super::turn::Turn;
 use crate::training::ids::{Attempt, Microbatch, StageId, Step};
 use crate::training::ledger::{Claimed, Released};
 use crate::training::message::{Contribution, StateDigest, ToPeer, ToTrainer, TrainerReport};
 
 impl Conductor {
     /// Trainers get microbatches, as many as keep the peers busy.
-    pub(super) fn give_work(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn give_work(&mut self, turn: &mut Turn<'_>) {
         if self.trainers.is_empty() || (0..self.config.stages).any(|s| self.members_of(s).next().is_none()) {
             return;
         }
@@ -39,40 +40,34 @@ impl Conductor {
                 let Some((name, work)) = free.min_by_key(|(name, work)| (times(name), work.len())) else {
                     continue;
                 };
-                work.insert(key, now_ms);
+                work.insert(key, turn.now_ms);
                 let name = name.clone();
                 self.open[index].todo.remove(&microbatch);
                 let (validation, attempt) = (microbatch >= self.config.microbatches, self.attempt);
                 let work = ToTrainer::Work { step, microbatch, validation, attempt };
-                out.push(ConductorEffect::ToTrainer(name, work));
+                turn.tell_trainer(&name, work);
             }
         }
     }
 
-    pub(super) fn trainer_report(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        report: TrainerReport,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn trainer_report(&mut self, turn: &mut Turn<'_>, name: &PeerName, report: TrainerReport) {
         if !self.live() || !self.trainers.contains_key(name) {
             return;
         }
         match report {
             TrainerReport::Finished { step, microbatch, attempt, loss } => {
                 if attempt == self.attempt {
-                    self.finished(now_ms, name, step, microbatch, loss);
+                    self.finished(turn.now_ms, name, step, microbatch, loss);
                 }
             }
             TrainerReport::Contradicted { attempt, peer, by, what, .. } => {
                 if attempt == self.attempt {
-                    self.contradicted(now_ms, &peer, &by, &what, out);
+                    self.contradicted(turn, &peer, &by, &what);
                 }
             }
             TrainerReport::Failed { step, microbatch, attempt, peers, what } => {
                 if attempt == self.attempt && self.index(step).is_some() {
-                    self.failed(name, (step, microbatch), &peers, &what, out);
+                    self.failed(turn, name, (step, microbatch), &peers, &what);
                 }
             }
         }
@@ -133,10 +128,9 @@ impl Conductor {
 
     pub(super) fn claim(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         (step, microbatch, attempt): (Step, Microbatch, Attempt),
-        out: &mut Vec<ConductorEffect>,
     ) {
         let Some(stage) = self.serving_stage(name) else { return };
         // What it was given may be of an attempt that was given up.
@@ -145,27 +139,26 @@ impl Conductor {
         let granted = match member {
             // It takes nothing new; the call was on its way already.
             false => false,
-            true => match ledger.claim(microbatch, name, now_ms) {
+            true => match ledger.claim(microbatch, name, turn.now_ms) {
                 Claimed::Waits => return,
                 Claimed::Granted => true,
                 Claimed::Refused => false,
             },
         };
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Grant { step, microbatch, granted }));
+        turn.tell(name, ToPeer::Grant { step, microbatch, granted });
     }
 
     pub(super) fn unclaim(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         step: Step,
         microbatch: Microbatch,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let Some(stage) = self.serving_stage(name) else { return };
         let Some(ledger) = self.ledger(step, stage) else { return };
-        if let Some(next) = ledger.unclaim(microbatch, name, now_ms) {
-            out.push(ConductorEffect::ToPeer(next, ToPeer::Grant { step, microbatch, granted: true }));
+        if let Some(next) = ledger.unclaim(microbatch, name, turn.now_ms) {
+            turn.tell(&next, ToPeer::Grant { step, microbatch, granted: true });
         } else if ledger.is_open(microbatch) {
             self.bring_back(step, microbatch);
         }
@@ -173,23 +166,22 @@ impl Conductor {
 
     pub(super) fn done(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         name: &PeerName,
         step: Step,
         contribution: &Contribution,
         took_us: u64,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let Some(stage) = self.serving_stage(name).filter(|_| self.index(step).is_some()) else { return };
         let microbatch = contribution.microbatch;
         self.timed(name, stage, took_us);
         let since_ms = self.ledger(step, stage).and_then(|ledger| ledger.claimed_ms(microbatch, name));
         if let Some(since_ms) = since_ms {
-            self.usual.claimed(stage, now_ms.saturating_sub(since_ms));
+            self.usual.claimed(stage, turn.now_ms.saturating_sub(since_ms));
         }
         let waited = self.ledger(step, stage).and_then(|ledger| ledger.done(contribution, name));
         for peer in waited.into_iter().flatten() {
-            out.push(ConductorEffect::ToPeer(peer, ToPeer::Grant { step, microbatch, granted: false }));
+            turn.tell(&peer, ToPeer::Grant { step, microbatch, granted: false });
         }
     }
 
@@ -202,38 +194,25 @@ impl Conductor {
     }
 
     /// What `name` had of `stage` is open again; averages that the stage is part of are formed anew.
-    pub(super) fn reopen(
-        &mut self,
-        now_ms: u64,
-        stage: StageId,
-        name: &PeerName,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn reopen(&mut self, turn: &mut Turn<'_>, stage: StageId, name: &PeerName) {
         for step in self.open_steps() {
-            self.release(now_ms, step, stage, name, out);
+            self.release(turn, step, stage, name);
         }
         for shard in self.shards_of(stage) {
-            self.form_anew(now_ms, shard, out);
+            self.form_anew(turn, shard);
         }
     }
 
     /// What `name` had of `stage` in one step is open again.
-    pub(super) fn release(
-        &mut self,
-        now_ms: u64,
-        step: Step,
-        stage: StageId,
-        name: &PeerName,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn release(&mut self, turn: &mut Turn<'_>, step: Step, stage: StageId, name: &PeerName) {
         let Some(index) = self.index(step) else { return };
         let of_step = &mut self.open[index];
-        let Released { undone, open, granted } = of_step.ledgers[stage as usize].release(name, now_ms);
+        let Released { undone, open, granted } = of_step.ledgers[stage as usize].release(name, turn.now_ms);
         of_step.redone += undone;
         self.totals.redone += u64::from(undone);
         for (peer, microbatch) in granted {
             let grant = ToPeer::Grant { step, microbatch, granted: true };
-            out.push(ConductorEffect::ToPeer(peer, grant));
+            turn.tell(&peer, grant);
         }
         for microbatch in open {
             self.bring_back(step, microbatch);
@@ -248,25 +227,18 @@ impl Conductor {
         }
     }
 
-    pub(super) fn applied(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        step: Step,
-        state: StateDigest,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn applied(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, state: StateDigest) {
         // Of a leaver too: what it hands over was computed with that.
         let Some(stage) = self.serving_stage(name) else { return };
         let Some(peer) = self.peers.get_mut(name).filter(|p| step > p.step) else { return };
         if step > self.step {
             let why = format!("it says that it is at step {step}, and the run is at step {}", self.step);
-            self.expel(now_ms, [name.clone()], &why, out);
+            self.expel(turn, [name.clone()], &why);
             return;
         }
         peer.step = step;
         if let Some(edge_ms) = self.measured.edge_ms().filter(|_| step == self.step) {
-            self.usual.updated(now_ms.saturating_sub(edge_ms));
+            self.usual.updated(turn.now_ms.saturating_sub(edge_ms));
         }
         self.hear_state(name, (stage, step), state, false);
     }

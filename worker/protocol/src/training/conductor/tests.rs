@@ -4,6 +4,7 @@ use dunlin_planner::rebalance::{Kind, Policy};
 
 use dunlin_swarm::PeerName;
 
+use super::turn::Turn;
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
@@ -121,7 +122,8 @@ fn speed_is_no_reason_to_leave_a_stage_to_one_machine() {
         let name = "a".into();
         let from = conductor.member_stage(&name).unwrap();
         let reason = "it is faster there".to_owned();
-        conductor.leave_for(GATHER_MS, &name, 1 - from, Kind::Cold, reason, &mut Vec::new());
+        let (mut out, to) = (Vec::new(), 1 - from);
+        conductor.leave_for(&mut Turn::new(GATHER_MS, &mut out), &name, to, Kind::Cold, reason);
         assert_eq!(conductor.member_stage(&name).is_none(), goes, "{machines:?}");
     }
 }
@@ -152,7 +154,7 @@ fn a_stage_on_one_machine_gets_a_peer_of_another_at_the_edge_of_a_step() {
     assert_eq!(before.iter().map(Vec::len).collect::<Vec<_>>(), [2, 3]);
 
     out.clear();
-    conductor.rebalance(GATHER_MS, &mut out);
+    conductor.rebalance(&mut Turn::new(GATHER_MS, &mut out));
     let sent = stages(&out);
     assert_eq!(sent.len(), 2, "{sent:?}");
     let stage_after = |name: &PeerName, stage: StageId| sent.get(name.as_str()).copied().unwrap_or(stage);
@@ -165,7 +167,7 @@ fn a_stage_on_one_machine_gets_a_peer_of_another_at_the_edge_of_a_step() {
     assert!(conductor.members().iter().all(|members| !members.is_empty()));
     // That is enough.
     out.clear();
-    conductor.rebalance(GATHER_MS, &mut out);
+    conductor.rebalance(&mut Turn::new(GATHER_MS, &mut out));
     assert_eq!(stages(&out).len(), 0);
 }
 

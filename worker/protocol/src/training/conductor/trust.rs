@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_swarm::PeerName;
 
 use super::peer_state::Place;
+use super::turn::Turn;
 use super::verdict::{Statement, Verdict, judge};
-use super::{Conductor, ConductorEffect, Expelled};
+use super::{Conductor, Expelled};
 use crate::training::ids::{Microbatch, StageId, Step};
 use crate::training::message::{Held, Hello, Role, StateDigest, ToPeer, ToTrainer};
 
@@ -96,7 +97,7 @@ impl Conductor {
     }
 
     /// Compares what the peers of every stage say, once all of them have made the last update. True when somebody is wrong.
-    pub(super) fn judge_states(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) -> bool {
+    pub(super) fn judge_states(&mut self, turn: &mut Turn<'_>) -> bool {
         for stage in 0..self.config.stages {
             let step = self.step;
             let Some(said) = self.states.get(&(stage, step)).filter(|said| self.have_all_said(stage, said))
@@ -109,15 +110,14 @@ impl Conductor {
                     self.states.entry((stage, step)).or_default().retain(|name, _| !names.contains(name));
                     let why =
                         format!("its state of stage {stage} after step {step} is not that of most others");
-                    self.disown(now_ms, names, &why, out);
+                    self.disown(turn, names, &why);
                 }
                 Verdict::Tied => {
                     let names: Vec<&str> = said.keys().map(PeerName::as_str).collect();
                     let who = names.join(" and ");
                     self.tied(
-                        now_ms,
+                        turn,
                         &format!("{who} have different states of stage {stage} after step {step}"),
-                        out,
                     );
                 }
             }
@@ -127,46 +127,42 @@ impl Conductor {
     }
 
     /// Something is wrong, and nobody can tell who: everybody goes back to the newest checkpoint.
-    pub(super) fn tied(&mut self, now_ms: u64, what: &str, out: &mut Vec<ConductorEffect>) {
+    pub(super) fn tied(&mut self, turn: &mut Turn<'_>, what: &str) {
         let (step, times) = self.ties;
         self.ties = if self.step > step { (self.step, 1) } else { (step, times + 1) };
         if self.ties.1 > TIES_MAX {
-            return self.fail(
-                format!(
+            return self.fail(turn, format!(
                     "{what}, and nobody can tell who is wrong. All went back {TIES_MAX} times, and it came to that again: these machines do not compute the same. Replace one of \
                      them, or give the stage a third peer on another machine, and go on from the last checkpoint"
-                ),
-                out,
-            );
+                ));
         }
-        out.push(ConductorEffect::Note(format!("{what}, and nobody can tell who is wrong: all go back")));
-        self.restore(now_ms, out);
+        turn.note(format!("{what}, and nobody can tell who is wrong: all go back"));
+        self.restore(turn);
     }
 
     /// Peers are wrong: they are named, and have to begin anew as somebody else. What they did in the open steps counts for nothing. True when that was anything.
     pub(super) fn expel(
         &mut self,
-        now_ms: u64,
+        turn: &mut Turn<'_>,
         names: impl IntoIterator<Item = PeerName>,
         why: &str,
-        out: &mut Vec<ConductorEffect>,
     ) -> bool {
         let mut served = false;
         for name in names {
-            served |= self.expel_one(now_ms, &name, why, out);
+            served |= self.expel_one(turn, &name, why);
         }
         if served {
-            self.begin_steps_anew(now_ms, out);
+            self.begin_steps_anew(turn);
         }
         served
     }
 
     /// True when it may have computed for others.
-    fn expel_one(&mut self, now_ms: u64, name: &PeerName, why: &str, out: &mut Vec<ConductorEffect>) -> bool {
+    fn expel_one(&mut self, turn: &mut Turn<'_>, name: &PeerName, why: &str) -> bool {
         let Some(peer) = self.peers.get(name) else { return true };
         let host = peer.mate.host.clone();
         let on = if host.is_empty() { String::new() } else { format!(" on {host}") };
-        out.push(ConductorEffect::Note(format!("{name}{on} is expelled: {why}")));
+        turn.note(format!("{name}{on} is expelled: {why}"));
         self.totals.expelled += 1;
         self.expelled.push_back(Expelled { peer: name.clone(), host, step: self.step, why: why.to_owned() });
         if self.expelled.len() > EXPELLED_MAX {
@@ -174,9 +170,9 @@ impl Conductor {
         }
         // It is not lost: what it leaves behind is of no use to anybody.
         let place = self.peers.get_mut(name).map(|p| std::mem::replace(&mut p.place, Place::Retired));
-        self.gone(now_ms, name, out);
-        out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Expelled { why: why.to_owned() }));
-        out.push(ConductorEffect::Drop(name.clone()));
+        self.gone(turn, name);
+        turn.tell(name, ToPeer::Expelled { why: why.to_owned() });
+        turn.drop_stream(name);
         let Some(Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage }) =
             place
         else {
@@ -184,7 +180,7 @@ impl Conductor {
         };
         if self.live() && !self.is_held(stage) {
             // It will not come back with what it has.
-            self.stage_lost(now_ms, stage, out);
+            self.stage_lost(turn, stage);
         } else if self.members_of(stage).count() == 1 {
             self.save_for_one_left();
         }
@@ -197,7 +193,7 @@ impl Conductor {
     }
 
     /// A peer that is wrong may have computed for others: all that the open steps have is of no use, and every key is open again.
-    fn begin_steps_anew(&mut self, now_ms: u64, out: &mut Vec<ConductorEffect>) {
+    fn begin_steps_anew(&mut self, turn: &mut Turn<'_>) {
         if !self.live() {
             return;
         }
@@ -205,14 +201,14 @@ impl Conductor {
             self.open.iter().flat_map(|open| &open.ledgers).map(|ledger| ledger.count_done()).sum();
         let redone = self.open.front().map_or(0, |open| open.redone) + done;
         self.totals.redone += u64::from(done);
-        out.push(ConductorEffect::Note(format!("step {} is begun anew", self.step)));
+        turn.note(format!("step {} is begun anew", self.step));
         self.in_doubt.clear();
         self.open_anew();
         if let Some(open) = self.open.front_mut() {
             open.redone = redone;
         }
         for name in self.trainers.keys() {
-            out.push(ConductorEffect::ToTrainer(name.clone(), ToTrainer::Anew));
+            turn.tell_trainer(name, ToTrainer::Anew);
         }
         let (step, attempt) = (self.step, self.attempt);
         for (name, peer) in &mut self.peers {
@@ -221,8 +217,8 @@ impl Conductor {
             {
                 peer.place = Place::Clearing { stage };
                 peer.moving = None;
-                peer.quiet_since_ms = now_ms;
-                out.push(ConductorEffect::ToPeer(name.clone(), ToPeer::Clear { step, attempt }));
+                peer.quiet_since_ms = turn.now_ms;
+                turn.tell(name, ToPeer::Clear { step, attempt });
             }
         }
         self.roster_changed = true;
@@ -235,55 +231,36 @@ impl Conductor {
     }
 
     /// A peer's memory has changed: what it has computed in the open steps is not to be trusted.
-    pub(super) fn corrupt(
-        &mut self,
-        now_ms: u64,
-        name: &PeerName,
-        what: &str,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        self.disown(now_ms, [name.clone()], what, out);
+    pub(super) fn corrupt(&mut self, turn: &mut Turn<'_>, name: &PeerName, what: &str) {
+        self.disown(turn, [name.clone()], what);
     }
 
     /// The same as [`Self::expel`], of peers that had something wrong: whatever they do now, they may have computed for others since the last update, and have handed that over.
-    fn disown(
-        &mut self,
-        now_ms: u64,
-        names: impl IntoIterator<Item = PeerName>,
-        why: &str,
-        out: &mut Vec<ConductorEffect>,
-    ) {
-        if !self.expel(now_ms, names, why, out) {
-            self.begin_steps_anew(now_ms, out);
+    fn disown(&mut self, turn: &mut Turn<'_>, names: impl IntoIterator<Item = PeerName>, why: &str) {
+        if !self.expel(turn, names, why) {
+            self.begin_steps_anew(turn);
         }
     }
 
     /// One peer cannot compute what another can.
-    pub(super) fn contradicted(
-        &mut self,
-        now_ms: u64,
-        peer: &PeerName,
-        by: &PeerName,
-        what: &str,
-        out: &mut Vec<ConductorEffect>,
-    ) {
+    pub(super) fn contradicted(&mut self, turn: &mut Turn<'_>, peer: &PeerName, by: &PeerName, what: &str) {
         let Some(stage) = self.member_stage(peer).filter(|s| self.member_stage(by) == Some(*s) && peer != by)
         else {
             return;
         };
         let why = format!("it cannot compute what {by}, which also serves stage {stage}, can: {what}");
-        self.expel(now_ms, [peer.clone()], &why, out);
+        self.expel(turn, [peer.clone()], &why);
     }
 
     /// Nobody can compute a microbatch, says a trainer. Another trainer drives it, if there is one: the first may be wrong about what it drives. So it does if all that were
     /// asked are of one machine and there are others.
     pub(super) fn failed(
         &mut self,
+        turn: &mut Turn<'_>,
         trainer: &PeerName,
         (step, microbatch): (Step, Microbatch),
         peers: &[PeerName],
         what: &str,
-        out: &mut Vec<ConductorEffect>,
     ) {
         let machine = |name: &PeerName| {
             let host = self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default();
@@ -303,17 +280,14 @@ impl Conductor {
         let who: Vec<&str> = peers.iter().map(PeerName::as_str).collect();
         let found = format!("step {step}, microbatch {microbatch}: {what}. So say {}", who.join(" and "));
         if doubtful {
-            out.push(ConductorEffect::Note(format!("{found}, asked by {trainer}; it is driven once more")));
+            turn.note(format!("{found}, asked by {trainer}; it is driven once more"));
             self.bring_back(step, microbatch);
             return;
         }
-        self.fail(
-            format!(
+        self.fail(turn, format!(
                 "{found}, again and again, and of values that other peers had made where there are others; lower the learning rate or the clip, or mend the data, and go on from \
                  the last checkpoint"
-            ),
-            out,
-        );
+            ));
     }
 
     /// Is the root of the state after this step to be said? It costs a second a gigabyte, so not always: before a checkpoint, when somebody is about to get the
