@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
+use super::machines::verdict::{Statement, Verdict, judge};
 use super::saving::{Outcome, UnderWay, Writer};
 use super::turn::Turn;
-use super::verdict::{Statement, Verdict, judge};
 use crate::training::ids::{StageId, Step};
 
 /// When nobody can tell who is wrong, it is written again so often.

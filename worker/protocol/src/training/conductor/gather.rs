@@ -225,6 +225,6 @@ impl Conductor {
 
     /// Has a peer every average that its update needs?
     pub(super) fn holds_all_averages(&self, held: &Held) -> bool {
-        self.shards_of(held.stage).iter().all(|s| held.averaged.contains_key(s))
+        self.averages.of_stage(held.stage).iter().all(|s| held.averaged.contains_key(s))
     }
 }

@@ -106,7 +106,7 @@ impl Conductor {
             .iter()
             .filter(|(_, p)| p.leaving)
             .filter_map(|(name, p)| match p.place {
-                Place::Member { stage } if self.is_relieved(stage) && self.collecting(stage) => {
+                Place::Member { stage } if self.is_relieved(stage) && self.averages.collects(stage) => {
                     Some((name.clone(), stage))
                 }
                 _ => None,
@@ -174,13 +174,9 @@ impl Conductor {
 
     /// Is there something that a peer does before it can hand over?
     pub(super) fn occupied(&self, name: &PeerName, stage: StageId) -> bool {
-        let averages = self
-            .shards_of(stage)
-            .iter()
-            .any(|&s| self.shards[s as usize].averaging.as_ref().is_some_and(|a| a.group.contains(name)));
         // Sums that it is given, or has been given without a word yet, are handed over with its own.
         let gives = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
-        averages
+        self.averages.include(name, stage)
             || self.peers.values().any(gives)
             || self.in_doubt.values().any(|d| d.mate == *name)
             || self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name))

@@ -46,9 +46,9 @@ impl Conductor {
             let placed = self.peers.iter().filter(move |(_, peer)| peer.place.stage() == Some(stage));
             placed.map(|(name, _)| name).filter(|other| *other != name).cloned()
         };
-        let shared = self.shards_of(stage).into_iter().find_map(|shard| {
+        let shared = self.averages.of_stage(stage).into_iter().find_map(|shard| {
             let mut others =
-                self.shards[shard as usize].stages.iter().copied().filter(|other| *other != stage).peekable();
+                self.averages.stages_of(shard).iter().copied().filter(|other| *other != stage).peekable();
             others.peek()?;
             Some((shard, others.flat_map(at).collect::<BTreeSet<_>>()))
         });

@@ -6,22 +6,23 @@
 //! * [`roster`] who is there and what stage each serves · [`leaving`] going in peace · [`mates`] which others each gives values to
 //! * [`moves`] which stage a peer should serve
 //! * [`open`] the steps that are being done
-//! * [`step`] work and keys · [`average`] averages, the commit
-//! * [`trust`] what peers say of their states, and what becomes of those that are wrong; [`verdict`] who that is
+//! * [`step`] work and keys · [`commit`] averages, the decision
+//! * [`trust`] what peers say of their states, and what becomes of those that are wrong
 //! * [`patience`] how long somebody may keep others waiting
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing
 //!
-//! And what it keeps: [`peer_state`] of each peer, [`open_step`], [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
+//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`open_step`], [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
 //! [`saving`] another, [`trouble`] with where they are.
 
 mod agree;
-mod average;
 mod checkpoints;
+mod commit;
 mod gather;
 mod gathering;
 mod known;
 mod leaving;
+mod machines;
 mod mates;
 mod measured;
 mod moves;
@@ -45,15 +46,16 @@ mod trust;
 mod trust_tests;
 mod turn;
 mod usual;
-mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
+use super::ids::{Attempt, Microbatch, StageId, Step};
 use super::message::{Hello, PeerReport, Role, StateDigest, ToPeer, ToTrainer};
 use gathering::Gathering;
+use machines::averages::Averages;
+use machines::verdict::Statement;
 use measured::Measured;
 use open_step::Open;
 use peer_state::{PeerState, Place};
@@ -64,7 +66,6 @@ pub use shell::{
 };
 use turn::Turn;
 use usual::Usual;
-use verdict::Statement;
 
 /// The ledger of a run.
 pub struct Conductor {
@@ -72,7 +73,7 @@ pub struct Conductor {
     phase: Phase,
     step: Step,
     stages: Vec<StageState>,
-    shards: Vec<ShardState>,
+    averages: Averages,
     peers: BTreeMap<PeerName, PeerState>,
     /// What each trainer has, and since when.
     trainers: BTreeMap<PeerName, BTreeMap<(Step, Microbatch), u64>>,
@@ -80,7 +81,6 @@ pub struct Conductor {
     open: VecDeque<Open>,
     /// Of the oldest of them.
     validation: BTreeMap<Microbatch, Option<f64>>,
-    round: u64,
     /// Of the open steps.
     attempt: Attempt,
     gathering: Gathering,
@@ -117,59 +117,19 @@ struct StageState {
     lost_ms: Option<u64>,
 }
 
-/// One set of tensors that is averaged together.
-#[derive(Clone, Debug)]
-struct ShardState {
-    /// Stages that hold it.
-    stages: Vec<StageId>,
-    averaging: Option<Averaging>,
-    /// An average that failed is not formed again before.
-    not_before_ms: u64,
-    /// How often its members held different averages in this step.
-    differed: u32,
-    /// How often somebody was a part of an average of this step that could not be formed: who could not, and who did not give what it should.
-    failures: BTreeMap<PeerName, u32>,
-}
-
-impl ShardState {
-    fn of(stages: Vec<StageId>) -> Self {
-        Self { stages, averaging: None, not_before_ms: 0, differed: 0, failures: BTreeMap::new() }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Averaging {
-    round: u64,
-    since_ms: u64,
-    group: BTreeSet<PeerName>,
-    squares: BTreeMap<PeerName, Vec<f64>>,
-}
-
-impl Averaging {
-    fn complete(&self) -> bool {
-        !self.group.is_empty() && self.group.iter().all(|peer| self.squares.contains_key(peer))
-    }
-}
-
 impl Conductor {
     /// A conductor that knows nobody. Of a run that saves, it waits for [`ConductorEvent::Checkpoints`] before anybody begins with anything.
     #[must_use]
     pub fn new(config: ConductorConfig) -> Self {
-        let mut shards: Vec<ShardState> =
-            (0..config.stages).map(|stage| ShardState::of(vec![stage])).collect();
-        if config.tied && config.stages > 1 {
-            shards.push(ShardState::of(vec![0, config.stages - 1]));
-        }
         let mut conductor = Self {
             phase: Phase::Gathering,
             step: 0,
             stages: vec![StageState::default(); config.stages as usize],
-            shards,
+            averages: Averages::new(config.stages, config.tied, config.incarnation << 20),
             peers: BTreeMap::new(),
             trainers: BTreeMap::new(),
             open: VecDeque::new(),
             validation: BTreeMap::new(),
-            round: config.incarnation << 20,
             attempt: config.incarnation << 20,
             gathering: Gathering::default(),
             saving: Saving::new(config.saves),
@@ -313,7 +273,7 @@ impl Conductor {
             }
             PeerReport::Corrupt { what } => self.corrupt(turn, name, &what),
             PeerReport::Averaged { step, shard, round, squares } => {
-                self.averaged(turn.now_ms, name, step, shard, round, squares);
+                self.averaged(turn, name, (step, shard, round), squares);
             }
             PeerReport::AverageFailed { step, shard, round, why, mate } => {
                 self.average_failed(turn, name, (step, shard, round), &why, mate);
@@ -389,9 +349,5 @@ impl Conductor {
     fn fail(&mut self, turn: &mut Turn<'_>, why: String) {
         turn.note(why.clone());
         self.phase = Phase::Failed(why);
-    }
-
-    fn shards_of(&self, stage: StageId) -> Vec<ShardId> {
-        (0..).zip(&self.shards).filter(|(_, s)| s.stages.contains(&stage)).map(|(id, _)| id).collect()
     }
 }

@@ -34,7 +34,7 @@ impl Conductor {
             return;
         }
         // But for those stages nobody moves in the middle of a step.
-        let plan = self.plan(turn.now_ms, needy.is_empty() || self.averaging());
+        let plan = self.plan(turn.now_ms, needy.is_empty() || self.averages.are_under_way());
         self.obey(turn, plan, |to| needy.contains(&to));
     }
 
@@ -62,10 +62,6 @@ impl Conductor {
             && self.members_of(stage).next().is_some()
             && !self.stays(stage)
             && !self.peers.values().any(comes)
-    }
-
-    fn averaging(&self) -> bool {
-        self.shards.iter().any(|s| s.averaging.is_some())
     }
 
     fn policy(&self) -> Policy {

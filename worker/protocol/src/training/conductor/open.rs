@@ -27,12 +27,7 @@ impl Conductor {
 
     /// What belongs to the oldest step alone: averages, and the validation of what the updates so far have made.
     fn begin_oldest(&mut self) {
-        for shard in &mut self.shards {
-            shard.averaging = None;
-            shard.not_before_ms = 0;
-            shard.differed = 0;
-            shard.failures.clear();
-        }
+        self.averages.begin_step();
         let (count, steps) = (self.config.microbatches, self.config.steps);
         let last = if self.config.delayed_updates { self.step + 1 } else { self.step };
         // Behind the last update there is nothing but a validation.

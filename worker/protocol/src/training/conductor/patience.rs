@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
+use super::Conductor;
 use super::peer_state::{PeerState, Place};
 use super::turn::Turn;
-use super::{Averaging, Conductor};
 use crate::training::message::ToPeer;
 
 /// A peer may owe something for so many times as long as it may keep a microbatch from others.
@@ -18,8 +18,6 @@ const QUIET: u64 = 3;
 const TIMES: u64 = 20;
 /// And so long on top: processes stand still for moments.
 const AND_MS: u64 = 5_000;
-/// Averages of a step that may fail with the same peer in them.
-const FAILURES_MAX: u32 = 20;
 
 fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
     usual.map_or(limit_ms, |usual| (TIMES * usual + AND_MS).min(limit_ms))
@@ -61,8 +59,6 @@ impl Conductor {
             return None;
         };
         let takes = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
-        let forms = |a: &Averaging| a.group.contains(name) && !a.squares.contains_key(name);
-        let averages = self.shards.iter().filter_map(|s| s.averaging.as_ref()).any(forms);
         // What has no usual time.
         if self.peers.values().any(takes)
             || self.in_doubt.values().any(|d| d.mate == *name)
@@ -75,7 +71,7 @@ impl Conductor {
             (self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name)), claim_ms),
             (matches!(peer.place, Place::Clearing { .. }), claim_ms),
             (peer.step < self.step && self.member_stage(name).is_some(), self.usual.update_ms),
-            (averages, self.usual.average_ms),
+            (self.averages.wait_for(name), self.usual.average_ms),
         ];
         let owed = owed.into_iter().filter(|(owes, _)| *owes);
         // Half as patient as with whoever keeps a microbatch from others: here nobody else can do it.
@@ -88,32 +84,6 @@ impl Conductor {
         self.gone(turn, name);
         turn.tell(name, ToPeer::Expelled { why: why.to_owned() });
         turn.drop_stream(name);
-    }
-
-    /// An average could not be formed because of two peers: one that did not get something, one that did not give it. Whoever is one of them again and again is taken to be lost,
-    /// though the conductor hears of it.
-    pub(super) fn blame(
-        &mut self,
-        turn: &mut Turn<'_>,
-        shard: usize,
-        name: &PeerName,
-        mate: Option<PeerName>,
-    ) {
-        let failures = &mut self.shards[shard].failures;
-        for peer in std::iter::once(name).chain(&mate) {
-            *failures.entry(peer.clone()).or_default() += 1;
-        }
-        let most = failures.values().copied().max().unwrap_or_default();
-        if most < FAILURES_MAX {
-            return;
-        }
-        let worst = |peer: &&PeerName| failures.get(*peer) == Some(&most);
-        let lost = mate.as_ref().filter(worst).or(Some(name).filter(worst)).cloned();
-        failures.clear();
-        if let Some(lost) = lost.filter(|lost| self.peers.contains_key(lost)) {
-            let why = format!("{most} averages of step {} could not be formed with it", self.step);
-            self.give_up(turn, &lost, &why);
-        }
     }
 
     /// All streams have ended, because this process stood still. What everybody holds and has added is as it was: it goes on as after a restart, and nobody is lost who comes

@@ -41,7 +41,7 @@ impl Conductor {
             Phase::Gathering => self.gathering.seen(turn.now_ms),
             Phase::Running | Phase::Finishing => match held {
                 // It was away for a moment. Its keys went to others, its weights are right.
-                Some(held) if held.step == self.step && self.collecting(held.stage) => {
+                Some(held) if held.step == self.step && self.averages.collects(held.stage) => {
                     self.clear(turn, &name, held.stage, held.step);
                 }
                 // It has the update that a conductor without memory makes again: it waits for that step, with empty sums.
@@ -53,7 +53,7 @@ impl Conductor {
                     if held.step + 1 == self.step
                         && self.last_scale.is_some()
                         && self.holds_all_averages(&held)
-                        && self.collecting(held.stage) =>
+                        && self.averages.collects(held.stage) =>
                 {
                     let (scale, prove) = (self.last_scale.unwrap_or(1.0), self.proves(self.step));
                     let apply = ToPeer::Apply { step: held.step, scale, prove };
@@ -74,11 +74,6 @@ impl Conductor {
             Phase::Finished | Phase::Suspended => turn.tell(&name, ToPeer::Retire),
             Phase::Failed(_) => {}
         }
-    }
-
-    /// Are the keys of a stage still being done? Afterwards nobody can join it in this step.
-    pub(super) fn collecting(&self, stage: StageId) -> bool {
-        self.shards_of(stage).iter().all(|&s| self.shards[s as usize].averaging.is_none())
     }
 
     pub(super) fn place(&mut self, name: &PeerName, place: Place) {
@@ -141,7 +136,7 @@ impl Conductor {
         if step >= self.step {
             self.fetched(turn.now_ms, name, stage);
         }
-        if step == self.step && self.collecting(stage) {
+        if step == self.step && self.averages.collects(stage) {
             self.place(name, Place::Member { stage });
         } else if step >= self.step {
             self.place(name, Place::Parked { stage });
@@ -255,7 +250,9 @@ impl Conductor {
         for step in self.open_steps().skip(1) {
             self.release(turn, step, stage, name);
         }
-        if !self.averages_have_sums_of(name, stage) {
+        // Its sums are safe with the others once they hold all that these went into.
+        let averaged = self.averages.leave_out(name, stage);
+        if !averaged || self.members_of(stage).next().is_none() {
             self.reopen(turn, stage, name);
         }
         self.admit_parked();
@@ -277,22 +274,6 @@ impl Conductor {
             turn.note(format!("stage {stage} has no peer left; {name} may come back"));
             self.stages[stage as usize].lost_ms = Some(turn.now_ms);
         }
-    }
-
-    /// Takes `name` out of the averages of its stage, and says whether all others hold every average that it was part of: its contributions are
-    /// safe there then.
-    fn averages_have_sums_of(&mut self, name: &PeerName, stage: StageId) -> bool {
-        let mut safe = self.members_of(stage).next().is_some();
-        for shard in self.shards_of(stage) {
-            if let Some(averaging) = &mut self.shards[shard as usize].averaging {
-                averaging.group.remove(name);
-                averaging.squares.remove(name);
-                safe &= averaging.complete();
-            } else {
-                safe = false;
-            }
-        }
-        safe
     }
 
     /// Stages whose last peer had time to come back, and did not.
@@ -318,7 +299,7 @@ impl Conductor {
             .peers
             .iter()
             .filter_map(|(name, p)| match p.place {
-                Place::Parked { stage } if p.step == self.step && self.collecting(stage) => {
+                Place::Parked { stage } if p.step == self.step && self.averages.collects(stage) => {
                     Some((name.clone(), stage))
                 }
                 _ => None,

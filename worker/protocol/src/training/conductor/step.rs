@@ -198,7 +198,7 @@ impl Conductor {
         for step in self.open_steps() {
             self.release(turn, step, stage, name);
         }
-        for shard in self.shards_of(stage) {
+        for shard in self.averages.of_stage(stage) {
             self.form_anew(turn, shard);
         }
     }

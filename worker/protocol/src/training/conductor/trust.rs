@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
+use super::machines::verdict::{Statement, Verdict, judge};
 use super::peer_state::Place;
 use super::turn::Turn;
-use super::verdict::{Statement, Verdict, judge};
 use super::{Conductor, Expelled};
 use crate::training::ids::{Microbatch, StageId, Step};
 use crate::training::message::{Held, Hello, Role, StateDigest, ToPeer, ToTrainer};
@@ -39,7 +39,7 @@ impl Conductor {
             done.len() == all && done.iter().all(known)
         });
         let shards = held.stage < config.stages && {
-            let own = self.shards_of(held.stage);
+            let own = self.averages.of_stage(held.stage);
             held.averaged.keys().all(|shard| own.contains(shard))
         };
         let open = if config.delayed_updates { 2 } else { 1 };

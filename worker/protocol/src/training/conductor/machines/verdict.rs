@@ -7,7 +7,7 @@ use dunlin_swarm::PeerName;
 
 /// What one peer says, and the machine it runs on; empty when that is not known, and then it counts as one of its own.
 #[derive(Clone, Debug)]
-pub(super) struct Statement<T> {
+pub struct Statement<T> {
     pub host: String,
     pub says: T,
     /// It has that from others, and has no voice of its own.
@@ -16,7 +16,7 @@ pub(super) struct Statement<T> {
 
 /// What to make of statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// All say the same.
     Agreed,
     /// These differ from what more machines say than say anything else.
@@ -26,10 +26,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges statements, of which `agree` says whether two are the same.
-pub(super) fn judge<T>(
-    statements: &BTreeMap<PeerName, Statement<T>>,
-    agree: impl Fn(&T, &T) -> bool,
-) -> Verdict {
+pub fn judge<T>(statements: &BTreeMap<PeerName, Statement<T>>, agree: impl Fn(&T, &T) -> bool) -> Verdict {
     // Everything that is said, who says it, and on how many machines.
     let mut said: Vec<(&T, BTreeSet<&PeerName>, BTreeSet<&str>)> = Vec::new();
     for (name, Statement { host, says, copied }) in statements {

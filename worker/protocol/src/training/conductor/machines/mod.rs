@@ -1,0 +1,7 @@
+//! What the conductor keeps, each part of it in the hands of one machine: nobody else can change it, and what there is to know is asked of it.
+//!
+//! * [`averages`] of the oldest open step
+//! * [`verdict`] who is wrong when peers differ
+
+pub mod averages;
+pub mod verdict;
