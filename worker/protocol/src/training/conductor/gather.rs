@@ -22,7 +22,7 @@ impl Conductor {
     pub(super) fn gather_again(&mut self, now_ms: u64, awaited: BTreeSet<PeerName>) {
         self.phase = Phase::Gathering;
         self.gathering = Gathering { since_ms: Some(now_ms), awaited, ..Gathering::default() };
-        self.states.clear();
+        self.trust.forget_states();
         self.in_doubt.clear();
         self.saving.forget();
         for stage in &mut self.stages {
@@ -143,7 +143,7 @@ impl Conductor {
         self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
-        self.states.clear();
+        self.trust.forget_states();
         self.open_anew();
         for (name, held) in &held {
             if !self.can_follow(held, newest, scale) {

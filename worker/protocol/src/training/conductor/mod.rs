@@ -7,7 +7,7 @@
 //! * [`moves`] which stage a peer should serve
 //! * [`open`] the steps that are being done
 //! * [`step`] work and keys · [`commit`] averages, the decision
-//! * [`trust`] what peers say of their states, and what becomes of those that are wrong
+//! * [`states`] what peers say of their states · [`expel`] what becomes of those that are wrong
 //! * [`patience`] how long somebody may keep others waiting
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing
@@ -18,6 +18,7 @@
 mod agree;
 mod checkpoints;
 mod commit;
+mod expel;
 mod gather;
 mod gathering;
 mod known;
@@ -37,11 +38,11 @@ mod save;
 mod save_tests;
 mod saving;
 mod shell;
+mod states;
 mod step;
 #[cfg(test)]
 mod tests;
 mod trouble;
-mod trust;
 #[cfg(test)]
 mod trust_tests;
 mod turn;
@@ -52,10 +53,10 @@ use std::collections::{BTreeMap, VecDeque};
 use dunlin_swarm::PeerName;
 
 use super::ids::{Attempt, Microbatch, StageId, Step};
-use super::message::{Hello, PeerReport, Role, StateDigest, ToPeer, ToTrainer};
+use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use gathering::Gathering;
 use machines::averages::Averages;
-use machines::verdict::Statement;
+use machines::trust::{Standing, Trust};
 use measured::Measured;
 use open_step::Open;
 use peer_state::{PeerState, Place};
@@ -89,12 +90,7 @@ pub struct Conductor {
     totals: Totals,
     measured: Measured,
     usual: Usual,
-    /// What peers say that their states are.
-    states: BTreeMap<(StageId, Step), BTreeMap<PeerName, Statement<StateDigest>>>,
-    /// Those that were expelled, the newest last.
-    expelled: VecDeque<Expelled>,
-    /// The furthest step at which nobody could tell whose state is right, and how often that was.
-    ties: (Step, u32),
+    trust: Trust,
     /// The update that was decided last: the step before this one.
     last_scale: Option<f32>,
     /// Lost while handing over: whether the mate has their sums is not known yet.
@@ -137,9 +133,7 @@ impl Conductor {
             totals: Totals::default(),
             measured: Measured::new(config.stages, config.fetch_ms),
             usual: Usual::new(config.stages),
-            states: BTreeMap::new(),
-            expelled: VecDeque::new(),
-            ties: (0, 0),
+            trust: Trust::default(),
             last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
@@ -164,7 +158,7 @@ impl Conductor {
     /// Counts of the whole run.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.totals
+        Totals { expelled: self.trust.expelled_ever(), ..self.totals }
     }
 
     /// The newest complete checkpoint.
@@ -183,7 +177,7 @@ impl Conductor {
     /// Peers that were expelled, the newest last; as many as are remembered.
     #[must_use]
     pub fn expelled(&self) -> impl ExactSizeIterator<Item = &Expelled> + DoubleEndedIterator {
-        self.expelled.iter()
+        self.trust.expelled()
     }
 
     /// Peers that serve each stage.
@@ -230,11 +224,7 @@ impl Conductor {
         let name = hello.me.name.clone();
         // A new stream of somebody we know replaces the old one.
         self.gone(turn, &name);
-        let (ours, theirs) = (self.config.arithmetic, hello.arithmetic);
-        let other = format!(
-            "it computes with version {theirs} of the arithmetic, this run with {ours}: give all processes the same image"
-        );
-        if let Some(why) = self.expelled_for(&name).or((ours != theirs).then_some(other)) {
+        if let Some(why) = self.why_not(&hello) {
             turn.note(format!("{name} is turned away: {why}"));
             match hello.role {
                 Role::Peer { .. } => turn.tell(&name, ToPeer::Expelled { why }),
@@ -251,6 +241,18 @@ impl Conductor {
                 turn.tell_trainer(&name, roster);
             }
             Role::Peer { .. } => self.peer_joins(turn, hello.me, held),
+        }
+    }
+
+    /// Why a process cannot take part.
+    fn why_not(&self, hello: &Hello) -> Option<String> {
+        let (ours, theirs) = (self.config.arithmetic, hello.arithmetic);
+        match self.trust.standing(&hello.me.name) {
+            Standing::Expelled { why } => Some(why.to_owned()),
+            Standing::Trusted if ours != theirs => Some(format!(
+                "it computes with version {theirs} of the arithmetic, this run with {ours}: give all processes the same image"
+            )),
+            Standing::Trusted => None,
         }
     }
 
@@ -344,6 +346,11 @@ impl Conductor {
             Place::Member { stage } => Some(stage),
             _ => None,
         }
+    }
+
+    /// The machine that a peer runs on. Empty if that is not known.
+    fn host(&self, name: &PeerName) -> String {
+        self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default()
     }
 
     fn fail(&mut self, turn: &mut Turn<'_>, why: String) {

@@ -57,7 +57,7 @@ impl Conductor {
         }
         self.step = self.saving.newest().unwrap_or(0);
         self.phase = Phase::Gathering;
-        self.states.clear();
+        self.trust.forget_states();
         self.last_scale = None;
         for stage in &mut self.stages {
             stage.lost_ms = None;

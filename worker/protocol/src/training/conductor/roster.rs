@@ -76,6 +76,12 @@ impl Conductor {
         }
     }
 
+    /// Has anybody the state of a stage who serves it, or is about to?
+    pub(super) fn is_held(&self, stage: StageId) -> bool {
+        let holds = |place: &Place| matches!(place, Place::Member { stage: s } | Place::HandingOver { stage: s, .. } | Place::Clearing { stage: s } if *s == stage);
+        self.peers.values().any(|p| holds(&p.place))
+    }
+
     pub(super) fn place(&mut self, name: &PeerName, place: Place) {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.place = place;
@@ -116,8 +122,9 @@ impl Conductor {
             return;
         }
         // What it has of its own counts as much as what others have, and so does an update that it has made itself.
-        let copied = from_others && !self.had_state(name, stage, step);
-        if copied && self.differs(stage, step, &state) {
+        let copied = from_others && !self.trust.had_state(name, stage, step);
+        let serves = |name: &PeerName| self.member_stage(name) == Some(stage);
+        if copied && self.trust.differs((stage, step), &state, serves) {
             return self.wrong_state(turn, name, stage, step);
         }
         self.hear_state(name, (stage, step), state, copied);

@@ -1,6 +1,6 @@
 //! One step: work for trainers, keys for peers, updates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
@@ -10,6 +10,9 @@ use super::turn::Turn;
 use crate::training::ids::{Attempt, Microbatch, StageId, Step};
 use crate::training::ledger::{Claimed, Released};
 use crate::training::message::{Contribution, StateDigest, ToPeer, ToTrainer, TrainerReport};
+
+/// A microbatch that cannot be computed, as several trainers say or one again and again: so often it is driven.
+const FAILURES_MAX: usize = 4;
 
 impl Conductor {
     /// Trainers get microbatches, as many as keep the peers busy.
@@ -241,5 +244,43 @@ impl Conductor {
             self.usual.updated(turn.now_ms.saturating_sub(edge_ms));
         }
         self.hear_state(name, (stage, step), state, false);
+    }
+
+    /// Nobody can compute a microbatch, says a trainer. Another trainer drives it, if there is one: the first may be wrong about what it drives. So it does if all that were
+    /// asked are of one machine and there are others.
+    pub(super) fn failed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        trainer: &PeerName,
+        (step, microbatch): (Step, Microbatch),
+        peers: &[PeerName],
+        what: &str,
+    ) {
+        let machine = |name: &PeerName| {
+            let host = self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default();
+            if host.is_empty() { name.to_string() } else { host }
+        };
+        let asked: BTreeSet<String> = peers.iter().map(machine).collect();
+        let stage = peers.iter().find_map(|n| self.member_stage(n));
+        let others = stage.is_none_or(|stage| self.members_of(stage).any(|n| !asked.contains(&machine(n))));
+        let (Some(index), Some(work)) = (self.index(step), self.trainers.get_mut(trainer)) else { return };
+        if work.remove(&(step, microbatch)).is_none() {
+            return;
+        }
+        let said = self.open[index].failed.entry(microbatch).or_default();
+        said.push(trainer.clone());
+        let unheard = self.trainers.keys().any(|other| !said.contains(other));
+        let doubtful = (unheard || asked.len() < 2 && others) && said.len() < FAILURES_MAX;
+        let who: Vec<&str> = peers.iter().map(PeerName::as_str).collect();
+        let found = format!("step {step}, microbatch {microbatch}: {what}. So say {}", who.join(" and "));
+        if doubtful {
+            turn.note(format!("{found}, asked by {trainer}; it is driven once more"));
+            self.bring_back(step, microbatch);
+            return;
+        }
+        self.fail(turn, format!(
+                "{found}, again and again, and of values that other peers had made where there are others; lower the learning rate or the clip, or mend the data, and go on from \
+                 the last checkpoint"
+            ));
     }
 }

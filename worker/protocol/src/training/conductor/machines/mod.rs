@@ -1,7 +1,9 @@
 //! What the conductor keeps, each part of it in the hands of one machine: nobody else can change it, and what there is to know is asked of it.
 //!
 //! * [`averages`] of the oldest open step
+//! * [`trust`] what peers say that their states are, who was expelled
 //! * [`verdict`] who is wrong when peers differ
 
 pub mod averages;
+pub mod trust;
 pub mod verdict;

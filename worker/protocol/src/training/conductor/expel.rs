@@ -1,0 +1,116 @@
+//! What becomes of peers that are wrong.
+//!
+//! Whoever is wrong is expelled: another process takes its place. What it computed since the last update may have gone into sums of others, so the steps that are open are begun
+//! anew: nothing wrong gets into an update that way, and the run ends with the bits of one that nothing happened to.
+
+use dunlin_swarm::PeerName;
+
+use super::peer_state::Place;
+use super::turn::Turn;
+use super::{Conductor, Expelled};
+use crate::training::message::{ToPeer, ToTrainer};
+
+impl Conductor {
+    /// Peers are wrong: they are named, and have to begin anew as somebody else. What they did in the open steps counts for nothing. True when that was anything.
+    pub(super) fn expel(
+        &mut self,
+        turn: &mut Turn<'_>,
+        names: impl IntoIterator<Item = PeerName>,
+        why: &str,
+    ) -> bool {
+        let mut served = false;
+        for name in names {
+            served |= self.expel_one(turn, &name, why);
+        }
+        if served {
+            self.begin_steps_anew(turn);
+        }
+        served
+    }
+
+    /// True when it may have computed for others.
+    fn expel_one(&mut self, turn: &mut Turn<'_>, name: &PeerName, why: &str) -> bool {
+        let Some(peer) = self.peers.get(name) else { return true };
+        let host = peer.mate.host.clone();
+        let on = if host.is_empty() { String::new() } else { format!(" on {host}") };
+        turn.note(format!("{name}{on} is expelled: {why}"));
+        let expelled = Expelled { peer: name.clone(), host, step: self.step, why: why.to_owned() };
+        self.trust.expel(expelled);
+        // It is not lost: what it leaves behind is of no use to anybody.
+        let place = self.peers.get_mut(name).map(|p| std::mem::replace(&mut p.place, Place::Retired));
+        self.gone(turn, name);
+        turn.tell(name, ToPeer::Expelled { why: why.to_owned() });
+        turn.drop_stream(name);
+        let Some(Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage }) =
+            place
+        else {
+            return false;
+        };
+        if self.live() && !self.is_held(stage) {
+            // It will not come back with what it has.
+            self.stage_lost(turn, stage);
+        } else if self.members_of(stage).count() == 1 {
+            self.save_for_one_left();
+        }
+        true
+    }
+
+    /// A peer that is wrong may have computed for others: all that the open steps have is of no use, and every key is open again.
+    fn begin_steps_anew(&mut self, turn: &mut Turn<'_>) {
+        if !self.live() {
+            return;
+        }
+        let done: u32 =
+            self.open.iter().flat_map(|open| &open.ledgers).map(|ledger| ledger.count_done()).sum();
+        let redone = self.open.front().map_or(0, |open| open.redone) + done;
+        self.totals.redone += u64::from(done);
+        turn.note(format!("step {} is begun anew", self.step));
+        self.in_doubt.clear();
+        self.open_anew();
+        if let Some(open) = self.open.front_mut() {
+            open.redone = redone;
+        }
+        for name in self.trainers.keys() {
+            turn.tell_trainer(name, ToTrainer::Anew);
+        }
+        let (step, attempt) = (self.step, self.attempt);
+        for (name, peer) in &mut self.peers {
+            if let Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage } =
+                peer.place
+            {
+                peer.place = Place::Clearing { stage };
+                peer.moving = None;
+                peer.quiet_since_ms = turn.now_ms;
+                turn.tell(name, ToPeer::Clear { step, attempt });
+            }
+        }
+        self.roster_changed = true;
+    }
+
+    /// A peer's memory has changed: what it has computed in the open steps is not to be trusted.
+    pub(super) fn corrupt(&mut self, turn: &mut Turn<'_>, name: &PeerName, what: &str) {
+        self.disown(turn, [name.clone()], what);
+    }
+
+    /// The same as [`Self::expel`], of peers that had something wrong: whatever they do now, they may have computed for others since the last update, and have handed that over.
+    pub(super) fn disown(
+        &mut self,
+        turn: &mut Turn<'_>,
+        names: impl IntoIterator<Item = PeerName>,
+        why: &str,
+    ) {
+        if !self.expel(turn, names, why) {
+            self.begin_steps_anew(turn);
+        }
+    }
+
+    /// One peer cannot compute what another can.
+    pub(super) fn contradicted(&mut self, turn: &mut Turn<'_>, peer: &PeerName, by: &PeerName, what: &str) {
+        let Some(stage) = self.member_stage(peer).filter(|s| self.member_stage(by) == Some(*s) && peer != by)
+        else {
+            return;
+        };
+        let why = format!("it cannot compute what {by}, which also serves stage {stage}, can: {what}");
+        self.expel(turn, [peer.clone()], &why);
+    }
+}
