@@ -59,7 +59,7 @@ impl Conductor {
     /// differed, it is all others.
     pub(super) fn checkers_of(&self, stage: StageId, writer: &PeerName) -> Vec<PeerName> {
         let host = |name: &PeerName| self.peers.get(name).map(|p| p.mate.host.as_str()).unwrap_or_default();
-        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
+        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.work.step());
         let same = |name: &&PeerName| !host(name).is_empty() && host(name) == host(writer);
         let mut others: Vec<&PeerName> =
             self.members_of(stage).filter(current).filter(|name| *name != writer).collect();

@@ -33,8 +33,7 @@ impl Conductor {
         match self.phase {
             Phase::Gathering if self.gathering.restores() => self.follow_newest(turn),
             Phase::Gathering => {
-                self.step = self.saving.newest().unwrap_or(0);
-                self.open_anew();
+                self.begin_at(self.saving.newest().unwrap_or(0), None);
             }
             // The run goes on from the memory of its peers; what they have wants to be in a sound checkpoint soon.
             Phase::Running => self.save_for_one_left(),

@@ -10,7 +10,6 @@ use super::turn::Turn;
 use super::{Committed, Conductor, ConductorEffect, Phase};
 use crate::training::clip;
 use crate::training::ids::{ShardId, StageId, Step};
-use crate::training::ledger::Ledger;
 use crate::training::message::{Mate, ToPeer, ToTrainer};
 
 /// Newcomers that miss one update are waited for so long, or for as long as the last step took.
@@ -19,13 +18,13 @@ const NEWCOMERS_MS_MIN: u64 = 500;
 impl Conductor {
     /// Shards whose keys are all done are averaged as soon as they are.
     pub(super) fn start_averages(&mut self, turn: &mut Turn<'_>) {
-        if self.step >= self.config.steps {
+        if self.work.is_over() {
             return;
         }
         for shard in self.averages.ids() {
             let stages = self.averages.stages_of(shard).to_vec();
             let complete = stages.iter().all(|&s| {
-                self.open[0].ledgers[s as usize].complete()
+                self.work.is_complete(s)
                     && self.members_of(s).next().is_some()
                     && self.is_agreed(s)
                     && !self.handing_over(s)
@@ -38,7 +37,7 @@ impl Conductor {
                 stages.iter().flat_map(|&s| self.members_of(s)).cloned().collect();
             let group: Vec<Mate> =
                 names.iter().filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
-            let (step, round) = (self.step, self.averages.begin(shard, turn.now_ms, names.clone()));
+            let (step, round) = (self.work.step(), self.averages.begin(shard, turn.now_ms, names.clone()));
             for name in &names {
                 let group = group.clone();
                 turn.tell(name, ToPeer::Average { step, shard, round, group });
@@ -49,7 +48,7 @@ impl Conductor {
     /// With delayed updates the averages of a step begin as soon as the step before is decided. Whoever waited for that, and gets the update that
     /// it missed, takes part all the same: there is time, as the microbatches of the next step are being done.
     pub(super) fn nearly_there(&self, now_ms: u64, stage: StageId) -> bool {
-        let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.step;
+        let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.work.step();
         self.config.delayed_updates
             && self.measured.is_after_edge(now_ms, NEWCOMERS_MS_MIN)
             && self.peers.values().any(comes)
@@ -62,7 +61,7 @@ impl Conductor {
         (step, shard, round): (Step, ShardId, u64),
         squares: Vec<f64>,
     ) {
-        if step != self.step {
+        if step != self.work.step() {
             return;
         }
         if let Some(took_ms) = self.averages.averaged(turn.now_ms, name, (shard, round), squares) {
@@ -78,7 +77,7 @@ impl Conductor {
         why: &str,
         mate: Option<PeerName>,
     ) {
-        if step != self.step || !self.averages.failed(turn.now_ms, shard, round) {
+        if step != self.work.step() || !self.averages.failed(turn.now_ms, shard, round) {
             return;
         }
         self.form_anew(turn, shard);
@@ -94,12 +93,11 @@ impl Conductor {
     /// Everything is averaged everywhere: the step is decided.
     pub(super) fn try_commit(&mut self, turn: &mut Turn<'_>) {
         let served = (0..self.config.stages).all(|s| self.members_of(s).next().is_some());
-        let validated = self.validation.values().all(Option::is_some);
-        if !served || !validated || self.phase != Phase::Running {
+        if !served || !self.work.is_validated() || self.phase != Phase::Running {
             return;
         }
         let host = |name: &PeerName| self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default();
-        let step = self.step;
+        let step = self.work.step();
         let differ = |names: &[PeerName]| {
             let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
             format!("{} hold different averages of step {step}", names.join(" and "))
@@ -122,31 +120,25 @@ impl Conductor {
     fn commit(&mut self, turn: &mut Turn<'_>, squares: &[f64]) {
         let norm = match clip::norm(squares) {
             Ok(norm) => norm,
-            Err(diverged) => return self.fail(turn, format!("step {}: {diverged}", self.step)),
+            Err(diverged) => return self.fail(turn, format!("step {}: {diverged}", self.work.step())),
         };
         let scale = clip::scale(norm, self.config.clip);
-        let (step, prove) = (self.step, self.proves(self.step + 1));
+        let (step, prove) = (self.work.step(), self.proves(self.work.step() + 1));
         let members: Vec<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
         for name in members {
             turn.tell(&name, ToPeer::Apply { step, scale, prove });
         }
-        for name in self.trainers.keys() {
-            turn.tell_trainer(name, ToTrainer::Committed { step });
-        }
-        let losses = self.open[0].ledgers.last().map_or(0.0, Ledger::loss);
-        let validation: Option<f64> =
-            (!self.validation.is_empty()).then(|| self.validation.values().flatten().sum());
+        self.work.tell_trainers(turn, &ToTrainer::Committed { step });
         turn.push(ConductorEffect::Committed(Committed {
             step,
-            loss: losses,
-            validation,
+            loss: self.work.loss(),
+            validation: self.work.validation(),
             norm,
-            redone: self.open[0].redone,
+            redone: self.work.redone().0,
         }));
-        self.step += 1;
-        self.last_scale = Some(scale);
-        self.open_next();
+        self.work.decide(scale);
+        self.averages.begin_step();
         self.after_commit(turn);
     }
 
@@ -154,9 +146,9 @@ impl Conductor {
     pub(super) fn form_anew(&mut self, turn: &mut Turn<'_>, shard: ShardId) {
         self.averages.drop(shard);
         for stage in self.averages.stages_of(shard).to_vec() {
-            for holder in self.open[0].ledgers[stage as usize].holders() {
+            for holder in self.work.holders(stage) {
                 if self.serving_stage(&holder) != Some(stage) && !self.in_doubt.contains_key(&holder) {
-                    self.release(turn, self.step, stage, &holder);
+                    self.work.release(turn, self.work.step(), stage, &holder);
                 }
             }
         }

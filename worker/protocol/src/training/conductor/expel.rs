@@ -34,7 +34,7 @@ impl Conductor {
         let host = peer.mate.host.clone();
         let on = if host.is_empty() { String::new() } else { format!(" on {host}") };
         turn.note(format!("{name}{on} is expelled: {why}"));
-        let expelled = Expelled { peer: name.clone(), host, step: self.step, why: why.to_owned() };
+        let expelled = Expelled { peer: name.clone(), host, step: self.work.step(), why: why.to_owned() };
         self.trust.expel(expelled);
         // It is not lost: what it leaves behind is of no use to anybody.
         let place = self.peers.get_mut(name).map(|p| std::mem::replace(&mut p.place, Place::Retired));
@@ -60,20 +60,12 @@ impl Conductor {
         if !self.live() {
             return;
         }
-        let done: u32 =
-            self.open.iter().flat_map(|open| &open.ledgers).map(|ledger| ledger.count_done()).sum();
-        let redone = self.open.front().map_or(0, |open| open.redone) + done;
-        self.totals.redone += u64::from(done);
-        turn.note(format!("step {} is begun anew", self.step));
+        turn.note(format!("step {} is begun anew", self.work.step()));
         self.in_doubt.clear();
-        self.open_anew();
-        if let Some(open) = self.open.front_mut() {
-            open.redone = redone;
-        }
-        for name in self.trainers.keys() {
-            turn.tell_trainer(name, ToTrainer::Anew);
-        }
-        let (step, attempt) = (self.step, self.attempt);
+        self.work.begin_anew();
+        self.averages.begin_step();
+        self.work.tell_trainers(turn, &ToTrainer::Anew);
+        let (step, attempt) = (self.work.step(), self.work.attempt());
         for (name, peer) in &mut self.peers {
             if let Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage } =
                 peer.place

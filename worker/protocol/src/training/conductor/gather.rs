@@ -9,7 +9,6 @@ use super::peer_state::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
-use crate::training::ledger::Claimed;
 use crate::training::message::{Held, PeerReport, ToPeer};
 
 /// Peers that hold a stage nobody else has are waited for this many times as long.
@@ -56,8 +55,7 @@ impl Conductor {
                 return;
             }
             self.gathering.restore = true;
-            self.step = self.saving.newest().unwrap_or(0);
-            self.open_anew();
+            self.begin_at(self.saving.newest().unwrap_or(0), None);
         }
         if !self.may_load(turn) {
             return;
@@ -66,7 +64,7 @@ impl Conductor {
         if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
             self.phase = Phase::Running;
             self.roster_changed = true;
-            self.open_anew();
+            self.begin_at(self.work.step(), self.work.scale());
             self.answer_claims(turn);
             self.plan_save();
         }
@@ -139,12 +137,10 @@ impl Conductor {
             }
             return;
         };
-        self.step = newest;
-        self.last_scale = scale;
         self.phase = Phase::Running;
         self.roster_changed = true;
         self.trust.forget_states();
-        self.open_anew();
+        self.begin_at(newest, scale);
         for (name, held) in &held {
             if !self.can_follow(held, newest, scale) {
                 continue;
@@ -156,21 +152,13 @@ impl Conductor {
                 let apply = ToPeer::Apply { step, scale: scale.unwrap_or(1.0), prove };
                 turn.tell(name, apply);
             }
-            if !self.restore_keys(turn.now_ms, name, held) {
+            if !self.work.restore(turn.now_ms, name, held) {
                 // Somebody else has added some of it as well: this peer begins the step anew.
-                for open in &mut self.open {
-                    open.ledgers[held.stage as usize].release(name, turn.now_ms);
-                }
                 self.clear(turn, name, held.stage, newest);
             }
         }
         self.answer_claims(turn);
-        // What is added already, or being added, comes back only when it is lost.
-        let count = self.config.microbatches;
-        for open in &mut self.open {
-            let ledgers = &open.ledgers;
-            open.todo.retain(|m| *m >= count || ledgers.iter().any(|ledger| ledger.is_open(*m)));
-        }
+        self.work.restored();
         if (0..self.config.stages).any(|s| !self.stays(s)) {
             self.saving.want_now(self.config.saves);
         }
@@ -183,7 +171,7 @@ impl Conductor {
     fn newest_whole<'a>(&self, held: impl Iterator<Item = &'a Held> + Clone) -> Option<(Step, Option<f32>)> {
         let mut steps: BTreeSet<Step> = held.clone().map(|h| h.step).collect();
         // This life may have decided an update that nobody has heard of.
-        let decided = self.last_scale.map(|scale| (self.step, scale));
+        let decided = self.work.scale().map(|scale| (self.work.step(), scale));
         steps.extend(decided.map(|(step, _)| step));
         steps.into_iter().rev().find_map(|step| {
             let mut scales: BTreeMap<u32, usize> = BTreeMap::new();
@@ -209,18 +197,8 @@ impl Conductor {
     /// A peer empties its sums, of which everybody else knows nothing or something else; then it serves.
     pub(super) fn clear(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, step: Step) {
         self.place(name, Place::Clearing { stage });
-        let attempt = self.attempt;
+        let attempt = self.work.attempt();
         turn.tell(name, ToPeer::Clear { step, attempt });
-    }
-
-    /// Enters what a peer has added and is adding to the steps that are open; what was in a step before those is in its update. False when
-    /// somebody else has some of it.
-    fn restore_keys(&mut self, now_ms: u64, name: &PeerName, held: &Held) -> bool {
-        (held.step..).zip(&held.sums).all(|(step, sums)| {
-            let Some(ledger) = self.ledger(step, held.stage) else { return step < self.step };
-            sums.done.iter().all(|c| ledger.restore(c, name))
-                && sums.adding.iter().all(|&m| ledger.claim(m, name, now_ms) == Claimed::Granted)
-        })
     }
 
     /// Has a peer every average that its update needs?

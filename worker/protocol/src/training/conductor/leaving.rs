@@ -6,7 +6,7 @@ use super::peer_state::{PeerState, Place};
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
-use crate::training::message::{Contribution, ToPeer};
+use crate::training::message::ToPeer;
 
 impl Conductor {
     /// A peer will be gone: those without work go at once, others serve on as long as there is time.
@@ -127,7 +127,7 @@ impl Conductor {
             if self.occupied(&name, stage) {
                 continue;
             }
-            let Some((step, contributions)) = self.contributions(&name, stage) else {
+            let Some((step, contributions)) = self.work.contributions(&name, stage) else {
                 self.released(turn, &name);
                 continue;
             };
@@ -153,23 +153,18 @@ impl Conductor {
     pub(super) fn relieve(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         self.place(name, Place::HandingOver { stage, to: None });
         // What it waits for it must not get once its sums are on their way to a mate.
-        for (step, open) in (self.step..).zip(&mut self.open) {
-            for microbatch in open.ledgers[stage as usize].refuse_waiting(name) {
-                let refusal = ToPeer::Grant { step, microbatch, granted: false };
-                turn.tell(name, refusal);
-            }
-        }
+        self.work.refuse_waiting(turn, stage, name);
     }
 
     /// A peer on its way out serves on. Sums of which a mate has taken a part would count that twice: they are emptied.
     pub(super) fn stays_after_all(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         let Some(peer) = self.peers.get_mut(name) else { return };
         peer.moving = None;
-        if peer.gave.is_none_or(|step| step < self.step) {
+        if peer.gave.is_none_or(|step| step < self.work.step()) {
             return self.place(name, Place::Member { stage });
         }
         self.reopen(turn, stage, name);
-        self.clear(turn, name, stage, self.step);
+        self.clear(turn, name, stage, self.work.step());
     }
 
     /// Is there something that a peer does before it can hand over?
@@ -179,26 +174,22 @@ impl Conductor {
         self.averages.include(name, stage)
             || self.peers.values().any(gives)
             || self.in_doubt.values().any(|d| d.mate == *name)
-            || self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name))
-    }
-
-    /// What a peer of a stage has added to the oldest step that it has added anything to.
-    pub(super) fn contributions(&self, name: &PeerName, stage: StageId) -> Option<(Step, Vec<Contribution>)> {
-        let mut all = self.ledgers(stage).map(|(step, ledger)| (step, ledger.of(name)));
-        all.find(|(_, contributions)| !contributions.is_empty())
+            || self.work.is_busy(name, stage)
     }
 
     /// Can a peer of a stage go without a word?
     pub(super) fn has_nothing(&self, name: &PeerName, stage: StageId) -> bool {
-        !self.occupied(name, stage) && self.contributions(name, stage).is_none()
+        !self.occupied(name, stage) && self.work.contributions(name, stage).is_none()
     }
 
     pub(super) fn taken(&mut self, turn: &mut Turn<'_>, mate: &PeerName, step: Step, from: &PeerName) {
-        let Some(index) = self.index(step) else { return };
+        if !self.work.is_open(step) {
+            return;
+        }
         if let Some(doubt) = self.in_doubt.get(from) {
             // Lost, but its sums are safe.
             if doubt.step == step && doubt.mate == *mate {
-                self.open[index].ledgers[doubt.stage as usize].transfer(from, mate);
+                self.work.transfer(step, doubt.stage, from, mate);
                 self.in_doubt.remove(from);
             }
             return;
@@ -211,14 +202,14 @@ impl Conductor {
         let stage = *stage;
         *to = None;
         peer.gave = Some(step);
-        self.open[index].ledgers[stage as usize].transfer(from, mate);
+        self.work.transfer(step, stage, from, mate);
         if self.has_nothing(from, stage) {
             self.released(turn, from);
         }
     }
 
     pub(super) fn take_failed(&mut self, turn: &mut Turn<'_>, step: Step, from: &PeerName) {
-        if self.index(step).is_none() {
+        if !self.work.is_open(step) {
             return;
         }
         if let Some(doubt) = self.in_doubt.remove(from) {

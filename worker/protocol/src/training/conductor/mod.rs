@@ -5,14 +5,13 @@
 //! * [`shell`] what happens, and what is to be done
 //! * [`roster`] who is there and what stage each serves · [`leaving`] going in peace · [`mates`] which others each gives values to
 //! * [`moves`] which stage a peer should serve
-//! * [`open`] the steps that are being done
 //! * [`step`] work and keys · [`commit`] averages, the decision
 //! * [`states`] what peers say of their states · [`expel`] what becomes of those that are wrong
 //! * [`patience`] how long somebody may keep others waiting
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing
 //!
-//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`open_step`], [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
+//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
 //! [`saving`] another, [`trouble`] with where they are.
 
 mod agree;
@@ -27,8 +26,6 @@ mod machines;
 mod mates;
 mod measured;
 mod moves;
-mod open;
-mod open_step;
 mod patience;
 mod peer_state;
 mod restore;
@@ -48,17 +45,18 @@ mod trust_tests;
 mod turn;
 mod usual;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{Attempt, Microbatch, StageId, Step};
+use super::ids::{StageId, Step};
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use gathering::Gathering;
 use machines::averages::Averages;
 use machines::trust::{Standing, Trust};
+use machines::work::Work;
 use measured::Measured;
-use open_step::Open;
 use peer_state::{PeerState, Place};
 use saving::Saving;
 pub use shell::{
@@ -70,20 +68,12 @@ use usual::Usual;
 
 /// The ledger of a run.
 pub struct Conductor {
-    config: ConductorConfig,
+    config: Arc<ConductorConfig>,
     phase: Phase,
-    step: Step,
     stages: Vec<StageState>,
     averages: Averages,
     peers: BTreeMap<PeerName, PeerState>,
-    /// What each trainer has, and since when.
-    trainers: BTreeMap<PeerName, BTreeMap<(Step, Microbatch), u64>>,
-    /// From the step that is decided next on.
-    open: VecDeque<Open>,
-    /// Of the oldest of them.
-    validation: BTreeMap<Microbatch, Option<f64>>,
-    /// Of the open steps.
-    attempt: Attempt,
+    work: Work,
     gathering: Gathering,
     saving: Saving,
     suspend: bool,
@@ -91,8 +81,6 @@ pub struct Conductor {
     measured: Measured,
     usual: Usual,
     trust: Trust,
-    /// The update that was decided last: the step before this one.
-    last_scale: Option<f32>,
     /// Lost while handing over: whether the mate has their sums is not known yet.
     in_doubt: BTreeMap<PeerName, InDoubt>,
     /// Membership changed since others were told.
@@ -117,16 +105,13 @@ impl Conductor {
     /// A conductor that knows nobody. Of a run that saves, it waits for [`ConductorEvent::Checkpoints`] before anybody begins with anything.
     #[must_use]
     pub fn new(config: ConductorConfig) -> Self {
-        let mut conductor = Self {
+        let config = Arc::new(config);
+        Self {
             phase: Phase::Gathering,
-            step: 0,
             stages: vec![StageState::default(); config.stages as usize],
             averages: Averages::new(config.stages, config.tied, config.incarnation << 20),
             peers: BTreeMap::new(),
-            trainers: BTreeMap::new(),
-            open: VecDeque::new(),
-            validation: BTreeMap::new(),
-            attempt: config.incarnation << 20,
+            work: Work::new(config.clone()),
             gathering: Gathering::default(),
             saving: Saving::new(config.saves),
             suspend: false,
@@ -134,13 +119,10 @@ impl Conductor {
             measured: Measured::new(config.stages, config.fetch_ms),
             usual: Usual::new(config.stages),
             trust: Trust::default(),
-            last_scale: None,
             in_doubt: BTreeMap::new(),
             roster_changed: false,
             config,
-        };
-        conductor.open_anew();
-        conductor
+        }
     }
 
     /// Where the run is.
@@ -152,13 +134,14 @@ impl Conductor {
     /// Updates decided so far.
     #[must_use]
     pub fn step(&self) -> Step {
-        self.step
+        self.work.step()
     }
 
     /// Counts of the whole run.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        Totals { expelled: self.trust.expelled_ever(), ..self.totals }
+        let redone = self.work.redone().1;
+        Totals { redone, expelled: self.trust.expelled_ever(), ..self.totals }
     }
 
     /// The newest complete checkpoint.
@@ -170,8 +153,8 @@ impl Conductor {
     /// The loss of the validation after the last update, summed over its tokens, once it is complete.
     #[must_use]
     pub fn final_validation(&self) -> Option<f64> {
-        let complete = !self.validation.is_empty() && self.validation.values().all(Option::is_some);
-        (self.step >= self.config.steps && complete).then(|| self.validation.values().flatten().sum())
+        let complete = self.work.is_over() && self.work.is_validated();
+        self.work.validation().filter(|_| complete)
     }
 
     /// Peers that were expelled, the newest last; as many as are remembered.
@@ -236,7 +219,7 @@ impl Conductor {
         let held = self.believable(&hello);
         match hello.role {
             Role::Trainer { .. } => {
-                self.trainers.insert(name.clone(), BTreeMap::new());
+                self.work.trainer_joins(name.clone());
                 let roster = self.roster();
                 turn.tell_trainer(&name, roster);
             }
@@ -298,6 +281,12 @@ impl Conductor {
         }
     }
 
+    /// The run is at this step, before which an update of this scale was made if that is known. All keys are open.
+    fn begin_at(&mut self, step: Step, scale: Option<f32>) {
+        self.work.begin_at(step, scale);
+        self.averages.begin_step();
+    }
+
     /// Everything that has become possible.
     fn advance(&mut self, turn: &mut Turn<'_>) {
         if self.phase == Phase::Gathering {
@@ -326,7 +315,9 @@ impl Conductor {
             self.give_up(turn, &name, "it does not do what others wait for");
         }
         self.leave_in_time(turn);
-        self.drive_late_work(turn.now_ms);
+        if self.live() {
+            self.work.drive_late(turn.now_ms, self.usual.flight_ms_max(self.config.claim_ms_max));
+        }
         self.give_up_lost_stages(turn);
         self.settle(turn);
     }

@@ -206,7 +206,7 @@ impl Conductor {
         peer.moved_ms = Some(turn.now_ms);
         self.place(name, Place::Idle);
         self.join(turn, name, to);
-        self.moved(turn, Moved { step: self.step, peer: name.clone(), from, to, reason });
+        self.moved(turn, Moved { step: self.work.step(), peer: name.clone(), from, to, reason });
     }
 
     fn moved(&mut self, turn: &mut Turn<'_>, moved: Moved) {
@@ -244,7 +244,7 @@ impl Conductor {
         for Move { peer, from, to, reason, .. } in moves.iter().cloned() {
             if let Some(from) = from {
                 let (from, to) = (from as StageId, to as StageId);
-                self.moved(turn, Moved { step: self.step, peer, from, to, reason });
+                self.moved(turn, Moved { step: self.work.step(), peer, from, to, reason });
             }
         }
         for step in &moves {

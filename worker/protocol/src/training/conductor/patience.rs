@@ -26,11 +26,10 @@ fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
 impl Conductor {
     /// Peers that keep a microbatch from others for too long.
     pub(super) fn overdue(&self, now_ms: u64) -> BTreeSet<PeerName> {
-        let limit = |stage: usize| {
-            patience(self.usual.claim_ms.get(stage).copied().flatten(), self.config.claim_ms_max)
-        };
-        let ledgers = self.open.iter().flat_map(|open| open.ledgers.iter().enumerate());
-        ledgers.flat_map(|(stage, ledger)| ledger.overdue(now_ms, limit(stage))).collect()
+        self.work.overdue(now_ms, |stage| {
+            let usual = self.usual.claim_ms.get(stage as usize).copied().flatten();
+            patience(usual, self.config.claim_ms_max)
+        })
     }
 
     /// Peers that owe something and have brought nothing for long.
@@ -68,9 +67,9 @@ impl Conductor {
         }
         let claim_ms = self.usual.claim_ms.get(stage as usize).copied().flatten();
         let owed = [
-            (self.ledgers(stage).any(|(_, ledger)| ledger.is_busy(name)), claim_ms),
+            (self.work.is_busy(name, stage), claim_ms),
             (matches!(peer.place, Place::Clearing { .. }), claim_ms),
-            (peer.step < self.step && self.member_stage(name).is_some(), self.usual.update_ms),
+            (peer.step < self.work.step() && self.member_stage(name).is_some(), self.usual.update_ms),
             (self.averages.wait_for(name), self.usual.average_ms),
         ];
         let owed = owed.into_iter().filter(|(owes, _)| *owes);
@@ -92,7 +91,7 @@ impl Conductor {
         let awaited: BTreeSet<PeerName> =
             (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
         self.peers.clear();
-        self.trainers.clear();
+        self.work.trainers_gone();
         self.roster_changed = true;
         if self.live() {
             turn.note("the conductor itself stood still, so that all streams ended: the run goes on from what peers hold");

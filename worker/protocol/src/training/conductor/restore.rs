@@ -40,25 +40,21 @@ impl Conductor {
     fn load(&mut self, turn: &mut Turn<'_>, name: PeerName, stage: StageId) {
         self.place(&name, Place::Fetching { stage });
         let checkpoint = self.saving.newest().is_some();
-        turn.tell(&name, ToPeer::Load(Load { stage, step: self.step, checkpoint }));
+        turn.tell(&name, ToPeer::Load(Load { stage, step: self.work.step(), checkpoint }));
     }
 
     /// The last peer of a stage is gone, with the newest state of its layers.
     pub(super) fn stage_lost(&mut self, turn: &mut Turn<'_>, stage: StageId) {
-        let step = self.step;
+        let step = self.work.step();
         turn.note(format!("stage {stage} has no peer left at step {step}: all go back"));
         self.restore(turn);
     }
 
     /// Everybody loads the newest checkpoint, once it is known which that is.
     pub(super) fn restore(&mut self, turn: &mut Turn<'_>) {
-        for name in self.trainers.keys() {
-            turn.tell_trainer(name, ToTrainer::Anew);
-        }
-        self.step = self.saving.newest().unwrap_or(0);
+        self.work.tell_trainers(turn, &ToTrainer::Anew);
         self.phase = Phase::Gathering;
         self.trust.forget_states();
-        self.last_scale = None;
         for stage in &mut self.stages {
             stage.lost_ms = None;
         }
@@ -70,7 +66,7 @@ impl Conductor {
             seal_until_ms: turn.now_ms + SEAL_MS_MAX,
             ..Gathering::default()
         };
-        self.open_anew();
+        self.begin_at(self.saving.newest().unwrap_or(0), None);
         self.roster_changed = true;
         for peer in self.peers.values_mut() {
             peer.held = None;
@@ -111,7 +107,7 @@ impl Conductor {
     /// The newest checkpoint has changed: whoever is loading an older one loads that instead.
     pub(super) fn follow_newest(&mut self, turn: &mut Turn<'_>) {
         let newest = self.saving.newest().unwrap_or(0);
-        if self.phase == Phase::Gathering && self.gathering.restores() && newest != self.step {
+        if self.phase == Phase::Gathering && self.gathering.restores() && newest != self.work.step() {
             self.restore(turn);
         }
     }

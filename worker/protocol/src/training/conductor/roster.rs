@@ -41,28 +41,28 @@ impl Conductor {
             Phase::Gathering => self.gathering.seen(turn.now_ms),
             Phase::Running | Phase::Finishing => match held {
                 // It was away for a moment. Its keys went to others, its weights are right.
-                Some(held) if held.step == self.step && self.averages.collects(held.stage) => {
+                Some(held) if held.step == self.work.step() && self.averages.collects(held.stage) => {
                     self.clear(turn, &name, held.stage, held.step);
                 }
                 // It has the update that a conductor without memory makes again: it waits for that step, with empty sums.
-                Some(held) if held.step == self.step + 1 => {
+                Some(held) if held.step == self.work.step() + 1 => {
                     self.clear(turn, &name, held.stage, held.step);
                 }
                 // It missed the last decision, and has all that it needs to follow.
                 Some(held)
-                    if held.step + 1 == self.step
-                        && self.last_scale.is_some()
+                    if held.step + 1 == self.work.step()
+                        && self.work.scale().is_some()
                         && self.holds_all_averages(&held)
                         && self.averages.collects(held.stage) =>
                 {
-                    let (scale, prove) = (self.last_scale.unwrap_or(1.0), self.proves(self.step));
+                    let (scale, prove) = (self.work.scale().unwrap_or(1.0), self.proves(self.work.step()));
                     let apply = ToPeer::Apply { step: held.step, scale, prove };
                     turn.tell(&name, apply);
                     if held.sums.iter().skip(1).all(HeldSums::is_empty) {
                         self.place(&name, Place::Member { stage: held.stage });
                     } else {
                         // What it had added to the next step already went to others.
-                        self.clear(turn, &name, held.stage, self.step);
+                        self.clear(turn, &name, held.stage, self.work.step());
                     }
                 }
                 // It is behind, or says that it is where nobody can be: what it has is brought up to date, or replaced.
@@ -95,7 +95,7 @@ impl Conductor {
         let mates = self.peers.iter().filter(|(other, p)| *other != name && has.contains(&p.place));
         let mates: Vec<Mate> = mates.map(|(_, p)| p.mate.clone()).collect();
         self.place(name, Place::Fetching { stage });
-        let step = self.step;
+        let step = self.work.step();
         turn.tell(name, ToPeer::Fetch(Fetch { stage, step, mates, whole }));
     }
 
@@ -116,8 +116,9 @@ impl Conductor {
             peer.step = step;
             peer.gave = None;
         }
-        if step > self.step + 1 {
-            let why = format!("it says that it is at step {step}, and the run is at step {}", self.step);
+        if step > self.work.step() + 1 {
+            let why =
+                format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
             self.expel(turn, [name.clone()], &why);
             return;
         }
@@ -130,7 +131,7 @@ impl Conductor {
         self.hear_state(name, (stage, step), state, copied);
         if self.phase == Phase::Gathering {
             // A start, or a start over, from a checkpoint: everybody serves once every stage is there.
-            if step == self.step {
+            if step == self.work.step() {
                 self.place(name, Place::Member { stage });
                 if let Some(peer) = self.peers.get_mut(name) {
                     // Those were of what it had before.
@@ -140,12 +141,12 @@ impl Conductor {
             }
             return;
         }
-        if step >= self.step {
+        if step >= self.work.step() {
             self.fetched(turn.now_ms, name, stage);
         }
-        if step == self.step && self.averages.collects(stage) {
+        if step == self.work.step() && self.averages.collects(stage) {
             self.place(name, Place::Member { stage });
-        } else if step >= self.step {
+        } else if step >= self.work.step() {
             self.place(name, Place::Parked { stage });
         } else {
             self.fetch(turn, name, stage, false);
@@ -195,11 +196,7 @@ impl Conductor {
 
     /// A stream ended: a trainer's microbatches go to others, a peer's keys are open again.
     pub(super) fn gone(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
-        if let Some(work) = self.trainers.remove(name) {
-            for (step, microbatch) in work.into_keys() {
-                self.bring_back(step, microbatch);
-            }
-        }
+        self.work.trainer_gone(name);
         let Some(peer) = self.peers.remove(name) else { return };
         self.roster_changed = true;
         self.forget_saver(turn, name);
@@ -219,9 +216,9 @@ impl Conductor {
             }
             Place::HandingOver { stage, to: Some(mate) } => {
                 // One step's sums are on their way; those behind it are lost.
-                if let Some((step, _)) = self.contributions(name, stage) {
-                    for later in self.open_steps().filter(|s| *s > step) {
-                        self.release(turn, later, stage, name);
+                if let Some((step, _)) = self.work.contributions(name, stage) {
+                    for later in self.work.steps().filter(|s| *s > step) {
+                        self.work.release(turn, later, stage, name);
                     }
                     self.in_doubt.insert(name.clone(), InDoubt { step, stage, mate });
                 }
@@ -254,8 +251,8 @@ impl Conductor {
     /// A member of `stage` is lost, with the sums that nobody else has.
     fn member_gone(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
         // What it had added to a step behind that of the averages is lost in any case.
-        for step in self.open_steps().skip(1) {
-            self.release(turn, step, stage, name);
+        for step in self.work.steps().skip(1) {
+            self.work.release(turn, step, stage, name);
         }
         // Its sums are safe with the others once they hold all that these went into.
         let averaged = self.averages.leave_out(name, stage);
@@ -306,7 +303,7 @@ impl Conductor {
             .peers
             .iter()
             .filter_map(|(name, p)| match p.place {
-                Place::Parked { stage } if p.step == self.step && self.averages.collects(stage) => {
+                Place::Parked { stage } if p.step == self.work.step() && self.averages.collects(stage) => {
                     Some((name.clone(), stage))
                 }
                 _ => None,
@@ -323,7 +320,9 @@ impl Conductor {
             self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
             match place {
-                Place::Parked { stage } if self.peers.get(&name).is_some_and(|p| p.step < self.step) => {
+                Place::Parked { stage }
+                    if self.peers.get(&name).is_some_and(|p| p.step < self.work.step()) =>
+                {
                     self.fetch(turn, &name, stage, false);
                 }
                 Place::HandingOver { stage, .. } if self.has_nothing(&name, stage) => {
@@ -356,9 +355,7 @@ impl Conductor {
             return;
         }
         let roster = self.roster();
-        for name in self.trainers.keys() {
-            turn.tell_trainer(name, roster.clone());
-        }
+        self.work.tell_trainers(turn, &roster);
         self.tell_mates(turn);
     }
 }

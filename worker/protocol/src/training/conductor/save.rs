@@ -21,10 +21,10 @@ impl Conductor {
     /// At the edge of a step: is a checkpoint due?
     pub(super) fn plan_save(&mut self) {
         let every = self.config.checkpoint_every;
-        let last = self.step >= self.config.steps;
-        let periodic = every > 0 && self.step > 0 && self.step.is_multiple_of(every);
+        let last = self.work.is_over();
+        let periodic = every > 0 && self.work.step() > 0 && self.work.step().is_multiple_of(every);
         let wanted = last || periodic || self.suspend;
-        if self.config.saves && wanted && self.saving.newest() != Some(self.step) {
+        if self.config.saves && wanted && self.saving.newest() != Some(self.work.step()) {
             self.saving.due = true;
         }
         if last && self.phase == Phase::Running {
@@ -36,7 +36,7 @@ impl Conductor {
     /// many losses do not make many checkpoints.
     pub(super) fn save_for_one_left(&mut self) {
         let late = (self.config.checkpoint_every / LATE).max(1);
-        if self.saving.newest().unwrap_or(0) + late <= self.step {
+        if self.saving.newest().unwrap_or(0) + late <= self.work.step() {
             self.saving.want_now(self.config.saves);
         }
     }
@@ -79,7 +79,7 @@ impl Conductor {
             })
             .collect();
         self.saving.due = false;
-        let step = self.step;
+        let step = self.work.step();
         for writer in writers.values() {
             turn.tell(&writer.name, ToPeer::Save { step, check: false });
         }
@@ -96,7 +96,7 @@ impl Conductor {
 
     /// The peer that writes a stage: one on a machine that could write so far, if there is one. After failures it is another one each time.
     fn writer_of(&self, stage: StageId) -> Option<PeerName> {
-        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.step);
+        let current = |name: &&PeerName| self.peers.get(*name).is_some_and(|p| p.step == self.work.step());
         let able: Vec<&PeerName> = self.members_of(stage).filter(current).collect();
         let Some(trouble) = &self.saving.trouble else { return able.first().copied().cloned() };
         let elsewhere =
@@ -230,7 +230,7 @@ impl Conductor {
 
     /// The last checkpoint was read again.
     pub(super) fn confirmed(&mut self, turn: &mut Turn<'_>, step: Step, error: Option<String>) {
-        if self.saving.confirmation != Confirmation::Asked || step != self.step {
+        if self.saving.confirmation != Confirmation::Asked || step != self.work.step() {
             return;
         }
         let Some(why) = error else {
@@ -250,12 +250,12 @@ impl Conductor {
         if !self.config.saves {
             return true;
         }
-        if saving.newest() != Some(self.step) || saving.under_way.is_some() || !saving.is_certain() {
+        if saving.newest() != Some(self.work.step()) || saving.under_way.is_some() || !saving.is_certain() {
             return false;
         }
         if saving.confirmation == Confirmation::Open && !saving.pauses(turn.now_ms) {
             saving.confirmation = Confirmation::Asked;
-            turn.push(ConductorEffect::Confirm { step: self.step });
+            turn.push(ConductorEffect::Confirm { step: self.work.step() });
         }
         saving.confirmation == Confirmation::Given
     }
@@ -264,7 +264,7 @@ impl Conductor {
     pub(super) fn try_end(&mut self, turn: &mut Turn<'_>) {
         self.try_save(turn);
         let over = match self.phase {
-            Phase::Finishing => self.validation.values().all(Option::is_some) && self.is_safe(turn),
+            Phase::Finishing => self.work.is_validated() && self.is_safe(turn),
             Phase::Running => self.suspend && self.is_safe(turn),
             // Nobody has anything that is not in the last checkpoint.
             Phase::Gathering => self.suspend && self.peers.values().all(|p| p.held.is_none()),
@@ -279,8 +279,6 @@ impl Conductor {
             self.place(&name, Place::Retired);
             turn.tell(&name, ToPeer::Retire);
         }
-        for name in self.trainers.keys() {
-            turn.tell_trainer(name, ToTrainer::Retire);
-        }
+        self.work.tell_trainers(turn, &ToTrainer::Retire);
     }
 }

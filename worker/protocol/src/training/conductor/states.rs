@@ -47,26 +47,27 @@ impl Conductor {
         state: StateDigest,
         copied: bool,
     ) {
-        self.trust.hear(self.step, at, name, Statement { host: self.host(name), says: state, copied });
+        self.trust.hear(self.work.step(), at, name, Statement { host: self.host(name), says: state, copied });
     }
 
     /// Have all that serve a stage made the last update, and have the same state?
     pub(super) fn is_agreed(&self, stage: StageId) -> bool {
-        let current = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.step == self.step);
-        self.members_of(stage).all(current) && self.trust.verdict((stage, self.step)) == Verdict::Agreed
+        let current = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.step == self.work.step());
+        self.members_of(stage).all(current)
+            && self.trust.verdict((stage, self.work.step())) == Verdict::Agreed
     }
 
     /// Have all said what they have, who serve a stage or are about to?
     fn have_all_said(&self, stage: StageId) -> bool {
         let serves = [Place::Member { stage }, Place::Clearing { stage }];
-        let heard: BTreeSet<&PeerName> = self.trust.heard((stage, self.step)).collect();
+        let heard: BTreeSet<&PeerName> = self.trust.heard((stage, self.work.step())).collect();
         let mut all = self.peers.iter().filter(|(_, p)| serves.contains(&p.place));
-        all.all(|(name, p)| p.step == self.step && heard.contains(name))
+        all.all(|(name, p)| p.step == self.work.step() && heard.contains(name))
     }
 
     /// Compares what the peers of every stage say, once all of them have made the last update.
     pub(super) fn judge_states(&mut self, turn: &mut Turn<'_>) {
-        let step = self.step;
+        let step = self.work.step();
         let verdict = |stage| (stage, self.trust.verdict((stage, step)));
         let said = (0..self.config.stages).filter(|stage| self.have_all_said(*stage));
         match said.map(verdict).find(|(_, verdict)| *verdict != Verdict::Agreed) {
@@ -86,7 +87,7 @@ impl Conductor {
 
     /// Something is wrong, and nobody can tell who: everybody goes back to the newest checkpoint.
     pub(super) fn tied(&mut self, turn: &mut Turn<'_>, what: &str) {
-        if !self.trust.tie(self.step) {
+        if !self.trust.tie(self.work.step()) {
             return self.fail(turn, format!(
                     "{what}, and nobody can tell who is wrong. All went back {TIES_MAX} times, and it came to that again: these machines do not compute the same. Replace one of \
                      them, or give the stage a third peer on another machine, and go on from the last checkpoint"

@@ -99,7 +99,7 @@ impl Run {
             let members = self.members(stage);
             for microbatch in 0..4 {
                 let name = &members[microbatch as usize % members.len()];
-                let attempt = self.conductor.attempt;
+                let attempt = self.conductor.work.attempt();
                 self.report(name, PeerReport::Claim { step, microbatch, attempt });
                 let contribution = Contribution { microbatch, loss: Some(1.0) };
                 self.report(name, PeerReport::Done { step, contribution, took_us: 10 });
@@ -203,7 +203,7 @@ fn what_was_computed_before_a_wrong_update_was_found_out_counts_for_nothing() {
     run.step();
     run.apply(&["c"], &[("c", 666)]);
     // It has the wrong parameters, and computes with them.
-    let attempt = run.conductor.attempt;
+    let attempt = run.conductor.work.attempt();
     run.report("c", PeerReport::Claim { step: 1, microbatch: 0, attempt });
     run.report(
         "c",
@@ -317,7 +317,7 @@ fn a_leaver_with_another_state_is_expelled_and_what_it_gave_is_done_again() {
         ConductorConfig { delayed_updates: true, ..config(1) },
         &[("a", "n1"), ("b", "n2"), ("c", "n3")],
     );
-    let attempt = run.conductor.attempt;
+    let attempt = run.conductor.work.attempt();
     run.report("c", PeerReport::Claim { step: 1, microbatch: 0, attempt });
     let contribution = Contribution { microbatch: 0, loss: Some(1.0) };
     run.report("c", PeerReport::Done { step: 1, contribution, took_us: 10 });
@@ -329,14 +329,14 @@ fn a_leaver_with_another_state_is_expelled_and_what_it_gave_is_done_again() {
     run.report("a", PeerReport::Taken { step: 1, from: "c".into() });
     run.apply(&["a", "b"], &[]);
     assert_eq!(run.expelled(), ["c"]);
-    assert!(run.conductor.attempt > attempt, "the step is begun anew");
+    assert!(run.conductor.work.attempt() > attempt, "the step is begun anew");
 }
 
 /// One that follows makes updates itself: when the only one that serves has another state then, nobody can tell who is wrong.
 #[test]
 fn a_newcomer_whose_own_update_comes_out_otherwise_is_not_taken_to_be_wrong() {
     let mut run = Run::new(1, &[("a", "n1")]);
-    let attempt = run.conductor.attempt;
+    let attempt = run.conductor.work.attempt();
     for microbatch in 0..4 {
         run.report("a", PeerReport::Claim { step: 0, microbatch, attempt });
         let contribution = Contribution { microbatch, loss: Some(1.0) };
@@ -392,6 +392,36 @@ fn a_hello_from_the_future_costs_nothing() {
         let fetches = |e: &ConductorEffect| matches!(e, ConductorEffect::ToPeer(n, ToPeer::Fetch(_)) if n.as_str() == "x");
         assert!(run.out.iter().any(fetches), "{prophet:?}");
     }
+}
+
+/// The step and the scale of the update before it belong together.
+#[test]
+fn a_peer_that_missed_an_update_makes_it_with_its_scale_whatever_was_found_meanwhile() {
+    let scales = |run: &mut Run| -> Vec<(Step, f32)> {
+        let apply = |effect| match effect {
+            ConductorEffect::ToPeer(_, ToPeer::Apply { step, scale, .. }) => Some((step, scale)),
+            _ => None,
+        };
+        run.taken().into_iter().filter_map(apply).collect()
+    };
+    let mut run = Run::of(ConductorConfig { clip: Some(0.5), ..config(1) }, &[("a", "n1"), ("b", "n2")]);
+    run.step();
+    let (_, first) = scales(&mut run)[0];
+    run.apply(&["a", "b"], &[]);
+    run.step_with(&[("a", 100.0), ("b", 100.0)]);
+    let (_, second) = scales(&mut run)[0];
+    assert!(run.conductor.step() == 2 && first != second);
+    // It stands still, and then learns that the newest sound checkpoint is that of step 1, where one of the peers is.
+    run.hear(ConductorEvent::Woke);
+    run.hear(ConductorEvent::Checkpoints(Checkpoints::Newest(1)));
+    run.hear(said(
+        "a",
+        Held { stage: 0, step: 1, scale: Some(first), state: digest(1001), ..Held::default() },
+    ));
+    let averaged = BTreeMap::from([(0, vec![4.0])]);
+    run.hear(said("b", Held { stage: 0, step: 0, averaged, state: digest(1000), ..Held::default() }));
+    run.pass(GATHER_MS);
+    assert_eq!(scales(&mut run), [(0, first)]);
 }
 
 #[test]
@@ -478,7 +508,7 @@ fn peers_of_another_arithmetic_and_those_that_were_expelled_are_turned_away() {
 #[test]
 fn a_false_failure_changes_nothing_and_what_nobody_can_compute_ends_the_run() {
     let mut run = Run::new(1, &[("a", "n1"), ("b", "n1"), ("c", "n2")]);
-    let attempt = run.conductor.attempt;
+    let attempt = run.conductor.work.attempt();
     let fails = |run: &mut Run, trainer: &str, peers: &[&str]| {
         let given = |effect: &ConductorEffect| matches!(effect, ConductorEffect::ToTrainer(name, ToTrainer::Work { step: 0, microbatch: 1, .. }) if name.as_str() == trainer);
         let was_given = run.out.iter().any(given);

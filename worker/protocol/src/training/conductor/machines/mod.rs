@@ -1,5 +1,6 @@
 //! What the conductor keeps, each part of it in the hands of one machine: nobody else can change it, and what there is to know is asked of it.
 //!
+//! * [`work`] the open steps, who drives and who adds what
 //! * [`averages`] of the oldest open step
 //! * [`trust`] what peers say that their states are, who was expelled
 //! * [`verdict`] who is wrong when peers differ
@@ -7,3 +8,4 @@
 pub mod averages;
 pub mod trust;
 pub mod verdict;
+pub mod work;
