@@ -160,7 +160,7 @@ impl Conductor {
         self.answer_claims(turn);
         self.work.restored();
         if (0..self.config.stages).any(|s| !self.stays(s)) {
-            self.saving.want_now(self.config.saves);
+            self.saving.want();
         }
         self.settle(turn);
         self.plan_save();

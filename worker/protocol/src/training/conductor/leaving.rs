@@ -49,7 +49,7 @@ impl Conductor {
             .map(|(n, _)| n.clone())
             .collect();
         if back.is_empty() {
-            self.saving.want_now(self.config.saves);
+            self.saving.want();
             turn.note(format!(
                 "{name}, the last peer of stage {stage}, will leave: a checkpoint is written at the end of this step"
             ));

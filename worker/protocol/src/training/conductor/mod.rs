@@ -9,18 +9,15 @@
 //! * [`states`] what peers say of their states · [`expel`] what becomes of those that are wrong
 //! * [`patience`] how long somebody may keep others waiting
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
-//! * [`checkpoints`] what there is to go on from · [`save`] writing more, [`agree`] by comparing
+//! * [`checkpoints`] what there is to go on from · [`save`] writing more
 //!
-//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`], [`measured`] for the planner, [`usual`] times, [`known`] checkpoints,
-//! [`saving`] another, [`trouble`] with where they are.
+//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`], [`measured`] for the planner, [`usual`] times.
 
-mod agree;
 mod checkpoints;
 mod commit;
 mod expel;
 mod gather;
 mod gathering;
-mod known;
 mod leaving;
 mod machines;
 mod mates;
@@ -33,13 +30,11 @@ mod roster;
 mod save;
 #[cfg(test)]
 mod save_tests;
-mod saving;
 mod shell;
 mod states;
 mod step;
 #[cfg(test)]
 mod tests;
-mod trouble;
 #[cfg(test)]
 mod trust_tests;
 mod turn;
@@ -54,11 +49,11 @@ use super::ids::{StageId, Step};
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use gathering::Gathering;
 use machines::averages::Averages;
+use machines::saving::Saving;
 use machines::trust::{Standing, Trust};
 use machines::work::Work;
 use measured::Measured;
 use peer_state::{PeerState, Place};
-use saving::Saving;
 pub use shell::{
     Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
     Phase, Totals,
@@ -189,10 +184,18 @@ impl Conductor {
             }
             ConductorEvent::Trainer(name, report) => self.trainer_report(turn, &name, report),
             ConductorEvent::Checkpoints(found) => self.found(turn, found),
-            ConductorEvent::Unread(why) => self.unread(turn, why),
-            ConductorEvent::Prepared(error) => self.prepared(turn, error),
-            ConductorEvent::Sealed { step, error } => self.sealed(turn, step, error),
-            ConductorEvent::Confirmed { step, error } => self.confirmed(turn, step, error),
+            ConductorEvent::Unread(why) => self.saving.unread(turn, &self.phase, why),
+            ConductorEvent::Prepared(error) => self.saving.prepared(turn, &self.phase, error),
+            ConductorEvent::Sealed { step, error } => {
+                if self.saving.sealed(turn, &self.phase, step, error) {
+                    self.follow_newest(turn);
+                }
+            }
+            ConductorEvent::Confirmed { step, error } => {
+                if step == self.work.step() {
+                    self.saving.confirmed(turn, &self.phase, error);
+                }
+            }
             // What becomes of the destination of a run that is over is no longer its business.
             ConductorEvent::Refused(_) if matches!(self.phase, Phase::Finished | Phase::Suspended) => {}
             ConductorEvent::Refused(why) => self.fail(turn, why),

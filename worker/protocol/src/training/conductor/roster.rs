@@ -180,7 +180,7 @@ impl Conductor {
     ) {
         turn.note(format!("{name} could not get stage {stage}: {why}"));
         if let FetchFailure::Damaged(step) = failure {
-            self.doubt_checkpoint(turn, name, step);
+            self.saving.doubt(turn, name, step);
         }
         if let Some(peer) = self.peers.get_mut(name)
             && matches!(peer.place, Place::Fetching { .. })
@@ -268,7 +268,7 @@ impl Conductor {
                 self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
             for other in back {
                 self.stays_after_all(turn, &other, stage);
-                self.saving.want_now(self.config.saves);
+                self.saving.want();
             }
         }
         if self.members_of(stage).count() == 1 {

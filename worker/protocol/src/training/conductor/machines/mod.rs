@@ -2,10 +2,12 @@
 //!
 //! * [`work`] the open steps, who drives and who adds what
 //! * [`averages`] of the oldest open step
+//! * [`saving`] which checkpoints there are, and one that is being written
 //! * [`trust`] what peers say that their states are, who was expelled
 //! * [`verdict`] who is wrong when peers differ
 
 pub mod averages;
+pub mod saving;
 pub mod trust;
 pub mod verdict;
 pub mod work;

@@ -11,19 +11,18 @@ use dunlin_swarm::PeerName;
 const PAUSE_MS: (u64, u64) = (1_000, 60_000);
 
 /// What is wrong, since when.
-#[derive(Clone, Debug)]
-pub(super) struct Trouble {
-    pub(super) since_ms: u64,
-    pub(super) attempts: u32,
+pub struct Trouble {
+    since_ms: u64,
+    attempts: u32,
     /// Of the last attempt.
-    pub(super) why: String,
+    why: String,
     not_before_ms: u64,
     /// Machines that could not write: their last writer, and what it said.
     machines: BTreeMap<String, (PeerName, String)>,
 }
 
 impl Trouble {
-    pub(super) fn new(now_ms: u64) -> Self {
+    pub fn new(now_ms: u64) -> Self {
         Self {
             since_ms: now_ms,
             attempts: 0,
@@ -34,7 +33,7 @@ impl Trouble {
     }
 
     /// An attempt came to nothing; it counts once, whoever says so.
-    pub(super) fn again(&mut self, now_ms: u64, why: String) {
+    pub fn again(&mut self, now_ms: u64, why: String) {
         if now_ms >= self.not_before_ms {
             let pause = PAUSE_MS.0 << self.attempts.min(16);
             self.not_before_ms = now_ms + pause.min(PAUSE_MS.1);
@@ -44,30 +43,37 @@ impl Trouble {
     }
 
     /// Is it too early for the next attempt?
-    pub(super) fn pauses(&self, now_ms: u64) -> bool {
+    pub fn pauses(&self, now_ms: u64) -> bool {
         now_ms < self.not_before_ms
     }
 
+    /// When the first attempt came to nothing.
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
+    /// What the last attempt came to nothing for.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
     /// Attempts that came to nothing so far.
-    pub(super) fn attempts(&self) -> usize {
+    pub fn attempts(&self) -> usize {
         self.attempts as usize
     }
 
     /// Could this machine not write?
-    pub(super) fn is_on(&self, host: &str) -> bool {
+    pub fn is_on(&self, host: &str) -> bool {
         self.machines.contains_key(host)
     }
 
     /// A peer could not write.
-    pub(super) fn refused(&mut self, name: PeerName, host: String, why: String) {
+    pub fn refused(&mut self, name: PeerName, host: String, why: String) {
         self.machines.insert(host, (name, why));
     }
 
     /// What to say of machines that could not write, once `writers` (name, machine) could: then it is not the destination that is wrong.
-    pub(super) fn blame<'a>(
-        &self,
-        writers: impl Iterator<Item = (&'a PeerName, &'a str)> + Clone,
-    ) -> Vec<String> {
+    pub fn blame<'a>(&self, writers: impl Iterator<Item = (&'a PeerName, &'a str)> + Clone) -> Vec<String> {
         let named = |name: &PeerName, host: &str| match host {
             "" => name.to_string(),
             host => format!("{name} on {host}"),
