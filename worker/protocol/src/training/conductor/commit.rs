@@ -147,7 +147,7 @@ impl Conductor {
         self.averages.drop(shard);
         for stage in self.averages.stages_of(shard).to_vec() {
             for holder in self.work.holders(stage) {
-                if self.serving_stage(&holder) != Some(stage) && !self.in_doubt.contains_key(&holder) {
+                if self.serving_stage(&holder) != Some(stage) && !self.doubts.are_of(&holder) {
                     self.work.release(turn, self.work.step(), stage, &holder);
                 }
             }

@@ -61,7 +61,7 @@ impl Conductor {
             return;
         }
         turn.note(format!("step {} is begun anew", self.work.step()));
-        self.in_doubt.clear();
+        self.doubts.clear();
         self.work.begin_anew();
         self.averages.begin_step();
         self.work.tell_trainers(turn, &ToTrainer::Anew);

@@ -22,7 +22,7 @@ impl Conductor {
         self.phase = Phase::Gathering;
         self.gathering = Gathering { since_ms: Some(now_ms), awaited, ..Gathering::default() };
         self.trust.forget_states();
-        self.in_doubt.clear();
+        self.doubts.clear();
         self.saving.forget();
         for stage in &mut self.stages {
             stage.lost_ms = None;

@@ -93,7 +93,7 @@ impl Conductor {
 
     pub(super) fn handing_over(&self, stage: StageId) -> bool {
         self.peers.values().any(|p| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage))
-            || self.in_doubt.values().any(|d| d.stage == stage)
+            || self.doubts.are_at(stage)
     }
 
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
@@ -173,7 +173,7 @@ impl Conductor {
         let gives = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
         self.averages.include(name, stage)
             || self.peers.values().any(gives)
-            || self.in_doubt.values().any(|d| d.mate == *name)
+            || self.doubts.wait_for(name)
             || self.work.is_busy(name, stage)
     }
 
@@ -186,11 +186,10 @@ impl Conductor {
         if !self.work.is_open(step) {
             return;
         }
-        if let Some(doubt) = self.in_doubt.get(from) {
+        if self.doubts.are_of(from) {
             // Lost, but its sums are safe.
-            if doubt.step == step && doubt.mate == *mate {
-                self.work.transfer(step, doubt.stage, from, mate);
-                self.in_doubt.remove(from);
+            if let Some(stage) = self.doubts.taken(from, step, mate) {
+                self.work.transfer(step, stage, from, mate);
             }
             return;
         }
@@ -212,8 +211,8 @@ impl Conductor {
         if !self.work.is_open(step) {
             return;
         }
-        if let Some(doubt) = self.in_doubt.remove(from) {
-            self.reopen(turn, doubt.stage, from);
+        if let Some(stage) = self.doubts.end(from) {
+            self.reopen(turn, stage, from);
         }
         if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
             *to = None;

@@ -11,7 +11,7 @@
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more
 //!
-//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`], [`measured`] for the planner, [`usual`] times.
+//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`].
 
 mod checkpoints;
 mod commit;
@@ -21,7 +21,6 @@ mod gathering;
 mod leaving;
 mod machines;
 mod mates;
-mod measured;
 mod moves;
 mod patience;
 mod peer_state;
@@ -38,7 +37,6 @@ mod tests;
 #[cfg(test)]
 mod trust_tests;
 mod turn;
-mod usual;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,17 +47,18 @@ use super::ids::{StageId, Step};
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use gathering::Gathering;
 use machines::averages::Averages;
+use machines::doubts::Doubts;
+use machines::measured::Measured;
 use machines::saving::Saving;
 use machines::trust::{Standing, Trust};
+use machines::usual::Usual;
 use machines::work::Work;
-use measured::Measured;
 use peer_state::{PeerState, Place};
 pub use shell::{
     Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
     Phase, Totals,
 };
 use turn::Turn;
-use usual::Usual;
 
 /// The ledger of a run.
 pub struct Conductor {
@@ -76,18 +75,9 @@ pub struct Conductor {
     measured: Measured,
     usual: Usual,
     trust: Trust,
-    /// Lost while handing over: whether the mate has their sums is not known yet.
-    in_doubt: BTreeMap<PeerName, InDoubt>,
+    doubts: Doubts,
     /// Membership changed since others were told.
     roster_changed: bool,
-}
-
-/// A lost peer whose sums a mate may or may not have added.
-#[derive(Clone, Debug)]
-struct InDoubt {
-    step: Step,
-    stage: StageId,
-    mate: PeerName,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -114,7 +104,7 @@ impl Conductor {
             measured: Measured::new(config.stages, config.fetch_ms),
             usual: Usual::new(config.stages),
             trust: Trust::default(),
-            in_doubt: BTreeMap::new(),
+            doubts: Doubts::default(),
             roster_changed: false,
             config,
         }

@@ -40,9 +40,7 @@ impl Conductor {
 
     /// The edge of a step: whoever is of more use elsewhere goes.
     pub(super) fn rebalance(&mut self, turn: &mut Turn<'_>) {
-        if let Some(before) = self.measured.edge_ms.replace(turn.now_ms) {
-            self.measured.step_ms = Some(turn.now_ms - before);
-        }
+        self.measured.edge(turn.now_ms);
         if self.live() {
             let plan = self.plan(turn.now_ms, self.phase != Phase::Running || self.suspend);
             self.obey(turn, plan, |_| true);
@@ -67,7 +65,11 @@ impl Conductor {
     fn policy(&self) -> Policy {
         let policy = &self.config.policy;
         // Peers hold one state at a time.
-        Policy { step_ms: self.measured.step_ms.unwrap_or(policy.step_ms), shadows: false, ..policy.clone() }
+        Policy {
+            step_ms: self.measured.step_ms().unwrap_or(policy.step_ms),
+            shadows: false,
+            ..policy.clone()
+        }
     }
 
     /// What the planner makes of the swarm as it is now.
@@ -86,7 +88,7 @@ impl Conductor {
         // A pair for every stage, if there are so many.
         let peers_wanted = if stay >= PAIR * self.config.stages as usize { PAIR } else { 1 };
         let stage = |(stage, &fetch_ms)| Stage { cost: cost(stage), fetch_ms, peers_wanted, peers_min: 1 };
-        let stages = self.measured.fetch_ms.iter().enumerate().map(stage).collect();
+        let stages = self.measured.fetch_ms().iter().enumerate().map(stage).collect();
         View { now_ms, stages, peers, averaging }
     }
 
@@ -95,7 +97,7 @@ impl Conductor {
         let fetching = |stage: StageId| {
             let stage = stage as usize;
             let begun_ms = peer.fetch_since_ms.unwrap_or(now_ms);
-            Some(Fetching { stage, ready_ms: (begun_ms + self.measured.fetch_ms[stage]).max(now_ms) })
+            Some(Fetching { stage, ready_ms: (begun_ms + self.measured.fetch_ms()[stage]).max(now_ms) })
         };
         let (stage, fetching) = match &peer.place {
             Place::Idle => (None, None),
@@ -121,7 +123,7 @@ impl Conductor {
     /// How long a peer lives, from those that were lost so far and those that are there; before that, as long as the planner thinks.
     fn expected_life_ms(&self, now_ms: u64) -> u64 {
         let present: u64 = self.peers.values().map(|p| now_ms.saturating_sub(p.since_ms)).sum();
-        (Peer::default().expected_life_ms + self.measured.lived_ms + present) / (1 + self.measured.gone)
+        self.measured.life_ms(present, Peer::default().expected_life_ms)
     }
 
     fn obey(&mut self, turn: &mut Turn<'_>, plan: Plan, may_leave_for: impl Fn(StageId) -> bool) {
@@ -256,8 +258,8 @@ impl Conductor {
     /// A peer has the state that it was sent for: that is how long it takes.
     pub(super) fn fetched(&mut self, now_ms: u64, name: &PeerName, stage: StageId) {
         let began = self.peers.get_mut(name).and_then(|p| p.fetch_since_ms.take());
-        if let (Some(began), Some(usual)) = (began, self.measured.fetch_ms.get_mut(stage as usize)) {
-            *usual = (*usual + now_ms.saturating_sub(began)) / 2;
+        if let Some(began) = began {
+            self.measured.fetched(stage, now_ms.saturating_sub(began));
         }
     }
 

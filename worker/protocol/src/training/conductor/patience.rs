@@ -26,10 +26,7 @@ fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
 impl Conductor {
     /// Peers that keep a microbatch from others for too long.
     pub(super) fn overdue(&self, now_ms: u64) -> BTreeSet<PeerName> {
-        self.work.overdue(now_ms, |stage| {
-            let usual = self.usual.claim_ms.get(stage as usize).copied().flatten();
-            patience(usual, self.config.claim_ms_max)
-        })
+        self.work.overdue(now_ms, |stage| patience(self.usual.claim_ms(stage), self.config.claim_ms_max))
     }
 
     /// Peers that owe something and have brought nothing for long.
@@ -59,18 +56,15 @@ impl Conductor {
         };
         let takes = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
         // What has no usual time.
-        if self.peers.values().any(takes)
-            || self.in_doubt.values().any(|d| d.mate == *name)
-            || self.saving.waits_for(name)
-        {
+        if self.peers.values().any(takes) || self.doubts.wait_for(name) || self.saving.waits_for(name) {
             return Some(limit_ms);
         }
-        let claim_ms = self.usual.claim_ms.get(stage as usize).copied().flatten();
+        let claim_ms = self.usual.claim_ms(stage);
         let owed = [
             (self.work.is_busy(name, stage), claim_ms),
             (matches!(peer.place, Place::Clearing { .. }), claim_ms),
-            (peer.step < self.work.step() && self.member_stage(name).is_some(), self.usual.update_ms),
-            (self.averages.wait_for(name), self.usual.average_ms),
+            (peer.step < self.work.step() && self.member_stage(name).is_some(), self.usual.update_ms()),
+            (self.averages.wait_for(name), self.usual.average_ms()),
         ];
         let owed = owed.into_iter().filter(|(owes, _)| *owes);
         // Half as patient as with whoever keeps a microbatch from others: here nobody else can do it.

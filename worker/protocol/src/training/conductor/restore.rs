@@ -59,7 +59,7 @@ impl Conductor {
             stage.lost_ms = None;
         }
         self.saving.forget();
-        self.in_doubt.clear();
+        self.doubts.clear();
         self.gathering = Gathering {
             since_ms: Some(turn.now_ms),
             restore: true,

@@ -6,7 +6,7 @@ use dunlin_swarm::PeerName;
 
 use super::peer_state::{PeerState, Place};
 use super::turn::Turn;
-use super::{Conductor, InDoubt, Phase};
+use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::mates::Mates;
 use crate::training::message::{Fetch, FetchFailure, Held, HeldSums, Mate, StateDigest, ToPeer, ToTrainer};
@@ -220,7 +220,7 @@ impl Conductor {
                     for later in self.work.steps().filter(|s| *s > step) {
                         self.work.release(turn, later, stage, name);
                     }
-                    self.in_doubt.insert(name.clone(), InDoubt { step, stage, mate });
+                    self.doubts.begin(name.clone(), step, stage, mate);
                 }
             }
             _ => {}
@@ -236,15 +236,10 @@ impl Conductor {
                 *to = None;
             }
         }
-        let doubts: Vec<(PeerName, StageId)> = self
-            .in_doubt
-            .iter()
-            .filter(|(_, d)| d.mate == *lost)
-            .map(|(n, d)| (n.clone(), d.stage))
-            .collect();
-        for (owner, stage) in doubts {
-            self.in_doubt.remove(&owner);
-            self.reopen(turn, stage, &owner);
+        for owner in self.doubts.with(lost) {
+            if let Some(stage) = self.doubts.end(&owner) {
+                self.reopen(turn, stage, &owner);
+            }
         }
     }
 

@@ -2,12 +2,17 @@
 //!
 //! * [`work`] the open steps, who drives and who adds what
 //! * [`averages`] of the oldest open step
+//! * [`doubts`] about the sums of lost peers
+//! * [`measured`] for the planner · [`usual`] times, to know when to wait no longer
 //! * [`saving`] which checkpoints there are, and one that is being written
 //! * [`trust`] what peers say that their states are, who was expelled
 //! * [`verdict`] who is wrong when peers differ
 
 pub mod averages;
+pub mod doubts;
+pub mod measured;
 pub mod saving;
 pub mod trust;
+pub mod usual;
 pub mod verdict;
 pub mod work;
