@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::machines::averages::Outcome;
-use super::peer_state::{PeerState, Place};
+use super::machines::peer::{PeerState, Place};
 use super::turn::Turn;
 use super::{Committed, Conductor, ConductorEffect, Phase};
 use crate::training::clip;
@@ -25,7 +25,7 @@ impl Conductor {
             let stages = self.averages.stages_of(shard).to_vec();
             let complete = stages.iter().all(|&s| {
                 self.work.is_complete(s)
-                    && self.members_of(s).next().is_some()
+                    && self.peers.serve(s)
                     && self.is_agreed(s)
                     && !self.handing_over(s)
                     && !self.nearly_there(turn.now_ms, s)
@@ -33,8 +33,7 @@ impl Conductor {
             if !complete || !self.averages.may_begin(shard, turn.now_ms) {
                 continue;
             }
-            let names: BTreeSet<PeerName> =
-                stages.iter().flat_map(|&s| self.members_of(s)).cloned().collect();
+            let names: BTreeSet<PeerName> = stages.iter().flat_map(|&s| self.peers.of(s)).cloned().collect();
             let group: Vec<Mate> =
                 names.iter().filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
             let (step, round) = (self.work.step(), self.averages.begin(shard, turn.now_ms, names.clone()));
@@ -51,7 +50,7 @@ impl Conductor {
         let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.work.step();
         self.config.delayed_updates
             && self.measured.is_after_edge(now_ms, NEWCOMERS_MS_MIN)
-            && self.peers.values().any(comes)
+            && self.peers.any(comes)
     }
 
     pub(super) fn averaged(
@@ -84,7 +83,7 @@ impl Conductor {
         turn.note(format!("{name} could not average step {step}: {why}; trying again"));
         // Whoever is a part of that again and again is taken to be lost, though the conductor hears of it.
         let lost = self.averages.blame(shard, name, mate);
-        if let Some((lost, times)) = lost.filter(|(lost, _)| self.peers.contains_key(lost)) {
+        if let Some((lost, times)) = lost.filter(|(lost, _)| self.peers.all().contains_key(lost)) {
             let why = format!("{times} averages of step {step} could not be formed with it");
             self.give_up(turn, &lost, &why);
         }
@@ -92,17 +91,16 @@ impl Conductor {
 
     /// Everything is averaged everywhere: the step is decided.
     pub(super) fn try_commit(&mut self, turn: &mut Turn<'_>) {
-        let served = (0..self.config.stages).all(|s| self.members_of(s).next().is_some());
+        let served = self.peers.serve_all();
         if !served || !self.work.is_validated() || self.phase != Phase::Running {
             return;
         }
-        let host = |name: &PeerName| self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default();
         let step = self.work.step();
         let differ = |names: &[PeerName]| {
             let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
             format!("{} hold different averages of step {step}", names.join(" and "))
         };
-        match self.averages.outcome(host) {
+        match self.averages.outcome(|name| self.peers.host(name)) {
             Outcome::Open => {}
             Outcome::Complete(squares) => self.commit(turn, &squares),
             Outcome::Odd(names) => {
@@ -124,9 +122,7 @@ impl Conductor {
         };
         let scale = clip::scale(norm, self.config.clip);
         let (step, prove) = (self.work.step(), self.proves(self.work.step() + 1));
-        let members: Vec<PeerName> =
-            (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
-        for name in members {
+        for name in self.peers.serving() {
             turn.tell(&name, ToPeer::Apply { step, scale, prove });
         }
         self.work.tell_trainers(turn, &ToTrainer::Committed { step });
@@ -147,7 +143,7 @@ impl Conductor {
         self.averages.drop(shard);
         for stage in self.averages.stages_of(shard).to_vec() {
             for holder in self.work.holders(stage) {
-                if self.serving_stage(&holder) != Some(stage) && !self.doubts.are_of(&holder) {
+                if self.peers.serving_stage(&holder) != Some(stage) && !self.doubts.are_of(&holder) {
                     self.work.release(turn, self.work.step(), stage, &holder);
                 }
             }

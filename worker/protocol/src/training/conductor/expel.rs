@@ -5,7 +5,7 @@
 
 use dunlin_swarm::PeerName;
 
-use super::peer_state::Place;
+use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Expelled};
 use crate::training::message::{ToPeer, ToTrainer};
@@ -37,19 +37,16 @@ impl Conductor {
         let expelled = Expelled { peer: name.clone(), host, step: self.work.step(), why: why.to_owned() };
         self.trust.expel(expelled);
         // It is not lost: what it leaves behind is of no use to anybody.
-        let place = self.peers.get_mut(name).map(|p| std::mem::replace(&mut p.place, Place::Retired));
+        let held = peer.place.held_stage();
+        self.peers.place(name, Place::Retired);
         self.gone(turn, name);
         turn.tell(name, ToPeer::Expelled { why: why.to_owned() });
         turn.drop_stream(name);
-        let Some(Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage }) =
-            place
-        else {
-            return false;
-        };
-        if self.live() && !self.is_held(stage) {
+        let Some(stage) = held else { return false };
+        if self.live() && !self.peers.hold(stage) {
             // It will not come back with what it has.
             self.stage_lost(turn, stage);
-        } else if self.members_of(stage).count() == 1 {
+        } else if self.peers.of(stage).count() == 1 {
             self.save_for_one_left();
         }
         true
@@ -66,17 +63,9 @@ impl Conductor {
         self.averages.begin_step();
         self.work.tell_trainers(turn, &ToTrainer::Anew);
         let (step, attempt) = (self.work.step(), self.work.attempt());
-        for (name, peer) in &mut self.peers {
-            if let Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage } =
-                peer.place
-            {
-                peer.place = Place::Clearing { stage };
-                peer.moving = None;
-                peer.quiet_since_ms = turn.now_ms;
-                turn.tell(name, ToPeer::Clear { step, attempt });
-            }
+        for name in self.peers.all_clear(turn.now_ms) {
+            turn.tell(&name, ToPeer::Clear { step, attempt });
         }
-        self.roster_changed = true;
     }
 
     /// A peer's memory has changed: what it has computed in the open steps is not to be trusted.
@@ -98,7 +87,8 @@ impl Conductor {
 
     /// One peer cannot compute what another can.
     pub(super) fn contradicted(&mut self, turn: &mut Turn<'_>, peer: &PeerName, by: &PeerName, what: &str) {
-        let Some(stage) = self.member_stage(peer).filter(|s| self.member_stage(by) == Some(*s) && peer != by)
+        let Some(stage) =
+            self.peers.member_stage(peer).filter(|s| self.peers.member_stage(by) == Some(*s) && peer != by)
         else {
             return;
         };

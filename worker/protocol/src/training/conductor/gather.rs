@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_swarm::PeerName;
 
 use super::gathering::Gathering;
-use super::peer_state::Place;
+use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
-use crate::training::message::{Held, PeerReport, ToPeer};
+use crate::training::message::{Held, ToPeer};
 
 /// Peers that hold a stage nobody else has are waited for this many times as long.
 const PATIENCE: u64 = 10;
-/// Claims that a peer can have made before the run goes on; more than calls can wait at one.
-const CLAIMS_MAX: usize = 1024;
 
 impl Conductor {
     /// Nobody is known any more; those who were there will say what they hold.
@@ -24,9 +22,7 @@ impl Conductor {
         self.trust.forget_states();
         self.doubts.clear();
         self.saving.forget();
-        for stage in &mut self.stages {
-            stage.lost_ms = None;
-        }
+        self.peers.forget_losses();
     }
 
     /// Begins as soon as every stage has somebody.
@@ -40,14 +36,14 @@ impl Conductor {
         let all = !awaited.is_empty() && awaited.iter().all(there);
         let waited = all || turn.now_ms >= since + self.config.gather_ms;
         if !self.gathering.restore {
-            if self.peers.values().any(|p| p.held.is_some()) {
+            if self.peers.any(|p| p.held.is_some()) {
                 // How many there are nobody knows: whoever comes too late begins the step anew.
                 if waited {
                     self.go_on(turn);
                 }
                 return;
             }
-            if !waited && self.peers.len() < self.config.stages as usize {
+            if !waited && self.peers.all().len() < self.config.stages as usize {
                 return;
             }
             if !waited && self.gathering.not_before_ms == 0 {
@@ -61,9 +57,9 @@ impl Conductor {
             return;
         }
         self.load_all(turn);
-        if (0..self.config.stages).all(|s| self.members_of(s).next().is_some()) {
+        if self.peers.serve_all() {
             self.phase = Phase::Running;
-            self.roster_changed = true;
+            self.peers.mark_changed();
             self.begin_at(self.work.step(), self.work.scale());
             self.answer_claims(turn);
             self.plan_save();
@@ -72,56 +68,17 @@ impl Conductor {
 
     /// What was asked before there were steps.
     fn answer_claims(&mut self, turn: &mut Turn<'_>) {
-        let asked: Vec<_> =
-            self.peers.iter_mut().map(|(n, p)| (n.clone(), std::mem::take(&mut p.claims))).collect();
-        for (name, claims) in asked {
+        for (name, claims) in self.peers.take_claims() {
             for claim in claims {
                 self.claim(turn, &name, claim);
             }
         }
     }
 
-    /// What peers say while what they hold is being gathered belongs to what they hold. Is there more to do with it?
-    pub(super) fn hear_gathering(&mut self, name: &PeerName, report: &PeerReport) -> bool {
-        let Some(peer) = self.peers.get_mut(name) else { return false };
-        match (report, &mut peer.held) {
-            (PeerReport::Claim { step, microbatch, attempt }, _) if peer.claims.len() < CLAIMS_MAX => {
-                peer.claims.insert((*step, *microbatch, *attempt));
-            }
-            (PeerReport::Released { step, microbatch }, _) => {
-                peer.claims.retain(|(s, m, _)| (s, m) != (step, microbatch));
-            }
-            (PeerReport::Done { step, contribution, .. }, Some(held)) => {
-                held.add(*step, contribution.clone())
-            }
-            (PeerReport::Applied { step, scale, state }, Some(held)) if *step == held.step + 1 => {
-                held.applied(*step, *scale, state.clone());
-                peer.step = *step;
-            }
-            (PeerReport::Ready { stage, step, state }, None) if peer.place == Place::Idle => {
-                let (stage, step, state) = (*stage, *step, state.clone());
-                // It was on its way while nobody was there to know from whom.
-                peer.held = Some(Held { stage, step, state, copied: true, ..Held::default() });
-                peer.step = step;
-            }
-            (
-                PeerReport::Ready { .. }
-                | PeerReport::FetchFailed { .. }
-                | PeerReport::Leaving { .. }
-                | PeerReport::Corrupt { .. },
-                _,
-            ) => {
-                return true;
-            }
-            _ => {}
-        }
-        false
-    }
-
     /// Enters what the peers hold. A commit that not all have heard of is told again: it was decided only when every peer had every average.
     fn go_on(&mut self, turn: &mut Turn<'_>) {
         let held: BTreeMap<PeerName, Held> =
-            self.peers.iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
+            self.peers.all().iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
         let Some((newest, scale)) = self.newest_whole(held.values()) else {
             let patience = self.gathering.since_ms.unwrap_or(turn.now_ms) + PATIENCE * self.config.gather_ms;
             // Going back to a checkpoint costs more than waiting for who may yet come.
@@ -138,14 +95,14 @@ impl Conductor {
             return;
         };
         self.phase = Phase::Running;
-        self.roster_changed = true;
+        self.peers.mark_changed();
         self.trust.forget_states();
         self.begin_at(newest, scale);
         for (name, held) in &held {
             if !self.can_follow(held, newest, scale) {
                 continue;
             }
-            self.place(name, Place::Member { stage: held.stage });
+            self.peers.place(name, Place::Member { stage: held.stage });
             self.hear_state(name, (held.stage, held.step), held.state.clone(), held.copied);
             if held.step < newest {
                 let (step, prove) = (held.step, self.proves(newest));
@@ -159,7 +116,7 @@ impl Conductor {
         }
         self.answer_claims(turn);
         self.work.restored();
-        if (0..self.config.stages).any(|s| !self.stays(s)) {
+        if (0..self.config.stages).any(|s| !self.peers.stay_at(s)) {
             self.saving.want();
         }
         self.settle(turn);
@@ -196,7 +153,7 @@ impl Conductor {
 
     /// A peer empties its sums, of which everybody else knows nothing or something else; then it serves.
     pub(super) fn clear(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, step: Step) {
-        self.place(name, Place::Clearing { stage });
+        self.peers.place(name, Place::Clearing { stage });
         let attempt = self.work.attempt();
         turn.tell(name, ToPeer::Clear { step, attempt });
     }

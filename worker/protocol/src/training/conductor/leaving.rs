@@ -2,7 +2,7 @@
 
 use dunlin_swarm::PeerName;
 
-use super::peer_state::{PeerState, Place};
+use super::machines::peer::{PeerState, Place};
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
@@ -11,12 +11,9 @@ use crate::training::message::ToPeer;
 impl Conductor {
     /// A peer will be gone: those without work go at once, others serve on as long as there is time.
     pub(super) fn doomed(&mut self, turn: &mut Turn<'_>, name: &PeerName, within_ms: u64) {
-        let (live, hand_over_ms) = (self.live(), self.config.hand_over_ms);
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let doomed_ms = turn.now_ms + within_ms;
-        peer.doomed_ms = Some(peer.doomed_ms.map_or(doomed_ms, |before| before.min(doomed_ms)));
-        match peer.place {
-            Place::Member { stage } if live && within_ms > hand_over_ms => {
+        self.peers.doom(name, turn.now_ms + within_ms);
+        match self.peers.member_stage(name) {
+            Some(stage) if self.live() && within_ms > self.config.hand_over_ms => {
                 self.last_will_leave(turn, name, stage)
             }
             _ => self.leaving(turn, name),
@@ -28,9 +25,7 @@ impl Conductor {
         let due = |p: &PeerState| {
             !p.leaving && p.doomed_ms.is_some_and(|at| turn.now_ms + self.config.hand_over_ms >= at)
         };
-        let due: Vec<PeerName> =
-            self.peers.iter().filter(|(_, p)| due(p)).map(|(name, _)| name.clone()).collect();
-        for name in due {
+        for name in self.peers.those(due) {
             self.leaving(turn, &name);
         }
     }
@@ -38,16 +33,12 @@ impl Conductor {
     /// A peer will be gone. When it is the last of its stage that was to stay, what it knows must be on disk before it goes, and somebody
     /// else must come.
     pub(super) fn last_will_leave(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
-        if self.stays(stage) {
+        if self.peers.stay_at(stage) {
             return;
         }
         // A peer that was about to go to another stage, and has not begun to hand over, stays instead.
-        let back: Vec<PeerName> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.place == Place::HandingOver { stage, to: None } && p.doomed_ms.is_none())
-            .map(|(n, _)| n.clone())
-            .collect();
+        let goes = Place::HandingOver { stage, to: None };
+        let back = self.peers.those(|p| p.place == goes && p.doomed_ms.is_none());
         if back.is_empty() {
             self.saving.want();
             turn.note(format!(
@@ -63,10 +54,7 @@ impl Conductor {
     /// A peer will be gone soon: it gets no more work and hands its sums to a mate.
     pub(super) fn leaving(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         let live = self.live();
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        if std::mem::replace(&mut peer.leaving, true) {
-            return;
-        }
+        let Some(peer) = self.peers.start_leaving(name) else { return };
         if self.phase == Phase::Gathering && peer.held.is_some() {
             // What it holds counts; it goes when the step goes on.
             return;
@@ -75,25 +63,14 @@ impl Conductor {
             Place::Member { stage } if live => self.last_will_leave(turn, name, stage),
             Place::Member { .. } | Place::HandingOver { .. } | Place::Clearing { .. } => {}
             Place::Idle | Place::Fetching { .. } | Place::Parked { .. } | Place::Retired => {
-                self.place(name, Place::Retired);
+                self.peers.place(name, Place::Retired);
                 turn.tell(name, ToPeer::Retire);
             }
         }
     }
 
-    /// Has a stage a peer that will not be gone, as far as is known?
-    pub(super) fn stays(&self, stage: StageId) -> bool {
-        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| p.doomed_ms.is_none()))
-    }
-
-    /// Has a stage a peer that does not leave yet?
-    pub(super) fn is_relieved(&self, stage: StageId) -> bool {
-        self.members_of(stage).any(|n| self.peers.get(n).is_some_and(|p| !p.leaving))
-    }
-
     pub(super) fn handing_over(&self, stage: StageId) -> bool {
-        self.peers.values().any(|p| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage))
-            || self.doubts.are_at(stage)
+        !self.peers.handing_over(stage).is_empty() || self.doubts.are_at(stage)
     }
 
     /// Hand-overs that can begin: the leaver has computed what it had claimed, and a mate is there. One whose averages are under way
@@ -103,10 +80,13 @@ impl Conductor {
         // the same peers.
         let relieved: Vec<(PeerName, StageId)> = self
             .peers
+            .all()
             .iter()
             .filter(|(_, p)| p.leaving)
             .filter_map(|(name, p)| match p.place {
-                Place::Member { stage } if self.is_relieved(stage) && self.averages.collects(stage) => {
+                Place::Member { stage }
+                    if self.peers.are_relieved(stage) && self.averages.collects(stage) =>
+                {
                     Some((name.clone(), stage))
                 }
                 _ => None,
@@ -117,6 +97,7 @@ impl Conductor {
         }
         let waiting: Vec<(PeerName, StageId)> = self
             .peers
+            .all()
             .iter()
             .filter_map(|(name, peer)| match &peer.place {
                 Place::HandingOver { stage, to: None } => Some((name.clone(), *stage)),
@@ -132,18 +113,13 @@ impl Conductor {
                 continue;
             };
             // One mate at a time takes from one leaver, and it must not be leaving itself.
-            let busy = |mate: &PeerName| {
-                self.peers
-                    .values()
-                    .any(|p| matches!(&p.place, Place::HandingOver { to: Some(t), .. } if t == mate))
-            };
+            let free: Vec<&PeerName> = self.peers.of(stage).filter(|mate| !self.peers.takes(mate)).collect();
             // Rather one that stays.
-            let stays = |mate: &&PeerName| self.peers.get(*mate).is_some_and(|p| p.doomed_ms.is_none());
-            let free: Vec<&PeerName> = self.members_of(stage).filter(|mate| !busy(mate)).collect();
+            let stays = |mate: &&PeerName| self.peers.stays(mate);
             let mate = free.iter().copied().find(stays).or(free.first().copied()).cloned();
             let from = self.peers.get(&name).map(|p| p.mate.clone());
             if let (Some(mate), Some(from)) = (mate, from) {
-                self.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
+                self.peers.place(&name, Place::HandingOver { stage, to: Some(mate.clone()) });
                 turn.tell(&mate, ToPeer::Take { step, from, contributions });
             }
         }
@@ -151,17 +127,16 @@ impl Conductor {
 
     /// A peer takes nothing new from now on.
     pub(super) fn relieve(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
-        self.place(name, Place::HandingOver { stage, to: None });
+        self.peers.place(name, Place::HandingOver { stage, to: None });
         // What it waits for it must not get once its sums are on their way to a mate.
         self.work.refuse_waiting(turn, stage, name);
     }
 
     /// A peer on its way out serves on. Sums of which a mate has taken a part would count that twice: they are emptied.
     pub(super) fn stays_after_all(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        peer.moving = None;
+        let Some(peer) = self.peers.cancel_move(name) else { return };
         if peer.gave.is_none_or(|step| step < self.work.step()) {
-            return self.place(name, Place::Member { stage });
+            return self.peers.place(name, Place::Member { stage });
         }
         self.reopen(turn, stage, name);
         self.clear(turn, name, stage, self.work.step());
@@ -170,9 +145,8 @@ impl Conductor {
     /// Is there something that a peer does before it can hand over?
     pub(super) fn occupied(&self, name: &PeerName, stage: StageId) -> bool {
         // Sums that it is given, or has been given without a word yet, are handed over with its own.
-        let gives = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
         self.averages.include(name, stage)
-            || self.peers.values().any(gives)
+            || self.peers.takes(name)
             || self.doubts.wait_for(name)
             || self.work.is_busy(name, stage)
     }
@@ -193,14 +167,7 @@ impl Conductor {
             }
             return;
         }
-        let Some(peer) = self.peers.get_mut(from) else { return };
-        let Place::HandingOver { stage, to } = &mut peer.place else { return };
-        if to.as_ref() != Some(mate) {
-            return;
-        }
-        let stage = *stage;
-        *to = None;
-        peer.gave = Some(step);
+        let Some(stage) = self.peers.taken(from, step, mate) else { return };
         self.work.transfer(step, stage, from, mate);
         if self.has_nothing(from, stage) {
             self.released(turn, from);
@@ -214,8 +181,6 @@ impl Conductor {
         if let Some(stage) = self.doubts.end(from) {
             self.reopen(turn, stage, from);
         }
-        if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
-            *to = None;
-        }
+        self.peers.take_failed(from);
     }
 }

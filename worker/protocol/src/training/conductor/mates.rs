@@ -5,37 +5,22 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
-use super::peer_state::Place;
 use super::turn::Turn;
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
 use crate::training::message::ToPeer;
-
-impl Place {
-    /// The stage whose values it gets, has or hands over.
-    fn stage(&self) -> Option<StageId> {
-        match self {
-            Self::Fetching { stage }
-            | Self::Parked { stage }
-            | Self::Member { stage }
-            | Self::Clearing { stage }
-            | Self::HandingOver { stage, .. } => Some(*stage),
-            Self::Idle | Self::Retired => None,
-        }
-    }
-}
 
 impl Conductor {
     /// Tells the peers whose mates have changed.
     pub(super) fn tell_mates(&mut self, turn: &mut Turn<'_>) {
         let all: Vec<(PeerName, Mates)> = self
             .peers
+            .all()
             .iter()
             .filter_map(|(name, peer)| Some((name.clone(), self.mates_of(name, peer.place.stage()?))))
             .collect();
         for (name, mates) in all {
-            if let Some(peer) = self.peers.get_mut(&name).filter(|peer| peer.mates != mates) {
-                peer.mates.clone_from(&mates);
+            if self.peers.set_mates(&name, &mates) {
                 turn.tell(&name, ToPeer::Mates(mates));
             }
         }
@@ -43,7 +28,7 @@ impl Conductor {
 
     fn mates_of(&self, name: &PeerName, stage: StageId) -> Mates {
         let at = |stage: StageId| {
-            let placed = self.peers.iter().filter(move |(_, peer)| peer.place.stage() == Some(stage));
+            let placed = self.peers.all().iter().filter(move |(_, peer)| peer.place.stage() == Some(stage));
             placed.map(|(name, _)| name).filter(|other| *other != name).cloned()
         };
         let shared = self.averages.of_stage(stage).into_iter().find_map(|shard| {

@@ -11,7 +11,7 @@
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more
 //!
-//! And what it keeps, in [`machines`] of which each is alone with its state; [`peer_state`] of each peer, [`gathering`].
+//! And what it keeps, in [`machines`] of which each is alone with its state, and [`gathering`], what is known before there are steps.
 
 mod checkpoints;
 mod commit;
@@ -23,7 +23,6 @@ mod machines;
 mod mates;
 mod moves;
 mod patience;
-mod peer_state;
 mod restore;
 mod roster;
 mod save;
@@ -38,22 +37,21 @@ mod tests;
 mod trust_tests;
 mod turn;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{StageId, Step};
+use super::ids::Step;
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use gathering::Gathering;
 use machines::averages::Averages;
 use machines::doubts::Doubts;
 use machines::measured::Measured;
+use machines::membership::Membership;
 use machines::saving::Saving;
 use machines::trust::{Standing, Trust};
 use machines::usual::Usual;
 use machines::work::Work;
-use peer_state::{PeerState, Place};
 pub use shell::{
     Checkpoints, Committed, ConductorConfig, ConductorEffect, ConductorEvent, Expelled, MemberView, Moved,
     Phase, Totals,
@@ -64,26 +62,16 @@ use turn::Turn;
 pub struct Conductor {
     config: Arc<ConductorConfig>,
     phase: Phase,
-    stages: Vec<StageState>,
     averages: Averages,
-    peers: BTreeMap<PeerName, PeerState>,
+    peers: Membership,
     work: Work,
     gathering: Gathering,
     saving: Saving,
     suspend: bool,
-    totals: Totals,
     measured: Measured,
     usual: Usual,
     trust: Trust,
     doubts: Doubts,
-    /// Membership changed since others were told.
-    roster_changed: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct StageState {
-    /// Since when it has no peer.
-    lost_ms: Option<u64>,
 }
 
 impl Conductor {
@@ -93,19 +81,16 @@ impl Conductor {
         let config = Arc::new(config);
         Self {
             phase: Phase::Gathering,
-            stages: vec![StageState::default(); config.stages as usize],
             averages: Averages::new(config.stages, config.tied, config.incarnation << 20),
-            peers: BTreeMap::new(),
+            peers: Membership::new(config.stages),
             work: Work::new(config.clone()),
             gathering: Gathering::default(),
             saving: Saving::new(config.saves),
             suspend: false,
-            totals: Totals::default(),
             measured: Measured::new(config.stages, config.fetch_ms),
             usual: Usual::new(config.stages),
             trust: Trust::default(),
             doubts: Doubts::default(),
-            roster_changed: false,
             config,
         }
     }
@@ -125,8 +110,8 @@ impl Conductor {
     /// Counts of the whole run.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let redone = self.work.redone().1;
-        Totals { redone, expelled: self.trust.expelled_ever(), ..self.totals }
+        let (lost, moves) = self.peers.lost_and_moved();
+        Totals { redone: self.work.redone().1, lost, moves, expelled: self.trust.expelled_ever() }
     }
 
     /// The newest complete checkpoint.
@@ -151,14 +136,14 @@ impl Conductor {
     /// Peers that serve each stage.
     #[must_use]
     pub fn members(&self) -> Vec<Vec<PeerName>> {
-        (0..self.config.stages).map(|stage| self.members_of(stage).cloned().collect()).collect()
+        (0..self.config.stages).map(|stage| self.peers.of(stage).cloned().collect()).collect()
     }
 
     /// The same with their machines and speeds.
     #[must_use]
     pub fn member_views(&self) -> Vec<Vec<MemberView>> {
         let view = |name: &PeerName| self.peers.get(name).map(|peer| peer.view(name));
-        (0..self.config.stages).map(|stage| self.members_of(stage).filter_map(view).collect()).collect()
+        (0..self.config.stages).map(|stage| self.peers.of(stage).filter_map(view).collect()).collect()
     }
 
     /// Something happens.
@@ -168,7 +153,7 @@ impl Conductor {
             ConductorEvent::Connected(hello) => self.connected(turn, hello),
             ConductorEvent::Gone(name) => self.gone(turn, &name),
             ConductorEvent::Peer(name, report) => {
-                if self.peers.contains_key(&name) {
+                if self.peers.all().contains_key(&name) {
                     self.peer_report(turn, &name, report);
                 }
             }
@@ -233,13 +218,11 @@ impl Conductor {
     }
 
     fn peer_report(&mut self, turn: &mut Turn<'_>, name: &PeerName, report: PeerReport) {
-        if self.phase == Phase::Gathering && !self.hear_gathering(name, &report) {
+        if self.phase == Phase::Gathering && !self.peers.hear_gathering(name, &report) {
             return;
         }
-        if let Some(peer) = self.peers.get_mut(name)
-            && !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving { .. })
-        {
-            peer.quiet_since_ms = turn.now_ms;
+        if !matches!(report, PeerReport::Claim { .. } | PeerReport::Leaving { .. }) {
+            self.peers.hear_from(turn.now_ms, name);
         }
         match report {
             PeerReport::Claim { step, microbatch, attempt } => {
@@ -318,23 +301,6 @@ impl Conductor {
     /// Is there something that the loss of a stage would set back?
     fn live(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Finishing)
-    }
-
-    fn members_of(&self, stage: StageId) -> impl Iterator<Item = &PeerName> {
-        let serves = move |peer: &PeerState| peer.place == Place::Member { stage };
-        self.peers.iter().filter(move |(_, peer)| serves(peer)).map(|(name, _)| name)
-    }
-
-    fn member_stage(&self, name: &PeerName) -> Option<StageId> {
-        match self.peers.get(name)?.place {
-            Place::Member { stage } => Some(stage),
-            _ => None,
-        }
-    }
-
-    /// The machine that a peer runs on. Empty if that is not known.
-    fn host(&self, name: &PeerName) -> String {
-        self.peers.get(name).map(|p| p.mate.host.clone()).unwrap_or_default()
     }
 
     fn fail(&mut self, turn: &mut Turn<'_>, why: String) {

@@ -10,7 +10,7 @@ use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, 
 use dunlin_planner::speed::even_out;
 use dunlin_swarm::PeerName;
 
-use super::peer_state::{Moving, PeerState, Place};
+use super::machines::peer::{Moving, PeerState, Place};
 use super::turn::Turn;
 use super::{Conductor, ConductorEffect, Moved, Phase};
 use crate::training::ids::StageId;
@@ -30,7 +30,7 @@ impl Conductor {
             return;
         }
         let needy: Vec<StageId> = (0..self.config.stages).filter(|s| self.needs_somebody(*s)).collect();
-        if needy.is_empty() && self.peers.values().all(|p| p.place != Place::Idle) {
+        if needy.is_empty() && self.peers.all().values().all(|p| p.place != Place::Idle) {
             return;
         }
         // But for those stages nobody moves in the middle of a step.
@@ -57,9 +57,9 @@ impl Conductor {
             _ => false,
         };
         self.phase == Phase::Running
-            && self.members_of(stage).next().is_some()
-            && !self.stays(stage)
-            && !self.peers.values().any(comes)
+            && self.peers.serve(stage)
+            && !self.peers.stay_at(stage)
+            && !self.peers.any(comes)
     }
 
     fn policy(&self) -> Policy {
@@ -74,7 +74,7 @@ impl Conductor {
 
     /// What the planner makes of the swarm as it is now.
     fn plan(&self, now_ms: u64, averaging: bool) -> Plan {
-        let peers = self.peers.iter().filter_map(|(name, p)| self.seen(now_ms, name, p)).collect();
+        let peers = self.peers.all().iter().filter_map(|(name, p)| self.seen(now_ms, name, p)).collect();
         rebalance::rebalance(&self.view(now_ms, peers, averaging), &self.policy())
     }
 
@@ -122,7 +122,7 @@ impl Conductor {
 
     /// How long a peer lives, from those that were lost so far and those that are there; before that, as long as the planner thinks.
     fn expected_life_ms(&self, now_ms: u64) -> u64 {
-        let present: u64 = self.peers.values().map(|p| now_ms.saturating_sub(p.since_ms)).sum();
+        let present: u64 = self.peers.all().values().map(|p| now_ms.saturating_sub(p.since_ms)).sum();
         self.measured.life_ms(present, Peer::default().expected_life_ms)
     }
 
@@ -142,12 +142,10 @@ impl Conductor {
 
     /// A peer without a stage gets one. When nobody has its state, it waits: its peers come back, or all begin again from a checkpoint.
     fn join(&mut self, turn: &mut Turn<'_>, name: &PeerName, to: StageId) {
-        if self.members_of(to).next().is_none() {
+        if !self.peers.serve(to) {
             return;
         }
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.fetch_since_ms = Some(turn.now_ms);
-        }
+        self.peers.start_fetch(turn.now_ms, name);
         self.fetch(turn, name, to, false);
     }
 
@@ -160,26 +158,23 @@ impl Conductor {
         kind: Kind,
         reason: String,
     ) {
-        let Some(from) = self.member_stage(name) else { return };
+        let Some(from) = self.peers.member_stage(name) else { return };
         // Speed is not worth that; one who swaps is followed by somebody else.
         let risks = kind != Kind::Swap && !self.needs_somebody(to) && self.leaves_to_one_machine(name, from);
-        let stays =
-            |other: &PeerName| other != name && self.peers.get(other).is_some_and(|p| p.doomed_ms.is_none());
-        let relieved = self.members_of(from).any(stays);
+        let stays = |other: &PeerName| other != name && self.peers.stays(other);
+        let relieved = self.peers.of(from).any(stays);
         if from == to
             || !relieved
             || risks
-            || self.members_of(to).next().is_none()
+            || !self.peers.serve(to)
             || self.saving.waits_for(name)
-            || self.peers.get(name).is_none_or(|p| p.doomed_ms.is_some())
+            || !self.peers.stays(name)
         {
             return;
         }
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.moving = Some(Moving { from, to, reason });
-        }
+        self.peers.plan_move(name, Moving { from, to, reason });
         self.relieve(turn, name, from);
-        if self.members_of(from).count() == 1 {
+        if self.peers.of(from).count() == 1 {
             self.save_for_one_left();
         }
         if self.has_nothing(name, from) {
@@ -191,28 +186,26 @@ impl Conductor {
     fn leaves_to_one_machine(&self, name: &PeerName, from: StageId) -> bool {
         let machine =
             |n: &PeerName| self.peers.get(n).map(|p| p.mate.host.as_str()).filter(|h| !h.is_empty());
-        let with: BTreeSet<&str> = self.members_of(from).filter_map(machine).collect();
+        let with: BTreeSet<&str> = self.peers.of(from).filter_map(machine).collect();
         let without: BTreeSet<&str> =
-            self.members_of(from).filter(|n| *n != name).filter_map(machine).collect();
+            self.peers.of(from).filter(|n| *n != name).filter_map(machine).collect();
         with.len() > 1 && without.len() < 2
     }
 
     /// A peer whose sums are of no more use where it is: it goes to its new stage, or for good.
     pub(super) fn released(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let Some(Moving { from, to, reason }) = peer.moving.take().filter(|_| !peer.leaving) else {
-            self.place(name, Place::Retired);
-            turn.tell(name, ToPeer::Retire);
+        if self.peers.get(name).is_none() {
             return;
+        }
+        let Some(Moving { from, to, reason }) = self.peers.released(turn.now_ms, name) else {
+            return turn.tell(name, ToPeer::Retire);
         };
-        peer.moved_ms = Some(turn.now_ms);
-        self.place(name, Place::Idle);
         self.join(turn, name, to);
         self.moved(turn, Moved { step: self.work.step(), peer: name.clone(), from, to, reason });
     }
 
     fn moved(&mut self, turn: &mut Turn<'_>, moved: Moved) {
-        self.totals.moves += 1;
+        self.peers.moved();
         turn.push(ConductorEffect::Moved(moved));
     }
 
@@ -221,7 +214,7 @@ impl Conductor {
     pub(super) fn places(&mut self, turn: &mut Turn<'_>, all_begin: bool) -> BTreeMap<PeerName, StageId> {
         let stages = 0..self.config.stages as usize;
         let mut peers: Vec<Peer> = Vec::new();
-        for (name, peer) in self.peers.iter().filter(|(_, p)| p.doomed_ms.is_none()) {
+        for (name, peer) in self.peers.all().iter().filter(|(_, p)| p.doomed_ms.is_none()) {
             let Some(mut seen) = self.seen(turn.now_ms, name, peer) else { continue };
             seen.stage = seen.stage.or(seen.fetching.take().map(|f| f.stage));
             seen.moved_ms = None;
@@ -257,8 +250,7 @@ impl Conductor {
 
     /// A peer has the state that it was sent for: that is how long it takes.
     pub(super) fn fetched(&mut self, now_ms: u64, name: &PeerName, stage: StageId) {
-        let began = self.peers.get_mut(name).and_then(|p| p.fetch_since_ms.take());
-        if let Some(began) = began {
+        if let Some(began) = self.peers.fetched(name) {
             self.measured.fetched(stage, now_ms.saturating_sub(began));
         }
     }
@@ -267,9 +259,7 @@ impl Conductor {
     pub(super) fn timed(&mut self, name: &PeerName, stage: StageId, took_us: u64) {
         let cost = self.config.costs.get(stage as usize).copied().unwrap_or(1.0);
         let rows = f64::from(self.config.rows.max(1)) * cost * BACKWARD_ROWS;
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.speed.measure(took_us as f64 / 1e6 / rows);
-        }
+        self.peers.timed(name, took_us as f64 / 1e6 / rows);
     }
 }
 

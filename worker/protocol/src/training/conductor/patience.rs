@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
-use super::peer_state::{PeerState, Place};
+use super::machines::peer::Place;
 use super::turn::Turn;
 use crate::training::message::ToPeer;
 
@@ -32,12 +32,12 @@ impl Conductor {
     /// Peers that owe something and have brought nothing for long.
     pub(super) fn quiet(&mut self, now_ms: u64) -> Vec<PeerName> {
         let mut quiet = Vec::new();
-        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        let names: Vec<PeerName> = self.peers.all().keys().cloned().collect();
         for name in names {
             let owed = self.owes(&name);
-            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            let Some(peer) = self.peers.get(&name) else { continue };
             match owed {
-                None => peer.quiet_since_ms = now_ms,
+                None => self.peers.hear_from(now_ms, &name),
                 Some(limit_ms) if now_ms > peer.quiet_since_ms + limit_ms => quiet.push(name),
                 Some(_) => {}
             }
@@ -49,21 +49,16 @@ impl Conductor {
     fn owes(&self, name: &PeerName) -> Option<u64> {
         let peer = self.peers.get(name).filter(|_| self.live())?;
         let limit_ms = QUIET * self.config.claim_ms_max;
-        let (Place::Member { stage } | Place::HandingOver { stage, .. } | Place::Clearing { stage }) =
-            peer.place
-        else {
-            return None;
-        };
-        let takes = |p: &PeerState| matches!(&p.place, Place::HandingOver { to: Some(to), .. } if to == name);
+        let stage = peer.place.held_stage()?;
         // What has no usual time.
-        if self.peers.values().any(takes) || self.doubts.wait_for(name) || self.saving.waits_for(name) {
+        if self.peers.takes(name) || self.doubts.wait_for(name) || self.saving.waits_for(name) {
             return Some(limit_ms);
         }
         let claim_ms = self.usual.claim_ms(stage);
         let owed = [
             (self.work.is_busy(name, stage), claim_ms),
             (matches!(peer.place, Place::Clearing { .. }), claim_ms),
-            (peer.step < self.work.step() && self.member_stage(name).is_some(), self.usual.update_ms()),
+            (peer.step < self.work.step() && self.peers.member_stage(name).is_some(), self.usual.update_ms()),
             (self.averages.wait_for(name), self.usual.average_ms()),
         ];
         let owed = owed.into_iter().filter(|(owes, _)| *owes);
@@ -82,11 +77,9 @@ impl Conductor {
     /// All streams have ended, because this process stood still. What everybody holds and has added is as it was: it goes on as after a restart, and nobody is lost who comes
     /// back.
     pub(super) fn woke(&mut self, turn: &mut Turn<'_>) {
-        let awaited: BTreeSet<PeerName> =
-            (0..self.config.stages).flat_map(|s| self.members_of(s)).cloned().collect();
+        let awaited = self.peers.serving().into_iter().collect();
         self.peers.clear();
         self.work.trainers_gone();
-        self.roster_changed = true;
         if self.live() {
             turn.note("the conductor itself stood still, so that all streams ended: the run goes on from what peers hold");
             self.gather_again(turn.now_ms, awaited);

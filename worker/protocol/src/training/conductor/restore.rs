@@ -6,7 +6,7 @@
 use dunlin_swarm::PeerName;
 
 use super::gathering::Gathering;
-use super::peer_state::Place;
+use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::StageId;
@@ -38,7 +38,7 @@ impl Conductor {
 
     /// A peer begins with a stage, from the newest checkpoint if there is one.
     fn load(&mut self, turn: &mut Turn<'_>, name: PeerName, stage: StageId) {
-        self.place(&name, Place::Fetching { stage });
+        self.peers.place(&name, Place::Fetching { stage });
         let checkpoint = self.saving.newest().is_some();
         turn.tell(&name, ToPeer::Load(Load { stage, step: self.work.step(), checkpoint }));
     }
@@ -55,9 +55,7 @@ impl Conductor {
         self.work.tell_trainers(turn, &ToTrainer::Anew);
         self.phase = Phase::Gathering;
         self.trust.forget_states();
-        for stage in &mut self.stages {
-            stage.lost_ms = None;
-        }
+        self.peers.forget_losses();
         self.saving.forget();
         self.doubts.clear();
         self.gathering = Gathering {
@@ -67,21 +65,14 @@ impl Conductor {
             ..Gathering::default()
         };
         self.begin_at(self.saving.newest().unwrap_or(0), None);
-        self.roster_changed = true;
-        for peer in self.peers.values_mut() {
-            peer.held = None;
-            peer.claims.clear();
-            peer.moving = None;
-        }
+        self.peers.forget_held();
         if !self.may_load(turn) {
             if let Some(step) = self.saving.seals() {
                 turn.note(format!(
                     "the checkpoint of step {step} is being completed: nobody goes back to an older one before that is over"
                 ));
             }
-            for peer in self.peers.values_mut().filter(|p| p.place != Place::Retired) {
-                peer.place = Place::Idle;
-            }
+            self.peers.all_idle();
             return;
         }
         let from = match self.saving.newest() {
@@ -90,14 +81,14 @@ impl Conductor {
         };
         turn.note(format!("everybody begins from {from}"));
         let places = self.places(turn, true);
-        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        let names: Vec<PeerName> = self.peers.all().keys().cloned().collect();
         for name in names {
             let Some(peer) = self.peers.get(&name) else { continue };
             match (places.get(&name), &peer.place) {
                 (Some(stage), _) => self.load(turn, name, *stage),
                 (None, Place::Retired | Place::Idle) => {}
                 (None, _) => {
-                    self.place(&name, Place::Retired);
+                    self.peers.place(&name, Place::Retired);
                     turn.tell(&name, ToPeer::Retire);
                 }
             }

@@ -1,16 +1,12 @@
 //! The peers that are there, and what stage each serves: joining, and being lost.
 
-use std::collections::BTreeSet;
-
 use dunlin_swarm::PeerName;
 
-use super::peer_state::{PeerState, Place};
+use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
-use crate::training::mates::Mates;
 use crate::training::message::{Fetch, FetchFailure, Held, HeldSums, Mate, StateDigest, ToPeer, ToTrainer};
-use crate::training::speed::Speed;
 
 /// A fetch that failed is tried again after this long.
 const RETRY_MS: u64 = 500;
@@ -18,25 +14,7 @@ const RETRY_MS: u64 = 500;
 impl Conductor {
     pub(super) fn peer_joins(&mut self, turn: &mut Turn<'_>, mate: Mate, held: Option<Held>) {
         let name = mate.name.clone();
-        let state = PeerState {
-            mate,
-            place: Place::Idle,
-            doomed_ms: None,
-            leaving: false,
-            moving: None,
-            moved_ms: None,
-            since_ms: turn.now_ms,
-            fetch_since_ms: None,
-            speed: Speed::default(),
-            step: held.as_ref().map_or(0, |h| h.step),
-            held: held.clone(),
-            quiet_since_ms: turn.now_ms,
-            claims: BTreeSet::new(),
-            wrong_states: 0,
-            gave: None,
-            mates: Mates::default(),
-        };
-        self.peers.insert(name.clone(), state);
+        self.peers.join(turn.now_ms, mate, held.clone());
         match self.phase {
             Phase::Gathering => self.gathering.seen(turn.now_ms),
             Phase::Running | Phase::Finishing => match held {
@@ -59,14 +37,14 @@ impl Conductor {
                     let apply = ToPeer::Apply { step: held.step, scale, prove };
                     turn.tell(&name, apply);
                     if held.sums.iter().skip(1).all(HeldSums::is_empty) {
-                        self.place(&name, Place::Member { stage: held.stage });
+                        self.peers.place(&name, Place::Member { stage: held.stage });
                     } else {
                         // What it had added to the next step already went to others.
                         self.clear(turn, &name, held.stage, self.work.step());
                     }
                 }
                 // It is behind, or says that it is where nobody can be: what it has is brought up to date, or replaced.
-                Some(held) if self.members_of(held.stage).next().is_some() => {
+                Some(held) if self.peers.serve(held.stage) => {
                     self.fetch(turn, &name, held.stage, false);
                 }
                 _ => self.settle(turn),
@@ -76,25 +54,12 @@ impl Conductor {
         }
     }
 
-    /// Has anybody the state of a stage who serves it, or is about to?
-    pub(super) fn is_held(&self, stage: StageId) -> bool {
-        let holds = |place: &Place| matches!(place, Place::Member { stage: s } | Place::HandingOver { stage: s, .. } | Place::Clearing { stage: s } if *s == stage);
-        self.peers.values().any(|p| holds(&p.place))
-    }
-
-    pub(super) fn place(&mut self, name: &PeerName, place: Place) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.place = place;
-            self.roster_changed = true;
-        }
-    }
-
     /// A peer gets the state of a stage from its members; `whole`, or only what it misses.
     pub(super) fn fetch(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, whole: bool) {
         let has = [Place::Member { stage }, Place::Clearing { stage }];
-        let mates = self.peers.iter().filter(|(other, p)| *other != name && has.contains(&p.place));
+        let mates = self.peers.all().iter().filter(|(other, p)| *other != name && has.contains(&p.place));
         let mates: Vec<Mate> = mates.map(|(_, p)| p.mate.clone()).collect();
-        self.place(name, Place::Fetching { stage });
+        self.peers.place(name, Place::Fetching { stage });
         let step = self.work.step();
         turn.tell(name, ToPeer::Fetch(Fetch { stage, step, mates, whole }));
     }
@@ -112,10 +77,7 @@ impl Conductor {
             Some(place) if *place == (Place::Clearing { stage }) => false,
             _ => return,
         };
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.step = step;
-            peer.gave = None;
-        }
+        self.peers.got_state(name, step);
         if step > self.work.step() + 1 {
             let why =
                 format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
@@ -124,7 +86,7 @@ impl Conductor {
         }
         // What it has of its own counts as much as what others have, and so does an update that it has made itself.
         let copied = from_others && !self.trust.had_state(name, stage, step);
-        let serves = |name: &PeerName| self.member_stage(name) == Some(stage);
+        let serves = |name: &PeerName| self.peers.member_stage(name) == Some(stage);
         if copied && self.trust.differs((stage, step), &state, serves) {
             return self.wrong_state(turn, name, stage, step);
         }
@@ -132,12 +94,8 @@ impl Conductor {
         if self.phase == Phase::Gathering {
             // A start, or a start over, from a checkpoint: everybody serves once every stage is there.
             if step == self.work.step() {
-                self.place(name, Place::Member { stage });
-                if let Some(peer) = self.peers.get_mut(name) {
-                    // Those were of what it had before.
-                    peer.claims.clear();
-                    peer.wrong_states = 0;
-                }
+                self.peers.place(name, Place::Member { stage });
+                self.peers.begin(name);
             }
             return;
         }
@@ -145,9 +103,9 @@ impl Conductor {
             self.fetched(turn.now_ms, name, stage);
         }
         if step == self.work.step() && self.averages.collects(stage) {
-            self.place(name, Place::Member { stage });
+            self.peers.place(name, Place::Member { stage });
         } else if step >= self.work.step() {
-            self.place(name, Place::Parked { stage });
+            self.peers.place(name, Place::Parked { stage });
         } else {
             self.fetch(turn, name, stage, false);
         }
@@ -155,16 +113,15 @@ impl Conductor {
 
     /// The state that a peer got is not the one that others have. It gets it once more; when that is wrong as well, it is the peer that is.
     fn wrong_state(&mut self, turn: &mut Turn<'_>, name: &PeerName, stage: StageId, step: Step) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        peer.wrong_states += 1;
+        let Some(times) = self.peers.got_wrong_state(name) else { return };
         let why = format!("its state of stage {stage} at step {step} is not that of those who serve it");
-        if peer.wrong_states > 1 {
+        if times > 1 {
             self.expel(turn, [name.clone()], &why);
             return;
         }
         turn.note(format!("{name}: {why}; it gets all of it again"));
         if self.phase == Phase::Gathering {
-            self.place(name, Place::Idle);
+            self.peers.place(name, Place::Idle);
         } else {
             self.fetch(turn, name, stage, true);
         }
@@ -182,29 +139,21 @@ impl Conductor {
         if let FetchFailure::Damaged(step) = failure {
             self.saving.doubt(turn, name, step);
         }
-        if let Some(peer) = self.peers.get_mut(name)
-            && matches!(peer.place, Place::Fetching { .. })
-        {
-            peer.place = Place::Idle;
-            peer.fetch_since_ms = None;
-            peer.held = None;
-            if self.phase == Phase::Gathering {
-                self.gathering.again(turn.now_ms + RETRY_MS);
-            }
+        if self.peers.fetch_failed(name) && self.phase == Phase::Gathering {
+            self.gathering.again(turn.now_ms + RETRY_MS);
         }
     }
 
     /// A stream ended: a trainer's microbatches go to others, a peer's keys are open again.
     pub(super) fn gone(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         self.work.trainer_gone(name);
-        let Some(peer) = self.peers.remove(name) else { return };
-        self.roster_changed = true;
+        let Some(peer) = self.peers.gone(name) else { return };
         self.forget_saver(turn, name);
         self.measured.peer_gone(turn.now_ms.saturating_sub(peer.since_ms));
         // When all is done everybody goes.
         let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));
         if peer.place != Place::Retired && !over {
-            self.totals.lost += 1;
+            self.peers.count_lost();
         }
         if !self.live() {
             return;
@@ -229,13 +178,7 @@ impl Conductor {
 
     /// `lost` takes no sums over any more: a peer that was handing over to it begins again, and those that left meanwhile have lost theirs with it.
     fn end_hand_overs_to(&mut self, turn: &mut Turn<'_>, lost: &PeerName) {
-        for other in self.peers.values_mut() {
-            if let Place::HandingOver { to, .. } = &mut other.place
-                && to.as_ref() == Some(lost)
-            {
-                *to = None;
-            }
-        }
+        self.peers.end_takes_by(lost);
         for owner in self.doubts.with(lost) {
             if let Some(stage) = self.doubts.end(&owner) {
                 self.reopen(turn, stage, &owner);
@@ -251,40 +194,35 @@ impl Conductor {
         }
         // Its sums are safe with the others once they hold all that these went into.
         let averaged = self.averages.leave_out(name, stage);
-        if !averaged || self.members_of(stage).next().is_none() {
+        if !averaged || !self.peers.serve(stage) {
             self.reopen(turn, stage, name);
         }
         self.admit_parked();
-        if self.members_of(stage).next().is_none() {
+        if !self.peers.serve(stage) {
             // A peer that was about to leave is the last now, and stays as long as it can.
-            let hands_over =
-                |p: &PeerState| matches!(p.place, Place::HandingOver { stage: s, .. } if s == stage);
-            let back: Vec<PeerName> =
-                self.peers.iter().filter(|(_, p)| hands_over(p)).map(|(n, _)| n.clone()).collect();
-            for other in back {
+            for other in self.peers.handing_over(stage) {
                 self.stays_after_all(turn, &other, stage);
                 self.saving.want();
             }
         }
-        if self.members_of(stage).count() == 1 {
+        if self.peers.of(stage).count() == 1 {
             self.save_for_one_left();
         }
-        if self.members_of(stage).next().is_none() {
+        if !self.peers.serve(stage) {
             turn.note(format!("stage {stage} has no peer left; {name} may come back"));
-            self.stages[stage as usize].lost_ms = Some(turn.now_ms);
+            self.peers.lose_stage(turn.now_ms, stage);
         }
     }
 
     /// Stages whose last peer had time to come back, and did not.
     pub(super) fn give_up_lost_stages(&mut self, turn: &mut Turn<'_>) {
         for stage in 0..self.config.stages {
-            let comes = |p: &PeerState| matches!(p.place, Place::Clearing { stage: s } if s == stage);
-            let served = self.members_of(stage).next().is_some() || self.peers.values().any(comes);
+            let served = self.peers.serve(stage) || self.peers.any(|p| p.place == Place::Clearing { stage });
             if !self.live() || served {
-                self.stages[stage as usize].lost_ms = None;
+                self.peers.regain_stage(stage);
                 continue;
             }
-            let since = *self.stages[stage as usize].lost_ms.get_or_insert(turn.now_ms);
+            let since = self.peers.lost_since(turn.now_ms, stage);
             if turn.now_ms >= since + self.config.gather_ms {
                 self.stage_lost(turn, stage);
                 return;
@@ -296,6 +234,7 @@ impl Conductor {
     pub(super) fn admit_parked(&mut self) {
         let ready: Vec<(PeerName, StageId)> = self
             .peers
+            .all()
             .iter()
             .filter_map(|(name, p)| match p.place {
                 Place::Parked { stage } if p.step == self.work.step() && self.averages.collects(stage) => {
@@ -305,14 +244,14 @@ impl Conductor {
             })
             .collect();
         for (name, stage) in ready {
-            self.place(&name, Place::Member { stage });
+            self.peers.place(&name, Place::Member { stage });
         }
     }
 
     /// The edge of a step: those that waited for it get the update they miss, leavers are free.
     pub(super) fn after_commit(&mut self, turn: &mut Turn<'_>) {
         let all: Vec<(PeerName, Place)> =
-            self.peers.iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
+            self.peers.all().iter().map(|(n, p)| (n.clone(), p.place.clone())).collect();
         for (name, place) in all {
             match place {
                 Place::Parked { stage }
@@ -331,11 +270,9 @@ impl Conductor {
     }
 
     pub(super) fn roster(&self) -> ToTrainer {
-        let mates = |stage| {
-            self.members_of(stage).filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect()
-        };
-        let closes = |p: &PeerState| matches!(p.place, Place::HandingOver { .. });
-        let closing = self.peers.iter().filter(|(_, p)| closes(p)).map(|(n, _)| n.clone()).collect();
+        let mates =
+            |stage| self.peers.of(stage).filter_map(|n| self.peers.get(n)).map(|p| p.mate.clone()).collect();
+        let closing = self.peers.those(|p| matches!(p.place, Place::HandingOver { .. }));
         let stages = if self.live() {
             (0..self.config.stages).map(mates).collect()
         } else {
@@ -346,7 +283,7 @@ impl Conductor {
 
     /// When it changed, trainers are told who serves what, and peers which others they give values to.
     pub(super) fn tell_roster(&mut self, turn: &mut Turn<'_>) {
-        if !std::mem::take(&mut self.roster_changed) {
+        if !self.peers.take_change() {
             return;
         }
         let roster = self.roster();

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
+use super::machines::peer::Place;
 use super::machines::saving::{Answer, Wrong};
-use super::peer_state::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::Step;
@@ -48,11 +48,11 @@ impl Conductor {
         let (mut writers, mut checkers) = (BTreeMap::new(), Vec::new());
         for stage in 0..self.config.stages {
             // A peer that empties its sums can say in a moment what is to be written.
-            let clearing = self.peers.values().any(|p| p.place == Place::Clearing { stage });
+            let clearing = self.peers.any(|p| p.place == Place::Clearing { stage });
             if clearing || !self.is_agreed(stage) {
                 return;
             }
-            let members = self.members_of(stage).filter_map(|name| self.peers.get(name));
+            let members = self.peers.of(stage).filter_map(|name| self.peers.get(name));
             let able: Vec<&Mate> = members.filter(|p| p.step == self.work.step()).map(|p| &p.mate).collect();
             let Some(writer) = self.saving.writer_of(&able) else { return };
             let others = self.saving.checkers_of(&able, writer);
@@ -123,16 +123,16 @@ impl Conductor {
             Phase::Finishing => self.work.is_validated() && self.saving.confirm(turn, self.work.step()),
             Phase::Running => self.suspend && self.saving.confirm(turn, self.work.step()),
             // Nobody has anything that is not in the last checkpoint.
-            Phase::Gathering => self.suspend && self.peers.values().all(|p| p.held.is_none()),
+            Phase::Gathering => self.suspend && self.peers.all().values().all(|p| p.held.is_none()),
             _ => false,
         };
         if !over {
             return;
         }
         self.phase = if self.phase == Phase::Finishing { Phase::Finished } else { Phase::Suspended };
-        let names: Vec<PeerName> = self.peers.keys().cloned().collect();
+        let names: Vec<PeerName> = self.peers.all().keys().cloned().collect();
         for name in names {
-            self.place(&name, Place::Retired);
+            self.peers.place(&name, Place::Retired);
             turn.tell(&name, ToPeer::Retire);
         }
         self.work.tell_trainers(turn, &ToTrainer::Retire);

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
+use super::machines::peer::Place;
 use super::machines::trust::TIES_MAX;
 use super::machines::verdict::{Statement, Verdict};
-use super::peer_state::Place;
 use super::turn::Turn;
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{Held, Hello, Role, StateDigest};
@@ -47,21 +47,25 @@ impl Conductor {
         state: StateDigest,
         copied: bool,
     ) {
-        self.trust.hear(self.work.step(), at, name, Statement { host: self.host(name), says: state, copied });
+        self.trust.hear(
+            self.work.step(),
+            at,
+            name,
+            Statement { host: self.peers.host(name), says: state, copied },
+        );
     }
 
     /// Have all that serve a stage made the last update, and have the same state?
     pub(super) fn is_agreed(&self, stage: StageId) -> bool {
         let current = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.step == self.work.step());
-        self.members_of(stage).all(current)
-            && self.trust.verdict((stage, self.work.step())) == Verdict::Agreed
+        self.peers.of(stage).all(current) && self.trust.verdict((stage, self.work.step())) == Verdict::Agreed
     }
 
     /// Have all said what they have, who serve a stage or are about to?
     fn have_all_said(&self, stage: StageId) -> bool {
         let serves = [Place::Member { stage }, Place::Clearing { stage }];
         let heard: BTreeSet<&PeerName> = self.trust.heard((stage, self.work.step())).collect();
-        let mut all = self.peers.iter().filter(|(_, p)| serves.contains(&p.place));
+        let mut all = self.peers.all().iter().filter(|(_, p)| serves.contains(&p.place));
         all.all(|(name, p)| p.step == self.work.step() && heard.contains(name))
     }
 
@@ -103,8 +107,7 @@ impl Conductor {
         let every = self.config.checkpoint_every;
         let saves = self.config.saves
             && (after >= self.config.steps || self.suspend || (every > 0 && after.is_multiple_of(every)));
-        let comes =
-            self.peers.values().any(|p| matches!(p.place, Place::Fetching { .. } | Place::Parked { .. }));
+        let comes = self.peers.any(|p| matches!(p.place, Place::Fetching { .. } | Place::Parked { .. }));
         saves || comes || after.is_multiple_of(PROVED_EVERY)
     }
 }

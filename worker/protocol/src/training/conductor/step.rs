@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
-use super::peer_state::Place;
 use super::turn::Turn;
 use crate::training::ids::{Attempt, Microbatch, StageId, Step};
 use crate::training::ledger::Claimed;
@@ -14,7 +13,7 @@ use crate::training::message::{Contribution, StateDigest, ToPeer, TrainerReport}
 impl Conductor {
     /// Trainers get microbatches, if every stage is served.
     pub(super) fn give_work(&mut self, turn: &mut Turn<'_>) {
-        let served: Vec<usize> = (0..self.config.stages).map(|s| self.members_of(s).count()).collect();
+        let served: Vec<usize> = (0..self.config.stages).map(|s| self.peers.of(s).count()).collect();
         if !served.contains(&0) {
             self.work.hand_out(turn, served.into_iter().sum());
         }
@@ -49,9 +48,9 @@ impl Conductor {
         name: &PeerName,
         (step, microbatch, attempt): (Step, Microbatch, Attempt),
     ) {
-        let Some(stage) = self.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
+        let Some(stage) = self.peers.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
         // One that leaves takes nothing new; the call was on its way already. What it was given may be of an attempt that was given up.
-        let takes = self.member_stage(name).is_some() && attempt == self.work.attempt();
+        let takes = self.peers.member_stage(name).is_some() && attempt == self.work.attempt();
         let claimed = if takes {
             self.work.claim(turn.now_ms, name, stage, (step, microbatch))
         } else {
@@ -70,7 +69,7 @@ impl Conductor {
         step: Step,
         microbatch: Microbatch,
     ) {
-        if let Some(stage) = self.serving_stage(name) {
+        if let Some(stage) = self.peers.serving_stage(name) {
             self.work.unclaim(turn, name, stage, (step, microbatch));
         }
     }
@@ -83,18 +82,10 @@ impl Conductor {
         contribution: &Contribution,
         took_us: u64,
     ) {
-        let Some(stage) = self.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
+        let Some(stage) = self.peers.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
         self.timed(name, stage, took_us);
         if let Some(claimed_ms) = self.work.done(turn, name, stage, step, contribution) {
             self.usual.claimed(stage, claimed_ms);
-        }
-    }
-
-    /// The stage of a member, or of one that is finishing what it has claimed.
-    pub(super) fn serving_stage(&self, name: &PeerName) -> Option<StageId> {
-        match self.peers.get(name)?.place {
-            Place::Member { stage } | Place::HandingOver { stage, .. } => Some(stage),
-            _ => None,
         }
     }
 
@@ -110,15 +101,17 @@ impl Conductor {
 
     pub(super) fn applied(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, state: StateDigest) {
         // Of a leaver too: what it hands over was computed with that.
-        let Some(stage) = self.serving_stage(name) else { return };
-        let Some(peer) = self.peers.get_mut(name).filter(|p| step > p.step) else { return };
+        let Some(stage) = self.peers.serving_stage(name) else { return };
+        if self.peers.get(name).is_none_or(|p| step <= p.step) {
+            return;
+        }
         if step > self.work.step() {
             let why =
                 format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
             self.expel(turn, [name.clone()], &why);
             return;
         }
-        peer.step = step;
+        self.peers.set_step(name, step);
         if let Some(edge_ms) = self.measured.edge_ms().filter(|_| step == self.work.step()) {
             self.usual.updated(turn.now_ms.saturating_sub(edge_ms));
         }
@@ -140,8 +133,8 @@ impl Conductor {
             if host.is_empty() { name.to_string() } else { host }
         };
         let asked: BTreeSet<String> = peers.iter().map(machine).collect();
-        let stage = peers.iter().find_map(|n| self.member_stage(n));
-        let others = stage.is_none_or(|stage| self.members_of(stage).any(|n| !asked.contains(&machine(n))));
+        let stage = peers.iter().find_map(|n| self.peers.member_stage(n));
+        let others = stage.is_none_or(|stage| self.peers.of(stage).any(|n| !asked.contains(&machine(n))));
         let more = asked.len() < 2 && others;
         let Some(again) = self.work.failed(trainer, (step, microbatch), more) else { return };
         let who: Vec<&str> = peers.iter().map(PeerName::as_str).collect();

@@ -120,11 +120,11 @@ fn speed_is_no_reason_to_leave_a_stage_to_one_machine() {
         let mut conductor = serving(2, &peers);
         assert!(conductor.members().iter().all(|members| members.len() == peers.len() / 2));
         let name = "a".into();
-        let from = conductor.member_stage(&name).unwrap();
+        let from = conductor.peers.member_stage(&name).unwrap();
         let reason = "it is faster there".to_owned();
         let (mut out, to) = (Vec::new(), 1 - from);
         conductor.leave_for(&mut Turn::new(GATHER_MS, &mut out), &name, to, Kind::Cold, reason);
-        assert_eq!(conductor.member_stage(&name).is_none(), goes, "{machines:?}");
+        assert_eq!(conductor.peers.member_stage(&name).is_none(), goes, "{machines:?}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`averages`] of the oldest open step
 //! * [`doubts`] about the sums of lost peers
 //! * [`measured`] for the planner · [`usual`] times, to know when to wait no longer
+//! * [`membership`] the peers, each a [`peer`], and what each does
 //! * [`saving`] which checkpoints there are, and one that is being written
 //! * [`trust`] what peers say that their states are, who was expelled
 //! * [`verdict`] who is wrong when peers differ
@@ -11,6 +12,8 @@
 pub mod averages;
 pub mod doubts;
 pub mod measured;
+pub mod membership;
+pub mod peer;
 pub mod saving;
 pub mod trust;
 pub mod usual;
