@@ -7,7 +7,7 @@ impl Conductor {
     /// Is it known which checkpoints there are?
     #[must_use]
     pub fn knows_checkpoints(&self) -> bool {
-        self.saving.is_known()
+        self.saving.known().is_known()
     }
 
     /// What is wrong with the destination of checkpoints, in a sentence that stays the same as long as it is.
@@ -23,7 +23,7 @@ impl Conductor {
             Phase::Gathering if self.gathering.restores() => self.follow_newest(turn),
             Phase::Gathering => self.begin_at(self.saving.newest().unwrap_or(0), None),
             // The run goes on from the memory of its peers; what they have wants to be in a sound checkpoint soon.
-            Phase::Running => self.save_for_one_left(),
+            Phase::Running => self.save_unless_recent(),
             Phase::Finishing => self.plan_save(),
             _ => {}
         }

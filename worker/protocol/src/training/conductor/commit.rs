@@ -6,6 +6,7 @@ use dunlin_swarm::PeerName;
 
 use super::machines::averages::Outcome;
 use super::machines::peer::{PeerState, Place};
+use super::machines::usual::Task;
 use super::turn::Turn;
 use super::{Committed, Conductor, ConductorEffect, Phase};
 use crate::training::clip;
@@ -64,7 +65,7 @@ impl Conductor {
             return;
         }
         if let Some(took_ms) = self.averages.averaged(turn.now_ms, name, (shard, round), squares) {
-            self.usual.averaged(took_ms);
+            self.usual.took(Task::Average, took_ms);
         }
     }
 
@@ -140,7 +141,7 @@ impl Conductor {
 
     /// An average must be formed from the sums that are still there: what was only in the old one is open again.
     pub(super) fn form_anew(&mut self, turn: &mut Turn<'_>, shard: ShardId) {
-        self.averages.drop(shard);
+        self.averages.discard(shard);
         for stage in self.averages.stages_of(shard).to_vec() {
             for holder in self.work.holders(stage) {
                 if self.peers.serving_stage(&holder) != Some(stage) && !self.doubts.are_of(&holder) {

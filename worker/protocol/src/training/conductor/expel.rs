@@ -8,6 +8,7 @@ use dunlin_swarm::PeerName;
 use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Expelled};
+use crate::training::ids::Step;
 use crate::training::message::{ToPeer, ToTrainer};
 
 impl Conductor {
@@ -28,6 +29,12 @@ impl Conductor {
         served
     }
 
+    /// A peer says that it is where nobody can be.
+    pub(super) fn is_nowhere(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step) {
+        let why = format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
+        self.expel(turn, [name.clone()], &why);
+    }
+
     /// True when it may have computed for others.
     fn expel_one(&mut self, turn: &mut Turn<'_>, name: &PeerName, why: &str) -> bool {
         let Some(peer) = self.peers.get(name) else { return true };
@@ -46,8 +53,8 @@ impl Conductor {
         if self.live() && !self.peers.hold(stage) {
             // It will not come back with what it has.
             self.stage_lost(turn, stage);
-        } else if self.peers.of(stage).count() == 1 {
-            self.save_for_one_left();
+        } else {
+            self.save_if_one_is_left(stage);
         }
         true
     }
@@ -66,11 +73,6 @@ impl Conductor {
         for name in self.peers.all_clear(turn.now_ms) {
             turn.tell(&name, ToPeer::Clear { step, attempt });
         }
-    }
-
-    /// A peer's memory has changed: what it has computed in the open steps is not to be trusted.
-    pub(super) fn corrupt(&mut self, turn: &mut Turn<'_>, name: &PeerName, what: &str) {
-        self.disown(turn, [name.clone()], what);
     }
 
     /// The same as [`Self::expel`], of peers that had something wrong: whatever they do now, they may have computed for others since the last update, and have handed that over.

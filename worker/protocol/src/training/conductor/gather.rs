@@ -4,21 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
-use super::gathering::Gathering;
+use super::machines::gathering::Gathering;
 use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{Held, ToPeer};
 
-/// Peers that hold a stage nobody else has are waited for this many times as long.
-const PATIENCE: u64 = 10;
-
 impl Conductor {
     /// Nobody is known any more; those who were there will say what they hold.
     pub(super) fn gather_again(&mut self, now_ms: u64, awaited: BTreeSet<PeerName>) {
         self.phase = Phase::Gathering;
-        self.gathering = Gathering { since_ms: Some(now_ms), awaited, ..Gathering::default() };
+        self.gathering = Gathering::of(now_ms, awaited);
         self.trust.forget_states();
         self.doubts.clear();
         self.saving.forget();
@@ -27,15 +24,12 @@ impl Conductor {
 
     /// Begins as soon as every stage has somebody.
     pub(super) fn try_begin(&mut self, turn: &mut Turn<'_>) {
-        let Some(since) = self.gathering.since_ms else { return };
-        if turn.now_ms < self.gathering.not_before_ms {
+        if !self.gathering.may_begin(turn.now_ms) {
             return;
         }
-        let awaited = &self.gathering.awaited;
         let there = |name: &PeerName| self.peers.get(name).is_some_and(|p| p.held.is_some());
-        let all = !awaited.is_empty() && awaited.iter().all(there);
-        let waited = all || turn.now_ms >= since + self.config.gather_ms;
-        if !self.gathering.restore {
+        let waited = self.gathering.has_waited(turn.now_ms, self.config.gather_ms, there);
+        if !self.gathering.restores() {
             if self.peers.any(|p| p.held.is_some()) {
                 // How many there are nobody knows: whoever comes too late begins the step anew.
                 if waited {
@@ -46,11 +40,11 @@ impl Conductor {
             if !waited && self.peers.all().len() < self.config.stages as usize {
                 return;
             }
-            if !waited && self.gathering.not_before_ms == 0 {
+            if !waited && !self.gathering.has_failed() {
                 // Let those that start together be placed together.
                 return;
             }
-            self.gathering.restore = true;
+            self.gathering.restore();
             self.begin_at(self.saving.newest().unwrap_or(0), None);
         }
         if !self.may_load(turn) {
@@ -80,9 +74,8 @@ impl Conductor {
         let held: BTreeMap<PeerName, Held> =
             self.peers.all().iter().filter_map(|(n, p)| Some((n.clone(), p.held.clone()?))).collect();
         let Some((newest, scale)) = self.newest_whole(held.values()) else {
-            let patience = self.gathering.since_ms.unwrap_or(turn.now_ms) + PATIENCE * self.config.gather_ms;
             // Going back to a checkpoint costs more than waiting for who may yet come.
-            if turn.now_ms >= patience {
+            if self.gathering.has_waited_long(turn.now_ms, self.config.gather_ms) {
                 let steps: BTreeSet<String> =
                     held.values().map(|h| format!("stage {} at step {}", h.stage, h.step)).collect();
                 let steps: Vec<String> = steps.into_iter().collect();

@@ -78,32 +78,21 @@ impl Conductor {
     pub(super) fn try_hand_over(&mut self, turn: &mut Turn<'_>) {
         // The last of a stage may go once somebody else has come. When one shard of it is being averaged, the others have to be as well, with
         // the same peers.
-        let relieved: Vec<(PeerName, StageId)> = self
-            .peers
-            .all()
-            .iter()
-            .filter(|(_, p)| p.leaving)
-            .filter_map(|(name, p)| match p.place {
-                Place::Member { stage }
-                    if self.peers.are_relieved(stage) && self.averages.collects(stage) =>
-                {
-                    Some((name.clone(), stage))
-                }
-                _ => None,
-            })
-            .collect();
+        let relieved = self.peers.those_at(|p| match p.place {
+            Place::Member { stage }
+                if p.leaving && self.peers.are_relieved(stage) && self.averages.collects(stage) =>
+            {
+                Some(stage)
+            }
+            _ => None,
+        });
         for (name, stage) in relieved {
             self.relieve(turn, &name, stage);
         }
-        let waiting: Vec<(PeerName, StageId)> = self
-            .peers
-            .all()
-            .iter()
-            .filter_map(|(name, peer)| match &peer.place {
-                Place::HandingOver { stage, to: None } => Some((name.clone(), *stage)),
-                _ => None,
-            })
-            .collect();
+        let waiting = self.peers.those_at(|p| match p.place {
+            Place::HandingOver { stage, to: None } => Some(stage),
+            _ => None,
+        });
         for (name, stage) in waiting {
             if self.occupied(&name, stage) {
                 continue;

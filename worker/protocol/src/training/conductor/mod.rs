@@ -11,13 +11,12 @@
 //! * [`gather`] beginning, and beginning again from what peers have · [`restore`] beginning from a checkpoint
 //! * [`checkpoints`] what there is to go on from · [`save`] writing more
 //!
-//! And what it keeps, in [`machines`] of which each is alone with its state, and [`gathering`], what is known before there are steps.
+//! And what it keeps, in [`machines`] of which each is alone with its state.
 
 mod checkpoints;
 mod commit;
 mod expel;
 mod gather;
-mod gathering;
 mod leaving;
 mod machines;
 mod mates;
@@ -43,12 +42,12 @@ use dunlin_swarm::PeerName;
 
 use super::ids::Step;
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
-use gathering::Gathering;
 use machines::averages::Averages;
 use machines::doubts::Doubts;
+use machines::gathering::Gathering;
 use machines::measured::Measured;
 use machines::membership::Membership;
-use machines::saving::Saving;
+use machines::saving::{Answer, Saving};
 use machines::trust::{Standing, Trust};
 use machines::usual::Usual;
 use machines::work::Work;
@@ -88,7 +87,7 @@ impl Conductor {
             saving: Saving::new(config.saves),
             suspend: false,
             measured: Measured::new(config.stages, config.fetch_ms),
-            usual: Usual::new(config.stages),
+            usual: Usual::default(),
             trust: Trust::default(),
             doubts: Doubts::default(),
             config,
@@ -228,11 +227,16 @@ impl Conductor {
             PeerReport::Claim { step, microbatch, attempt } => {
                 self.claim(turn, name, (step, microbatch, attempt));
             }
-            PeerReport::Released { step, microbatch } => self.unclaim(turn, name, step, microbatch),
+            PeerReport::Released { step, microbatch } => {
+                if let Some(stage) = self.peers.serving_stage(name) {
+                    self.work.unclaim(turn, name, stage, (step, microbatch));
+                }
+            }
             PeerReport::Done { step, contribution, took_us } => {
                 self.done(turn, name, step, &contribution, took_us);
             }
-            PeerReport::Corrupt { what } => self.corrupt(turn, name, &what),
+            // What it has computed in the open steps is not to be trusted.
+            PeerReport::Corrupt { what } => self.disown(turn, [name.clone()], &what),
             PeerReport::Averaged { step, shard, round, squares } => {
                 self.averaged(turn, name, (step, shard, round), squares);
             }
@@ -250,7 +254,9 @@ impl Conductor {
             PeerReport::Taken { step, from } => self.taken(turn, name, step, &from),
             PeerReport::TakeFailed { step, from } => self.take_failed(turn, step, &from),
             PeerReport::Leaving { within_ms } => self.doomed(turn, name, within_ms),
-            PeerReport::Saved { step, record } => self.saved(turn, name, step, record),
+            PeerReport::Saved { step, record } => {
+                self.written(turn, name, step, Answer::Written(record));
+            }
             PeerReport::SaveFailed { step, failure, why } => {
                 self.save_failed(turn, name, step, failure, &why);
             }

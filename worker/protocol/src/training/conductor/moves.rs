@@ -174,9 +174,7 @@ impl Conductor {
         }
         self.peers.plan_move(name, Moving { from, to, reason });
         self.relieve(turn, name, from);
-        if self.peers.of(from).count() == 1 {
-            self.save_for_one_left();
-        }
+        self.save_if_one_is_left(from);
         if self.has_nothing(name, from) {
             self.released(turn, name);
         }

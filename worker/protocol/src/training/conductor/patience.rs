@@ -9,6 +9,7 @@ use dunlin_swarm::PeerName;
 
 use super::Conductor;
 use super::machines::peer::Place;
+use super::machines::usual::Task;
 use super::turn::Turn;
 use crate::training::message::ToPeer;
 
@@ -26,7 +27,8 @@ fn patience(usual: Option<u64>, limit_ms: u64) -> u64 {
 impl Conductor {
     /// Peers that keep a microbatch from others for too long.
     pub(super) fn overdue(&self, now_ms: u64) -> BTreeSet<PeerName> {
-        self.work.overdue(now_ms, |stage| patience(self.usual.claim_ms(stage), self.config.claim_ms_max))
+        self.work
+            .overdue(now_ms, |stage| patience(self.usual.ms(Task::Claim(stage)), self.config.claim_ms_max))
     }
 
     /// Peers that owe something and have brought nothing for long.
@@ -54,12 +56,15 @@ impl Conductor {
         if self.peers.takes(name) || self.doubts.wait_for(name) || self.saving.waits_for(name) {
             return Some(limit_ms);
         }
-        let claim_ms = self.usual.claim_ms(stage);
+        let claim_ms = self.usual.ms(Task::Claim(stage));
         let owed = [
             (self.work.is_busy(name, stage), claim_ms),
             (matches!(peer.place, Place::Clearing { .. }), claim_ms),
-            (peer.step < self.work.step() && self.peers.member_stage(name).is_some(), self.usual.update_ms()),
-            (self.averages.wait_for(name), self.usual.average_ms()),
+            (
+                peer.step < self.work.step() && self.peers.member_stage(name).is_some(),
+                self.usual.ms(Task::Update),
+            ),
+            (self.averages.wait_for(name), self.usual.ms(Task::Average)),
         ];
         let owed = owed.into_iter().filter(|(owes, _)| *owes);
         // Half as patient as with whoever keeps a microbatch from others: here nobody else can do it.

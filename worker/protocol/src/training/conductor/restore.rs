@@ -5,7 +5,7 @@
 
 use dunlin_swarm::PeerName;
 
-use super::gathering::Gathering;
+use super::machines::gathering::Gathering;
 use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
@@ -13,17 +13,17 @@ use crate::training::ids::StageId;
 use crate::training::message::{Load, ToPeer, ToTrainer};
 
 /// A manifest that takes longer is not waited for.
-pub(super) const SEAL_MS_MAX: u64 = 60_000;
+const SEAL_MS_MAX: u64 = 60_000;
 
 impl Conductor {
     /// Is there something that peers can begin with, now? When every checkpoint is damaged the run ends here: it would lose all steps without a
     /// word if it began anew.
     pub(super) fn may_load(&mut self, turn: &mut Turn<'_>) -> bool {
-        if let Some(why) = self.saving.all_damaged() {
+        if let Some(why) = self.saving.known().all_damaged() {
             self.fail(turn, why);
         }
-        let seals = self.saving.seals().is_some() && turn.now_ms < self.gathering.seal_until_ms;
-        self.phase == Phase::Gathering && self.saving.is_certain() && !seals
+        let seals = self.saving.seals().is_some() && self.gathering.waits_for_seal(turn.now_ms);
+        self.phase == Phase::Gathering && self.saving.known().is_certain() && !seals
     }
 
     /// Peers without a stage load one. When a stage has nobody then, and another more than it needs, somebody moves.
@@ -58,12 +58,7 @@ impl Conductor {
         self.peers.forget_losses();
         self.saving.forget();
         self.doubts.clear();
-        self.gathering = Gathering {
-            since_ms: Some(turn.now_ms),
-            restore: true,
-            seal_until_ms: turn.now_ms + SEAL_MS_MAX,
-            ..Gathering::default()
-        };
+        self.gathering = Gathering::restoring(turn.now_ms, turn.now_ms + SEAL_MS_MAX);
         self.begin_at(self.saving.newest().unwrap_or(0), None);
         self.peers.forget_held();
         if !self.may_load(turn) {

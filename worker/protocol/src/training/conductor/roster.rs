@@ -79,10 +79,7 @@ impl Conductor {
         };
         self.peers.got_state(name, step);
         if step > self.work.step() + 1 {
-            let why =
-                format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
-            self.expel(turn, [name.clone()], &why);
-            return;
+            return self.is_nowhere(turn, name, step);
         }
         // What it has of its own counts as much as what others have, and so does an update that it has made itself.
         let copied = from_others && !self.trust.had_state(name, stage, step);
@@ -205,9 +202,7 @@ impl Conductor {
                 self.saving.want();
             }
         }
-        if self.peers.of(stage).count() == 1 {
-            self.save_for_one_left();
-        }
+        self.save_if_one_is_left(stage);
         if !self.peers.serve(stage) {
             turn.note(format!("stage {stage} has no peer left; {name} may come back"));
             self.peers.lose_stage(turn.now_ms, stage);
@@ -232,17 +227,12 @@ impl Conductor {
 
     /// Those that came too late for the averages of this step, when these are formed anew: now they may take part.
     pub(super) fn admit_parked(&mut self) {
-        let ready: Vec<(PeerName, StageId)> = self
-            .peers
-            .all()
-            .iter()
-            .filter_map(|(name, p)| match p.place {
-                Place::Parked { stage } if p.step == self.work.step() && self.averages.collects(stage) => {
-                    Some((name.clone(), stage))
-                }
-                _ => None,
-            })
-            .collect();
+        let ready = self.peers.those_at(|p| match p.place {
+            Place::Parked { stage } if p.step == self.work.step() && self.averages.collects(stage) => {
+                Some(stage)
+            }
+            _ => None,
+        });
         for (name, stage) in ready {
             self.peers.place(&name, Place::Member { stage });
         }

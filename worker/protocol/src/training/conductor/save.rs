@@ -9,7 +9,7 @@ use super::machines::peer::Place;
 use super::machines::saving::{Answer, Wrong};
 use super::turn::Turn;
 use super::{Conductor, Phase};
-use crate::training::ids::Step;
+use crate::training::ids::{StageId, Step};
 use crate::training::message::{Mate, SaveFailure, ToPeer, ToTrainer};
 
 /// A checkpoint counts as recent for a quarter of the save interval.
@@ -30,9 +30,15 @@ impl Conductor {
         }
     }
 
-    /// The loss of one more peer would take everybody back to the newest checkpoint. A new one is written at once, unless the newest is recent:
-    /// many losses do not make many checkpoints.
-    pub(super) fn save_for_one_left(&mut self) {
+    /// The loss of one more peer would take everybody back to the newest checkpoint, if one is left at the stage. A new one is written at once then.
+    pub(super) fn save_if_one_is_left(&mut self, stage: StageId) {
+        if self.peers.of(stage).count() == 1 {
+            self.save_unless_recent();
+        }
+    }
+
+    /// A checkpoint is written at once, unless the newest is recent: many losses do not make many checkpoints.
+    pub(super) fn save_unless_recent(&mut self) {
         let late = (self.config.checkpoint_every / LATE).max(1);
         if self.saving.newest().unwrap_or(0) + late <= self.work.step() {
             self.saving.want();
@@ -62,10 +68,6 @@ impl Conductor {
         self.saving.begin(turn, self.work.step(), writers, checkers);
     }
 
-    pub(super) fn saved(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, record: String) {
-        self.written(turn, name, step, Answer::Written(record));
-    }
-
     pub(super) fn save_failed(
         &mut self,
         turn: &mut Turn<'_>,
@@ -91,7 +93,13 @@ impl Conductor {
     }
 
     /// A writer or checker is done. False when nobody waited for it.
-    fn written(&mut self, turn: &mut Turn<'_>, name: &PeerName, step: Step, answer: Answer) -> bool {
+    pub(super) fn written(
+        &mut self,
+        turn: &mut Turn<'_>,
+        name: &PeerName,
+        step: Step,
+        answer: Answer,
+    ) -> bool {
         let Some(wrong) = self.saving.written(turn, &self.phase, name, step, answer) else { return false };
         self.disagree(turn, step, wrong);
         true

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::Conductor;
+use super::machines::usual::Task;
 use super::turn::Turn;
 use crate::training::ids::{Attempt, Microbatch, StageId, Step};
 use crate::training::ledger::Claimed;
@@ -30,7 +31,7 @@ impl Conductor {
             TrainerReport::Finished { step, microbatch, loss, .. } => {
                 let took_ms = self.work.finished(turn.now_ms, name, (step, microbatch), loss);
                 if let Some(took_ms) = took_ms {
-                    self.usual.drove(took_ms);
+                    self.usual.took(Task::Flight, took_ms);
                 }
             }
             TrainerReport::Contradicted { peer, by, what, .. } => {
@@ -62,18 +63,6 @@ impl Conductor {
         }
     }
 
-    pub(super) fn unclaim(
-        &mut self,
-        turn: &mut Turn<'_>,
-        name: &PeerName,
-        step: Step,
-        microbatch: Microbatch,
-    ) {
-        if let Some(stage) = self.peers.serving_stage(name) {
-            self.work.unclaim(turn, name, stage, (step, microbatch));
-        }
-    }
-
     pub(super) fn done(
         &mut self,
         turn: &mut Turn<'_>,
@@ -85,7 +74,7 @@ impl Conductor {
         let Some(stage) = self.peers.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
         self.timed(name, stage, took_us);
         if let Some(claimed_ms) = self.work.done(turn, name, stage, step, contribution) {
-            self.usual.claimed(stage, claimed_ms);
+            self.usual.took(Task::Claim(stage), claimed_ms);
         }
     }
 
@@ -106,14 +95,11 @@ impl Conductor {
             return;
         }
         if step > self.work.step() {
-            let why =
-                format!("it says that it is at step {step}, and the run is at step {}", self.work.step());
-            self.expel(turn, [name.clone()], &why);
-            return;
+            return self.is_nowhere(turn, name, step);
         }
         self.peers.set_step(name, step);
         if let Some(edge_ms) = self.measured.edge_ms().filter(|_| step == self.work.step()) {
-            self.usual.updated(turn.now_ms.saturating_sub(edge_ms));
+            self.usual.took(Task::Update, turn.now_ms.saturating_sub(edge_ms));
         }
         self.hear_state(name, (stage, step), state, false);
     }

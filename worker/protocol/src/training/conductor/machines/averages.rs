@@ -189,7 +189,7 @@ impl Averages {
     }
 
     /// Whatever is there of a shard is of no use.
-    pub fn drop(&mut self, shard: ShardId) {
+    pub fn discard(&mut self, shard: ShardId) {
         self.shards[shard as usize].under_way = None;
     }
 

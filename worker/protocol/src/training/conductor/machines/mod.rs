@@ -3,6 +3,7 @@
 //! * [`work`] the open steps, who drives and who adds what
 //! * [`averages`] of the oldest open step
 //! * [`doubts`] about the sums of lost peers
+//! * [`gathering`] what is known before there are steps
 //! * [`measured`] for the planner · [`usual`] times, to know when to wait no longer
 //! * [`membership`] the peers, each a [`peer`], and what each does
 //! * [`saving`] which checkpoints there are, and one that is being written
@@ -11,6 +12,7 @@
 
 pub mod averages;
 pub mod doubts;
+pub mod gathering;
 pub mod measured;
 pub mod membership;
 pub mod peer;

@@ -57,10 +57,10 @@ impl Membership {
 
     /// A peer has begun with a state that was not its own: what it asked and got before counts no longer.
     pub fn begin(&mut self, name: &PeerName) {
-        if let Some(peer) = self.peers.get_mut(name) {
+        self.with(name, |peer| {
             peer.claims.clear();
             peer.wrong_states = 0;
-        }
+        });
     }
 
     /// What peers hold is of no use, and where they were about to go neither.

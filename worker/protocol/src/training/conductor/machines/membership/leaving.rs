@@ -34,9 +34,8 @@ impl Membership {
 
     /// A peer will be gone at this time, or sooner if it said so before.
     pub fn doom(&mut self, name: &PeerName, at_ms: u64) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.doomed_ms = Some(peer.doomed_ms.map_or(at_ms, |before| before.min(at_ms)));
-        }
+        let sooner = |before: u64| before.min(at_ms);
+        self.with(name, |peer| peer.doomed_ms = Some(peer.doomed_ms.map_or(at_ms, sooner)));
     }
 
     /// A peer is to go. Not when it was before.
@@ -48,9 +47,7 @@ impl Membership {
 
     /// A peer is to go to another stage, once a mate has its sums.
     pub fn plan_move(&mut self, name: &PeerName, moving: Moving) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.moving = Some(moving);
-        }
+        self.with(name, |peer| peer.moving = Some(moving));
     }
 
     /// A peer is to stay where it is after all.

@@ -54,14 +54,19 @@ impl Membership {
         (self.lost, self.moves)
     }
 
-    /// Peers that do something.
-    pub fn those(&self, doing: impl Fn(&PeerState) -> bool) -> Vec<PeerName> {
-        self.peers.iter().filter(|(_, p)| doing(p)).map(|(name, _)| name.clone()).collect()
+    /// Names of the peers of which something is true.
+    pub fn those(&self, is: impl Fn(&PeerState) -> bool) -> Vec<PeerName> {
+        self.peers.iter().filter(|(_, p)| is(p)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Does any peer do something?
-    pub fn any(&self, doing: impl Fn(&PeerState) -> bool) -> bool {
-        self.peers.values().any(doing)
+    /// Names of the peers for which `stage` gives one, and that.
+    pub fn those_at(&self, stage: impl Fn(&PeerState) -> Option<StageId>) -> Vec<(PeerName, StageId)> {
+        self.peers.iter().filter_map(|(name, p)| Some((name.clone(), stage(p)?))).collect()
+    }
+
+    /// Is something true of any peer?
+    pub fn any(&self, is: impl Fn(&PeerState) -> bool) -> bool {
+        self.peers.values().any(is)
     }
 
     /// Peers that serve a stage.
@@ -106,6 +111,13 @@ impl Membership {
         self.any(|p| p.place.held_stage() == Some(stage))
     }
 
+    /// Something becomes known of a peer, if it is there.
+    fn with(&mut self, name: &PeerName, learn: impl FnOnce(&mut PeerState)) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            learn(peer);
+        }
+    }
+
     /// A peer comes.
     pub fn join(&mut self, now_ms: u64, mate: Mate, held: Option<Held>) {
         self.peers.insert(mate.name.clone(), PeerState::new(now_ms, mate, held));
@@ -118,7 +130,7 @@ impl Membership {
         Some(peer)
     }
 
-    /// It was not to go.
+    /// It was not to go: it counts as lost.
     pub fn count_lost(&mut self) {
         self.lost += 1;
     }
@@ -169,24 +181,17 @@ impl Membership {
 
     /// A peer brings something, or owes nothing.
     pub fn hear_from(&mut self, now_ms: u64, name: &PeerName) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.quiet_since_ms = now_ms;
-        }
+        self.with(name, |peer| peer.quiet_since_ms = now_ms);
     }
 
     /// A peer has made the update to a step.
     pub fn set_step(&mut self, name: &PeerName, step: Step) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.step = step;
-        }
+        self.with(name, |peer| peer.step = step);
     }
 
     /// A peer has the state of its stage at a step, and nothing in its sums.
     pub fn got_state(&mut self, name: &PeerName, step: Step) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.step = step;
-            peer.gave = None;
-        }
+        self.with(name, |peer| (peer.step, peer.gave) = (step, None));
     }
 
     /// A peer got a state that is not the right one. Says how often that was.
@@ -198,9 +203,7 @@ impl Membership {
 
     /// A peer fetches the whole state of its new stage.
     pub fn start_fetch(&mut self, now_ms: u64, name: &PeerName) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.fetch_since_ms = Some(now_ms);
-        }
+        self.with(name, |peer| peer.fetch_since_ms = Some(now_ms));
     }
 
     /// It has that. Says since when it fetched, the first time.
@@ -220,9 +223,7 @@ impl Membership {
 
     /// A peer took so long for a row forward, at a stage of cost 1.
     pub fn timed(&mut self, name: &PeerName, seconds_per_row: f64) {
-        if let Some(peer) = self.peers.get_mut(name) {
-            peer.speed.measure(seconds_per_row);
-        }
+        self.with(name, |peer| peer.speed.measure(seconds_per_row));
     }
 
     /// A peer gives values to these from now on. False when it did already.

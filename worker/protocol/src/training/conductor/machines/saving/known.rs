@@ -38,9 +38,9 @@ impl Known {
         self.found.is_some()
     }
 
-    /// Is the newest in doubt?
-    pub fn is_doubted(&self) -> bool {
-        self.doubted_by.is_some()
+    /// Can peers be told what to begin with? Not as long as the newest is in doubt.
+    pub fn is_certain(&self) -> bool {
+        self.is_known() && self.doubted_by.is_none()
     }
 
     /// When there are checkpoints and none is sound: what to tell people.
@@ -64,7 +64,8 @@ impl Known {
 
     /// A peer says that a checkpoint is damaged. Is it to be looked at?
     pub fn doubt(&mut self, now_ms: u64, name: &PeerName, step: Step) -> bool {
-        let looks = self.newest() == Some(step) && !self.is_doubted() && now_ms >= self.doubt_not_before_ms;
+        let looks =
+            self.newest() == Some(step) && self.doubted_by.is_none() && now_ms >= self.doubt_not_before_ms;
         if looks {
             self.doubted_by = Some(name.clone());
             self.doubt_not_before_ms = now_ms + DOUBT_MS;

@@ -82,19 +82,9 @@ impl Saving {
         self.known.newest()
     }
 
-    /// Has anybody looked which checkpoints there are?
-    pub fn is_known(&self) -> bool {
-        self.known.is_known()
-    }
-
-    /// Can peers be told what to begin with?
-    pub fn is_certain(&self) -> bool {
-        self.known.is_known() && !self.known.is_doubted()
-    }
-
-    /// When there are checkpoints and none is sound: what to tell people.
-    pub fn all_damaged(&self) -> Option<String> {
-        self.known.all_damaged()
+    /// What is known of the checkpoints that there are.
+    pub fn known(&self) -> &Known {
+        &self.known
     }
 
     /// What there is to go on from is known, or known better.
@@ -154,9 +144,7 @@ impl Saving {
     /// `what` has worked.
     fn trouble_is_over(&mut self, turn: &mut Turn<'_>, what: &str) {
         if let Some(trouble) = self.trouble.take() {
-            let seconds = turn.now_ms.saturating_sub(trouble.since_ms()).div_ceil(1000);
-            let attempts = trouble.attempts();
-            turn.note(format!("{what}, after {seconds} s and {attempts} attempts that failed"));
+            turn.note(trouble.end(turn.now_ms, what));
         }
     }
 
@@ -172,7 +160,7 @@ impl Saving {
 
     /// May an attempt begin? If one is due, and files of another may be there, the destination is made ready first.
     pub fn may_begin(&mut self, turn: &mut Turn<'_>) -> bool {
-        if !self.due || !self.is_known() || self.under_way.is_some() || self.pauses(turn.now_ms) {
+        if !self.due || !self.known.is_known() || self.under_way.is_some() || self.pauses(turn.now_ms) {
             return false;
         }
         if self.destination == Destination::Unready {
@@ -216,7 +204,7 @@ impl Saving {
         if !self.saves {
             return true;
         }
-        if self.newest() != Some(step) || self.under_way.is_some() || !self.is_certain() {
+        if self.newest() != Some(step) || self.under_way.is_some() || !self.known.is_certain() {
             return false;
         }
         if self.confirmation == Confirmation::Open && !self.pauses(turn.now_ms) {

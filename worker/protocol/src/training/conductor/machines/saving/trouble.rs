@@ -47,9 +47,10 @@ impl Trouble {
         now_ms < self.not_before_ms
     }
 
-    /// When the first attempt came to nothing.
-    pub fn since_ms(&self) -> u64 {
-        self.since_ms
+    /// What to say once `what` has worked.
+    pub fn end(self, now_ms: u64, what: &str) -> String {
+        let seconds = now_ms.saturating_sub(self.since_ms).div_ceil(1000);
+        format!("{what}, after {seconds} s and {} attempts that failed", self.attempts)
     }
 
     /// What the last attempt came to nothing for.
