@@ -1,34 +1,79 @@
-//! Replays seeds with a trace: `dunlin-sim [training | notice | wrong] FIRST [COUNT]`. `dunlin-sim latency`: what round trips cost training.
-#![allow(clippy::print_stdout, reason = "a trace is for reading")]
+//! Runs seeds, and tells the story of the first that fails; or shows all that happens in one seed. `dunlin-sim latency`: what round trips cost
+//! training.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a trace is for reading")]
 #![allow(clippy::disallowed_methods, reason = "the shell of a pure crate")]
 
-use dunlin_sim::latency::Pipeline;
-use dunlin_sim::training::{self, Kinds};
-use dunlin_sim::{Scenario, run};
+use std::process::ExitCode;
 
-fn main() {
+use dunlin_sim::latency::Pipeline;
+use dunlin_sim::seeds::Kind;
+
+const USAGE: &str = "usage:
+  dunlin-sim [KIND] --seeds N [--from SEED]   runs N seeds from SEED on (from 0); tells the story of the first that fails, and exits 1
+  dunlin-sim [KIND] SEED                      shows all that happens in one seed; exits 1 if it fails
+  dunlin-sim latency                          what round trips cost training
+KIND is serving, training, notice (peers leave with notice only) or wrong (peers compute or remember wrongly); without it, --seeds runs all
+of them, and a seed is that of serving.";
+/// Seeds between two lines about how far it is.
+const PROGRESS: u64 = 1000;
+
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|a| a == "latency") {
+    if arguments == ["latency"] {
         show_latency();
-        return;
+        return ExitCode::SUCCESS;
     }
-    let mut numbers = arguments.iter().filter_map(|a| a.parse::<u64>().ok());
-    let first = numbers.next().unwrap_or(0);
-    let count = numbers.next().unwrap_or(1);
-    let kinds = match arguments.first().map(String::as_str) {
-        Some("training") => Some(Kinds::All),
-        Some("notice") => Some(Kinds::Notice),
-        Some("wrong") => Some(Kinds::Wrong),
+    let kind = arguments.first().and_then(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name));
+    let rest: Vec<&str> = arguments.iter().skip(usize::from(kind.is_some())).map(String::as_str).collect();
+    let number = |text: &str| text.parse::<u64>().ok();
+    let wanted = match rest[..] {
+        [seed] => number(seed).map(|seed| (seed, None)),
+        ["--seeds", count] => number(count).map(|count| (0, Some(count))),
+        ["--seeds", count, "--from", from] | ["--from", from, "--seeds", count] => {
+            number(from).zip(number(count).map(Some))
+        }
         _ => None,
     };
-    for seed in first..first + count {
-        match kinds {
-            Some(kinds) => show_training(seed, kinds, count == 1),
-            None => show_inference(seed, count == 1),
+    match wanted {
+        None => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+        Some((seed, None)) => show(kind.unwrap_or(Kind::Serving), seed),
+        Some((from, Some(count))) => {
+            let kinds = kind.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
+            let all = kinds.into_iter().all(|kind| run(kind, from, count));
+            if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
     }
 }
 
+/// True when all seeds of a kind are well.
+fn run(kind: Kind, from: u64, count: u64) -> bool {
+    let end = from.saturating_add(count);
+    let mut next = from;
+    while next < end {
+        let some = next..end.min(next + PROGRESS);
+        next = some.end;
+        if let Some(told) = kind.first_failure(some) {
+            for line in told.story() {
+                println!("{line}");
+            }
+            return false;
+        }
+        println!("{}: seeds {from} to {} are well", kind.name(), next - 1);
+    }
+    true
+}
+
+fn show(kind: Kind, seed: u64) -> ExitCode {
+    let told = kind.run(seed, true);
+    for line in told.trace.iter().chain(&told.violations) {
+        println!("{line}");
+    }
+    println!("{} seed {seed}: {}\n{}", kind.name(), told.scenario, told.outcome);
+    if told.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
 /// Rows: microbatches of a step for each peer of a stage. A forward pass takes 400 ms, as that of four layers of GPT-3's width may.
 fn show_latency() {
     let round_trips = [0, 10, 50, 100, 200];
@@ -41,42 +86,4 @@ fn show_latency() {
             println!("{microbatches:>12}  {}", shares.map(|share| format!("{share:>5.1} %")).join("  "));
         }
     }
-}
-
-fn show_inference(seed: u64, trace: bool) {
-    let outcome = run(&Scenario { trace, ..Scenario::from_seed(seed) });
-    for line in outcome.trace.iter().chain(outcome.violations.iter().filter(|_| trace)) {
-        println!("{line}");
-    }
-    println!(
-        "seed {seed}: {} ({} faults, {} recoveries)",
-        outcome.verdict(),
-        outcome.faults,
-        outcome.recovered()
-    );
-}
-
-fn show_training(seed: u64, kinds: Kinds, trace: bool) {
-    let scenario = match kinds {
-        Kinds::Wrong => training::Scenario::wrong(seed),
-        _ => training::Scenario { kinds, ..training::Scenario::from_seed(seed) },
-    };
-    let outcome = training::run(&training::Scenario { trace, ..scenario });
-    for line in &outcome.trace {
-        println!("{line}");
-    }
-    println!(
-        "seed {seed}: {} ({:?}, {} commits, {} redone, {} moves ({} with sums), {} times back, {} deliveries, {} lost, {} ms, {} ms after the last fault)",
-        outcome.verdict(),
-        outcome.faults,
-        outcome.commits,
-        outcome.redone,
-        outcome.moves,
-        outcome.handed_over,
-        outcome.went_back,
-        outcome.deliveries,
-        outcome.lost,
-        outcome.ms,
-        outcome.settled_ms
-    );
 }
