@@ -14,7 +14,7 @@ use dunlin_wire::{LinksConfig, proto};
 use tonic::transport::Channel;
 
 /// A mate that gives nothing for so long is lost.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why something could not be got of mates.
 #[derive(Clone, Debug)]
@@ -136,13 +136,19 @@ impl Clients {
         self.open().retain(|name, _| keep(name));
     }
 
-    /// Asks a mate for values, which come piece by piece.
+    /// Asks a mate for values, which come piece by piece; nothing for `patience` is a failure.
     ///
     /// # Errors
     /// What it says, or that it cannot be reached.
-    pub async fn ask(&self, mate: &Mate, stage: StageId, what: What) -> Result<Pieces, String> {
+    pub async fn ask(
+        &self,
+        mate: &Mate,
+        stage: StageId,
+        what: What,
+        patience: Duration,
+    ) -> Result<Pieces, String> {
         let mut client = self.of(mate).await?;
-        Pieces::ask(&mut client, proto::PullRequest { stage, what: Some(what) }, PATIENCE).await
+        Pieces::ask(&mut client, proto::PullRequest { stage, what: Some(what) }, patience).await
     }
 
     /// The end of an attempt to get something of a mate: when it failed, the next begins with a new connection.
@@ -168,7 +174,7 @@ impl Clients {
         count: usize,
     ) -> Result<(Step, Vec<T>), Fault> {
         let pulled = async {
-            let mut pieces = self.ask(mate, stage, what).await?;
+            let mut pieces = self.ask(mate, stage, what, PATIENCE).await?;
             let (mut step, mut values) = (0, Vec::with_capacity(count));
             while let Some(piece) = pieces.next().await? {
                 step = piece.step;

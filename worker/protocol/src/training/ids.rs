@@ -11,3 +11,16 @@ pub type Attempt = u64;
 pub type StageId = u32;
 /// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.
 pub type ShardId = u32;
+/// One pull by somebody else; numbered by whoever performs.
+pub type AskId = u64;
+
+/// What tells one average from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AverageId {
+    /// Of which step.
+    pub step: Step,
+    /// The tensors that are averaged.
+    pub shard: ShardId,
+    /// Number of this average: an answer to an earlier one counts nothing.
+    pub round: u64,
+}

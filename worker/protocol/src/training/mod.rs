@@ -9,6 +9,7 @@
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
 //! * [`clip`] the norm of the whole gradient
 //! * [`peer`] the side that computes, [`mates`] the peers that it gives values to
+//! * [`serve`] what of it, and to whom; [`reduce`] averages among the peers of a shard
 //! * [`trainer`] the side that drives, over [`wiring`]
 //! * [`speed`] how fast somebody is
 //!
@@ -21,12 +22,14 @@ pub mod ledger;
 pub mod mates;
 pub mod message;
 pub mod peer;
+pub mod reduce;
+pub mod serve;
 pub mod speed;
 pub mod trainer;
 pub mod wiring;
 
 pub use conductor::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
-pub use ids::{Attempt, Microbatch, ShardId, StageId, Step};
+pub use ids::{AskId, Attempt, AverageId, Microbatch, ShardId, StageId, Step};
 pub use message::{
     Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, SaveFailure,
     StateDigest, ToPeer, ToTrainer, TrainerReport,

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::training::peer::Take;
+use dunlin_protocol::training::reduce::ReduceEvent;
+use dunlin_protocol::training::serve::Wanted;
 use dunlin_protocol::training::{
-    Call, CallId, PeerReport, RequestId, ShardId, StageId, Step, ToPeer, ToTrainer, TrainerReport,
+    AskId, AverageId, Call, CallId, PeerReport, RequestId, ShardId, StageId, Step, ToPeer, ToTrainer,
+    TrainerReport,
 };
 use dunlin_swarm::PeerName;
 
+use super::averaging::Value;
 use super::numbers::{State, Sums};
 use super::scenario::Loss;
 
@@ -46,6 +49,18 @@ pub(super) enum Answer {
     Broken,
     /// It cannot be computed.
     Failed(String),
+}
+
+/// What a peer gives to another.
+pub(super) enum Given {
+    /// A piece of a part of an average.
+    Values(Vec<Value>),
+    /// All sums of a step.
+    Sums(Sums),
+    /// The state after so many updates.
+    State(Step, State),
+    /// The averages of a step that is past, and their scale.
+    Update(BTreeMap<ShardId, i64>, f32),
 }
 
 pub(super) enum Event {
@@ -89,25 +104,34 @@ pub(super) enum Event {
     Engine {
         peer: PeerName,
     },
-    /// The next part of an average.
+    /// A peer asks another for something.
     Pull {
-        peer: PeerName,
-        shard: ShardId,
-        round: u64,
-        index: usize,
-        until: u64,
+        to: PeerName,
+        by: PeerName,
+        ask: AskId,
+        stage: StageId,
+        wanted: Wanted,
     },
-    /// A leaver is asked for its sums.
-    AskSums {
-        peer: PeerName,
-        take: Take,
-        until: u64,
+    /// It gets it, or a part of it.
+    Given {
+        to: PeerName,
+        ask: AskId,
+        given: Given,
     },
-    Sums {
-        peer: PeerName,
-        take: Take,
-        sums: Option<Sums>,
+    /// That was all, or nothing comes.
+    PullEnded {
+        to: PeerName,
+        ask: AskId,
+        why: Option<String>,
     },
+    /// What an average waits for at a peer.
+    Reduce {
+        peer: PeerName,
+        id: AverageId,
+        event: ReduceEvent,
+    },
+    /// A peer waits for something no longer.
+    Wake(PeerName),
     Fetch {
         peer: PeerName,
         fetch: u64,

@@ -7,22 +7,34 @@
 //!
 //! * [`numbers`] the fake tensors and the steps without a swarm
 //! * [`scenario`] what is run, and what came of it
-//! * `peer_shell` the shell around a peer, `peer` what it does: engine, averages, fetching
+//! * `peer_shell` what a peer has; `peer` how it begins, and what its node wants done; `lives` how it ends
+//! * `engine` its jobs one after the other: `calls` of trainers, `update`, `saving`
+//! * `pulls` what peers ask of each other (`pulling`: pulls under way): `average` (`averaging`: what a member has of one), `fetch`
 //! * `trainer_shell` the shell around a trainer, `trainer` what it does
 //! * `net` streams to the conductor, and the conductor's effects
 //! * `faults` what goes wrong, `flaw` in a peer that goes on
 //! * `events` what happens, [`world`] in order, and what must hold
 
+mod average;
+mod averaging;
+mod calls;
+mod engine;
 mod events;
 mod faults;
+mod fetch;
 mod flaw;
+mod lives;
 mod net;
 pub mod numbers;
 mod peer;
 mod peer_shell;
+mod pulling;
+mod pulls;
+mod saving;
 pub mod scenario;
 mod trainer;
 mod trainer_shell;
+mod update;
 pub mod world;
 
 pub use scenario::{Kinds, Loss, Outcome, Scenario, Script, Struck};

@@ -26,6 +26,7 @@ impl World {
         }
         self.life += 1;
         self.begun = false;
+        self.savers.clear();
         let (shape, script) = (self.scenario.shape, self.scenario.script.as_ref());
         let config = ConductorConfig {
             stages: shape.stages,
@@ -227,6 +228,9 @@ impl World {
                         self.loads(step, checkpoint);
                         self.goes_back(step);
                     }
+                    if let ToPeer::Save { step, .. } = message {
+                        self.savers.entry(step).or_default().insert(name.clone());
+                    }
                     self.down(&name, Down::Peer(message));
                 }
                 ConductorEffect::ToTrainer(name, message) => self.down(&name, Down::Trainer(message)),
@@ -295,6 +299,10 @@ impl World {
         if away && self.draw(2) == 0 {
             // It is written all the same where only the answer was lost.
             self.say(|| format!("checkpoint {step} is not sealed"));
+            // The conductor looks what is there, and this one is not.
+            if life == self.life && self.promised == Some(step) && !self.sealed.contains_key(&step) {
+                self.promised = self.sealed.keys().next_back().copied();
+            }
             self.not_sealed(life, step);
             return;
         }

@@ -1,32 +1,42 @@
 //! The shell around a peer: an engine that does one job after the other, averages pulled from mates, state fetched from mates.
 //!
-//! What a real shell must keep to as well: an average begins behind the jobs that were given before it; whatever changes the sums ends it
-//! (a mate that asks for its part then gets none); a checkpoint is of the state behind the jobs given before it.
+//! What a real shell must keep to as well: what an average is of is fixed behind the jobs that were given before it; a checkpoint is of the
+//! state behind the jobs given before it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
-use dunlin_protocol::training::mates::Mates;
-use dunlin_protocol::training::peer::Take;
-use dunlin_protocol::training::{Job, Mate, PeerNode, RequestId, ShardId, StageId, Step};
+use dunlin_protocol::training::serve::{Serving, Wanted};
+use dunlin_protocol::training::{
+    AskId, AverageId, Job, Mate, PeerNode, RequestId, ShardId, StageId, StateDigest, Step,
+};
 use dunlin_swarm::PeerName;
 
+use super::averaging::Averaging;
 use super::events::{Answer, Asked, Requests};
 use super::flaw::Flaw;
-use super::numbers::{Keys, Shape, State, Sums};
+use super::numbers::{Shape, State, Sums};
+use super::pulling::{Pull, Taker};
+use crate::serving::model::mix;
 
 /// What the engine is given.
 pub(super) enum Work {
     Job(Job),
-    /// From here on mates may have the sums of this shard.
-    Open {
-        shard: ShardId,
-        round: u64,
+    /// Fix what is contributed to an average.
+    Share(AverageId),
+    /// Give a mate its part of the sums.
+    GiveSums {
+        ask: AskId,
+        id: AverageId,
+        range: Range<usize>,
     },
-    /// Sums for the mate that takes them.
-    Hand {
-        to: PeerName,
-        take: Take,
+    /// Give a mate all sums of a step, the state, or the averages of a step that is past.
+    GiveStage {
+        ask: AskId,
+        wanted: Wanted,
     },
+    /// An average is complete but for its squares.
+    Squares(AverageId),
     Save {
         step: Step,
         check: bool,
@@ -54,15 +64,15 @@ pub(super) struct Fetching {
     pub(super) from: Option<Step>,
     pub(super) have: Option<(Step, State)>,
     pub(super) until: u64,
+    /// Updates that nobody had.
+    pub(super) missing: u32,
 }
 
-/// An average that is being formed.
-pub(super) struct Average {
-    pub(super) round: u64,
-    pub(super) group: Vec<Mate>,
-    pub(super) sum: i64,
-    pub(super) keys: Keys,
-    pub(super) complete: bool,
+impl Fetching {
+    /// From nobody yet, with nothing here.
+    pub(super) fn new(fetch: u64, stage: StageId, wanted: Step, until: u64) -> Self {
+        Self { fetch, stage, wanted, mates: Vec::new(), from: None, have: None, until, missing: 0 }
+    }
 }
 
 pub(super) struct PeerShell {
@@ -88,15 +98,19 @@ pub(super) struct PeerShell {
     pub(super) state: State,
     /// Of this step, and the one behind it.
     pub(super) sums: BTreeMap<Step, Sums>,
-    pub(super) open: BTreeMap<ShardId, u64>,
-    /// The peers that it gives values to. Another one that asks waits until it is one of them.
-    pub(super) mates: Mates,
-    pub(super) averages: BTreeMap<ShardId, (Step, Average)>,
+    /// What it gives to others, who takes it, and what it pulls from them.
+    pub(super) serving: Serving,
+    pub(super) takers: BTreeMap<AskId, Taker>,
+    pub(super) pulls: BTreeMap<AskId, Pull>,
+    /// The newest average of every shard.
+    pub(super) averages: BTreeMap<ShardId, Averaging>,
+    /// When its machines are woken next.
+    pub(super) wakes: Option<u64>,
     pub(super) history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
+    /// Sums of mates that have come, and those that the engine is given to add, in its order.
     pub(super) arrived: BTreeMap<PeerName, Sums>,
+    pub(super) adding: VecDeque<Sums>,
     pub(super) fetching: Option<Fetching>,
-    /// Sums that are expected.
-    pub(super) taking: Vec<Take>,
 }
 
 impl PeerShell {
@@ -111,7 +125,7 @@ impl PeerShell {
 
     /// Has it all that the update of a step needs?
     pub(super) fn has_averages(&self, shape: &Shape, step: Step) -> bool {
-        let held = |shard| self.averages.get(&shard).is_some_and(|(s, a)| *s == step && a.complete);
+        let held = |shard| self.averages.get(&shard).is_some_and(|a| a.id().step == step && a.complete);
         shape.shards(self.stage).into_iter().all(held)
     }
 
@@ -120,18 +134,17 @@ impl PeerShell {
         self.sums.range(step..).next().is_some()
     }
 
-    pub(super) fn changed(&mut self) {
-        self.open.clear();
-    }
-
     /// Adds to the sums of a step, if that is not over. Averages are of the oldest.
     pub(super) fn add(&mut self, step: Step, sums: &Sums) {
         if step < self.step {
             return;
         }
         self.sums.entry(step).or_default().add(sums);
-        if step == self.step {
-            self.changed();
-        }
     }
+}
+
+/// What a peer says that its state is.
+pub(super) fn digest(state: &State, prove: bool) -> StateDigest {
+    let fingerprint = mix(state.now.hash(), state.before.hash());
+    StateDigest { fingerprint, root: prove.then(|| format!("{fingerprint:x}")) }
 }

@@ -43,6 +43,8 @@ pub(super) struct World {
     /// Files of checkpoints by their record.
     pub(super) files: BTreeMap<String, (Step, StageId, State)>,
     pub(super) sealed: BTreeMap<Step, Vec<State>>,
+    /// Those that this life of the conductor has told to write or check a checkpoint.
+    pub(super) savers: BTreeMap<Step, BTreeSet<PeerName>>,
     /// The newest that this life of the conductor found, has completed or is completing.
     pub(super) promised: Option<Step>,
     /// Those of which some file is no longer what it was.
@@ -105,6 +107,7 @@ impl World {
             counter: 0,
             files: BTreeMap::new(),
             sealed: BTreeMap::new(),
+            savers: BTreeMap::new(),
             promised: None,
             damaged: BTreeSet::new(),
             truth: sequential(&scenario.shape, scenario.steps),
@@ -249,9 +252,11 @@ impl World {
                 }
             }
             Event::Engine { peer } => self.engine_done(&peer),
-            Event::Pull { peer, shard, round, index, until } => self.pull(&peer, shard, round, index, until),
-            Event::AskSums { peer, take, until } => self.ask_sums(&peer, take, until),
-            Event::Sums { peer, take, sums } => self.sums_arrive(&peer, take, sums),
+            Event::Pull { to, by, ask, stage, wanted } => self.pull_arrives(&to, by, ask, stage, wanted),
+            Event::Given { to, ask, given } => self.arrives_given(&to, ask, given),
+            Event::PullEnded { to, ask, why } => self.pull_ended(&to, ask, why),
+            Event::Reduce { peer, id, event } => self.reduce(&peer, id, event),
+            Event::Wake(peer) => self.wake(&peer),
             Event::Fetch { peer, fetch } => self.fetch(&peer, fetch),
             Event::Loaded { peer, fetch, stage, step, checkpoint } => {
                 self.loaded(&peer, fetch, stage, step, checkpoint);

@@ -27,6 +27,12 @@ impl Alarm {
         }
     }
 
+    /// The same where nothing may wait.
+    pub fn raise_later(&self, what: String) {
+        let alarm = self.clone();
+        tokio::spawn(async move { alarm.raise(what).await });
+    }
+
     /// The same from a thread that may wait.
     pub fn raise_blocking(&self, what: String) {
         if let Some(events) = &self.0 {

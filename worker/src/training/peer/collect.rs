@@ -135,10 +135,12 @@ pub(super) async fn made_update(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
     use std::time::Duration;
 
     use dunlin_kernels::Pool;
+    use dunlin_protocol::training::mates::Mates;
     use dunlin_protocol::training::{Mate, Step};
     use dunlin_train::config::{ModelSource, TrainingConfig};
     use dunlin_train::{Run, Stage};
@@ -150,8 +152,7 @@ mod tests {
 
     use super::super::alarm::Alarm;
     use super::super::engine::Engine;
-    use super::super::formed::Formed;
-    use super::super::serve::Giver;
+    use super::super::serve::Pulls;
     use super::super::server;
     use super::{Clients, Collected};
 
@@ -194,11 +195,19 @@ mod tests {
             let tester = Caller::unproven(Role::Peer, "tester");
             let incoming = dunlin_wire::incoming_in_plain_text(listener, tester).unwrap();
             tokio::spawn(router.serve_with_incoming(incoming));
-            let giver = Giver::new(engine.clone(), Arc::<Formed>::default(), Alarm::silent());
+            let (mut pulls, mut served) = Pulls::new(engine.clone(), Alarm::silent());
+            pulls.mates(Mates { stage: BTreeSet::from(["tester".into()]), shared: None });
             tokio::spawn(async move {
-                while let Some(event) = inbound.recv().await {
-                    if let StageInbound::Pull(_, request, pieces) = event {
-                        giver.serve(request, pieces);
+                loop {
+                    tokio::select! {
+                        Some(ask) = served.recv() => pulls.ended(ask),
+                        event = inbound.recv() => match event {
+                            Some(StageInbound::Pull(caller, request, pieces)) => {
+                                pulls.asked(&caller, request, pieces, Some(0));
+                            }
+                            Some(_) => {}
+                            None => return,
+                        },
                     }
                 }
             });

@@ -1,14 +1,13 @@
 //! What happens to a peer.
 
 use dunlin_protocol::training::peer::Take;
-use dunlin_protocol::training::{RequestId, StateDigest, Step};
+use dunlin_protocol::training::{AverageId, RequestId, StateDigest, Step};
 use dunlin_swarm::PeerName;
 use dunlin_train::Stage;
 use dunlin_train::average::Average;
 use dunlin_train::stage::Computed;
 
 use super::super::values::Fault;
-use super::formed::Which;
 use super::unfetched::Unfetched;
 
 /// What happens to a peer.
@@ -29,7 +28,7 @@ pub(super) enum Event {
     Installed(u64, Result<(Step, StateDigest), String>),
     /// An update that was missed.
     Update(u64, Result<Vec<f32>, String>),
-    Averaged(Which, Result<(Average, Vec<f64>), Fault>),
+    Averaged(AverageId, Result<(Average, Vec<f64>), Fault>),
     Received(Take, Result<Vec<i64>, Fault>),
     Saved(Step, Result<String, String>),
 }

@@ -78,9 +78,7 @@ impl Peer {
     fn new_ticket(&mut self, stage: StageId, wanted: Step, mates: Vec<Mate>, from: Option<Step>) -> u64 {
         self.tickets += 1;
         self.averages.clear();
-        for (_, task) in std::mem::take(&mut self.averaging) {
-            task.abort();
-        }
+        self.pulls.abandon();
         self.fetching =
             Some(Fetching { ticket: self.tickets, stage, wanted, mates, from, collected: None, task: None });
         self.tickets

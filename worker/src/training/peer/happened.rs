@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use dunlin_protocol::training::mates::Mates;
-use dunlin_protocol::training::{Job, PeerEffect, PeerReport, SaveFailure};
+use dunlin_protocol::training::{PeerEffect, PeerReport, SaveFailure};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -51,15 +51,8 @@ impl Peer {
                 self.node.average_failed(which.step, which.shard, which.round, why, mate, out);
             }
             Event::Received(take, Ok(sums)) => {
-                // The node says whether they are still wanted; then they are added by the job that follows.
-                let mut wanted = Vec::new();
-                self.node.received(take, true, &mut wanted);
-                for effect in wanted {
-                    match effect {
-                        PeerEffect::Run(Job::Add(take)) => self.add(take, sums.clone()),
-                        other => out.push(other),
-                    }
-                }
+                self.arrived.insert(take.from.name.clone(), sums);
+                self.node.received(take, true, out);
             }
             Event::Received(take, Err(fault)) => {
                 warn!(%fault, "sums could not be taken over");
@@ -81,10 +74,8 @@ impl Peer {
         if self.corrupt.is_none() {
             warn!("{what}");
             self.fetching = None;
-            self.giving.to(Mates::default());
-            for (_, task) in std::mem::take(&mut self.averaging) {
-                task.abort();
-            }
+            self.pulls.mates(Mates::default());
+            self.pulls.abandon();
             self.leaving = Some(Instant::now() + LAST_WORDS);
             self.corrupt = Some(what.clone());
             self.node.corrupt(what, out);

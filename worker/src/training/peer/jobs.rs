@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use dunlin_kernels::Pool;
-use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{CallKind, Job, StateDigest};
 use dunlin_train::Stage;
 use dunlin_train::stage::Purpose;
@@ -80,16 +79,14 @@ impl Peer {
                     Err(error) => Event::Applied(step, Err(error.to_string())),
                 });
             }
-            // Done where the sums arrive.
-            Job::Add(_) => {}
+            Job::Add(take) => {
+                let sums = self.arrived.remove(&take.from.name).context("there are no sums to add")?;
+                self.with_stage(move |stage, _| {
+                    let added = stage.add_sums(take.step, &sums).map_err(|e| e.to_string());
+                    Event::Added(take, added)
+                });
+            }
         }
         Ok(())
-    }
-
-    pub(super) fn add(&self, take: Take, sums: Vec<i64>) {
-        self.with_stage(move |stage, _| {
-            let added = stage.add_sums(take.step, &sums).map_err(|e| e.to_string());
-            Event::Added(take, added)
-        });
     }
 }

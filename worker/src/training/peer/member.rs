@@ -1,11 +1,13 @@
 //! Averages without a run around them, for `dunlin bench average`: the same engine, server and exchange as in a peer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use dunlin_kernels::Pool;
 use dunlin_kernels::gradient_sum::{to_f32, to_fixed};
-use dunlin_protocol::training::Mate;
+use dunlin_protocol::training::mates::Mates;
+use dunlin_protocol::training::{AverageId, Mate};
 use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::{StageInbound, TrainStageService};
@@ -17,12 +19,13 @@ use tokio::time::Instant;
 
 use super::super::values::Clients;
 use super::alarm::Alarm;
-use super::average::form;
+use super::average::{self, Averaging, Exchange};
 use super::engine::Engine;
-use super::formed::{Formed, Which};
-use super::serve::Giver;
+use super::serve::Pulls;
 use super::{memory, server};
 
+/// Whoever calls is called that.
+const CALLER: &str = "member";
 /// Every so many values are compared with the exact average.
 const SAMPLE: usize = 1009;
 
@@ -52,10 +55,9 @@ pub struct Outcome {
 
 /// One of several processes that form averages.
 pub struct Member {
-    engine: Engine,
-    formed: Arc<Formed>,
-    clients: Clients,
-    wire: GradientWire,
+    exchange: Exchange,
+    /// Where averages go, so that others get their part of them.
+    opened: mpsc::Sender<Averaging>,
     group: Vec<Mate>,
     index: usize,
     round: u64,
@@ -91,15 +93,26 @@ impl Member {
         let service = TrainStageService::service(stage_in, run.call_bytes_max(), 1);
         let router = server().add_service(service);
         // Without encryption, as what it is measured beside.
-        let everybody = Caller::unproven(dunlin_wire::Role::Peer, "member");
+        let everybody = Caller::unproven(dunlin_wire::Role::Peer, CALLER);
         let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
         tokio::spawn(router.serve_with_incoming(incoming));
-        let formed = Arc::<Formed>::default();
-        let giver = Giver::new(engine.clone(), Arc::clone(&formed), Alarm::silent());
+        let (mut pulls, mut served) = Pulls::new(engine.clone(), Alarm::silent());
+        pulls.mates(Mates { stage: BTreeSet::from([CALLER.into()]), shared: None });
+        let (opened, mut averages) = mpsc::channel(1);
         tokio::spawn(async move {
-            while let Some(event) = inbound.recv().await {
-                if let StageInbound::Pull(_, request, pieces) = event {
-                    giver.serve(request, pieces);
+            loop {
+                tokio::select! {
+                    averaging = averages.recv() => match averaging {
+                        Some(averaging) => pulls.open(averaging),
+                        None => return,
+                    },
+                    Some(ask) = served.recv() => pulls.ended(ask),
+                    () = pulls.due() => pulls.wake(),
+                    Some(event) = inbound.recv() => {
+                        if let StageInbound::Pull(caller, request, pieces) = event {
+                            pulls.asked(&caller, request, pieces, Some(0));
+                        }
+                    }
                 }
             }
         });
@@ -111,7 +124,8 @@ impl Member {
         };
         let group = group.iter().enumerate().map(mate).collect();
         let clients = Clients::new(links, run.call_bytes_max());
-        Ok(Self { engine, formed, clients, wire, group, index: *index, round: 0, count, values: Vec::new() })
+        let exchange = Exchange { clients, engine, alarm: Alarm::silent(), wire, stage: 0 };
+        Ok(Self { exchange, opened, group, index: *index, round: 0, count, values: Vec::new() })
     }
 
     /// Number of values.
@@ -126,13 +140,13 @@ impl Member {
     /// When a member is gone or says something wrong.
     pub async fn average(&mut self) -> anyhow::Result<Outcome> {
         self.round += 1;
-        let which = Which { step: 0, shard: 0, round: self.round };
+        let id = AverageId { step: 0, shard: 0, round: self.round };
         let begin = Instant::now();
-        let (alarm, values) = (Alarm::silent(), std::mem::take(&mut self.values));
-        let Self { engine, formed, clients, wire, group, index, .. } = &*self;
-        let me = &group[*index];
-        let average = form(clients, engine, formed, *wire, which, 0, group, me, &alarm, values).await;
-        let average = average.map_err(|fault| anyhow!("{fault}"))?;
+        let (exchange, values) = (self.exchange.clone(), std::mem::take(&mut self.values));
+        let me = &self.group[self.index].name;
+        let (averaging, done) = average::begin(exchange, id, self.group.clone(), me, values);
+        self.opened.send(averaging).await.map_err(|_| anyhow!("nothing is given to the others any more"))?;
+        let average = done.await.context("the average was given up")?.map_err(|fault| anyhow!("{fault}"))?;
         let seconds = begin.elapsed().as_secs_f64();
         let fold = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x100_0000_01b3);
         let digest = average.values.iter().fold(0, fold);

@@ -2,23 +2,24 @@
 //!
 //! * [`perform`] what the node wants done, [`jobs`] by the engine; [`event`] what happens then, [`happened`] what comes of it
 //! * [`engine`] the thread that owns the stage
-//! * [`average`] averages among the peers of a stage, [`formed`] the parts that are formed here
+//! * [`average`] averages among the peers of a stage
 //! * [`fetch`] a stage, from mates or a checkpoint; [`unfetched`] why it could not be had
 //! * [`state`] its state from several mates, checked
 //! * [`collect`] the updates that are made meanwhile
-//! * [`serve`] what mates pull, in [`pieces`]; [`give`] who is a mate
-//! * [`alarm`] memory has changed by itself
+//! * [`serve`] what mates pull, in [`pieces`]
+//! * [`clock`] time as machines count it; [`alarm`] memory has changed by itself
 //! * [`memory`] what is freed is kept
 //! * [`member`] averages alone, to measure them
 
 mod alarm;
 mod average;
+#[cfg(test)]
+mod average_tests;
+mod clock;
 mod collect;
 mod engine;
 mod event;
 mod fetch;
-mod formed;
-mod give;
 mod happened;
 mod jobs;
 pub mod member;
@@ -39,6 +40,7 @@ use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
     Call, CallKind, Mate, PeerConfig, PeerEffect, PeerNode, RequestId, ShardId, StageId, Step,
 };
+use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Destination;
@@ -46,7 +48,6 @@ use dunlin_train::scratch;
 use dunlin_train::stage::Computed;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::proto;
-use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,9 +67,7 @@ use average::Averages;
 use collect::Collected;
 use engine::{Ended, Engine};
 use event::Event;
-use formed::Formed;
-use give::Giving;
-use serve::Giver;
+use serve::{Pulls, Served};
 
 /// Runs a peer until it is retired or SIGTERM.
 ///
@@ -110,20 +109,19 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         arithmetic: ARITHMETIC_VERSION,
     };
     let (engine, ended) = Engine::start(args.threads)?;
-    let (formed, alarm) = (Arc::<Formed>::default(), Alarm::new(events_in.clone()));
+    let alarm = Alarm::new(events_in.clone());
+    let (pulls, served) = Pulls::new(engine.clone(), alarm.clone());
     let peer = Peer {
         node: PeerNode::new(me.clone(), config),
         me,
         destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
         run,
         clients: Clients::new(links, call_bytes_max),
-        giving: Giving::new(),
-        giver: Giver::new(engine.clone(), Arc::clone(&formed), alarm.clone()),
+        pulls,
         engine,
         alarm,
-        formed,
         averages: Averages::new(),
-        averaging: BTreeMap::new(),
+        arrived: BTreeMap::new(),
         spare: BTreeMap::new(),
         fetching: None,
         updates_bytes_max: args.disk / 2,
@@ -136,7 +134,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         corrupt: None,
         retired: false,
     };
-    peer.run(inbound, link, events, questions, ended).await
+    peer.run(inbound, link, events, questions, (served, ended)).await
 }
 
 /// The server of a peer, without services yet.
@@ -183,13 +181,12 @@ struct Peer {
     run: Arc<Run>,
     clients: Clients,
     engine: Engine,
-    formed: Arc<Formed>,
-    giving: Giving,
-    giver: Giver,
+    pulls: Pulls,
     alarm: Alarm,
     /// Averages of the present step.
     averages: Averages,
-    averaging: BTreeMap<ShardId, AbortHandle>,
+    /// Sums of mates that leave, until the engine adds them: of each mate those that came last.
+    arrived: BTreeMap<PeerName, Vec<i64>>,
     /// Memory of averages that were applied, for the next ones.
     spare: BTreeMap<ShardId, Vec<f32>>,
     fetching: Option<Fetching>,
@@ -216,7 +213,7 @@ impl Peer {
         mut link: mpsc::Receiver<ConductorLinkEvent>,
         mut events: mpsc::Receiver<Event>,
         mut questions: mpsc::Receiver<ControlRequest>,
-        mut ended: Ended,
+        (mut served, mut ended): (Served, Ended),
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut out = Vec::new();
@@ -230,6 +227,8 @@ impl Peer {
                     Some(event) = events.recv() => self.happened(event, &mut out)?,
                     Some(event) = link.recv() => self.heard(event, &mut out)?,
                     Some(request) = questions.recv() => self.asked(request, &mut out),
+                    Some(ask) = served.recv() => self.pulls.ended(ask),
+                    () = self.pulls.due() => self.pulls.wake(),
                     Some(event) = inbound.recv() => self.arrived(event, &mut out),
                 }
                 anyhow::Ok(())
@@ -322,15 +321,8 @@ impl Peer {
                 self.node.hang_up(id, out);
             }
             StageInbound::Pull(caller, request, pieces) => {
-                let (stage, _) = self.node.position();
-                // The mates of a shared embedding serve another stage.
-                let shared = matches!(request.what, Some(What::Sums(_) | What::Average(_)));
-                if self.corrupt.is_some() || !(shared || stage == Some(request.stage)) {
-                    return pieces::refuse(&pieces, "this peer does not serve that stage");
-                }
-                let giver = self.giver.clone();
-                self.giving
-                    .give(&caller, request, pieces, move |request, pieces| giver.serve(request, pieces));
+                let here = self.node.position().0.filter(|_| self.node.serving());
+                self.pulls.asked(&caller, request, pieces, here);
             }
         }
     }

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use dunlin_protocol::training::peer::Take;
-use dunlin_protocol::training::{Mate, PeerEffect, Refused, Step};
+use dunlin_protocol::training::{AverageId, Mate, PeerEffect, Refused, Step};
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 
 use super::super::saved;
-use super::average;
+use super::average::{self, Exchange};
 use super::engine::Bench;
 use super::event::Event;
-use super::formed::Which;
 use super::{Peer, Waiting};
 
 impl Peer {
@@ -49,11 +48,13 @@ impl Peer {
             PeerEffect::Load(load) => self.load(load),
             PeerEffect::Fetch { fetch, from } => self.fetch(fetch, from),
             PeerEffect::Average { step, shard, round, group } => {
-                self.average(Which { step, shard, round }, group);
+                self.average(AverageId { step, shard, round }, group);
             }
+            PeerEffect::Close => self.pulls.close(),
             PeerEffect::Take(take) => self.take(take),
+            PeerEffect::Discard(take) => drop(self.arrived.remove(&take.from.name)),
             PeerEffect::Save { step, check } => self.save(step, check),
-            PeerEffect::GiveTo(mates) => self.giving.to(mates),
+            PeerEffect::GiveTo(mates) => self.pulls.mates(mates),
             PeerEffect::Retire => {
                 // The last chance to say that what others got from here was not right.
                 let (events, alarm) = (self.events.clone(), self.alarm.clone());
@@ -69,30 +70,32 @@ impl Peer {
         Ok(())
     }
 
-    fn average(&mut self, which: Which, group: Vec<Mate>) {
-        if let Some(old) = self.averaging.remove(&which.shard) {
-            old.abort();
-        }
+    fn average(&mut self, id: AverageId, group: Vec<Mate>) {
         let (Some(stage), _) = self.node.position() else { return };
-        let (clients, engine, formed) = (self.clients.clone(), self.engine.clone(), Arc::clone(&self.formed));
-        let (me, events, alarm) = (self.me.clone(), self.events.clone(), self.alarm.clone());
-        let wire = self.run.config.wire.gradients;
-        let spare = self.spare.remove(&which.shard).unwrap_or_default();
-        let task = tokio::spawn(async move {
-            let result =
-                average::form(&clients, &engine, &formed, wire, which, stage, &group, &me, &alarm, spare)
-                    .await;
-            match result {
-                Ok(mut average) => engine.run(move |bench| {
+        let exchange = Exchange {
+            clients: self.clients.clone(),
+            engine: self.engine.clone(),
+            alarm: self.alarm.clone(),
+            wire: self.run.config.wire.gradients,
+            stage,
+        };
+        let spare = self.spare.remove(&id.shard).unwrap_or_default();
+        let (averaging, done) = average::begin(exchange, id, group, &self.me.name, spare);
+        self.pulls.open(averaging);
+        let (engine, events) = (self.engine.clone(), self.events.clone());
+        tokio::spawn(async move {
+            match done.await {
+                Ok(Ok(mut average)) => engine.run(move |bench| {
                     let Some(stage) = &bench.stage else { return };
-                    let squares = stage.squares(&bench.pool, which.shard, &average.values);
+                    let squares = stage.squares(&bench.pool, id.shard, &average.values);
                     average.seal();
-                    let _ = events.blocking_send(Event::Averaged(which, Ok((average, squares))));
+                    let _ = events.blocking_send(Event::Averaged(id, Ok((average, squares))));
                 }),
-                Err(fault) => drop(events.send(Event::Averaged(which, Err(fault))).await),
+                Ok(Err(fault)) => drop(events.send(Event::Averaged(id, Err(fault))).await),
+                // It was given up.
+                Err(_) => {}
             }
         });
-        self.averaging.insert(which.shard, task.abort_handle());
     }
 
     fn take(&mut self, take: Take) {

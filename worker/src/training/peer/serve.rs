@@ -1,98 +1,275 @@
-//! What mates pull from this peer: state, updates, sums, parts of averages.
+//! What mates pull from this peer: state, updates, sums, parts of averages. [`Serving`] says who gets what, and when.
 //!
 //! The engine's thread only says what there is: values are shared, not copied there, and travel piece by piece, at the mate's pace. So training goes on while others join.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use dunlin_kernels::Pool;
+use dunlin_protocol::training::mates::Mates;
+use dunlin_protocol::training::serve::{
+    NotGiven, PULLS_MAX, ServeConfig, ServeEffect, ServeEvent, Serving, Wanted,
+};
+use dunlin_protocol::training::{AskId, AverageId, ShardId, StageId};
+use dunlin_swarm::PeerName;
+use dunlin_train::average::{CHUNK, Share, chunks};
+use dunlin_train::codec::CodecError;
 use dunlin_train::root;
 use dunlin_train::stage::Snapshot;
-use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::PieceSender;
-use tokio::sync::{Semaphore, oneshot};
+use dunlin_wire::{Caller, proto};
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+use tracing::warn;
 
 use super::alarm::Alarm;
-use super::average;
+use super::average::{Asking, Averaging, share_of};
+use super::clock::Clock;
 use super::engine::{Bench, Engine};
-use super::formed::Formed;
 use super::pieces::{index, refuse, send, send_bytes};
 
-/// Pulls that are served at once; more are refused, and asked again.
-const PULLS_MAX: usize = 64;
-/// Gives mates what they pull.
-#[derive(Clone)]
-pub struct Giver {
-    engine: Engine,
-    formed: Arc<Formed>,
-    alarm: Alarm,
-    pulls: Arc<Semaphore>,
+/// Pulls that were served to the end.
+pub type Served = mpsc::Receiver<AskId>;
+
+/// The pulls of mates, and the averages that they take parts of.
+pub struct Pulls {
+    machine: Serving,
+    clock: Clock,
+    giver: Giver,
+    waiting: BTreeMap<AskId, PieceSender>,
+    asked: AskId,
+    averages: BTreeMap<ShardId, Averaging>,
+    served: mpsc::Sender<AskId>,
 }
 
-impl Giver {
-    /// Of what the engine has, and of the averages that are formed.
-    pub fn new(engine: Engine, formed: Arc<Formed>, alarm: Alarm) -> Self {
-        Self { engine, formed, alarm, pulls: Arc::new(Semaphore::new(PULLS_MAX)) }
-    }
-
-    /// Answers as soon as the engine gets to it, piece by piece, at the mate's pace.
-    pub fn serve(&self, request: proto::PullRequest, pieces: PieceSender) {
-        let Some(what) = request.what else { return refuse(&pieces, "nothing asked for") };
-        let Ok(permit) = Arc::clone(&self.pulls).try_acquire_owned() else {
-            return refuse(&pieces, "too many mates ask at once");
+impl Pulls {
+    /// Nobody gets anything, until the conductor has named mates. What comes of `Served` goes to [`Self::ended`].
+    pub fn new(engine: Engine, alarm: Alarm) -> (Self, Served) {
+        let (served_in, served) = mpsc::channel(PULLS_MAX);
+        let pulls = Self {
+            machine: Serving::new(ServeConfig::default()),
+            clock: Clock::start(),
+            giver: Giver { engine, alarm },
+            waiting: BTreeMap::new(),
+            asked: 0,
+            averages: BTreeMap::new(),
+            served: served_in,
         };
-        let giver = self.clone();
-        tokio::spawn(async move {
-            if let Err(why) = giver.give(what, &pieces).await {
-                refuse(&pieces, &why);
-            }
-            drop(permit);
-        });
+        (pulls, served)
     }
 
-    async fn give(&self, what: What, pieces: &PieceSender) -> Result<(), String> {
-        match what {
-            What::Average(part) => average::give_result(&self.formed, part, pieces).await,
-            What::Sums(part) => average::give_share(&self.engine, part, pieces, &self.alarm).await,
-            What::AllSums(step) => {
-                let alarm = self.alarm.clone();
-                let sums = self.ask(move |Bench { stage, pool }| {
-                    let sums = stage.as_mut()?.sums(pool, step);
-                    sums.inspect_err(|error| alarm.raise_blocking(error.to_string())).ok()?
-                });
-                let sums = sums.await?.ok_or("this peer is not at that step")?;
-                send(sums.values(), step, pieces).await;
-                Ok(())
-            }
-            What::Update(step) => {
-                let update = self.ask(move |bench| bench.stage.as_ref()?.update(step)).await?;
-                let update = update.ok_or_else(|| format!("the update of step {step} is not here"))?;
-                send(&update.gradient, step, pieces).await;
-                Ok(())
-            }
-            What::State(span) => {
-                let state = self.state().await?;
-                let (from, to) = (index(span.from), index(span.to));
-                if from > to || to > state.parameters().len() {
-                    return Err("the stage has fewer values".to_owned());
-                }
-                let (state, leaves) = self.intact(state).await?;
-                for vector in state.vectors() {
-                    if !send(&vector[from..to], state.step(), pieces).await {
-                        return Ok(());
+    /// Somebody asks; `here` is the stage that is served here.
+    pub fn asked(
+        &mut self,
+        caller: &Caller,
+        request: proto::PullRequest,
+        pieces: PieceSender,
+        here: Option<StageId>,
+    ) {
+        let Some(wanted) = request.what.map(wanted) else { return refuse(&pieces, "nothing asked for") };
+        self.asked += 1;
+        self.waiting.insert(self.asked, pieces);
+        let (by, stage) = (PeerName::from(&*caller.name), request.stage);
+        self.handle(ServeEvent::Asked { ask: self.asked, by, stage, wanted, here });
+    }
+
+    /// Gives to these from now on.
+    pub fn mates(&mut self, mates: Mates) {
+        self.handle(ServeEvent::Mates(mates));
+    }
+
+    /// An average has begun. The one before it of the same shard is given up.
+    pub fn open(&mut self, averaging: Averaging) {
+        let id = averaging.id();
+        if let Some(old) = self.averages.insert(id.shard, averaging) {
+            old.abort();
+        }
+        self.handle(ServeEvent::Opened(id));
+    }
+
+    /// The sums are about to change: averages that are not complete fail.
+    pub fn close(&mut self) {
+        self.averages.clear();
+        self.handle(ServeEvent::Closed);
+    }
+
+    /// No average is of any use to anybody.
+    pub fn abandon(&mut self) {
+        for (_, averaging) in std::mem::take(&mut self.averages) {
+            averaging.abort();
+        }
+        self.handle(ServeEvent::Closed);
+    }
+
+    /// A pull was served.
+    pub fn ended(&mut self, ask: AskId) {
+        self.handle(ServeEvent::Ended(ask));
+    }
+
+    /// Waits until [`Self::wake`] has something to do.
+    pub fn due(&self) -> impl Future<Output = ()> + use<> {
+        let (clock, at_ms) = (self.clock, self.machine.wake_ms());
+        async move { clock.until(at_ms).await }
+    }
+
+    /// Those that have waited too long are refused.
+    pub fn wake(&mut self) {
+        self.handle(ServeEvent::Deadline);
+    }
+
+    fn handle(&mut self, event: ServeEvent) {
+        let mut out = Vec::new();
+        self.machine.handle(self.clock.now_ms(), event, &mut out);
+        for effect in out {
+            match effect {
+                ServeEffect::Give(ask, wanted) => self.give(ask, wanted),
+                ServeEffect::Refuse(ask, why) => {
+                    let status = if matches!(why, NotGiven::NoMate(_)) {
+                        warn!("a pull is refused: {why}");
+                        Status::permission_denied(why.to_string())
+                    } else {
+                        Status::failed_precondition(why.to_string())
+                    };
+                    if let Some(pieces) = self.waiting.remove(&ask) {
+                        // The channel is new, and the caller may have gone.
+                        let _ = pieces.try_send(Err(status));
                     }
                 }
-                send_bytes(leaves, state.step(), pieces).await;
-                Ok(())
             }
         }
     }
 
-    /// The state as it is now.
-    async fn state(&self) -> Result<Snapshot, String> {
-        let state = self.ask(|bench| bench.stage.as_ref().map(|stage| stage.snapshot())).await?;
-        state.ok_or_else(|| "this peer has no state".to_owned())
+    /// What the engine has to say to it is ordered before this returns.
+    fn give(&mut self, ask: AskId, wanted: Wanted) {
+        let Some(pieces) = self.waiting.remove(&ask) else { return };
+        let served = self.served.clone();
+        let giver = self.giver.clone();
+        let what: BoxFuture<'static, Result<(), String>> = match wanted {
+            Wanted::Result(of, range) => {
+                let (to, mut chunks) = mpsc::channel(range.len().div_ceil(CHUNK) + 1);
+                let averaging = self.averages.get(&of.shard).filter(|averaging| averaging.id() == of);
+                let asked = averaging.map(|averaging| averaging.give(Asking { ask, range, to }));
+                let pieces = pieces.clone();
+                Box::pin(async move {
+                    let Some(Ok(())) = asked else { return Err("the average is given up".to_owned()) };
+                    while let Some(chunk) = chunks.recv().await {
+                        if !send_bytes(chunk?, of.step, &pieces).await {
+                            break;
+                        }
+                    }
+                    Ok(())
+                })
+            }
+            Wanted::Sums(of, range) => {
+                let share = share_of(&giver.engine, of, &giver.alarm);
+                let pieces = pieces.clone();
+                Box::pin(async move { giver.sums(share.await?, of, range, &pieces).await })
+            }
+            Wanted::AllSums(step) => {
+                let alarm = giver.alarm.clone();
+                let sums = giver.ask(move |Bench { stage, pool }| {
+                    let sums = stage.as_mut()?.sums(pool, step);
+                    sums.inspect_err(|error| alarm.raise_blocking(error.to_string())).ok()?
+                });
+                let pieces = pieces.clone();
+                Box::pin(async move {
+                    let sums = sums.await?.ok_or("this peer is not at that step")?;
+                    send(sums.values(), step, &pieces).await;
+                    Ok(())
+                })
+            }
+            Wanted::Update(step) => {
+                let update = giver.ask(move |bench| bench.stage.as_ref()?.update(step));
+                let pieces = pieces.clone();
+                Box::pin(async move {
+                    let update = update.await?;
+                    let update = update.ok_or_else(|| format!("the update of step {step} is not here"))?;
+                    send(&update.gradient, step, &pieces).await;
+                    Ok(())
+                })
+            }
+            Wanted::State(span) => {
+                let state = giver.ask(|bench| bench.stage.as_ref().map(|stage| stage.snapshot()));
+                let pieces = pieces.clone();
+                Box::pin(async move {
+                    let state = state.await?.ok_or("this peer has no state")?;
+                    giver.state(state, index(span.start)..index(span.end), &pieces).await
+                })
+            }
+        };
+        tokio::spawn(async move {
+            if let Err(why) = what.await {
+                refuse(&pieces, &why);
+            }
+            // The receiver is gone only when the process ends.
+            let _ = served.send(ask).await;
+        });
+    }
+}
+
+/// What is asked for.
+fn wanted(what: What) -> Wanted {
+    let average = |part: &proto::PartOf| AverageId { step: part.step, shard: part.shard, round: part.round };
+    let range = |part: &proto::PartOf| index(part.from)..index(part.to);
+    match what {
+        What::State(span) => Wanted::State(span.from..span.to),
+        What::Update(step) => Wanted::Update(step),
+        What::AllSums(step) => Wanted::AllSums(step),
+        What::Sums(part) => Wanted::Sums(average(&part), range(&part)),
+        What::Average(part) => Wanted::Result(average(&part), range(&part)),
+    }
+}
+
+/// Gives mates what the engine has.
+#[derive(Clone)]
+struct Giver {
+    engine: Engine,
+    alarm: Alarm,
+}
+
+impl Giver {
+    /// A part of a shard's sums, encoded chunk by chunk.
+    async fn sums(
+        &self,
+        share: Share,
+        of: AverageId,
+        range: Range<usize>,
+        pieces: &PieceSender,
+    ) -> Result<(), String> {
+        if range.start > range.end || range.end > share.len() {
+            return Err("the shard has fewer values".to_owned());
+        }
+        let mut scratch = Vec::new();
+        for chunk in chunks(range) {
+            let encoded = share.encode(chunk, &mut scratch);
+            if let Err(error @ CodecError::Changed(_)) = &encoded {
+                self.alarm.raise(error.to_string()).await;
+            }
+            let bytes = encoded.map_err(|error| error.to_string())?;
+            // The mate is gone when it no longer wants them.
+            if !send_bytes(bytes.into(), of.step, pieces).await {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of a state, and the leaves of its tree.
+    async fn state(&self, state: Snapshot, span: Range<usize>, pieces: &PieceSender) -> Result<(), String> {
+        if span.start > span.end || span.end > state.parameters().len() {
+            return Err("the stage has fewer values".to_owned());
+        }
+        let (state, leaves) = self.intact(state).await?;
+        for vector in state.vectors() {
+            if !send(&vector[span.clone()], state.step(), pieces).await {
+                return Ok(());
+            }
+        }
+        send_bytes(leaves, state.step(), pieces).await;
+        Ok(())
     }
 
     /// A state and the leaves of its tree, if it is what updates have written: what is wrong here is not passed on.
@@ -112,16 +289,16 @@ impl Giver {
     }
 
     /// What the engine says, when it gets to it.
-    async fn ask<T: Send + 'static>(
+    fn ask<T: Send + 'static, Q: FnOnce(&mut Bench) -> T + Send + 'static>(
         &self,
-        question: impl FnOnce(&mut Bench) -> T + Send + 'static,
-    ) -> Result<T, String> {
+        question: Q,
+    ) -> impl Future<Output = Result<T, String>> + use<T, Q> {
         let (answer_in, answer) = oneshot::channel();
         self.engine.run(move |bench| {
             // The mate may have gone.
             let _ = answer_in.send(question(bench));
         });
-        answer.await.map_err(|_| "the peer ends".to_owned())
+        async move { answer.await.map_err(|_| "the peer ends".to_owned()) }
     }
 }
 

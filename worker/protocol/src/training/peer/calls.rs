@@ -77,6 +77,9 @@ impl PeerNode {
         self.running = Some(Running { request, call, counts: accumulate });
         // The memory that earlier answers were computed with is compared when sums are given to an average.
         let check = call.step <= self.step && !self.rounds.is_empty();
+        if accumulate && call.step == self.step {
+            self.sums_change(out);
+        }
         out.push(PeerEffect::Run(Job::Compute { request, call, accumulate, check }));
     }
 

@@ -46,6 +46,7 @@ impl PeerNode {
                 if step == self.step && self.serving {
                     self.averaged.remove(&shard);
                     self.rounds.insert(shard, round);
+                    self.open = true;
                     out.push(PeerEffect::Average { step, shard, round, group });
                 } else {
                     let why = "the state of that step is not here".to_owned();
@@ -59,6 +60,7 @@ impl PeerNode {
                     self.applying = true;
                     self.scale = Some(scale);
                     self.give_up_running(step);
+                    self.sums_change(out);
                     out.push(PeerEffect::Run(Job::Apply { step, scale, prove }));
                 }
             }
@@ -134,13 +136,19 @@ impl PeerNode {
         }
     }
 
-    /// A mate's sums are here, or not: they are added if ours were not emptied meanwhile.
+    /// A mate's sums are here and kept, or not: they are added if ours were not emptied meanwhile.
     pub fn received(&mut self, take: Take, arrived: bool, out: &mut Vec<PeerEffect>) {
         if take.generation != self.generation || take.step < self.step || take.stream != self.stream {
+            if arrived {
+                out.push(PeerEffect::Discard(take));
+            }
             return;
         }
         if arrived {
             self.adding.push(take.clone());
+            if take.step == self.step {
+                self.sums_change(out);
+            }
             out.push(PeerEffect::Run(Job::Add(take)));
         } else {
             out.push(PeerEffect::Tell(PeerReport::TakeFailed { step: take.step, from: take.from.name }));
@@ -155,5 +163,69 @@ impl PeerNode {
             out.push(PeerEffect::Tell(PeerReport::Taken { step: take.step, from: take.from.name }));
             self.next(out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::message::{Load, Mate, StateDigest, ToPeer};
+    use super::super::{Job, PeerConfig, PeerEffect, PeerNode};
+
+    fn mate(name: &str) -> Mate {
+        Mate { name: name.into(), addr: String::new(), host: String::new() }
+    }
+
+    /// Serves stage 0 at step 0.
+    fn serving() -> PeerNode {
+        let config = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
+        let mut node = PeerNode::new(mate("a"), config);
+        node.hear(ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), &mut Vec::new());
+        node.ready(0, 0, StateDigest::default(), None, &mut Vec::new());
+        node
+    }
+
+    fn hear(node: &mut PeerNode, message: ToPeer) -> Vec<PeerEffect> {
+        let mut out = Vec::new();
+        node.hear(message, &mut out);
+        out
+    }
+
+    #[test]
+    fn averages_are_closed_before_the_engine_changes_their_sums() {
+        let average = || ToPeer::Average { step: 0, shard: 0, round: 1, group: vec![mate("a")] };
+        let changes = [
+            (ToPeer::Apply { step: 0, scale: 1.0, prove: false }, "Apply"),
+            (ToPeer::Clear { step: 0, attempt: 1 }, "Clear"),
+            (ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), "Clear"),
+        ];
+        for (change, job) in changes {
+            let mut node = serving();
+            assert!(!hear(&mut node, change.clone()).contains(&PeerEffect::Close), "none has begun");
+            let mut node = serving();
+            hear(&mut node, average());
+            let out = hear(&mut node, change);
+            let is_job = |effect: &PeerEffect| match effect {
+                PeerEffect::Run(Job::Apply { .. }) => job == "Apply",
+                PeerEffect::Run(Job::Clear) => job == "Clear",
+                _ => false,
+            };
+            let close = out.iter().position(|effect| *effect == PeerEffect::Close);
+            assert!(close.is_some() && close < out.iter().position(is_job), "{out:?}");
+        }
+    }
+
+    #[test]
+    fn sums_that_come_too_late_are_discarded() {
+        let mut node = serving();
+        let taking = ToPeer::Take { step: 0, from: mate("b"), contributions: Vec::new() };
+        let out = hear(&mut node, taking);
+        let [PeerEffect::Take(take)] = &out[..] else { panic!("{out:?}") };
+        hear(&mut node, ToPeer::Clear { step: 0, attempt: 1 });
+        let mut out = Vec::new();
+        node.received(take.clone(), true, &mut out);
+        assert_eq!(out, [PeerEffect::Discard(take.clone())]);
+        out.clear();
+        node.received(take.clone(), false, &mut out);
+        assert_eq!(out, []);
     }
 }

@@ -156,6 +156,9 @@ pub enum PeerEffect {
         /// The peers that contribute, in the order in which their sums are added.
         group: Vec<Mate>,
     },
+    /// The sums are about to change: nobody gets any of them for averages that have begun, and one that is not complete is given up. Then
+    /// [`PeerNode::average_failed`] for that.
+    Close,
     /// Receive a mate's sums. Then [`PeerNode::received`].
     Take(Take),
     /// Write a checkpoint of the state after `step` updates, which is the present one. Then tell.
@@ -165,6 +168,8 @@ pub enum PeerEffect {
         /// Write nothing, and tell what would be written.
         check: bool,
     },
+    /// What has come of a mate's sums is not wanted any more.
+    Discard(Take),
     /// Give values to these from now on, and to nobody else.
     GiveTo(Mates),
     /// End.
@@ -200,6 +205,8 @@ pub struct PeerNode {
     averaged: BTreeMap<ShardId, Vec<f64>>,
     /// The newest attempt at every average.
     rounds: BTreeMap<ShardId, u64>,
+    /// An average has begun, and the sums have not changed since.
+    open: bool,
     /// Counts how often the sums were emptied without an update.
     generation: u64,
     /// Counts streams to the conductor.
@@ -243,6 +250,7 @@ impl PeerNode {
             done: BTreeMap::new(),
             averaged: BTreeMap::new(),
             rounds: BTreeMap::new(),
+            open: false,
             generation: 0,
             stream: 0,
             adding: Vec::new(),
@@ -278,6 +286,13 @@ impl PeerNode {
         // A validation is of what all updates have made.
         let last = if call.microbatch < self.config.microbatches { self.last() } else { self.step };
         (self.step..=last).contains(&call.step)
+    }
+
+    /// The engine is about to be given what changes the sums that averages are formed of.
+    fn sums_change(&mut self, out: &mut Vec<PeerEffect>) {
+        if std::mem::take(&mut self.open) {
+            out.push(PeerEffect::Close);
+        }
     }
 
     /// What the sums of a step contain, and what is being added to them.

@@ -126,6 +126,7 @@ impl PeerNode {
         self.averaged.clear();
         self.rounds.clear();
         self.generation += 1;
+        self.sums_change(out);
         out.push(PeerEffect::Run(Job::Clear));
     }
 

@@ -1,0 +1,101 @@
+//! Averages and updates of a peer in virtual time, and what a judge says of them.
+
+use std::collections::BTreeMap;
+
+use dunlin_protocol::training::{AverageId, Conductor, StageId, Step};
+use dunlin_swarm::PeerName;
+
+use super::flaw::Flaw;
+use super::numbers::State;
+use super::peer_shell::digest;
+use super::world::World;
+
+/// Steps whose averages are kept for those that fetch.
+const KEEP: Step = 4;
+/// The same in a script, where fetches take long: processes collect what is made meanwhile.
+const KEEP_LONG: Step = 64;
+
+impl World {
+    /// The update: the averages must contain every key once.
+    pub(super) fn apply(&mut self, name: &PeerName, step: Step, scale: f32, prove: bool) {
+        let shape = self.scenario.shape;
+        let compared = self.is_compared(name);
+        // A peer that fetches for long has to be followed for long.
+        let keep = if self.scenario.script.is_some() { KEEP_LONG } else { KEEP };
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let stage = peer.stage;
+        let mut averages = BTreeMap::new();
+        for shard in shape.shards(stage) {
+            let held = peer.averages.get(&shard).filter(|a| a.id().step == step && a.complete);
+            let Some(average) = held else {
+                self.violation(format!("{name} updates step {step} without the average of shard {shard}"));
+                return;
+            };
+            let stages = shape.stages_of(shard);
+            let all = stages.iter().flat_map(|s| (0..shape.microbatches).map(move |m| ((step, m, *s), 1)));
+            if let Some((at, keys)) = average.lacks(&all.collect()) {
+                let text =
+                    format!("{name}, step {step}, shard {shard}, value {at}: not every key once: {keys:?}");
+                self.violation(text);
+                return;
+            }
+            averages.insert(shard, average.sum().unwrap_or_default());
+        }
+        if peer.step != step {
+            let at = peer.step;
+            self.violation(format!("{name} updates step {step} and is at {at}"));
+            return;
+        }
+        peer.state = shape.next(&peer.state, shape.update(stage, &peer.state.now, &averages, scale));
+        if peer.flaw.take_if(|flaw| *flaw == Flaw::Miscalculates).is_some() && compared {
+            peer.state.now.own ^= 1 << 17;
+            peer.flaw = Some(Flaw::Differs);
+        }
+        peer.step += 1;
+        peer.sums = peer.sums.split_off(&peer.step);
+        peer.history.insert(step, (averages, scale));
+        peer.history.retain(|s, _| s + keep > step);
+        let state = peer.state;
+        self.check(name, stage, step + 1, state);
+        let digest = digest(&state, prove);
+        self.with_peer(name, |node, out| node.applied(step + 1, digest, out));
+    }
+
+    /// The average of a shard is complete.
+    pub(super) fn squares(&mut self, name: &PeerName, id: AverageId) {
+        let Some(sum) = self.sum_of(name, id) else { return };
+        let mut squares = self.scenario.shape.squares(sum);
+        let compared = self.is_compared(name);
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(averaging) = peer.averages.get_mut(&id.shard).filter(|a| a.id() == id) else { return };
+        averaging.complete = true;
+        if peer.flaw.take_if(|flaw| *flaw == Flaw::OtherAverage).is_some() && compared {
+            squares[0] += 1.0;
+        }
+        self.say(|| format!("{name} has the average {id:?}"));
+        let AverageId { step, shard, round } = id;
+        self.with_peer(name, |node, out| node.averaged(step, shard, round, squares, out));
+    }
+
+    /// Does anybody serve the stage of a peer who is right? What the only one does nobody can compare with anything.
+    pub(super) fn is_compared(&self, name: &PeerName) -> bool {
+        let stages = self.conductor.iter().flat_map(Conductor::members);
+        let right =
+            |other: &&PeerName| self.peers.get(*other).is_some_and(|p| p.healthy() && p.flaw.is_none());
+        stages.filter(|members| members.contains(name)).any(|members| {
+            let wrong =
+                |other: &PeerName| self.peers.get(other).is_some_and(|p| p.flaw == Some(Flaw::Differs));
+            let others = || members.iter().filter(|other| *other != name);
+            others().filter(right).count() > 0 && !others().any(wrong)
+        })
+    }
+
+    /// Are these the weights of the steps done one after the other?
+    pub(super) fn check(&mut self, name: &PeerName, stage: StageId, step: Step, state: State) {
+        let right = self.truth.get(step as usize).map(|t| t.states[stage as usize]);
+        // What is wrong with somebody who is, others have to notice.
+        if right != Some(state) && !self.wrong {
+            self.violation(format!("{name}, stage {stage}, step {step}: {state:?} instead of {right:?}"));
+        }
+    }
+}
