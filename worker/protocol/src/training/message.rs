@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dunlin_swarm::PeerName;
 use serde::{Deserialize, Serialize};
 
-use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
+use super::ids::{Attempt, LIFE_BITS, Microbatch, ShardId, StageId, Step};
 use super::mates::Mates;
 
 /// Somebody to talk to.
@@ -66,6 +66,9 @@ pub struct Held {
     /// It has that from others, and has made no update since: it is no witness of what the state should be.
     #[serde(default)]
     pub copied: bool,
+    /// The attempt that its sums are of.
+    #[serde(default)]
+    pub attempt: Attempt,
 }
 
 /// What the state of a stage is, as far as its peer can tell: parameters, and all that is kept beside them. Peers of a stage at one step have the same.
@@ -105,6 +108,14 @@ impl HeldSums {
 }
 
 impl Held {
+    /// Are its sums of an attempt that was given up when `other` was told to begin anew? What they contain may have been computed with wrong values.
+    #[must_use]
+    pub fn is_behind(&self, other: &Self) -> bool {
+        let life = |attempt: Attempt| attempt >> LIFE_BITS;
+        let sums = self.sums.iter().any(|sums| !sums.is_empty());
+        sums && self.attempt < other.attempt && life(self.attempt) == life(other.attempt)
+    }
+
     /// What was being added to the sums of a step is in them.
     pub fn add(&mut self, step: Step, contribution: Contribution) {
         let index = step.checked_sub(self.step).and_then(|ahead| usize::try_from(ahead).ok());

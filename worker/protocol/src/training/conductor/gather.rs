@@ -91,6 +91,7 @@ impl Conductor {
         self.peers.mark_changed();
         self.trust.forget_states();
         self.begin_at(newest, scale);
+        let held_by_all: Vec<&Held> = held.values().collect();
         for (name, held) in &held {
             if !self.can_follow(held, newest, scale) {
                 continue;
@@ -102,8 +103,9 @@ impl Conductor {
                 let apply = ToPeer::Apply { step, scale: scale.unwrap_or(1.0), prove };
                 turn.tell(name, apply);
             }
-            if !self.work.restore(turn.now_ms, name, held) {
-                // Somebody else has added some of it as well: this peer begins the step anew.
+            let given_up = held_by_all.iter().any(|other| held.is_behind(other));
+            if given_up || !self.work.restore(turn.now_ms, name, held) {
+                // Somebody else has added some of it as well, or was told that none of it counts: this peer begins the step anew.
                 self.clear(turn, name, held.stage, newest);
             }
         }

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use dunlin_swarm::PeerName;
 
-use super::ids::Step;
+use super::ids::{LIFE_BITS, Step};
 use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
 use machines::averages::Averages;
 use machines::doubts::Doubts;
@@ -80,7 +80,7 @@ impl Conductor {
         let config = Arc::new(config);
         Self {
             phase: Phase::Gathering,
-            averages: Averages::new(config.stages, config.tied, config.incarnation << 20),
+            averages: Averages::new(config.stages, config.tied, config.incarnation << LIFE_BITS),
             peers: Membership::new(config.stages),
             work: Work::new(config.clone()),
             gathering: Gathering::default(),

@@ -424,6 +424,34 @@ fn a_peer_that_missed_an_update_makes_it_with_its_scale_whatever_was_found_meanw
     assert_eq!(scales(&mut run), [(0, first)]);
 }
 
+/// A conductor is killed when it has told some peers to begin the step anew, and others have not heard of it.
+#[test]
+fn sums_of_an_attempt_that_was_given_up_do_not_count_after_a_restart() {
+    let has = |name: &str, stage, attempt, microbatches: &[u32]| {
+        let done = microbatches.iter().map(|&microbatch| Contribution { microbatch, loss: None }).collect();
+        let sums = vec![HeldSums { done, adding: Vec::new() }];
+        said(
+            name,
+            Held { stage, step: 6, scale: Some(1.0), state: digest(1006), attempt, sums, ..Held::default() },
+        )
+    };
+    let cleared = |run: &Run| -> Vec<String> {
+        let clears = run.out.iter().filter_map(|effect| match effect {
+            ConductorEffect::ToPeer(name, ToPeer::Clear { .. }) => Some(name.to_string()),
+            _ => None,
+        });
+        clears.collect()
+    };
+    let life = 1 << 20;
+    let run =
+        restarted(vec![has("a", 0, life + 4, &[1]), has("b", 0, life + 5, &[]), has("c", 1, life + 5, &[2])]);
+    assert_eq!(cleared(&run), ["a"]);
+    // What one life of the conductor has left to the next counts.
+    let run =
+        restarted(vec![has("a", 0, life + 4, &[1]), has("b", 0, 2 * life, &[]), has("c", 1, 2 * life, &[2])]);
+    assert!(cleared(&run).is_empty());
+}
+
 #[test]
 fn of_what_peers_hold_the_newest_whole_step_counts() {
     let run = restarted(vec![holds("a", 0, 6), holds("b", 0, 7), holds("c", 1, 6)]);

@@ -74,6 +74,9 @@ impl PeerNode {
         let accumulate = call.kind == CallKind::Backward
             && !self.done.contains_key(&call.key())
             && self.rights.get(&call.key()) == Some(&Right::Granted);
+        if accumulate {
+            self.add_to_sums();
+        }
         self.running = Some(Running { request, call, counts: accumulate });
         // The memory that earlier answers were computed with is compared when sums are given to an average.
         let check = call.step <= self.step && !self.rounds.is_empty();

@@ -145,6 +145,7 @@ impl PeerNode {
             return;
         }
         if arrived {
+            self.add_to_sums();
             self.adding.push(take.clone());
             if take.step == self.step {
                 self.sums_change(out);

@@ -198,6 +198,8 @@ pub struct PeerNode {
     copied: bool,
     /// Calls of earlier ones are not answered any more.
     attempt: Attempt,
+    /// The attempt that was the newest when something was first added to sums that were empty.
+    sums_of: Attempt,
     /// It has the state; otherwise it is being fetched.
     serving: bool,
     rights: BTreeMap<(Step, Microbatch), Right>,
@@ -245,6 +247,7 @@ impl PeerNode {
             state: StateDigest::default(),
             copied: false,
             attempt: 0,
+            sums_of: 0,
             serving: false,
             rights: BTreeMap::new(),
             done: BTreeMap::new(),
@@ -286,6 +289,21 @@ impl PeerNode {
         // A validation is of what all updates have made.
         let last = if call.microbatch < self.config.microbatches { self.last() } else { self.step };
         (self.step..=last).contains(&call.step)
+    }
+
+    /// Is anything in the sums, or about to be?
+    fn has_sums(&self) -> bool {
+        let comes = |take: &Take| take.generation == self.generation;
+        !self.done.is_empty()
+            || self.adding.iter().any(comes)
+            || self.running.as_ref().is_some_and(|r| r.counts)
+    }
+
+    /// Something is about to be added to the sums.
+    fn add_to_sums(&mut self) {
+        if !self.has_sums() {
+            self.sums_of = self.attempt;
+        }
     }
 
     /// The engine is about to be given what changes the sums that averages are formed of.
@@ -340,6 +358,7 @@ impl PeerNode {
             scale: self.scale,
             state: self.state.clone(),
             copied: self.copied,
+            attempt: if self.has_sums() { self.sums_of } else { self.attempt },
         });
         Hello { me: self.me.clone(), arithmetic: self.config.arithmetic, role: Role::Peer { held } }
     }

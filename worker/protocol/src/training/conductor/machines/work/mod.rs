@@ -12,7 +12,7 @@ use std::sync::Arc;
 use dunlin_swarm::PeerName;
 
 use crate::training::conductor::shell::ConductorConfig;
-use crate::training::ids::{Attempt, Microbatch, StageId, Step};
+use crate::training::ids::{Attempt, LIFE_BITS, Microbatch, StageId, Step};
 use crate::training::ledger::Ledger;
 
 /// Everything that is to be done for the steps that are open, and who does it.
@@ -52,7 +52,7 @@ impl Work {
         let mut work = Self {
             step: 0,
             scale: None,
-            attempt: config.incarnation << 20,
+            attempt: config.incarnation << LIFE_BITS,
             open: VecDeque::new(),
             validation: BTreeMap::new(),
             trainers: BTreeMap::new(),
