@@ -50,18 +50,20 @@ fn environment(variable: &mut Value) {
 /// `text` in which no URL has a user, a password or a query.
 #[must_use]
 pub fn url(text: &str) -> String {
-    let Some(scheme) = text.find("://") else { return text.to_owned() };
-    let (before, rest) = text.split_at(scheme + 3);
+    let (mut clean, mut rest) = (String::with_capacity(text.len()), text);
     // A text may have several, and may be JSON.
     let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '<' | '>' | '\\');
-    let end = rest.find(ends).unwrap_or(rest.len());
-    let (one, after) = rest.split_at(end);
-    let (place, query) = one.find(['?', '#']).map_or((one, ""), |at| (&one[..at], &one[at..]));
-    let host_end = place.find('/').unwrap_or(place.len());
-    let (host, path) = place.split_at(host_end);
-    let host = host.rfind('@').map_or_else(|| host.to_owned(), |at| format!("{GONE}{}", &host[at..]));
-    let query = if query.is_empty() { String::new() } else { format!("?{GONE}") };
-    format!("{before}{host}{path}{query}{}", url(after))
+    while let Some(scheme) = rest.find("://") {
+        let (before, from_host) = rest.split_at(scheme + 3);
+        let (one, after) = from_host.split_at(from_host.find(ends).unwrap_or(from_host.len()));
+        let (place, query) = one.split_at(one.find(['?', '#']).unwrap_or(one.len()));
+        let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+        let host = host.rfind('@').map_or_else(|| host.to_owned(), |at| format!("{GONE}{}", &host[at..]));
+        let query = if query.is_empty() { String::new() } else { format!("?{GONE}") };
+        clean.extend([before, &host, path, &query]);
+        rest = after;
+    }
+    clean + rest
 }
 
 /// The same for each line of `text`.
