@@ -57,10 +57,10 @@ pub fn url(text: &str) -> String {
         let (before, from_host) = rest.split_at(scheme + 3);
         let (one, after) = from_host.split_at(from_host.find(ends).unwrap_or(from_host.len()));
         let (place, query) = one.split_at(one.find(['?', '#']).unwrap_or(one.len()));
-        let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
-        let host = host.rfind('@').map_or_else(|| host.to_owned(), |at| format!("{GONE}{}", &host[at..]));
+        // An @ of a path goes, too: what is before it may be the key of another URL inside of this one.
+        let place = place.rfind('@').map_or_else(|| place.to_owned(), |at| format!("{GONE}{}", &place[at..]));
         let query = if query.is_empty() { String::new() } else { format!("?{GONE}") };
-        clean.extend([before, &host, path, &query]);
+        clean.extend([before, &place, &query]);
         rest = after;
     }
     clean + rest
