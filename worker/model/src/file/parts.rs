@@ -69,14 +69,14 @@ pub(super) fn read(first: Arc<dyn ByteSource>, beside: Option<&Beside<'_>>) -> R
         })?;
         parts.add(source, number, count)?;
     }
-    let said = whole(&parts.header, "split.tensors.count");
     let found = parts.header.tensors.len();
-    if said.is_some_and(|said| said as usize != found) {
-        let what =
-            format!("its parts have {found} tensors, and `split.tensors.count` is {}", said.unwrap_or(0));
-        return Err(ModelError::Malformed { file, format: "GGUF", what });
+    match whole(&parts.header, "split.tensors.count") {
+        Some(said) if said as usize != found => {
+            let what = format!("its parts have {found} tensors, and `split.tensors.count` is {said}");
+            Err(ModelError::Malformed { file, format: "GGUF", what })
+        }
+        _ => Ok(parts),
     }
-    Ok(parts)
 }
 
 impl Parts {
