@@ -16,7 +16,7 @@ use crate::labels::random;
 use crate::metrics::{Metrics, SwarmLabels};
 use crate::observe::Caches;
 use crate::peers::Monitor;
-use crate::status::events::Happening;
+use crate::status::events::SwarmEvent;
 
 /// What reconciliations share.
 pub struct Context {
@@ -35,7 +35,7 @@ pub struct Context {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Memory of each InferenceSwarm.
-    pub serving: Memories<crate::reconcile::memory::Memory>,
+    pub serving: Memories<crate::inference::memory::Memory>,
     /// Memory of each TrainingSwarm.
     pub training: Memories<crate::training::memory::Memory>,
 }
@@ -68,11 +68,11 @@ impl Context {
     }
 
     /// Events are for people: one that cannot be written must not hold up a replacement.
-    pub async fn publish(&self, swarm: &ObjectReference, happenings: &[Happening]) {
+    pub async fn publish(&self, swarm: &ObjectReference, events: &[SwarmEvent]) {
         let namespace = swarm.namespace.clone().unwrap_or_default();
-        for happening in happenings {
-            info!(reason = happening.reason, note = happening.note, "event");
-            let event = happening.event(&namespace);
+        for event in events {
+            info!(reason = event.reason, note = event.note, "event");
+            let event = event.event(&namespace);
             let published = self.recorder.publish(&event, swarm);
             if let Err(failure) = crate::apply::call("publish an Event".into(), published).await {
                 error!(%failure, "an Event was not written");
@@ -81,11 +81,10 @@ impl Context {
     }
 
     /// Counts what happened to the peers of a swarm.
-    pub fn measure(&self, swarm: &SwarmKey, ready: u32, happenings: &[Happening]) {
+    pub fn measure(&self, swarm: &SwarmKey, ready: u32, events: &[SwarmEvent]) {
         let labels = SwarmLabels::of(swarm);
-        let count = |reasons: &[&str]| {
-            happenings.iter().filter(|h| reasons.contains(&h.reason.as_str())).count() as u64
-        };
+        let count =
+            |reasons: &[&str]| events.iter().filter(|h| reasons.contains(&h.reason.as_str())).count() as u64;
         self.metrics.peers_lost.get_or_create(&labels).inc_by(count(&["PeerLost"]));
         self.metrics.peers_created.get_or_create(&labels).inc_by(count(&["PeerCreated", "PeerReplaced"]));
         self.metrics.peers_ready.get_or_create(&labels).set(i64::from(ready));

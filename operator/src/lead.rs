@@ -26,7 +26,7 @@ use crate::labels::MANAGER;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
-use crate::{reconcile, training};
+use crate::{inference, training};
 
 /// Triggers of one swarm within this time make one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -72,7 +72,7 @@ pub async fn lead(mut parts: Parts) {
         training: Memories::default(),
         config: parts.config,
     });
-    let serving = control(Kind::Inference, &triggers, &context, reconcile::reconcile, reconcile::retry);
+    let serving = control(Kind::Inference, &triggers, &context, inference::reconcile, inference::retry);
     let training = control(Kind::Training, &triggers, &context, training::reconcile, training::retry);
     futures::join!(serving, training);
 }

@@ -2,7 +2,7 @@
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
 //! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
-//! * [`reconcile`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
+//! * [`inference`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
 //! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods · [`context`] what both kinds share
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
@@ -13,6 +13,7 @@ mod context;
 mod deletion;
 mod error;
 mod health;
+mod inference;
 mod key;
 mod labels;
 mod lead;
@@ -23,7 +24,6 @@ mod observe;
 mod peers;
 mod pools;
 mod quantity;
-mod reconcile;
 mod roll;
 mod roster;
 mod spot;

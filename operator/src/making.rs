@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::key::SwarmKey;
 use crate::labels::{Owner, leaf, pod_name, random};
 use crate::observe::{Caches, Phase, WorkerView};
-use crate::status::events::Happening;
+use crate::status::events::SwarmEvent;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
 
 /// A pod that the watch has not shown for this long after its creation is gone.
@@ -106,7 +106,7 @@ impl Maker<'_> {
         noun: &str,
         replaces: bool,
         manifest: impl Fn(&str) -> Value,
-        happenings: &mut Vec<Happening>,
+        events: &mut Vec<SwarmEvent>,
     ) -> Result<Pod, Error> {
         let refused = |source| Error::Pod { pool: pool.to_owned(), source: Box::new(source) };
         let (key, of) = (("Pod".to_owned(), pool.to_owned()), self.generation.unsigned_abs());
@@ -123,7 +123,7 @@ impl Maker<'_> {
                 let sentence = failure.sentence();
                 // Once for each reason, not for each attempt.
                 if failure.is_refusal() && self.making.told.get(pool) != Some(&sentence) {
-                    happenings.push(Happening::refused(&sentence));
+                    events.push(SwarmEvent::refused(&sentence));
                     self.making.told.insert(pool.to_owned(), sentence);
                 }
                 return Err(failure);
@@ -131,7 +131,7 @@ impl Maker<'_> {
         };
         self.making.told.remove(pool);
         self.making.names.remove(&(pool.to_owned(), of));
-        happenings.push(Happening::created(noun, &name, replaces));
+        events.push(SwarmEvent::created(noun, &name, replaces));
         self.making.made.push((pod.clone(), Instant::now()));
         Ok(pod)
     }

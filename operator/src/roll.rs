@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::observe::{Phase, WorkerView};
 use crate::pools::PoolDesired;
-use crate::roster::{Roster, Standing, is_current};
+use crate::roster::{Readiness, Roster, is_current};
 
 /// What is known of the pods of one role.
 #[derive(Clone, Copy)]
@@ -18,7 +18,7 @@ pub struct Crew<'a> {
     /// What would become of them if nobody's turn came.
     pub roster: &'a Roster,
     /// Those for which there has been no node for long.
-    pub homeless: &'a BTreeSet<String>,
+    pub unplaced: &'a BTreeSet<String>,
     /// Does all that it is for.
     pub is_ready: &'a dyn Fn(&str) -> bool,
     /// Older and newer pods, by name, can work together.
@@ -73,8 +73,8 @@ impl<'a> Crew<'a> {
     fn present(&self) -> impl Iterator<Item = &'a WorkerView> + use<'a> {
         let (workers, roster) = (self.workers, self.roster);
         workers.values().filter(|w| !w.deleting && !matches!(w.phase, Phase::Draining(_))).filter(|w| {
-            let standing = roster.standings.get(&w.name);
-            matches!(standing, Some(Standing::Ready | Standing::Coming | Standing::Leaving))
+            let readiness = roster.readiness.get(&w.name);
+            matches!(readiness, Some(Readiness::Ready | Readiness::Coming | Readiness::Leaving))
         })
     }
 
@@ -82,7 +82,7 @@ impl<'a> Crew<'a> {
     fn is_replaced(&self, pool: &PoolDesired, going: &BTreeSet<String>) -> bool {
         let of_pool = || self.present().filter(|w| w.pool == pool.template.name && !going.contains(&w.name));
         let ready = of_pool().filter(|w| (self.is_ready)(&w.name)).count();
-        ready >= pool.peers as usize || of_pool().any(|w| self.homeless.contains(&w.name))
+        ready >= pool.peers as usize || of_pool().any(|w| self.unplaced.contains(&w.name))
     }
 
     /// The first by name. Its turn lasts until it is gone: a pool with more pods than it should have is one in which a replacement is on its way.
@@ -93,7 +93,7 @@ impl<'a> Crew<'a> {
         let mut pools = self.pools.iter().filter(|pool| first_of(pool).is_some());
         let settled = self.roster.create.is_empty()
             && self.workers.keys().all(|name| {
-                self.roster.standings.get(name) == Some(&Standing::Ready) && (self.is_ready)(name)
+                self.roster.readiness.get(name) == Some(&Readiness::Ready) && (self.is_ready)(name)
             });
         let pool = pools.clone().find(|pool| count(pool) > pool.peers as usize);
         let pool = pool.or_else(|| pools.next().filter(|_| settled))?;
@@ -110,42 +110,42 @@ mod tests {
     struct World {
         pools: Vec<PoolDesired>,
         workers: BTreeMap<String, WorkerView>,
-        standings: BTreeMap<String, Standing>,
-        homeless: BTreeSet<String>,
+        readiness: BTreeMap<String, Readiness>,
+        unplaced: BTreeSet<String>,
         mix: bool,
     }
 
     impl World {
         fn new() -> Self {
             let pools = vec![PoolDesired { peers: 3, peers_max: 3, ..pool_desired("spot", true) }];
-            let (workers, standings, homeless) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-            let mut world = Self { pools, workers, standings, homeless, mix: true };
+            let (workers, readiness, unplaced) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+            let mut world = Self { pools, workers, readiness, unplaced, mix: true };
             for name in ["a", "b", "c"] {
-                world.join(name, "older", Standing::Ready);
+                world.join(name, "older", Readiness::Ready);
             }
             world
         }
 
-        fn join(&mut self, name: &str, hash: &str, standing: Standing) {
+        fn join(&mut self, name: &str, hash: &str, readiness: Readiness) {
             let pod = WorkerView { hash: hash.into(), ..worker(name, "spot") };
             self.workers.insert(name.into(), pod);
-            self.standings.insert(name.into(), standing);
+            self.readiness.insert(name.into(), readiness);
         }
 
         fn leave(&mut self, name: &str) {
             self.workers.remove(name);
-            self.standings.remove(name);
+            self.readiness.remove(name);
         }
 
         /// Who goes, and whether it is awaited.
         fn going(&self) -> Vec<(String, bool)> {
-            let roster = Roster { standings: self.standings.clone(), ..Roster::default() };
+            let roster = Roster { readiness: self.readiness.clone(), ..Roster::default() };
             let crew = Crew {
                 pools: &self.pools,
                 workers: &self.workers,
                 roster: &roster,
-                homeless: &self.homeless,
-                is_ready: &|name| self.standings[name] == Standing::Ready,
+                unplaced: &self.unplaced,
+                is_ready: &|name| self.readiness[name] == Readiness::Ready,
                 mix: &|_, newer| self.mix || newer.is_empty(),
             };
             let roll = Roll::of(crew, true);
@@ -165,13 +165,13 @@ mod tests {
         for (old, new) in [("a", "d"), ("b", "e"), ("c", "f")] {
             assert_eq!(world.going(), turn(old, true));
             // A surplus, for who does not know that it is a replacement.
-            world.join(new, "h", Standing::Leaving);
+            world.join(new, "h", Readiness::Leaving);
             assert_eq!(world.going(), turn(old, true));
-            world.join(new, "h", Standing::Ready);
+            world.join(new, "h", Readiness::Ready);
             assert_eq!(world.going(), turn(old, false));
             let pod = world.workers.get_mut(old).unwrap();
             (pod.deleting, pod.phase) = (true, Phase::Draining("it is being deleted"));
-            world.standings.insert(old.into(), Standing::Leaving);
+            world.readiness.insert(old.into(), Readiness::Leaving);
             assert!(world.going().is_empty(), "{old} has not ended yet");
             world.leave(old);
         }
@@ -181,20 +181,20 @@ mod tests {
     #[test]
     fn nobody_goes_while_somebody_is_missing_or_reads() {
         let mut world = World::new();
-        world.join("c", "older", Standing::Coming);
+        world.join("c", "older", Readiness::Coming);
         assert!(world.going().is_empty());
-        world.join("c", "older", Standing::Lost("gone".into()));
+        world.join("c", "older", Readiness::Lost("gone".into()));
         assert!(world.going().is_empty());
-        world.join("c", "older", Standing::Ready);
+        world.join("c", "older", Readiness::Ready);
         assert_eq!(world.going(), turn("a", true));
     }
 
     #[test]
     fn who_finds_no_node_gets_the_place_of_the_one_that_it_replaces() {
         let mut world = World::new();
-        world.join("d", "h", Standing::Coming);
+        world.join("d", "h", Readiness::Coming);
         assert_eq!(world.going(), turn("a", true));
-        world.homeless.insert("d".into());
+        world.unplaced.insert("d".into());
         assert_eq!(world.going(), turn("a", false));
     }
 
@@ -204,7 +204,7 @@ mod tests {
         world.mix = false;
         assert_eq!(world.going(), turn("a", true));
         for name in ["d", "e", "f"] {
-            world.join(name, "h", Standing::Ready);
+            world.join(name, "h", Readiness::Ready);
             let awaited = name != "f";
             let all: Vec<_> = ["a", "b", "c"].map(|name| (name.to_owned(), awaited)).into();
             assert_eq!(world.going(), all);

@@ -16,7 +16,7 @@ pub const LOADING_PATIENCE: u32 = 5;
 
 /// What becomes of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Readiness {
     /// Serves.
     Ready,
     /// Will serve.
@@ -42,7 +42,7 @@ pub struct Creation {
 #[derive(Clone, Debug, Default)]
 pub struct Roster {
     /// Every worker.
-    pub standings: BTreeMap<String, Standing>,
+    pub readiness: BTreeMap<String, Readiness>,
     /// Pods to make.
     pub create: Vec<Creation>,
     /// Pods to delete.
@@ -70,13 +70,13 @@ pub struct Evidence<'a> {
     /// Peers that answer us and that no gateway can reach.
     pub unreachable: &'a BTreeSet<String>,
     /// Peers of the topology that an earlier operator published and that have never answered us.
-    pub mute: &'a BTreeSet<String>,
+    pub silent: &'a BTreeSet<String>,
     /// Peers that serve until others have taken their place.
     pub superseded: &'a BTreeSet<String>,
     /// Those of them whose place nobody has taken yet: they stay even if others hold their layers.
     pub awaited: &'a BTreeSet<String>,
     /// Peers for which there has been no node for long.
-    pub homeless: &'a BTreeSet<String>,
+    pub unplaced: &'a BTreeSet<String>,
     /// They say nothing to us: their readiness probe does.
     pub by_probe: bool,
     /// Peers without which every layer is still held.
@@ -94,17 +94,17 @@ pub struct Evidence<'a> {
 pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
     let mut roster = Roster::default();
     for (name, worker) in evidence.workers {
-        roster.standings.insert(name.clone(), standing(desired, worker, evidence));
+        roster.readiness.insert(name.clone(), readiness(desired, worker, evidence));
     }
     for (pool, wanted) in desired.pools.iter().zip(wanted(desired, evidence)) {
         let mut fit: Vec<&WorkerView> = evidence
             .workers
             .values()
             .filter(|w| w.pool == pool.template.name)
-            .filter(|w| matches!(roster.standings[&w.name], Standing::Ready | Standing::Coming))
+            .filter(|w| matches!(roster.readiness[&w.name], Readiness::Ready | Readiness::Coming))
             .collect();
         let lost = evidence.workers.values().filter(|w| w.pool == pool.template.name);
-        let lost = lost.filter(|w| matches!(roster.standings[&w.name], Standing::Lost(_))).count();
+        let lost = lost.filter(|w| matches!(roster.readiness[&w.name], Readiness::Lost(_))).count();
         let missing = wanted.saturating_sub(fit.len());
         if !evidence.hold_creation {
             roster
@@ -112,39 +112,39 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
                 .extend((0..missing).map(|i| Creation { pool: pool.template.clone(), replaces: i < lost }));
         }
         // The surplus: those that do not serve yet first, then the last by name.
-        fit.sort_by_key(|w| (roster.standings[&w.name] == Standing::Ready, w.name.clone()));
-        let coming = fit.iter().take_while(|w| roster.standings[&w.name] == Standing::Coming).count();
+        fit.sort_by_key(|w| (roster.readiness[&w.name] == Readiness::Ready, w.name.clone()));
+        let coming = fit.iter().take_while(|w| roster.readiness[&w.name] == Readiness::Coming).count();
         fit[coming..].reverse();
         let surplus: Vec<String> =
             fit.iter().take(fit.len().saturating_sub(wanted)).map(|w| w.name.clone()).collect();
         for name in surplus {
-            roster.standings.insert(name, Standing::Leaving);
+            roster.readiness.insert(name, Readiness::Leaving);
         }
     }
     let known: BTreeSet<&str> = desired.pools.iter().map(|p| p.template.name.as_str()).collect();
     for worker in evidence.workers.values().filter(|w| !known.contains(w.pool.as_str())) {
-        let standing = roster.standings.entry(worker.name.clone()).or_insert(Standing::Leaving);
-        if matches!(standing, Standing::Ready | Standing::Coming) {
-            *standing = Standing::Leaving;
+        let readiness = roster.readiness.entry(worker.name.clone()).or_insert(Readiness::Leaving);
+        if matches!(readiness, Readiness::Ready | Readiness::Coming) {
+            *readiness = Readiness::Leaving;
         }
     }
     let leaving: BTreeSet<&str> = roster
-        .standings
+        .readiness
         .iter()
-        .filter(|(_, s)| matches!(s, Standing::Leaving))
+        .filter(|(_, s)| matches!(s, Readiness::Leaving))
         .map(|(name, _)| name.as_str())
         .collect();
     let may_leave = desired.suspended || (evidence.dispensable)(&leaving);
     for worker in evidence.workers.values() {
-        let go = match &roster.standings[&worker.name] {
-            Standing::Ready | Standing::Coming => false,
+        let go = match &roster.readiness[&worker.name] {
+            Readiness::Ready | Readiness::Coming => false,
             // Its layers must be elsewhere first; who has none may go at once.
-            Standing::Leaving => {
+            Readiness::Leaving => {
                 let may_leave = may_leave && !evidence.awaited.contains(&worker.name);
                 !worker.deleting && (may_leave || worker.phase == Phase::Pending(None))
             }
-            Standing::Outdated => !worker.deleting,
-            Standing::Lost(_) => !worker.deleting || worker.node_gone,
+            Readiness::Outdated => !worker.deleting,
+            Readiness::Lost(_) => !worker.deleting || worker.node_gone,
         };
         // A pod that merely has notice of its node's end is left to the platform.
         let noticed = matches!(worker.phase, Phase::Draining(_)) && !worker.deleting && !desired.suspended;
@@ -162,62 +162,62 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
 /// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find
 /// no node stay: they tell an autoscaler what is wanted, and where peers go back to.
 fn wanted(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Vec<usize> {
-    let homeless = |pool: &PoolDesired| {
+    let unplaced = |pool: &PoolDesired| {
         let workers = evidence.workers.values().filter(|w| w.pool == pool.template.name);
-        let count = workers.filter(|w| evidence.homeless.contains(&w.name)).count();
+        let count = workers.filter(|w| evidence.unplaced.contains(&w.name)).count();
         count.min(pool.peers as usize)
     };
-    let mut guests: usize = desired.pools.iter().map(homeless).sum();
+    let mut foreign: usize = desired.pools.iter().map(unplaced).sum();
     let each = desired.pools.iter().map(|pool| {
-        let room = if homeless(pool) > 0 { 0 } else { pool.peers_max.saturating_sub(pool.peers) as usize };
-        let taken = room.min(guests);
-        guests -= taken;
+        let room = if unplaced(pool) > 0 { 0 } else { pool.peers_max.saturating_sub(pool.peers) as usize };
+        let taken = room.min(foreign);
+        foreign -= taken;
         pool.peers as usize + taken
     });
     each.collect()
 }
 
-fn standing(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -> Standing {
+fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -> Readiness {
     let answer = evidence.answers.get(&worker.name);
     if let Phase::Lost(why) = &worker.phase {
         // Its kubelet is silent, but it still serves: nothing is lost yet, and a replacement is on its way.
         let serves = answer.is_some_and(|a| a.was_ready && !a.is_silent(evidence.now, evidence.silence));
         if worker.node_gone && serves && worker.template == desired.template {
-            return Standing::Leaving;
+            return Readiness::Leaving;
         }
-        return Standing::Lost((*why).to_owned());
+        return Readiness::Lost((*why).to_owned());
     }
     if let Some(answer) = answer {
         let patient = answer.at.is_some_and(|at| {
             !answer.was_ready && evidence.now.duration_since(at) >= evidence.silence * LOADING_PATIENCE
         });
         if patient || answer.is_silent(evidence.now, evidence.silence) {
-            return Standing::Lost("it does not answer".to_owned());
+            return Readiness::Lost("it does not answer".to_owned());
         }
     }
-    if evidence.mute.contains(&worker.name) {
-        return Standing::Lost("it does not answer".to_owned());
+    if evidence.silent.contains(&worker.name) {
+        return Readiness::Lost("it does not answer".to_owned());
     }
     if evidence.unreachable.contains(&worker.name) {
-        return Standing::Lost("the gateways cannot reach it".to_owned());
+        return Readiness::Lost("the gateways cannot reach it".to_owned());
     }
     if worker.template != desired.template {
-        return Standing::Outdated;
+        return Readiness::Outdated;
     }
     if evidence.superseded.contains(&worker.name) {
-        return Standing::Leaving;
+        return Readiness::Leaving;
     }
     let state = answer.and_then(|a| a.report.as_ref()).map(|r| r.state);
     match (&worker.phase, state) {
-        (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Standing::Leaving,
-        (Phase::Running, Some(WorkerState::Ready)) => Standing::Ready,
-        (Phase::Running, None) if evidence.by_probe && worker.ready => Standing::Ready,
+        (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Readiness::Leaving,
+        (Phase::Running, Some(WorkerState::Ready)) => Readiness::Ready,
+        (Phase::Running, None) if evidence.by_probe && worker.ready => Readiness::Ready,
         // It reads more layers, and goes on serving those that it has.
         (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
-            Standing::Ready
+            Readiness::Ready
         }
-        _ if !is_current(desired.pools, worker) && holds_nothing(worker, answer) => Standing::Outdated,
-        _ => Standing::Coming,
+        _ if !is_current(desired.pools, worker) && holds_nothing(worker, answer) => Readiness::Outdated,
+        _ => Readiness::Coming,
     }
 }
 
@@ -267,10 +267,10 @@ mod tests {
             workers: &world.workers,
             answers: &world.answers,
             unreachable: none,
-            mute: none,
+            silent: none,
             superseded: none,
             awaited: none,
-            homeless: none,
+            unplaced: none,
             by_probe: false,
             dispensable,
             hold_creation: false,
@@ -336,8 +336,8 @@ mod tests {
         let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.node_gone) = (Phase::Lost("its node is not ready"), true);
         let roster = run(&world, 1, 0, false);
-        assert_eq!((roster.standings["a"].clone(), roster.create.len()), (Standing::Leaving, 1));
-        assert!(matches!(run(&world, 1, 3, false).standings["a"], Standing::Lost(_)));
+        assert_eq!((roster.readiness["a"].clone(), roster.create.len()), (Readiness::Leaving, 1));
+        assert!(matches!(run(&world, 1, 3, false).readiness["a"], Readiness::Lost(_)));
     }
 
     #[test]
@@ -345,7 +345,7 @@ mod tests {
         let world = world(&["a"]);
         assert!(run(&world, 1, 2, true).create.is_empty());
         let roster = run(&world, 1, 3, true);
-        assert_eq!(roster.standings["a"], Standing::Lost("it does not answer".into()));
+        assert_eq!(roster.readiness["a"], Readiness::Lost("it does not answer".into()));
         assert_eq!(roster.create.len(), 1);
     }
 
@@ -355,7 +355,7 @@ mod tests {
         let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.deleting) = (Phase::Draining("it is being deleted"), true);
         let roster = run(&world, 2, 0, true);
-        assert_eq!(roster.standings["a"], Standing::Leaving);
+        assert_eq!(roster.readiness["a"], Readiness::Leaving);
         assert_eq!((roster.create.len(), roster.delete.len()), (1, 0));
     }
 
@@ -364,14 +364,14 @@ mod tests {
         let mut world = world(&["a"]);
         let report = Report { state: WorkerState::Loading, ..Report::default() };
         world.answers.get_mut("a").unwrap().report = Some(report);
-        assert_eq!(run(&world, 1, 0, true).standings["a"], Standing::Ready);
+        assert_eq!(run(&world, 1, 0, true).readiness["a"], Readiness::Ready);
     }
 
     #[test]
     fn the_surplus_leaves_only_when_its_layers_are_elsewhere() {
         let world = world(&["a", "b", "c", "d", "e"]);
         let waiting = run(&world, 2, 0, false);
-        assert_eq!(waiting.standings.values().filter(|s| **s == Standing::Leaving).count(), 3);
+        assert_eq!(waiting.readiness.values().filter(|s| **s == Readiness::Leaving).count(), 3);
         assert!(waiting.delete.is_empty());
         assert_eq!(names(&run(&world, 2, 0, true).delete), ["c", "d", "e"]);
     }
@@ -399,12 +399,12 @@ mod tests {
         assert_eq!((names(&roster.delete), roster.create.len()), (vec!["b"], 1));
         // A new leader has heard nobody, or one that serves and reads more.
         world.answers.clear();
-        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
+        assert_eq!(run(&world, 2, 0, true).readiness["b"], Readiness::Coming);
         let held = vec![dunlin_swarm::Layers::new(0, 9)];
         let report = Report { state: WorkerState::Loading, held, ..Report::default() };
         let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
         world.answers.insert("b".into(), answer);
-        assert_eq!(run(&world, 2, 0, true).standings["b"], Standing::Coming);
+        assert_eq!(run(&world, 2, 0, true).readiness["b"], Readiness::Coming);
     }
 
     #[test]
@@ -415,9 +415,9 @@ mod tests {
         let desired = desired(2);
         let none = BTreeSet::new();
         let evidence = |by_probe| Evidence { by_probe, ..evidence(&world, &none, &|_| true) };
-        let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).standings["a"].clone();
-        assert_eq!((ready(true), ready(false)), (Standing::Ready, Standing::Coming));
-        assert_eq!(roster(desired.wanted(), &evidence(true)).standings["b"], Standing::Coming);
+        let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).readiness["a"].clone();
+        assert_eq!((ready(true), ready(false)), (Readiness::Ready, Readiness::Coming));
+        assert_eq!(roster(desired.wanted(), &evidence(true)).readiness["b"], Readiness::Coming);
     }
 
     #[test]

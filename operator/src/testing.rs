@@ -103,8 +103,8 @@ pub fn assert_restricted(spec: &Value) {
 }
 
 /// `peers` peers in the one pool `spot`.
-pub fn desired(peers: u32) -> crate::reconcile::desired::Desired {
-    crate::reconcile::desired::Desired {
+pub fn desired(peers: u32) -> crate::inference::desired::Desired {
+    crate::inference::desired::Desired {
         model: "m".into(),
         digest: "t".into(),
         model_args: vec![],
@@ -148,7 +148,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         unplaced: false,
         deleting: false,
         node_gone: false,
-        last_words: None,
+        last_error: None,
         needs_user: false,
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::observe::WorkerView;
 use crate::peers::Answer;
-use crate::roster::{Roster, Standing};
+use crate::roster::{Readiness, Roster};
 
 /// Peers for which the scheduler finds no node for this long run in another pool with room.
 pub const FALLBACK_PATIENCE: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ pub struct Loss {
 
 impl Turnover {
     /// Peers that found no node for long, until they serve: so nothing runs to and fro between pools while a node comes up.
-    pub fn homeless(
+    pub fn unplaced(
         &mut self,
         workers: &BTreeMap<String, WorkerView>,
         answers: &BTreeMap<String, Answer>,
@@ -95,18 +95,18 @@ impl Turnover {
     ) -> Vec<Loss> {
         let mut losses = Vec::new();
         self.lost.retain(|name| workers.contains_key(name));
-        if roster.standings.iter().any(|(name, s)| *s == Standing::Ready && served(name)) {
+        if roster.readiness.iter().any(|(name, s)| *s == Readiness::Ready && served(name)) {
             self.crashed = None;
         }
-        for (name, standing) in &roster.standings {
-            let Standing::Lost(why) = standing else { continue };
+        for (name, readiness) in &roster.readiness {
+            let Readiness::Lost(why) = readiness else { continue };
             if !self.lost.insert(name.clone()) {
                 continue;
             }
             let worker = &workers[name];
             // A pod that was asked to go and went is not lost.
             if !worker.deleting || worker.node_gone {
-                let words = worker.last_words.clone();
+                let words = worker.last_error.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
                 losses.push(Loss { name: name.clone(), why });
                 if (!served(name) || worker.needs_user) && !worker.node_gone {

@@ -8,7 +8,7 @@ use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POD_HASH, POOL, TEMPLATE};
 use crate::spot;
 
 /// Characters of an error that are told.
-const LAST_WORDS_MAX: usize = 300;
+const LAST_ERROR_MAX: usize = 300;
 /// A worker's exit code for what another start does not change: see its `exit.rs`.
 const NEEDS_USER: i32 = 78;
 
@@ -61,7 +61,7 @@ pub struct WorkerView {
     /// Its node does not confirm deletions.
     pub node_gone: bool,
     /// What its container said last, if it ended with an error.
-    pub last_words: Option<String>,
+    pub last_error: Option<String>,
     /// It ended with something that another start does not change.
     pub needs_user: bool,
 }
@@ -132,7 +132,7 @@ pub fn worker(pod: &Pod, node: Option<&NodeView>) -> WorkerView {
         unplaced: scheduled(&status).is_some_and(|c| c.reason.as_deref() == Some("Unschedulable")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         node_gone: node.is_some_and(|n| !n.ready),
-        last_words: last_words(&status),
+        last_error: last_error(&status),
         needs_user: ended(&status).is_some_and(|ended| ended.exit_code == NEEDS_USER),
     }
 }
@@ -148,7 +148,7 @@ fn ended(status: &PodStatus) -> Option<&ContainerStateTerminated> {
 }
 
 /// The error that a container ended with: of its last lines, which Kubernetes keeps, what follows the last `Error: `.
-fn last_words(status: &PodStatus) -> Option<String> {
+fn last_error(status: &PodStatus) -> Option<String> {
     words_of(ended(status)?)
 }
 
@@ -156,7 +156,7 @@ fn words_of(ended: &ContainerStateTerminated) -> Option<String> {
     let said = ended.message.as_deref().filter(|_| ended.exit_code != 0)?;
     let error = said.rfind("Error: ").map_or(said, |at| &said[at + "Error: ".len()..]);
     let words = error.split_whitespace().collect::<Vec<_>>().join(" ");
-    (!words.is_empty()).then(|| words.chars().take(LAST_WORDS_MAX).collect())
+    (!words.is_empty()).then(|| words.chars().take(LAST_ERROR_MAX).collect())
 }
 
 fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
@@ -328,14 +328,14 @@ mod tests {
             }]});
             worker(&pod(status, false), None)
         };
-        let ended = |code: i32, message: &str| pod_that_ended(code, message).last_words;
+        let ended = |code: i32, message: &str| pod_that_ended(code, message).last_error;
         assert!(pod_that_ended(78, "").needs_user && !pod_that_ended(1, "").needs_user);
         let log = "{\"level\":\"INFO\"}\nError: cannot use the data\n\nCaused by:\n    HTTP 404\n";
         assert_eq!(ended(1, log).as_deref(), Some("cannot use the data Caused by: HTTP 404"));
         assert_eq!(ended(137, "killed"), Some("killed".to_owned()));
         assert_eq!(ended(0, log), None, "it ended well");
         assert_eq!(ended(1, ""), None);
-        assert_eq!(ended(1, &"x".repeat(999)).map(|w| w.len()), Some(LAST_WORDS_MAX));
+        assert_eq!(ended(1, &"x".repeat(999)).map(|w| w.len()), Some(LAST_ERROR_MAX));
     }
 
     #[test]

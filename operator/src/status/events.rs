@@ -6,7 +6,7 @@ use kube::runtime::events::{Event, EventType};
 
 /// One thing that happened. `reason` is part of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Happening {
+pub struct SwarmEvent {
     /// Something was lost or is wrong.
     pub warning: bool,
     /// CamelCase, from a fixed set.
@@ -17,7 +17,7 @@ pub struct Happening {
     pub pod: Option<String>,
 }
 
-impl Happening {
+impl SwarmEvent {
     /// A pod that will never serve again. `noun`: `Peer`, `Conductor` or `Trainer`.
     #[must_use]
     pub fn lost(noun: &str, name: &str, why: &str) -> Self {
@@ -120,7 +120,7 @@ pub const SERVING: Words = Words { ready: "SwarmReady", not_ready: "SwarmNotRead
 
 /// What the change from `before` to `after` means.
 #[must_use]
-pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<Happening> {
+pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<SwarmEvent> {
     let find = |list: &[Condition], kind: &str| list.iter().find(|c| c.type_ == kind).cloned();
     let became = |kind: &str, status: &str| {
         let new = find(after, kind).filter(|c| c.status == status)?;
@@ -132,7 +132,7 @@ pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<H
         |list: &[Condition]| find(list, "Ready").filter(|c| c.status == "True" && c.reason != "Suspended");
     let (ready, was_ready) = (at_work(after).is_some(), at_work(before).is_some());
     let was_degraded = find(before, "Degraded").is_some_and(|c| c.status == "True");
-    let happening = |warning, reason: &str, condition: Condition| Happening {
+    let event = |warning, reason: &str, condition: Condition| SwarmEvent {
         warning,
         reason: reason.into(),
         note: condition.message,
@@ -140,29 +140,29 @@ pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<H
     };
     let mut all = Vec::new();
     if let Some(condition) = became("Stalled", "True") {
-        all.push(happening(true, &condition.reason.clone(), condition));
+        all.push(event(true, &condition.reason.clone(), condition));
     }
     if !was_ready && let Some(condition) = at_work(after) {
-        all.push(happening(false, words.ready, condition));
+        all.push(event(false, words.ready, condition));
     }
     if was_ready
         && !ready
         && let Some(condition) = find(after, "Ready")
     {
         let asked_for = ["Suspended", "Suspending", "Restarting"].contains(&condition.reason.as_str());
-        all.push(happening(!asked_for, words.not_ready, condition));
+        all.push(event(!asked_for, words.not_ready, condition));
     }
     if ready
         && was_ready
         && let Some(condition) = became("Degraded", "True")
     {
-        all.push(happening(true, "SwarmDegraded", condition));
+        all.push(event(true, "SwarmDegraded", condition));
     }
     if ready
         && was_degraded
         && let Some(condition) = became("Degraded", "False")
     {
-        all.push(happening(false, "SwarmRestored", condition));
+        all.push(event(false, "SwarmRestored", condition));
     }
     all
 }

@@ -1,6 +1,6 @@
 //! The whole decision about a run, from what is known to what is done. Pure but for the memory it keeps of what it saw.
 //!
-//! A run is in one of four courses: it trains; it waits for a checkpoint because its pods are to go; it is cleared, all pods go; it rests,
+//! A run is at one of four points of its life: it trains; it waits for a checkpoint because its pods are to go; it is cleared, all pods go; it rests,
 //! no pod is left and none is wanted. A changed manifest and `suspend` take the same way: wait, clear, then train again or rest.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,8 @@ use crate::peers::observation::{CHECKPOINTS_FAILING, Degraded};
 use crate::peers::{Answer, Observation, RunPhase};
 use crate::pools::{PoolDesired, scaled};
 use crate::roll::{self, Roll};
-use crate::roster::{Creation, Evidence, Roster, Standing, Wanted, roster};
-use crate::status::events::Happening;
+use crate::roster::{Creation, Evidence, Readiness, Roster, Wanted, roster};
+use crate::status::events::SwarmEvent;
 use crate::turnover::Turnover;
 
 /// Pods that are to go wait so long for a conductor that answers: it, or the one in its place, has a checkpoint written.
@@ -31,7 +31,7 @@ const CONDUCTOR_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is done about the pods of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Course {
+pub enum Lifecycle {
     /// Keep all pods there that are wanted.
     #[default]
     Train,
@@ -47,7 +47,7 @@ pub enum Course {
 #[derive(Clone, Debug, Default)]
 pub struct Decision {
     /// The way it is on.
-    pub course: Course,
+    pub lifecycle: Lifecycle,
     /// The configuration may be written: no pod reads another one.
     pub configure: bool,
     /// Pods to make.
@@ -59,7 +59,7 @@ pub struct Decision {
     /// For the status.
     pub facts: Facts,
     /// What happened.
-    pub happenings: Vec<Happening>,
+    pub events: Vec<SwarmEvent>,
     /// Ready peers on preemptible nodes' pools and on others.
     pub ready_by_kind: (u32, u32),
 }
@@ -82,28 +82,29 @@ pub struct Known<'a> {
 pub fn decide(desired: &Desired, generation: i64, known: &Known<'_>, memory: &mut Memory) -> Decision {
     let run = heard(known);
     remember(desired, run.as_ref(), memory, known.now);
-    let course = course(desired, known, run.as_ref(), memory);
-    let mut decision = Decision { course, configure: course == Course::Train, ..Decision::default() };
+    let lifecycle = lifecycle(desired, known, run.as_ref(), memory);
+    let mut decision =
+        Decision { lifecycle, configure: lifecycle == Lifecycle::Train, ..Decision::default() };
     let mut crews = Crews::default();
-    match course {
-        Course::Train => crews = Crews::new(desired, &desired.template, known, memory),
-        Course::Wait => {
+    match lifecycle {
+        Lifecycle::Train => crews = Crews::new(desired, &desired.template, known, memory),
+        Lifecycle::Wait => {
             let template = living(known.view).map(|w| w.template.clone()).next().unwrap_or_default();
             crews = Crews::new(desired, &template, known, memory);
             decision.suspend = true;
         }
-        Course::Clear => decision.delete = all(known.view),
-        Course::Rest => {}
+        Lifecycle::Clear => decision.delete = all(known.view),
+        Lifecycle::Rest => {}
     }
     for (post, crew) in
         [(Post::Conductor, &crews.conductor), (Post::Peer, &crews.peers), (Post::Trainer, &crews.trainers)]
     {
         decision.create.extend(crew.roster.create.iter().map(|c| (post, c.clone())));
         decision.delete.extend(crew.roster.delete.iter().cloned());
-        decision.happenings.extend(crew.happenings.iter().cloned());
+        decision.events.extend(crew.events.iter().cloned());
     }
     decision.ready_by_kind = ready_by_kind(desired, known.view, &crews.peers.roster);
-    decision.facts = facts(desired, generation, known, run.as_ref(), &crews, course, memory);
+    decision.facts = facts(desired, generation, known, run.as_ref(), &crews, lifecycle, memory);
     decision
 }
 
@@ -171,15 +172,20 @@ fn finished(desired: &Desired, memory: &Memory) -> bool {
     memory.finished.is_some_and(|steps| steps >= desired.steps)
 }
 
-fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memory: &mut Memory) -> Course {
+fn lifecycle(
+    desired: &Desired,
+    known: &Known<'_>,
+    run: Option<&Observation>,
+    memory: &mut Memory,
+) -> Lifecycle {
     let done = finished(desired, memory);
     if living(known.view).next().is_none() {
         memory.stop = None;
         let rests = desired.suspended || done;
         return match (rests, pods(known.view).next()) {
-            (true, Some(_)) => Course::Clear,
-            (true, None) => Course::Rest,
-            (false, _) => Course::Train,
+            (true, Some(_)) => Lifecycle::Clear,
+            (true, None) => Lifecycle::Rest,
+            (false, _) => Lifecycle::Train,
         };
     }
     let phase = run.map(|run| run.phase);
@@ -187,7 +193,7 @@ fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memor
     // A suspension that has begun is carried through, whatever the manifest says by now.
     let ending = matches!(phase, Some(RunPhase::Suspending | RunPhase::Suspended));
     if !(desired.suspended || done || outdated || ending || memory.stop.is_some()) {
-        return Course::Train;
+        return Lifecycle::Train;
     }
     let unsaved = memory.has_unsaved_steps();
     let failing = degraded(run, memory).is_some_and(|d| d.reason == CHECKPOINTS_FAILING);
@@ -203,7 +209,7 @@ fn course(desired: &Desired, known: &Known<'_>, run: Option<&Observation>, memor
     };
     let unheard = stop.unheard.is_some_and(|at| known.now.duration_since(at) >= UNHEARD_MAX);
     stop.released |= done || saved || unheard || known.now.duration_since(stop.since) >= STOP_MAX;
-    if stop.released { Course::Clear } else { Course::Wait }
+    if stop.released { Lifecycle::Clear } else { Lifecycle::Wait }
 }
 
 /// What the conductor says is not as it should be, or said until it was replaced.
@@ -226,7 +232,7 @@ struct Crew {
     roster: Roster,
     /// Those from before a change of their pool.
     roll: Roll,
-    happenings: Vec<Happening>,
+    events: Vec<SwarmEvent>,
     /// Why new ones must wait.
     held: Option<String>,
     /// What the user has to fix before they can start.
@@ -235,7 +241,7 @@ struct Crew {
 
 impl Crew {
     fn ready(&self) -> u32 {
-        let ready = self.roster.standings.values().filter(|s| **s == Standing::Ready).count();
+        let ready = self.roster.readiness.values().filter(|s| **s == Readiness::Ready).count();
         u32::try_from(ready).unwrap_or(u32::MAX)
     }
 }
@@ -256,7 +262,7 @@ impl Crews {
             let report = known.answers.get(name).and_then(|a| a.report.as_ref());
             report.and_then(|r| r.run.as_ref()).is_some_and(|run| run.phase == RunPhase::Failed)
         };
-        let homeless = memory.peers.homeless(&view.workers, known.answers, known.now);
+        let unplaced = memory.peers.unplaced(&view.workers, known.answers, known.now);
         let none = BTreeSet::new();
         let ready = view.trainers.values().filter(|w| w.ready).map(|w| w.name.clone());
         memory.trainers_served.extend(ready);
@@ -271,7 +277,7 @@ impl Crews {
         let crew = |post: Post,
                     pools: &[PoolDesired],
                     workers: &BTreeMap<String, WorkerView>,
-                    homeless,
+                    unplaced,
                     turnover: &mut Turnover,
                     served: &dyn Fn(&str) -> bool,
                     may_roll: bool| {
@@ -280,10 +286,10 @@ impl Crews {
                 workers,
                 answers: known.answers,
                 unreachable: &none,
-                mute: &none,
+                silent: &none,
                 superseded: &none,
                 awaited: &none,
-                homeless,
+                unplaced,
                 by_probe: post == Post::Trainer,
                 dispensable: &|_| true,
                 hold_creation: held || template != desired.template,
@@ -300,7 +306,7 @@ impl Crews {
                 pools,
                 workers,
                 roster: &unchanged,
-                homeless,
+                unplaced,
                 is_ready: &is_ready,
                 mix: &|_, _| true,
             };
@@ -311,14 +317,14 @@ impl Crews {
                 roster(wanted, &Evidence { superseded: &roll.going, awaited: &roll.awaited, ..evidence })
             };
             let losses = turnover.losses(&roster, workers, served, &edition_of, known.now);
-            let lost = losses.iter().map(|loss| Happening::lost(post.noun(), &loss.name, &loss.why));
+            let lost = losses.iter().map(|loss| SwarmEvent::lost(post.noun(), &loss.name, &loss.why));
             let rolled = roster.delete.iter().filter(|deletion| roll.going.contains(&deletion.name));
-            let rolled = rolled.map(|deletion| Happening::rolled(post.noun(), &deletion.name));
-            let happenings = lost.chain(rolled).collect();
+            let rolled = rolled.map(|deletion| SwarmEvent::rolled(post.noun(), &deletion.name));
+            let events = lost.chain(rolled).collect();
             let held = turnover.held(&format!("{}s", post.noun().to_lowercase()), template, known.now);
             let to_mend =
                 turnover.to_mend(template).map(|words| format!("{}: {words}", post.noun().to_lowercase()));
-            Crew { roster, roll, happenings, held, to_mend }
+            Crew { roster, roll, events, held, to_mend }
         };
         let conducted = |name: &str| answered(name) && !failed(name);
         let conductor = crew(
@@ -332,7 +338,7 @@ impl Crews {
         );
         let goes_on = goes_on && conductor.roll.outdated.is_empty();
         let peers =
-            crew(Post::Peer, &desired.pools, &view.workers, &homeless, &mut memory.peers, &answered, goes_on);
+            crew(Post::Peer, &desired.pools, &view.workers, &unplaced, &mut memory.peers, &answered, goes_on);
         let trainers = crew(
             Post::Trainer,
             &desired.trainers,
@@ -356,7 +362,7 @@ impl Crews {
 /// Two conductors would keep two ledgers: the next one is made when the last one is gone, or lost. It holds nothing, so one that has notice
 /// goes at once.
 fn one_at_a_time(roster: &mut Roster, conductors: &BTreeMap<String, WorkerView>) {
-    let leaving = |name: &str| roster.standings.get(name) == Some(&Standing::Leaving);
+    let leaving = |name: &str| roster.readiness.get(name) == Some(&Readiness::Leaving);
     let leaving: Vec<&WorkerView> = conductors.values().filter(|w| leaving(&w.name)).collect();
     if leaving.is_empty() {
         return;
@@ -368,8 +374,8 @@ fn one_at_a_time(roster: &mut Roster, conductors: &BTreeMap<String, WorkerView>)
 
 /// Peers that are no longer wanted go one after the other, as long as there is more than one for each stage: each hands over what it has.
 fn surplus_in_turn(roster: &mut Roster, peers: &BTreeMap<String, WorkerView>, spare: bool) {
-    let standings = &roster.standings;
-    let leaves = |name: &str| standings.get(name) == Some(&Standing::Leaving);
+    let readiness = &roster.readiness;
+    let leaves = |name: &str| readiness.get(name) == Some(&Readiness::Leaving);
     let busy = peers.values().any(|w| leaves(&w.name) && matches!(w.phase, Phase::Draining(_)));
     // A pod that has not begun has nothing to hand over.
     let serves = |name: &str| peers.get(name).is_some_and(|w| w.phase == Phase::Running);
@@ -380,7 +386,7 @@ fn surplus_in_turn(roster: &mut Roster, peers: &BTreeMap<String, WorkerView>, sp
 fn ready_by_kind(desired: &Desired, view: &SwarmView, roster: &Roster) -> (u32, u32) {
     let spot = |pool: &str| desired.pools.iter().any(|p| p.template.name == pool && p.template.spot);
     let mut counts = (0, 0);
-    for (name, _) in roster.standings.iter().filter(|(_, s)| **s == Standing::Ready) {
+    for (name, _) in roster.readiness.iter().filter(|(_, s)| **s == Readiness::Ready) {
         if spot(&view.workers[name].pool) { counts.0 += 1 } else { counts.1 += 1 }
     }
     counts
@@ -392,11 +398,11 @@ fn facts(
     known: &Known<'_>,
     run: Option<&Observation>,
     crews: &Crews,
-    course: Course,
+    lifecycle: Lifecycle,
     memory: &Memory,
 ) -> Facts {
-    let problem = crews.peers.roster.standings.iter().find_map(|(name, standing)| {
-        let current = matches!(standing, Standing::Ready | Standing::Coming);
+    let problem = crews.peers.roster.readiness.iter().find_map(|(name, readiness)| {
+        let current = matches!(readiness, Readiness::Ready | Readiness::Coming);
         known.answers.get(name).filter(|_| current)?.report.as_ref()?.error.clone()
     });
     let failed = memory.failed.as_ref().filter(|(_, template)| *template == desired.template);
@@ -416,13 +422,13 @@ fn facts(
     let message = run.map(|run| run.message.clone()).filter(|message| !message.is_empty());
     let trained = memory.trained.is_some_and(|at| known.now.duration_since(at) < CONDUCTOR_PATIENCE);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let wanted = matches!(course, Course::Train | Course::Wait);
+    let wanted = matches!(lifecycle, Lifecycle::Train | Lifecycle::Wait);
     Facts {
         generation,
         suspended: desired.suspended,
         finished: finished(desired, memory),
-        waits: course == Course::Wait,
-        ends: course == Course::Clear,
+        waits: lifecycle == Lifecycle::Wait,
+        ends: lifecycle == Lifecycle::Clear,
         step: memory.last.as_ref().map_or(0, |run| run.step),
         steps: desired.steps,
         training,

@@ -141,7 +141,7 @@ fn deleted(decision: &Decision) -> Vec<&str> {
 }
 
 fn reasons(decision: &Decision) -> Vec<&str> {
-    decision.happenings.iter().map(|h| h.reason.as_str()).collect()
+    decision.events.iter().map(|h| h.reason.as_str()).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +167,7 @@ async fn a_lost_peer_is_replaced_in_the_same_pass_and_told_about_once() {
     world.run(&Decision { delete: vec![], ..decision.clone() });
     world.peer(1).deleting = true;
     let next = world.decide();
-    assert!(next.create.is_empty() && next.happenings.is_empty());
+    assert!(next.create.is_empty() && next.events.is_empty());
     assert!(next.facts.is_whole(), "{:?}", next.facts);
 }
 
@@ -263,14 +263,14 @@ async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_i
     assert!(world.decide().delete.is_empty());
     world.conduct(RunPhase::Suspended, 12, Some(12));
     let decision = world.decide();
-    assert_eq!((decision.course, decision.delete.len()), (Course::Clear, 6));
+    assert_eq!((decision.lifecycle, decision.delete.len()), (Lifecycle::Clear, 6));
     world.run(&decision);
     let decision = world.decide();
-    assert_eq!((decision.course, decision.create.len()), (Course::Rest, 0));
+    assert_eq!((decision.lifecycle, decision.create.len()), (Lifecycle::Rest, 0));
     assert!(decision.facts.is_whole() && decision.facts.step == 12);
     world.swarm.spec.suspend = false;
     let decision = world.decide();
-    assert_eq!((decision.course, decision.create.len()), (Course::Train, 6));
+    assert_eq!((decision.lifecycle, decision.create.len()), (Lifecycle::Train, 6));
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,11 +308,11 @@ async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_fo
         world.answers.remove(&name);
         world.swarm.spec.suspend = true;
         let decision = world.decide();
-        assert_eq!(decision.course == Course::Wait, patience_s > 0);
+        assert_eq!(decision.lifecycle == Lifecycle::Wait, patience_s > 0);
         if patience_s > 0 {
             assert_eq!(posts(&decision), [Post::Conductor], "the next one has the checkpoint written");
             world.second += patience_s;
-            assert_eq!(world.decide().course, Course::Clear);
+            assert_eq!(world.decide().lifecycle, Lifecycle::Clear);
         }
     }
     let mut world = World::training();
@@ -320,9 +320,9 @@ async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_fo
     world.decide();
     world.conduct(RunPhase::Suspending, 10, Some(5));
     world.second += 290;
-    assert_eq!(world.decide().course, Course::Wait);
+    assert_eq!(world.decide().lifecycle, Lifecycle::Wait);
     world.second += 10;
-    assert_eq!(world.decide().course, Course::Clear, "whatever the conductor says");
+    assert_eq!(world.decide().lifecycle, Lifecycle::Clear, "whatever the conductor says");
 }
 
 #[tokio::test(start_paused = true)]
@@ -336,7 +336,7 @@ async fn a_changed_manifest_takes_the_same_way_and_its_configuration_comes_after
     world.run(&decision);
     world.conduct(RunPhase::Suspended, 11, Some(11));
     let decision = world.decide();
-    assert_eq!((decision.course, decision.delete.len(), decision.configure), (Course::Clear, 5, false));
+    assert_eq!((decision.lifecycle, decision.delete.len(), decision.configure), (Lifecycle::Clear, 5, false));
     world.run(&decision);
     let decision = world.decide();
     assert!(decision.configure);
@@ -350,17 +350,17 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     let decision = world.decide();
     assert!(decision.facts.finished && decision.delete.len() == 6);
     world.run(&decision);
-    assert_eq!(world.decide().course, Course::Rest);
+    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
     world.swarm.spec.optimizer.learning_rate = 0.01;
-    assert_eq!(world.decide().course, Course::Rest);
+    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
     // Another leader reads it from the status.
     world.swarm.status = Some(world.status());
     world.memory = Memory::default();
     world.memory.restore(&world.swarm);
-    assert_eq!(world.decide().course, Course::Rest);
+    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
     world.swarm.spec.steps = 200;
     let decision = world.decide();
-    assert_eq!((decision.course, decision.create.len(), decision.facts.step), (Course::Train, 6, 100));
+    assert_eq!((decision.lifecycle, decision.create.len(), decision.facts.step), (Lifecycle::Train, 6, 100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -389,7 +389,7 @@ async fn a_failed_run_stalls_until_the_manifest_is_mended() {
     }
     world.swarm.spec.microbatch = 2;
     let decision = world.decide();
-    assert_eq!(decision.course, Course::Clear);
+    assert_eq!(decision.lifecycle, Lifecycle::Clear);
     assert!(decision.facts.trouble.is_none(), "it was another manifest's");
     world.run(&decision);
     assert_eq!(world.decide().create.len(), 6);
@@ -418,7 +418,7 @@ async fn what_another_start_does_not_help_is_told_at_once_and_tried_again_seldom
     for trainer in world.view.trainers.values_mut() {
         (trainer.ready, trainer.needs_user) = (false, true);
         trainer.phase = Phase::Lost("its container failed");
-        trainer.last_words = Some("/data/a.txt, line 3: it is not UTF-8".to_owned());
+        trainer.last_error = Some("/data/a.txt, line 3: it is not UTF-8".to_owned());
     }
     let trouble =
         Some(("CannotStart".to_owned(), "trainer: /data/a.txt, line 3: it is not UTF-8".to_owned()));
@@ -465,7 +465,12 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
     degraded(&mut world, Some(&failing));
     for _ in 0..1000 {
         let decision = world.decide();
-        assert_eq!((decision.course, decision.suspend), (Course::Wait, true), "second {}", world.second);
+        assert_eq!(
+            (decision.lifecycle, decision.suspend),
+            (Lifecycle::Wait, true),
+            "second {}",
+            world.second
+        );
     }
     let status = world.status();
     assert!(status.conditions[0].message.ends_with(": no space left"), "{}", status.conditions[0].message);
@@ -478,7 +483,7 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
             run.checkpoints_known = true;
         }
     }
-    let waits = (0..1000).take_while(|_| world.decide().course == Course::Wait).count();
+    let waits = (0..1000).take_while(|_| world.decide().lifecycle == Lifecycle::Wait).count();
     assert!((290..310).contains(&waits), "{waits}");
 }
 
@@ -491,7 +496,7 @@ async fn a_changed_pool_is_rolled_one_pod_at_a_time_while_the_run_goes_on() {
     let mut left = 5;
     for _ in 0..30 {
         let decision = world.decide();
-        assert_eq!((decision.course, decision.suspend), (Course::Train, false));
+        assert_eq!((decision.lifecycle, decision.suspend), (Lifecycle::Train, false));
         assert!(decision.delete.len() <= 1 && decision.create.len() <= 1, "{decision:?}");
         assert!(decision.facts.outdated <= left && decision.facts.peers_ready >= 3, "{:?}", decision.facts);
         left = decision.facts.outdated;

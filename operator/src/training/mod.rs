@@ -37,7 +37,7 @@ use crate::peers::Order;
 use crate::status::conditions::unreached;
 use crate::targets::targets;
 use crate::trust::{Trust, authority_key};
-use decide::{Course, Decision, Known, decide};
+use decide::{Decision, Known, Lifecycle, decide};
 use desired::Desired;
 use memory::Memory;
 
@@ -139,8 +139,8 @@ async fn pass(
 
     // Apply, and report even when that failed: the status then says what is in the way.
     give_orders(key, &view, &decision, context);
-    let mut happenings = decision.happenings.clone();
-    let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
+    let mut events = decision.events.clone();
+    let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut events).await;
     let mut facts = decision.facts.clone();
     if let Err(failure) = &written {
         facts.waiting = Some(failure.sentence());
@@ -148,15 +148,15 @@ async fn pass(
     }
     let last = memory.last.as_ref();
     let status = status::build(swarm, &before, last, &facts, decision.ready_by_kind, &context.config);
-    happenings.extend(status::happenings(&before, &status));
+    events.extend(status::events(&before, &status));
     if before != status {
         crate::status::write::<TrainingSwarm>(&context.client, key, &status).await?;
     }
-    context.publish(&swarm.object_ref(&()), &happenings).await;
-    context.measure(key, facts.peers_ready, &happenings);
+    context.publish(&swarm.object_ref(&()), &events).await;
+    context.measure(key, facts.peers_ready, &events);
     // What rests has been told and counted when it was tried.
     written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;
-    let pause = if decision.course == Course::Rest { SETTLED } else { PROGRESS };
+    let pause = if decision.lifecycle == Lifecycle::Rest { SETTLED } else { PROGRESS };
     // Spread, so that many swarms do not move in step.
     Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))
 }

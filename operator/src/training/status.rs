@@ -15,7 +15,7 @@ use crate::labels::{ROLE_PEER, pool_selector};
 use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
-use crate::status::events::{Happening, Words, changes};
+use crate::status::events::{SwarmEvent, Words, changes};
 
 /// What Events call the turns of a run.
 const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
@@ -109,7 +109,7 @@ fn inside(path: &str) -> String {
 
 /// What the change from `before` to `after` means.
 #[must_use]
-pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<Happening> {
+pub fn events(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<SwarmEvent> {
     let mut all = changes(&before.conditions, &after.conditions, TRAINING);
     let failing = |status: &TrainingSwarmStatus| {
         status.conditions.iter().find(|c| c.type_ == "Degraded" && c.reason == CHECKPOINTS_FAILING).cloned()
@@ -119,7 +119,7 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
     all.retain(|h| !(h.reason == "SwarmRestored" && failing(before).is_some()));
     // Success is no start, and more steps for a run that has succeeded are no interruption.
     let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
-    all.retain(|happening| match happening.reason.as_str() {
+    all.retain(|event| match event.reason.as_str() {
         reason if reason == TRAINING.ready => !done(after),
         reason if reason == TRAINING.not_ready => !done(before),
         _ => true,
@@ -129,7 +129,7 @@ pub fn happenings(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> 
         condition.map(|c| c.message.clone()).unwrap_or_default()
     };
     let mut tell = |warning: bool, reason: &str, note: String| {
-        all.push(Happening { warning, reason: reason.into(), note, pod: None });
+        all.push(SwarmEvent { warning, reason: reason.into(), note, pod: None });
     };
     if let Some(new) =
         after.last_checkpoint.as_ref().filter(|new| before.last_checkpoint.as_ref() != Some(new))
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn a_life_of_a_run() {
         let reasons = |before: &TrainingSwarmStatus, after: &TrainingSwarmStatus| {
-            happenings(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
+            events(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
         };
         let none = TrainingSwarmStatus::default();
         let starts = status(None, &Observation::default(), &facts(false));
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(reasons(&starts, &trains), ["TrainingStarted"]);
         assert_eq!(reasons(&trains, &saved), ["CheckpointWritten"]);
         assert_eq!(reasons(&saved, &waits), ["TrainingInterrupted"]);
-        assert!(!happenings(&saved, &waits)[0].warning);
+        assert!(!events(&saved, &waits)[0].warning);
         assert_eq!(reasons(&waits, &rests), ["CheckpointWritten", "TrainingSuspended"]);
         assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
         assert!(reasons(&done, &starts).is_empty(), "more steps");
@@ -254,7 +254,7 @@ mod tests {
         let degraded = Some(("CheckpointsFailing".into(), "no space left".into()));
         let failing = status(Some(saved.clone()), &run(31, Some(30)), &Facts { degraded, ..facts(true) });
         assert_eq!(reasons(&saved, &failing), ["CheckpointsFailing"]);
-        assert!(happenings(&saved, &failing)[0].warning);
+        assert!(events(&saved, &failing)[0].warning);
         assert_eq!(
             reasons(&failing, &status(Some(failing.clone()), &run(32, Some(30)), &facts(true))),
             ["CheckpointsRestored"]

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
 use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::SwarmView;
-use crate::status::events::Happening;
+use crate::status::events::SwarmEvent;
 
 /// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
 pub(super) async fn all(
@@ -27,7 +27,7 @@ pub(super) async fn all(
     decision: &Decision,
     context: &Context,
     memory: &mut Memory,
-    happenings: &mut Vec<Happening>,
+    events: &mut Vec<SwarmEvent>,
 ) -> Result<(), Error> {
     let mut refusals = Refusals::default();
     let mut objects =
@@ -48,7 +48,7 @@ pub(super) async fn all(
             making: &mut memory.making,
             holds: &mut memory.applied.holds,
         };
-        crew(&mut maker, desired, view, decision, &mut refusals, happenings).await?;
+        crew(&mut maker, desired, view, decision, &mut refusals, events).await?;
     }
     for deletions in [&view.strays, &decision.delete] {
         delete(&context.applier, owner, deletions, &mut refusals).await?;
@@ -63,7 +63,7 @@ async fn crew(
     view: &SwarmView,
     decision: &Decision,
     refusals: &mut Refusals,
-    happenings: &mut Vec<Happening>,
+    events: &mut Vec<SwarmEvent>,
 ) -> Result<(), Error> {
     let (owner, pools) = (maker.owner, desired.templates());
     for (post, creation) in &decision.create {
@@ -71,7 +71,7 @@ async fn crew(
             desired.pod(*post, owner, name, &creation.pool, &pools, view.spot_nodes_marked).manifest()
         };
         let (pool, noun) = (&creation.pool.name, post.noun());
-        let went = maker.create(pool, noun, creation.replaces, manifest, happenings).await;
+        let went = maker.create(pool, noun, creation.replaces, manifest, events).await;
         if let Some(pod) = refusals.pass(went)? {
             let went = maker.certify(&pod.name_any(), &pod.uid().unwrap_or_default(), papers(*post)).await;
             refusals.pass(went)?;

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
 use crate::making::{Maker, Papers, Refusals, delete};
 use crate::observe::{SwarmView, version};
-use crate::status::events::Happening;
+use crate::status::events::SwarmEvent;
 use crate::trust::is_old;
 
 /// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
@@ -28,7 +28,7 @@ pub(super) async fn all(
     decision: &Decision,
     context: &Context,
     memory: &mut Memory,
-    happenings: &mut Vec<Happening>,
+    events: &mut Vec<SwarmEvent>,
 ) -> Result<(), Error> {
     let mut refusals = Refusals::default();
     if let Some(current) = &memory.topology {
@@ -44,7 +44,7 @@ pub(super) async fn all(
     let budget = stages_budget(owner, desired, decision, memory);
     refusals.pass(context.applier.ensure(&mut memory.applied, &budget).await)?;
     gateways(owner, desired, context, memory, &mut refusals).await?;
-    stages(owner, desired, view, decision, context, memory, &mut refusals, happenings).await?;
+    stages(owner, desired, view, decision, context, memory, &mut refusals, events).await?;
     for deletions in [&view.strays, &decision.delete] {
         delete(&context.applier, owner, deletions, &mut refusals).await?;
     }
@@ -68,7 +68,7 @@ async fn stages(
     context: &Context,
     memory: &mut Memory,
     refusals: &mut Refusals,
-    happenings: &mut Vec<Happening>,
+    events: &mut Vec<SwarmEvent>,
 ) -> Result<(), Error> {
     const PAPERS: Papers = Papers {
         label: ROLE_STAGE,
@@ -89,7 +89,7 @@ async fn stages(
         let manifest = |name: &str| {
             desired.stage(owner, name, &creation.pool, view.spot_nodes_marked, Some(epoch)).manifest()
         };
-        let went = maker.create(&creation.pool.name, "Peer", creation.replaces, manifest, happenings).await;
+        let went = maker.create(&creation.pool.name, "Peer", creation.replaces, manifest, events).await;
         if let Some(pod) = refusals.pass(went)? {
             refusals.pass(maker.certify(&pod.name_any(), &pod.uid().unwrap_or_default(), PAPERS).await)?;
         }

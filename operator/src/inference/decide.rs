@@ -16,9 +16,9 @@ use crate::deletion::Deletion;
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::{Answer, WorkerState};
 use crate::roll::{Crew, Roll};
-use crate::roster::{Creation, Evidence, LOADING_PATIENCE, Roster, Standing, roster};
+use crate::roster::{Creation, Evidence, LOADING_PATIENCE, Readiness, Roster, roster};
 use crate::status::conditions::Facts;
-use crate::status::events::Happening;
+use crate::status::events::SwarmEvent;
 use crate::targets::address;
 
 /// The first plan waits this long for peers that are still on their way, so that nobody loads layers only to hand them on.
@@ -49,7 +49,7 @@ pub struct Decision {
     /// Peers that serve by what an earlier operator published, and that have not been heard yet: the status knows more than [`Self::facts`].
     pub unheard: usize,
     /// What happened.
-    pub happenings: Vec<Happening>,
+    pub events: Vec<SwarmEvent>,
     /// Ready peers on preemptible nodes' pools and on others.
     pub ready_by_kind: (u32, u32),
 }
@@ -70,8 +70,8 @@ pub fn decide(
     let unreachable = unreachable(view, answers, memory, now);
     let unheard = unheard(view, answers, memory);
     let late = memory.restored.is_some_and(|at| now.duration_since(at) >= silence * LOADING_PATIENCE);
-    let (mute, unheard) = if late { (unheard, BTreeSet::new()) } else { (BTreeSet::new(), unheard) };
-    let homeless = memory.turnover.homeless(&view.workers, answers, now);
+    let (silent, unheard) = if late { (unheard, BTreeSet::new()) } else { (BTreeSet::new(), unheard) };
+    let unplaced = memory.turnover.unplaced(&view.workers, answers, now);
     let layers =
         model(view, answers, desired).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
     let layers = layers.or(memory.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
@@ -90,10 +90,10 @@ pub fn decide(
         workers: &view.workers,
         answers,
         unreachable: &unreachable,
-        mute: &mute,
+        silent: &silent,
         superseded: &superseded,
         awaited: &BTreeSet::new(),
-        homeless: &homeless,
+        unplaced: &unplaced,
         by_probe: false,
         dispensable: &held_without,
         hold_creation,
@@ -101,7 +101,7 @@ pub fn decide(
         silence,
     };
     let unchanged = roster(desired.wanted(), &evidence);
-    let roll = rolled(desired, view, answers, &unchanged, &homeless);
+    let roll = rolled(desired, view, answers, &unchanged, &unplaced);
     let leaving = superseded.union(&roll.going).cloned().collect();
     let roster = if roll.going.is_empty() {
         unchanged
@@ -110,9 +110,9 @@ pub fn decide(
     };
     let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
     let losses = memory.turnover.losses(&roster, &view.workers, &served, &edition_of, now);
-    let happenings = losses.iter().map(|loss| Happening::lost("Peer", &loss.name, &loss.why)).collect();
+    let events = losses.iter().map(|loss| SwarmEvent::lost("Peer", &loss.name, &loss.why)).collect();
     let mut decision = Decision {
-        happenings,
+        events,
         create: roster.create.clone(),
         delete: roster.delete.clone(),
         unheard: unheard.len(),
@@ -120,14 +120,14 @@ pub fn decide(
     };
     let mut shortage = None;
     if let Some(planned) = plan(desired, view, answers, &roster, memory, now)? {
-        decision.happenings.extend(planned.happenings);
+        decision.events.extend(planned.events);
         (decision.layout, decision.summary) = (planned.layout, planned.summary);
         shortage = planned.shortage;
     }
     decision.delete.extend(lost_gateways(view, answers, now, silence));
     decision.ready_by_kind = ready_by_kind(desired, view, &roster);
     let turns = decision.delete.iter().filter(|deletion| roll.going.contains(&deletion.name));
-    decision.happenings.extend(turns.map(|deletion| Happening::rolled("Peer", &deletion.name)));
+    decision.events.extend(turns.map(|deletion| SwarmEvent::rolled("Peer", &deletion.name)));
     let crashing = memory.turnover.held("workers", &desired.edition, now);
     decision.facts = facts(desired, generation, view, answers, &roster, &roll, layers, crashing);
     if decision.facts.trouble.is_none() {
@@ -142,7 +142,7 @@ fn rolled(
     view: &SwarmView,
     answers: &BTreeMap<String, Answer>,
     roster: &Roster,
-    homeless: &BTreeSet<String>,
+    unplaced: &BTreeSet<String>,
 ) -> Roll {
     let reported = |name: &str| answers.get(name)?.report.as_ref();
     let is_ready = |name: &str| reported(name).is_some_and(|r| r.state == WorkerState::Ready);
@@ -155,7 +155,7 @@ fn rolled(
         older.is_empty() || newer.is_subset(&older)
     };
     let (pools, workers, is_ready, mix) = (&desired.pools[..], &view.workers, &is_ready, &mix);
-    let crew = Crew { pools, workers, roster, homeless, is_ready, mix };
+    let crew = Crew { pools, workers, roster, unplaced, is_ready, mix };
     // No gateway may ask for what new peers do not have, a removed adapter say.
     Roll::of(crew, !desired.suspended && gateways_are_new(desired, view))
 }
@@ -225,7 +225,7 @@ struct Planned {
     layout: Option<Layout>,
     summary: Option<String>,
     shortage: Option<Shortage>,
-    happenings: Vec<Happening>,
+    events: Vec<SwarmEvent>,
 }
 
 fn plan(
@@ -244,9 +244,9 @@ fn plan(
     let wanted = Wanted::of(id, model, desired.peers() as usize, desired.shadows as usize);
     let previous = memory.topology.as_ref().filter(|t| t.model.digest == desired.digest);
     let members: Vec<Member> = roster
-        .standings
+        .readiness
         .iter()
-        .filter_map(|(name, standing)| member(desired, view, answers, previous, name, standing))
+        .filter_map(|(name, readiness)| member(desired, view, answers, previous, name, readiness))
         .collect();
     let joining = members.iter().filter(|m| m.state != PeerState::Draining).count();
     let first = members.iter().all(|m| placed(previous, m.name.as_str()).is_none());
@@ -285,23 +285,23 @@ fn plan(
     memory.spare = keep(layout.spare > 0, memory.spare);
     memory.imbalance = keep(layout.gain_percent > 0 && layout.settled, memory.imbalance);
     let summary = report(&layout, &wanted, &members);
-    let happenings = speeds(&layout, &members, memory);
+    let events = speeds(&layout, &members, memory);
     let shortage = layout.shortage.clone();
-    Ok(Some(Planned { layout: Some(layout), summary: Some(summary), shortage, happenings }))
+    Ok(Some(Planned { layout: Some(layout), summary: Some(summary), shortage, events }))
 }
 
 /// What there is to tell about the speed of peers: who has become slow, and that layers move for it.
-fn speeds(layout: &Layout, members: &[Member], memory: &mut Memory) -> Vec<Happening> {
+fn speeds(layout: &Layout, members: &[Member], memory: &mut Memory) -> Vec<SwarmEvent> {
     let slow: Vec<(&PeerName, u32)> =
         unusual(members).into_iter().filter(|(_, percent)| *percent < 100).collect();
     let new = slow.iter().filter(|(name, _)| !memory.slow.contains(*name));
-    let mut happenings: Vec<Happening> =
-        new.map(|(name, percent)| Happening::slow(name.as_str(), *percent)).collect();
+    let mut events: Vec<SwarmEvent> =
+        new.map(|(name, percent)| SwarmEvent::slow(name.as_str(), *percent)).collect();
     memory.slow = slow.iter().map(|(name, _)| (*name).clone()).collect();
     if let Reason::Rebalanced(_) = layout.reason {
-        happenings.push(Happening::rebalanced(&layout.reason.to_string()));
+        events.push(SwarmEvent::rebalanced(&layout.reason.to_string()));
     }
-    happenings
+    events
 }
 
 /// A worker as the planner sees it; `None` for one that cannot be planned with.
@@ -311,7 +311,7 @@ fn member(
     answers: &BTreeMap<String, Answer>,
     previous: Option<&Topology>,
     name: &str,
-    standing: &Standing,
+    readiness: &Readiness,
 ) -> Option<Member> {
     let worker = &view.workers[name];
     let before = placed(previous, name);
@@ -326,12 +326,12 @@ fn member(
     // Unlike the last leader, this one has not seen it Ready; but it can do what it did.
     let as_before = before
         .is_some_and(|p| p.state == PeerState::Ready && layer_set(&[p.span]).is_subset(&layer_set(&held)));
-    let state = match standing {
-        Standing::Ready => PeerState::Ready,
-        Standing::Coming if as_before => PeerState::Ready,
-        Standing::Leaving => PeerState::Draining,
-        Standing::Coming => PeerState::Loading,
-        Standing::Outdated | Standing::Lost(_) => return None,
+    let state = match readiness {
+        Readiness::Ready => PeerState::Ready,
+        Readiness::Coming if as_before => PeerState::Ready,
+        Readiness::Leaving => PeerState::Draining,
+        Readiness::Coming => PeerState::Loading,
+        Readiness::Outdated | Readiness::Lost(_) => return None,
     };
     let pool = desired.pools.iter().find(|p| p.template.name == worker.pool)?;
     Some(Member {

@@ -116,15 +116,15 @@ async fn pass(
     };
 
     // Apply, and report even when that failed: the status then says what is in the way.
-    let mut happenings = decision.happenings.clone();
-    let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut happenings).await;
+    let mut events = decision.events.clone();
+    let written = write::all(&owner, &desired, &view, &decision, context, memory, &mut events).await;
     // Whatever could not be written, workers that can be reached are told; not when another operator has published meanwhile.
     if !written.as_ref().is_err_and(|failure| failure.category() == "conflict") {
         give_orders(key, &view, memory, context)?;
     }
     if decision.unheard > 0 {
         // A new leader does not say of a swarm that serves that it does not: it looks again when everybody has answered, or has had the time.
-        context.publish(&swarm.object_ref(&()), &happenings).await;
+        context.publish(&swarm.object_ref(&()), &events).await;
         written?;
         return Ok(Action::requeue(UNHEARD));
     }
@@ -138,12 +138,12 @@ async fn pass(
         facts.trouble = facts.trouble.or(failure.trouble());
     }
     let status = status::build(swarm, &before, &desired, &decision, &facts, epoch, &context.config);
-    happenings.extend(changes(&before.conditions, &status.conditions, SERVING));
+    events.extend(changes(&before.conditions, &status.conditions, SERVING));
     if before != status {
         crate::status::write::<InferenceSwarm>(&context.client, key, &status).await?;
     }
-    context.publish(&swarm.object_ref(&()), &happenings).await;
-    context.measure(key, facts.peers_ready, &happenings);
+    context.publish(&swarm.object_ref(&()), &events).await;
+    context.measure(key, facts.peers_ready, &events);
     context.metrics.epoch.get_or_create(&SwarmLabels::of(key)).set(i64::try_from(epoch).unwrap_or(i64::MAX));
     // What rests has been told and counted when it was tried.
     written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;

@@ -9,7 +9,7 @@ use crate::observe::SwarmView;
 use crate::peers::{Answer, WorkerState};
 use crate::pools::scaled;
 use crate::roll::Roll;
-use crate::roster::{Roster, Standing};
+use crate::roster::{Readiness, Roster};
 use crate::status::conditions::Facts;
 
 /// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
@@ -34,8 +34,8 @@ pub(super) fn held(
 pub(super) fn ready_by_kind(desired: &Desired, view: &SwarmView, roster: &Roster) -> (u32, u32) {
     let spot = |pool: &str| desired.pools.iter().any(|p| p.template.name == pool && p.template.spot);
     let mut counts = (0, 0);
-    for (name, standing) in &roster.standings {
-        if *standing == Standing::Ready {
+    for (name, readiness) in &roster.readiness {
+        if *readiness == Readiness::Ready {
             if spot(&view.workers[name].pool) { counts.0 += 1 } else { counts.1 += 1 }
         }
     }
@@ -53,14 +53,15 @@ pub(super) fn facts(
     layers: u32,
     crashing: Option<String>,
 ) -> Facts {
-    let alive = |name: &str| matches!(roster.standings.get(name), Some(Standing::Ready | Standing::Leaving));
+    let alive =
+        |name: &str| matches!(roster.readiness.get(name), Some(Readiness::Ready | Readiness::Leaving));
     let holders = held(view, answers, alive);
     // A swarm of two cannot have three holders of a layer.
     let copies = 1 + desired.shadows.min(desired.peers().saturating_sub(1));
     let count =
         |at_least: u32| u32::try_from(holders.values().filter(|n| **n >= at_least).count()).unwrap_or(0);
     let current =
-        |name: &&String| matches!(roster.standings.get(*name), Some(Standing::Ready | Standing::Coming));
+        |name: &&String| matches!(roster.readiness.get(*name), Some(Readiness::Ready | Readiness::Coming));
     let said = |name: &String| answers.get(name)?.report.as_ref()?.error.clone();
     let trouble = view.workers.keys().filter(current).find_map(said);
     // What only a gateway refuses nobody else tells.
@@ -87,10 +88,10 @@ pub(super) fn facts(
     // Who serves until another one has taken its place is not missing.
     let serves_on =
         |name: &String| roll.going.contains(name) && answers.get(name).is_some_and(|a| a.was_ready);
-    let is_ready = |(name, s): &(&String, &Standing)| {
-        **s == Standing::Ready || (**s == Standing::Leaving && serves_on(name))
+    let is_ready = |(name, s): &(&String, &Readiness)| {
+        **s == Readiness::Ready || (**s == Readiness::Leaving && serves_on(name))
     };
-    let ready = roster.standings.iter().filter(is_ready).count().min(desired.peers() as usize);
+    let ready = roster.readiness.iter().filter(is_ready).count().min(desired.peers() as usize);
     Facts {
         generation,
         suspended: desired.suspended,

@@ -196,7 +196,7 @@ async fn a_changed_pool_is_rolled_one_peer_at_a_time_and_every_layer_stays_held(
         let decision = world.decide(second + 1);
         let gone: Vec<&str> = decision.delete.iter().map(|d| d.name.as_str()).collect();
         assert_eq!((gone, decision.create.len()), (vec![old], 0));
-        let told: Vec<&str> = decision.happenings.iter().map(|h| h.reason.as_str()).collect();
+        let told: Vec<&str> = decision.events.iter().map(|h| h.reason.as_str()).collect();
         assert!(told.contains(&"PeerRolled"), "{told:?}");
         world.lose(old);
         second += 2;
@@ -321,9 +321,9 @@ async fn peers_without_a_node_run_in_the_next_pool_until_theirs_has_room_again()
     world.desired.pools.push(PoolDesired { peers_max: 1, ..pool_desired("steady", false) });
     world.lose("b");
     assert_eq!(pools(&world.decide(4)), ["spot"]);
-    let mut homeless = worker("d", "spot");
-    (homeless.phase, homeless.ip, homeless.unplaced) = (Phase::Pending(Some("no node".into())), None, true);
-    world.view.workers.insert("d".into(), homeless);
+    let mut unplaced = worker("d", "spot");
+    (unplaced.phase, unplaced.ip, unplaced.unplaced) = (Phase::Pending(Some("no node".into())), None, true);
+    world.view.workers.insert("d".into(), unplaced);
     let patience = FALLBACK_PATIENCE.as_secs();
     world.answer_all(WorkerState::Ready, 5 + patience);
     assert!(world.decide(5).create.is_empty());
@@ -332,7 +332,7 @@ async fn peers_without_a_node_run_in_the_next_pool_until_theirs_has_room_again()
     world.view.workers.insert("e".into(), worker("e", "steady"));
     let decision = world.decide(6 + patience);
     assert!(decision.create.is_empty());
-    assert_eq!(decision.facts.replicas, 3, "`/scale` counts a, c and d, and no guests");
+    assert_eq!(decision.facts.replicas, 3, "`/scale` counts a, c and d, and no foreign");
     world.answer("e", WorkerState::Loading, 6 + patience);
     world.decide(6 + patience);
     world.load(7 + patience);
@@ -356,9 +356,8 @@ async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays
             world.answers.get_mut(*name).unwrap().speed = speed;
         }
     };
-    let reasons = |decision: &Decision| -> Vec<String> {
-        decision.happenings.iter().map(|h| h.reason.clone()).collect()
-    };
+    let reasons =
+        |decision: &Decision| -> Vec<String> { decision.events.iter().map(|h| h.reason.clone()).collect() };
     let even = ["a [0,10)", "b [10,20)", "c [20,30)"];
     speed(&mut world, [Some(1.0), Some(1.0), Some(0.3)]);
     let told = world.decide(4);
@@ -375,7 +374,7 @@ async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays
     world.load(4 + patience);
     let moved = world.decide(4 + patience);
     assert_eq!(reasons(&moved), ["SwarmRebalanced"]);
-    assert!(moved.happenings[0].note.contains("% faster"), "{}", moved.happenings[0].note);
+    assert!(moved.events[0].note.contains("% faster"), "{}", moved.events[0].note);
     let uneven = ["a [0,13)", "b [13,26)", "c [26,30)"];
     assert_eq!(world.spans(), uneven);
     for second in 5..8 {
