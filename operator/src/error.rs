@@ -117,6 +117,12 @@ impl Error {
         matches!(self.category(), "forbidden" | "refused")
     }
 
+    /// Another leader has written since we read.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.category() == "conflict"
+    }
+
     /// Nothing was tried: it repeats the last failure.
     #[must_use]
     pub fn is_held(&self) -> bool {

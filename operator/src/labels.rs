@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dunlin_wire::Role;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
@@ -16,6 +17,20 @@ pub use dunlin_crds::names::{
 pub const CERTIFICATE: &str = "dunlin.dev/certificate";
 /// It says the role.
 pub const CERTIFICATE_ROLE: &str = "role";
+
+/// The label of pods with `role`.
+#[must_use]
+pub fn role_label(role: Role) -> &'static str {
+    match role {
+        // No pod of a swarm has it.
+        Role::Operator => "operator",
+        Role::Gateway => ROLE_GATEWAY,
+        Role::Stage => ROLE_STAGE,
+        Role::Conductor => ROLE_CONDUCTOR,
+        Role::Peer => ROLE_PEER,
+        Role::Trainer => ROLE_TRAINER,
+    }
+}
 
 /// The swarm whose children are built: what all of them have in common.
 #[derive(Clone, Debug)]
@@ -51,6 +66,12 @@ impl Owner {
     #[must_use]
     pub fn any(kind: Kind, name: String) -> Self {
         Self { kind, namespace: String::new(), name, uid: String::new(), inherited: BTreeMap::new() }
+    }
+
+    /// Which swarm it is.
+    #[must_use]
+    pub fn key(&self) -> SwarmKey {
+        SwarmKey { kind: self.kind, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 
     /// Labels of a child with `role`; `""` for what belongs to no role. What is inherited never takes the place of one that says what it is.

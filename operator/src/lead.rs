@@ -1,32 +1,29 @@
 //! One term of leadership: everything that writes lives and dies with it.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, TryFuture, stream};
-use kube::core::NamespaceResourceScope;
-use kube::runtime::controller::{Action, Config as ControllerConfig, Error as ControllerError};
+use dunlin_crds::{InferenceSwarm, TrainingSwarm};
+use futures::{Stream, StreamExt, stream};
+use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, store};
-use kube::runtime::{Controller, WatchStreamExt, watcher};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 
 use crate::apply::Applier;
 use crate::config::Config;
-use crate::context::{Context, Memories};
-use crate::error::Error;
 use crate::key::{Kind, SwarmKey};
 use crate::labels::MANAGER;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
-use crate::{inference, training};
+use crate::swarm::context::Context;
+use crate::swarm::{Controller, Swarm};
 
 /// Triggers of one swarm within this time make one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -35,7 +32,7 @@ const CONCURRENCY: u16 = 16;
 
 /// What outlives a term.
 #[derive(Clone)]
-pub struct Parts {
+pub struct ControllerParts {
     /// Client of the API server.
     pub client: Client,
     /// Command line.
@@ -53,7 +50,7 @@ pub struct Parts {
 }
 
 /// Reconciles until dropped.
-pub async fn lead(mut parts: Parts) {
+pub async fn lead(mut parts: ControllerParts) {
     if parts.synced.wait_for(|synced| *synced).await.is_err() {
         // The process is going down.
         return;
@@ -68,34 +65,19 @@ pub async fn lead(mut parts: Parts) {
         client: parts.client,
         caches: parts.caches,
         metrics: parts.metrics,
-        serving: Memories::default(),
-        training: Memories::default(),
         config: parts.config,
     });
-    let serving = control(Kind::Inference, &triggers, &context, inference::reconcile, inference::retry);
-    let training = control(Kind::Training, &triggers, &context, training::reconcile, training::retry);
-    futures::join!(serving, training);
+    futures::join!(
+        control::<InferenceSwarm>(&triggers, &context),
+        control::<TrainingSwarm>(&triggers, &context)
+    );
 }
 
 /// Reconciles the swarms of one kind, for ever.
-async fn control<K, F>(
-    kind: Kind,
-    triggers: &broadcast::Sender<SwarmKey>,
-    context: &Arc<Context>,
-    reconcile: impl FnMut(Arc<K>, Arc<Context>) -> F,
-    retry: impl Fn(Arc<K>, &Error, Arc<Context>) -> Action,
-) where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-    F: TryFuture<Ok = Action, Error = Error> + Send + 'static,
-{
+async fn control<S: Swarm>(triggers: &broadcast::Sender<SwarmKey>, context: &Arc<Context>) {
+    let controller = Arc::new(Controller::<S>::new(Arc::clone(context)));
     let (client, namespace) = (context.client.clone(), &context.config.watch_namespace);
-    let api: Api<K> =
+    let api: Api<S> =
         if namespace.is_empty() { Api::all(client) } else { Api::namespaced(client, namespace) };
     let config = ControllerConfig::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);
     let (swarms, writer) = store();
@@ -104,18 +86,18 @@ async fn control<K, F>(
         .default_backoff()
         .reflect(writer)
         .filter_map(move |event| std::future::ready(event.map(|event| asked.news(event)).transpose()));
-    Controller::for_stream(news, swarms)
+    kube::runtime::Controller::for_stream(news, swarms)
         .with_config(config)
-        .reconcile_on(references(kind, triggers.subscribe()))
-        .run(reconcile, retry, Arc::clone(context))
+        .reconcile_on(references(S::KIND, triggers.subscribe()))
+        .run(Controller::<S>::reconcile, Controller::<S>::retry, Arc::clone(&controller))
         .for_each(|result| {
             match result {
                 Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
                 Err(ControllerError::ObjectNotFound(gone)) => {
                     let namespace = gone.namespace.unwrap_or_default();
-                    context.forget(&SwarmKey { kind, namespace, name: gone.name });
+                    controller.forget(&SwarmKey { kind: S::KIND, namespace, name: gone.name });
                 }
-                Err(error) => warn!(%error, kind = kind.name(), "watching swarms"),
+                Err(error) => warn!(%error, kind = S::KIND.name(), "watching swarms"),
             }
             std::future::ready(())
         })

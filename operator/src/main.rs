@@ -2,14 +2,13 @@
 //!
 //! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
 //! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
-//! * [`inference`] an InferenceSwarm, [`training`] a TrainingSwarm: the decision and the order of its steps
-//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods · [`context`] what both kinds share
+//! * [`swarm`] the controller of both kinds of swarm: the order of its steps · [`inference`], [`training`] what each kind decides and writes
+//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods
 //! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it
 
 mod apply;
 mod config;
-mod context;
 mod deletion;
 mod error;
 mod health;
@@ -28,6 +27,7 @@ mod roll;
 mod roster;
 mod spot;
 mod status;
+mod swarm;
 mod targets;
 mod telemetry;
 #[cfg(test)]
@@ -86,7 +86,7 @@ async fn main() -> Result<()> {
     let leases = Api::namespaced(leases, &config.namespace);
     let elector = Elector::new(leases, labels::MANAGER, &config.identity);
     let address = config.http;
-    let parts = lead::Parts {
+    let parts = lead::ControllerParts {
         client,
         config,
         caches,

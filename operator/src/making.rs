@@ -12,14 +12,15 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::apply::Applier;
-use crate::apply::certificates::{files, leaf_secret};
+use crate::apply::certificates::{files, leaf_secret, names};
 use crate::apply::hand_to_pod;
 use crate::apply::holds::{Holds, Key};
 use crate::deletion::Deletion;
 use crate::error::Error;
 use crate::key::SwarmKey;
-use crate::labels::{Owner, leaf, pod_name, random};
+use crate::labels::{Owner, leaf, pod_name, random, role_label};
 use crate::observe::{Caches, Phase, WorkerView};
+use crate::roster::Creation;
 use crate::status::events::SwarmEvent;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
 
@@ -33,8 +34,8 @@ pub struct Making {
     made: Vec<(Pod, Instant)>,
     /// Names of pods to be, by pool and generation of the manifest: an attempt of which nothing is known is repeated under the same name.
     names: BTreeMap<(String, u64), String>,
-    /// The refusal that was told, by pool.
-    told: BTreeMap<String, String>,
+    /// The refusal that there was an Event about, by pool.
+    refused: BTreeMap<String, String>,
     /// Pods whose Secret is there.
     certified: BTreeSet<String>,
     /// When the certificates of old pods were looked at.
@@ -63,17 +64,6 @@ impl Making {
     }
 }
 
-/// What the certificate of a pod says.
-#[derive(Clone, Copy)]
-pub struct Papers {
-    /// The role as labels have it.
-    pub label: &'static str,
-    /// The role in the certificate, which says what the pod may call.
-    pub role: Role,
-    /// Its names, by the pod's.
-    pub names: fn(&Owner, &str) -> Vec<String>,
-}
-
 /// Makes pods and their certificates.
 pub struct Maker<'a> {
     /// Their swarm.
@@ -96,18 +86,18 @@ fn secrets() -> Key {
 }
 
 impl Maker<'_> {
-    /// Makes a pod of `pool` from the manifest that `manifest` gives for a name, tells so, and returns it. `noun`: what Events call it.
+    /// Makes a pod from the manifest that `manifest` gives for a name, tells so, and returns it.
     ///
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
     pub async fn create(
         &mut self,
-        pool: &str,
-        noun: &str,
-        replaces: bool,
+        role: Role,
+        creation: &Creation,
         manifest: impl Fn(&str) -> Value,
         events: &mut Vec<SwarmEvent>,
     ) -> Result<Pod, Error> {
+        let pool = creation.pool.name.as_str();
         let refused = |source| Error::Pod { pool: pool.to_owned(), source: Box::new(source) };
         let (key, of) = (("Pod".to_owned(), pool.to_owned()), self.generation.unsigned_abs());
         let now = Instant::now();
@@ -122,16 +112,16 @@ impl Maker<'_> {
             Err(failure) => {
                 let sentence = failure.sentence();
                 // Once for each reason, not for each attempt.
-                if failure.is_refusal() && self.making.told.get(pool) != Some(&sentence) {
+                if failure.is_refusal() && self.making.refused.get(pool) != Some(&sentence) {
                     events.push(SwarmEvent::refused(&sentence));
-                    self.making.told.insert(pool.to_owned(), sentence);
+                    self.making.refused.insert(pool.to_owned(), sentence);
                 }
                 return Err(failure);
             }
         };
-        self.making.told.remove(pool);
+        self.making.refused.remove(pool);
         self.making.names.remove(&(pool.to_owned(), of));
-        events.push(SwarmEvent::created(noun, &name, replaces));
+        events.push(SwarmEvent::created(role, &name, creation.replaces));
         self.making.made.push((pod.clone(), Instant::now()));
         Ok(pod)
     }
@@ -140,14 +130,14 @@ impl Maker<'_> {
     ///
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
-    pub async fn certify(&mut self, name: &str, uid: &str, papers: Papers) -> Result<(), Error> {
+    pub async fn certify(&mut self, name: &str, uid: &str, role: Role) -> Result<(), Error> {
         if self.making.certified.contains(name) {
             return Ok(());
         }
         let of = self.generation.unsigned_abs();
         self.holds.check(&secrets(), of, Instant::now())?;
-        let certificate = self.trust.issue(papers.role, &(papers.names)(self.owner, name))?;
-        let mut secret = leaf_secret(self.owner, &leaf(name), papers.label, &certificate);
+        let certificate = self.trust.issue(role, &names(self.owner, role, name))?;
+        let mut secret = leaf_secret(self.owner, &leaf(name), role_label(role), &certificate);
         hand_to_pod(&mut secret, name, uid);
         let went = self.applier.create_secret(&secret).await;
         self.holds.note(secrets(), of, went, Instant::now())?;
@@ -159,17 +149,13 @@ impl Maker<'_> {
     ///
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
-    pub async fn certify_if_due(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
+    pub async fn certify_if_due(&mut self, pod: &WorkerView, role: Role) -> Result<(), Error> {
         let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
-        if waits {
-            self.certify(&pod.name, &pod.uid, papers).await
-        } else {
-            self.renew_if_old(pod, papers).await
-        }
+        if waits { self.certify(&pod.name, &pod.uid, role).await } else { self.renew_if_old(pod, role).await }
     }
 
     /// Puts a later certificate into the Secret of a pod that has lived for long. The kubelet hands it on, and the worker uses it as it is.
-    async fn renew_if_old(&mut self, pod: &WorkerView, papers: Papers) -> Result<(), Error> {
+    async fn renew_if_old(&mut self, pod: &WorkerView, role: Role) -> Result<(), Error> {
         let now = Instant::now();
         let looked = self.making.looked.get(&pod.name).is_some_and(|at| now.duration_since(*at) < LOOK);
         if pod.deleting || pod.phase != Phase::Running || is_young(pod) || looked {
@@ -179,8 +165,8 @@ impl Maker<'_> {
         let found = self.applier.secret(&self.owner.namespace, &leaf(&pod.name)).await?;
         let old = found.and_then(|secret| files(&secret.data?)).filter(is_old);
         let Some(old) = old else { return Ok(()) };
-        let renewed = self.trust.renew(&old, papers.role, &(papers.names)(self.owner, &pod.name))?;
-        let mut secret = leaf_secret(self.owner, &leaf(&pod.name), papers.label, &renewed);
+        let renewed = self.trust.renew(&old, role, &names(self.owner, role, &pod.name))?;
+        let mut secret = leaf_secret(self.owner, &leaf(&pod.name), role_label(role), &renewed);
         hand_to_pod(&mut secret, &pod.name, &pod.uid);
         self.applier.apply(&secret).await.map(drop)
     }

@@ -8,9 +8,12 @@ use crate::observe::{Phase, WorkerView};
 use crate::pools::PoolDesired;
 use crate::roster::{Readiness, Roster, is_current};
 
+/// Whether older and newer pods, by name, can work together.
+pub type Mix<'a> = &'a dyn Fn(&BTreeSet<&str>, &BTreeSet<&str>) -> bool;
+
 /// What is known of the pods of one role.
 #[derive(Clone, Copy)]
-pub struct Crew<'a> {
+pub struct Rolling<'a> {
     /// Pools in order of preference.
     pub pools: &'a [PoolDesired],
     /// All pods.
@@ -22,7 +25,7 @@ pub struct Crew<'a> {
     /// Does all that it is for.
     pub is_ready: &'a dyn Fn(&str) -> bool,
     /// Older and newer pods, by name, can work together.
-    pub mix: &'a dyn Fn(&BTreeSet<&str>, &BTreeSet<&str>) -> bool,
+    pub mix: Mix<'a>,
 }
 
 /// A change that is being carried out.
@@ -37,11 +40,11 @@ pub struct Roll {
 }
 
 impl Roll {
-    /// Of `crew`. `may_go`: nothing else comes first.
+    /// Of `rolling`. `may_go`: nothing else comes first.
     #[must_use]
-    pub fn of(crew: Crew<'_>, may_go: bool) -> Self {
+    pub fn of(rolling: Rolling<'_>, may_go: bool) -> Self {
         let (outdated, current): (Vec<&WorkerView>, Vec<&WorkerView>) =
-            crew.present().partition(|w| !is_current(crew.pools, w));
+            rolling.present().partition(|w| !is_current(rolling.pools, w));
         let mut roll =
             Self { outdated: outdated.iter().map(|w| w.name.clone()).collect(), ..Self::default() };
         if outdated.is_empty() || !may_go {
@@ -50,25 +53,25 @@ impl Roll {
         fn names<'w>(workers: &[&'w WorkerView]) -> BTreeSet<&'w str> {
             workers.iter().map(|w| w.name.as_str()).collect()
         }
-        roll.going = if (crew.mix)(&names(&outdated), &names(&current)) {
-            crew.next(&outdated).into_iter().collect()
+        roll.going = if (rolling.mix)(&names(&outdated), &names(&current)) {
+            rolling.next(&outdated).into_iter().collect()
         } else {
-            // A whole new crew beside the old one; it goes when that has everything.
+            // All of the new ones beside all of the old ones; those go when these have everything.
             roll.outdated.clone()
         };
-        let places: Vec<&str> = crew
+        let places: Vec<&str> = rolling
             .pools
             .iter()
-            .filter(|pool| !crew.is_replaced(pool, &roll.going))
+            .filter(|pool| !rolling.is_replaced(pool, &roll.going))
             .map(|pool| pool.template.name.as_str())
             .collect();
-        let awaited = |name: &&String| places.contains(&crew.workers[*name].pool.as_str());
+        let awaited = |name: &&String| places.contains(&rolling.workers[*name].pool.as_str());
         roll.awaited = roll.going.iter().filter(awaited).cloned().collect();
         roll
     }
 }
 
-impl<'a> Crew<'a> {
+impl<'a> Rolling<'a> {
     /// Pods that are there to stay, as far as nobody is replaced.
     fn present(&self) -> impl Iterator<Item = &'a WorkerView> + use<'a> {
         let (workers, roster) = (self.workers, self.roster);
@@ -140,7 +143,7 @@ mod tests {
         /// Who goes, and whether it is awaited.
         fn going(&self) -> Vec<(String, bool)> {
             let roster = Roster { readiness: self.readiness.clone(), ..Roster::default() };
-            let crew = Crew {
+            let rolling = Rolling {
                 pools: &self.pools,
                 workers: &self.workers,
                 roster: &roster,
@@ -148,9 +151,9 @@ mod tests {
                 is_ready: &|name| self.readiness[name] == Readiness::Ready,
                 mix: &|_, newer| self.mix || newer.is_empty(),
             };
-            let roll = Roll::of(crew, true);
+            let roll = Roll::of(rolling, true);
             assert!(roll.going.is_subset(&roll.outdated) && roll.awaited.is_subset(&roll.going));
-            assert!(Roll::of(crew, false).going.is_empty());
+            assert!(Roll::of(rolling, false).going.is_empty());
             roll.going.iter().map(|name| (name.clone(), roll.awaited.contains(name))).collect()
         }
     }

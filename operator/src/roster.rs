@@ -60,9 +60,9 @@ pub struct Wanted<'a> {
     pub suspended: bool,
 }
 
-/// What the roster is made from.
+/// What the roster of one role is made from.
 #[derive(Clone, Copy)]
-pub struct Evidence<'a> {
+pub struct RoleEvidence<'a> {
     /// Pods of one role.
     pub workers: &'a BTreeMap<String, WorkerView>,
     /// Reports.
@@ -91,7 +91,7 @@ pub struct Evidence<'a> {
 
 /// The roster that brings the pods to what is desired.
 #[must_use]
-pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
+pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
     let mut roster = Roster::default();
     for (name, worker) in evidence.workers {
         roster.readiness.insert(name.clone(), readiness(desired, worker, evidence));
@@ -149,11 +149,7 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
         // A pod that merely has notice of its node's end is left to the platform.
         let noticed = matches!(worker.phase, Phase::Draining(_)) && !worker.deleting && !desired.suspended;
         if go && !noticed {
-            roster.delete.push(Deletion {
-                name: worker.name.clone(),
-                uid: worker.uid.clone(),
-                now: worker.node_gone,
-            });
+            roster.delete.push(worker.deletion());
         }
     }
     roster
@@ -161,7 +157,7 @@ pub fn roster(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Roster {
 
 /// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find
 /// no node stay: they tell an autoscaler what is wanted, and where peers go back to.
-fn wanted(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Vec<usize> {
+fn wanted(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Vec<usize> {
     let unplaced = |pool: &PoolDesired| {
         let workers = evidence.workers.values().filter(|w| w.pool == pool.template.name);
         let count = workers.filter(|w| evidence.unplaced.contains(&w.name)).count();
@@ -177,7 +173,7 @@ fn wanted(desired: Wanted<'_>, evidence: &Evidence<'_>) -> Vec<usize> {
     each.collect()
 }
 
-fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &Evidence<'_>) -> Readiness {
+fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &RoleEvidence<'_>) -> Readiness {
     let answer = evidence.answers.get(&worker.name);
     if let Phase::Lost(why) = &worker.phase {
         // Its kubelet is silent, but it still serves: nothing is lost yet, and a replacement is on its way.
@@ -262,8 +258,8 @@ mod tests {
         world: &'a World,
         none: &'a BTreeSet<String>,
         dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
-    ) -> Evidence<'a> {
-        Evidence {
+    ) -> RoleEvidence<'a> {
+        RoleEvidence {
             workers: &world.workers,
             answers: &world.answers,
             unreachable: none,
@@ -282,7 +278,7 @@ mod tests {
     fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
         let (none, now) = (BTreeSet::new(), world.now + Duration::from_secs(later_s));
         let dispensable = |_: &BTreeSet<&str>| dispensable;
-        let evidence = Evidence { now, ..evidence(world, &none, &dispensable) };
+        let evidence = RoleEvidence { now, ..evidence(world, &none, &dispensable) };
         roster(desired(peers).wanted(), &evidence)
     }
 
@@ -414,7 +410,7 @@ mod tests {
         world.workers.get_mut("a").unwrap().ready = true;
         let desired = desired(2);
         let none = BTreeSet::new();
-        let evidence = |by_probe| Evidence { by_probe, ..evidence(&world, &none, &|_| true) };
+        let evidence = |by_probe| RoleEvidence { by_probe, ..evidence(&world, &none, &|_| true) };
         let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).readiness["a"].clone();
         assert_eq!((ready(true), ready(false)), (Readiness::Ready, Readiness::Coming));
         assert_eq!(roster(desired.wanted(), &evidence(true)).readiness["b"], Readiness::Coming);

@@ -2,38 +2,32 @@
 
 use std::sync::Arc;
 
-use dunlin_wire::TlsFiles;
+use dunlin_wire::{Role, TlsFiles};
 
-use crate::apply::certificates::{conductor_names, gateway_names, worker_names};
+use crate::apply::certificates::names;
 use crate::apply::network::GRPC_PORT;
 use crate::labels::Owner;
 use crate::observe::{Phase, SwarmView, WorkerView};
-use crate::peers::{Role, Target};
+use crate::peers::Target;
 
-/// Everybody worth talking to.
+/// Everybody worth talking to. Peers of a run answer as stages do.
 #[must_use]
 pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<TlsFiles>) -> Vec<Target> {
-    let target = |name: &str, ip: &str, role, server_name: String| Target {
-        name: name.to_owned(),
-        role,
-        addr: address(ip, GRPC_PORT),
-        server_name,
-        identity: Arc::clone(identity),
+    let target = |role, name: &String, ip: &Option<String>| {
+        Some(Target {
+            name: name.clone(),
+            role,
+            addr: address(ip.as_deref()?, GRPC_PORT),
+            server_name: names(owner, role, name).pop()?,
+            identity: Arc::clone(identity),
+        })
     };
     let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
-    let workers = view.workers.values().filter(asked).filter_map(|w| {
-        let [_, name] = worker_names(owner, &w.name);
-        Some(target(&w.name, w.ip.as_deref()?, Role::Stage, name))
+    let workers = [Role::Stage, Role::Conductor].into_iter().flat_map(|role| {
+        view.of(role).values().filter(asked).filter_map(move |w| target(role, &w.name, &w.ip))
     });
-    let conductors = view.conductors.values().filter(asked).filter_map(|w| {
-        let name = conductor_names(owner, &w.name).pop()?;
-        Some(target(&w.name, w.ip.as_deref()?, Role::Conductor, name))
-    });
-    let gateways = view.gateways.values().filter(|g| g.running).filter_map(|g| {
-        let name = gateway_names(owner).pop()?;
-        Some(target(&g.name, g.ip.as_deref()?, Role::Gateway, name))
-    });
-    workers.chain(conductors).chain(gateways).collect()
+    let gateways = view.gateways.values().filter(|g| g.running);
+    workers.chain(gateways.filter_map(|g| target(Role::Gateway, &g.name, &g.ip))).collect()
 }
 
 /// `ip:port`, with brackets around IPv6.

@@ -105,6 +105,7 @@ pub fn assert_restricted(spec: &Value) {
 /// `peers` peers in the one pool `spot`.
 pub fn desired(peers: u32) -> crate::inference::desired::Desired {
     crate::inference::desired::Desired {
+        generation: 1,
         model: "m".into(),
         digest: "t".into(),
         model_args: vec![],
@@ -189,8 +190,8 @@ pub fn training_swarm(generation: i64) -> dunlin_crds::TrainingSwarm {
 }
 
 /// A swarm that has all that it is meant to have.
-pub fn whole() -> crate::status::conditions::Facts {
-    crate::status::conditions::Facts {
+pub fn whole() -> crate::inference::Facts {
+    crate::inference::Facts {
         generation: 1,
         layers: 30,
         served: 30,

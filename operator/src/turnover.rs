@@ -18,7 +18,7 @@ const CRASH_PAUSE_MAX: Duration = Duration::from_secs(60);
 const MENDING_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is remembered about the pods of one role.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Turnover {
     /// Since when a pod that has not served yet was seen without a node.
     unplaced: BTreeMap<String, Instant>,

@@ -108,6 +108,17 @@ pub fn gateway_names(owner: &Owner) -> Vec<String> {
     vec![owner.gateway(), format!("gateway.{}.dunlin", owner.name)]
 }
 
+/// Names in the certificate of the pod `pod` with `role`. The last one is what the operator expects.
+#[must_use]
+pub fn names(owner: &Owner, role: Role, pod: &str) -> Vec<String> {
+    match role {
+        Role::Operator => operator_names(owner),
+        Role::Gateway => gateway_names(owner),
+        Role::Conductor => conductor_names(owner, pod),
+        Role::Stage | Role::Peer | Role::Trainer => worker_names(owner, pod).to_vec(),
+    }
+}
+
 /// Names in the operator's own certificate.
 #[must_use]
 pub fn operator_names(owner: &Owner) -> Vec<String> {

@@ -21,6 +21,8 @@ use crate::roster::{Wanted, is_current};
 /// A swarm as its manifest wants it.
 #[derive(Clone, Debug)]
 pub struct Desired {
+    /// `metadata.generation` of the manifest.
+    pub generation: i64,
     /// The name clients ask for.
     pub model: String,
     /// Fingerprint of the model's source: peers of different ones never work together, and pods of another one go at once.
@@ -86,6 +88,7 @@ impl Desired {
             pools.iter_mut().for_each(|pool| pool.template.request_disk());
         }
         let mut desired = Self {
+            generation: swarm.metadata.generation.unwrap_or_default(),
             model: name,
             digest,
             model_args,

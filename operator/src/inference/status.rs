@@ -1,29 +1,30 @@
 //! The status of a swarm that serves: made by one function of what was found and the time.
 
 use dunlin_crds::{InferenceSwarm, InferenceSwarmStatus, LayersStatus, PeersStatus, PlanStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use super::conditions::conditions;
 use super::decide::Decision;
 use super::desired::Desired;
 use crate::config::Config;
 use crate::labels::{ROLE_STAGE, pool_selector};
 use crate::pools::scaled;
-use crate::status::conditions::{Facts, conditions};
+use crate::swarm::SwarmStatus;
 
-/// What the status says of a swarm that nobody has looked at.
-#[must_use]
-pub fn first(swarm: &InferenceSwarm, desired: &Desired, config: &Config) -> InferenceSwarmStatus {
-    let facts = Facts {
-        generation: swarm.metadata.generation.unwrap_or_default(),
-        peers_desired: desired.peers(),
-        gateways_desired: desired.gateways,
-        // Suspended or not: that nothing is left has not been seen.
-        pods: 1,
-        suspended: desired.suspended,
-        ..Facts::default()
-    };
-    build(swarm, &InferenceSwarmStatus::default(), desired, &Decision::default(), &facts, 0, config)
+impl SwarmStatus for InferenceSwarmStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
+    fn peers_ready(&self) -> u32 {
+        self.peers.ready
+    }
+
+    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self {
+        Self { observed_generation: Some(generation), conditions, ..self.clone() }
+    }
 }
 
 /// What the status should say. `before`: what it says.
@@ -33,10 +34,10 @@ pub fn build(
     before: &InferenceSwarmStatus,
     desired: &Desired,
     decision: &Decision,
-    facts: &Facts,
     epoch: u64,
     config: &Config,
 ) -> InferenceSwarmStatus {
+    let facts = &decision.facts;
     let gateway = format!(
         "{}-gateway.{}.{}",
         swarm.name_any(),
@@ -44,7 +45,7 @@ pub fn build(
         config.service_domain
     );
     // Without a new plan the last one is still what the workers follow.
-    let plan = decision.summary.clone().map(|summary| PlanStatus { summary });
+    let plan = decision.plan.summary.clone().map(|summary| PlanStatus { summary });
     InferenceSwarmStatus {
         observed_generation: Some(facts.generation),
         conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
@@ -81,7 +82,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::inference::Facts;
     use crate::key::Kind;
+    use crate::swarm::first_status;
     use crate::testing::{self, config, kstatus, object};
 
     fn swarm(generation: i64) -> InferenceSwarm {
@@ -105,7 +108,8 @@ mod tests {
     fn status(before: &InferenceSwarmStatus, facts: &Facts) -> InferenceSwarmStatus {
         let (swarm, config) = (swarm(facts.generation), config());
         let desired = Desired::new(&swarm, &config);
-        build(&swarm, before, &desired, &Decision::default(), facts, 1, &config)
+        let decision = Decision { facts: facts.clone(), ..Decision::default() };
+        build(&swarm, before, &desired, &decision, 1, &config)
     }
 
     #[test]
@@ -118,7 +122,7 @@ mod tests {
         let serves = status(&InferenceSwarmStatus::default(), &whole);
         let config = config();
         let swarm = swarm(1);
-        let created = first(&swarm, &Desired::new(&swarm, &config), &config);
+        let created = first_status(&swarm, &Desired::new(&swarm, &config), &config);
         let ask = |generation, deleting, status: &InferenceSwarmStatus| {
             kstatus(&object(Kind::Inference, generation, deleting, status))
         };

@@ -1,14 +1,14 @@
 //! Reconciliations against a mocked API server: which calls, in which order.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
 
 use clap::Parser;
 use dunlin_swarm::ModelSizes;
 use http::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
+use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::store;
 use kube::runtime::watcher;
@@ -19,12 +19,13 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::apply::Applier;
 use crate::config::Config;
-use crate::context::Memories;
+use crate::key::SwarmKey;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 use crate::peers::report::Report;
 use crate::peers::talk::{Answering, Question, Talk};
 use crate::peers::{Connect, Monitor, Target, WorkerState};
+use crate::swarm::Controller;
 use crate::testing::{Seen, Server, described, kinds, mock_client};
 
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.
@@ -139,6 +140,7 @@ fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str
 }
 
 struct World {
+    controller: Arc<Controller<InferenceSwarm>>,
     context: Arc<Context>,
     pods: kube::runtime::reflector::store::Writer<Pod>,
     seen: Seen,
@@ -162,10 +164,9 @@ fn world(refuse: &'static str) -> World {
         config: Config::try_parse_from(["dunlin-operator", "--worker-image", "w:1"]).unwrap(),
         caches: Caches::new(reader, BTreeMap::new()),
         metrics,
-        serving: Memories::default(),
-        training: Memories::default(),
     });
-    World { context, pods, seen, published, _server: server }
+    let controller = Arc::new(Controller::new(Arc::clone(&context)));
+    World { controller, context, pods, seen, published, _server: server }
 }
 
 fn swarm(generation: i64, suspend: bool) -> Arc<InferenceSwarm> {
@@ -191,7 +192,7 @@ fn swarm(generation: i64, suspend: bool) -> Arc<InferenceSwarm> {
 
 impl World {
     async fn reconcile(&self, swarm: &Arc<InferenceSwarm>) -> Result<Action, Error> {
-        reconcile(Arc::clone(swarm), Arc::clone(&self.context)).await
+        Controller::reconcile(Arc::clone(swarm), Arc::clone(&self.controller)).await
     }
 
     /// The kubelets run every pod that was created since the last call.
@@ -227,8 +228,8 @@ impl World {
     }
 
     fn topology(&self) -> dunlin_swarm::Topology {
-        let memory = self.context.serving.of(&key(&swarm(1, false)), "1-2-3");
-        memory.try_lock().unwrap().topology.clone().unwrap()
+        let key = SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() };
+        self.controller.memories.ask(&key, |memory| memory.state.topology.clone()).flatten().unwrap()
     }
 }
 
@@ -426,7 +427,7 @@ async fn a_refusal_is_an_error_with_back_off_and_is_in_the_status() {
     assert_eq!(error.category(), "forbidden");
     let status = world.seen.bodies("PATCH inferenceswarms/").pop().unwrap()["status"].clone();
     assert!(status["conditions"][0]["message"].to_string().contains("exceeded quota"), "{status}");
-    assert!(retry(manifest, &error, Arc::clone(&world.context)) != Action::await_change());
+    assert!(Controller::retry(manifest, &error, Arc::clone(&world.controller)) != Action::await_change());
     assert!(world.context.metrics.text().unwrap().contains("category=\"forbidden\"} 1"));
 }
 

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, Node, Pod, PodConditi
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+use crate::deletion::Deletion;
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, POD_HASH, POOL, TEMPLATE};
 use crate::spot;
 
@@ -64,6 +65,20 @@ pub struct WorkerView {
     pub last_error: Option<String>,
     /// It ended with something that another start does not change.
     pub needs_user: bool,
+}
+
+impl WorkerView {
+    /// Its node has notice. SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
+    #[must_use]
+    pub fn needs_drain(&self) -> bool {
+        matches!(self.phase, Phase::Draining(_)) && !self.deleting
+    }
+
+    /// Its deletion.
+    #[must_use]
+    pub fn deletion(&self) -> Deletion {
+        Deletion { name: self.name.clone(), uid: self.uid.clone(), now: self.node_gone }
+    }
 }
 
 /// What keeps a pod from running, and how it is called when only a user can mend it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dunlin_wire::Role;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -70,7 +71,7 @@ impl SwarmView {
                 }
                 continue;
             }
-            let crew = match pod.labels().get(ROLE).map(String::as_str) {
+            let pods = match pod.labels().get(ROLE).map(String::as_str) {
                 Some(ROLE_STAGE | ROLE_PEER) => &mut view.workers,
                 Some(ROLE_CONDUCTOR) => &mut view.conductors,
                 Some(ROLE_TRAINER) => &mut view.trainers,
@@ -80,9 +81,21 @@ impl SwarmView {
                 }
                 _ => continue,
             };
-            crew.insert(pod.name_any(), worker(pod, node));
+            pods.insert(pod.name_any(), worker(pod, node));
         }
         view
+    }
+
+    /// Pods with `role` that the operator makes one by one; none of another.
+    #[must_use]
+    pub fn of(&self, role: Role) -> &BTreeMap<String, WorkerView> {
+        const NONE: &BTreeMap<String, WorkerView> = &BTreeMap::new();
+        match role {
+            Role::Stage | Role::Peer => &self.workers,
+            Role::Conductor => &self.conductors,
+            Role::Trainer => &self.trainers,
+            Role::Gateway | Role::Operator => NONE,
+        }
     }
 
     /// Pods of `pool` that hold layers or will, as a ReplicaSet counts its own: without those that are over or on their way out.

@@ -5,13 +5,14 @@ use std::time::Duration;
 use dunlin_swarm::Layers;
 use dunlin_swarm::timing::DRAIN_ON_NOTICE;
 use dunlin_swarm::{LAYERS_MAX, PEERS_MAX, Topology};
+use dunlin_wire::Role;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use dunlin_wire::{convert, topology};
 use tonic::transport::{Channel, Endpoint};
 
 use super::observation::Observation;
 use super::report::{Report, WorkerState};
-use super::talk::{Answering, Connect, Question, Role, Talk, Target};
+use super::talk::{Answering, Connect, Question, Talk, Target};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);

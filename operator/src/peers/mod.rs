@@ -14,4 +14,4 @@ pub use client::GrpcConnector;
 pub use monitor::Monitor;
 pub use observation::{Checkpoint, Observation, RunPhase};
 pub use report::{Answer, WorkerState};
-pub use talk::{Connect, Order, Role, Target};
+pub use talk::{Connect, Order, Target};

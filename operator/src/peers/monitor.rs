@@ -214,7 +214,7 @@ fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
 mod tests {
     use dunlin_swarm::Epoch;
 
-    use super::super::talk::{Answering, Role, Talk};
+    use super::super::talk::{Answering, Talk};
     use super::*;
     use crate::key::Kind;
 
@@ -251,7 +251,7 @@ mod tests {
     fn target(name: &str) -> Target {
         Target {
             name: name.into(),
-            role: Role::Stage,
+            role: dunlin_wire::Role::Stage,
             addr: "10.0.0.1:7070".into(),
             server_name: name.into(),
             identity: Arc::default(),

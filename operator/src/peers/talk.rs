@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dunlin_swarm::Epoch;
-use dunlin_wire::TlsFiles;
+use dunlin_wire::{Role, TlsFiles};
 
 use super::report::Report;
 
@@ -51,23 +51,12 @@ pub enum Question {
     Suspend,
 }
 
-/// Role of a worker, which decides how a topology reaches it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Holds layers, to serve or to train them.
-    Stage,
-    /// Answers clients.
-    Gateway,
-    /// Keeps the ledger of a training run.
-    Conductor,
-}
-
 /// A worker to talk to.
 #[derive(Clone)]
 pub struct Target {
     /// Pod name.
     pub name: String,
-    /// The role that its certificate must have.
+    /// What it does, which decides how a topology reaches it.
     pub role: Role,
     /// `ip:port` of its gRPC server.
     pub addr: String,

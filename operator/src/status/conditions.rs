@@ -1,8 +1,8 @@
-//! Conditions as kstatus reads them. Pure: facts and the conditions of before in, conditions out.
+//! Conditions as kstatus reads them, for every kind of swarm. Pure: what a swarm says of itself and the conditions of before in, conditions out.
 //!
 //! `Ready` summary · `Reconciling` while a change of the manifest is being carried out · `Stalled` when a user must mend something ·
-//! `Degraded` serving below plan · `ModelLoaded` every layer is held. A loss makes a swarm Degraded, never Reconciling or not Ready, as
-//! long as it serves: a reclaimed node must not turn a GitOps application red.
+//! `Degraded` at work below plan · and one of the kind's own. A loss makes a swarm Degraded, never Reconciling or not Ready, as long as it does
+//! what it is for: a reclaimed node must not turn a GitOps application red.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -12,181 +12,71 @@ use crate::error::Error;
 /// Longest message, in characters.
 const MESSAGE_MAX: usize = 1024;
 
-/// What the conditions are made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `spec.suspend`.
-    pub suspended: bool,
-    /// Layers of the model; 0 while nobody has read it.
-    pub layers: u32,
-    /// Layers that some ready peer holds.
-    pub served: u32,
-    /// Layers that at least as many other peers hold as asked for.
-    pub shadowed: u32,
-    /// Layers that should have shadows.
-    pub shadows_wanted: u32,
-    /// Peers planned.
-    pub peers_desired: u32,
-    /// Peers that serve.
-    pub peers_ready: u32,
-    /// Pods of the pool that `/scale` sets the size of.
-    pub replicas: u32,
-    /// Pods that still run, of peers or gateways.
-    pub pods: u32,
-    /// Gateways planned.
-    pub gateways_desired: u32,
-    /// Gateways that answer.
-    pub gateways_ready: u32,
-    /// Pods from before the last change of the manifest or of the image that are still to be replaced.
-    pub outdated: u32,
-    /// A problem the user has to fix: (CamelCase reason, what to do).
-    pub trouble: Option<(String, String)>,
-    /// What is being waited for, in Kubernetes' or a worker's words.
-    pub waiting: Option<String>,
-}
-
-impl Facts {
-    fn serves(&self) -> bool {
-        !self.suspended && self.layers > 0 && self.served == self.layers && self.gateways_ready > 0
-    }
-
-    /// Everything is as planned, and of the present manifest.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.is_complete() && self.outdated == 0
-    }
-
-    /// Everything is as planned, be it from before the last change.
-    fn is_complete(&self) -> bool {
-        if self.suspended {
-            return self.pods == 0;
-        }
-        self.serves()
-            && self.peers_ready >= self.peers_desired
-            && self.shadowed >= self.shadows_wanted
-            && self.gateways_ready >= self.gateways_desired
-    }
-
-    fn missing(&self) -> String {
-        let mut parts = vec![
-            format!("{} of {} peers ready", self.peers_ready, self.peers_desired),
-            format!("{} of {} gateways ready", self.gateways_ready, self.gateways_desired),
-        ];
-        if self.layers > 0 {
-            parts.push(format!("{} of {} layers served", self.served, self.layers));
-            parts.push(format!("{} of {} shadowed", self.shadowed, self.shadows_wanted));
-        }
-        if self.outdated > 0 {
-            parts
-                .push(format!("{} pods are from before the last change and replaced in turn", self.outdated));
-        }
-        if let Some(waiting) = &self.waiting {
-            parts.push(waiting.clone());
-        }
-        parts.join(", ")
-    }
-}
-
-/// All five conditions. `observed`: the generation that `before` speaks about.
-#[must_use]
-pub fn conditions(
-    facts: &Facts,
-    before: &[Condition],
-    observed: Option<i64>,
-    now: Timestamp,
-) -> Vec<Condition> {
-    let serves = facts.serves();
-    let whole = facts.is_whole();
-    // A change of the image is none of the manifest.
-    let changing = observed != Some(facts.generation)
-        || facts.outdated > 0
-        || is_true(before, "Reconciling")
-        || !(serves || facts.suspended);
-    let reconciling = changing && !whole && facts.trouble.is_none();
-    let missing = facts.missing();
-    let all_served = facts.layers > 0 && facts.served == facts.layers;
-
-    let ready = match &facts.trouble {
-        // What is asked for is there: as a Deployment without replicas is Available.
-        _ if facts.suspended && facts.pods == 0 => {
-            (true, "Suspended", "spec.suspend is true, and no pods run".to_owned())
-        }
-        _ if facts.suspended => (false, "Suspending", "spec.suspend is true: pods end".to_owned()),
-        _ if serves => (true, "Serving", format!("all {} layers are served", facts.layers)),
-        Some((reason, message)) => (false, reason.as_str(), message.clone()),
-        None if facts.layers == 0 => (false, "ReadingModel", missing.clone()),
-        None if all_served => (false, "WaitingForGateway", missing.clone()),
-        None => (false, "WaitingForPeers", missing.clone()),
-    };
-    let degraded = if serves && !facts.is_complete() {
-        (true, "BelowPlan", missing.clone())
-    } else if serves {
-        (false, "AsPlanned", "every peer, shadow and gateway of the plan is there".to_owned())
-    } else {
-        (false, "NotServing", "a swarm that does not serve is not degraded: see Ready".to_owned())
-    };
-    let loaded = if all_served {
-        (true, "AllLayersHeld", format!("all {} layers are held", facts.layers))
-    } else {
-        (false, "LayersMissing", missing)
-    };
-    let reconciling = reconciling.then(|| facts.missing());
-    Common { generation: facts.generation, before, now }.conditions(
-        ready,
-        reconciling,
-        facts.trouble.as_ref(),
-        degraded,
-        ("ModelLoaded", loaded),
-    )
-}
-
 /// Status, reason and message of a condition.
-pub type Said<'a> = (bool, &'a str, String);
+pub type Statement<'a> = (bool, &'a str, String);
 
-/// What the conditions of every kind of swarm have in common.
-pub struct Common<'a> {
+/// What a kind of swarm says of itself. The conditions of all kinds follow from it by the same rules.
+pub struct Account<'a> {
     /// `metadata.generation`.
     pub generation: i64,
-    /// The conditions until now.
-    pub before: &'a [Condition],
-    /// The time of those that change.
-    pub now: Timestamp,
+    /// Whether users have what they asked for.
+    pub ready: Statement<'a>,
+    /// It does what it is for.
+    pub at_work: bool,
+    /// It does, or it rests because that is asked for: what it does from now on is no part of a change.
+    pub settled: bool,
+    /// Everything is as planned, be it from before the last change.
+    pub complete: bool,
+    /// Everything is as planned, and of the present manifest.
+    pub whole: bool,
+    /// Pods from before the last change that are still to be replaced. A change of the image is none of the manifest.
+    pub outdated: u32,
+    /// What is still to come.
+    pub missing: String,
+    /// What a user must mend: (CamelCase reason, what to do).
+    pub trouble: Option<&'a (String, String)>,
+    /// What is not as it should be although nothing is missing: (CamelCase reason, what and what to do).
+    pub flaw: Option<&'a (String, String)>,
+    /// In words, that nothing is missing.
+    pub as_planned: &'a str,
+    /// Reason and words of one that is not at work, and so is not degraded either.
+    pub idle: (&'a str, &'a str),
+    /// The condition that only this kind has.
+    pub own: (&'a str, Statement<'a>),
 }
 
-impl Common<'_> {
-    /// The four that all have, and the kind's own. `progress`: what a change that is being carried out waits for; `trouble`: what a user must
-    /// mend.
+impl Account<'_> {
+    /// All five conditions. `before`: what they were; `observed`: the generation that those speak about.
     #[must_use]
-    pub fn conditions(
-        &self,
-        ready: Said<'_>,
-        progress: Option<String>,
-        trouble: Option<&(String, String)>,
-        degraded: Said<'_>,
-        (own, of_own): (&str, Said<'_>),
-    ) -> Vec<Condition> {
-        let reconciling = match progress {
-            Some(missing) => (true, "Progressing", missing),
-            None if trouble.is_some() => (false, "Blocked", "it waits for what Stalled says".to_owned()),
+    pub fn conditions(self, before: &[Condition], observed: Option<i64>, now: Timestamp) -> Vec<Condition> {
+        let changing = observed != Some(self.generation)
+            || self.outdated > 0
+            || is_true(before, "Reconciling")
+            || !self.settled;
+        let reconciling = match self.trouble {
+            Some(_) => (false, "Blocked", "it waits for what Stalled says".to_owned()),
+            None if changing && !self.whole => (true, "Progressing", self.missing.clone()),
             None => (false, "Observed", format!("generation {} is carried out", self.generation)),
         };
-        let stalled = match trouble {
+        let stalled = match self.trouble {
             Some((reason, message)) => (true, reason.as_str(), message.clone()),
             None => (false, "NotStalled", "nothing needs mending".to_owned()),
         };
+        let degraded = match self.flaw {
+            _ if !self.at_work => (false, self.idle.0, self.idle.1.to_owned()),
+            Some((reason, message)) => (true, reason.as_str(), message.clone()),
+            None if !self.complete => (true, "BelowPlan", self.missing),
+            None => (false, "AsPlanned", self.as_planned.to_owned()),
+        };
         [
-            ("Ready", ready),
+            ("Ready", self.ready),
             ("Reconciling", reconciling),
             ("Stalled", stalled),
             ("Degraded", degraded),
-            (own, of_own),
+            self.own,
         ]
         .into_iter()
-        .map(|(kind, (status, reason, message))| {
-            condition(kind, status, reason, &message, self.generation, self.before, self.now)
-        })
+        .map(|(kind, statement)| condition(kind, statement, self.generation, before, now))
         .collect()
     }
 }
@@ -203,15 +93,17 @@ pub fn unreached(before: &[Condition], generation: i64, failure: &Error) -> Opti
     let sentence = failure.sentence();
     let now = Timestamp::now();
     let told = before.iter().map(|c| {
-        let said = match (c.type_.as_str(), &trouble) {
-            ("Ready", Some((reason, message))) if c.status == "False" => (false, reason.as_str(), message),
-            ("Ready", None) if c.status == "False" => (false, c.reason.as_str(), &sentence),
-            ("Stalled", Some((reason, message))) => (true, reason.as_str(), message),
-            ("Reconciling", None) => (true, "Progressing", &sentence),
-            ("Reconciling", Some(_)) => (false, "Blocked", &sentence),
-            _ => (c.status == "True", c.reason.as_str(), &c.message),
+        let statement = match (c.type_.as_str(), &trouble) {
+            ("Ready", Some((reason, message))) if c.status == "False" => {
+                (false, reason.as_str(), message.clone())
+            }
+            ("Ready", None) if c.status == "False" => (false, c.reason.as_str(), sentence.clone()),
+            ("Stalled", Some((reason, message))) => (true, reason.as_str(), message.clone()),
+            ("Reconciling", None) => (true, "Progressing", sentence.clone()),
+            ("Reconciling", Some(_)) => (false, "Blocked", sentence.clone()),
+            _ => (c.status == "True", c.reason.as_str(), c.message.clone()),
         };
-        condition(&c.type_, said.0, said.1, said.2, generation, before, now)
+        condition(&c.type_, statement, generation, before, now)
     });
     Some(told.collect())
 }
@@ -225,9 +117,7 @@ pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
 /// One condition; its time moves only with its status.
 fn condition(
     kind: &str,
-    status: bool,
-    reason: &str,
-    message: &str,
+    (status, reason, message): Statement<'_>,
     generation: i64,
     before: &[Condition],
     now: Timestamp,
@@ -244,90 +134,5 @@ fn condition(
         message: message.chars().take(MESSAGE_MAX).collect(),
         observed_generation: Some(generation),
         last_transition_time: since,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::whole;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn status(conditions: &[Condition]) -> Vec<(&str, &str, &str)> {
-        conditions.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_str())).collect()
-    }
-
-    #[test]
-    fn the_first_write_has_all_conditions_and_is_in_progress() {
-        let facts = Facts { generation: 1, peers_desired: 3, gateways_desired: 2, ..Facts::default() };
-        assert_eq!(
-            status(&conditions(&facts, &[], None, at(1))),
-            [
-                ("Ready", "False", "ReadingModel"),
-                ("Reconciling", "True", "Progressing"),
-                ("Stalled", "False", "NotStalled"),
-                ("Degraded", "False", "NotServing"),
-                ("ModelLoaded", "False", "LayersMissing"),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_loss_degrades_but_neither_unreadies_nor_reconciles() {
-        let before = conditions(&whole(), &[], None, at(1));
-        assert!(before.iter().any(|c| c.type_ == "Reconciling" && c.status == "False"));
-        let lost = Facts { peers_ready: 2, shadowed: 20, ..whole() };
-        let after = conditions(&lost, &before, Some(1), at(9));
-        let after = status(&after);
-        assert_eq!(after[0], ("Ready", "True", "Serving"));
-        assert_eq!(after[1].1, "False");
-        assert_eq!(after[3], ("Degraded", "True", "BelowPlan"));
-    }
-
-    #[test]
-    fn an_edit_reconciles_until_everything_is_there() {
-        let before = conditions(&whole(), &[], None, at(1));
-        let scaled = Facts { generation: 2, peers_desired: 5, ..whole() };
-        let first = conditions(&scaled, &before, Some(1), at(2));
-        assert_eq!(first[1].status, "True");
-        let second = conditions(&Facts { peers_ready: 4, ..scaled.clone() }, &first, Some(2), at(3));
-        assert_eq!(second[1].status, "True");
-        let done = conditions(&Facts { peers_ready: 5, ..scaled }, &second, Some(2), at(4));
-        assert_eq!((done[1].status.as_str(), done[3].status.as_str()), ("False", "False"));
-    }
-
-    #[test]
-    fn trouble_stalls_with_its_reason_and_a_serving_swarm_goes_on() {
-        let trouble = Some(("ModelDigestMismatch".to_owned(), "the file has another sha256".to_owned()));
-        let stalled = Facts { generation: 1, trouble: trouble.clone(), ..Facts::default() };
-        let found = conditions(&stalled, &[], None, at(1));
-        assert_eq!(status(&found)[0], ("Ready", "False", "ModelDigestMismatch"));
-        assert_eq!(status(&found)[1].1, "False");
-        assert_eq!(status(&found)[2], ("Stalled", "True", "ModelDigestMismatch"));
-        let serving = conditions(&Facts { trouble, ..whole() }, &[], Some(1), at(1));
-        assert_eq!(serving[0].status, "True");
-    }
-
-    #[test]
-    fn suspended_is_settled_when_no_pod_is_left() {
-        let draining = Facts { suspended: true, ..whole() };
-        assert_eq!(conditions(&draining, &[], None, at(1))[1].status, "True");
-        let gone = Facts { pods: 0, ..draining };
-        let found = conditions(&gone, &[], Some(1), at(2));
-        assert_eq!(status(&found)[0], ("Ready", "True", "Suspended"));
-        assert_eq!(found[1].status, "False");
-    }
-
-    #[test]
-    fn transition_times_move_only_with_the_status() {
-        let first = conditions(&whole(), &[], None, at(1));
-        let second = conditions(&Facts { generation: 2, ..whole() }, &first, Some(1), at(5));
-        assert_eq!(second[0].last_transition_time, first[0].last_transition_time);
-        assert_eq!(second[0].observed_generation, Some(2));
-        let lost = conditions(&Facts { served: 20, ..whole() }, &second, Some(2), at(9));
-        assert_eq!(lost[0].last_transition_time, Time(at(9)));
     }
 }

@@ -1,5 +1,6 @@
 //! Events with stable reasons: what happened to a swarm, for `kubectl describe` and alerts.
 
+use dunlin_wire::Role;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -18,9 +19,10 @@ pub struct SwarmEvent {
 }
 
 impl SwarmEvent {
-    /// A pod that will never serve again. `noun`: `Peer`, `Conductor` or `Trainer`.
+    /// A pod that will never serve again.
     #[must_use]
-    pub fn lost(noun: &str, name: &str, why: &str) -> Self {
+    pub fn lost(role: Role, name: &str, why: &str) -> Self {
+        let noun = noun(role);
         Self {
             warning: true,
             reason: format!("{noun}Lost"),
@@ -31,7 +33,8 @@ impl SwarmEvent {
 
     /// A pod made for one that was lost, or because more are wanted.
     #[must_use]
-    pub fn created(noun: &str, name: &str, replaces: bool) -> Self {
+    pub fn created(role: Role, name: &str, replaces: bool) -> Self {
+        let noun = noun(role);
         let (what, why) = if replaces { ("Replaced", " in place of a lost one") } else { ("Created", "") };
         Self {
             warning: false,
@@ -43,7 +46,8 @@ impl SwarmEvent {
 
     /// A pod from before a change that goes because its turn has come.
     #[must_use]
-    pub fn rolled(noun: &str, name: &str) -> Self {
+    pub fn rolled(role: Role, name: &str) -> Self {
+        let noun = noun(role);
         Self {
             warning: false,
             reason: format!("{noun}Rolled"),
@@ -87,7 +91,7 @@ impl SwarmEvent {
 
     /// As Kubernetes takes it.
     #[must_use]
-    pub fn event(&self, namespace: &str) -> Event {
+    pub fn object(&self, namespace: &str) -> Event {
         let pod = |name: &String| ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Pod".into()),
@@ -106,21 +110,30 @@ impl SwarmEvent {
     }
 }
 
+/// What Events call a pod with `role`.
+#[must_use]
+pub fn noun(role: Role) -> &'static str {
+    match role {
+        Role::Operator => "Operator",
+        Role::Gateway => "Gateway",
+        Role::Stage | Role::Peer => "Peer",
+        Role::Conductor => "Conductor",
+        Role::Trainer => "Trainer",
+    }
+}
+
 /// What Events call the turns of a swarm. Part of the API.
 #[derive(Clone, Copy, Debug)]
-pub struct Words {
+pub struct TurnReasons {
     /// It became Ready.
     pub ready: &'static str,
     /// It is Ready no more.
     pub not_ready: &'static str,
 }
 
-/// Those of an InferenceSwarm.
-pub const SERVING: Words = Words { ready: "SwarmReady", not_ready: "SwarmNotReady" };
-
 /// What the change from `before` to `after` means.
 #[must_use]
-pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<SwarmEvent> {
+pub fn changes(before: &[Condition], after: &[Condition], reasons: TurnReasons) -> Vec<SwarmEvent> {
     let find = |list: &[Condition], kind: &str| list.iter().find(|c| c.type_ == kind).cloned();
     let became = |kind: &str, status: &str| {
         let new = find(after, kind).filter(|c| c.status == status)?;
@@ -143,14 +156,14 @@ pub fn changes(before: &[Condition], after: &[Condition], words: Words) -> Vec<S
         all.push(event(true, &condition.reason.clone(), condition));
     }
     if !was_ready && let Some(condition) = at_work(after) {
-        all.push(event(false, words.ready, condition));
+        all.push(event(false, reasons.ready, condition));
     }
     if was_ready
         && !ready
         && let Some(condition) = find(after, "Ready")
     {
         let asked_for = ["Suspended", "Suspending", "Restarting"].contains(&condition.reason.as_str());
-        all.push(event(!asked_for, words.not_ready, condition));
+        all.push(event(!asked_for, reasons.not_ready, condition));
     }
     if ready
         && was_ready
@@ -172,7 +185,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::status::conditions::{Facts, conditions};
+    use crate::inference::{Facts, SERVING, conditions};
 
     fn facts(served: u32, ready: u32, trouble: bool) -> Vec<Condition> {
         let facts = Facts {

@@ -7,7 +7,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::status::conditions::{Common, is_true};
+use crate::status::conditions::{Account, Statement};
+
+/// Why a run is Ready that trains.
+pub const TRAINING: &str = "Training";
 
 /// What the conditions are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +94,7 @@ impl Facts {
         parts.join(", ")
     }
 
-    fn ready(&self) -> (bool, &str, String) {
+    fn ready(&self) -> Statement<'_> {
         let failing = self.degraded.iter().map(|(_, message)| format!(": {message}")).collect::<String>();
         let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
         match &self.trouble {
@@ -108,7 +111,7 @@ impl Facts {
                 (false, "Suspending", format!("spec.suspend is true: {} pods end", self.pods))
             }
             // Without the step, which is in a field of its own: conditions change seldom.
-            _ if self.trains() => (true, "Training", "updates are being made".to_owned()),
+            _ if self.trains() => (true, TRAINING, "updates are being made".to_owned()),
             Some((reason, message)) => (false, reason, message.clone()),
             None if self.waits => (
                 false,
@@ -123,7 +126,7 @@ impl Facts {
         }
     }
 
-    fn succeeded(&self) -> (bool, &'static str, String) {
+    fn succeeded(&self) -> Statement<'static> {
         if self.finished {
             return (true, "AllStepsDone", format!("all {} steps are done and in a checkpoint", self.steps));
         }
@@ -146,29 +149,24 @@ pub fn conditions(
     observed: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
-    let (trains, whole) = (facts.trains(), facts.is_whole());
+    let trains = facts.trains();
     let settled = trains || facts.suspended || facts.finished;
-    let changing = observed != Some(facts.generation)
-        || facts.outdated > 0
-        || is_true(before, "Reconciling")
-        || !settled;
-    let reconciling = changing && !whole && facts.trouble.is_none();
-    let degraded = if let Some((reason, message)) = facts.degraded.as_ref().filter(|_| trains) {
-        (true, reason.as_str(), message.clone())
-    } else if trains && !facts.is_complete() {
-        (true, "BelowPlan", facts.missing())
-    } else if trains {
-        (false, "AsPlanned", "every peer and trainer of the plan is there".to_owned())
-    } else {
-        (false, "NotTraining", "a run that does not train is not degraded: see Ready".to_owned())
+    let account = Account {
+        generation: facts.generation,
+        ready: facts.ready(),
+        at_work: trains,
+        settled,
+        complete: facts.is_complete(),
+        whole: facts.is_whole(),
+        outdated: facts.outdated,
+        missing: facts.missing(),
+        trouble: facts.trouble.as_ref().filter(|_| !facts.finished),
+        flaw: facts.degraded.as_ref(),
+        as_planned: "every peer and trainer of the plan is there",
+        idle: ("NotTraining", "a run that does not train is not degraded: see Ready"),
+        own: ("Succeeded", facts.succeeded()),
     };
-    Common { generation: facts.generation, before, now }.conditions(
-        facts.ready(),
-        reconciling.then(|| facts.missing()),
-        facts.trouble.as_ref().filter(|_| !facts.finished),
-        degraded,
-        ("Succeeded", facts.succeeded()),
-    )
+    account.conditions(before, observed, now)
 }
 
 #[cfg(test)]

@@ -1,22 +1,24 @@
 //! From the manifest of a TrainingSwarm to what the operator works with: its run, its pools, its pods.
 
 use dunlin_crds::{PodTemplateSpec, TrainingSwarm};
+use dunlin_wire::Role;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::places::{Mounts, mounts, outside, secret};
-use super::post::Post;
 use super::run::{RUN_DIR, RUN_FILE, run};
 use crate::apply::network::{GRPC_PORT, HTTP_PORT};
 use crate::apply::pods::{Image, Mount, Nodes, PoolTemplate, WorkerPod, common_args};
 use crate::config::Config;
 use crate::key::Kind;
-use crate::labels::{CERTIFICATE_ROLE, Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER, fingerprint};
+use crate::labels::{CERTIFICATE_ROLE, Owner, fingerprint, role_label};
 use crate::pools::{PoolDesired, pools};
 
 /// A training run as its manifest wants it.
 #[derive(Clone, Debug)]
 pub struct Desired {
+    /// `metadata.generation` of the manifest.
+    pub generation: i64,
     /// The run, as workers read it.
     pub config: Value,
     /// Fingerprint of all that pods are made from: another one means a new start from a checkpoint.
@@ -25,6 +27,8 @@ pub struct Desired {
     pub image: Image,
     /// Pools of peers in order of preference.
     pub pools: Vec<PoolDesired>,
+    /// What their pods look like.
+    pub templates: Vec<PoolTemplate>,
     /// The one conductor, as a pool.
     pub conductor: [PoolDesired; 1],
     /// Trainers, as a pool.
@@ -57,6 +61,7 @@ impl Desired {
         pools.iter_mut().for_each(|pool| pool.template.request_disk());
         let disk_bytes = pools.iter().map(|p| p.template.disk_bytes).max().unwrap_or(0);
         let mut desired = Self {
+            generation: swarm.metadata.generation.unwrap_or_default(),
             // Pods of two images, or with and without roles in their certificates, do not make one run.
             template: fingerprint(&json!([
                 run,
@@ -79,6 +84,7 @@ impl Desired {
                 &spec.trainers.pod_template,
             )],
             trainer_resources: spec.trainers.resources.as_ref().map(|r| json!(r)),
+            templates: pools.iter().map(|p| p.template.clone()).collect(),
             pools,
             stages: spec.stages,
             steps: spec.steps.into(),
@@ -92,56 +98,50 @@ impl Desired {
 
     /// Takes the fingerprints of all pods.
     fn mark(&mut self, owner: &Owner) {
-        let templates = self.templates();
-        let hashes = |post: Post, pools: &[PoolDesired]| -> Vec<String> {
-            pools
-                .iter()
-                .map(|pool| self.pod(post, owner, "", &pool.template, &templates, true).hash())
-                .collect()
+        let hashes = |role: Role, pools: &[PoolDesired]| -> Vec<String> {
+            pools.iter().map(|pool| self.pod(role, owner, "", &pool.template, true).hash()).collect()
         };
-        let conductor = hashes(Post::Conductor, &self.conductor);
-        let (peers, trainers) = (hashes(Post::Peer, &self.pools), hashes(Post::Trainer, &self.trainers));
+        let conductor = hashes(Role::Conductor, &self.conductor);
+        let (peers, trainers) = (hashes(Role::Peer, &self.pools), hashes(Role::Trainer, &self.trainers));
         let pools = self.conductor.iter_mut().chain(&mut self.pools).chain(&mut self.trainers);
         for (pool, hash) in pools.zip([conductor, peers, trainers].concat()) {
             pool.hash = hash;
         }
     }
 
-    /// The pod `name` of `post` in `pool`. `pools`: those of peers; `marked`: some node of the cluster carries a spot marker.
+    /// The pod `name` with `role` in `pool`. `marked`: some node of the cluster carries a spot marker.
     #[must_use]
     pub fn pod<'a>(
         &'a self,
-        post: Post,
+        role: Role,
         owner: &'a Owner,
         name: &'a str,
         pool: &'a PoolTemplate,
-        pools: &'a [PoolTemplate],
         marked: bool,
     ) -> WorkerPod<'a> {
         let (listen, http) = (format!("0.0.0.0:{GRPC_PORT}"), format!("0.0.0.0:{HTTP_PORT}"));
         let conductor = format!("{}:{GRPC_PORT}", owner.conductor());
-        let told = |role: &str, more: &[(&str, String)]| {
-            let mut args = common_args(role);
+        let args = |more: &[(&str, String)]| {
+            let mut args = common_args(role_label(role));
             args.extend(["--config".to_owned(), format!("{RUN_DIR}/{RUN_FILE}")]);
             args.extend(more.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
             args
         };
         const FRONT: &[(&str, u16)] = &[("grpc", GRPC_PORT), ("http", HTTP_PORT)];
-        let (role, nodes, args, ports, mounts) = match post {
-            Post::Conductor => {
-                let args = told(ROLE_CONDUCTOR, &[("--listen", listen), ("--http", http)]);
-                (ROLE_CONDUCTOR, Nodes::Any(pools), args, FRONT, &self.mounts.conductor)
+        let anywhere = Nodes::Any(&self.templates);
+        let (nodes, args, ports, mounts) = match role {
+            Role::Conductor => {
+                (anywhere, args(&[("--listen", listen), ("--http", http)]), FRONT, &self.mounts.conductor)
             }
-            Post::Peer => {
-                let mut args = told(ROLE_PEER, &[("--listen", listen), ("--conductor", conductor)]);
+            Role::Trainer => {
+                (anywhere, args(&[("--conductor", conductor)]), &FRONT[..0], &self.mounts.trainers)
+            }
+            _ => {
+                let mut args = args(&[("--listen", listen), ("--conductor", conductor)]);
                 // The rest is for buffers and the process itself.
                 args.extend(pool.args(pool.memory_bytes / 8 * 7));
                 args.extend(["--disk".to_owned(), pool.disk_bytes.to_string()]);
-                (ROLE_PEER, Nodes::Own { marked }, args, &FRONT[..1], &self.mounts.peers)
-            }
-            Post::Trainer => {
-                let args = told(ROLE_TRAINER, &[("--conductor", conductor)]);
-                (ROLE_TRAINER, Nodes::Any(pools), args, &FRONT[..0], &self.mounts.trainers)
+                (Nodes::Own { marked }, args, &FRONT[..1], &self.mounts.peers)
             }
         };
         let config = Mount {
@@ -153,16 +153,26 @@ impl Desired {
         WorkerPod {
             owner,
             name,
-            role,
+            role: role_label(role),
             image: &self.image,
             pool,
             nodes,
             args,
             ports,
-            resources: if post == Post::Trainer { self.trainer_resources.clone() } else { None },
+            resources: if role == Role::Trainer { self.trainer_resources.clone() } else { None },
             mounts: [config].into_iter().chain(mounts.iter().cloned()).collect(),
             template: &self.template,
             epoch: None,
+        }
+    }
+
+    /// The pools of pods with `role`.
+    #[must_use]
+    pub fn pools_of(&self, role: Role) -> &[PoolDesired] {
+        match role {
+            Role::Conductor => &self.conductor,
+            Role::Trainer => &self.trainers,
+            _ => &self.pools,
         }
     }
 
@@ -170,12 +180,6 @@ impl Desired {
     #[must_use]
     pub fn peers(&self) -> u32 {
         self.pools.iter().map(|p| p.peers).sum()
-    }
-
-    /// What the pools' pods look like.
-    #[must_use]
-    pub fn templates(&self) -> Vec<PoolTemplate> {
-        self.pools.iter().map(|p| p.template.clone()).collect()
     }
 }
 
@@ -215,15 +219,10 @@ mod tests {
         Owner { kind: Kind::Training, name: "tiny".into(), ..crate::testing::owner() }
     }
 
-    fn made(post: Post) -> Value {
+    fn made(role: Role) -> Value {
         let (owner, desired) = (owner(), Desired::new(&training_swarm(1), &config()));
-        let pool = match post {
-            Post::Conductor => &desired.conductor[0],
-            Post::Peer => &desired.pools[0],
-            Post::Trainer => &desired.trainers[0],
-        };
-        let pools = desired.templates();
-        let manifest = desired.pod(post, &owner, "tiny-x", &pool.template, &pools, true).manifest();
+        let pool = &desired.pools_of(role)[0];
+        let manifest = desired.pod(role, &owner, "tiny-x", &pool.template, true).manifest();
         assert_typed::<Pod>(&manifest);
         assert_restricted(&manifest["spec"]);
         assert_eq!(manifest["spec"]["restartPolicy"], "Never");
@@ -245,7 +244,7 @@ mod tests {
     #[test]
     fn each_role_is_told_what_it_needs() {
         let common = "--name $(POD_NAME) --health 0.0.0.0:9090 --tls-dir /etc/dunlin/tls --config /etc/dunlin/training/training.json";
-        let (conductor, peer, trainer) = (made(Post::Conductor), made(Post::Peer), made(Post::Trainer));
+        let (conductor, peer, trainer) = (made(Role::Conductor), made(Role::Peer), made(Role::Trainer));
         assert_eq!(args(&conductor), format!("conductor {common} --listen 0.0.0.0:7070 --http 0.0.0.0:8080"));
         assert_eq!(
             args(&peer),
@@ -269,8 +268,8 @@ mod tests {
             let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
             affinity.get("requiredDuringSchedulingIgnoredDuringExecution").is_some()
         };
-        assert!(required(&made(Post::Peer)));
-        assert!(!required(&made(Post::Conductor)) && !required(&made(Post::Trainer)));
+        assert!(required(&made(Role::Peer)));
+        assert!(!required(&made(Role::Conductor)) && !required(&made(Role::Trainer)));
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! Lives of runs: decisions in virtual time.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::post::Post;
+use tokio::time::Instant;
+
+use super::decide::{Decision, decide};
+use super::desired::Desired;
+use super::state::RunState;
 use super::*;
+use crate::observe::{Phase, SwarmView};
 use crate::peers::observation::{Degraded, Stage};
 use crate::peers::report::Report;
 use crate::peers::{Answer, Checkpoint, Observation, RunPhase, WorkerState};
@@ -17,7 +21,7 @@ struct World {
     swarm: TrainingSwarm,
     view: SwarmView,
     answers: BTreeMap<String, Answer>,
-    memory: Memory,
+    state: RunState,
     start: Instant,
     second: u64,
     made: usize,
@@ -32,13 +36,13 @@ impl World {
             swarm,
             view: SwarmView::default(),
             answers: BTreeMap::new(),
-            memory: Memory::default(),
+            state: RunState::default(),
             start: Instant::now(),
             second: 0,
             made: 0,
         };
         let decision = world.decide();
-        assert!(decision.configure);
+        assert!(decision.plan == Lifecycle::Train);
         assert_eq!(decision.create.len(), 6, "a conductor, four peers, a trainer");
         world.run(&decision);
         world.conduct(RunPhase::Training, 10, Some(5));
@@ -61,22 +65,25 @@ impl World {
             answer.at = Some(now);
         }
         let desired = self.desired();
-        let known = Known { view: &self.view, answers: &self.answers, now, silence: SILENCE };
-        decide(&desired, 1, &known, &mut self.memory)
+        let (view, answers, since) = (&self.view, &self.answers, self.start);
+        let evidence = Evidence { view, answers, since, now, silence: SILENCE };
+        let (decision, state) = decide(&desired, &evidence, self.state.clone());
+        self.state = state;
+        decision
     }
 
     /// The status that would be written now.
     fn status(&mut self) -> TrainingSwarmStatus {
-        let facts = self.decide().facts;
+        let decision = self.decide();
         let before = self.swarm.status.clone().unwrap_or_default();
-        status::build(&self.swarm, &before, self.memory.last.as_ref(), &facts, (0, 0), &config())
+        status::build(&self.swarm, &before, self.state.last.as_ref(), &decision, &config())
     }
 
     /// The cluster carries a decision out: pods run and answer, deleted ones are gone.
     fn run(&mut self, decision: &Decision) -> Vec<String> {
         let template = self.desired().template;
         let mut names = Vec::new();
-        for (post, creation) in &decision.create {
+        for (role, creation) in &decision.create {
             self.made += 1;
             let name = format!("{}-{}", creation.pool.name, self.made);
             let mut pod = worker(&name, &creation.pool.name);
@@ -84,13 +91,13 @@ impl World {
             let mut pools = desired.pools.iter().chain(&desired.conductor).chain(&desired.trainers);
             let hash = pools.find(|pool| pool.template.name == creation.pool.name).unwrap().hash.clone();
             (pod.template, pod.hash, pod.ready) = (template.clone(), hash, true);
-            let crew = match post {
-                Post::Conductor => &mut self.view.conductors,
-                Post::Peer => &mut self.view.workers,
-                Post::Trainer => &mut self.view.trainers,
+            let pods = match role {
+                Role::Conductor => &mut self.view.conductors,
+                Role::Trainer => &mut self.view.trainers,
+                _ => &mut self.view.workers,
             };
-            crew.insert(name.clone(), pod);
-            if *post != Post::Trainer {
+            pods.insert(name.clone(), pod);
+            if *role != Role::Trainer {
                 let report = Report { state: WorkerState::Ready, ..Report::default() };
                 let answer = Answer {
                     report: Some(report),
@@ -103,8 +110,8 @@ impl World {
             names.push(name);
         }
         for gone in &decision.delete {
-            for crew in [&mut self.view.conductors, &mut self.view.workers, &mut self.view.trainers] {
-                crew.remove(&gone.name);
+            for pods in [&mut self.view.conductors, &mut self.view.workers, &mut self.view.trainers] {
+                pods.remove(&gone.name);
             }
             self.answers.remove(&gone.name);
         }
@@ -132,8 +139,8 @@ impl World {
     }
 }
 
-fn posts(decision: &Decision) -> Vec<Post> {
-    decision.create.iter().map(|(post, _)| *post).collect()
+fn roles(decision: &Decision) -> Vec<Role> {
+    decision.create.iter().map(|(role, _)| *role).collect()
 }
 
 fn deleted(decision: &Decision) -> Vec<&str> {
@@ -148,7 +155,7 @@ fn reasons(decision: &Decision) -> Vec<&str> {
 async fn a_run_that_trains_is_left_alone() {
     let mut world = World::training();
     let decision = world.decide();
-    assert!(decision.create.is_empty() && decision.delete.is_empty() && !decision.suspend);
+    assert!(decision.create.is_empty() && decision.delete.is_empty() && decision.plan != Lifecycle::Wait);
     assert!(decision.facts.is_whole());
     assert_eq!(decision.ready_by_kind, (4, 0));
 }
@@ -160,7 +167,7 @@ async fn a_lost_peer_is_replaced_in_the_same_pass_and_told_about_once() {
     let victim = world.peer(1).name.clone();
     world.peer(1).phase = Phase::Lost("its container failed");
     let decision = world.decide();
-    assert_eq!((posts(&decision), deleted(&decision)), (vec![Post::Peer], vec![victim.as_str()]));
+    assert_eq!((roles(&decision), deleted(&decision)), (vec![Role::Peer], vec![victim.as_str()]));
     assert!(decision.create[0].1.replaces);
     assert_eq!(reasons(&decision), ["PeerLost"]);
     // Its termination takes its time; nobody waits for it.
@@ -176,8 +183,8 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
     for conductor in [false, true] {
         let mut world = World::training();
         world.decide();
-        let crew = if conductor { &world.view.conductors } else { &world.view.workers };
-        let name = crew.keys().next().unwrap().clone();
+        let pods = if conductor { &world.view.conductors } else { &world.view.workers };
+        let name = pods.keys().next().unwrap().clone();
         let answer = world.answers.get_mut(&name).unwrap();
         // What it said is known; it says nothing new.
         let (report, at) = (answer.report.take(), answer.at);
@@ -186,8 +193,8 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
         drop(report);
         world.second += 2;
         let decision = world.decide();
-        let expected = if conductor { Post::Conductor } else { Post::Peer };
-        assert_eq!((posts(&decision), deleted(&decision)), (vec![expected], vec![name.as_str()]));
+        let expected = if conductor { Role::Conductor } else { Role::Peer };
+        assert_eq!((roles(&decision), deleted(&decision)), (vec![expected], vec![name.as_str()]));
         assert!(decision.facts.trained, "a run goes on while one pod is replaced");
     }
 }
@@ -197,7 +204,7 @@ async fn a_peer_with_notice_is_replaced_at_once_and_left_to_hand_over() {
     let mut world = World::training();
     world.peer(0).phase = Phase::Draining("its node is being reclaimed");
     let decision = world.decide();
-    assert_eq!((posts(&decision), deleted(&decision).len()), (vec![Post::Peer], 0));
+    assert_eq!((roles(&decision), deleted(&decision).len()), (vec![Role::Peer], 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,7 +214,7 @@ async fn there_are_never_two_conductors_unless_one_is_lost() {
     let conductor = world.view.conductors.get_mut(&old).unwrap();
     conductor.phase = Phase::Draining("its node is being reclaimed");
     let decision = world.decide();
-    assert_eq!((posts(&decision), deleted(&decision)), (vec![], vec![old.as_str()]));
+    assert_eq!((roles(&decision), deleted(&decision)), (vec![], vec![old.as_str()]));
     let conductor = world.view.conductors.get_mut(&old).unwrap();
     (conductor.phase, conductor.deleting) = (Phase::Draining("it is being deleted"), true);
     let decision = world.decide();
@@ -219,7 +226,7 @@ async fn there_are_never_two_conductors_unless_one_is_lost() {
     world.view.conductors.clear();
     world.answers.remove(&old);
     let decision = world.decide();
-    assert_eq!(posts(&decision), [Post::Conductor]);
+    assert_eq!(roles(&decision), [Role::Conductor]);
     // The new one does not know yet how far the run is; the status does not go back.
     world.run(&decision);
     world.conduct(RunPhase::Starting, 0, None);
@@ -253,24 +260,24 @@ async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_i
     let mut world = World::training();
     world.swarm.spec.suspend = true;
     let decision = world.decide();
-    assert!(decision.suspend && decision.delete.is_empty() && decision.facts.waits);
+    assert!(decision.plan == Lifecycle::Wait && decision.delete.is_empty() && decision.facts.waits);
     // A peer that is lost meanwhile is replaced: its stage is needed for the checkpoint.
     world.peer(0).phase = Phase::Lost("its container failed");
     let decision = world.decide();
-    assert_eq!(posts(&decision), [Post::Peer]);
+    assert_eq!(roles(&decision), [Role::Peer]);
     world.run(&decision);
     world.conduct(RunPhase::Suspending, 12, Some(5));
     assert!(world.decide().delete.is_empty());
     world.conduct(RunPhase::Suspended, 12, Some(12));
     let decision = world.decide();
-    assert_eq!((decision.lifecycle, decision.delete.len()), (Lifecycle::Clear, 6));
+    assert_eq!((decision.plan, decision.delete.len()), (Lifecycle::Clear, 6));
     world.run(&decision);
     let decision = world.decide();
-    assert_eq!((decision.lifecycle, decision.create.len()), (Lifecycle::Rest, 0));
+    assert_eq!((decision.plan, decision.create.len()), (Lifecycle::Rest, 0));
     assert!(decision.facts.is_whole() && decision.facts.step == 12);
     world.swarm.spec.suspend = false;
     let decision = world.decide();
-    assert_eq!((decision.lifecycle, decision.create.len()), (Lifecycle::Train, 6));
+    assert_eq!((decision.plan, decision.create.len()), (Lifecycle::Train, 6));
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,7 +286,7 @@ async fn a_suspension_is_carried_through_and_new_pods_wait_for_the_old_ones() {
     world.swarm.spec.suspend = true;
     world.decide();
     world.swarm.spec.suspend = false;
-    assert!(world.decide().suspend, "the conductor may have heard of it");
+    assert!(world.decide().plan == Lifecycle::Wait, "the conductor may have heard of it");
     world.conduct(RunPhase::Suspended, 11, Some(11));
     let decision = world.decide();
     assert_eq!(decision.delete.len(), 6);
@@ -308,11 +315,11 @@ async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_fo
         world.answers.remove(&name);
         world.swarm.spec.suspend = true;
         let decision = world.decide();
-        assert_eq!(decision.lifecycle == Lifecycle::Wait, patience_s > 0);
+        assert_eq!(decision.plan == Lifecycle::Wait, patience_s > 0);
         if patience_s > 0 {
-            assert_eq!(posts(&decision), [Post::Conductor], "the next one has the checkpoint written");
+            assert_eq!(roles(&decision), [Role::Conductor], "the next one has the checkpoint written");
             world.second += patience_s;
-            assert_eq!(world.decide().lifecycle, Lifecycle::Clear);
+            assert_eq!(world.decide().plan, Lifecycle::Clear);
         }
     }
     let mut world = World::training();
@@ -320,9 +327,9 @@ async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_fo
     world.decide();
     world.conduct(RunPhase::Suspending, 10, Some(5));
     world.second += 290;
-    assert_eq!(world.decide().lifecycle, Lifecycle::Wait);
+    assert_eq!(world.decide().plan, Lifecycle::Wait);
     world.second += 10;
-    assert_eq!(world.decide().lifecycle, Lifecycle::Clear, "whatever the conductor says");
+    assert_eq!(world.decide().plan, Lifecycle::Clear, "whatever the conductor says");
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,15 +338,20 @@ async fn a_changed_manifest_takes_the_same_way_and_its_configuration_comes_after
     world.swarm.spec.optimizer.learning_rate = 0.01;
     world.peer(0).phase = Phase::Lost("its container failed");
     let decision = world.decide();
-    assert!(decision.suspend && !decision.configure && decision.create.is_empty());
+    assert!(
+        decision.plan == Lifecycle::Wait && decision.plan != Lifecycle::Train && decision.create.is_empty()
+    );
     assert_eq!(decision.delete.len(), 1);
     world.run(&decision);
     world.conduct(RunPhase::Suspended, 11, Some(11));
     let decision = world.decide();
-    assert_eq!((decision.lifecycle, decision.delete.len(), decision.configure), (Lifecycle::Clear, 5, false));
+    assert_eq!(
+        (decision.plan, decision.delete.len(), decision.plan == Lifecycle::Train),
+        (Lifecycle::Clear, 5, false)
+    );
     world.run(&decision);
     let decision = world.decide();
-    assert!(decision.configure);
+    assert!(decision.plan == Lifecycle::Train);
     assert_eq!(decision.create.len(), 6);
 }
 
@@ -350,17 +362,43 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     let decision = world.decide();
     assert!(decision.facts.finished && decision.delete.len() == 6);
     world.run(&decision);
-    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
+    assert_eq!(world.decide().plan, Lifecycle::Rest);
     world.swarm.spec.optimizer.learning_rate = 0.01;
-    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
+    assert_eq!(world.decide().plan, Lifecycle::Rest);
     // Another leader reads it from the status.
     world.swarm.status = Some(world.status());
-    world.memory = Memory::default();
-    world.memory.restore(&world.swarm);
-    assert_eq!(world.decide().lifecycle, Lifecycle::Rest);
+    world.state = world.swarm.restored();
+    assert_eq!(world.decide().plan, Lifecycle::Rest);
     world.swarm.spec.steps = 200;
     let decision = world.decide();
-    assert_eq!((decision.lifecycle, decision.create.len(), decision.facts.step), (Lifecycle::Train, 6, 100));
+    assert_eq!((decision.plan, decision.create.len(), decision.facts.step), (Lifecycle::Train, 6, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_does_not_say_of_a_run_that_trains_that_it_does_not() {
+    let mut world = World::training();
+    world.swarm.status = Some(world.status());
+    // Another leader: it knows the status, and has not talked to anybody.
+    world.state = world.swarm.restored();
+    world.start = world.now();
+    world.second = 0;
+    let answers = std::mem::take(&mut world.answers);
+    assert_eq!(world.decide().unheard, 5, "the conductor and four peers");
+    let (first, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        answers.into_iter().partition(|(name, _)| name.starts_with("conductor"));
+    world.answers = first;
+    assert_eq!(world.decide().unheard, 4, "the peers would be missing");
+    world.answers.extend(others);
+    let decision = world.decide();
+    assert_eq!((decision.unheard, decision.facts.is_whole()), (0, true));
+    // From then on who comes is new, and who does not answer at all has had the time.
+    world.answers.clear();
+    assert_eq!(world.decide().unheard, 0);
+    world.state = world.swarm.restored();
+    assert!(world.decide().unheard > 0);
+    world.second = 14;
+    let decision = world.decide();
+    assert_eq!((decision.unheard, decision.facts.training), (0, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -378,7 +416,7 @@ async fn a_failed_run_stalls_until_the_manifest_is_mended() {
         let decision = world.decide();
         assert!(decision.facts.trouble.is_some());
         if pause_s == 0 {
-            assert_eq!(posts(&decision), [Post::Conductor]);
+            assert_eq!(roles(&decision), [Role::Conductor]);
             world.run(&decision);
         } else {
             // What this pass found holds from the next one on.
@@ -389,7 +427,7 @@ async fn a_failed_run_stalls_until_the_manifest_is_mended() {
     }
     world.swarm.spec.microbatch = 2;
     let decision = world.decide();
-    assert_eq!(decision.lifecycle, Lifecycle::Clear);
+    assert_eq!(decision.plan, Lifecycle::Clear);
     assert!(decision.facts.trouble.is_none(), "it was another manifest's");
     world.run(&decision);
     assert_eq!(world.decide().create.len(), 6);
@@ -431,7 +469,7 @@ async fn what_another_start_does_not_help_is_told_at_once_and_tried_again_seldom
     // Somebody may have mended the data; the next one says.
     world.second += 20;
     let decision = world.decide();
-    assert_eq!(posts(&decision), [Post::Trainer]);
+    assert_eq!(roles(&decision), [Role::Trainer]);
     world.run(&decision);
     assert_eq!(world.decide().facts.trouble, None);
     // Another manifest waits for nothing.
@@ -466,7 +504,7 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
     for _ in 0..1000 {
         let decision = world.decide();
         assert_eq!(
-            (decision.lifecycle, decision.suspend),
+            (decision.plan, decision.plan == Lifecycle::Wait),
             (Lifecycle::Wait, true),
             "second {}",
             world.second
@@ -483,7 +521,7 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
             run.checkpoints_known = true;
         }
     }
-    let waits = (0..1000).take_while(|_| world.decide().lifecycle == Lifecycle::Wait).count();
+    let waits = (0..1000).take_while(|_| world.decide().plan == Lifecycle::Wait).count();
     assert!((290..310).contains(&waits), "{waits}");
 }
 
@@ -496,7 +534,7 @@ async fn a_changed_pool_is_rolled_one_pod_at_a_time_while_the_run_goes_on() {
     let mut left = 5;
     for _ in 0..30 {
         let decision = world.decide();
-        assert_eq!((decision.lifecycle, decision.suspend), (Lifecycle::Train, false));
+        assert_eq!((decision.plan, decision.plan == Lifecycle::Wait), (Lifecycle::Train, false));
         assert!(decision.delete.len() <= 1 && decision.create.len() <= 1, "{decision:?}");
         assert!(decision.facts.outdated <= left && decision.facts.peers_ready >= 3, "{:?}", decision.facts);
         left = decision.facts.outdated;
@@ -518,7 +556,7 @@ async fn a_changed_conductor_goes_before_the_next_is_made() {
     assert_eq!(decision.delete[0].name, "conductor-1");
     world.run(&decision);
     let decision = world.decide();
-    assert_eq!(posts(&decision), [Post::Conductor]);
+    assert_eq!(roles(&decision), [Role::Conductor]);
     world.run(&decision);
     world.conduct(RunPhase::Training, 10, Some(5));
     assert_eq!(world.decide().facts.outdated, 0);

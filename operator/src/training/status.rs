@@ -3,11 +3,12 @@
 use dunlin_crds::{
     CheckpointStatus, DisplayStatus, PeersStatus, StageStatus, TrainingSwarm, TrainingSwarmStatus,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::conditions::{Facts, conditions};
-use super::desired::Desired;
+use super::conditions::conditions;
+use super::decide::Decision;
 use super::places::CHECKPOINTS_DIR;
 use crate::apply::network::HTTP_PORT;
 use crate::config::Config;
@@ -15,25 +16,24 @@ use crate::labels::{ROLE_PEER, pool_selector};
 use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
-use crate::status::events::{SwarmEvent, Words, changes};
+use crate::status::events::{SwarmEvent, TurnReasons, changes};
+use crate::swarm::SwarmStatus;
 
 /// What Events call the turns of a run.
-const TRAINING: Words = Words { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
+const TURNS: TurnReasons = TurnReasons { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
 
-/// What the status says of a run that nobody has looked at.
-#[must_use]
-pub fn first(swarm: &TrainingSwarm, desired: &Desired, config: &Config) -> TrainingSwarmStatus {
-    let facts = Facts {
-        generation: swarm.metadata.generation.unwrap_or_default(),
-        steps: desired.steps,
-        peers_desired: desired.peers(),
-        trainers_desired: desired.trainers.iter().map(|p| p.peers).sum(),
-        // Suspended or not: that nothing is left has not been seen.
-        pods: 1,
-        suspended: desired.suspended,
-        ..Facts::default()
-    };
-    build(swarm, &TrainingSwarmStatus::default(), None, &facts, (0, 0), config)
+impl SwarmStatus for TrainingSwarmStatus {
+    fn conditions(&self) -> &[Condition] {
+        &self.conditions
+    }
+
+    fn peers_ready(&self) -> u32 {
+        self.peers.ready
+    }
+
+    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self {
+        Self { observed_generation: Some(generation), conditions, ..self.clone() }
+    }
 }
 
 /// What the status should say. `before`: what it says; `last`: what the conductor said last.
@@ -42,10 +42,10 @@ pub fn build(
     swarm: &TrainingSwarm,
     before: &TrainingSwarmStatus,
     last: Option<&Observation>,
-    facts: &Facts,
-    ready_by_kind: (u32, u32),
+    decision: &Decision,
     config: &Config,
 ) -> TrainingSwarmStatus {
+    let (facts, ready_by_kind) = (&decision.facts, decision.ready_by_kind);
     let (name, namespace) = (swarm.name_any(), swarm.namespace().unwrap_or_default());
     let run = last.cloned().unwrap_or_default();
     // Nobody trains while no conductor does.
@@ -109,8 +109,8 @@ fn inside(path: &str) -> String {
 
 /// What the change from `before` to `after` means.
 #[must_use]
-pub fn events(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<SwarmEvent> {
-    let mut all = changes(&before.conditions, &after.conditions, TRAINING);
+pub fn turns(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<SwarmEvent> {
+    let mut all = changes(&before.conditions, &after.conditions, TURNS);
     let failing = |status: &TrainingSwarmStatus| {
         status.conditions.iter().find(|c| c.type_ == "Degraded" && c.reason == CHECKPOINTS_FAILING).cloned()
     };
@@ -120,8 +120,8 @@ pub fn events(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<
     // Success is no start, and more steps for a run that has succeeded are no interruption.
     let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
     all.retain(|event| match event.reason.as_str() {
-        reason if reason == TRAINING.ready => !done(after),
-        reason if reason == TRAINING.not_ready => !done(before),
+        reason if reason == TURNS.ready => !done(after),
+        reason if reason == TURNS.not_ready => !done(before),
         _ => true,
     });
     let message = |kind: &str| {
@@ -160,6 +160,7 @@ pub fn events(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use super::super::conditions::Facts;
     use super::*;
     use crate::key::Kind;
     use crate::peers::Checkpoint;
@@ -199,7 +200,8 @@ mod tests {
     }
 
     fn status(before: Option<TrainingSwarmStatus>, run: &Observation, facts: &Facts) -> TrainingSwarmStatus {
-        build(&training_swarm(1), &before.unwrap_or_default(), Some(run), facts, (3, 1), &config())
+        let decision = Decision { facts: facts.clone(), ready_by_kind: (3, 1), ..Decision::default() };
+        build(&training_swarm(1), &before.unwrap_or_default(), Some(run), &decision, &config())
     }
 
     #[test]
@@ -228,7 +230,7 @@ mod tests {
     #[test]
     fn a_life_of_a_run() {
         let reasons = |before: &TrainingSwarmStatus, after: &TrainingSwarmStatus| {
-            events(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
+            turns(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
         };
         let none = TrainingSwarmStatus::default();
         let starts = status(None, &Observation::default(), &facts(false));
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!(reasons(&starts, &trains), ["TrainingStarted"]);
         assert_eq!(reasons(&trains, &saved), ["CheckpointWritten"]);
         assert_eq!(reasons(&saved, &waits), ["TrainingInterrupted"]);
-        assert!(!events(&saved, &waits)[0].warning);
+        assert!(!turns(&saved, &waits)[0].warning);
         assert_eq!(reasons(&waits, &rests), ["CheckpointWritten", "TrainingSuspended"]);
         assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
         assert!(reasons(&done, &starts).is_empty(), "more steps");
@@ -254,7 +256,7 @@ mod tests {
         let degraded = Some(("CheckpointsFailing".into(), "no space left".into()));
         let failing = status(Some(saved.clone()), &run(31, Some(30)), &Facts { degraded, ..facts(true) });
         assert_eq!(reasons(&saved, &failing), ["CheckpointsFailing"]);
-        assert!(events(&saved, &failing)[0].warning);
+        assert!(turns(&saved, &failing)[0].warning);
         assert_eq!(
             reasons(&failing, &status(Some(failing.clone()), &run(32, Some(30)), &facts(true))),
             ["CheckpointsRestored"]
@@ -270,7 +272,11 @@ mod tests {
         let trains = status(None, &run(40, Some(30)), &whole);
         let config = config();
         let swarm = training_swarm(1);
-        let created = first(&swarm, &Desired::new(&swarm, &config), &config);
+        let created = crate::swarm::first_status(
+            &swarm,
+            &crate::training::desired::Desired::new(&swarm, &config),
+            &config,
+        );
         let ask = |generation, deleting, status: &TrainingSwarmStatus| {
             kstatus(&object(Kind::Training, generation, deleting, status))
         };

@@ -1,24 +1,26 @@
 //! Reconciliations against a mocked API server: which calls, in which order.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
 
 use http::Response;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
 use kube::client::Body;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::store;
+use kube::runtime::reflector::{Store, store};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::*;
 use crate::apply::Applier;
-use crate::context::Memories;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
 use crate::peers::report::Report;
 use crate::peers::talk::{Answering, Question, Talk};
-use crate::peers::{Connect, Monitor, Observation, Role, RunPhase, Target, WorkerState};
+use crate::peers::{Connect, Monitor, Observation, RunPhase, Target, WorkerState};
+use crate::swarm::Controller;
+use crate::swarm::context::Context;
 use crate::testing::{Seen, Server, config, described, kinds, mock_client, training_swarm};
 
 const SILENCE: Duration = Duration::from_secs(3);
@@ -68,6 +70,21 @@ fn serve(mut server: Server, seen: Seen) -> tokio::task::JoinHandle<()> {
     })
 }
 
+/// What a new leader has: what the watches have seen, and nothing that it knows by itself.
+fn leader(client: &Client, pods: &Store<Pod>) -> Arc<Context> {
+    let metrics = Arc::new(Metrics::default());
+    let (triggers, _) = broadcast::channel(16);
+    Arc::new(Context {
+        applier: Applier::new(client.clone(), Arc::clone(&metrics)),
+        monitor: Monitor::new(Arc::new(Workers), triggers, SILENCE),
+        recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
+        client: client.clone(),
+        config: config(),
+        caches: Caches::new(pods.clone(), BTreeMap::new()),
+        metrics,
+    })
+}
+
 /// A conductor, four peers, two trainers.
 const PODS: usize = 7;
 
@@ -76,22 +93,12 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     let (client, server) = mock_client();
     let seen = Seen::default();
     let _server = serve(server, seen.clone());
-    let metrics = Arc::new(Metrics::default());
-    let (triggers, _) = broadcast::channel(16);
     let (reader, mut pods) = store::<Pod>();
-    let context = Arc::new(Context {
-        applier: Applier::new(client.clone(), Arc::clone(&metrics)),
-        monitor: Monitor::new(Arc::new(Workers), triggers, SILENCE),
-        recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
-        client,
-        config: config(),
-        caches: Caches::new(reader, BTreeMap::new()),
-        metrics,
-        serving: Memories::default(),
-        training: Memories::default(),
-    });
+    let context = leader(&client, &reader);
+    let controller = Arc::new(Controller::new(Arc::clone(&context)));
+    let reconcile = |swarm| Controller::reconcile(swarm, Arc::clone(&controller));
     let swarm = Arc::new(training_swarm(1));
-    reconcile(Arc::clone(&swarm), Arc::clone(&context)).await.unwrap();
+    reconcile(Arc::clone(&swarm)).await.unwrap();
     let mut expected = vec!["PATCH trainingswarms", "GET secrets", "POST secrets"];
     expected.extend(["PATCH networkpolicies"; 3]);
     expected.extend(["PATCH services", "PATCH poddisruptionbudgets", "PATCH configmaps"]);
@@ -113,10 +120,10 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
         let pod = serde_json::from_value(pod).unwrap();
         pods.apply_watcher_event(&kube::runtime::watcher::Event::Apply(pod));
     }
-    reconcile(Arc::clone(&swarm), Arc::clone(&context)).await.unwrap();
+    reconcile(Arc::clone(&swarm)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     seen.clear();
-    reconcile(Arc::clone(&swarm), Arc::clone(&context)).await.unwrap();
+    reconcile(Arc::clone(&swarm)).await.unwrap();
     let status = seen.bodies("PATCH trainingswarms/").pop().unwrap()["status"].clone();
     assert_eq!((&status["display"]["step"], &status["peers"]["display"]), (&json!("7/100"), &json!("4/4")));
     let told: Vec<Value> = seen.bodies("POST events").iter().map(|e| e["reason"].clone()).collect();
@@ -126,15 +133,25 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     let mut settled = (*swarm).clone();
     settled.status = Some(serde_json::from_value(status).unwrap());
     seen.clear();
-    reconcile(Arc::new(settled.clone()), Arc::clone(&context)).await.unwrap();
+    reconcile(Arc::new(settled.clone())).await.unwrap();
     assert_eq!(seen.calls(), Vec::<String>::new());
+
+    // Another leader has not heard anybody yet, and says nothing until it has.
+    let other = Arc::new(Controller::new(leader(&client, &reader)));
+    let status = |seen: &Seen| seen.calls().iter().filter(|c| c.contains("trainingswarms")).count();
+    Controller::reconcile(Arc::new(settled.clone()), Arc::clone(&other)).await.unwrap();
+    assert_eq!((status(&seen), seen.bodies("POST events").len()), (0, 0), "{:?}", seen.calls());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Controller::reconcile(Arc::new(settled.clone()), other).await.unwrap();
+    assert_eq!((status(&seen), seen.bodies("POST events").len()), (0, 0), "{:?}", seen.calls());
+    seen.clear();
 
     // Suspended: the conductor is told, and then all pods go.
     settled.spec.suspend = true;
     let suspended = Arc::new(settled);
-    reconcile(Arc::clone(&suspended), Arc::clone(&context)).await.unwrap();
+    reconcile(Arc::clone(&suspended)).await.unwrap();
     assert!(!kinds(&seen.calls()).contains(&"DELETE pods".to_owned()));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    reconcile(suspended, Arc::clone(&context)).await.unwrap();
+    reconcile(suspended).await.unwrap();
     assert_eq!(kinds(&seen.calls()).iter().filter(|k| *k == "DELETE pods").count(), PODS);
 }

@@ -1,100 +1,25 @@
-//! Carries out a decision about a run: its objects, new pods, deletions, in the order in which they are needed.
+//! The objects of a run, beside its pods: where they find the conductor, what they read, and who may evict and reach whom.
 
-use dunlin_wire::Role;
-use kube::ResourceExt;
+use dunlin_crds::TrainingSwarm;
 use serde_json::{Value, json};
 
-use super::decide::Decision;
 use super::desired::Desired;
-use super::memory::Memory;
-use super::post::Post;
+use super::lifecycle::Lifecycle;
 use super::run::RUN_FILE;
 use crate::apply::budget::{Guarantee, budget};
-use crate::apply::certificates::{conductor_names, worker_names};
 use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
-use crate::context::Context;
-use crate::error::Error;
-use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
-use crate::making::{Maker, Papers, Refusals, delete};
-use crate::observe::SwarmView;
-use crate::status::events::SwarmEvent;
+use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER};
+use crate::swarm::Pass;
 
-/// Everything, most urgent first. A refusal concerns one object: the others are written all the same.
-pub(super) async fn all(
-    owner: &Owner,
-    desired: &Desired,
-    view: &SwarmView,
-    decision: &Decision,
-    context: &Context,
-    memory: &mut Memory,
-    events: &mut Vec<SwarmEvent>,
-) -> Result<(), Error> {
-    let mut refusals = Refusals::default();
-    let mut objects =
-        network::policies(owner, &context.config.namespace, context.config.reach(&desired.outside));
+/// All of them. The configuration is written only while no pod reads another one.
+pub(super) fn objects(pass: &Pass<'_, TrainingSwarm>) -> Vec<Value> {
+    let (owner, desired, config) = (pass.owner, pass.desired, &pass.context.config);
+    let mut objects = network::policies(owner, &config.namespace, config.reach(&desired.outside));
     objects.extend([service(owner), disruption_budget(owner, desired)]);
-    if decision.configure {
+    if pass.decision.plan == Lifecycle::Train {
         objects.push(config_map(owner, &desired.config));
     }
-    for object in objects {
-        refusals.pass(context.applier.ensure(&mut memory.applied, &object).await)?;
-    }
-    if let Some(trust) = &memory.trust {
-        let mut maker = Maker {
-            owner,
-            generation: decision.facts.generation,
-            trust,
-            applier: &context.applier,
-            making: &mut memory.making,
-            holds: &mut memory.applied.holds,
-        };
-        crew(&mut maker, desired, view, decision, &mut refusals, events).await?;
-    }
-    for deletions in [&view.strays, &decision.delete] {
-        delete(&context.applier, owner, deletions, &mut refusals).await?;
-    }
-    refusals.end()
-}
-
-/// New pods, and certificates of those that wait for theirs.
-async fn crew(
-    maker: &mut Maker<'_>,
-    desired: &Desired,
-    view: &SwarmView,
-    decision: &Decision,
-    refusals: &mut Refusals,
-    events: &mut Vec<SwarmEvent>,
-) -> Result<(), Error> {
-    let (owner, pools) = (maker.owner, desired.templates());
-    for (post, creation) in &decision.create {
-        let manifest = |name: &str| {
-            desired.pod(*post, owner, name, &creation.pool, &pools, view.spot_nodes_marked).manifest()
-        };
-        let (pool, noun) = (&creation.pool.name, post.noun());
-        let went = maker.create(pool, noun, creation.replaces, manifest, events).await;
-        if let Some(pod) = refusals.pass(went)? {
-            let went = maker.certify(&pod.name_any(), &pod.uid().unwrap_or_default(), papers(*post)).await;
-            refusals.pass(went)?;
-        }
-    }
-    for (post, crew) in
-        [(Post::Conductor, &view.conductors), (Post::Peer, &view.workers), (Post::Trainer, &view.trainers)]
-    {
-        for pod in crew.values() {
-            refusals.pass(maker.certify_if_due(pod, papers(post)).await)?;
-        }
-    }
-    Ok(())
-}
-
-/// What the certificate of a pod says.
-fn papers(post: Post) -> Papers {
-    let as_worker = |owner: &Owner, name: &str| worker_names(owner, name).to_vec();
-    match post {
-        Post::Conductor => Papers { label: ROLE_CONDUCTOR, role: Role::Conductor, names: conductor_names },
-        Post::Peer => Papers { label: ROLE_PEER, role: Role::Peer, names: as_worker },
-        Post::Trainer => Papers { label: ROLE_TRAINER, role: Role::Trainer, names: as_worker },
-    }
+    objects
 }
 
 /// The Service under which pods find the conductor, whichever it is, and people its page.

@@ -1,8 +1,15 @@
 //! Decisions about a swarm of three, second by second.
 
+use std::collections::BTreeMap;
+
+use dunlin_swarm::{ModelSizes, TopologyPeer};
+use tokio::time::Instant;
+
+use super::super::layout::{GAP_PATIENCE, REBALANCE_PATIENCE};
 use super::*;
 use crate::observe::pods::Blocked;
 use crate::observe::view::GatewayView;
+use crate::peers::Answer;
 use crate::peers::report::Report;
 use crate::pools::PoolDesired;
 use crate::testing::{desired, pool_desired, worker};
@@ -14,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 struct World {
     view: SwarmView,
     answers: BTreeMap<String, Answer>,
-    memory: Memory,
+    state: ServingState,
     desired: Desired,
     /// Of every worker.
     room_bytes: u64,
@@ -34,9 +41,9 @@ impl World {
 
     /// Three workers that have read the model's header and have nothing yet.
     fn with_room(room_bytes: u64) -> Self {
-        let (view, answers, memory) = (SwarmView::default(), BTreeMap::new(), Memory::default());
+        let (view, answers, state) = (SwarmView::default(), BTreeMap::new(), ServingState::default());
         let (desired, start) = (desired(3), Instant::now());
-        let mut world = Self { view, answers, memory, desired, room_bytes, start };
+        let mut world = Self { view, answers, state, desired, room_bytes, start };
         for name in ["a", "b", "c"] {
             world.join(name);
             world.answer(name, WorkerState::Loading, 0);
@@ -76,7 +83,7 @@ impl World {
 
     /// Everybody who answers has loaded what the topology gives to it.
     fn load(&mut self, second: u64) {
-        let topology = self.memory.topology.clone().unwrap();
+        let topology = self.state.topology.clone().unwrap();
         for name in self.answers.keys().cloned().collect::<Vec<_>>() {
             self.answer(&name, WorkerState::Ready, second);
             let held = topology.peer(&name.as_str().into()).map(TopologyPeer::hold).unwrap_or_default();
@@ -86,16 +93,15 @@ impl World {
 
     fn decide(&mut self, second: u64) -> Decision {
         let now = self.start + Duration::from_secs(second);
-        let (view, answers) = (&self.view, &self.answers);
-        let decision = decide(&self.desired, 1, view, answers, &mut self.memory, now, SILENCE).unwrap();
-        if let Some(layout) = &decision.layout {
-            self.memory.topology = Some(layout.topology.clone());
-        }
+        let (view, answers, since) = (&self.view, &self.answers, self.start);
+        let evidence = Evidence { view, answers, since, now, silence: SILENCE };
+        let (decision, state) = decide(&self.desired, &evidence, self.state.clone()).unwrap();
+        self.state = state;
         decision
     }
 
     fn spans(&self) -> Vec<String> {
-        let peers = self.memory.topology.iter().flat_map(|t| &t.peers);
+        let peers = self.state.topology.iter().flat_map(|t| &t.peers);
         peers.filter(|p| !p.span.is_empty()).map(|p| format!("{} {}", p.name, p.span)).collect()
     }
 }
@@ -310,7 +316,7 @@ async fn the_replacement_takes_the_place_and_nobody_moves() {
         world.answer(name, WorkerState::Ready, 6);
     }
     world.answer("d", WorkerState::Loading, 6);
-    let summary = world.decide(6).summary.unwrap();
+    let summary = world.decide(6).plan.summary.unwrap();
     assert_eq!(world.spans(), ["a [0,10)", "c [20,30)", "d [10,20)"]);
     assert!(summary.contains("replacements took the places"), "{summary}");
 }
@@ -365,7 +371,7 @@ async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays
         (reasons(&told), world.spans()),
         (vec!["PeerSlow".to_owned()], even.map(str::to_owned).to_vec())
     );
-    let summary = told.summary.unwrap();
+    let summary = told.plan.summary.unwrap();
     assert!(summary.contains("not of the usual speed: c at 30 %"), "{summary}");
     let patience = REBALANCE_PATIENCE.as_secs();
     world.load(3 + patience);
@@ -407,7 +413,7 @@ async fn what_a_gateway_objects_to_is_for_a_user_to_mend() {
 async fn a_model_that_does_not_fit_is_not_planned_and_what_would_help_is_told() {
     let mut world = World::with_room(8 << 20);
     let decision = world.decide(1);
-    assert!(decision.layout.is_none());
+    assert!(world.state.topology.is_none());
     let (reason, message) = decision.facts.trouble.unwrap();
     assert_eq!(reason, "OutOfMemory");
     let told = "10 layers need 10 MiB, with the KV cache of one sequence of the greatest length, and a peer of pool spot has room for \
@@ -438,14 +444,14 @@ async fn layers_of_a_lost_peer_stay_on_shadows_when_they_fit_into_nobody_s_span(
 }
 
 fn pools(decision: &Decision) -> Vec<&str> {
-    decision.create.iter().map(|c| c.pool.name.as_str()).collect()
+    decision.create.iter().map(|(_, c)| c.pool.name.as_str()).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_takes_nobody_s_place_before_it_has_heard_everybody() {
     let mut world = World::new();
-    let topology = world.memory.topology.take();
-    world.memory = Memory { topology, restored: Some(world.start), ..Memory::default() };
+    let topology = world.state.topology.take();
+    world.state = ServingState { topology, ..ServingState::default() };
     world.answers.retain(|name, _| name == "a");
     let decision = world.decide(4);
     assert_eq!(world.spans(), ["a [0,10)", "b [10,20)", "c [20,30)"]);

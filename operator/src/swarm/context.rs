@@ -1,7 +1,6 @@
-//! What reconciliations of both kinds of swarm share.
+//! What reconciliations of all swarms share.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::controller::Action;
@@ -34,17 +33,11 @@ pub struct Context {
     pub recorder: Recorder,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Memory of each InferenceSwarm.
-    pub serving: Memories<crate::inference::memory::Memory>,
-    /// Memory of each TrainingSwarm.
-    pub training: Memories<crate::training::memory::Memory>,
 }
 
 impl Context {
-    /// Drops everything that is kept about a deleted swarm.
+    /// Ends all conversations with a deleted swarm, and its series.
     pub fn forget(&self, swarm: &SwarmKey) {
-        self.serving.forget(swarm);
-        self.training.forget(swarm);
         self.monitor.forget(swarm);
         self.metrics.forget(&SwarmLabels::of(swarm));
     }
@@ -72,8 +65,8 @@ impl Context {
         let namespace = swarm.namespace.clone().unwrap_or_default();
         for event in events {
             info!(reason = event.reason, note = event.note, "event");
-            let event = event.event(&namespace);
-            let published = self.recorder.publish(&event, swarm);
+            let object = event.object(&namespace);
+            let published = self.recorder.publish(&object, swarm);
             if let Err(failure) = crate::apply::call("publish an Event".into(), published).await {
                 error!(%failure, "an Event was not written");
             }
@@ -88,40 +81,5 @@ impl Context {
         self.metrics.peers_lost.get_or_create(&labels).inc_by(count(&["PeerLost"]));
         self.metrics.peers_created.get_or_create(&labels).inc_by(count(&["PeerCreated", "PeerReplaced"]));
         self.metrics.peers_ready.get_or_create(&labels).set(i64::from(ready));
-    }
-}
-
-/// Memory per swarm, of one kind.
-pub struct Memories<M>(Mutex<BTreeMap<SwarmKey, Known<M>>>);
-
-/// That of the swarm with this UID.
-struct Known<M> {
-    uid: String,
-    memory: Arc<tokio::sync::Mutex<M>>,
-}
-
-impl<M> Default for Memories<M> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<M: Default> Memories<M> {
-    /// That of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it go.
-    pub fn of(&self, swarm: &SwarmKey, uid: &str) -> Arc<tokio::sync::Mutex<M>> {
-        let mut memories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Known { uid: uid.to_owned(), memory: Arc::default() };
-        let known = memories.entry(swarm.clone()).or_insert_with(new);
-        if known.uid != uid {
-            *known = new();
-        }
-        Arc::clone(&known.memory)
-    }
-}
-
-impl<M> Memories<M> {
-    /// Drops that of `swarm`.
-    pub fn forget(&self, swarm: &SwarmKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(swarm);
     }
 }

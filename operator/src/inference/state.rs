@@ -1,0 +1,55 @@
+//! What decisions about a swarm that serves hand on to one another, and what it takes to write for one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dunlin_swarm::{PeerName, Topology};
+use tokio::time::Instant;
+
+use crate::turnover::Turnover;
+
+/// What a decision hands on to the next one. All of it can be rebuilt: from the ConfigMap with the topology, or by waiting once more.
+#[derive(Clone, Debug, Default)]
+pub struct ServingState {
+    /// The topology that was decided last; of a new leader, what the one before it published.
+    pub topology: Option<Topology>,
+    /// When the first worker answered before there was a topology.
+    pub first_answer: Option<Instant>,
+    /// Since when a place of the layout is empty.
+    pub gap: Option<Instant>,
+    /// Since when newcomers without a place wait for others.
+    pub spare: Option<Instant>,
+    /// Since when another layout would be much faster.
+    pub imbalance: Option<Instant>,
+    /// Peers that there was an Event about because they are slow.
+    pub slow: BTreeSet<PeerName>,
+    /// Since when a gateway cannot reach a peer that answers us.
+    pub suspects: BTreeMap<String, Instant>,
+    /// Losses of peers, and peers that wait for a node.
+    pub turnover: Turnover,
+}
+
+/// What it takes to write, beside what all swarms need.
+#[derive(Debug, Default)]
+pub struct ServingResources {
+    /// The version of the published topology that our next one replaces; `None` when it must be read first.
+    pub published: Option<Published>,
+    /// When the gateways' certificate was found good; `None` when it must be looked at.
+    pub gateway_trusted: Option<Instant>,
+}
+
+/// resourceVersion of the published topology, or that there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// There is no ConfigMap yet.
+    Nothing,
+    /// There is this version.
+    Version(String),
+}
+
+impl ServingState {
+    /// That of the topology; 0 before there is one.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.topology.as_ref().map_or(0, |topology| topology.epoch)
+    }
+}

@@ -1,0 +1,194 @@
+//! What a kind of swarm is to the controller: what its manifest asks for, the decision about it, and the objects that only it has.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use dunlin_wire::Role;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Resource;
+use kube::core::NamespaceResourceScope;
+use kube::core::object::HasStatus;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::context::Context;
+use super::evidence::Evidence;
+use super::memory::Memory;
+use super::resources::Resources;
+use crate::apply::holds::Key;
+use crate::apply::pods::PoolTemplate;
+use crate::config::Config;
+use crate::deletion::Deletion;
+use crate::error::Error;
+use crate::key::Kind;
+use crate::labels::Owner;
+use crate::making::Refusals;
+use crate::observe::SwarmView;
+use crate::peers::Order;
+use crate::roster::Creation;
+use crate::status::events::SwarmEvent;
+
+/// What is done about a swarm. `Facts`: what its conditions are made from; `Plan`: what only its kind decides.
+#[derive(Clone, Debug, Default)]
+pub struct Decision<Facts, Plan> {
+    /// Pods to make, each with its role.
+    pub create: Vec<(Role, Creation)>,
+    /// Pods to delete.
+    pub delete: Vec<Deletion>,
+    /// For the status.
+    pub facts: Facts,
+    /// Pods that did what they are for under an earlier leader and that this one has not heard yet: the status knows more than [`Self::facts`].
+    pub unheard: usize,
+    /// What happened.
+    pub events: Vec<SwarmEvent>,
+    /// Ready peers in pools on preemptible nodes and in others.
+    pub ready_by_kind: (u32, u32),
+    /// What only this kind decides.
+    pub plan: Plan,
+}
+
+/// The decision about a swarm of kind `S`.
+pub type DecisionOf<S> = Decision<<S as Swarm>::Facts, <S as Swarm>::Plan>;
+/// What is remembered about one.
+pub type MemoryOf<S> = Memory<<S as Swarm>::State, <S as Swarm>::Own>;
+/// What no decision about one sees.
+pub type ResourcesOf<S> = Resources<<S as Swarm>::Own>;
+
+/// One pass over one swarm, from the decision on: everything is read, nothing changes.
+pub struct Pass<'a, S: Swarm> {
+    /// The swarm as the owner of its children.
+    pub owner: &'a Owner,
+    /// `metadata.generation` of its manifest.
+    pub generation: i64,
+    /// What that asks for.
+    pub desired: &'a S::Desired,
+    /// Its pods.
+    pub view: &'a SwarmView,
+    /// What is done about it.
+    pub decision: &'a DecisionOf<S>,
+    /// What the next decision starts from.
+    pub state: &'a S::State,
+    /// What all swarms share.
+    pub context: &'a Context,
+}
+
+/// The status of a kind of swarm, as far as all have the same.
+pub trait SwarmStatus: Clone + Default + PartialEq + Serialize + Send + Sync {
+    /// Its conditions.
+    fn conditions(&self) -> &[Condition];
+    /// Its peers that are Ready.
+    fn peers_ready(&self) -> u32;
+    /// The same status with other conditions, of the manifest of `generation`.
+    #[must_use]
+    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self;
+}
+
+/// A kind of swarm. [`Self::decide`] is the policy, and pure; around it are the manifest, the status, and what the controller writes and says.
+pub trait Swarm:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + HasStatus<Status: SwarmStatus>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// Which kind.
+    const KIND: Kind;
+    /// Roles of its pods that the operator makes one by one, the most urgent first.
+    const ROLES: &'static [Role];
+    /// What a manifest asks for, in numbers.
+    type Desired: Send + Sync;
+    /// What a decision hands on to the next one: since when something is as it is, what was told, what was planned.
+    type State: Clone + Default + Send + Sync;
+    /// Resources that only this kind has.
+    type Own: Default + Send + Sync;
+    /// What conditions are made from.
+    type Facts: Default + Send + Sync;
+    /// What only this kind decides.
+    type Plan: Default + Send + Sync;
+
+    /// What the manifest asks for.
+    fn desired(&self, config: &Config) -> Self::Desired;
+
+    /// What a new leader starts from: what the status says of decisions of an earlier one.
+    fn restored(&self) -> Self::State {
+        Self::State::default()
+    }
+
+    /// Decides, from what is known and from what the last decision handed on.
+    ///
+    /// # Errors
+    /// The finding of the plan's own check: a bug, nothing may be applied and nothing is handed on.
+    fn decide(
+        desired: &Self::Desired,
+        evidence: &Evidence<'_>,
+        state: Self::State,
+    ) -> Result<(DecisionOf<Self>, Self::State), String>;
+
+    /// Facts about a swarm that nobody has looked at.
+    fn unseen(desired: &Self::Desired) -> Self::Facts;
+
+    /// Facts about one of which `failure` has kept something from being written.
+    fn blame(facts: &mut Self::Facts, failure: &Error);
+
+    /// What the status should say. `before`: what it says.
+    fn next_status(
+        &self,
+        before: &Self::Status,
+        desired: &Self::Desired,
+        decision: &DecisionOf<Self>,
+        state: &Self::State,
+        config: &Config,
+    ) -> Self::Status;
+
+    /// What the change of the status means.
+    fn turns(before: &Self::Status, after: &Self::Status) -> Vec<SwarmEvent>;
+
+    /// When to look again at a swarm of which nobody reports anything new.
+    fn pause(decision: &DecisionOf<Self>, state: &Self::State) -> Duration;
+
+    /// Somebody has changed or deleted the objects `touched`.
+    fn touched(_own: &mut Self::Own, _owner: &Owner, _touched: &[Key]) {}
+
+    /// Reads back what an earlier leader has published.
+    fn recover(
+        _owner: &Owner,
+        _context: &Context,
+        _memory: &mut MemoryOf<Self>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Publishes what orders follow from. Nothing else is written when that fails, and no orders are given when another leader has published.
+    fn publish(
+        _pass: &Pass<'_, Self>,
+        _resources: &mut ResourcesOf<Self>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// What workers should know and do, by pod name.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, Order)>, Error>;
+
+    /// Objects that are there before any pod.
+    fn objects(pass: &Pass<'_, Self>) -> Vec<Value>;
+
+    /// Makes pods that the operator does not make one by one, and what they need.
+    fn deploy(
+        _pass: &Pass<'_, Self>,
+        _resources: &mut ResourcesOf<Self>,
+        _refusals: &mut Refusals,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// The manifest of the pod `name` with `role` in `pool`.
+    fn pod(pass: &Pass<'_, Self>, role: Role, pool: &PoolTemplate, name: &str) -> Value;
+}

@@ -1,0 +1,52 @@
+//! What a decision about a swarm is made from, beside its manifest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::observe::SwarmView;
+use crate::peers::Answer;
+use crate::peers::report::Report;
+use crate::roster::LOADING_PATIENCE;
+
+/// What is known about a swarm at one moment.
+#[derive(Clone, Copy)]
+pub struct Evidence<'a> {
+    /// Pods.
+    pub view: &'a SwarmView,
+    /// Reports.
+    pub answers: &'a BTreeMap<String, Answer>,
+    /// When this leader first looked at the swarm.
+    pub since: Instant,
+    /// Now.
+    pub now: Instant,
+    /// Silence that means loss.
+    pub silence: Duration,
+}
+
+impl<'a> Evidence<'a> {
+    /// The newest report of a worker.
+    #[must_use]
+    pub fn report(&self, name: &str) -> Option<&'a Report> {
+        self.answers.get(name)?.report.as_ref()
+    }
+
+    /// It said Ready at some time.
+    #[must_use]
+    pub fn was_ready(&self, name: &str) -> bool {
+        self.answers.get(name).is_some_and(|answer| answer.was_ready)
+    }
+
+    /// It has said something to this leader.
+    #[must_use]
+    pub fn is_heard(&self, name: &str) -> bool {
+        self.answers.get(name).is_some_and(|answer| answer.at.is_some())
+    }
+
+    /// Whoever has not answered this leader by now has had the time.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.now.duration_since(self.since) >= self.silence * LOADING_PATIENCE
+    }
+}
