@@ -69,17 +69,7 @@ async fn main() -> Result<()> {
         nodes: config.watch_nodes,
         secrets: config.watch_secrets,
     };
-    let (caches, watches) = observe::run(&client, &scope, triggers.clone());
-    // One task waits for the caches and tells everybody: of several waiters on one store only the last is woken.
-    let (sync, synced) = watch::channel(false);
-    let wait_for_caches = {
-        let caches = caches.clone();
-        async move {
-            caches.synced().await;
-            let _ = sync.send(true);
-            std::future::pending().await
-        }
-    };
+    let (caches, synced, watches) = observe::run(&client, &scope, triggers.clone());
     let health = Health { metrics: Arc::clone(&metrics), synced: synced.clone() };
     // A connection of its own: the lease does not wait behind what a slow API server has not answered yet.
     let leases = Client::try_default().await.context("no kubeconfig and no ServiceAccount")?;
@@ -100,7 +90,6 @@ async fn main() -> Result<()> {
         watches.await;
         Ok(())
     });
-    tasks.spawn(wait_for_caches);
     tasks.spawn(health::serve(address, health, stopped.clone()));
     let election = tokio::spawn(elector.run(leader, stopped));
     tasks.spawn(async move {

@@ -89,6 +89,33 @@ pub struct RoleEvidence<'a> {
     pub silence: Duration,
 }
 
+impl<'a> RoleEvidence<'a> {
+    /// Of `workers` of which nothing is out of the ordinary, and none holds what others need.
+    #[must_use]
+    pub fn plain(
+        workers: &'a BTreeMap<String, WorkerView>,
+        answers: &'a BTreeMap<String, Answer>,
+        now: Instant,
+        silence: Duration,
+    ) -> Self {
+        const NONE: &BTreeSet<String> = &BTreeSet::new();
+        Self {
+            workers,
+            answers,
+            unreachable: NONE,
+            silent: NONE,
+            superseded: NONE,
+            awaited: NONE,
+            unplaced: NONE,
+            by_probe: false,
+            dispensable: &|_| true,
+            hold_creation: false,
+            now,
+            silence,
+        }
+    }
+}
+
 /// The roster that brings the pods to what is desired.
 #[must_use]
 pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
@@ -254,31 +281,15 @@ mod tests {
     }
 
     /// What is known now, when nothing is out of the ordinary.
-    fn evidence<'a>(
-        world: &'a World,
-        none: &'a BTreeSet<String>,
-        dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool,
-    ) -> RoleEvidence<'a> {
-        RoleEvidence {
-            workers: &world.workers,
-            answers: &world.answers,
-            unreachable: none,
-            silent: none,
-            superseded: none,
-            awaited: none,
-            unplaced: none,
-            by_probe: false,
-            dispensable,
-            hold_creation: false,
-            now: world.now,
-            silence: Duration::from_secs(3),
-        }
+    fn evidence<'a>(world: &'a World, dispensable: &'a dyn Fn(&BTreeSet<&str>) -> bool) -> RoleEvidence<'a> {
+        let plain = RoleEvidence::plain(&world.workers, &world.answers, world.now, Duration::from_secs(3));
+        RoleEvidence { dispensable, ..plain }
     }
 
     fn run(world: &World, peers: u32, later_s: u64, dispensable: bool) -> Roster {
-        let (none, now) = (BTreeSet::new(), world.now + Duration::from_secs(later_s));
+        let now = world.now + Duration::from_secs(later_s);
         let dispensable = |_: &BTreeSet<&str>| dispensable;
-        let evidence = RoleEvidence { now, ..evidence(world, &none, &dispensable) };
+        let evidence = RoleEvidence { now, ..evidence(world, &dispensable) };
         roster(desired(peers).wanted(), &evidence)
     }
 
@@ -310,7 +321,7 @@ mod tests {
         let mut desired = desired(2);
         // Another pool starts at the same time.
         desired.pools.push(PoolDesired { peers: 2, peers_max: 2, ..pool_desired("steady", false) });
-        let roster = roster(desired.wanted(), &evidence(&world, &BTreeSet::new(), &|_| true));
+        let roster = roster(desired.wanted(), &evidence(&world, &|_| true));
         let made: Vec<(&str, bool)> =
             roster.create.iter().map(|c| (c.pool.name.as_str(), c.replaces)).collect();
         assert_eq!(made, [("spot", true), ("steady", false), ("steady", false)]);
@@ -409,8 +420,7 @@ mod tests {
         world.answers.clear();
         world.workers.get_mut("a").unwrap().ready = true;
         let desired = desired(2);
-        let none = BTreeSet::new();
-        let evidence = |by_probe| RoleEvidence { by_probe, ..evidence(&world, &none, &|_| true) };
+        let evidence = |by_probe| RoleEvidence { by_probe, ..evidence(&world, &|_| true) };
         let ready = |by_probe| roster(desired.wanted(), &evidence(by_probe)).readiness["a"].clone();
         assert_eq!((ready(true), ready(false)), (Readiness::Ready, Readiness::Coming));
         assert_eq!(roster(desired.wanted(), &evidence(true)).readiness["b"], Readiness::Coming);
@@ -421,8 +431,7 @@ mod tests {
         let world = world(&["a", "b"]);
         let mut desired = desired(0);
         desired.suspended = true;
-        let none = BTreeSet::new();
-        let evidence = evidence(&world, &none, &|_| false);
+        let evidence = evidence(&world, &|_| false);
         let roster = roster(desired.wanted(), &evidence);
         assert_eq!((roster.create.len(), roster.delete.len()), (0, 2));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dunlin_wire::{Authority, Role, TlsFiles, Validity};
 use tokio::time::Instant;
 
-use crate::apply::certificates::{CertificateError, authority_secret, generate, load, operator_names};
+use crate::apply::certificates::{CertificateError, authority_secret, generate, load, names};
 use crate::apply::holds::Key;
 use crate::apply::{Applied, Applier};
 use crate::error::Error;
@@ -52,7 +52,7 @@ impl Trust {
         };
         let authority = load(owner, &secret.data.unwrap_or_default()).map_err(Arc::new)?;
         applied.found(key, version(&secret.metadata), Instant::now());
-        let identity = issue(&authority, Role::Operator, &operator_names(owner))?;
+        let identity = issue(&authority, Role::Operator, &names(owner, Role::Operator, ""))?;
         Ok(Self { authority: Arc::new(authority), identity: Arc::new(identity) })
     }
 
@@ -62,7 +62,7 @@ impl Trust {
     /// When the random source fails.
     pub fn renew_own(&mut self, owner: &Owner) -> Result<(), Error> {
         if is_old(&self.identity) {
-            self.identity = Arc::new(self.issue(Role::Operator, &operator_names(owner))?);
+            self.identity = Arc::new(self.issue(Role::Operator, &names(owner, Role::Operator, ""))?);
         }
         Ok(())
     }
@@ -72,11 +72,8 @@ impl Trust {
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
     pub async fn keep(&self, owner: &Owner, applier: &Applier, applied: &mut Applied) -> Result<(), Error> {
-        let key = authority_key(owner);
-        applied.holds.check(&key, 0, Instant::now())?;
-        let went = applier.apply(&authority_secret(owner, &self.authority)).await;
-        let made = applied.holds.note(key.clone(), 0, went, Instant::now())?;
-        applied.found(key, version(&made.metadata), Instant::now());
+        let version = applier.put(applied, &authority_secret(owner, &self.authority), 0).await?;
+        applied.found(authority_key(owner), version, Instant::now());
         Ok(())
     }
 
@@ -121,7 +118,7 @@ mod tests {
     #[test]
     fn certificates_are_renewed_a_month_before_they_end_and_keep_their_key() {
         let authority = Arc::new(Authority::generate("test").unwrap());
-        let names = operator_names(&owner());
+        let names = names(&owner(), Role::Operator, "");
         let valid = |days: u64| {
             let validity = Validity::For(Duration::from_secs(days * DAY_S));
             Arc::new(authority.issue(Role::Operator, &names, validity).unwrap())

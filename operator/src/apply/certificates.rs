@@ -87,42 +87,21 @@ pub fn files(data: &BTreeMap<String, ByteString>) -> Option<TlsFiles> {
     Some(TlsFiles { authority: text("ca.crt")?, certificate: text("tls.crt")?, key: text("tls.key")? })
 }
 
-/// Names in the certificate of a worker. The last one is what the operator expects.
-#[must_use]
-pub fn worker_names(owner: &Owner, pod: &str) -> [String; 2] {
-    [pod.to_owned(), format!("{pod}.{}.dunlin", owner.name)]
-}
-
-/// Names in the certificate of a conductor: its own as of any worker, and those of the Service in front of it.
-#[must_use]
-pub fn conductor_names(owner: &Owner, pod: &str) -> Vec<String> {
-    let (service, namespace) = (owner.conductor(), &owner.namespace);
-    let [as_pod, as_worker] = worker_names(owner, pod);
-    let (in_namespace, in_cluster) = (format!("{service}.{namespace}"), format!("{service}.{namespace}.svc"));
-    vec![as_pod, service, in_namespace, in_cluster, as_worker]
-}
-
-/// Names in the certificate that all gateways share.
-#[must_use]
-pub fn gateway_names(owner: &Owner) -> Vec<String> {
-    vec![owner.gateway(), format!("gateway.{}.dunlin", owner.name)]
-}
-
-/// Names in the certificate of the pod `pod` with `role`. The last one is what the operator expects.
+/// Names in the certificate of the pod `pod` with `role`; gateways share one. The last name is what the operator expects.
 #[must_use]
 pub fn names(owner: &Owner, role: Role, pod: &str) -> Vec<String> {
+    let as_worker = format!("{pod}.{}.dunlin", owner.name);
     match role {
-        Role::Operator => operator_names(owner),
-        Role::Gateway => gateway_names(owner),
-        Role::Conductor => conductor_names(owner, pod),
-        Role::Stage | Role::Peer | Role::Trainer => worker_names(owner, pod).to_vec(),
+        Role::Operator => vec![format!("operator.{}.dunlin", owner.name)],
+        Role::Gateway => vec![owner.gateway(), format!("gateway.{}.dunlin", owner.name)],
+        Role::Stage | Role::Peer | Role::Trainer => vec![pod.to_owned(), as_worker],
+        // Its own as of any worker, and those of the Service in front of it.
+        Role::Conductor => {
+            let (service, namespace) = (owner.conductor(), &owner.namespace);
+            let (inside, outside) = (format!("{service}.{namespace}"), format!("{service}.{namespace}.svc"));
+            vec![pod.to_owned(), service, inside, outside, as_worker]
+        }
     }
-}
-
-/// Names in the operator's own certificate.
-#[must_use]
-pub fn operator_names(owner: &Owner) -> Vec<String> {
-    vec![format!("operator.{}.dunlin", owner.name)]
 }
 
 fn data<const N: usize>(files: [(&str, &str); N]) -> BTreeMap<String, ByteString> {
@@ -164,7 +143,7 @@ mod tests {
             serde_json::from_value(authority_secret(&owner(), &first)).unwrap();
         let again = load(&owner(), &secret.data.unwrap()).unwrap();
         let leaf = again
-            .issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x"), Validity::Authority)
+            .issue(Role::Stage, &names(&owner(), Role::Stage, "smollm2-spot-x7x7x"), Validity::Authority)
             .unwrap();
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x"));
         assert!(verify(&first, &leaf, "smollm2-spot-x7x7x.smollm2.dunlin"));
@@ -176,18 +155,21 @@ mod tests {
         let swarm = generate(&owner()).unwrap();
         let stage = caller(
             &swarm
-                .issue(Role::Stage, &worker_names(&owner(), "smollm2-spot-x7x7x"), Validity::Authority)
+                .issue(Role::Stage, &names(&owner(), Role::Stage, "smollm2-spot-x7x7x"), Validity::Authority)
                 .unwrap(),
         );
         assert_eq!(stage.role, Role::Stage);
         assert!(stage.is_called("smollm2-spot-x7x7x") && !stage.is_called("smollm2-spot-x7x7x-2"));
-        let gateway =
-            caller(&swarm.issue(Role::Gateway, &gateway_names(&owner()), Validity::Authority).unwrap());
+        let gateway = caller(
+            &swarm.issue(Role::Gateway, &names(&owner(), Role::Gateway, ""), Validity::Authority).unwrap(),
+        );
         assert_eq!(gateway.role, Role::Gateway);
         assert!(gateway.is_called("smollm2-gateway-5d8f7c9b4-x7x7x") && !gateway.is_called("other-gateway"));
         let peer = "tiny-conductor-x7x7x";
         let conductor = caller(
-            &swarm.issue(Role::Conductor, &conductor_names(&owner(), peer), Validity::Authority).unwrap(),
+            &swarm
+                .issue(Role::Conductor, &names(&owner(), Role::Conductor, peer), Validity::Authority)
+                .unwrap(),
         );
         assert_eq!((conductor.role, &*conductor.name), (Role::Conductor, peer));
     }
@@ -195,7 +177,7 @@ mod tests {
     #[test]
     fn a_conductor_is_known_as_its_service_and_as_a_worker() {
         let swarm = generate(&owner()).unwrap();
-        let names = conductor_names(&owner(), "smollm2-conductor-x7x7x");
+        let names = super::names(&owner(), Role::Conductor, "smollm2-conductor-x7x7x");
         let leaf = swarm.issue(Role::Conductor, &names, Validity::Authority).unwrap();
         for name in [
             "smollm2-conductor",
@@ -215,7 +197,8 @@ mod tests {
             let secret = leaf_secret(&owner(), "smollm2-gateway-tls", "gateway", leaf);
             serde_json::from_value::<k8s_openapi::api::core::v1::Secret>(secret).unwrap().data.unwrap()
         };
-        let leaf = ours.issue(Role::Gateway, &gateway_names(&owner()), Validity::Authority).unwrap();
+        let leaf =
+            ours.issue(Role::Gateway, &names(&owner(), Role::Gateway, ""), Validity::Authority).unwrap();
         assert!(is_current(&data(&leaf), &ours, Role::Gateway));
         assert!(!is_current(&data(&leaf), &ours, Role::Stage));
         assert!(!is_current(&data(&leaf), &theirs, Role::Gateway));
@@ -228,7 +211,8 @@ mod tests {
     fn another_swarm_does_not_trust_the_leaf() {
         let ours = generate(&owner()).unwrap();
         let theirs = generate(&Owner { name: "other".into(), ..owner() }).unwrap();
-        let leaf = ours.issue(Role::Operator, &operator_names(&owner()), Validity::Authority).unwrap();
+        let leaf =
+            ours.issue(Role::Operator, &names(&owner(), Role::Operator, ""), Validity::Authority).unwrap();
         assert!(verify(&ours, &leaf, "operator.smollm2.dunlin"));
         assert!(!verify(&theirs, &leaf, "operator.smollm2.dunlin"));
     }

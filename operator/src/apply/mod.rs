@@ -110,15 +110,23 @@ impl Applier {
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
     pub async fn ensure(&self, applied: &mut Applied, object: &Value) -> Result<(), Error> {
-        let now = Instant::now();
-        if applied.is_due(object, now) {
-            let (key, of) = (key(object), fingerprint(object));
-            applied.holds.check(&key, of, now)?;
-            let went = self.apply(object).await;
-            let written = applied.holds.note(key, of, went, Instant::now())?;
-            applied.remember(object, version(&written.metadata), Instant::now());
+        if applied.is_due(object, Instant::now()) {
+            let version = self.put(applied, object, fingerprint(object)).await?;
+            applied.remember(object, version, Instant::now());
         }
         Ok(())
+    }
+
+    /// Applies `object` unless that failed a short while ago; the version that it becomes. `of`: what it says, which is tried at once when it is
+    /// something else.
+    ///
+    /// # Errors
+    /// The API server's refusal, the last one as long as it rests.
+    pub async fn put(&self, applied: &mut Applied, object: &Value, of: u64) -> Result<String, Error> {
+        let key = key(object);
+        applied.holds.check(&key, of, Instant::now())?;
+        let went = self.apply(object).await;
+        Ok(version(&applied.holds.note(key, of, went, Instant::now())?.metadata))
     }
 
     /// Makes the pod of `manifest`. Its name is chosen anew for each pod, so it is left out of the API server's words: they then stay the same

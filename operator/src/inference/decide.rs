@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dunlin_crds::InferenceSwarm;
 use dunlin_wire::Role;
 
 use super::conditions::Facts;
@@ -14,8 +15,12 @@ use crate::deletion::Deletion;
 use crate::observe::{Phase, SwarmView, WorkerView};
 use crate::peers::WorkerState;
 use crate::roster::RoleEvidence;
-use crate::swarm::{Evidence, Rules, Workers};
+use crate::swarm::{Evidence, Policy, Rules, Workers};
 
+/// A settled swarm is looked at again after this long, without any trigger.
+const SETTLED: Duration = Duration::from_secs(60);
+/// An unsettled one after this long.
+const UNSETTLED: Duration = Duration::from_secs(5);
 /// A peer that a gateway cannot reach for this long is replaced, even though it answers the operator.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 
@@ -29,35 +34,37 @@ pub struct Plan {
     pub summary: Option<String>,
 }
 
-/// Decides.
-///
-/// # Errors
-/// The finding of the layout's own check: a bug, nothing may be applied.
-pub fn decide(
-    desired: &Desired,
-    evidence: &Evidence<'_>,
-    mut state: ServingState,
-) -> Result<(Decision, ServingState), String> {
-    let layers = model(desired, evidence).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
-    let layers = layers.or(state.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
-    let unheard = unheard(evidence, &state);
-    let (silent, unheard) =
-        if evidence.is_late() { (unheard, BTreeSet::new()) } else { (BTreeSet::new(), unheard) };
-    let stages = stages(desired, evidence, layers, &silent, &mut state);
-    let planned = plan(desired, evidence, &stages.roster, &mut state)?;
-    let mut facts = facts(desired, evidence, &stages, layers);
-    let shortage = planned.shortage.map(|shortage| ("OutOfMemory".to_owned(), shortage.to_string()));
-    facts.trouble = facts.trouble.or(shortage);
-    let decision = Decision {
-        ready_by_kind: stages.ready_by_kind(&desired.pools, &evidence.view.workers),
-        create: stages.roster.create.into_iter().map(|creation| (Role::Stage, creation)).collect(),
-        delete: stages.roster.delete.into_iter().chain(lost_gateways(evidence)).collect(),
-        facts,
-        unheard: unheard.len(),
-        events: stages.events.into_iter().chain(planned.events).collect(),
-        plan: Plan { summary: planned.summary },
-    };
-    Ok((decision, state))
+impl Policy for InferenceSwarm {
+    fn decide(
+        desired: &Desired,
+        evidence: &Evidence<'_>,
+        mut state: ServingState,
+    ) -> Result<(Decision, ServingState), String> {
+        let layers = model(desired, evidence).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
+        let layers = layers.or(state.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
+        let unheard = unheard(evidence, &state);
+        let (silent, unheard) =
+            if evidence.is_late() { (unheard, BTreeSet::new()) } else { (BTreeSet::new(), unheard) };
+        let stages = stages(desired, evidence, layers, &silent, &mut state);
+        let planned = plan(desired, evidence, &stages.roster, &mut state)?;
+        let mut facts = facts(desired, evidence, &stages, layers);
+        let shortage = planned.shortage.map(|shortage| ("OutOfMemory".to_owned(), shortage.to_string()));
+        facts.trouble = facts.trouble.or(shortage);
+        let decision = Decision {
+            ready_by_kind: stages.ready_by_kind(&desired.pools, &evidence.view.workers),
+            create: stages.roster.create.into_iter().map(|creation| (Role::Stage, creation)).collect(),
+            delete: stages.roster.delete.into_iter().chain(lost_gateways(evidence)).collect(),
+            facts,
+            unheard: unheard.len(),
+            events: stages.events.into_iter().chain(planned.events).collect(),
+            plan: Plan { summary: planned.summary },
+        };
+        Ok((decision, state))
+    }
+
+    fn pause(decision: &Decision, state: &ServingState) -> Duration {
+        if decision.facts.is_whole() && state.suspects.is_empty() { SETTLED } else { UNSETTLED }
+    }
 }
 
 /// What becomes of the stages. `layers`: of the model; `silent`: those that have not answered this leader in time.
@@ -92,18 +99,12 @@ fn stages(
         role: Role::Stage,
         wanted: desired.wanted(),
         evidence: RoleEvidence {
-            workers: &view.workers,
-            answers: evidence.answers,
             unreachable: &unreachable,
             silent,
             superseded: &superseded,
-            awaited: &BTreeSet::new(),
             unplaced: &unplaced,
-            by_probe: false,
             dispensable: &held_without,
-            hold_creation: false,
-            now: evidence.now,
-            silence: evidence.silence,
+            ..evidence.of(&view.workers)
         },
         edition: &desired.edition,
         edition_of: &|worker: &WorkerView| desired.edition_of(worker),

@@ -26,19 +26,6 @@ pub(super) fn held(evidence: &Evidence<'_>, counts: impl Fn(&str) -> bool) -> BT
     holders
 }
 
-/// Facts about a swarm that nobody has looked at.
-pub(super) fn unseen(desired: &Desired) -> Facts {
-    Facts {
-        generation: desired.generation,
-        peers_desired: desired.peers(),
-        gateways_desired: desired.gateways,
-        // Suspended or not: that nothing is left has not been seen.
-        pods: 1,
-        suspended: desired.suspended,
-        ..Facts::default()
-    }
-}
-
 /// What the conditions are made from. `layers`: of the model, 0 while unknown.
 pub(super) fn facts(desired: &Desired, evidence: &Evidence<'_>, stages: &Workers, layers: u32) -> Facts {
     let (view, roster, roll) = (evidence.view, &stages.roster, &stages.roll);

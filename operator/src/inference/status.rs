@@ -5,70 +5,91 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::conditions::conditions;
+use super::conditions::{Facts, conditions};
 use super::decide::Decision;
 use super::desired::Desired;
+use super::state::ServingState;
 use crate::config::Config;
 use crate::labels::{ROLE_STAGE, pool_selector};
 use crate::pools::scaled;
-use crate::swarm::SwarmStatus;
+use crate::status::events::{SwarmEvent, TurnReasons, changes};
+use crate::swarm::{Reporter, SwarmStatus};
+
+/// What Events call the turns of a swarm.
+pub const SERVING: TurnReasons = TurnReasons { ready: "SwarmReady", not_ready: "SwarmNotReady" };
 
 impl SwarmStatus for InferenceSwarmStatus {
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
+    fn conditions(&mut self) -> (&mut Vec<Condition>, &mut Option<i64>) {
+        (&mut self.conditions, &mut self.observed_generation)
     }
 
-    fn peers_ready(&self) -> u32 {
-        self.peers.ready
-    }
-
-    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self {
-        Self { observed_generation: Some(generation), conditions, ..self.clone() }
+    fn peers(&self) -> &PeersStatus {
+        &self.peers
     }
 }
 
-/// What the status should say. `before`: what it says.
-#[must_use]
-pub fn build(
-    swarm: &InferenceSwarm,
-    before: &InferenceSwarmStatus,
-    desired: &Desired,
-    decision: &Decision,
-    epoch: u64,
-    config: &Config,
-) -> InferenceSwarmStatus {
-    let facts = &decision.facts;
-    let gateway = format!(
-        "{}-gateway.{}.{}",
-        swarm.name_any(),
-        swarm.namespace().unwrap_or_default(),
-        config.service_domain
-    );
-    // Without a new plan the last one is still what the workers follow.
-    let plan = decision.plan.summary.clone().map(|summary| PlanStatus { summary });
-    InferenceSwarmStatus {
-        observed_generation: Some(facts.generation),
-        conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
-        model: Some(desired.model.clone()),
-        epoch,
-        layers: LayersStatus {
-            total: facts.layers,
-            served: facts.served,
-            shadowed: facts.shadowed,
-            display: format!("{}/{}", facts.served, facts.layers),
-        },
-        peers: PeersStatus {
-            desired: facts.peers_desired,
-            ready: facts.peers_ready,
-            by_spot: decision.ready_by_kind.0,
-            by_on_demand: decision.ready_by_kind.1,
-            display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
-        },
-        capacity_percent: percent(facts.peers_ready, desired.peers()),
-        url: Some(format!("http://{gateway}/v1")),
-        plan: plan.or_else(|| before.plan.clone()),
-        replicas: facts.replicas,
-        selector: scaled(&desired.pools).map(|pool| pool_selector(&swarm.name_any(), ROLE_STAGE, pool)),
+impl Reporter for InferenceSwarm {
+    fn unseen(desired: &Desired) -> Facts {
+        Facts {
+            generation: desired.generation,
+            peers_desired: desired.peers(),
+            gateways_desired: desired.gateways,
+            // Suspended or not: that nothing is left has not been seen.
+            pods: 1,
+            suspended: desired.suspended,
+            ..Facts::default()
+        }
+    }
+
+    fn obstacles(facts: &mut Facts) -> (&mut Option<String>, &mut Option<(String, String)>) {
+        (&mut facts.waiting, &mut facts.trouble)
+    }
+
+    fn next_status(
+        &self,
+        before: &InferenceSwarmStatus,
+        desired: &Desired,
+        decision: &Decision,
+        state: &ServingState,
+        config: &Config,
+    ) -> InferenceSwarmStatus {
+        let facts = &decision.facts;
+        let gateway = format!(
+            "{}-gateway.{}.{}",
+            self.name_any(),
+            self.namespace().unwrap_or_default(),
+            config.service_domain
+        );
+        // Without a new plan the last one is still what the workers follow.
+        let plan = decision.plan.summary.clone().map(|summary| PlanStatus { summary });
+        InferenceSwarmStatus {
+            observed_generation: Some(facts.generation),
+            conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+            model: Some(desired.model.clone()),
+            epoch: state.epoch(),
+            layers: LayersStatus {
+                total: facts.layers,
+                served: facts.served,
+                shadowed: facts.shadowed,
+                display: format!("{}/{}", facts.served, facts.layers),
+            },
+            peers: PeersStatus {
+                desired: facts.peers_desired,
+                ready: facts.peers_ready,
+                by_spot: decision.ready_by_kind.0,
+                by_on_demand: decision.ready_by_kind.1,
+                display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
+            },
+            capacity_percent: percent(facts.peers_ready, desired.peers()),
+            url: Some(format!("http://{gateway}/v1")),
+            plan: plan.or_else(|| before.plan.clone()),
+            replicas: facts.replicas,
+            selector: scaled(&desired.pools).map(|pool| pool_selector(&self.name_any(), ROLE_STAGE, pool)),
+        }
+    }
+
+    fn turns(before: &InferenceSwarmStatus, after: &InferenceSwarmStatus) -> Vec<SwarmEvent> {
+        changes(&before.conditions, &after.conditions, SERVING)
     }
 }
 
@@ -82,7 +103,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::inference::Facts;
     use crate::key::Kind;
     use crate::swarm::first_status;
     use crate::testing::{self, config, kstatus, object};
@@ -109,7 +129,7 @@ mod tests {
         let (swarm, config) = (swarm(facts.generation), config());
         let desired = Desired::new(&swarm, &config);
         let decision = Decision { facts: facts.clone(), ..Decision::default() };
-        build(&swarm, before, &desired, &decision, 1, &config)
+        swarm.next_status(before, &desired, &decision, &ServingState::default(), &config)
     }
 
     #[test]

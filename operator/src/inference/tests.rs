@@ -1,7 +1,7 @@
 //! Reconciliations against a mocked API server: which calls, in which order.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use clap::Parser;
 use dunlin_swarm::ModelSizes;
@@ -10,7 +10,6 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::store;
 use kube::runtime::watcher;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -19,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::apply::Applier;
 use crate::config::Config;
+use crate::error::Error;
 use crate::key::SwarmKey;
 use crate::metrics::Metrics;
 use crate::observe::Caches;
@@ -26,6 +26,7 @@ use crate::peers::report::Report;
 use crate::peers::talk::{Answering, Question, Talk};
 use crate::peers::{Connect, Monitor, Target, WorkerState};
 use crate::swarm::Controller;
+use crate::swarm::context::Context;
 use crate::testing::{Seen, Server, described, kinds, mock_client};
 
 /// Every worker answers Ready, holding what it was last told; the model has 30 layers.
@@ -142,7 +143,6 @@ fn serve(mut server: Server, seen: Seen, published: Stored, refuse: &'static str
 struct World {
     controller: Arc<Controller<InferenceSwarm>>,
     context: Arc<Context>,
-    pods: kube::runtime::reflector::store::Writer<Pod>,
     seen: Seen,
     published: Stored,
     _server: JoinHandle<()>,
@@ -155,18 +155,17 @@ fn world(refuse: &'static str) -> World {
     let server = serve(server, seen.clone(), published.clone(), refuse);
     let metrics = Arc::new(Metrics::default());
     let (triggers, _) = broadcast::channel(16);
-    let (reader, pods) = store::<Pod>();
     let context = Arc::new(Context {
         applier: Applier::new(client.clone(), Arc::clone(&metrics)),
         monitor: Monitor::new(Arc::new(Workers), triggers, Duration::from_secs(3)),
         recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
         client,
         config: Config::try_parse_from(["dunlin-operator", "--worker-image", "w:1"]).unwrap(),
-        caches: Caches::new(reader, BTreeMap::new()),
+        caches: Caches::default(),
         metrics,
     });
     let controller = Arc::new(Controller::new(Arc::clone(&context)));
-    World { controller, context, pods, seen, published, _server: server }
+    World { controller, context, seen, published, _server: server }
 }
 
 fn swarm(generation: i64, suspend: bool) -> Arc<InferenceSwarm> {
@@ -190,6 +189,10 @@ fn swarm(generation: i64, suspend: bool) -> Arc<InferenceSwarm> {
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
+fn key() -> SwarmKey {
+    SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() }
+}
+
 impl World {
     async fn reconcile(&self, swarm: &Arc<InferenceSwarm>) -> Result<Action, Error> {
         Controller::reconcile(Arc::clone(swarm), Arc::clone(&self.controller)).await
@@ -203,7 +206,7 @@ impl World {
             pod["metadata"]["uid"] = json!(format!("uid-{name}"));
             pod["spec"]["nodeName"] = json!(format!("n{i}"));
             pod["status"] = json!({"phase": "Running", "podIP": format!("10.0.0.{i}")});
-            self.pods.apply_watcher_event(&watcher::Event::Apply(serde_json::from_value(pod).unwrap()));
+            self.context.caches.take_pod(&watcher::Event::Apply(serde_json::from_value(pod).unwrap()));
             names.push(name);
         }
         self.seen.clear();
@@ -212,10 +215,9 @@ impl World {
 
     /// The container of a worker fails; what was seen before is forgotten.
     fn fail(&mut self, name: &dunlin_swarm::PeerName) {
-        let reference = ObjectRefOf::new(name.as_str()).within("default");
-        let mut pod = self.context.caches.pod(&reference).unwrap();
+        let mut pod = self.context.caches.pod(&key(), name.as_str()).unwrap();
         pod.status.as_mut().unwrap().phase = Some("Failed".into());
-        self.pods.apply_watcher_event(&watcher::Event::Apply(pod));
+        self.context.caches.take_pod(&watcher::Event::Apply(pod));
         self.seen.clear();
     }
 
@@ -228,8 +230,7 @@ impl World {
     }
 
     fn topology(&self) -> dunlin_swarm::Topology {
-        let key = SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "smollm2".into() };
-        self.controller.memories.ask(&key, |memory| memory.state.topology.clone()).flatten().unwrap()
+        self.controller.memories.ask(&key(), |memory| memory.state.topology.clone()).flatten().unwrap()
     }
 }
 
@@ -572,10 +573,9 @@ async fn a_pod_that_lost_its_label_is_deleted_and_replaced() {
     world.reconcile(&manifest).await.unwrap();
     let names = world.run_pods();
     world.settle(&manifest).await;
-    let reference = ObjectRefOf::new(&names[0]).within("default");
-    let mut pod = world.context.caches.pod(&reference).unwrap();
+    let mut pod = world.context.caches.pod(&key(), &names[0]).unwrap();
     pod.metadata.labels.as_mut().unwrap().remove("dunlin.dev/swarm");
-    world.pods.apply_watcher_event(&watcher::Event::Apply(pod));
+    world.context.caches.take_pod(&watcher::Event::Apply(pod));
     world.seen.clear();
     world.reconcile(&manifest).await.unwrap();
     let calls = world.seen.calls();
@@ -610,5 +610,3 @@ async fn a_swarm_that_is_being_deleted_is_left_alone() {
     world.reconcile(&Arc::new(deleted)).await.unwrap();
     assert!(world.seen.calls().is_empty());
 }
-
-type ObjectRefOf = kube::runtime::reflector::ObjectRef<Pod>;

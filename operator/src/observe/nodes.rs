@@ -15,6 +15,8 @@ use super::pods::{NodeView, node};
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     views: BTreeMap<String, NodeView>,
+    /// Those that carry a spot marker.
+    spot: BTreeSet<String>,
     /// Deleted, and kept for the pods on them.
     gone: BTreeSet<String>,
     /// Names in the list that is being read after an interruption.
@@ -22,14 +24,14 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Nodes known from the start.
-    pub fn new(views: BTreeMap<String, NodeView>) -> Self {
-        Self { views, ..Self::default() }
+    /// The node `name`.
+    pub fn get(&self, name: &str) -> Option<&NodeView> {
+        self.views.get(name)
     }
 
-    /// Every node by name.
-    pub fn views(&self) -> &BTreeMap<String, NodeView> {
-        &self.views
+    /// Some node of the cluster carries a spot marker.
+    pub fn is_spot_marked(&self) -> bool {
+        !self.spot.is_empty()
     }
 
     /// Takes what the watch says; the names of nodes that are another than before.
@@ -70,6 +72,11 @@ impl Nodes {
         let new = node(object);
         let name = new.name.clone();
         self.gone.remove(&name);
+        if new.spot {
+            self.spot.insert(name.clone());
+        } else {
+            self.spot.remove(&name);
+        }
         let changed = self.views.insert(name.clone(), new.clone()).is_none_or(|old| old != new);
         changed.then_some(name).into_iter().collect()
     }
@@ -78,6 +85,7 @@ impl Nodes {
         let gone = NodeView { name: name.clone(), ready: false, ..NodeView::default() };
         let changed = self.views.insert(name.clone(), gone).is_none_or(|old| old.ready);
         self.gone.insert(name.clone());
+        self.spot.remove(&name);
         changed.then_some(name)
     }
 }
@@ -97,7 +105,7 @@ mod tests {
     }
 
     fn ready(nodes: &Nodes) -> Vec<(&str, bool)> {
-        nodes.views().values().map(|n| (n.name.as_str(), n.ready)).collect()
+        nodes.views.values().map(|n| (n.name.as_str(), n.ready)).collect()
     }
 
     fn list(nodes: &mut Nodes, names: &[&str]) -> Vec<String> {
@@ -138,6 +146,6 @@ mod tests {
         nodes.forget_gone(|name| name == "a");
         assert_eq!(ready(&nodes), [("a", false)]);
         nodes.forget_gone(|_| false);
-        assert!(nodes.views().is_empty());
+        assert!(nodes.views.is_empty());
     }
 }

@@ -6,6 +6,7 @@ use dunlin_wire::Role;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use super::nodes::Nodes;
 use super::owner::owned_by;
 use super::pods::{Blocked, NodeView, Phase, WorkerView, blocked, has_role, worker};
 use crate::deletion::Deletion;
@@ -56,10 +57,10 @@ pub struct SwarmView {
 }
 
 impl SwarmView {
-    /// The view made from all pods of a swarm and the nodes, by name.
+    /// The view made from all pods of a swarm and the nodes.
     #[must_use]
-    pub fn new<'a>(pods: impl Iterator<Item = &'a Pod>, nodes: &BTreeMap<String, NodeView>) -> Self {
-        let mut view = Self { spot_nodes_marked: nodes.values().any(|n| n.spot), ..Self::default() };
+    pub(super) fn new<'a>(pods: impl Iterator<Item = &'a Pod>, nodes: &Nodes) -> Self {
+        let mut view = Self { spot_nodes_marked: nodes.is_spot_marked(), ..Self::default() };
         for pod in pods {
             let node = pod.spec.as_ref().and_then(|s| nodes.get(s.node_name.as_deref()?));
             if is_stray(pod) {

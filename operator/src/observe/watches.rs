@@ -1,10 +1,10 @@
 //! Watches of pods, nodes and other objects that fill the caches and say which swarms to look at again. They run on every replica, so that a new leader
 //! starts with a full picture.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
@@ -13,140 +13,94 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta};
-use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tracing::warn;
 
 use super::children::{Children, Seen};
+use super::index::Pods;
 use super::nodes::Nodes;
-use super::owner::{owned_by, swarm_of};
-use super::pods::NodeView;
+use super::owner::owned_by;
 use super::view::SwarmView;
 use crate::key::SwarmKey;
 use crate::labels::{MANAGER, SWARM};
 
 /// What the watches have seen.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Caches {
-    pods: Store<Pod>,
+    pods: Arc<RwLock<Pods>>,
     nodes: Arc<RwLock<Nodes>>,
     children: Arc<RwLock<Children>>,
 }
 
 impl Caches {
-    /// Caches over a filled store and known nodes.
-    #[must_use]
-    pub fn new(pods: Store<Pod>, nodes: BTreeMap<String, NodeView>) -> Self {
-        Self { pods, nodes: Arc::new(RwLock::new(Nodes::new(nodes))), children: Arc::default() }
-    }
-
     /// One swarm at this moment. `uid`: of the swarm, which may have had a predecessor of its name; `created`: pods just made that the watch may
     /// not have seen yet.
     #[must_use]
     pub fn view(&self, swarm: &SwarmKey, uid: &str, created: &[Pod]) -> SwarmView {
-        let ours = |pod: &Pod| {
-            swarm_of(pod).as_ref() == Some(swarm) && owned_by(pod).is_none_or(|owner| owner.uid == uid)
-        };
-        let seen = self.pods.state_filter(ours);
-        let known = |pod: &&Pod| !seen.iter().any(|s| s.name_any() == pod.name_any());
-        let pods = seen.iter().map(AsRef::as_ref).chain(created.iter().filter(known));
-        SwarmView::new(pods, self.nodes().views())
+        // In the order in which `take_node` locks them, too.
+        let (pods, nodes) = (read(&self.pods), read(&self.nodes));
+        let ours = pods.of(swarm).filter(|pod| owned_by(*pod).is_none_or(|owner| owner.uid == uid));
+        let created = created.iter().filter(|pod| !pods.has(&swarm.namespace, &pod.name_any()));
+        SwarmView::new(ours.chain(created), &nodes)
     }
 
-    /// Whether the watch has seen this pod.
+    /// Whether the watch has seen this pod, as one of a swarm.
     #[must_use]
     pub fn has_pod(&self, namespace: &str, name: &str) -> bool {
-        self.pods.get(&ObjectRef::new(name).within(namespace)).is_some()
+        read(&self.pods).has(namespace, name)
     }
 
     /// A pod as the watch last saw it.
     #[cfg(test)]
-    pub fn pod(&self, reference: &ObjectRef<Pod>) -> Option<Pod> {
-        self.pods.get(reference).map(|pod| (*pod).clone())
+    pub fn pod(&self, swarm: &SwarmKey, name: &str) -> Option<Pod> {
+        read(&self.pods).of(swarm).find(|pod| pod.name_any() == name).cloned()
     }
 
-    /// Waits until pods have been listed once.
-    pub async fn synced(&self) {
-        // An error means that the watch ended: the process is going down.
-        let _ = self.pods.wait_until_ready().await;
+    /// Takes what a watch says about pods; the swarms to look at again.
+    pub(crate) fn take_pod(&self, event: &watcher::Event<Pod>) -> BTreeSet<SwarmKey> {
+        write(&self.pods).take(event)
     }
 
     /// What is known of the objects of `swarm` that are no pods.
     #[must_use]
     pub fn children(&self, swarm: &SwarmKey) -> Seen {
-        self.children.read().unwrap_or_else(PoisonError::into_inner).of(swarm)
+        read(&self.children).of(swarm)
     }
 
     /// Does what a watch of `kind` would.
     #[cfg(test)]
     pub fn tell<K: ResourceExt>(&self, kind: &'static str, event: &watcher::Event<K>) {
-        self.children.write().unwrap_or_else(PoisonError::into_inner).take(kind, event, |_| None);
+        write(&self.children).take(kind, event, |_| None);
     }
 
     /// Objects of `kind` are watched from now on.
     #[cfg(test)]
     pub fn watch(&self, kind: &'static str) {
-        let mut children = self.children.write().unwrap_or_else(PoisonError::into_inner);
+        let mut children = write(&self.children);
         children.watch(kind);
         children.take::<Pod>(kind, &watcher::Event::InitDone, |_| None);
     }
 
-    fn nodes(&self) -> RwLockReadGuard<'_, Nodes> {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes what a watch says about nodes; the swarms with pods on those for which that changes anything.
     fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<SwarmKey> {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let (pods, mut nodes) = (read(&self.pods), write(&self.nodes));
         let changed = nodes.take(event);
-        let on = |pod: &Pod, name: &str| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name);
         if matches!(event, watcher::Event::Delete(_) | watcher::Event::InitDone) {
-            nodes.forget_gone(|name| self.pods.find(|pod| on(pod, name)).is_some());
+            nodes.forget_gone(|name| pods.swarms_on(name).next().is_some());
         }
-        drop(nodes);
-        if changed.is_empty() {
-            return BTreeSet::new();
-        }
-        let on_them = |pod: &Pod| changed.iter().any(|name| on(pod, name));
-        self.pods.state_filter(on_them).iter().filter_map(|pod| swarm_of(pod.as_ref())).collect()
-    }
-
-    /// Every swarm with pods.
-    fn swarms(&self) -> BTreeSet<SwarmKey> {
-        self.pods.state().iter().filter_map(|pod| swarm_of(pod.as_ref())).collect()
+        changed.iter().flat_map(|name| pods.swarms_on(name)).cloned().collect()
     }
 }
 
-/// Which swarms to look at again after events about pods. A list that the watch begins anew with shows in the cache only when it is
-/// complete, and lacks what was deleted during the interruption: then everybody is meant who has pods in it or had some before.
-#[derive(Default)]
-struct Concerned {
-    listed: BTreeSet<SwarmKey>,
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Concerned {
-    /// By `event`, which the cache has taken. `swarms`: those with pods in the cache.
-    fn by(
-        &mut self,
-        event: &watcher::Event<Pod>,
-        swarms: impl Fn() -> BTreeSet<SwarmKey>,
-    ) -> BTreeSet<SwarmKey> {
-        match event {
-            watcher::Event::Apply(pod) | watcher::Event::Delete(pod) => swarm_of(pod).into_iter().collect(),
-            watcher::Event::Init => {
-                self.listed.extend(swarms());
-                BTreeSet::new()
-            }
-            watcher::Event::InitApply(pod) => {
-                self.listed.extend(swarm_of(pod));
-                BTreeSet::new()
-            }
-            watcher::Event::InitDone => std::mem::take(&mut self.listed),
-        }
-    }
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is watched, and where.
@@ -186,20 +140,9 @@ where
     // Of a handful of kinds, each once.
     let kind: &'static str = Box::leak(K::kind(&()).into_owned().into_boxed_str());
     let (children, triggers) = (Arc::clone(&caches.children), triggers.clone());
-    children.write().unwrap_or_else(PoisonError::into_inner).watch(kind);
-    watcher(api, watcher::Config::default().labels(SWARM))
-        .default_backoff()
-        .inspect_err(move |error| warn!(%error, kind, "watching objects of swarms"))
-        .filter_map(|event| async move { event.ok() })
-        .for_each(move |event| {
-            let mut children = children.write().unwrap_or_else(PoisonError::into_inner);
-            for swarm in children.take(kind, &event, failure) {
-                // Nobody listens on a replica that is not the leader.
-                let _ = triggers.send(swarm);
-            }
-            std::future::ready(())
-        })
-        .boxed()
+    write(&children).watch(kind);
+    let ours = watcher::Config::default().labels(SWARM);
+    each(api, ours, kind, move |event| tell(&triggers, write(&children).take(kind, &event, failure)))
 }
 
 /// Objects of which metadata say all that matters.
@@ -217,16 +160,14 @@ fn replica_failure(deployment: &Deployment) -> Option<String> {
     Some(format!("{start}{stem}…{end}"))
 }
 
-/// The caches, and the future that keeps them up to date for ever.
+/// The caches, whether they have seen all pods once, and the future that keeps them up to date for ever.
 pub fn run(
     client: &Client,
     scope: &Scope,
     triggers: broadcast::Sender<SwarmKey>,
-) -> (Caches, impl Future<Output = ()> + Send + 'static) {
-    let (pods, writer) = store::<Pod>();
-    let caches = Caches::new(pods, BTreeMap::new());
-    let api: Api<Pod> = scope.api(client);
-    let watch_nodes = scope.nodes;
+) -> (Caches, watch::Receiver<bool>, impl Future<Output = ()> + Send + 'static) {
+    let caches = Caches::default();
+    let (sync, synced) = watch::channel(false);
     let mut objects = vec![
         follow::<Metadata<Service>>(scope.api(client), &caches, &triggers, |_| None),
         follow::<Deployment>(scope.api(client), &caches, &triggers, replica_failure),
@@ -238,46 +179,56 @@ pub fn run(
         objects.push(follow::<Metadata<Secret>>(scope.api(client), &caches, &triggers, |_| None));
     }
     let (pod_triggers, pod_caches) = (triggers.clone(), caches.clone());
-    let mut concerned = Concerned::default();
     // By a label that does not say whose they are: who loses one that does is seen all the same.
-    let managed = format!("app.kubernetes.io/managed-by={MANAGER}");
-    let pods = watcher(api, watcher::Config::default().labels(&managed))
+    let managed = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let pods = each(scope.api::<Pod>(client), managed, "pods", move |event| {
+        let concerned = pod_caches.take_pod(&event);
+        if matches!(event, watcher::Event::InitDone) {
+            sync.send_replace(true);
+        }
+        tell(&pod_triggers, concerned);
+    });
+    if scope.nodes {
+        let (nodes, caches) = (Api::<Node>::all(client.clone()), caches.clone());
+        let everything = watcher::Config::default();
+        objects
+            .push(each(nodes, everything, "nodes", move |event| tell(&triggers, caches.take_node(&event))));
+    }
+    objects.push(pods);
+    (caches, synced, futures::future::join_all(objects).map(drop))
+}
+
+/// Watches for ever and hands `take` each event.
+fn each<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    what: &'static str,
+    mut take: impl FnMut(watcher::Event<K>) + Send + 'static,
+) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    watcher(api, config)
         .default_backoff()
-        .reflect(writer)
-        .inspect_err(|error| warn!(%error, "watching pods"))
+        .inspect_err(move |error| warn!(%error, what, "watching"))
         .filter_map(|event| async move { event.ok() })
         .for_each(move |event| {
-            for swarm in concerned.by(&event, || pod_caches.swarms()) {
-                // Nobody listens on a replica that is not the leader.
-                let _ = pod_triggers.send(swarm);
-            }
+            take(event);
             std::future::ready(())
-        });
-    let nodes_client = client.clone();
-    let node_caches = caches.clone();
-    let nodes = async move {
-        if !watch_nodes {
-            return;
-        }
-        watcher(Api::<Node>::all(nodes_client), watcher::Config::default())
-            .default_backoff()
-            .inspect_err(|error| warn!(%error, "watching nodes"))
-            .filter_map(|event| async move { event.ok() })
-            .for_each(move |event| {
-                for swarm in node_caches.take_node(&event) {
-                    let _ = triggers.send(swarm);
-                }
-                std::future::ready(())
-            })
-            .await;
-    };
-    (caches, async move {
-        futures::join!(pods, nodes, futures::future::join_all(objects));
-    })
+        })
+        .boxed()
+}
+
+/// Has swarms looked at again. Nobody listens on a replica that is not the leader.
+fn tell(triggers: &broadcast::Sender<SwarmKey>, swarms: BTreeSet<SwarmKey>) {
+    for swarm in swarms {
+        let _ = triggers.send(swarm);
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use kube::client::Body;
@@ -315,9 +266,8 @@ mod tests {
 
     #[test]
     fn a_node_triggers_the_swarms_on_it_once_per_change() {
-        let (reader, mut writer) = store::<Pod>();
-        writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
-        let caches = Caches::new(reader, BTreeMap::new());
+        let caches = Caches::default();
+        caches.take_pod(&watcher::Event::Apply(pod("a", "n1")));
         let ours = BTreeSet::from([swarm()]);
         assert_eq!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))), ours);
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
@@ -365,10 +315,11 @@ mod tests {
         let server = serve(server, pods, vec![both(), vec![node_object("n1", "True")]]);
         let (triggers, mut triggered) = broadcast::channel(64);
         let everything = Scope { namespace: String::new(), nodes: true, secrets: true };
-        let (caches, watches) = run(&client, &everything, triggers);
+        let (caches, synced, watches) = run(&client, &everything, triggers);
         let watches = tokio::spawn(watches);
         // Virtual time passes only when everything else waits: both lists have been read by then.
         tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(*synced.borrow());
         let view = caches.view(&swarm(), "", &[]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(view.workers["a"].phase, Phase::Running);
@@ -396,23 +347,9 @@ mod tests {
     }
 
     #[test]
-    fn a_swarm_whose_last_pod_is_missing_in_a_new_list_is_looked_at_again() {
-        let (ours, none) = (BTreeSet::from([swarm()]), BTreeSet::new());
-        let mut concerned = Concerned::default();
-        assert_eq!(concerned.by(&watcher::Event::Init, || ours.clone()), none);
-        assert_eq!(concerned.by(&watcher::Event::InitDone, BTreeSet::new), ours);
-        // And one that is new in it only when the cache has it.
-        assert_eq!(concerned.by(&watcher::Event::Init, BTreeSet::new), none);
-        assert_eq!(concerned.by(&watcher::Event::InitApply(pod("a", "n1")), BTreeSet::new), none);
-        assert_eq!(concerned.by(&watcher::Event::InitDone, BTreeSet::new), ours);
-        assert_eq!(concerned.by(&watcher::Event::Apply(pod("a", "n1")), BTreeSet::new), ours);
-    }
-
-    #[test]
     fn pods_just_created_are_in_the_view_before_the_watch_sees_them() {
-        let (reader, mut writer) = store::<Pod>();
-        writer.apply_watcher_event(&watcher::Event::Apply(pod("a", "n1")));
-        let caches = Caches::new(reader, BTreeMap::new());
+        let caches = Caches::default();
+        caches.take_pod(&watcher::Event::Apply(pod("a", "n1")));
         let view = caches.view(&swarm(), "", &[pod("a", "n1"), pod("b", "n1")]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
         for other in

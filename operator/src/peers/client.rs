@@ -135,14 +135,14 @@ mod tests {
     use tonic::transport::Server;
 
     use super::*;
-    use crate::apply::certificates::{generate, operator_names, worker_names};
+    use crate::apply::certificates::{generate, names};
     use crate::testing::owner;
 
     const POD: &str = "smollm2-spot-x7x7x";
 
     /// A worker of `authority` that answers every question; its address and what it was asked.
     async fn worker(authority: &Authority) -> (String, mpsc::Receiver<control::Question>) {
-        let names = worker_names(&owner(), POD);
+        let names = names(&owner(), Role::Stage, POD);
         let tls = authority.issue(dunlin_wire::Role::Stage, &names, Validity::Authority).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
@@ -179,8 +179,9 @@ mod tests {
     }
 
     fn target(addr: &str, role: Role, trusted: &Authority, ours: &Authority, server_name: &str) -> Target {
-        let mut identity =
-            ours.issue(dunlin_wire::Role::Operator, &operator_names(&owner()), Validity::Authority).unwrap();
+        let mut identity = ours
+            .issue(dunlin_wire::Role::Operator, &names(&owner(), Role::Operator, ""), Validity::Authority)
+            .unwrap();
         identity.authority = trusted.certificate().to_owned();
         let (addr, server_name) = (addr.to_owned(), server_name.to_owned());
         Target { name: POD.into(), role, addr, server_name, identity: Arc::new(identity) }

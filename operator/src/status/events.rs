@@ -114,11 +114,10 @@ impl SwarmEvent {
 #[must_use]
 pub fn noun(role: Role) -> &'static str {
     match role {
-        Role::Operator => "Operator",
-        Role::Gateway => "Gateway",
-        Role::Stage | Role::Peer => "Peer",
         Role::Conductor => "Conductor",
         Role::Trainer => "Trainer",
+        // There are none about others.
+        _ => "Peer",
     }
 }
 

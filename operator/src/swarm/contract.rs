@@ -1,9 +1,10 @@
-//! What a kind of swarm is to the controller: what its manifest asks for, the decision about it, and the objects that only it has.
+//! What a kind of swarm is to the controller: a [`SwarmKind`], with a [`Policy`] that decides, a [`Reporter`] that tells and a [`Writer`].
 
 use std::fmt::Debug;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::time::Duration;
 
+use dunlin_crds::PeersStatus;
 use dunlin_wire::Role;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource;
@@ -50,14 +51,14 @@ pub struct Decision<Facts, Plan> {
 }
 
 /// The decision about a swarm of kind `S`.
-pub type DecisionOf<S> = Decision<<S as Swarm>::Facts, <S as Swarm>::Plan>;
+pub type DecisionOf<S> = Decision<<S as SwarmKind>::Facts, <S as SwarmKind>::Plan>;
 /// What is remembered about one.
-pub type MemoryOf<S> = Memory<<S as Swarm>::State, <S as Swarm>::Own>;
+pub type MemoryOf<S> = Memory<<S as SwarmKind>::State, <S as SwarmKind>::Own>;
 /// What no decision about one sees.
-pub type ResourcesOf<S> = Resources<<S as Swarm>::Own>;
+pub type ResourcesOf<S> = Resources<<S as SwarmKind>::Own>;
 
 /// One pass over one swarm, from the decision on: everything is read, nothing changes.
-pub struct Pass<'a, S: Swarm> {
+pub struct Pass<'a, S: SwarmKind> {
     /// The swarm as the owner of its children.
     pub owner: &'a Owner,
     /// `metadata.generation` of its manifest.
@@ -74,19 +75,8 @@ pub struct Pass<'a, S: Swarm> {
     pub context: &'a Context,
 }
 
-/// The status of a kind of swarm, as far as all have the same.
-pub trait SwarmStatus: Clone + Default + PartialEq + Serialize + Send + Sync {
-    /// Its conditions.
-    fn conditions(&self) -> &[Condition];
-    /// Its peers that are Ready.
-    fn peers_ready(&self) -> u32;
-    /// The same status with other conditions, of the manifest of `generation`.
-    #[must_use]
-    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self;
-}
-
-/// A kind of swarm. [`Self::decide`] is the policy, and pure; around it are the manifest, the status, and what the controller writes and says.
-pub trait Swarm:
+/// A kind of swarm: what of it has which type, and what its manifest asks for.
+pub trait SwarmKind:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()>
     + HasStatus<Status: SwarmStatus>
     + Clone
@@ -115,10 +105,11 @@ pub trait Swarm:
     fn desired(&self, config: &Config) -> Self::Desired;
 
     /// What a new leader starts from: what the status says of decisions of an earlier one.
-    fn restored(&self) -> Self::State {
-        Self::State::default()
-    }
+    fn restored(&self) -> Self::State;
+}
 
+/// Decides about swarms of a kind. Pure.
+pub trait Policy: SwarmKind {
     /// Decides, from what is known and from what the last decision handed on.
     ///
     /// # Errors
@@ -129,11 +120,25 @@ pub trait Swarm:
         state: Self::State,
     ) -> Result<(DecisionOf<Self>, Self::State), String>;
 
+    /// When to look again at a swarm of which nobody reports anything new.
+    fn pause(decision: &DecisionOf<Self>, state: &Self::State) -> Duration;
+}
+
+/// The status of a kind of swarm, as far as all have the same.
+pub trait SwarmStatus: Clone + Default + PartialEq + Serialize + Send + Sync {
+    /// Its conditions, and the generation of the manifest that it speaks about.
+    fn conditions(&mut self) -> (&mut Vec<Condition>, &mut Option<i64>);
+    /// Its peers.
+    fn peers(&self) -> &PeersStatus;
+}
+
+/// Tells about swarms of a kind. Pure but for the time of conditions that change.
+pub trait Reporter: SwarmKind {
     /// Facts about a swarm that nobody has looked at.
     fn unseen(desired: &Self::Desired) -> Self::Facts;
 
-    /// Facts about one of which `failure` has kept something from being written.
-    fn blame(facts: &mut Self::Facts, failure: &Error);
+    /// What is waited for in `facts`, and what a user must mend.
+    fn obstacles(facts: &mut Self::Facts) -> (&mut Option<String>, &mut Option<(String, String)>);
 
     /// What the status should say. `before`: what it says.
     fn next_status(
@@ -147,20 +152,18 @@ pub trait Swarm:
 
     /// What the change of the status means.
     fn turns(before: &Self::Status, after: &Self::Status) -> Vec<SwarmEvent>;
+}
 
-    /// When to look again at a swarm of which nobody reports anything new.
-    fn pause(decision: &DecisionOf<Self>, state: &Self::State) -> Duration;
-
-    /// Somebody has changed or deleted the objects `touched`.
-    fn touched(_own: &mut Self::Own, _owner: &Owner, _touched: &[Key]) {}
-
-    /// Reads back what an earlier leader has published.
+/// Writes what only a kind of swarm has, and says what its workers are told.
+pub trait Writer: SwarmKind {
+    /// Forgets what somebody has `touched`, and reads back what an earlier leader has published.
     fn recover(
         _owner: &Owner,
         _context: &Context,
+        _touched: &[Key],
         _memory: &mut MemoryOf<Self>,
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        std::future::ready(Ok(()))
+        ready(Ok(()))
     }
 
     /// Publishes what orders follow from. Nothing else is written when that fails, and no orders are given when another leader has published.
@@ -168,7 +171,7 @@ pub trait Swarm:
         _pass: &Pass<'_, Self>,
         _resources: &mut ResourcesOf<Self>,
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        std::future::ready(Ok(()))
+        ready(Ok(()))
     }
 
     /// What workers should know and do, by pod name.
@@ -186,9 +189,14 @@ pub trait Swarm:
         _resources: &mut ResourcesOf<Self>,
         _refusals: &mut Refusals,
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        std::future::ready(Ok(()))
+        ready(Ok(()))
     }
 
     /// The manifest of the pod `name` with `role` in `pool`.
     fn pod(pass: &Pass<'_, Self>, role: Role, pool: &PoolTemplate, name: &str) -> Value;
 }
+
+/// All of it: what the controller can reconcile.
+pub trait Swarm: Policy + Reporter + Writer {}
+
+impl<S: Policy + Reporter + Writer> Swarm for S {}

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::observe::SwarmView;
+use crate::observe::{SwarmView, WorkerView};
 use crate::peers::Answer;
 use crate::peers::report::Report;
-use crate::roster::LOADING_PATIENCE;
+use crate::roster::{LOADING_PATIENCE, RoleEvidence};
 
 /// What is known about a swarm at one moment.
 #[derive(Clone, Copy)]
@@ -26,6 +26,12 @@ pub struct Evidence<'a> {
 }
 
 impl<'a> Evidence<'a> {
+    /// What is known of `workers`, as long as nothing is out of the ordinary with them.
+    #[must_use]
+    pub fn of(&self, workers: &'a BTreeMap<String, WorkerView>) -> RoleEvidence<'a> {
+        RoleEvidence::plain(workers, self.answers, self.now, self.silence)
+    }
+
     /// The newest report of a worker.
     #[must_use]
     pub fn report(&self, name: &str) -> Option<&'a Report> {

@@ -15,7 +15,7 @@ pub mod resources;
 pub mod workers;
 mod write;
 
-pub use contract::{Decision, Pass, Swarm, SwarmStatus};
+pub use contract::{Decision, Pass, Policy, Reporter, Swarm, SwarmKind, SwarmStatus, Writer};
 pub use controller::Controller;
 pub use evidence::Evidence;
 #[cfg(test)]

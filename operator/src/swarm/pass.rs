@@ -3,7 +3,6 @@
 use std::mem::take;
 use std::time::Duration;
 
-use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 use tokio::time::Instant;
 
@@ -34,8 +33,8 @@ pub(super) async fn pass<S: Swarm>(
     let owner = Owner::new(key, swarm, &context.config.inherited_labels);
     let generation = swarm.meta().generation.unwrap_or_default();
     let desired = swarm.desired(&context.config);
-    let mut before = HasStatus::status(swarm).cloned().unwrap_or_default();
-    if before.conditions().is_empty() {
+    let mut before = swarm.status().cloned().unwrap_or_default();
+    if before.conditions().0.is_empty() {
         // Before anything can fail: without conditions the swarm would count as settled.
         before = first_status(swarm, &desired, &context.config);
         crate::status::write::<S>(&context.client, key, &before).await?;
@@ -43,8 +42,10 @@ pub(super) async fn pass<S: Swarm>(
     let (view, mut decision) = match look::<S>(key, &owner, &desired, context, memory).await {
         Ok(seen) => seen,
         Err(failure) => {
-            if let Some(conditions) = unreached(before.conditions(), generation, &failure) {
-                let status = before.with_conditions(generation, conditions);
+            let mut status = before.clone();
+            let (conditions, observed) = status.conditions();
+            if let Some(unreached) = unreached(conditions, generation, &failure) {
+                (*conditions, *observed) = (unreached, Some(generation));
                 if before != status {
                     crate::status::write::<S>(&context.client, key, &status).await?;
                 }
@@ -68,15 +69,17 @@ pub(super) async fn pass<S: Swarm>(
     if let Err(failure) = written.as_ref()
         && !failure.is_conflict()
     {
-        S::blame(&mut decision.facts, failure);
+        let (waiting, trouble) = S::obstacles(&mut decision.facts);
+        *waiting = Some(failure.sentence());
+        *trouble = trouble.take().or(failure.trouble());
     }
-    let status = S::next_status(swarm, &before, desired, &decision, state, &context.config);
+    let status = swarm.next_status(&before, desired, &decision, state, &context.config);
     events.extend(S::turns(&before, &status));
     if before != status {
         crate::status::write::<S>(&context.client, key, &status).await?;
     }
     context.publish(&swarm.object_ref(&()), &events).await;
-    context.measure(key, status.peers_ready(), &events);
+    context.measure(key, status.peers().ready, &events);
     // What rests has been told and counted when it was tried.
     written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;
     let pause = S::pause(&decision, state);
@@ -87,7 +90,7 @@ pub(super) async fn pass<S: Swarm>(
 /// What the status says of a swarm that nobody has looked at.
 pub fn first_status<S: Swarm>(swarm: &S, desired: &S::Desired, config: &Config) -> S::Status {
     let decision = Decision { facts: S::unseen(desired), ..Decision::default() };
-    S::next_status(swarm, &S::Status::default(), desired, &decision, &S::State::default(), config)
+    swarm.next_status(&S::Status::default(), desired, &decision, &S::State::default(), config)
 }
 
 /// Observes and decides. What somebody else has touched, and what an earlier leader left, is taken up first.
@@ -102,9 +105,10 @@ async fn look<S: Swarm>(
     let children = context.caches.children(key);
     let touched = resources.applied.forget_touched(&children, Instant::now());
     resources.kept &= !touched.contains(&authority_key(owner));
-    S::touched(&mut resources.own, owner, &touched);
-    let trust = resources.trust(owner, &context.applier).await?;
-    S::recover(owner, context, memory).await?;
+    let trust = resources.trust(owner, &context.applier).await;
+    // Whatever becomes of the authority: what is touched is told once.
+    S::recover(owner, context, &touched, memory).await?;
+    let trust = trust?;
 
     let unseen = memory.resources.making.unseen(&context.caches, key, Instant::now());
     let mut view = context.caches.view(key, &owner.uid, &unseen);

@@ -1,5 +1,8 @@
 //! The whole decision about a run, from what is known to what is done. Pure.
 
+use std::time::Duration;
+
+use dunlin_crds::TrainingSwarm;
 use dunlin_wire::Role;
 
 use super::conditions::Facts;
@@ -10,45 +13,58 @@ use super::state::RunState;
 use super::workers::RunWorkers;
 use crate::observe::{Phase, WorkerView};
 use crate::peers::Observation;
-use crate::swarm::Evidence;
+use crate::swarm::{Evidence, Policy};
+
+/// A run with pods is looked at again after this long: its step and loss are written this often.
+const PROGRESS: Duration = Duration::from_secs(2);
+/// One without pods after this long.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// What to do about a run.
 pub type Decision = crate::swarm::Decision<Facts, Lifecycle>;
 
-/// Decides.
-#[must_use]
-pub fn decide(desired: &Desired, evidence: &Evidence<'_>, mut state: RunState) -> (Decision, RunState) {
-    let (view, run) = (evidence.view, heard(evidence));
-    if let Some(run) = &run {
-        state.hear(run, &desired.template, evidence.now);
-    }
-    let plan = lifecycle(desired, evidence, run.as_ref(), &mut state);
-    let workers = match plan {
-        Lifecycle::Train => RunWorkers::new(desired, &desired.template, evidence, &mut state),
-        Lifecycle::Wait => {
-            let template = living(view).map(|w| w.template.clone()).next().unwrap_or_default();
-            RunWorkers::new(desired, &template, evidence, &mut state)
+impl Policy for TrainingSwarm {
+    fn decide(
+        desired: &Desired,
+        evidence: &Evidence<'_>,
+        mut state: RunState,
+    ) -> Result<(Decision, RunState), String> {
+        let (view, run) = (evidence.view, heard(evidence));
+        if let Some(run) = &run {
+            state.hear(run, &desired.template, evidence.now);
         }
-        Lifecycle::Clear | Lifecycle::Rest => RunWorkers::default(),
-    };
-    let mut decision = Decision {
-        facts: facts(desired, evidence, run.as_ref(), &workers, plan, &state),
-        unheard: unheard(evidence, &mut state),
-        ready_by_kind: workers.peers.ready_by_kind(&desired.pools, &view.workers),
-        plan,
-        ..Decision::default()
-    };
-    for (role, workers) in workers.each() {
-        decision.create.extend(workers.roster.create.iter().map(|c| (role, c.clone())));
-        decision.delete.extend(workers.roster.delete.iter().cloned());
-        decision.events.extend(workers.events.iter().cloned());
+        let plan = lifecycle(desired, evidence, run.as_ref(), &mut state);
+        let workers = match plan {
+            Lifecycle::Train => RunWorkers::new(desired, &desired.template, evidence, &mut state),
+            Lifecycle::Wait => {
+                let template = living(view).map(|w| w.template.clone()).next().unwrap_or_default();
+                RunWorkers::new(desired, &template, evidence, &mut state)
+            }
+            Lifecycle::Clear | Lifecycle::Rest => RunWorkers::default(),
+        };
+        let mut decision = Decision {
+            facts: facts(desired, evidence, run.as_ref(), &workers, plan, &state),
+            unheard: unheard(evidence, &mut state),
+            ready_by_kind: workers.peers.ready_by_kind(&desired.pools, &view.workers),
+            plan,
+            ..Decision::default()
+        };
+        for (role, workers) in workers.each() {
+            decision.create.extend(workers.roster.create.iter().map(|c| (role, c.clone())));
+            decision.delete.extend(workers.roster.delete.iter().cloned());
+            decision.events.extend(workers.events.iter().cloned());
+        }
+        if plan == Lifecycle::Clear {
+            // Those that are being deleted already only when their node does not confirm it.
+            let left = pods(view).filter(|w| !w.deleting || w.node_gone);
+            decision.delete.extend(left.map(WorkerView::deletion));
+        }
+        Ok((decision, state))
     }
-    if plan == Lifecycle::Clear {
-        // Those that are being deleted already only when their node does not confirm it.
-        let left = pods(view).filter(|w| !w.deleting || w.node_gone);
-        decision.delete.extend(left.map(WorkerView::deletion));
+
+    fn pause(decision: &Decision, _state: &RunState) -> Duration {
+        if decision.plan == Lifecycle::Rest { SETTLED } else { PROGRESS }
     }
-    (decision, state)
 }
 
 /// What the conductor says, if one answers; of two, the one that is not about to go.

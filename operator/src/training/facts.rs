@@ -15,20 +15,6 @@ use crate::swarm::Evidence;
 /// A run whose conductor is being replaced still counts as training for this long.
 const CONDUCTOR_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Facts about a run that nobody has looked at.
-pub(super) fn unseen(desired: &Desired) -> Facts {
-    Facts {
-        generation: desired.generation,
-        steps: desired.steps,
-        peers_desired: desired.peers(),
-        trainers_desired: desired.trainers.iter().map(|p| p.peers).sum(),
-        // Suspended or not: that nothing is left has not been seen.
-        pods: 1,
-        suspended: desired.suspended,
-        ..Facts::default()
-    }
-}
-
 /// What the conditions are made from. `run`: what the conductor says, if one answers.
 pub(super) fn facts(
     desired: &Desired,

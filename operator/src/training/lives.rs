@@ -1,17 +1,21 @@
 //! Lives of runs: decisions in virtual time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use dunlin_crds::TrainingSwarmStatus;
 use tokio::time::Instant;
 
-use super::decide::{Decision, decide};
+use super::decide::Decision;
 use super::desired::Desired;
+use super::lifecycle::Lifecycle;
 use super::state::RunState;
 use super::*;
 use crate::observe::{Phase, SwarmView};
 use crate::peers::observation::{Degraded, Stage};
 use crate::peers::report::Report;
 use crate::peers::{Answer, Checkpoint, Observation, RunPhase, WorkerState};
+use crate::swarm::{Evidence, Policy, Reporter};
 use crate::testing::{config, training_swarm, worker};
 
 const SILENCE: Duration = Duration::from_secs(3);
@@ -67,7 +71,7 @@ impl World {
         let desired = self.desired();
         let (view, answers, since) = (&self.view, &self.answers, self.start);
         let evidence = Evidence { view, answers, since, now, silence: SILENCE };
-        let (decision, state) = decide(&desired, &evidence, self.state.clone());
+        let (decision, state) = TrainingSwarm::decide(&desired, &evidence, self.state.clone()).unwrap();
         self.state = state;
         decision
     }
@@ -76,7 +80,7 @@ impl World {
     fn status(&mut self) -> TrainingSwarmStatus {
         let decision = self.decide();
         let before = self.swarm.status.clone().unwrap_or_default();
-        status::build(&self.swarm, &before, self.state.last.as_ref(), &decision, &config())
+        self.swarm.next_status(&before, &self.desired(), &decision, &self.state, &config())
     }
 
     /// The cluster carries a decision out: pods run and answer, deleted ones are gone.

@@ -7,9 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::conditions::conditions;
+use super::conditions::{Facts, conditions};
 use super::decide::Decision;
+use super::desired::Desired;
 use super::places::CHECKPOINTS_DIR;
+use super::state::RunState;
 use crate::apply::network::HTTP_PORT;
 use crate::config::Config;
 use crate::labels::{ROLE_PEER, pool_selector};
@@ -17,88 +19,155 @@ use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::status::events::{SwarmEvent, TurnReasons, changes};
-use crate::swarm::SwarmStatus;
+use crate::swarm::{Reporter, SwarmStatus};
 
 /// What Events call the turns of a run.
 const TURNS: TurnReasons = TurnReasons { ready: "TrainingStarted", not_ready: "TrainingInterrupted" };
 
 impl SwarmStatus for TrainingSwarmStatus {
-    fn conditions(&self) -> &[Condition] {
-        &self.conditions
+    fn conditions(&mut self) -> (&mut Vec<Condition>, &mut Option<i64>) {
+        (&mut self.conditions, &mut self.observed_generation)
     }
 
-    fn peers_ready(&self) -> u32 {
-        self.peers.ready
-    }
-
-    fn with_conditions(&self, generation: i64, conditions: Vec<Condition>) -> Self {
-        Self { observed_generation: Some(generation), conditions, ..self.clone() }
+    fn peers(&self) -> &PeersStatus {
+        &self.peers
     }
 }
 
-/// What the status should say. `before`: what it says; `last`: what the conductor said last.
-#[must_use]
-pub fn build(
-    swarm: &TrainingSwarm,
-    before: &TrainingSwarmStatus,
-    last: Option<&Observation>,
-    decision: &Decision,
-    config: &Config,
-) -> TrainingSwarmStatus {
-    let (facts, ready_by_kind) = (&decision.facts, decision.ready_by_kind);
-    let (name, namespace) = (swarm.name_any(), swarm.namespace().unwrap_or_default());
-    let run = last.cloned().unwrap_or_default();
-    // Nobody trains while no conductor does.
-    let trains = run.phase == RunPhase::Training && facts.training;
-    let stages = run.stages.iter().filter(|_| facts.pods > 0).map(|stage| StageStatus {
-        stage: stage.stage,
-        layers: stage.layers.clone(),
-        peers: stage.peers,
-        samples_per_second: if trains { stage.samples_per_second } else { 0.0 },
-    });
-    let tokens_per_second = run.tokens_per_second.filter(|_| trains);
-    let places =
-        |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
-    let display = DisplayStatus {
-        step: format!("{}/{}", run.step, facts.steps),
-        loss: places(run.loss, 3),
-        tokens_per_second: places(tokens_per_second, 0),
-        stages: run
-            .stages
-            .iter()
-            .filter(|_| facts.pods > 0)
-            .map(|s| s.peers.to_string())
-            .collect::<Vec<_>>()
-            .join("/"),
-    };
-    TrainingSwarmStatus {
-        observed_generation: Some(facts.generation),
-        conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
-        step: run.step,
-        steps: facts.steps,
-        loss: run.loss,
-        validation_loss: run.validation_loss,
-        tokens_per_second,
-        stages: stages.collect(),
-        peers: PeersStatus {
-            desired: facts.peers_desired,
-            ready: facts.peers_ready,
-            by_spot: ready_by_kind.0,
-            by_on_demand: ready_by_kind.1,
-            display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
-        },
-        last_checkpoint: run.last_checkpoint.map(|checkpoint| CheckpointStatus {
-            step: checkpoint.step,
-            path: inside(&checkpoint.path),
-            sha256: checkpoint.sha256,
-        }),
-        redone: run.redone,
-        lost: run.lost,
-        moves: run.moves,
-        url: Some(format!("http://{name}-conductor.{namespace}.{}:{HTTP_PORT}/", config.service_domain)),
-        replicas: facts.replicas,
-        selector: swarm.spec.pools.first().map(|pool| pool_selector(&name, ROLE_PEER, &pool.name)),
-        display,
+impl Reporter for TrainingSwarm {
+    fn unseen(desired: &Desired) -> Facts {
+        Facts {
+            generation: desired.generation,
+            steps: desired.steps,
+            peers_desired: desired.peers(),
+            trainers_desired: desired.trainers.iter().map(|p| p.peers).sum(),
+            // Suspended or not: that nothing is left has not been seen.
+            pods: 1,
+            suspended: desired.suspended,
+            ..Facts::default()
+        }
+    }
+
+    fn obstacles(facts: &mut Facts) -> (&mut Option<String>, &mut Option<(String, String)>) {
+        (&mut facts.waiting, &mut facts.trouble)
+    }
+
+    fn next_status(
+        &self,
+        before: &TrainingSwarmStatus,
+        _desired: &Desired,
+        decision: &Decision,
+        state: &RunState,
+        config: &Config,
+    ) -> TrainingSwarmStatus {
+        let (facts, ready_by_kind) = (&decision.facts, decision.ready_by_kind);
+        let (name, namespace) = (self.name_any(), self.namespace().unwrap_or_default());
+        let run = state.last.clone().unwrap_or_default();
+        // Nobody trains while no conductor does.
+        let trains = run.phase == RunPhase::Training && facts.training;
+        let stages = run.stages.iter().filter(|_| facts.pods > 0).map(|stage| StageStatus {
+            stage: stage.stage,
+            layers: stage.layers.clone(),
+            peers: stage.peers,
+            samples_per_second: if trains { stage.samples_per_second } else { 0.0 },
+        });
+        let tokens_per_second = run.tokens_per_second.filter(|_| trains);
+        let places =
+            |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
+        let display = DisplayStatus {
+            step: format!("{}/{}", run.step, facts.steps),
+            loss: places(run.loss, 3),
+            tokens_per_second: places(tokens_per_second, 0),
+            stages: run
+                .stages
+                .iter()
+                .filter(|_| facts.pods > 0)
+                .map(|s| s.peers.to_string())
+                .collect::<Vec<_>>()
+                .join("/"),
+        };
+        TrainingSwarmStatus {
+            observed_generation: Some(facts.generation),
+            conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
+            step: run.step,
+            steps: facts.steps,
+            loss: run.loss,
+            validation_loss: run.validation_loss,
+            tokens_per_second,
+            stages: stages.collect(),
+            peers: PeersStatus {
+                desired: facts.peers_desired,
+                ready: facts.peers_ready,
+                by_spot: ready_by_kind.0,
+                by_on_demand: ready_by_kind.1,
+                display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
+            },
+            last_checkpoint: run.last_checkpoint.map(|checkpoint| CheckpointStatus {
+                step: checkpoint.step,
+                path: inside(&checkpoint.path),
+                sha256: checkpoint.sha256,
+            }),
+            redone: run.redone,
+            lost: run.lost,
+            moves: run.moves,
+            url: Some(format!("http://{name}-conductor.{namespace}.{}:{HTTP_PORT}/", config.service_domain)),
+            replicas: facts.replicas,
+            selector: self.spec.pools.first().map(|pool| pool_selector(&name, ROLE_PEER, &pool.name)),
+            display,
+        }
+    }
+
+    fn turns(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<SwarmEvent> {
+        let mut all = changes(&before.conditions, &after.conditions, TURNS);
+        let failing = |status: &TrainingSwarmStatus| {
+            status
+                .conditions
+                .iter()
+                .find(|c| c.type_ == "Degraded" && c.reason == CHECKPOINTS_FAILING)
+                .cloned()
+        };
+        // Checkpoints have words of their own.
+        all.retain(|h| !(h.reason == "SwarmDegraded" && failing(after).is_some()));
+        all.retain(|h| !(h.reason == "SwarmRestored" && failing(before).is_some()));
+        // Success is no start, and more steps for a run that has succeeded are no interruption.
+        let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
+        all.retain(|event| match event.reason.as_str() {
+            reason if reason == TURNS.ready => !done(after),
+            reason if reason == TURNS.not_ready => !done(before),
+            _ => true,
+        });
+        let message = |kind: &str| {
+            let condition = after.conditions.iter().find(|c| c.type_ == kind);
+            condition.map(|c| c.message.clone()).unwrap_or_default()
+        };
+        let mut tell = |warning: bool, reason: &str, note: String| {
+            all.push(SwarmEvent { warning, reason: reason.into(), note, pod: None });
+        };
+        if let Some(new) =
+            after.last_checkpoint.as_ref().filter(|new| before.last_checkpoint.as_ref() != Some(new))
+        {
+            tell(
+                false,
+                "CheckpointWritten",
+                format!("step {} is in {}, sha256 {}", new.step, new.path, new.sha256),
+            );
+        }
+        if let (Some(now), None) = (failing(after), failing(before)) {
+            tell(true, CHECKPOINTS_FAILING, now.message);
+        }
+        if failing(before).is_some() && failing(after).is_none() && is_true(&after.conditions, "Ready") {
+            tell(false, "CheckpointsRestored", "checkpoints are written again".to_owned());
+        }
+        let suspended = |status: &TrainingSwarmStatus| {
+            status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == "Suspended")
+        };
+        if suspended(after) && !suspended(before) {
+            tell(false, "TrainingSuspended", message("Ready"));
+        }
+        if done(after) && !done(before) {
+            tell(false, "TrainingSucceeded", message("Succeeded"));
+        }
+        all
     }
 }
 
@@ -107,60 +176,8 @@ fn inside(path: &str) -> String {
     path.strip_prefix(CHECKPOINTS_DIR).map_or(path, |rest| rest.trim_start_matches('/')).to_owned()
 }
 
-/// What the change from `before` to `after` means.
-#[must_use]
-pub fn turns(before: &TrainingSwarmStatus, after: &TrainingSwarmStatus) -> Vec<SwarmEvent> {
-    let mut all = changes(&before.conditions, &after.conditions, TURNS);
-    let failing = |status: &TrainingSwarmStatus| {
-        status.conditions.iter().find(|c| c.type_ == "Degraded" && c.reason == CHECKPOINTS_FAILING).cloned()
-    };
-    // Checkpoints have words of their own.
-    all.retain(|h| !(h.reason == "SwarmDegraded" && failing(after).is_some()));
-    all.retain(|h| !(h.reason == "SwarmRestored" && failing(before).is_some()));
-    // Success is no start, and more steps for a run that has succeeded are no interruption.
-    let done = |status: &TrainingSwarmStatus| is_true(&status.conditions, "Succeeded");
-    all.retain(|event| match event.reason.as_str() {
-        reason if reason == TURNS.ready => !done(after),
-        reason if reason == TURNS.not_ready => !done(before),
-        _ => true,
-    });
-    let message = |kind: &str| {
-        let condition = after.conditions.iter().find(|c| c.type_ == kind);
-        condition.map(|c| c.message.clone()).unwrap_or_default()
-    };
-    let mut tell = |warning: bool, reason: &str, note: String| {
-        all.push(SwarmEvent { warning, reason: reason.into(), note, pod: None });
-    };
-    if let Some(new) =
-        after.last_checkpoint.as_ref().filter(|new| before.last_checkpoint.as_ref() != Some(new))
-    {
-        tell(
-            false,
-            "CheckpointWritten",
-            format!("step {} is in {}, sha256 {}", new.step, new.path, new.sha256),
-        );
-    }
-    if let (Some(now), None) = (failing(after), failing(before)) {
-        tell(true, CHECKPOINTS_FAILING, now.message);
-    }
-    if failing(before).is_some() && failing(after).is_none() && is_true(&after.conditions, "Ready") {
-        tell(false, "CheckpointsRestored", "checkpoints are written again".to_owned());
-    }
-    let suspended = |status: &TrainingSwarmStatus| {
-        status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == "Suspended")
-    };
-    if suspended(after) && !suspended(before) {
-        tell(false, "TrainingSuspended", message("Ready"));
-    }
-    if done(after) && !done(before) {
-        tell(false, "TrainingSucceeded", message("Succeeded"));
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::conditions::Facts;
     use super::*;
     use crate::key::Kind;
     use crate::peers::Checkpoint;
@@ -201,7 +218,10 @@ mod tests {
 
     fn status(before: Option<TrainingSwarmStatus>, run: &Observation, facts: &Facts) -> TrainingSwarmStatus {
         let decision = Decision { facts: facts.clone(), ready_by_kind: (3, 1), ..Decision::default() };
-        build(&training_swarm(1), &before.unwrap_or_default(), Some(run), &decision, &config())
+        let (swarm, config) = (training_swarm(1), config());
+        let (desired, mut state) = (Desired::new(&swarm, &config), RunState::default());
+        state.last = Some(run.clone());
+        swarm.next_status(&before.unwrap_or_default(), &desired, &decision, &state, &config)
     }
 
     #[test]
@@ -230,7 +250,7 @@ mod tests {
     #[test]
     fn a_life_of_a_run() {
         let reasons = |before: &TrainingSwarmStatus, after: &TrainingSwarmStatus| {
-            turns(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
+            TrainingSwarm::turns(before, after).into_iter().map(|h| h.reason).collect::<Vec<_>>()
         };
         let none = TrainingSwarmStatus::default();
         let starts = status(None, &Observation::default(), &facts(false));
@@ -248,7 +268,7 @@ mod tests {
         assert_eq!(reasons(&starts, &trains), ["TrainingStarted"]);
         assert_eq!(reasons(&trains, &saved), ["CheckpointWritten"]);
         assert_eq!(reasons(&saved, &waits), ["TrainingInterrupted"]);
-        assert!(!turns(&saved, &waits)[0].warning);
+        assert!(!TrainingSwarm::turns(&saved, &waits)[0].warning);
         assert_eq!(reasons(&waits, &rests), ["CheckpointWritten", "TrainingSuspended"]);
         assert_eq!(reasons(&rests, &done), ["TrainingSucceeded"]);
         assert!(reasons(&done, &starts).is_empty(), "more steps");
@@ -256,7 +276,7 @@ mod tests {
         let degraded = Some(("CheckpointsFailing".into(), "no space left".into()));
         let failing = status(Some(saved.clone()), &run(31, Some(30)), &Facts { degraded, ..facts(true) });
         assert_eq!(reasons(&saved, &failing), ["CheckpointsFailing"]);
-        assert!(turns(&saved, &failing)[0].warning);
+        assert!(TrainingSwarm::turns(&saved, &failing)[0].warning);
         assert_eq!(
             reasons(&failing, &status(Some(failing.clone()), &run(32, Some(30)), &facts(true))),
             ["CheckpointsRestored"]
@@ -272,11 +292,7 @@ mod tests {
         let trains = status(None, &run(40, Some(30)), &whole);
         let config = config();
         let swarm = training_swarm(1);
-        let created = crate::swarm::first_status(
-            &swarm,
-            &crate::training::desired::Desired::new(&swarm, &config),
-            &config,
-        );
+        let created = crate::swarm::first_status(&swarm, &Desired::new(&swarm, &config), &config);
         let ask = |generation, deleting, status: &TrainingSwarmStatus| {
             kstatus(&object(Kind::Training, generation, deleting, status))
         };

@@ -1,14 +1,12 @@
 //! Reconciliations against a mocked API server: which calls, in which order.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Response;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::client::Body;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{Store, store};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
@@ -71,7 +69,7 @@ fn serve(mut server: Server, seen: Seen) -> tokio::task::JoinHandle<()> {
 }
 
 /// What a new leader has: what the watches have seen, and nothing that it knows by itself.
-fn leader(client: &Client, pods: &Store<Pod>) -> Arc<Context> {
+fn leader(client: &Client, caches: &Caches) -> Arc<Context> {
     let metrics = Arc::new(Metrics::default());
     let (triggers, _) = broadcast::channel(16);
     Arc::new(Context {
@@ -80,7 +78,7 @@ fn leader(client: &Client, pods: &Store<Pod>) -> Arc<Context> {
         recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
         client: client.clone(),
         config: config(),
-        caches: Caches::new(pods.clone(), BTreeMap::new()),
+        caches: caches.clone(),
         metrics,
     })
 }
@@ -93,8 +91,8 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     let (client, server) = mock_client();
     let seen = Seen::default();
     let _server = serve(server, seen.clone());
-    let (reader, mut pods) = store::<Pod>();
-    let context = leader(&client, &reader);
+    let caches = Caches::default();
+    let context = leader(&client, &caches);
     let controller = Arc::new(Controller::new(Arc::clone(&context)));
     let reconcile = |swarm| Controller::reconcile(swarm, Arc::clone(&controller));
     let swarm = Arc::new(training_swarm(1));
@@ -118,7 +116,7 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
         let conditions = json!([{"type": "Ready", "status": "True"}]);
         pod["status"] = json!({"phase": "Running", "podIP": format!("10.0.0.{i}"), "conditions": conditions});
         let pod = serde_json::from_value(pod).unwrap();
-        pods.apply_watcher_event(&kube::runtime::watcher::Event::Apply(pod));
+        caches.take_pod(&kube::runtime::watcher::Event::Apply(pod));
     }
     reconcile(Arc::clone(&swarm)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -137,7 +135,7 @@ async fn a_run_from_its_first_pass_to_training_against_an_api_server() {
     assert_eq!(seen.calls(), Vec::<String>::new());
 
     // Another leader has not heard anybody yet, and says nothing until it has.
-    let other = Arc::new(Controller::new(leader(&client, &reader)));
+    let other = Arc::new(Controller::new(leader(&client, &caches)));
     let status = |seen: &Seen| seen.calls().iter().filter(|c| c.contains("trainingswarms")).count();
     Controller::reconcile(Arc::new(settled.clone()), Arc::clone(&other)).await.unwrap();
     assert_eq!((status(&seen), seen.bodies("POST events").len()), (0, 0), "{:?}", seen.calls());

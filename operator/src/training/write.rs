@@ -1,6 +1,7 @@
 //! The objects of a run, beside its pods: where they find the conductor, what they read, and who may evict and reach whom.
 
 use dunlin_crds::TrainingSwarm;
+use dunlin_wire::Role;
 use serde_json::{Value, json};
 
 use super::desired::Desired;
@@ -8,18 +9,37 @@ use super::lifecycle::Lifecycle;
 use super::run::RUN_FILE;
 use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
+use crate::apply::pods::PoolTemplate;
+use crate::error::Error;
 use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER};
-use crate::swarm::Pass;
+use crate::peers::Order;
+use crate::swarm::{Pass, Writer};
 
-/// All of them. The configuration is written only while no pod reads another one.
-pub(super) fn objects(pass: &Pass<'_, TrainingSwarm>) -> Vec<Value> {
-    let (owner, desired, config) = (pass.owner, pass.desired, &pass.context.config);
-    let mut objects = network::policies(owner, &config.namespace, config.reach(&desired.outside));
-    objects.extend([service(owner), disruption_budget(owner, desired)]);
-    if pass.decision.plan == Lifecycle::Train {
-        objects.push(config_map(owner, &desired.config));
+impl Writer for TrainingSwarm {
+    /// Peers of which the node has notice hand over, and the conductor stops when the run is to.
+    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, Order)>, Error> {
+        let suspend = pass.decision.plan == Lifecycle::Wait;
+        let peers = pass.view.workers.values();
+        let peers = peers.map(|w| (w.name.clone(), Order { drain: w.needs_drain(), ..Order::default() }));
+        let conductors = pass.view.conductors.keys();
+        let conductors = conductors.map(|name| (name.clone(), Order { suspend, ..Order::default() }));
+        Ok(peers.chain(conductors).collect())
     }
-    objects
+
+    /// The configuration is written only while no pod reads another one.
+    fn objects(pass: &Pass<'_, Self>) -> Vec<Value> {
+        let (owner, desired, config) = (pass.owner, pass.desired, &pass.context.config);
+        let mut objects = network::policies(owner, &config.namespace, config.reach(&desired.outside));
+        objects.extend([service(owner), disruption_budget(owner, desired)]);
+        if pass.decision.plan == Lifecycle::Train {
+            objects.push(config_map(owner, &desired.config));
+        }
+        objects
+    }
+
+    fn pod(pass: &Pass<'_, Self>, role: Role, pool: &PoolTemplate, name: &str) -> Value {
+        pass.desired.pod(role, pass.owner, name, pool, pass.view.spot_nodes_marked).manifest()
+    }
 }
 
 /// The Service under which pods find the conductor, whichever it is, and people its page.

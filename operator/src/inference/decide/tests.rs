@@ -95,7 +95,7 @@ impl World {
         let now = self.start + Duration::from_secs(second);
         let (view, answers, since) = (&self.view, &self.answers, self.start);
         let evidence = Evidence { view, answers, since, now, silence: SILENCE };
-        let (decision, state) = decide(&self.desired, &evidence, self.state.clone()).unwrap();
+        let (decision, state) = InferenceSwarm::decide(&self.desired, &evidence, self.state.clone()).unwrap();
         self.state = state;
         decision
     }
