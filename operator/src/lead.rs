@@ -49,8 +49,24 @@ pub struct ControllerParts {
     pub connect: Arc<dyn Connect>,
 }
 
+/// Leads whenever, and as long as, `leading` is true.
+///
+/// # Errors
+/// None: it ends when the process does.
+pub async fn terms(parts: ControllerParts, mut leading: watch::Receiver<bool>) -> anyhow::Result<()> {
+    while leading.wait_for(|leads| *leads).await.is_ok() {
+        parts.metrics.leader.set(1);
+        tokio::select! {
+            () = lead(parts.clone()) => {}
+            _ = leading.wait_for(|leads| !*leads) => {}
+        }
+        parts.metrics.leader.set(0);
+    }
+    Ok(())
+}
+
 /// Reconciles until dropped.
-pub async fn lead(mut parts: ControllerParts) {
+async fn lead(mut parts: ControllerParts) {
     if parts.synced.wait_for(|synced| *synced).await.is_err() {
         // The process is going down.
         return;

@@ -61,7 +61,7 @@ async fn main() -> Result<()> {
     let client = Client::try_default().await.context("no kubeconfig and no ServiceAccount")?;
     let metrics = Arc::new(Metrics::default());
     let (stop, stopped) = watch::channel(false);
-    let (leader, mut leading) = watch::channel(false);
+    let (leader, leading) = watch::channel(false);
     let (triggers, _) = broadcast::channel(TRIGGERS_MAX);
 
     let scope = observe::Scope {
@@ -81,7 +81,7 @@ async fn main() -> Result<()> {
         config,
         caches,
         synced,
-        metrics: Arc::clone(&metrics),
+        metrics,
         triggers,
         connect: Arc::new(peers::GrpcConnector),
     };
@@ -92,17 +92,7 @@ async fn main() -> Result<()> {
     });
     tasks.spawn(health::serve(address, health, stopped.clone()));
     let election = tokio::spawn(elector.run(leader, stopped));
-    tasks.spawn(async move {
-        while leading.wait_for(|leads| *leads).await.is_ok() {
-            metrics.leader.set(1);
-            tokio::select! {
-                () = lead::lead(parts.clone()) => {}
-                _ = leading.wait_for(|leads| !*leads) => {}
-            }
-            metrics.leader.set(0);
-        }
-        Ok(())
-    });
+    tasks.spawn(lead::terms(parts, leading));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let result = tokio::select! {

@@ -124,29 +124,7 @@ pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
         roster.readiness.insert(name.clone(), readiness(desired, worker, evidence));
     }
     for (pool, wanted) in desired.pools.iter().zip(wanted(desired, evidence)) {
-        let mut fit: Vec<&WorkerView> = evidence
-            .workers
-            .values()
-            .filter(|w| w.pool == pool.template.name)
-            .filter(|w| matches!(roster.readiness[&w.name], Readiness::Ready | Readiness::Coming))
-            .collect();
-        let lost = evidence.workers.values().filter(|w| w.pool == pool.template.name);
-        let lost = lost.filter(|w| matches!(roster.readiness[&w.name], Readiness::Lost(_))).count();
-        let missing = wanted.saturating_sub(fit.len());
-        if !evidence.hold_creation {
-            roster
-                .create
-                .extend((0..missing).map(|i| Creation { pool: pool.template.clone(), replaces: i < lost }));
-        }
-        // The surplus: those that do not serve yet first, then the last by name.
-        fit.sort_by_key(|w| (roster.readiness[&w.name] == Readiness::Ready, w.name.clone()));
-        let coming = fit.iter().take_while(|w| roster.readiness[&w.name] == Readiness::Coming).count();
-        fit[coming..].reverse();
-        let surplus: Vec<String> =
-            fit.iter().take(fit.len().saturating_sub(wanted)).map(|w| w.name.clone()).collect();
-        for name in surplus {
-            roster.readiness.insert(name, Readiness::Leaving);
-        }
+        fill(&mut roster, pool, wanted, evidence);
     }
     let known: BTreeSet<&str> = desired.pools.iter().map(|p| p.template.name.as_str()).collect();
     for worker in evidence.workers.values().filter(|w| !known.contains(w.pool.as_str())) {
@@ -155,31 +133,41 @@ pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
             *readiness = Readiness::Leaving;
         }
     }
-    let leaving: BTreeSet<&str> = roster
-        .readiness
-        .iter()
-        .filter(|(_, s)| matches!(s, Readiness::Leaving))
-        .map(|(name, _)| name.as_str())
-        .collect();
+    let leaving = roster.readiness.iter().filter(|(_, readiness)| **readiness == Readiness::Leaving);
+    let leaving: BTreeSet<&str> = leaving.map(|(name, _)| name.as_str()).collect();
     let may_leave = desired.suspended || (evidence.dispensable)(&leaving);
-    for worker in evidence.workers.values() {
-        let go = match &roster.readiness[&worker.name] {
-            Readiness::Ready | Readiness::Coming => false,
-            // Its layers must be elsewhere first; who has none may go at once.
-            Readiness::Leaving => {
-                let may_leave = may_leave && !evidence.awaited.contains(&worker.name);
-                !worker.deleting && (may_leave || worker.phase == Phase::Pending(None))
-            }
-            Readiness::Outdated => !worker.deleting,
-            Readiness::Lost(_) => !worker.deleting || worker.node_gone,
-        };
-        // A pod that merely has notice of its node's end is left to the platform.
-        let noticed = matches!(worker.phase, Phase::Draining(_)) && !worker.deleting && !desired.suspended;
-        if go && !noticed {
-            roster.delete.push(worker.deletion());
+    let goes = |worker: &&WorkerView| match &roster.readiness[&worker.name] {
+        Readiness::Ready | Readiness::Coming => false,
+        // Its layers must be elsewhere first; who has none may go at once.
+        Readiness::Leaving => {
+            let may_leave = may_leave && !evidence.awaited.contains(&worker.name);
+            !worker.deleting && (may_leave || worker.phase == Phase::Pending(None))
         }
-    }
+        Readiness::Outdated => !worker.deleting,
+        Readiness::Lost(_) => !worker.deleting || worker.node_gone,
+    };
+    // A pod that merely has notice of its node's end is left to the platform.
+    let gone = evidence.workers.values().filter(|w| desired.suspended || !w.needs_drain()).filter(goes);
+    roster.delete = gone.map(WorkerView::deletion).collect();
     roster
+}
+
+/// Makes what `pool` lacks, and lets go what it has too much: those that do not serve yet first, then the last by name.
+fn fill(roster: &mut Roster, pool: &PoolDesired, wanted: usize, evidence: &RoleEvidence<'_>) {
+    let of_pool = || evidence.workers.values().filter(|w| w.pool == pool.template.name);
+    let is = |w: &WorkerView, readiness: Readiness| roster.readiness[&w.name] == readiness;
+    let mut fit: Vec<&WorkerView> =
+        of_pool().filter(|w| is(w, Readiness::Ready) || is(w, Readiness::Coming)).collect();
+    fit.sort_by_key(|w| (is(w, Readiness::Ready), w.name.clone()));
+    let coming = fit.iter().take_while(|w| is(w, Readiness::Coming)).count();
+    fit[coming..].reverse();
+    let lost = of_pool().filter(|w| matches!(roster.readiness[&w.name], Readiness::Lost(_))).count();
+    let missing = if evidence.hold_creation { 0 } else { wanted.saturating_sub(fit.len()) };
+    let made = (0..missing).map(|i| Creation { pool: pool.template.clone(), replaces: i < lost });
+    roster.create.extend(made);
+    for worker in fit.iter().take(fit.len().saturating_sub(wanted)) {
+        roster.readiness.insert(worker.name.clone(), Readiness::Leaving);
+    }
 }
 
 /// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find

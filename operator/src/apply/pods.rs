@@ -192,21 +192,8 @@ impl WorkerPod<'_> {
         pod_hash(&WorkerPod { name: "", nodes, ..self.clone() }.unmarked()["spec"], &self.pool.extra)
     }
 
-    /// The manifest without its fingerprint.
-    fn unmarked(&self) -> Value {
-        let mut metadata = self.owner.metadata(self.name, self.role);
-        metadata["labels"][POOL] = json!(self.pool.name);
-        metadata["labels"][TEMPLATE] = json!(self.template);
-        metadata["labels"][CERTIFICATE] = json!(CERTIFICATE_ROLE);
-        if let Some(epoch) = self.epoch {
-            metadata["labels"][EPOCH] = json!(epoch.to_string());
-        }
-        metadata["annotations"] = json!({
-            // Neither autoscaler should move a peer for tidiness; reclaims and drains of real need go through all the same.
-            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
-            "karpenter.sh/do-not-disrupt": "true",
-            "argocd.argoproj.io/ignore-restart-policy": "true",
-        });
+    /// A spec that says on which nodes it may run.
+    fn placed_spec(&self) -> Value {
         let mut affinity = json!({"podAntiAffinity": apart(self.owner, self.role)});
         let (nodes, tolerations, selector) = match self.nodes {
             Nodes::Own { marked } => (
@@ -226,6 +213,25 @@ impl WorkerPod<'_> {
         if let Some(selector) = selector.filter(|s| !s.is_empty()) {
             spec["nodeSelector"] = json!(selector);
         }
+        spec
+    }
+
+    /// The manifest without its fingerprint.
+    fn unmarked(&self) -> Value {
+        let mut metadata = self.owner.metadata(self.name, self.role);
+        metadata["labels"][POOL] = json!(self.pool.name);
+        metadata["labels"][TEMPLATE] = json!(self.template);
+        metadata["labels"][CERTIFICATE] = json!(CERTIFICATE_ROLE);
+        if let Some(epoch) = self.epoch {
+            metadata["labels"][EPOCH] = json!(epoch.to_string());
+        }
+        metadata["annotations"] = json!({
+            // Neither autoscaler should move a peer for tidiness; reclaims and drains of real need go through all the same.
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+            "argocd.argoproj.io/ignore-restart-policy": "true",
+        });
+        let mut spec = self.placed_spec();
         // A name is one life of a peer: a container that ends is replaced by another pod, never restarted.
         spec["restartPolicy"] = json!("Never");
         let port =

@@ -320,16 +320,16 @@ mod tests {
             );
             blocked(&pod.status.unwrap()).map(|blocked| (blocked.why, blocked.reason))
         };
-        let told = |why: &str, reason| Some((why.to_owned(), reason));
+        let described = |why: &str, reason| Some((why.to_owned(), reason));
         let none = json!({});
         assert_eq!(waiting("ContainerCreating", none.clone()), None);
         let image = Some("ImageUnavailable");
-        assert_eq!(waiting("ErrImagePull", none.clone()), told("ErrImagePull: words", image));
+        assert_eq!(waiting("ErrImagePull", none.clone()), described("ErrImagePull: words", image));
         let config = Some("CannotStart");
-        let expected = told("CreateContainerConfigError: words", config);
+        let expected = described("CreateContainerConfigError: words", config);
         assert_eq!(waiting("CreateContainerConfigError", none), expected);
         let ended = |code: i32| json!({"terminated": {"exitCode": code, "message": "Error: no template"}});
-        let expected = |reason| told("its container ends: no template", reason);
+        let expected = |reason| described("its container ends: no template", reason);
         assert_eq!(waiting("CrashLoopBackOff", ended(1)), expected(None));
         assert_eq!(waiting("CrashLoopBackOff", ended(78)), expected(config));
     }

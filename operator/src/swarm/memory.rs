@@ -22,36 +22,26 @@ pub struct Memory<State, Own> {
     pub failures: u32,
 }
 
-/// Memory of every swarm of one kind. A pass owns that of its swarm while it lasts: a swarm is never reconciled twice at once.
-pub struct Memories<M>(Mutex<BTreeMap<SwarmKey, Known<M>>>);
-
-/// That of the swarm with this UID.
-struct Known<M> {
-    uid: String,
-    memory: M,
-}
-
-impl<M> Default for Memories<M> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
+/// Memory of every swarm of one kind, each with the UID of its swarm. A pass owns that of its swarm while it lasts: a swarm is never reconciled
+/// twice at once.
+#[derive(Default)]
+pub struct Memories<M>(Mutex<BTreeMap<SwarmKey, (String, M)>>);
 
 impl<M> Memories<M> {
     /// Hands out that of `swarm` with this UID: a swarm that was deleted and made again under its name is another one, even when nobody saw it
     /// go.
     pub fn take(&self, swarm: &SwarmKey, uid: &str) -> Option<M> {
-        self.lock().remove(swarm).filter(|known| known.uid == uid).map(|known| known.memory)
+        self.lock().remove(swarm).filter(|(of, _)| of == uid).map(|(_, memory)| memory)
     }
 
     /// Takes it back.
     pub fn put(&self, swarm: &SwarmKey, uid: String, memory: M) {
-        self.lock().insert(swarm.clone(), Known { uid, memory });
+        self.lock().insert(swarm.clone(), (uid, memory));
     }
 
     /// What `ask` says of that of `swarm`.
     pub fn ask<T>(&self, swarm: &SwarmKey, ask: impl FnOnce(&M) -> T) -> Option<T> {
-        self.lock().get(swarm).map(|known| ask(&known.memory))
+        self.lock().get(swarm).map(|(_, memory)| ask(memory))
     }
 
     /// Drops that of `swarm`.
@@ -59,7 +49,7 @@ impl<M> Memories<M> {
         self.lock().remove(swarm);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SwarmKey, Known<M>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SwarmKey, (String, M)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

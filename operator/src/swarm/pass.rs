@@ -36,8 +36,9 @@ pub(super) async fn pass<S: Swarm>(
     let mut before = swarm.status().cloned().unwrap_or_default();
     if before.conditions().0.is_empty() {
         // Before anything can fail: without conditions the swarm would count as settled.
-        before = first_status(swarm, &desired, &context.config);
-        crate::status::write::<S>(&context.client, key, &before).await?;
+        let first = first_status(swarm, &desired, &context.config);
+        tell::<S>(key, context, &before, &first).await?;
+        before = first;
     }
     let (view, mut decision) = match look::<S>(key, &owner, &desired, context, memory).await {
         Ok(seen) => seen,
@@ -46,10 +47,8 @@ pub(super) async fn pass<S: Swarm>(
             let (conditions, observed) = status.conditions();
             if let Some(unreached) = unreached(conditions, generation, &failure) {
                 (*conditions, *observed) = (unreached, Some(generation));
-                if before != status {
-                    crate::status::write::<S>(&context.client, key, &status).await?;
-                }
             }
+            tell::<S>(key, context, &before, &status).await?;
             return Err(failure);
         }
     };
@@ -75,9 +74,7 @@ pub(super) async fn pass<S: Swarm>(
     }
     let status = swarm.next_status(&before, desired, &decision, state, &context.config);
     events.extend(S::turns(&before, &status));
-    if before != status {
-        crate::status::write::<S>(&context.client, key, &status).await?;
-    }
+    tell::<S>(key, context, &before, &status).await?;
     context.publish(&swarm.object_ref(&()), &events).await;
     context.measure(key, status.peers().ready, &events);
     // What rests has been told and counted when it was tried.
@@ -85,6 +82,19 @@ pub(super) async fn pass<S: Swarm>(
     let pause = S::pause(&decision, state);
     // Spread, so that a thousand swarms do not move in step.
     Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))
+}
+
+/// Writes the status where it is another than `before`.
+async fn tell<S: Swarm>(
+    key: &SwarmKey,
+    context: &Context,
+    before: &S::Status,
+    status: &S::Status,
+) -> Result<(), Error> {
+    if before == status {
+        return Ok(());
+    }
+    crate::status::write::<S>(&context.client, key, status).await
 }
 
 /// What the status says of a swarm that nobody has looked at.

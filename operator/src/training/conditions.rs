@@ -192,7 +192,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn told(facts: &Facts, before: &[Condition], observed: Option<i64>) -> Vec<Condition> {
+    fn described(facts: &Facts, before: &[Condition], observed: Option<i64>) -> Vec<Condition> {
         conditions(facts, before, observed, at(1))
     }
 
@@ -204,7 +204,7 @@ mod tests {
     fn the_first_write_has_all_conditions_and_is_in_progress() {
         let facts = Facts { generation: 1, steps: 100, peers_desired: 4, ..Facts::default() };
         assert_eq!(
-            words(&told(&facts, &[], None)),
+            words(&described(&facts, &[], None)),
             [
                 ("Ready", "False", "WaitingForPeers"),
                 ("Reconciling", "True", "Progressing"),
@@ -217,28 +217,28 @@ mod tests {
 
     #[test]
     fn a_lost_peer_or_conductor_degrades_but_neither_unreadies_nor_reconciles() {
-        let before = told(&whole(), &[], None);
+        let before = described(&whole(), &[], None);
         assert_eq!(words(&before)[1], ("Reconciling", "False", "Observed"));
         for lost in [Facts { peers_ready: 3, ..whole() }, Facts { training: false, ..whole() }] {
-            let after = told(&lost, &before, Some(1));
+            let after = described(&lost, &before, Some(1));
             assert_eq!(words(&after)[0], ("Ready", "True", "Training"));
             assert_eq!(words(&after)[1].1, "False");
             assert_eq!(words(&after)[3], ("Degraded", "True", "BelowPlan"));
         }
         let gone = Facts { training: false, trained: false, ..whole() };
-        assert_eq!(words(&told(&gone, &before, Some(1)))[0], ("Ready", "False", "Starting"));
+        assert_eq!(words(&described(&gone, &before, Some(1)))[0], ("Ready", "False", "Starting"));
     }
 
     #[test]
     fn suspension_is_in_progress_until_no_pod_is_left() {
         let waits = Facts { generation: 2, suspended: true, waits: true, ..whole() };
-        let first = told(&waits, &told(&whole(), &[], None), Some(1));
+        let first = described(&waits, &described(&whole(), &[], None), Some(1));
         assert_eq!(
             words(&first)[..2],
             [("Ready", "False", "Suspending"), ("Reconciling", "True", "Progressing")]
         );
         let gone = Facts { waits: false, pods: 0, training: false, step: 7, ..waits };
-        let last = told(&gone, &first, Some(2));
+        let last = described(&gone, &first, Some(2));
         assert_eq!(words(&last)[..2], [("Ready", "True", "Suspended"), ("Reconciling", "False", "Observed")]);
         assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
         assert_eq!(words(&last)[4], ("Succeeded", "False", "Suspended"));
@@ -247,30 +247,33 @@ mod tests {
     #[test]
     fn what_the_conductor_says_degrades_a_run_that_goes_on() {
         let failing = Some(("CheckpointsFailing".to_owned(), "no space left".to_owned()));
-        let found =
-            told(&Facts { degraded: failing.clone(), ..whole() }, &told(&whole(), &[], None), Some(1));
+        let found = described(
+            &Facts { degraded: failing.clone(), ..whole() },
+            &described(&whole(), &[], None),
+            Some(1),
+        );
         assert_eq!(words(&found)[0], ("Ready", "True", "Training"));
         assert_eq!(words(&found)[3], ("Degraded", "True", "CheckpointsFailing"));
         assert_eq!(found[3].message, "no space left");
         assert_eq!((words(&found)[1].1, words(&found)[2].1), ("False", "False"));
         let starts = Facts { degraded: failing, training: false, trained: false, ..whole() };
-        assert_eq!(words(&told(&starts, &[], Some(1)))[3], ("Degraded", "False", "NotTraining"));
+        assert_eq!(words(&described(&starts, &[], Some(1)))[3], ("Degraded", "False", "NotTraining"));
     }
 
     #[test]
     fn success_is_ready_and_stays() {
         let done = Facts { finished: true, training: false, pods: 0, ..whole() };
-        let found = told(&done, &[], Some(1));
+        let found = described(&done, &[], Some(1));
         assert_eq!(words(&found)[0], ("Ready", "True", "Succeeded"));
         assert_eq!(words(&found)[4], ("Succeeded", "True", "AllStepsDone"));
         assert!(found[1..4].iter().all(|c| c.status == "False"));
-        assert_eq!(told(&Facts { generation: 2, ..done }, &found, Some(1))[1].status, "False");
+        assert_eq!(described(&Facts { generation: 2, ..done }, &found, Some(1))[1].status, "False");
     }
 
     #[test]
     fn trouble_stalls_with_its_reason() {
         let trouble = Some(("TrainingFailed".to_owned(), "the data is no UTF-8".to_owned()));
-        let found = told(
+        let found = described(
             &Facts { trouble: trouble.clone(), training: false, trained: false, ..whole() },
             &[],
             Some(1),
@@ -278,7 +281,7 @@ mod tests {
         assert_eq!(words(&found)[0], ("Ready", "False", "TrainingFailed"));
         assert_eq!((words(&found)[1].1, words(&found)[2]), ("False", ("Stalled", "True", "TrainingFailed")));
         assert_eq!(words(&found)[4], ("Succeeded", "False", "Failed"));
-        let trains = told(&Facts { trouble, ..whole() }, &[], Some(1));
+        let trains = described(&Facts { trouble, ..whole() }, &[], Some(1));
         assert_eq!(
             (words(&trains)[0].1, words(&trains)[2].1),
             ("True", "True"),
@@ -288,8 +291,8 @@ mod tests {
 
     #[test]
     fn a_changed_manifest_restarts_and_reconciles() {
-        let before = told(&whole(), &[], None);
-        let found = told(&Facts { generation: 2, waits: true, ..whole() }, &before, Some(1));
+        let before = described(&whole(), &[], None);
+        let found = described(&Facts { generation: 2, waits: true, ..whole() }, &before, Some(1));
         assert_eq!(
             words(&found)[..2],
             [("Ready", "False", "Restarting"), ("Reconciling", "True", "Progressing")]

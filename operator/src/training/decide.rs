@@ -88,3 +88,6 @@ fn unheard(evidence: &Evidence<'_>, state: &mut RunState) -> usize {
     state.taken_over &= unheard > 0;
     unheard
 }
+
+#[cfg(test)]
+mod tests;

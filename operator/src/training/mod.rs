@@ -9,8 +9,6 @@ mod decide;
 mod desired;
 mod facts;
 mod lifecycle;
-#[cfg(test)]
-mod lives;
 mod places;
 mod run;
 mod state;

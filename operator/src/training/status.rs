@@ -72,20 +72,7 @@ impl Reporter for TrainingSwarm {
             samples_per_second: if trains { stage.samples_per_second } else { 0.0 },
         });
         let tokens_per_second = run.tokens_per_second.filter(|_| trains);
-        let places =
-            |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
-        let display = DisplayStatus {
-            step: format!("{}/{}", run.step, facts.steps),
-            loss: places(run.loss, 3),
-            tokens_per_second: places(tokens_per_second, 0),
-            stages: run
-                .stages
-                .iter()
-                .filter(|_| facts.pods > 0)
-                .map(|s| s.peers.to_string())
-                .collect::<Vec<_>>()
-                .join("/"),
-        };
+        let display = display(&run, facts, tokens_per_second);
         TrainingSwarmStatus {
             observed_generation: Some(facts.generation),
             conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
@@ -168,6 +155,20 @@ impl Reporter for TrainingSwarm {
             tell(false, "TrainingSucceeded", message("Succeeded"));
         }
         all
+    }
+}
+
+/// Columns for people.
+fn display(run: &Observation, facts: &Facts, tokens_per_second: Option<f64>) -> DisplayStatus {
+    let number =
+        |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
+    let stages: Vec<String> =
+        run.stages.iter().filter(|_| facts.pods > 0).map(|s| s.peers.to_string()).collect();
+    DisplayStatus {
+        step: format!("{}/{}", run.step, facts.steps),
+        loss: number(run.loss, 3),
+        tokens_per_second: number(tokens_per_second, 0),
+        stages: stages.join("/"),
     }
 }
 

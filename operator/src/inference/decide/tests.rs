@@ -464,3 +464,15 @@ async fn a_new_leader_takes_nobody_s_place_before_it_has_heard_everybody() {
     assert_eq!(decision.delete.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["c"]);
     assert_eq!((world.spans().len(), decision.unheard), (2, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_another_start_does_not_help_is_a_trouble_in_its_own_words() {
+    let mut world = World::with_room(200 << 20);
+    let pod = world.view.workers.get_mut("a").unwrap();
+    (pod.phase, pod.needs_user) = (Phase::Lost("its container failed"), true);
+    pod.last_error = Some("no such model".into());
+    let decision = world.decide(1);
+    assert_eq!(decision.facts.trouble, Some(("CannotStart".into(), "peer: no such model".into())));
+    assert!(decision.create.is_empty(), "it would end like the last one");
+    assert!(decision.facts.waiting.unwrap().starts_with("peers end before they are ready (no such model)"));
+}

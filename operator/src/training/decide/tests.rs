@@ -1,21 +1,16 @@
 //! Lives of runs: decisions in virtual time.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use dunlin_crds::TrainingSwarmStatus;
 use tokio::time::Instant;
 
-use super::decide::Decision;
-use super::desired::Desired;
-use super::lifecycle::Lifecycle;
-use super::state::RunState;
 use super::*;
-use crate::observe::{Phase, SwarmView};
+use crate::observe::SwarmView;
 use crate::peers::observation::{Degraded, Stage};
 use crate::peers::report::Report;
-use crate::peers::{Answer, Checkpoint, Observation, RunPhase, WorkerState};
-use crate::swarm::{Evidence, Policy, Reporter};
+use crate::peers::{Answer, Checkpoint, RunPhase, WorkerState};
+use crate::swarm::{Reporter, SwarmKind};
 use crate::testing::{config, training_swarm, worker};
 
 const SILENCE: Duration = Duration::from_secs(3);
