@@ -73,13 +73,13 @@ fn made_up(step: u64) -> HelloRole {
     let done = (0..1000).map(|microbatch| Contribution { microbatch, loss: Some(1e9) }).collect();
     HelloRole::Peer {
         held: Some(Held {
-            copied: false,
             stage: 0,
             step,
             sums: vec![HeldSums { done, adding: vec![7; 1000] }; 9],
             averaged: BTreeMap::from([(0, vec![1.0]), (77, vec![])]),
             scale: Some(0.5),
             state: StateDigest { fingerprint: 666, root: Some("0".repeat(64)) },
+            ..Held::default()
         }),
     }
 }

@@ -71,7 +71,7 @@ vectorised! {
 vectorised! {
     fn geglu_range(gate: &[f32], up: &[f32], out: &mut [f32]) {
         /// `2 sqrt(2 / pi)`: `(1 + tanh(z)) / 2` is `1 / (1 + exp(-2 z))`.
-        const TWICE: f32 = 1.595_769_1;
+        const TWICE: f32 = 1.595_769;
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
             let z = TWICE * (*gate + 0.044_715 * (*gate * *gate * *gate));
             *out = *gate / (1.0 + exp_lane(-z)) * up;

@@ -11,7 +11,7 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
 /// As [`super::geglu`], one value after the other.
 #[must_use]
 pub fn geglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let z = |g: f32| 1.595_769_1 * (g + 0.044_715 * (g * g * g));
+    let z = |g: f32| 1.595_769 * (g + 0.044_715 * (g * g * g));
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + exp(-z(*g))) * u).collect()
 }
 

@@ -177,7 +177,7 @@ fn file(shape: &Shape) -> Vec<u8> {
             ]
         };
         for (name, format, rows) in matrices {
-            add(&format!("blk.{layer}.{name}.weight"), *format, &[HIDDEN, *rows]);
+            add(&format!("blk.{layer}.{name}.weight"), format, &[HIDDEN, *rows]);
         }
         if post_norms {
             for name in ["post_attention_norm.weight", "post_ffw_norm.weight"] {

@@ -9,6 +9,8 @@ pub type Microbatch = u32;
 pub type Attempt = u64;
 /// Attempts and rounds of one life of the conductor differ in so many low bits.
 pub const LIFE_BITS: u32 = 20;
+/// A key that a peer asks for: a microbatch of a step, in an attempt.
+pub type Claim = (Step, Microbatch, Attempt);
 /// Index of a stage in the pipeline.
 pub type StageId = u32;
 /// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use crate::training::conductor::shell::MemberView;
-use crate::training::ids::{Attempt, Microbatch, StageId, Step};
+use crate::training::ids::{Claim, StageId, Step};
 use crate::training::mates::Mates;
 use crate::training::message::{Held, Mate};
 use crate::training::speed::Speed;
@@ -37,7 +37,7 @@ pub struct PeerState {
     /// Since when it has brought nothing, or owes nothing.
     pub quiet_since_ms: u64,
     /// What it asked for meanwhile.
-    pub claims: BTreeSet<(Step, Microbatch, Attempt)>,
+    pub claims: BTreeSet<Claim>,
     /// How often it got a state that is not the right one.
     pub wrong_states: u32,
     /// The newest step of which a mate has taken its sums, since they were emptied without an update.
