@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use dunlin_model::random_model::{RandomModelSpec, write};
+use dunlin_model::random_model::{RandomModelSpec, write_telling};
+
+use crate::progress::Progress;
 
 /// Shape of a random model.
 #[derive(Args, Clone)]
@@ -40,5 +42,10 @@ pub struct RandomModelArgs {
 /// When the shape makes no sense or a file cannot be written.
 pub fn run(args: &RandomModelArgs) -> anyhow::Result<()> {
     let RandomModelArgs { layers, hidden, heads, kv_heads, ffn, vocab, seed, .. } = *args;
-    Ok(write(&args.out, &RandomModelSpec { layers, hidden, heads, kv_heads, ffn, vocab, seed })?)
+    let spec = RandomModelSpec { layers, hidden, heads, kv_heads, ffn, vocab, seed };
+    let mut progress = None;
+    let mut told = |written, all| {
+        progress.get_or_insert_with(|| Progress::of_bytes(all, "writes weights")).done(written);
+    };
+    Ok(write_telling(&args.out, &spec, &mut told)?)
 }

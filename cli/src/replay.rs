@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use dunlin_sim::replay::{Options, Policy, Report, run as simulate};
+use dunlin_sim::replay::{Options, Policy, Report, run_telling};
 
-use crate::print;
+use crate::print::{self, Output, OutputArgs};
+use crate::progress::Progress;
 
 /// What to replay, and how.
 #[derive(Args)]
@@ -38,9 +39,9 @@ pub struct ReplayArgs {
     /// Who decides which peer serves what.
     #[arg(long, value_enum, default_value = "dunlin", requires = "fluid")]
     pub policy: ReplayPolicy,
-    /// One line of JSON instead of a table.
-    #[arg(long)]
-    pub json: bool,
+    /// Form.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Who decides in a replay.
@@ -72,8 +73,14 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
             ReplayPolicy::None => Policy::None,
         },
     };
-    let report = simulate(&options, &csv).with_context(|| args.trace.display().to_string())?;
-    let text = if args.json { serde_json::to_string(&report)? } else { table(&report) };
+    let progress = Progress::of(args.seeds, "replays the trace, seed by seed");
+    let report = run_telling(&options, &csv, &mut |seeds| progress.done(seeds));
+    drop(progress);
+    let report = report.with_context(|| args.trace.display().to_string())?;
+    let text = match args.output.output {
+        Output::Json => serde_json::to_string(&report)?,
+        Output::Text => table(&report),
+    };
     // Who reads no longer has seen enough.
     let _ = print::line(text)?;
     Ok(())
@@ -92,5 +99,5 @@ fn table(report: &Report) -> String {
         ("SWITCHES", format!("{:.1}", report.switches)),
         ("FETCHES", format!("{:.1}", report.fetches)),
     ];
-    rows.map(|(name, value)| format!("{name:<18}{value}")).join("\n")
+    print::table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
 }

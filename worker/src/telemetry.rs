@@ -1,5 +1,7 @@
 //! Logs, and traces when an OTLP endpoint is configured.
 
+use std::io::IsTerminal;
+
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing_subscriber::fmt::MakeWriter;
@@ -12,7 +14,7 @@ use crate::cli::LogArgs;
 /// Ends exporting.
 pub struct Telemetry(Option<SdkTracerProvider>);
 
-/// Starts logging to `writer`, and exporting spans when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+/// Starts logging to `writer`, in colours where standard error is a terminal, and exporting spans when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 ///
 /// # Errors
 /// When the filter or the endpoint cannot be used.
@@ -22,7 +24,10 @@ where
 {
     let filter = EnvFilter::try_new(&log.log)?;
     // Nobody may read standard error any more: that is no reason to end, as telling of it there would be.
-    let text = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let text =
+        tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(colours).log_internal_errors(false);
     let text = if log.log_json { text.json().boxed() } else { text.compact().boxed() };
     let provider = match std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
         None => None,

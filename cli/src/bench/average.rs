@@ -1,53 +1,120 @@
-//! One member of a group that forms averages. It prints a line of JSON when it is ready, and one for every line on stdin, for which it has
-//! formed an average.
+//! `bench average`: how long processes take to average gradients, by the engine, server and exchange of a peer that trains.
 
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::net::Ipv4Addr;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, ensure};
 use clap::Args;
-use dunlin_worker::training::peer::member::{Member, Options};
-use serde_json::json;
-use tokio::sync::mpsc;
+use serde_json::{Value, json};
 
-use crate::print;
+use super::median;
+use crate::print::{self, Output, OutputArgs};
+use crate::processes::ports::free_addr;
+use crate::progress::Progress;
 
-/// Options of a member of averages.
+/// What to average.
 #[derive(Args, Clone)]
-pub struct AverageMemberArgs {
-    /// Where all members listen, `host:port` on loopback.
-    #[arg(long, value_delimiter = ',', required = true)]
-    pub group: Vec<String>,
-    /// Which of them this is.
-    #[arg(long)]
-    pub index: usize,
-    /// Encoding, as `wire.gradients` of a run has it.
+pub struct AverageArgs {
+    /// Processes that average with one another.
+    #[arg(long, default_value_t = 4)]
+    pub members: usize,
+    /// How values travel, as `wire.gradients` of a run has it: Exact, F32, F16 or Q8.
     #[arg(long, default_value = "Exact")]
     pub gradients: String,
-    /// Width of the feed-forward part of the one block whose gradients they are; it makes the number of values.
-    #[arg(long, default_value_t = 6688)]
-    pub ffn: usize,
+    /// Averages, after a first one that makes connections.
+    #[arg(long, default_value_t = 7)]
+    pub rounds: usize,
+    /// Form.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
-/// Runs until stdin ends.
+/// Prints the seconds of the slowest member.
 ///
 /// # Errors
-/// When the arguments make no sense, or an average cannot be formed.
-pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
-    let AverageMemberArgs { group, index, gradients, ffn } = args;
-    let mut member = Member::start(&Options { group, index, gradients, ffn }).await?;
-    if print::line(json!({"values": member.count()}))?.is_break() {
-        return Ok(());
+/// When a member ends, or members hold different averages.
+pub async fn run(args: AverageArgs) -> anyhow::Result<()> {
+    ensure!(args.members > 0 && args.rounds > 0, "--members and --rounds have to be at least 1");
+    let mut group = Vec::new();
+    for _ in 0..args.members {
+        group.push(free_addr((Ipv4Addr::LOCALHOST, 0).into()).await?.to_string());
     }
-    let (line_in, mut lines) = mpsc::channel(1);
-    // It ends with stdin, or with the process.
-    std::thread::spawn(move || {
-        let mut each = std::io::stdin().lines();
-        while each.next().is_some_and(|line| line.is_ok()) && line_in.blocking_send(()).is_ok() {}
-    });
-    while lines.recv().await.is_some() {
-        let outcome = member.average().await?;
-        let digest = format!("{:016x}", outcome.digest);
-        let line = json!({"seconds": outcome.seconds, "digest": digest, "error": outcome.error});
-        if print::line(line)?.is_break() {
-            return Ok(());
+    let progress = Progress::of(args.rounds as u64, "averages");
+    let start = |index| Member::start(&group.join(","), index, &args.gradients);
+    let mut members = (0..args.members).map(start).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut values = 0;
+    for member in &mut members {
+        values = member.answer()?["values"].as_u64().unwrap_or(0);
+    }
+    let (mut seconds, mut error) = (Vec::new(), 0.0);
+    for round in 0..=args.rounds {
+        for member in &mut members {
+            member.go_on()?;
         }
+        let answers = members.iter_mut().map(Member::answer).collect::<anyhow::Result<Vec<_>>>()?;
+        let same = answers.windows(2).all(|pair| pair[0]["digest"] == pair[1]["digest"]);
+        ensure!(same, "members hold different averages: {answers:?}");
+        let slowest = answers.iter().filter_map(|a| a["seconds"].as_f64()).fold(0.0, f64::max);
+        error = answers[0]["error"].as_f64().unwrap_or(0.0);
+        if round > 0 {
+            seconds.push(slowest);
+        }
+        progress.done(round as u64);
     }
+    drop(progress);
+    let middle = median(&seconds);
+    let text = match args.output.output {
+        Output::Json => json!({
+            "values": values, "members": args.members, "gradients": args.gradients,
+            "seconds": seconds, "median_s": middle, "relative_error": error,
+        })
+        .to_string(),
+        Output::Text => print::table(&[
+            vec!["VALUES".to_owned(), values.to_string()],
+            vec!["MEMBERS".to_owned(), args.members.to_string()],
+            vec!["MEDIAN".to_owned(), format!("{:.1} ms", 1e3 * middle)],
+            vec!["RELATIVE ERROR".to_owned(), format!("{error:.1e}")],
+        ]),
+    };
+    // Who reads no longer has seen enough.
+    let _ = print::line(text)?;
     Ok(())
+}
+
+/// A process that averages once for every line that it gets. Dropping it ends it.
+struct Member {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Member {
+    fn start(group: &str, index: usize, gradients: &str) -> anyhow::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--log", "warn", "bench", "average-member", "--group", group])
+            .args(["--index", &index.to_string(), "--gradients", gradients])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a member")?;
+        let output = child.stdout.take().context("stdout is piped")?;
+        Ok(Self { child, lines: BufReader::new(output).lines() })
+    }
+
+    fn go_on(&mut self) -> anyhow::Result<()> {
+        Ok(self.child.stdin.as_mut().context("stdin is piped")?.write_all(b"\n")?)
+    }
+
+    fn answer(&mut self) -> anyhow::Result<Value> {
+        let line = self.lines.next().context("a member has ended; its last line is above")??;
+        serde_json::from_str(&line).with_context(|| format!("a member says {line:?}"))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // It has ended by itself when these fail.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -8,6 +8,7 @@ use dunlin_worker::cli::AdapterArgs;
 
 use crate::processes::trust::AuthorityArgs;
 use crate::processes::worker::WorkerArgs;
+use crate::size;
 
 /// Options of a local swarm.
 #[derive(Args, Clone)]
@@ -33,8 +34,8 @@ pub struct LocalArgs {
     /// Certificates.
     #[command(flatten)]
     pub authority: AuthorityArgs,
-    /// Memory of each stage, in bytes; an equal share of what there is when not given.
-    #[arg(long)]
+    /// Memory of each stage, as in 512MiB; an equal share of what there is when not given.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub memory: Option<u64>,
     /// Longest sequence; the model's context length when 0.
     #[arg(long, default_value_t = 0)]

@@ -16,9 +16,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, bail, ensure};
 use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
+use dunlin_worker::exit::NeedsUser;
 use dunlin_worker::model::{ModelPlace, adapters};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +31,7 @@ use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::Process;
 use crate::processes::trust::LocalTrust;
+use crate::progress::Progress;
 use control::{Control, LOOK};
 use crashes::Crashes;
 
@@ -44,10 +46,11 @@ const UNSERVED: Duration = Duration::from_secs(10);
 /// When it does not come to serve, has a problem that another start of a stage does not mend, or stages end again and again.
 pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     if args.peers == 0 || !args.model.exists() {
-        bail!("{}: no such model, or no peers asked for", args.model.display());
+        let problem = anyhow!("{}: no such model, or no peers asked for", args.model.display());
+        return Err(problem).needs_user();
     }
     adapters::check(&args.adapters.adapters, Some(&ModelPlace::path(&args.model).name()))?;
-    let worker = args.worker.find()?;
+    let worker = args.worker.find().needs_user()?;
     let http = free_addr(args.listen).await?;
     let control = free_addr("127.0.0.1:0".parse()?).await?;
     let trust = LocalTrust::new(&args.authority)?;
@@ -66,6 +69,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         crashes: Crashes::default(),
         served: None,
         told: None,
+        progress: Some(Progress::waiting("starts")),
         http,
         started: Instant::now(),
         worker,
@@ -141,6 +145,8 @@ struct Supervisor {
     served: Option<Instant>,
     /// The problem that was told last.
     told: Option<String>,
+    /// For a user who waits until it serves.
+    progress: Option<Progress>,
     started: Instant,
 }
 
@@ -179,7 +185,11 @@ impl Supervisor {
         if self.served.is_none() && self.started.elapsed() > START {
             bail!("the swarm does not serve after {} s: {}", START.as_secs(), self.states());
         }
+        if let Some(progress) = &self.progress {
+            progress.now(self.states());
+        }
         if self.served.is_none() && self.serves(answers && whole) {
+            self.progress = None;
             if self.tell_user()?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }

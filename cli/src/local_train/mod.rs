@@ -29,6 +29,7 @@ use crate::processes::ports::free_addr;
 use crate::processes::process::{Process, child};
 use crate::processes::trust::{AuthorityArgs, LocalTrust};
 use crate::processes::worker::WorkerArgs;
+use crate::progress::{Lines, Progress};
 use restarts::Restarts;
 
 /// How often the conductor is asked and the lost are replaced.
@@ -101,7 +102,7 @@ pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
             anyhow!("--peers {} is fewer than the {} stages of the configuration", args.peers, config.stages);
         return Err(problem).needs_user();
     }
-    let mut swarm = Swarm::start(args).await?;
+    let mut swarm = Swarm::start(args, config.steps).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut ticks = interval(LOOK);
@@ -136,7 +137,10 @@ struct Swarm {
     trainers: Processes,
     made: u32,
     announced: bool,
+    /// Of the run.
+    steps: u64,
     printed: u64,
+    progress: Progress,
     /// Changes that were said.
     changes: BTreeSet<String>,
     degraded: bool,
@@ -151,8 +155,8 @@ struct Processes {
 }
 
 impl Swarm {
-    async fn start(args: LocalTrainArgs) -> anyhow::Result<Self> {
-        let worker = args.worker.find()?;
+    async fn start(args: LocalTrainArgs, steps: u64) -> anyhow::Result<Self> {
+        let worker = args.worker.find().needs_user()?;
         let (grpc, http) = (loopback().await?, loopback().await?);
         let trust = LocalTrust::new(&args.authority)?;
         let scratch = Scratch::new("local-train")?;
@@ -170,7 +174,9 @@ impl Swarm {
             trainers: Processes::default(),
             made: 0,
             announced: false,
+            steps,
             printed: 0,
+            progress: Progress::waiting("waits until every stage has a peer"),
             changes: BTreeSet::new(),
             degraded: false,
             started: Instant::now(),
@@ -235,12 +241,14 @@ impl Swarm {
                 return Ok(true);
             }
             self.announced = true;
+            self.progress = Progress::of(self.steps, "trains");
         }
         loop {
             let new: Option<Vec<Value>> = self.get(&format!("/steps?from={}", self.printed)).await;
             let Some(steps) = new else { return Ok(false) };
             for step in &steps {
                 self.printed = step["step"].as_u64().unwrap_or(self.printed) + 1;
+                self.progress.done(self.printed);
                 for restarts in [&mut self.conducts, &mut self.peers.restarts, &mut self.trainers.restarts] {
                     restarts.step();
                 }
@@ -392,7 +400,7 @@ fn end_of(
 /// A line on standard error that is no log.
 fn say(text: std::fmt::Arguments<'_>) {
     // Nobody may read it.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(Lines, "{text}");
 }
 
 fn conductor(

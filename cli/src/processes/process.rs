@@ -14,6 +14,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::progress::Lines;
+
 /// Time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(3);
 /// Lines of a process that are remembered, and characters of one.
@@ -112,7 +114,7 @@ async fn pass_on(stderr: impl AsyncRead + Unpin, said: Arc<Mutex<VecDeque<String
     let mut line = Vec::new();
     while (&mut lines).take(READ_MAX).read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0) {
         // Nobody reads any more: the process must not wait for that.
-        let _ = std::io::stderr().write_all(&line);
+        let _ = Lines.write_all(&line);
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() == LINES_KEPT {
             said.pop_front();

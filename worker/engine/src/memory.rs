@@ -79,6 +79,12 @@ impl Needs {
         })
     }
 
+    /// The same with sequences of up to `positions`.
+    #[must_use]
+    pub fn with_positions(&self, positions: u32) -> Self {
+        Self { positions: u64::from(positions), ..self.clone() }
+    }
+
     /// Weights of each layer, without embedding and head.
     #[must_use]
     pub fn layer_bytes(&self) -> &[u64] {
@@ -110,7 +116,8 @@ impl Needs {
     }
 
     /// Weights of these layers, with embedding and head where they belong.
-    fn weights(&self, layers: &BTreeSet<u32>) -> u64 {
+    #[must_use]
+    pub fn weights(&self, layers: &BTreeSet<u32>) -> u64 {
         let last = self.layers.len().saturating_sub(1);
         let (first, end) = (layers.contains(&0), layers.contains(&(last as u32)));
         let ends = match (first, end) {
@@ -221,6 +228,15 @@ impl Budget {
         let kv_bytes = u64::try_from(u128::from(rest) * u128::from(kv) / u128::from((kv + row).max(1)));
         let kv_bytes = kv_bytes.unwrap_or(rest).max(cache).min(rest);
         Ok(Fit { layers, left_out: ranges(&left_out), kv_bytes, journal_bytes: rest - kv_bytes })
+    }
+
+    /// How many sequences of so many positions have room at once in a stage that executes `span` and holds what `fit` says.
+    #[must_use]
+    pub fn sequences(&self, span: Layers, fit: &Fit, positions: u32) -> u64 {
+        let positions = u64::from(positions.max(1));
+        let pages = fit.kv_bytes / (self.needs.page * u64::from(span.len())).max(1);
+        let rows = fit.journal_bytes / self.needs.row.max(1);
+        (pages / positions.div_ceil(PAGE as u64)).min(rows / positions)
     }
 
     /// How many peers of this budget it takes to execute all layers; `None` when no number suffices.
@@ -376,6 +392,15 @@ mod tests {
         // A position takes 10 / 16 MiB of KV cache and 4 KiB of a journal.
         let ratio = fit.kv_bytes as f64 / fit.journal_bytes as f64;
         assert!((ratio - 160.0).abs() < 0.01, "{ratio}");
+    }
+
+    #[test]
+    fn sequences_have_room_while_pages_and_rows_last() {
+        let budget = Budget::new(1024 * MIB, needs());
+        let fit = Fit { kv_bytes: 400 * MIB, journal_bytes: 2 * MIB, ..Fit::default() };
+        // 40 pages of 16 positions in ten layers, and 512 rows.
+        let sequences = |positions| budget.sequences(Layers::new(0, 10), &fit, positions);
+        assert_eq!((sequences(16), sequences(17), sequences(160), sequences(641)), (32, 20, 3, 0));
     }
 
     proptest! {

@@ -36,6 +36,18 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message
 /// # Errors
 /// When the shape makes no sense or a file cannot be written.
 pub fn write(folder: &Path, spec: &RandomModelSpec) -> io::Result<()> {
+    write_telling(folder, spec, &mut |_, _| {})
+}
+
+/// The same; `told` hears after each tensor how many bytes of how many are written.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_telling(
+    folder: &Path,
+    spec: &RandomModelSpec,
+    told: &mut dyn FnMut(u64, u64),
+) -> io::Result<()> {
     let sound = spec.vocab >= 258
         && spec.layers > 0
         && spec.heads > 0
@@ -51,7 +63,7 @@ pub fn write(folder: &Path, spec: &RandomModelSpec) -> io::Result<()> {
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config(spec))?)?;
     std::fs::write(folder.join("tokenizer.json"), tokenizer(spec.vocab).to_string())?;
     std::fs::write(folder.join("tokenizer_config.json"), json!({"chat_template": TEMPLATE}).to_string())?;
-    write_weights(&folder.join("model.safetensors"), spec)
+    write_weights(&folder.join("model.safetensors"), spec, told)
 }
 
 fn config(spec: &RandomModelSpec) -> Value {
@@ -105,7 +117,7 @@ fn tokenizer(vocab: usize) -> Value {
     })
 }
 
-fn write_weights(path: &Path, spec: &RandomModelSpec) -> io::Result<()> {
+fn write_weights(path: &Path, spec: &RandomModelSpec, told: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
     let kv_width = spec.hidden / spec.heads * spec.kv_heads;
     let mut tensors: Vec<(String, Vec<usize>)> =
         vec![("model.embed_tokens.weight".to_owned(), vec![spec.vocab, spec.hidden])];
@@ -129,6 +141,9 @@ fn write_weights(path: &Path, spec: &RandomModelSpec) -> io::Result<()> {
     let shapes: Vec<_> = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     let mut file = BufWriter::new(File::create(path)?);
     file.write_all(&f32_header(&shapes))?;
+    let bytes = |shape: &[usize]| (shape.iter().product::<usize>() * size_of::<f32>()) as u64;
+    let all = tensors.iter().map(|(_, shape)| bytes(shape)).sum();
+    let mut written = 0;
     let mut counter = spec.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for (_, shape) in &tensors {
         let norm = shape.len() == 1;
@@ -139,6 +154,8 @@ fn write_weights(path: &Path, spec: &RandomModelSpec) -> io::Result<()> {
             let value = f32::from(u8::from(norm)) + normal(counter) * deviation;
             file.write_all(&value.to_le_bytes())?;
         }
+        written += bytes(shape);
+        told(written, all);
     }
     file.flush()
 }

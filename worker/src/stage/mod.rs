@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use dunlin_engine::memory::Fit;
+use dunlin_engine::memory::{Fit, Needs};
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::stage::Computed;
@@ -379,16 +379,7 @@ impl Stage {
             load: Some(convert::load_to_wire(&self.load())),
             sessions: u32::try_from(self.node.session_count()).unwrap_or(u32::MAX),
             room_bytes: progress.facts.as_ref().map_or(0, |facts| facts.room),
-            model: progress.facts.map(|facts| proto::ModelFacts {
-                layers: facts.needs.layer_bytes().len() as u32,
-                layer_bytes: facts.needs.layer_bytes().to_vec(),
-                embedding_bytes: facts.needs.embedding_bytes(),
-                head_bytes: facts.needs.head_bytes(),
-                hidden: facts.hidden as u32,
-                context_length: facts.context_length,
-                sequence_bytes: facts.needs.sequence_bytes(),
-                tied: facts.needs.is_tied(),
-            }),
+            model: progress.facts.map(|f| model_facts(&f.needs, f.hidden, f.context_length)),
             problem: progress
                 .problem
                 .map(|p| proto::Problem { reason: p.reason.to_owned(), message: p.message }),
@@ -397,5 +388,20 @@ impl Stage {
             behind: Vec::new(),
             tokens: 0,
         }
+    }
+}
+
+/// What a stage tells of its model: whoever plans cuts it by these sizes.
+#[must_use]
+pub fn model_facts(needs: &Needs, hidden: usize, context_length: u32) -> proto::ModelFacts {
+    proto::ModelFacts {
+        layers: needs.layer_bytes().len() as u32,
+        layer_bytes: needs.layer_bytes().to_vec(),
+        embedding_bytes: needs.embedding_bytes(),
+        head_bytes: needs.head_bytes(),
+        hidden: hidden as u32,
+        context_length,
+        sequence_bytes: needs.sequence_bytes(),
+        tied: needs.is_tied(),
     }
 }

@@ -144,8 +144,11 @@ fn model_of(config: &TrainingConfig) -> anyhow::Result<Option<ModelFile>> {
     }
 }
 
-/// The model that training goes on from, or that an adapter is trained over.
-fn open_model(place: &str) -> anyhow::Result<ModelFile> {
+/// A model by its path or URL: what training goes on from, or what an adapter is trained over.
+///
+/// # Errors
+/// When it cannot be read or used.
+pub fn open_model(place: &str) -> anyhow::Result<ModelFile> {
     let place = ModelPlace::of_run(place);
     let missing = matches!(&place.location, Location::Path(path) if !path.exists());
     place.open().map_err(|problem| (problem.reason, problem.message)).or_else(|(reason, message)| {

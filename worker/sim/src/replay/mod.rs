@@ -61,6 +61,15 @@ pub enum ReplayError {
 ///
 /// If it is no trace, or an option is 0 that may not be.
 pub fn run(options: &Options, csv: &str) -> Result<Report, ReplayError> {
+    run_telling(options, csv, &mut |_| {})
+}
+
+/// The same; `told` hears before each seed how many are done.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_telling(options: &Options, csv: &str, told: &mut dyn FnMut(u64)) -> Result<Report, ReplayError> {
     let positive =
         [("stages", options.stages as u64), ("step_ms", options.step_ms), ("seeds", options.seeds)];
     if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
@@ -70,6 +79,7 @@ pub fn run(options: &Options, csv: &str) -> Result<Report, ReplayError> {
     let mut mean = Report { share_of_optimal_min: f64::INFINITY, ..Report::default() };
     let protocol = (!options.fluid).then(|| protocol::Replay::new(options, &lives));
     for seed in 0..options.seeds {
+        told(seed);
         let one = match &protocol {
             None => capacity::run(options, &lives, seed),
             Some(replay) => replay.run(seed).map_err(|what| ReplayError::Broken { seed, what })?,
