@@ -95,7 +95,8 @@ struct Swarm {
 impl Swarm {
     fn start(args: &DecodeArgs, peers: usize) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["--log", "error", "local", "--model"]).arg(&args.model);
+        // Its processes inherit this.
+        command.env("DUNLIN_LOG", "error").args(["local", "--model"]).arg(&args.model);
         command.args(["--peers", &peers.to_string(), "--threads", &args.threads.to_string()]);
         if let Some(worker) = &args.worker.worker {
             command.arg("--worker").arg(worker);
