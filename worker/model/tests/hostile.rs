@@ -261,7 +261,8 @@ fn gguf_configurations() {
     });
     let mut windowed = tiny();
     windowed.set_u32("llama.attention.sliding_window", 16);
-    assert_eq!(open(windowed.bytes()).unwrap().config().context_length, 16);
+    let windowed = open(windowed.bytes()).unwrap();
+    assert_eq!((windowed.config().block.attention.window, windowed.config().context_length), (Some(16), 64));
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub enum ServeEvent {
     Opened(AverageId),
     /// The sums are about to change: nothing is given of them for averages that have begun.
     Closed,
+    /// What is served here is served no more: another state is about to come. Whoever waits would get values of that.
+    Left,
     /// What was given is given, or the caller is gone.
     Ended(AskId),
     /// The time of [`Serving::wake_ms`] has come.
@@ -201,12 +203,21 @@ impl Serving {
                 self.averages.insert(id.shard, (id, true));
                 self.settle_all(now_ms, out);
             }
-            ServeEvent::Closed => self.averages.values_mut().for_each(|(_, open)| *open = false),
+            ServeEvent::Closed => self.close(),
+            ServeEvent::Left => {
+                self.close();
+                let waiting = std::mem::take(&mut self.waiting).into_keys();
+                out.extend(waiting.map(|ask| ServeEffect::Refuse(ask, NotGiven::NotServing)));
+            }
             ServeEvent::Ended(ask) => {
                 self.given.remove(&ask);
             }
             ServeEvent::Deadline => self.settle_all(now_ms, out),
         }
+    }
+
+    fn close(&mut self) {
+        self.averages.values_mut().for_each(|(_, open)| *open = false);
     }
 
     fn settle_all(&mut self, now_ms: u64, out: &mut Vec<ServeEffect>) {
@@ -302,6 +313,18 @@ mod tests {
         assert!(ask(&mut serving, 40, 3, "a", wanted(5)).is_empty());
         let refused = after(&mut serving, 5040, ServeEvent::Deadline);
         assert_eq!(refused, [3, 9].map(|ask| ServeEffect::Refuse(ask, NotGiven::NotBegun)));
+    }
+
+    /// It would become a mate at the stage that this peer goes to, and take the values of that for those that it asked for.
+    #[test]
+    fn whoever_waits_gets_nothing_of_the_state_that_comes_next() {
+        let mut serving = serving(&["a"]);
+        assert!(ask(&mut serving, 0, 1, "b", Wanted::Update(3)).is_empty());
+        assert!(ask(&mut serving, 0, 2, "a", Wanted::Sums(average(5), 0..4)).is_empty());
+        let refused = after(&mut serving, 10, ServeEvent::Left);
+        assert_eq!(refused, [1, 2].map(|ask| ServeEffect::Refuse(ask, NotGiven::NotServing)));
+        let mates = Mates { stage: BTreeSet::from(["b".into()]), shared: None };
+        assert!(after(&mut serving, 20, ServeEvent::Mates(mates)).is_empty());
     }
 
     #[test]

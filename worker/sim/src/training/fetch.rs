@@ -1,6 +1,6 @@
 //! The state of a stage in virtual time: from a checkpoint, or from mates while they go on.
 
-use dunlin_protocol::training::serve::Wanted;
+use dunlin_protocol::training::serve::{ServeEvent, Wanted};
 use dunlin_protocol::training::{Fetch, FetchFailure, Load, StageId, Step};
 use dunlin_swarm::PeerName;
 
@@ -18,6 +18,7 @@ const UPDATE_ATTEMPTS: u32 = 20;
 impl World {
     /// A stage is loaded from its initial values or a checkpoint.
     pub(super) fn load(&mut self, name: &PeerName, load: &Load) {
+        self.serve(name, ServeEvent::Left);
         let (fetch, until) = (self.count(), self.now + FETCH_MS_MAX);
         let &Load { stage, step, checkpoint } = load;
         let Some(peer) = self.peers.get_mut(name) else { return };
@@ -28,6 +29,7 @@ impl World {
 
     /// It is fetched from mates, or what is here is brought up to date.
     pub(super) fn begin_fetch(&mut self, name: &PeerName, wanted: Fetch, from: Option<Step>) {
+        self.serve(name, ServeEvent::Left);
         let Fetch { stage, step, mates, .. } = wanted;
         let long = self.scenario.script.as_ref().map_or(0, |s| 2 * s.fetch_ms);
         let (fetch, until) = (self.count(), self.now + FETCH_MS_MAX + long);

@@ -55,6 +55,7 @@ impl World {
             Checkpoints::Newest(step) => Some(step),
             _ => None,
         };
+        self.completed = self.promised;
         self.conductor = Some(Conductor::new(config));
         self.conduct(ConductorEvent::Checkpoints(found));
     }
@@ -299,10 +300,6 @@ impl World {
         if away && self.draw(2) == 0 {
             // It is written all the same where only the answer was lost.
             self.say(|| format!("checkpoint {step} is not sealed"));
-            // The conductor looks what is there, and this one is not.
-            if life == self.life && self.promised == Some(step) && !self.sealed.contains_key(&step) {
-                self.promised = self.sealed.keys().next_back().copied();
-            }
             self.not_sealed(life, step);
             return;
         }
@@ -324,12 +321,17 @@ impl World {
         if away {
             self.not_sealed(life, step);
         } else if life == self.life && self.conductor.is_some() {
+            self.completed = self.completed.max(Some(step));
             self.conduct(ConductorEvent::Sealed { step, error: None });
         }
     }
 
+    /// The conductor is told so: it counts on the one before, whether or not this one is there.
     fn not_sealed(&mut self, life: u64, step: Step) {
         if life == self.life {
+            if self.promised == Some(step) {
+                self.promised = self.completed;
+            }
             self.conduct(ConductorEvent::Sealed { step, error: Some("away".to_owned()) });
         }
     }

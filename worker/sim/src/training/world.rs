@@ -47,6 +47,8 @@ pub(super) struct World {
     pub(super) savers: BTreeMap<Step, BTreeSet<PeerName>>,
     /// The newest that this life of the conductor found, has completed or is completing.
     pub(super) promised: Option<Step>,
+    /// The newest that it found or has completed.
+    pub(super) completed: Option<Step>,
     /// Those of which some file is no longer what it was.
     pub(super) damaged: BTreeSet<Step>,
     pub(super) truth: Vec<Truth>,
@@ -109,6 +111,7 @@ impl World {
             sealed: BTreeMap::new(),
             savers: BTreeMap::new(),
             promised: None,
+            completed: None,
             damaged: BTreeSet::new(),
             truth: sequential(&scenario.shape, scenario.steps),
             born: 0,

@@ -96,12 +96,12 @@ impl Pulls {
         self.handle(ServeEvent::Closed);
     }
 
-    /// No average is of any use to anybody.
+    /// What is served here is served no more, and no average is of any use to anybody.
     pub fn abandon(&mut self) {
         for (_, averaging) in std::mem::take(&mut self.averages) {
             averaging.abort();
         }
-        self.handle(ServeEvent::Closed);
+        self.handle(ServeEvent::Left);
     }
 
     /// A pull was served.
