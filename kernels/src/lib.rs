@@ -14,6 +14,10 @@
 //! * [`pool`] threads that split columns, rows or heads, never sums · [`buffer`] memory aligned to a cache line · [`isa`] which instructions there are
 #![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
+#![allow(
+    clippy::too_many_arguments,
+    reason = "operands, their sizes and a pool: what a name for all of them would hide"
+)]
 #![allow(clippy::needless_range_loop, reason = "kernels index several arrays by one row or lane")]
 
 pub mod activation;

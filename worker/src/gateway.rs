@@ -24,6 +24,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 ///
 /// # Errors
 /// When the options cannot be used or an address cannot be bound.
+#[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
     let place = args.model.place()?;

@@ -34,6 +34,7 @@ struct Args {
     list: bool,
 }
 
+#[expect(clippy::too_many_lines, reason = "from the arguments to the exit code")]
 fn main() -> Result<()> {
     let args = Args::parse();
     let all = if args.long { scenarios::long() } else { scenarios::all() };

@@ -238,6 +238,7 @@ mod avx2 {
     /// Needs AVX2 and FMA. `q` and `out` have `G * hd` values, `hd` is a multiple of 8 up to 256; the row has pages for its
     /// length, each with at least `values + 16 * hd` values, and `keys + 16 * hd` as well.
     #[target_feature(enable = "avx2,fma")]
+    #[expect(clippy::too_many_lines, reason = "one pass over the pages, with its sums in registers")]
     pub(super) unsafe fn group<const G: usize>(
         q: &[f32],
         row: &AttentionRow<'_>,

@@ -28,6 +28,7 @@ pub(crate) fn q6_k_value(block: &[u8], i: usize) -> u8 {
 ///
 /// # Panics
 /// For a format that has a packing of its own.
+#[expect(clippy::too_many_lines, reason = "an arm for each format")]
 fn block_as_f16(format: Format, block: &[u8], mut put: impl FnMut(u16)) {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
     let mut put = |value: f32| put(f16::from_f32(value).to_bits());

@@ -222,6 +222,7 @@ struct Spans<'a> {
 }
 
 /// Members in pipeline order, each with its span.
+#[expect(clippy::too_many_lines, reason = "what may happen to spans, in order of preference")]
 fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology>, may: May) -> Spans<'a> {
     let before = |member: &Member| previous?.peer(&member.name).map(|p| p.span);
     let mut placed: Vec<(&Member, Layers)> =

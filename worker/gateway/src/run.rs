@@ -57,6 +57,7 @@ pub struct GatewayOptions {
 ///
 /// # Errors
 /// When an address cannot be bound, certificates cannot be used, or the task that owns the sessions ends.
+#[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let id = GatewayId { name: options.name.clone(), incarnation: options.incarnation };

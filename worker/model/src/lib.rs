@@ -13,6 +13,11 @@
 //! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 
+#![allow(
+    clippy::too_many_arguments,
+    reason = "rows, weights, caches and scratch of a block: as the kernels take them"
+)]
+
 pub mod adapter;
 pub mod block;
 pub mod config;

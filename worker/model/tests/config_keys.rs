@@ -73,6 +73,7 @@ fn llama3_rope() -> Value {
 
 /// As the folders of these models have it on the hub.
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn published_models_are_taken() {
     let of_llama3 = json!({
         "bos_token_id": 128_000, "eos_token_id": [128_001, 128_008, 128_009], "intermediate_size": 14336,
@@ -412,6 +413,7 @@ fn rope_parameters_win_over_what_is_left_of_older_keys() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn other_rope_parameters_are_refused_by_name() {
     let scaled = |more: Value| json!({"rope_scaling": more});
     for kind in ["dynamic", "mrope", "proportional"] {

@@ -58,6 +58,7 @@ fn half(bytes: &[u8]) -> f64 {
 }
 
 /// Values of one block, exact in f64, written to be read next to the definition.
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn defined(format: Format, block: &[u8]) -> Vec<f64> {
     let mut y = vec![0.0; format.block().0];
     match format {

@@ -122,6 +122,7 @@ fn tensor(name: &str, format: &str, dimensions: &[u64]) -> Tensor {
     Tensor { name: name.as_bytes().to_vec(), dimensions: dimensions.to_vec(), kind, offset: None, data }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn file(shape: &Shape) -> Vec<u8> {
     let mut file = Gguf {
         magic: *b"GGUF",

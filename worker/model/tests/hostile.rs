@@ -197,6 +197,7 @@ fn gguf_tensors() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn gguf_configurations() {
     let number = |key: &'static str, value: u32, what: &str| {
         refused(what, |f| {
@@ -374,6 +375,7 @@ fn read_safe(bytes: Vec<u8>) -> Result<usize, ModelError> {
 const SAFE: &str = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}}"#;
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn safetensors_headers() {
     assert_eq!(read_safe(safe(SAFE, 32)).unwrap(), 2);
     assert_eq!(read_safe(safe("{}", 0)).unwrap(), 0);

@@ -114,6 +114,10 @@ fn set(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
     change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "the life of the thread: it opens the model, and then loads what it is told to hold"
+)]
 fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) {
     let mut pause = RETRY.0;
     let (file, positions, budget) = loop {

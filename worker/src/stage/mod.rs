@@ -46,6 +46,7 @@ const TICK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// When the options or certificates cannot be used, or an address cannot be bound.
+#[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let credentials = credentials(&args.process)?;
     let place = args.model.place()?;

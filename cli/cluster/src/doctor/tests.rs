@@ -118,6 +118,7 @@ fn waits(reason: &str, message: &str) -> PodFacts {
 }
 
 /// Evidence, and the headline that it makes.
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn cases() -> Vec<(Evidence, &'static str)> {
     let operator =
         |pods| Evidence { operator: OperatorFacts { pods: Some(pods), ..waiting().operator }, ..waiting() };

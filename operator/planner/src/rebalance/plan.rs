@@ -176,6 +176,7 @@ impl Planner<'_> {
 
     /// Peers without room for two states, if what they bring in their lives is more than what their fetches cost. They leave no sooner than
     /// they must: whoever is doomed counts until a fetch begun at the next edge would come too late.
+    #[expect(clippy::too_many_lines, reason = "one decision, in the order in which it is weighed")]
     fn cold(&mut self) {
         let stages = self.view.stages.len();
         let horizon_ms = self.view.now_ms

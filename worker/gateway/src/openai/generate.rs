@@ -83,6 +83,7 @@ impl Choice {
     ///
     /// # Errors
     /// When it does not fit, or the gateway does not take it.
+    #[expect(clippy::too_many_arguments, reason = "what an answer is made of")]
     pub async fn start(
         handle: &Handle,
         model: &Arc<ModelText>,

@@ -62,6 +62,7 @@ pub struct AdaptedRows<'a> {
 }
 
 /// Adds what the adapters of some rows add behind one matrix: `x` has the inputs of all rows of the batch, `y` their outputs.
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 pub(crate) fn add(
     pool: &Pool,
     adapted: &[AdaptedRows<'_>],

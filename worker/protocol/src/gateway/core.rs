@@ -215,6 +215,7 @@ impl GatewayCore {
 
     /// Rule: a token is emitted when it is the next one, whatever the attempt it comes from: its bits do not depend on that. One that
     /// skips a position shows that a token was lost on the way; the session is resumed where its gateway stands.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a frame")]
     fn token(
         &mut self,
         id: SessionId,

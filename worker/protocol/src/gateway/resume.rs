@@ -27,6 +27,7 @@ const MOVES_MAX: usize = 4;
 impl GatewayCore {
     /// Rule: what a stage lacks is computed again from where it is still known; what only time brings is tried again later, and what other
     /// stages hold is kept meanwhile.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a frame")]
     pub(super) fn refused(
         &mut self,
         id: SessionId,

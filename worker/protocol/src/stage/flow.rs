@@ -15,6 +15,7 @@ use crate::frame::{Attempt, Frame, Hop, RowData, SessionId};
 impl StageNode {
     /// Rule: rows of the current attempt that continue what was received are taken; what was had is dropped; a gap is not filled here (the
     /// gateway notices that nothing goes on).
+    #[expect(clippy::too_many_arguments, reason = "the fields of a frame")]
     pub(super) fn rows(
         &mut self,
         session: SessionId,

@@ -64,6 +64,7 @@ impl World {
         self.wake_later(name);
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each effect")]
     fn reduce_effects(&mut self, name: &PeerName, id: AverageId, effects: Vec<ReduceEffect>) {
         for effect in effects {
             let Some(peer) = self.peers.get_mut(name) else { return };

@@ -79,15 +79,22 @@ impl World {
 
     /// Does anybody serve the stage of a peer who is right? What the only one does nobody can compare with anything.
     pub(super) fn is_compared(&self, name: &PeerName) -> bool {
-        let stages = self.conductor.iter().flat_map(Conductor::members);
-        let right =
-            |other: &&PeerName| self.peers.get(*other).is_some_and(|p| p.healthy() && p.flaw.is_none());
-        stages.filter(|members| members.contains(name)).any(|members| {
-            let wrong =
-                |other: &PeerName| self.peers.get(other).is_some_and(|p| p.flaw == Some(Flaw::Differs));
-            let others = || members.iter().filter(|other| *other != name);
-            others().filter(right).count() > 0 && !others().any(wrong)
-        })
+        let right = |other: &PeerName| self.peers.get(other).is_some_and(|p| p.healthy() && p.flaw.is_none());
+        self.stage_mates(name).iter().any(right) && !self.is_witness(name)
+    }
+
+    /// Has another peer of its stage a state that is wrong? Whether anybody notices may depend on this one.
+    pub(super) fn is_witness(&self, name: &PeerName) -> bool {
+        let wrong = |other: &PeerName| self.peers.get(other).is_some_and(|p| p.flaw == Some(Flaw::Differs));
+        self.stage_mates(name).iter().any(wrong)
+    }
+
+    /// The others that serve the stage of a peer.
+    fn stage_mates(&self, name: &PeerName) -> Vec<PeerName> {
+        let mut stages = self.conductor.iter().flat_map(Conductor::members);
+        let mut mates = stages.find(|members| members.contains(name)).unwrap_or_default();
+        mates.retain(|other| other != name);
+        mates
     }
 
     /// Are these the weights of the steps done one after the other?

@@ -219,6 +219,7 @@ impl World {
         true
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each kind of event")]
     fn handle(&mut self, event: Event) {
         match event {
             Event::Up { stream, from, message } => {

@@ -59,6 +59,7 @@ const SLEPT: Duration = Duration::from_millis(1250);
 ///
 /// # Errors
 /// When the configuration, certificates or checkpoints cannot be used, or an address cannot be bound.
+#[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     dunlin_train::scratch::sweep();
     let config = read_config(&args.config)?;

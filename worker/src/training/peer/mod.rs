@@ -73,6 +73,7 @@ use serve::{Pulls, Served};
 ///
 /// # Errors
 /// When the configuration or certificates cannot be used, an address cannot be bound, or an update fails.
+#[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     memory::keep_freed();
     scratch::sweep();

@@ -143,6 +143,7 @@ impl Pulls {
     }
 
     /// What the engine has to say to it is ordered before this returns.
+    #[expect(clippy::too_many_lines, reason = "an arm for each thing that is asked for")]
     fn give(&mut self, ask: AskId, wanted: Wanted) {
         let Some(pieces) = self.waiting.remove(&ask) else { return };
         let served = self.served.clone();

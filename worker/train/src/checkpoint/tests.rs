@@ -376,6 +376,7 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
 /// The environment has a server that checks signatures, with a bucket `checkpoints`, and its keys.
 #[test]
 #[ignore = "needs a server of S3's API: make test-s3"]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn s3_keeps_checkpoints_as_a_folder_does() {
     let url = std::env::var("DUNLIN_S3_URL").unwrap();
     let place = |bucket: &str, prefix: &str, credentials: Option<&Path>| -> Destination {

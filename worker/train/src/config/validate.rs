@@ -284,6 +284,7 @@ wire: {activations: Q8, gradients: F16}
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of cases")]
     fn a_wrong_field_is_named() {
         let cases: &[(&str, Value, &str)] = &[
             ("/sequenceLength", json!(0), "sequenceLength is 0"),

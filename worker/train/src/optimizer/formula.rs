@@ -52,6 +52,7 @@ impl AdamStep {
         square.sqrt() * self.root_correction + self.epsilon
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     pub(super) fn adamw(
         &self,
         rate: f64,
@@ -72,6 +73,7 @@ impl AdamStep {
     }
 
     /// Updates the moments and returns the sum of squares of the update.
+    #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
     pub(super) fn lamb_moments(
         &self,
         decay: f64,

@@ -204,6 +204,7 @@ impl Optimizer {
     /// # Errors
     /// When a vector has another length (nothing is changed then), a parameter is no longer finite, or a value that the update reads is not what was written (the
     /// state is of no use then).
+    #[expect(clippy::too_many_lines, reason = "an arm for each formula")]
     pub fn step(
         &mut self,
         pool: &Pool,

@@ -8,6 +8,7 @@ use super::{Call, CallKind, Job, PeerEffect, PeerNode, Right, Take};
 
 impl PeerNode {
     /// The conductor speaks.
+    #[expect(clippy::too_many_lines, reason = "an arm for each message")]
     pub fn hear(&mut self, message: ToPeer, out: &mut Vec<PeerEffect>) {
         // A peer that cannot trust its memory does nothing any more but end.
         if self.corrupt.is_some() && !matches!(message, ToPeer::Expelled { .. } | ToPeer::Retire) {
@@ -122,6 +123,7 @@ impl PeerNode {
     }
 
     /// An average could not be formed; `mate` did not give what it should, if it was somebody else.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a message")]
     pub fn average_failed(
         &mut self,
         step: Step,
