@@ -255,6 +255,9 @@ fn strangers_change_nothing_in_a_training_run() {
 fn a_peer_that_is_nobodys_mate_gets_no_values() {
     let (forger, run) = (Forger::new(), Run::new());
     let (mut training, Processes { peers, .. }) = start(&forger, &run, 100_000);
+    // All stages are served once a step is done: before, a peer says of any stage that it does not serve it.
+    let step = training.line().unwrap().unwrap()["step"].as_u64();
+    assert!(step.is_some(), "the run begins");
     let pull = |(peer, addr): &(String, String), stage| {
         let (peer, addr, forger) = (peer.clone(), addr.clone(), &forger);
         async move {
