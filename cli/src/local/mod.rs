@@ -22,14 +22,14 @@ use dunlin_wire::{LinksConfig, proto};
 use dunlin_worker::exit::NeedsUser;
 use dunlin_worker::model::{ModelPlace, adapters};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::Process;
+use crate::processes::supervise::supervise;
 use crate::processes::trust::LocalTrust;
 use crate::progress::Progress;
 use control::{Control, LOOK};
@@ -75,21 +75,7 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
         worker,
         args,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut ticks = interval(LOOK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let outcome = loop {
-        tokio::select! {
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
-            _ = ticks.tick() => match supervisor.look().await {
-                Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => break Ok(()),
-                Err(error) => break Err(error),
-            },
-        }
-    };
+    let outcome = supervise(LOOK, async || supervisor.look().await).await;
     supervisor.stop().await;
     outcome
 }

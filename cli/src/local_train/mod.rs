@@ -6,6 +6,7 @@ mod restarts;
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -20,13 +21,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::{Process, child};
+use crate::processes::supervise::supervise;
 use crate::processes::trust::{AuthorityArgs, LocalTrust};
 use crate::processes::worker::WorkerArgs;
 use crate::progress::{Lines, Progress};
@@ -103,21 +104,7 @@ pub async fn run(args: LocalTrainArgs) -> anyhow::Result<()> {
         return Err(problem).needs_user();
     }
     let mut swarm = Swarm::start(args, config.steps).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut ticks = interval(LOOK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let outcome = loop {
-        tokio::select! {
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
-            _ = ticks.tick() => match swarm.look().await {
-                Ok(false) => {}
-                Ok(true) => break Ok(()),
-                Err(error) => break Err(error),
-            },
-        }
-    };
+    let outcome = supervise(LOOK, async || swarm.look().await).await;
     swarm.stop().await;
     outcome
 }
@@ -216,14 +203,14 @@ impl Swarm {
         Ok(())
     }
 
-    /// One round: replace the lost, print what is new. True at the end of the run.
-    async fn look(&mut self) -> anyhow::Result<bool> {
+    /// One round: replace the lost, print what is new. Breaks at the end of the run.
+    async fn look(&mut self) -> anyhow::Result<ControlFlow<()>> {
         let status = self.get::<Status>("/status").await;
         let over = status.as_ref().is_some_and(|s| matches!(s.phase.as_str(), "Succeeded" | "Suspended"));
         if !over {
             self.replace().await?;
         }
-        let Some(status) = status else { return Ok(false) };
+        let Some(status) = status else { return Ok(ControlFlow::Continue(())) };
         self.tell(&status);
         if status.phase == "Failed" {
             return Err(anyhow!(status.message)).needs_user();
@@ -235,17 +222,17 @@ impl Swarm {
                 if self.started.elapsed() > START && status.degraded.is_none() {
                     bail!("not every stage has a peer after {} s; run with --log debug", START.as_secs());
                 }
-                return Ok(false);
+                return Ok(ControlFlow::Continue(()));
             }
             if print::line(self.processes(&status))?.is_break() {
-                return Ok(true);
+                return Ok(ControlFlow::Break(()));
             }
             self.announced = true;
             self.progress = Progress::of(self.steps, "trains");
         }
         loop {
             let new: Option<Vec<Value>> = self.get(&format!("/steps?from={}", self.printed)).await;
-            let Some(steps) = new else { return Ok(false) };
+            let Some(steps) = new else { return Ok(ControlFlow::Continue(())) };
             for step in &steps {
                 self.printed = step["step"].as_u64().unwrap_or(self.printed) + 1;
                 self.progress.done(self.printed);
@@ -253,7 +240,7 @@ impl Swarm {
                     restarts.step();
                 }
                 if print::line(step)?.is_break() {
-                    return Ok(true);
+                    return Ok(ControlFlow::Break(()));
                 }
             }
             // As long as it goes on, others come with the next look.
@@ -267,7 +254,7 @@ impl Swarm {
             // The end, whoever reads it.
             let _ = print::line(last)?;
         }
-        Ok(over)
+        Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
     /// What people should know at once, on standard error.

@@ -1,7 +1,8 @@
 //! Processes of a local swarm: which program they run ([`worker`]), who they are to one another ([`trust`]), where they listen ([`ports`]),
-//! and how they are started, heard and ended ([`process`]).
+//! how they are started, heard and ended ([`process`]), and looked after ([`supervise`](mod@supervise)).
 
 pub mod ports;
 pub mod process;
+pub mod supervise;
 pub mod trust;
 pub mod worker;
