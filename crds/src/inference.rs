@@ -4,6 +4,7 @@
 // Columns repeat keys such as `type_`; the lint takes them for one attribute.
 #![allow(clippy::duplicated_attributes)]
 
+use dunlin_swarm::limits;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -110,7 +111,7 @@ pub struct ModelSpec {
     /// Longest sequence in tokens, prompt and answer together; what the model was trained for when absent or less. Every peer needs memory for
     /// the KV cache of one sequence of this length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 16, max = 16_777_216))]
+    #[schemars(range(min = 16, max = limits::CONTEXT_TOKENS_MAX))]
     pub max_sequence_length: Option<u32>,
 }
 

@@ -5,9 +5,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Most layers a model may have; bounds what is read from a topology.
-pub const LAYERS_MAX: u32 = 4096;
-
 /// A half-open range of layers, `start..end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Layers {

@@ -5,18 +5,20 @@
 //! * [`model`] which model, and the sizes of its layers
 //! * [`run`] words and defaults of a training run
 //! * [`topology`] who holds what, and ways through all layers
-//! * [`timing`] times that two processes must agree on
+//! * [`timing`] times, and [`limits`] bounds, that two processes must agree on
 
 pub mod layers;
+pub mod limits;
 pub mod model;
 pub mod peer;
 pub mod run;
 pub mod timing;
 pub mod topology;
 
-pub use layers::{LAYERS_MAX, Layers, layer_set, ranges};
+pub use layers::{Layers, layer_set, ranges};
+pub use limits::{LAYERS_MAX, PEERS_MAX};
 pub use model::{ModelId, ModelSizes};
-pub use peer::{Load, Loads, PEERS_MAX, PeerName, PeerState};
+pub use peer::{Load, Loads, PeerName, PeerState};
 pub use topology::{Epoch, NoRoute, RouteHop, Topology, TopologyError, TopologyPeer};
 
 /// Index of a token in a sequence, and of the row made from it.

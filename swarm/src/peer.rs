@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::layers::Layers;
 
-/// Most peers of one swarm.
-pub const PEERS_MAX: usize = 4096;
-
 /// A peer's name is one life of it: a pod name, never used twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

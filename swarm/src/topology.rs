@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::layers::{LAYERS_MAX, Layers, in_words, layer_set, ranges};
+use crate::layers::{Layers, in_words, layer_set, ranges};
+use crate::limits::{LAYERS_MAX, PEERS_MAX};
 use crate::model::ModelId;
-use crate::peer::{PEERS_MAX, PeerName, PeerState};
+use crate::peer::{PeerName, PeerState};
 
 /// Number of a plan; it grows, and nobody obeys an older one.
 pub type Epoch = u64;

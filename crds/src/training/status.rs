@@ -1,5 +1,6 @@
 //! What the operator found.
 
+use dunlin_swarm::limits;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -36,7 +37,7 @@ pub struct TrainingSwarmStatus {
     pub tokens_per_second: Option<f64>,
     /// Stages in the order of their layers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = limits::STAGES_MAX))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["stage".into()]))]
     pub stages: Vec<StageStatus>,
     /// Peers in all pools.

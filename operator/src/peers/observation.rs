@@ -1,11 +1,10 @@
 //! What a conductor says about its run, within bounds, as it is not trusted to be sane.
 
+use dunlin_swarm::limits::STAGES_MAX;
 use dunlin_wire::proto;
 
 /// Longest text that is taken, in characters.
 const TEXT_MAX: usize = 1024;
-/// Stages that a run can have.
-const STAGES_MAX: usize = 64;
 /// Why a run is degraded whose checkpoints cannot be written.
 pub const CHECKPOINTS_FAILING: &str = "CheckpointsFailing";
 
@@ -132,7 +131,7 @@ impl Observation {
             loss: said.loss.map(rounded),
             validation_loss: said.validation_loss.map(rounded),
             tokens_per_second: said.tokens_per_second.map(rounded),
-            stages: said.stages.into_iter().take(STAGES_MAX).map(stage).collect(),
+            stages: said.stages.into_iter().take(STAGES_MAX as usize).map(stage).collect(),
             redone: said.redone,
             lost: said.lost,
             moves: said.moves,

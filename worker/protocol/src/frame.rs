@@ -7,14 +7,9 @@ use dunlin_swarm::{Epoch, Layers, Load, PeerName, Position};
 
 use crate::sampling::{FinishReason, SamplingParams};
 
-/// Longest name of an adapter, in bytes.
-pub const ADAPTER_NAME_MAX: usize = 253;
-
 /// Rows that a hop takes ahead of what it has computed: its neighbour sends no more until it hears of room ([`Frame::Room`]). Enough for
 /// the next batch to be there when one is done; the bound of what a session can pile up on a peer.
 pub const WINDOW_ROWS: u32 = 256;
-/// Rows travel in frames of at most about this many bytes, so that other sessions' frames need not wait long behind them.
-pub const ROWS_BYTES_MAX: usize = 1 << 20;
 /// Positions of a page of KV cache.
 pub const PAGE_POSITIONS: u32 = 16;
 /// A session is let in when its peers have pages for this many positions beyond what it has (but no more than it can get), and a peer

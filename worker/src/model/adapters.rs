@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{bail, ensure};
 use dunlin_model::{Adapter, ModelConfig, ModelError};
-use dunlin_protocol::frame::ADAPTER_NAME_MAX;
+use dunlin_swarm::limits::ADAPTER_NAME_BYTES_MAX;
 
 use super::{Problem, problem};
 
@@ -77,8 +77,8 @@ pub fn check(adapters: &[NamedAdapter], model: Option<&str>) -> anyhow::Result<(
     );
     for (i, NamedAdapter { name, .. }) in adapters.iter().enumerate() {
         ensure!(
-            name.len() <= ADAPTER_NAME_MAX,
-            "an adapter has a name of {} bytes, more than {ADAPTER_NAME_MAX}",
+            name.len() <= ADAPTER_NAME_BYTES_MAX,
+            "an adapter has a name of {} bytes, more than {ADAPTER_NAME_BYTES_MAX}",
             name.len()
         );
         ensure!(model != Some(name), "adapter {name} has the name of the model; give it another one");

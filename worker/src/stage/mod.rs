@@ -14,6 +14,7 @@ use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
+use dunlin_swarm::limits::SESSIONS_MAX;
 use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
 use dunlin_swarm::{Load, PeerName, Topology, layer_set, ranges};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
@@ -33,8 +34,6 @@ use crate::{health, memory};
 use commands::Commands;
 use loader::{Hold, Loader, Source};
 
-/// Sessions at once.
-const SESSIONS_MAX: usize = 1024;
 /// Frames that may wait.
 const EVENTS_MAX: usize = 4096;
 /// Results that may wait; the engine waits then.

@@ -3,24 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dunlin_protocol::frame::ADAPTER_NAME_MAX;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
 use dunlin_protocol::{
     FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
 };
+use dunlin_swarm::limits::{ADAPTER_NAME_BYTES_MAX, CONTEXT_TOKENS_MAX, LIST_ENTRIES_MAX, ROUTE_HOPS_MAX};
 use dunlin_swarm::{Layers, Load, ModelSizes};
 use thiserror::Error;
 
 use crate::proto;
 use crate::proto::frame::Body;
 use crate::proto::refused::Reason;
-
-/// Hops of a route.
-const HOPS_MAX: usize = 1024;
-/// Tokens of a sequence.
-const TOKENS_MAX: usize = 1 << 20;
-/// Sessions in one pong, layer ranges in one load.
-const LIST_MAX: usize = 1 << 16;
 
 /// A frame that no peer of this version would send.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -136,7 +129,7 @@ pub fn from_wire(frame: proto::Frame) -> Result<Frame, Senseless> {
         },
         Body::Ping(ping) => Frame::Ping { seq: ping.seq, epoch: ping.epoch },
         Body::Pong(pong) => {
-            check(pong.held.len() <= LIST_MAX, "too many sessions in a pong")?;
+            check(pong.held.len() <= LIST_ENTRIES_MAX, "too many sessions in a pong")?;
             let held = pong.held.into_iter().map(held_from_wire).collect::<Result<_, _>>()?;
             Frame::Pong { seq: pong.seq, load: load_from_wire(pong.load.unwrap_or_default())?, held }
         }
@@ -208,10 +201,10 @@ fn open_to_wire(open: &Open) -> proto::Open {
 }
 
 fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
-    check((1..=HOPS_MAX).contains(&open.route.len()), "a route without hops, or with too many")?;
-    check((1..=TOKENS_MAX).contains(&open.tokens.len()), "no tokens, or too many")?;
+    check((1..=ROUTE_HOPS_MAX).contains(&open.route.len()), "a route without hops, or with too many")?;
+    check((1..=CONTEXT_TOKENS_MAX as usize).contains(&open.tokens.len()), "no tokens, or too many")?;
     check(open.eos.len() <= LOGIT_BIAS_MAX, "too many tokens that end a sequence")?;
-    check(open.adapter.len() <= ADAPTER_NAME_MAX, "a name of an adapter that is too long")?;
+    check(open.adapter.len() <= ADAPTER_NAME_BYTES_MAX, "a name of an adapter that is too long")?;
     let s = open.sampling.ok_or(Senseless("no sampling"))?;
     check(s.logit_bias.len() <= LOGIT_BIAS_MAX, "too many biases")?;
     let numbers =
@@ -331,7 +324,10 @@ pub fn load_to_wire(load: &Load) -> proto::Load {
 /// # Errors
 /// When it has senseless layers or numbers.
 pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
-    check(load.held.len() <= LIST_MAX && load.rows_per_s_per_layer.is_finite(), "a load that cannot be")?;
+    check(
+        load.held.len() <= LIST_ENTRIES_MAX && load.rows_per_s_per_layer.is_finite(),
+        "a load that cannot be",
+    )?;
     let held = load.held.into_iter().map(|l| layers_from_wire(Some(l))).collect::<Result<_, _>>()?;
     Ok(Load {
         queue_rows: load.queue_rows,
@@ -379,6 +375,16 @@ mod tests {
             born_ms: 1234,
             arithmetic: 5,
         }
+    }
+
+    #[test]
+    fn a_session_of_the_longest_sequence_that_a_manifest_may_ask_for_is_opened() {
+        use prost::Message;
+        let tokens = Arc::new(vec![u32::MAX; dunlin_swarm::limits::CONTEXT_TOKENS_MAX as usize]);
+        let wire = to_wire(&Frame::Open(Open { tokens: tokens.clone(), ..open() }));
+        assert!(wire.encoded_len() <= dunlin_swarm::limits::MESSAGE_BYTES_MAX);
+        let Ok(Frame::Open(read)) = from_wire(wire) else { panic!("it is refused") };
+        assert!(read.tokens == tokens);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dunlin_protocol::{Frame, GatewayId, Held, Sender};
 use dunlin_swarm::Load;
+use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
@@ -20,7 +21,6 @@ use crate::identity::{Caller, Role};
 use crate::present::{Entry, Present};
 use crate::proto::frame::Body;
 use crate::runtime::Pulse;
-use crate::streams::MESSAGE_BYTES_MAX;
 use crate::{proto, queue};
 
 /// Streams at once.

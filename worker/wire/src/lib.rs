@@ -37,5 +37,4 @@ pub use identity::{Caller, Role};
 pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use runtime::{Pulse, WireRuntime};
-pub use streams::MESSAGE_BYTES_MAX;
 pub use tls::{Credentials, TlsError, TlsFiles};

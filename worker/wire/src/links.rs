@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dunlin_protocol::Frame;
 use dunlin_swarm::PeerName;
+use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::{PING, SILENCE};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -22,7 +23,6 @@ use crate::keepalive::{Redial, Silence, chain, within};
 use crate::proto::frame::Body;
 use crate::proto::stage_client::StageClient;
 use crate::runtime::Pulse;
-use crate::streams::MESSAGE_BYTES_MAX;
 use crate::tls::Credentials;
 use crate::{proto, queue};
 

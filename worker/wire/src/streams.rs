@@ -2,8 +2,6 @@
 
 use tokio::sync::mpsc;
 
-/// Largest message taken from a peer.
-pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a piece.
 pub const PIECE_BYTES: usize = 1 << 20;
 /// Largest message with a piece, whatever its values are.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -20,8 +21,8 @@ use crate::proto::train_stage_client::TrainStageClient;
 pub use crate::services::{
     ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
 };
-use crate::streams::{MESSAGE_BYTES_MAX, PIECE_MESSAGE_MAX, QUEUE_MAX};
 pub use crate::streams::{PIECE_BYTES, Sayer};
+use crate::streams::{PIECE_MESSAGE_MAX, QUEUE_MAX};
 
 /// What happens on the stream to the conductor.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dunlin_protocol::Sender;
 use dunlin_protocol::training::{Hello, Mate, Role as HelloRole};
 use dunlin_swarm::Topology;
+use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_wire::access::Rpc;
 use dunlin_wire::control::{ControlRequest, ControlService};
 use dunlin_wire::proto::control_client::ControlClient;
@@ -15,8 +16,8 @@ use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
 use dunlin_wire::{
-    Authority, Credentials, Inbound, InboundEvent, LinksConfig, MESSAGE_BYTES_MAX, Pulse, Role, TlsFiles,
-    Validity, incoming, links, proto, topology,
+    Authority, Credentials, Inbound, InboundEvent, LinksConfig, Pulse, Role, TlsFiles, Validity, incoming,
+    links, proto, topology,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;

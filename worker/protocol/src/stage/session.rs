@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use dunlin_swarm::limits::ROWS_BYTES_MAX;
 use dunlin_swarm::{Layers, Position};
 
 use super::journal::Journal;
 use super::shell::{Destination, Input, Job, Line, SampleRequest, StageEffect, Urgency};
 use crate::frame::{
-    Attempt, Frame, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, ROWS_BYTES_MAX, Refusal, RowData,
-    SessionId, WINDOW_ROWS,
+    Attempt, Frame, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, Refusal, RowData, SessionId,
+    WINDOW_ROWS,
 };
 use crate::sampling::{FinishReason, SamplingParams};
 
