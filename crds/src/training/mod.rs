@@ -1,23 +1,24 @@
 //! `TrainingSwarm`: schema, defaults and rules. As with `InferenceSwarm` there is no webhook, so whatever must be refused is refused here.
 //!
-//! * [`model`] what is trained · [`adapter`] what is trained over it · [`optimizer`] how · [`status`] what the operator found
+//! What workers read, too, is in [`dunlin_swarm::run`], once for both.
+//!
+//! * [`model`] what is trained · [`adapter`] what is trained over it · [`status`] what the operator found
 
 // Columns repeat keys such as `type_`; the lint takes them for one attribute.
 #![allow(clippy::duplicated_attributes)]
 
 pub mod adapter;
 pub mod model;
-pub mod optimizer;
 pub mod status;
 
-use dunlin_swarm::run::{self, ActivationWire, GradientWire};
+use dunlin_swarm::limits;
+use dunlin_swarm::run::{self, CheckpointSpec, OptimizerSpec, ValidationSpec, WireSpec};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use adapter::{LoraSpec, LoraTarget, PromptSpec, TrainedAdapterSpec};
-pub use model::{Architecture, FolderSource, ModelShape, TrainedModelSource, TrainedModelSpec};
-pub use optimizer::{OptimizerSpec, ScheduleSpec};
+pub use adapter::TrainedAdapterSpec;
+pub use model::{FolderSource, TrainedModelSource, TrainedModelSpec};
 pub use status::{CheckpointStatus, DisplayStatus, StageStatus, TrainingSwarmStatus};
 
 use crate::amount::ResourcesSpec;
@@ -107,14 +108,14 @@ pub struct TrainingSwarmSpec {
     /// What it is trained on. It cannot change.
     pub data: DataSpec,
     /// Tokens of a sequence.
-    #[schemars(range(min = 8, max = 1_048_576))]
+    #[schemars(range(min = 8, max = limits::SEQUENCE_TOKENS_MAX))]
     pub sequence_length: u32,
     /// Sequences of a step: the sum of their gradients makes one update, whoever computes which.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = limits::BATCH_SEQUENCES_MAX))]
     pub global_batch: u32,
     /// Sequences that travel through the stages together.
     #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 4096))]
+    #[schemars(range(min = 1, max = limits::MICROBATCH_SEQUENCES_MAX))]
     pub microbatch: u32,
     /// Updates until the swarm has succeeded. Raised on a swarm that has, it goes on.
     #[schemars(range(min = 1, max = 1_000_000_000))]
@@ -126,7 +127,7 @@ pub struct TrainingSwarmSpec {
     /// How gradients become updates.
     pub optimizer: OptimizerSpec,
     /// Spans of layers; each is held by one or more peers. It cannot change.
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = 1, max = limits::STAGES_MAX))]
     pub stages: u32,
     /// Where peers may run, best first.
     #[schemars(length(min = 1, max = 8))]
@@ -150,7 +151,7 @@ pub struct TrainingSwarmSpec {
     #[serde(default)]
     pub validation: ValidationSpec,
     /// What is kept of the run.
-    pub checkpoint: CheckpointSpec,
+    pub checkpoint: CheckpointSpec<CheckpointDestination>,
     /// Write a checkpoint at the end of the step, then run nothing; false goes on from there.
     #[serde(default)]
     pub suspend: bool,
@@ -236,53 +237,6 @@ impl Default for TrainersSpec {
     }
 }
 
-/// How numbers travel between pods.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct WireSpec {
-    /// Activations and their gradients, between stages.
-    #[serde(default)]
-    pub activations: ActivationWire,
-    /// Gradients of parameters, between the peers of a stage.
-    #[serde(default)]
-    pub gradients: GradientWire,
-}
-
-/// How often the loss on held-out data is measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ValidationSpec {
-    /// Steps between measurements.
-    #[serde(default = "hundred")]
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub every_steps: u32,
-    /// Microbatches of one measurement.
-    #[serde(default = "eight")]
-    #[schemars(range(min = 1, max = 65_536))]
-    pub batches: u32,
-}
-
-impl Default for ValidationSpec {
-    fn default() -> Self {
-        Self { every_steps: hundred(), batches: eight() }
-    }
-}
-
-/// What is kept of the run: weights that an InferenceSwarm serves, and what training goes on from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CheckpointSpec {
-    /// Steps between checkpoints.
-    #[serde(default = "hundred")]
-    #[schemars(range(min = 1, max = 1_000_000_000))]
-    pub every_steps: u32,
-    /// Checkpoints that are kept; older ones are deleted.
-    #[serde(default = "run::keep")]
-    #[schemars(range(min = 1, max = 1000))]
-    pub keep: u32,
-    /// Where they go. Deleting the swarm leaves them there.
-    pub destination: CheckpointDestination,
-}
-
 /// Where checkpoints go: exactly one of the fields. It cannot change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
@@ -366,10 +320,21 @@ fn two() -> u32 {
     2
 }
 
-fn eight() -> u32 {
-    8
-}
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt;
 
-fn hundred() -> u32 {
-    100
+    use super::*;
+
+    /// Rules are literals, so that they cannot name a bound of [`limits`].
+    #[test]
+    fn rules_have_the_bounds_that_workers_check() {
+        let schema = serde_json::to_string(&TrainingSwarm::crd()).unwrap_or_default();
+        for rule in [
+            format!("self.globalBatch / self.microbatch <= {}", limits::MICROBATCHES_MAX),
+            format!("self.microbatch * self.sequenceLength <= {}", limits::MICROBATCH_TOKENS_MAX),
+        ] {
+            assert!(schema.contains(&format!("\"{rule}\"")), "{rule}");
+        }
+    }
 }

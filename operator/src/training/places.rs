@@ -86,7 +86,7 @@ mod tests {
         swarm.spec.model = serde_json::from_value(source).unwrap();
         let data = json!({"source": {"volume": volume("texts", "a.jsonl")}, "format": "JsonLines", "tokenizer": "Model", "validationFraction": 0.0});
         swarm.spec.data = serde_json::from_value(data).unwrap();
-        swarm.spec.optimizer.clip = 0.0;
+        swarm.spec.optimizer.clip = None;
         let run = run(&swarm.spec);
         assert_eq!(run["model"], json!({"checkpoint": "/models/llama"}));
         let expected = json!({"jsonLines": {"path": "/data/a.jsonl"}, "tokenizer": {"path": "/models/llama"}, "validationFraction": 0.0});

@@ -37,7 +37,7 @@ pub fn run(spec: &TrainingSwarmSpec) -> Value {
     if let Some(adapter) = &spec.adapter {
         run["adapter"] = json!(adapter);
     }
-    if optimizer.clip == 0.0 {
+    if optimizer.clip.is_none() {
         run["optimizer"]["clip"] = Value::Null;
     }
     // Without data that is held out there is nothing to measure.

@@ -1,7 +1,7 @@
 //! A decoder block as a value: what serving and training compute, what is loaded, and how much memory it takes all come from here.
 
 use dunlin_kernels::{Heads, RopeLayout, RopeScaling};
-use serde::{Deserialize, Serialize};
+pub use dunlin_swarm::run::Projection;
 
 /// One decoder block. The rows go through attention and through the feed-forward part, each behind a norm, and what comes out is added to them.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,45 +114,6 @@ pub enum Activation {
     Silu,
     /// GELU in its approximation by tanh.
     GeluTanh,
-}
-
-/// A matrix of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Projection {
-    /// Rows to queries.
-    Query,
-    /// Rows to keys.
-    Key,
-    /// Rows to values.
-    Value,
-    /// What was attended to, to rows.
-    Output,
-    /// Rows to what opens and closes the feed-forward part.
-    Gate,
-    /// Rows to its inner values.
-    Up,
-    /// Inner values to rows.
-    Down,
-}
-
-impl Projection {
-    /// All of a block, in canonical order.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// Where it is in a block, as Hugging Face names it.
-    #[must_use]
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Query => "self_attn.q_proj",
-            Self::Key => "self_attn.k_proj",
-            Self::Value => "self_attn.v_proj",
-            Self::Output => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
 }
 
 /// What a tensor is for in a block.

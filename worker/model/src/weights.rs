@@ -27,7 +27,7 @@ impl LayerWeights {
     pub fn load(file: &ModelFile, layer: u32) -> Result<Self, ModelError> {
         let c = file.config();
         let matrix = |which: Projection| {
-            let (n, k) = which.shape(c);
+            let (n, k) = c.matrix(which);
             file.matrix(&file.layer_name(layer, Role::Matrix(which)), n, k)
         };
         let vector = |(role, n): (Role, usize)| {
@@ -48,7 +48,7 @@ impl LayerWeights {
     pub fn bytes_in(file: &ModelFile, layer: u32) -> Result<u64, ModelError> {
         let c = file.config();
         let matrices = Projection::ALL.into_iter().map(|which| {
-            let (n, k) = which.shape(c);
+            let (n, k) = c.matrix(which);
             file.matrix_bytes(&file.layer_name(layer, Role::Matrix(which)), n, k)
         });
         let vectors = vectors(c).map(|(_, n)| n).sum();
@@ -58,7 +58,7 @@ impl LayerWeights {
     /// A block of zeroes in f32, to be set by training.
     pub(crate) fn zeroed(c: &ModelConfig) -> Self {
         let matrix = |which: Projection| {
-            let (n, k) = which.shape(c);
+            let (n, k) = c.matrix(which);
             Matrix::zeroed_f32(n, k)
         };
         Self {

@@ -103,7 +103,7 @@ fn merged_loss(
         for which in Projection::ALL {
             let part = |part| adapter.tensor(&peft::lora_name(layer, which, part)).unwrap().range();
             let (a, b) = (&values[part("lora_A")], &values[part("lora_B")]);
-            let (n, k) = which.shape(config);
+            let (n, k) = config.matrix(which);
             let at =
                 layout.tensor(&format!("model.layers.{layer}.{}.weight", which.module())).unwrap().offset;
             for i in 0..n {
@@ -167,7 +167,7 @@ fn every_value_has_a_gradient_and_nothing_else_does() {
             let expected = match shape {
                 AdapterShape::Prompt(_) => PROMPT * config.hidden,
                 AdapterShape::Lora(_) => {
-                    let pair = |which: Projection| RANK * (which.shape(&config).0 + which.shape(&config).1);
+                    let pair = |which: Projection| RANK * (config.matrix(which).0 + config.matrix(which).1);
                     config.layers as usize * Projection::ALL.map(pair).iter().sum::<usize>()
                 }
             };

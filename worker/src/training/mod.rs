@@ -22,7 +22,7 @@ use dunlin_kernels::Pool;
 use dunlin_model::ModelFile;
 use dunlin_store::Location;
 use dunlin_train::checkpoint::Texts;
-use dunlin_train::config::ModelSource;
+use dunlin_train::config::{ModelSource, model_config};
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage, TrainingConfig};
 use dunlin_wire::{Credentials, LinksConfig, proto};
@@ -129,7 +129,7 @@ fn run_with(
             Run::new(config, model).needs_user()
         }
         (ModelSource::Config(shape), _) => {
-            let model = shape.model_config(vocab()?).needs_user()?;
+            let model = model_config(shape, vocab()?).needs_user()?;
             Run::new(config, model).needs_user()
         }
         (ModelSource::Checkpoint(_), None) => bail!("the model was not opened"),

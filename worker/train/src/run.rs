@@ -224,7 +224,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::Run;
-    use crate::config::{ModelSource, TrainingConfig};
+    use crate::config::{ModelSource, TrainingConfig, model_config};
 
     /// 13 million parameters in 4 layers were measured to take 80 bytes each.
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
         let ModelSource::Config(shape) = &config.model else { unreachable!() };
-        let model = shape.model_config(256).unwrap();
+        let model = model_config(shape, 256).unwrap();
         let run = Run::new(config, model).unwrap();
         let each = run.stage_bytes_min(0) as f64 / run.layout(0).len() as f64;
         assert!((40.0..60.0).contains(&each), "{each}");
@@ -251,7 +251,7 @@ mod tests {
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
         let ModelSource::Config(shape) = &config.model else { unreachable!() };
-        let mut model = shape.model_config(256).unwrap();
+        let mut model = model_config(shape, 256).unwrap();
         (model.architecture, model.block.attention.qk_norm) = ("qwen3".to_owned(), true);
         let refused = Run::new(config, model).err().unwrap().to_string();
         assert!(refused.contains("model is a qwen3, which norms queries and keys"), "{refused}");
@@ -267,7 +267,7 @@ mod tests {
             });
             let config = TrainingConfig::from_json(&json.to_string()).unwrap();
             let ModelSource::Config(shape) = &config.model else { unreachable!() };
-            let model = shape.model_config(256).unwrap();
+            let model = model_config(shape, 256).unwrap();
             let costs = Run::new(config, model).unwrap().costs();
             // Two blocks each: four matrices of attention, three of the feed-forward part, eight rows before.
             let blocks = f64::from(2 * (4 * 16 * 16 + 3 * 16 * 24 + 8 * 16));

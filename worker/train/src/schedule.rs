@@ -1,12 +1,12 @@
 //! The learning rate of a step: a pure function, with the same bits on every machine.
 
-use crate::config::{OptimizerConfig, ScheduleKind};
+use crate::config::{OptimizerSpec, ScheduleKind};
 
 /// Learning rate of the update of `step` (from 0) in a run of `steps`.
 ///
 /// It grows evenly over the warm-up (the first step has `1 / warmupSteps` of the highest rate); the last step has `finalFraction` of it.
 #[must_use]
-pub fn learning_rate(optimizer: &OptimizerConfig, step: u64, steps: u64) -> f64 {
+pub fn learning_rate(optimizer: &OptimizerSpec, step: u64, steps: u64) -> f64 {
     let schedule = &optimizer.schedule;
     if step < schedule.warmup_steps {
         return optimizer.learning_rate * (step + 1) as f64 / schedule.warmup_steps as f64;
@@ -34,12 +34,12 @@ fn cos_pi(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{cos_pi, learning_rate};
-    use crate::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
+    use crate::config::{OptimizerSpec, ScheduleKind, ScheduleSpec};
 
     fn rates(kind: ScheduleKind, warmup_steps: u64, steps: u64) -> Vec<f64> {
         let json = r#"{"kind": "AdamW", "learningRate": 2.0}"#;
-        let mut optimizer: OptimizerConfig = serde_json::from_str(json).unwrap();
-        optimizer.schedule = ScheduleConfig { kind, warmup_steps, final_fraction: 0.1 };
+        let mut optimizer: OptimizerSpec = serde_json::from_str(json).unwrap();
+        optimizer.schedule = ScheduleSpec { kind, warmup_steps, final_fraction: 0.1 };
         (0..steps).map(|step| learning_rate(&optimizer, step, steps)).collect()
     }
 

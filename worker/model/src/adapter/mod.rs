@@ -17,6 +17,7 @@ mod shape;
 mod strangers;
 
 pub use crate::spec::Projection;
+pub use dunlin_swarm::run::{LoraShape, PromptShape};
 pub use low_rank::{AdaptedRows, LayerAdapter};
 pub use peft::Adapter;
-pub use shape::{AdapterShape, LoraShape, PromptShape};
+pub use shape::AdapterShape;

@@ -297,7 +297,7 @@ impl Weights {
         which: Projection,
         said: &Said,
     ) -> Result<Option<LowRank>, ModelError> {
-        let (n, k) = which.shape(config);
+        let (n, k) = config.matrix(which);
         let (name_a, name_b) = (lora_name(layer, which, "lora_A"), lora_name(layer, which, "lora_B"));
         let Some((rank, a)) = self.rows(&name_a, k, RANK_MAX)? else {
             // A lonely B is found at the end, as a tensor without a place.

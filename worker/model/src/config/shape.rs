@@ -149,13 +149,11 @@ impl ModelConfig {
     pub fn kv_width(&self) -> usize {
         self.block.attention.kv_width()
     }
-}
 
-impl Projection {
-    /// Outputs and inputs.
+    /// Outputs and inputs of a matrix.
     #[must_use]
-    pub fn shape(self, c: &ModelConfig) -> (usize, usize) {
-        c.block.matrix(self, c.hidden)
+    pub fn matrix(&self, which: Projection) -> (usize, usize) {
+        self.block.matrix(which, self.hidden)
     }
 }
 

@@ -79,7 +79,7 @@ fn block(names: Names, c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
         match names.family.fused.iter().find(of_role) {
             None => out.push((names.family.tensor(role, names.form), shape)),
             Some(fused) if Role::Matrix(fused.parts[0]) == role => {
-                let rows = fused.parts.iter().map(|part| part.shape(c).0).sum();
+                let rows = fused.parts.iter().map(|part| c.matrix(*part).0).sum();
                 out.push((of(fused.names, names.form), vec![rows, c.hidden]));
             }
             Some(_) => {}
@@ -97,7 +97,7 @@ fn cut(names: Names, c: &ModelConfig, tensors: &mut BTreeMap<String, Place>) {
             let row = whole.bytes / whole.shape[0];
             let mut offset = whole.offset;
             for part in fused.parts {
-                let (n, k) = part.shape(c);
+                let (n, k) = c.matrix(*part);
                 let place = Place { shape: vec![n, k], offset, bytes: n * row, ..whole };
                 offset += (n * row) as u64;
                 tensors.insert(names.in_block(layer, Role::Matrix(*part)), place);

@@ -54,7 +54,7 @@ impl TrainedAdapter {
         };
         let AdapterShape::Lora(lora) = shape else { return own };
         for &which in &lora.targets {
-            let ((n, k), rank) = (which.shape(config), lora.rank);
+            let ((n, k), rank) = (config.matrix(which), lora.rank);
             own.layer.pairs[which as usize] = Some(LowRank::zeroed(n, k, rank, lora.alpha / rank as f32));
             own.pairs[which as usize] = Some(TrainedPair {
                 a_at: layout.range(&lora_name(number, which, "lora_A")),

@@ -79,7 +79,7 @@ impl Layer {
     pub(super) fn new(config: &ModelConfig, layout: &ParameterLayout, number: u32) -> Self {
         let place = |role: Role| layout.range(&ParameterLayout::layer_name(config, number, role));
         let transposed = Projection::ALL.map(|which| {
-            let (n, k) = which.shape(config);
+            let (n, k) = config.matrix(which);
             Matrix::zeroed_f32(k, n)
         });
         let weights = LayerWeights::zeroed(config);

@@ -92,7 +92,7 @@ impl ParameterLayout {
             AdapterShape::Lora(lora) => {
                 for layer in layers {
                     for which in Projection::ALL.into_iter().filter(|which| lora.targets.contains(which)) {
-                        let (n, k) = which.shape(config);
+                        let (n, k) = config.matrix(which);
                         layout.push(lora_name(layer, which, "lora_A"), &[lora.rank, k]);
                         layout.push(lora_name(layer, which, "lora_B"), &[n, lora.rank]);
                     }

@@ -10,7 +10,7 @@ use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{AverageId, Mate};
 use dunlin_swarm::PeerName;
 use dunlin_train::average::Average;
-use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig};
+use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::{StageInbound, TrainStageService};
 use dunlin_wire::{Caller, LinksConfig, Role, proto};
@@ -65,7 +65,7 @@ impl Peer {
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
         let wire = config.wire.gradients;
         let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
-        let model = shape.model_config(256).unwrap();
+        let model = model_config(shape, 256).unwrap();
         let run = Arc::new(Run::new(config, model).unwrap());
         let mut stage = Stage::initial(&run, 0, &Pool::new(1)).unwrap();
         let value = |i: usize| ((i * (index + 3)) % 97) as f32 * 1e-4;

@@ -142,7 +142,7 @@ mod tests {
     use dunlin_kernels::Pool;
     use dunlin_protocol::training::mates::Mates;
     use dunlin_protocol::training::{Mate, Step};
-    use dunlin_train::config::{ModelSource, TrainingConfig};
+    use dunlin_train::config::{ModelSource, TrainingConfig, model_config};
     use dunlin_train::{Run, Stage};
     use dunlin_wire::train::{StageInbound, TrainStageService};
     use dunlin_wire::{Caller, LinksConfig, Role, proto};
@@ -182,7 +182,7 @@ mod tests {
             });
             let config = TrainingConfig::from_json(&json.to_string()).unwrap();
             let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
-            let model = shape.model_config(256).unwrap();
+            let model = model_config(shape, 256).unwrap();
             let run = Arc::new(Run::new(config, model).unwrap());
             let stage = Stage::initial(&run, 0, &Pool::new(1)).unwrap();
             let (values, (engine, _)) = (stage.layout().len(), Engine::start(1).unwrap());

@@ -8,7 +8,7 @@ use dunlin_kernels::Pool;
 use dunlin_kernels::gradient_sum::{to_f32, to_fixed};
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{AverageId, Mate};
-use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig};
+use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::{StageInbound, TrainStageService};
 use dunlin_wire::{Caller, LinksConfig, proto};
@@ -167,7 +167,7 @@ fn block(args: &Options) -> anyhow::Result<Run> {
     });
     let config = TrainingConfig::from_json(&config.to_string())?;
     let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
-    let model = shape.model_config(256)?;
+    let model = model_config(shape, 256)?;
     Ok(Run::new(config, model)?)
 }
 

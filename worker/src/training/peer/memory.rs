@@ -53,7 +53,7 @@ mod tests {
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
         let dunlin_train::config::ModelSource::Config(shape) = &config.model else { unreachable!() };
-        let model = shape.model_config(256).unwrap();
+        let model = dunlin_train::config::model_config(shape, 256).unwrap();
         let run = Run::new(config, model).unwrap();
         let needed = run.stage_bytes_min(1);
         suffices(&run, 0).unwrap();

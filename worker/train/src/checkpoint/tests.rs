@@ -10,7 +10,7 @@ use super::{
     Checkpoint, CheckpointError, Claim, Destination, EMBEDDING, Identity, Manifest, Owner, Scrutiny, Stage,
     StageRecord, Tensor, TensorSpec, Texts, model,
 };
-use crate::config::{ModelSource, TrainingConfig};
+use crate::config::{ModelSource, TrainingConfig, model_config};
 use crate::testing::Folder;
 
 const LAYERS: u32 = 3;
@@ -26,7 +26,7 @@ pub(super) fn config() -> TrainingConfig {
 
 fn model(config: &TrainingConfig) -> ModelConfig {
     let ModelSource::Config(shape) = &config.model else { unreachable!() };
-    shape.model_config(256).unwrap()
+    model_config(shape, 256).unwrap()
 }
 
 /// Tensors of a span of layers in their places; a tied embedding is in the first and in the last span.

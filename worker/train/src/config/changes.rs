@@ -6,15 +6,15 @@
 use std::fmt;
 
 use dunlin_model::adapter::AdapterShape;
-use dunlin_swarm::run::OptimizerKind;
+use dunlin_swarm::run::{
+    CheckpointSpec, OptimizerKind, OptimizerSpec, ScheduleSpec, ValidationSpec, WireSpec,
+};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::model::ModelSource;
-use super::schema::{
-    CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig, TrainingConfig, ValidationConfig,
-    WireConfig,
-};
+use super::schema::{DataConfig, TrainingConfig};
+use crate::checkpoint::Destination;
 use crate::optimizer::Optimizer;
 
 /// A field with another value than before.
@@ -80,9 +80,9 @@ struct Free<'a> {
     steps: u64,
     stages: u32,
     optimizer: FreeOptimizer<'a>,
-    wire: &'a WireConfig,
-    checkpoint: &'a Option<CheckpointConfig>,
-    validation: &'a Option<ValidationConfig>,
+    wire: &'a WireSpec,
+    checkpoint: &'a Option<CheckpointSpec<Destination>>,
+    validation: &'a Option<ValidationSpec>,
 }
 
 #[derive(Serialize)]
@@ -96,7 +96,7 @@ struct FreeOptimizer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     momentum: Option<f64>,
     clip: Option<f64>,
-    schedule: &'a ScheduleConfig,
+    schedule: &'a ScheduleSpec,
     delayed_updates: bool,
 }
 
@@ -118,7 +118,7 @@ fn divided<'a>(config: &'a TrainingConfig, other: &TrainingConfig) -> (Bound<'a>
         checkpoint,
         validation,
     } = config;
-    let OptimizerConfig {
+    let OptimizerSpec {
         kind,
         learning_rate,
         beta1,

@@ -4,14 +4,15 @@ mod changes;
 mod error;
 mod model;
 mod schema;
+mod strict;
 mod validate;
 
 pub use changes::{Change, Changes};
-pub use dunlin_model::adapter::{AdapterShape, LoraShape, PromptShape};
-pub use dunlin_swarm::run::{ActivationWire, GradientWire, OptimizerKind, ScheduleKind};
-pub use error::ConfigError;
-pub use model::{Architecture, ModelShape, ModelSource};
-pub use schema::{
-    CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig, TokenizerConfig, TrainingConfig,
-    ValidationConfig, WireConfig,
+pub use dunlin_model::adapter::AdapterShape;
+pub use dunlin_swarm::run::{
+    ActivationWire, Architecture, CheckpointSpec, GradientWire, LoraShape, ModelShape, OptimizerKind,
+    OptimizerSpec, PromptShape, ScheduleKind, ScheduleSpec, ValidationSpec, WireSpec,
 };
+pub use error::ConfigError;
+pub use model::{ModelSource, model_config};
+pub use schema::{DataConfig, TokenizerConfig, TrainingConfig};

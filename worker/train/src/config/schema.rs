@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use dunlin_model::adapter::AdapterShape;
 use dunlin_store::Location;
-use dunlin_swarm::run::{self, ActivationWire, GradientWire, OptimizerKind, ScheduleKind};
+use dunlin_swarm::run::{self, CheckpointSpec, OptimizerSpec, ValidationSpec, WireSpec};
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
 use super::model::ModelSource;
+use super::strict::strict;
 use crate::checkpoint::Destination;
 
 /// A training run.
@@ -16,9 +17,10 @@ use crate::checkpoint::Destination;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrainingConfig {
     /// What is trained.
+    #[serde(deserialize_with = "strict")]
     pub model: ModelSource,
     /// What is trained beside the model, which stays as it is then; all of the model, if not there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "strict")]
     pub adapter: Option<AdapterShape>,
     /// On what.
     pub data: DataConfig,
@@ -34,19 +36,20 @@ pub struct TrainingConfig {
     #[serde(default)]
     pub seed: u64,
     /// How parameters are updated.
-    pub optimizer: OptimizerConfig,
+    #[serde(deserialize_with = "strict")]
+    pub optimizer: OptimizerSpec,
     /// Parts that the layers are cut in.
     #[serde(default = "one")]
     pub stages: u32,
     /// How values travel between peers.
-    #[serde(default)]
-    pub wire: WireConfig,
+    #[serde(default, deserialize_with = "strict")]
+    pub wire: WireSpec,
     /// When and where the state is saved; never, if not there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub checkpoint: Option<CheckpointConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "strict")]
+    pub checkpoint: Option<CheckpointSpec<Destination>>,
     /// When the loss on data that is held back is measured; never, if not there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<ValidationConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "strict")]
+    pub validation: Option<ValidationSpec>,
 }
 
 /// Text, and how it becomes tokens. One of `text` and `jsonLines`.
@@ -80,90 +83,6 @@ pub enum TokenizerConfig {
     /// A `tokenizer.json`, or the folder that has one beside `config.json` and `tokenizer_config.json`; or a model's GGUF file.
     #[serde(rename = "path")]
     Path(PathBuf),
-}
-
-/// How parameters are updated.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// The formula of the update; see [`crate::optimizer`].
-    pub kind: OptimizerKind,
-    /// Learning rate at its highest.
-    pub learning_rate: f64,
-    /// AdamW, Lamb: how much of the mean of gradients is kept a step.
-    #[serde(default = "run::beta1")]
-    pub beta1: f64,
-    /// AdamW, Lamb: the same of their squares.
-    #[serde(default = "run::beta2")]
-    pub beta2: f64,
-    /// AdamW, Lamb: keeps divisors from zero.
-    #[serde(default = "run::epsilon")]
-    pub epsilon: f64,
-    /// Pull of matrices towards zero. Norms and biases have none.
-    #[serde(default)]
-    pub weight_decay: f64,
-    /// Sgd: how much of the last update's direction is kept.
-    #[serde(default)]
-    pub momentum: f64,
-    /// The longest gradient, over all parameters; longer ones are made shorter. `null`: any.
-    #[serde(default = "clip")]
-    pub clip: Option<f64>,
-    /// Learning rate over the steps.
-    #[serde(default)]
-    pub schedule: ScheduleConfig,
-    /// A step is computed with the parameters before the last update, and its averages are formed behind the next one.
-    #[serde(default)]
-    pub delayed_updates: bool,
-}
-
-/// Learning rate over the steps; see [`crate::schedule`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ScheduleConfig {
-    /// What comes after warming up.
-    #[serde(default)]
-    pub kind: ScheduleKind,
-    /// Steps in which the rate grows to its highest.
-    #[serde(default)]
-    pub warmup_steps: u64,
-    /// Share of the highest rate that the last step has (Linear, Cosine).
-    #[serde(default)]
-    pub final_fraction: f64,
-}
-
-/// How values travel between peers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct WireConfig {
-    /// Between stages: rows, and gradients of rows.
-    #[serde(default)]
-    pub activations: ActivationWire,
-    /// Between the peers of a stage: gradient sums and their averages; see [`crate::average`].
-    #[serde(default)]
-    pub gradients: GradientWire,
-}
-
-/// When and where the state is saved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Steps from one checkpoint to the next.
-    pub every_steps: u64,
-    /// Complete checkpoints that are kept.
-    #[serde(default = "keep")]
-    pub keep: usize,
-    /// Folder that all peers see, a URL that takes PUT, or a bucket.
-    pub destination: Destination,
-}
-
-/// When the loss on data that is held back is measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ValidationConfig {
-    /// Steps from one measurement to the next.
-    pub every_steps: u64,
-    /// Microbatches of each; fewer if less data is held back.
-    pub batches: usize,
 }
 
 impl TrainingConfig {
@@ -227,13 +146,4 @@ impl TrainingConfig {
 
 fn one() -> u32 {
     1
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
-fn clip() -> Option<f64> {
-    Some(run::clip())
-}
-
-fn keep() -> usize {
-    run::keep() as usize
 }

@@ -3,17 +3,16 @@
 use std::fmt::Display;
 
 use dunlin_model::adapter::AdapterShape;
+use dunlin_swarm::limits::{
+    ADAPTER_ROWS_MAX, BATCH_SEQUENCES_MAX, MICROBATCH_SEQUENCES_MAX, MICROBATCH_TOKENS_MAX, MICROBATCHES_MAX,
+    SEQUENCE_TOKENS_MAX,
+};
+use dunlin_swarm::run::OptimizerSpec;
 
 use super::error::ConfigError;
-use super::model::ModelSource;
-use super::schema::{DataConfig, OptimizerConfig, TokenizerConfig, TrainingConfig};
+use super::model::{ModelSource, model_config};
+use super::schema::{DataConfig, TokenizerConfig, TrainingConfig};
 
-/// Microbatches of a step: more would leave the fixed-point sums of gradients too little room for each.
-const MICROBATCHES_MAX: usize = 1 << 12;
-/// Tokens of a microbatch.
-const MICROBATCH_TOKENS_MAX: usize = 1 << 22;
-/// Width of adapters, and rows of a prompt.
-const ADAPTER_MAX: usize = 1024;
 const BYTE_TOKENS: usize = 256;
 
 fn wrong<T>(field: &str, problem: impl Into<String>) -> Result<T, ConfigError> {
@@ -40,9 +39,9 @@ impl TrainingConfig {
     /// # Errors
     /// The first field that makes no sense.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        within("sequenceLength", self.sequence_length, 1, 1 << 20)?;
-        within("globalBatch", self.global_batch, 1, 1 << 20)?;
-        within("microbatch", self.microbatch, 1, 1 << 12)?;
+        within("sequenceLength", self.sequence_length, 1, SEQUENCE_TOKENS_MAX)?;
+        within("globalBatch", self.global_batch, 1, BATCH_SEQUENCES_MAX)?;
+        within("microbatch", self.microbatch, 1, MICROBATCH_SEQUENCES_MAX)?;
         if !self.global_batch.is_multiple_of(self.microbatch) {
             let problem =
                 format!("is {}, not a multiple of microbatch, {}", self.global_batch, self.microbatch);
@@ -64,7 +63,7 @@ impl TrainingConfig {
         self.data.validate()?;
         self.validate_model()?;
         self.validate_adapter()?;
-        self.optimizer.validate(self.steps)?;
+        validate_optimizer(&self.optimizer, self.steps)?;
         if let Some(checkpoint) = &self.checkpoint {
             within("checkpoint.everySteps", checkpoint.every_steps, 1, 1 << 40)?;
             within("checkpoint.keep", checkpoint.keep, 1, 10_000)?;
@@ -98,7 +97,7 @@ impl TrainingConfig {
                     // Not read here; the dataset checks it against the real number.
                     TokenizerConfig::Path(_) => 1,
                 };
-                let model = shape.model_config(tokens)?;
+                let model = model_config(shape, tokens)?;
                 if self.stages > model.layers {
                     return wrong(
                         "stages",
@@ -136,7 +135,7 @@ impl TrainingConfig {
         }
         match adapter {
             AdapterShape::Lora(lora) => {
-                within("adapter.lora.rank", lora.rank, 1, ADAPTER_MAX)?;
+                within("adapter.lora.rank", lora.rank, 1, ADAPTER_ROWS_MAX)?;
                 within("adapter.lora.alpha", lora.alpha, 1e-6, 1e6)?;
                 let mut targets = lora.targets.clone();
                 targets.sort_unstable();
@@ -146,7 +145,9 @@ impl TrainingConfig {
                 }
                 Ok(())
             }
-            AdapterShape::Prompt(prompt) => within("adapter.prompt.tokens", prompt.tokens, 1, ADAPTER_MAX),
+            AdapterShape::Prompt(prompt) => {
+                within("adapter.prompt.tokens", prompt.tokens, 1, ADAPTER_ROWS_MAX)
+            }
         }
     }
 }
@@ -172,20 +173,18 @@ impl DataConfig {
     }
 }
 
-impl OptimizerConfig {
-    fn validate(&self, steps: u64) -> Result<(), ConfigError> {
-        within("optimizer.learningRate", self.learning_rate, 1e-12, 100.0)?;
-        below_one("optimizer.beta1", self.beta1)?;
-        below_one("optimizer.beta2", self.beta2)?;
-        within("optimizer.epsilon", self.epsilon, 1e-30, 1.0)?;
-        within("optimizer.weightDecay", self.weight_decay, 0.0, 10.0)?;
-        below_one("optimizer.momentum", self.momentum)?;
-        if let Some(clip) = self.clip {
-            within("optimizer.clip", clip, 1e-9, 1e9)?;
-        }
-        within("optimizer.schedule.warmupSteps", self.schedule.warmup_steps, 0, steps)?;
-        within("optimizer.schedule.finalFraction", self.schedule.final_fraction, 0.0, 1.0)
+fn validate_optimizer(optimizer: &OptimizerSpec, steps: u64) -> Result<(), ConfigError> {
+    within("optimizer.learningRate", optimizer.learning_rate, 1e-12, 100.0)?;
+    below_one("optimizer.beta1", optimizer.beta1)?;
+    below_one("optimizer.beta2", optimizer.beta2)?;
+    within("optimizer.epsilon", optimizer.epsilon, 1e-30, 1.0)?;
+    within("optimizer.weightDecay", optimizer.weight_decay, 0.0, 10.0)?;
+    below_one("optimizer.momentum", optimizer.momentum)?;
+    if let Some(clip) = optimizer.clip {
+        within("optimizer.clip", clip, 1e-9, 1e9)?;
     }
+    within("optimizer.schedule.warmupSteps", optimizer.schedule.warmup_steps, 0, steps)?;
+    within("optimizer.schedule.finalFraction", optimizer.schedule.final_fraction, 0.0, 1.0)
 }
 
 #[cfg(test)]
@@ -254,6 +253,22 @@ wire: {activations: Q8, gradients: F16}
         assert_eq!(other.tokenizer(), TokenizerConfig::Path("/models/b".into()));
         let none = TrainingConfig::from_yaml(&yaml.replace("  tokenizer: {path: /models/a}\n", "")).unwrap();
         assert_eq!(none.tokenizer(), TokenizerConfig::Model);
+    }
+
+    #[test]
+    fn a_manifest_and_a_file_say_the_same_in_their_own_ways() {
+        let with = |pointer: &str, key: &str, value: Value| {
+            let mut config = sound();
+            config.pointer_mut(pointer).unwrap()[key] = value;
+            TrainingConfig::from_json(&config.to_string()).unwrap()
+        };
+        let unbounded = with("/optimizer", "clip", json!(0.0));
+        assert_eq!(unbounded.optimizer.clip, None);
+        assert_eq!(unbounded, with("/optimizer", "clip", Value::Null));
+        let of = |name: &str| with("/model/config", "architecture", json!(name));
+        assert_eq!(of("Qwen2"), of("qwen2"));
+        let checkpoint = with("", "checkpoint", json!({"destination": "/tmp/x"})).checkpoint.unwrap();
+        assert_eq!((checkpoint.every_steps, checkpoint.keep), (100, 3), "the defaults of manifests");
     }
 
     #[test]
@@ -337,11 +352,16 @@ wire: {activations: Q8, gradients: F16}
             ("/optimizer", "lr", json!(1), "unknown field `lr`"),
             ("/optimizer", "beta1", json!(1.0), "optimizer.beta1 is 1"),
             ("/optimizer", "epsilon", json!(0.0), "optimizer.epsilon is 0"),
-            ("/optimizer", "clip", json!(0.0), "optimizer.clip is 0"),
+            ("/optimizer", "clip", json!(1e-10), "optimizer.clip is 0.0000000001"),
             ("/data", "jsonLines", json!({"path": "b"}), "data has both"),
             ("/data", "validationFraction", json!(0.0), "data.validationFraction is 0"),
             ("/data", "validationFraction", json!(0.9), "data.validationFraction is 0.9"),
             ("", "extra", json!(1), "unknown field `extra`"),
+            ("/optimizer/schedule", "warmup", json!(1), "unknown field `warmup`"),
+            ("/model/config", "hidden", json!(1), "unknown field `hidden`"),
+            ("/checkpoint", "every", json!(1), "unknown field `every`"),
+            ("/validation", "every", json!(1), "unknown field `every`"),
+            ("", "wire", json!({"gradient": "F16"}), "unknown field `gradient`"),
             ("", "adapter", json!({"lora": {}}), "adapter is for a model that stays as it is"),
         ];
         for (pointer, key, value, message) in added {

@@ -15,7 +15,7 @@
 //! b <- p b + g + d w                    w <- w - lr b
 //! ```
 
-use crate::config::OptimizerConfig;
+use crate::config::OptimizerSpec;
 
 /// Numbers of one update, the same for all parameters.
 pub(super) struct AdamStep {
@@ -32,7 +32,7 @@ pub(super) struct AdamStep {
 }
 
 impl AdamStep {
-    pub(super) fn new(config: &OptimizerConfig, step: u64) -> Self {
+    pub(super) fn new(config: &OptimizerSpec, step: u64) -> Self {
         Self {
             mean_gain: (1.0 - config.beta1) as f32,
             beta2: config.beta2 as f32,

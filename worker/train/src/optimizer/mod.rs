@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use dunlin_kernels::{Isa, Pool, bit_sum};
 use thiserror::Error;
 
-use crate::config::{OptimizerConfig, OptimizerKind};
+use crate::config::{OptimizerKind, OptimizerSpec};
 use crate::parts::{Chunks, TensorRange, chunks, in_parts, split_mut};
 use crate::squares::squares;
 pub use checked::Checked;
@@ -83,7 +83,7 @@ pub enum OptimizerError {
 
 /// An optimizer with its state.
 pub struct Optimizer {
-    config: OptimizerConfig,
+    config: OptimizerSpec,
     tensors: Vec<TensorRange>,
     chunks: Arc<Chunks>,
     length: usize,
@@ -109,7 +109,7 @@ struct Work<'a> {
 impl Optimizer {
     /// Vectors of a state: 2, 1 or none.
     #[must_use]
-    pub fn slots(config: &OptimizerConfig) -> usize {
+    pub fn slots(config: &OptimizerSpec) -> usize {
         match config.kind {
             OptimizerKind::AdamW | OptimizerKind::Lamb => 2,
             OptimizerKind::Sgd => usize::from(config.momentum > 0.0),
@@ -121,7 +121,7 @@ impl Optimizer {
     /// # Errors
     /// When `tensors` are not ordered, disjoint and inside of `length`.
     pub fn new(
-        config: &OptimizerConfig,
+        config: &OptimizerSpec,
         tensors: Vec<TensorRange>,
         length: usize,
     ) -> Result<Self, OptimizerError> {
@@ -134,7 +134,7 @@ impl Optimizer {
     /// # Errors
     /// Also when the state is not of this optimizer or length.
     pub fn with_state(
-        config: &OptimizerConfig,
+        config: &OptimizerSpec,
         tensors: Vec<TensorRange>,
         length: usize,
         state: OptimizerState,

@@ -2,10 +2,10 @@ use dunlin_kernels::Pool;
 use serde_json::Value;
 
 use super::{Optimizer, OptimizerError, OptimizerState};
-use crate::config::OptimizerConfig;
+use crate::config::OptimizerSpec;
 use crate::parts::{CHUNK, TensorRange};
 
-fn config(json: &str) -> OptimizerConfig {
+fn config(json: &str) -> OptimizerSpec {
     serde_json::from_str(json).unwrap()
 }
 
@@ -52,7 +52,7 @@ fn updates_are_those_of_pytorch() {
 
 /// The formulas in f64, straight from the papers.
 fn reference(
-    config: &OptimizerConfig,
+    config: &OptimizerSpec,
     decays: &[(std::ops::Range<usize>, bool)],
     length: usize,
     steps: usize,

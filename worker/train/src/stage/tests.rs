@@ -9,7 +9,7 @@ use super::{Purpose, Stage};
 use crate::average::tests::form;
 use crate::average::{Average, part};
 use crate::codec::Codec;
-use crate::config::{ModelSource, TrainingConfig};
+use crate::config::{ModelSource, TrainingConfig, model_config};
 use crate::run::Run;
 
 /// Two stages of one block, with one embedding.
@@ -28,7 +28,7 @@ fn run_with(activations: &str, gradients: &str, delayed_updates: bool) -> Arc<Ru
     });
     let config = TrainingConfig::from_json(&config.to_string()).unwrap();
     let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
-    let model = shape.model_config(256).unwrap();
+    let model = model_config(shape, 256).unwrap();
     Arc::new(Run::new(config, model).unwrap())
 }
 
