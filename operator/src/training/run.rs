@@ -1,7 +1,8 @@
 //! A run as workers read it.
 
 use dunlin_crds::{
-    CheckpointDestination, DataFormat, DataSource, TokenizerKind, TrainedModelSpec, TrainingSwarmSpec,
+    CheckpointDestination, DataFormat, DataSource, DataSpec, TokenizerKind, TrainedModelSpec,
+    TrainingSwarmSpec,
 };
 use serde_json::{Value, json};
 
@@ -16,33 +17,49 @@ pub const RUN_DIR: &str = "/etc/dunlin/training";
 /// The run in the words of `dunlin-train`'s TrainingConfig; every default is spelled out, so that it does not change with the worker.
 #[must_use]
 pub fn run(spec: &TrainingSwarmSpec) -> Value {
-    let optimizer = &spec.optimizer;
+    // Every field is named here, so that none that is added is forgotten. What pods are made from is no part of the run.
+    let TrainingSwarmSpec {
+        model: start,
+        adapter,
+        data: DataSpec { validation_fraction, .. },
+        sequence_length,
+        global_batch,
+        microbatch,
+        steps,
+        seed,
+        optimizer,
+        stages,
+        wire,
+        validation,
+        checkpoint,
+        pools: _,
+        replicas: _,
+        trainers: _,
+        conductor: _,
+        suspend: _,
+    } = spec;
     let mut run = json!({
-        "model": model(&spec.model),
+        "model": model(start),
         "data": data(spec),
-        "sequenceLength": spec.sequence_length,
-        "globalBatch": spec.global_batch,
-        "microbatch": spec.microbatch,
-        "steps": spec.steps,
-        "seed": spec.seed,
+        "sequenceLength": sequence_length,
+        "globalBatch": global_batch,
+        "microbatch": microbatch,
+        "steps": steps,
+        "seed": seed,
         "optimizer": optimizer,
-        "stages": spec.stages,
-        "wire": spec.wire,
-        "checkpoint": {
-            "everySteps": spec.checkpoint.every_steps,
-            "keep": spec.checkpoint.keep,
-            "destination": destination(&spec.checkpoint.destination),
-        },
+        "stages": stages,
+        "wire": wire,
+        "checkpoint": checkpoint.with_destination(destination(&checkpoint.destination)),
     });
-    if let Some(adapter) = &spec.adapter {
+    if let Some(adapter) = adapter {
         run["adapter"] = json!(adapter);
     }
     if optimizer.clip.is_none() {
         run["optimizer"]["clip"] = Value::Null;
     }
     // Without data that is held out there is nothing to measure.
-    if spec.data.validation_fraction > 0.0 {
-        run["validation"] = json!(spec.validation);
+    if *validation_fraction > 0.0 {
+        run["validation"] = json!(validation);
     }
     run
 }

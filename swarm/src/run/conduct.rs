@@ -88,6 +88,14 @@ pub struct CheckpointSpec<D> {
     pub destination: D,
 }
 
+impl<D> CheckpointSpec<D> {
+    /// The same, with its destination named in another way.
+    #[must_use]
+    pub fn with_destination<E>(&self, destination: E) -> CheckpointSpec<E> {
+        CheckpointSpec { every_steps: self.every_steps, keep: self.keep, destination }
+    }
+}
+
 fn hundred() -> u64 {
     100
 }

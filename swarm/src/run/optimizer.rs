@@ -127,7 +127,6 @@ fn epsilon() -> f64 {
     1e-8
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
 fn clip() -> Option<f64> {
     Some(1.0)
 }
@@ -140,7 +139,6 @@ mod zero_is_none {
         Ok(Option::<f64>::deserialize(from)?.filter(|bound| *bound != 0.0))
     }
 
-    #[expect(clippy::trivially_copy_pass_by_ref, clippy::ref_option, reason = "serde's signature")]
     pub(super) fn serialize<S: Serializer>(bound: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_f64(bound.unwrap_or(0.0))
     }
