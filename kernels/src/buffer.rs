@@ -15,8 +15,6 @@ pub unsafe trait Plain: Copy + Send + Sync + 'static {}
 // SAFETY: integers and floats are valid for any bytes.
 unsafe impl Plain for f32 {}
 // SAFETY: as above.
-unsafe impl Plain for u16 {}
-// SAFETY: as above.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
 unsafe impl Plain for i8 {}

@@ -11,6 +11,7 @@
 //! * [`causal`] attention of whole sequences, forward and backward; [`weight_gradient`], [`embedding`], [`loss`] the rest of training
 //! * [`math`] exp, sin and cos of our own: libm differs between systems
 //! * [`gradient_sum`], [`bit_sum`] sums that any order of additions gives, and what tells that memory has changed
+//! * `lanes` registers, as algorithms written by hand see them
 //! * [`pool`] threads that split columns, rows or heads, never sums · [`buffer`] memory aligned to a cache line · [`isa`] which instructions there are
 #![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -28,6 +29,7 @@ pub mod causal;
 pub mod embedding;
 pub mod gradient_sum;
 pub mod isa;
+mod lanes;
 pub mod linear;
 pub mod loss;
 pub mod math;

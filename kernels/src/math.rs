@@ -75,6 +75,7 @@ pub(crate) fn tree<T: Copy>(lanes: &[T], join: impl Fn(T, T) -> T) -> T {
 }
 
 /// Constants of [`exp`] for vector code.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const EXP_CONSTANTS: [f32; 4] = [LOG2_E, -LN2_HIGH, -LN2_LOW, EXP_MAX];
 
 /// Natural logarithm of a positive normal number, relative error below 1e-6; f64 inside, no libm.

@@ -4,6 +4,9 @@
 //! Per output one chain: `acc = fma(a[i], b[i], acc)` in order of the steps `i`. Where it starts and where it goes is [`Into`].
 
 use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::{Avx2, Avx512};
+use crate::lanes::{Lanes, Portable, compiled, prefetch};
 use crate::matrix::PANEL;
 
 /// What a product does with what lies in its output.
@@ -15,6 +18,13 @@ pub(crate) enum Into {
     Add,
     /// The chain starts there.
     Continue,
+}
+
+/// Outputs of a product: row `r` starts `r * row` values behind `at`.
+#[derive(Clone, Copy)]
+pub(crate) struct Out {
+    pub(crate) at: *mut f32,
+    pub(crate) row: usize,
 }
 
 /// Both inputs of a product.
@@ -36,13 +46,20 @@ impl Product<'_> {
     ///
     /// # Panics
     /// When something does not fit.
-    pub(crate) fn run(&self, isa: Isa, rows: usize, columns: usize, c: &mut [f32], c_row: usize, into: Into) {
+    pub(crate) fn run(
+        &self,
+        isa: Isa,
+        (rows, columns): (usize, usize),
+        c: &mut [f32],
+        c_row: usize,
+        into: Into,
+    ) {
         if rows == 0 || columns == 0 {
             return;
         }
         assert!((rows - 1) * c_row + columns <= c.len(), "a product's output is too short");
         // SAFETY: just asserted.
-        unsafe { self.run_at(isa, rows, columns, c.as_mut_ptr(), c_row, into) }
+        unsafe { self.run_at(isa, (rows, columns), Out { at: c.as_mut_ptr(), row: c_row }, into) }
     }
 
     /// Where the furthest of `columns` columns of the first step ends in `b`.
@@ -52,22 +69,14 @@ impl Product<'_> {
         if part > 0 { last_whole.max(whole * self.b_panel + part) } else { last_whole }
     }
 
-    /// [`Self::run`] with outputs at `c`.
+    /// [`Self::run`] with outputs somewhere.
     ///
     /// # Safety
-    /// `rows` rows of `columns` values, `c_row` apart, may be read and written there, and nobody else does.
+    /// `rows` rows of `columns` values may be read and written there, and nobody else does.
     ///
     /// # Panics
     /// When the inputs do not fit.
-    pub(crate) unsafe fn run_at(
-        &self,
-        isa: Isa,
-        rows: usize,
-        columns: usize,
-        c: *mut f32,
-        c_row: usize,
-        into: Into,
-    ) {
+    pub(crate) unsafe fn run_at(&self, isa: Isa, (rows, columns): (usize, usize), out: Out, into: Into) {
         assert!(self.steps > 0 && columns.is_multiple_of(8), "a product of {columns} columns");
         assert!(
             rows > 0
@@ -76,149 +85,127 @@ impl Product<'_> {
                 && (self.steps - 1) * self.b_step + self.row_end(columns) <= self.b.len(),
             "a product's input is too short"
         );
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx2 {
-            let mut column = 0;
-            while column < columns {
-                let left = columns - column;
-                // SAFETY: the pool checked that this machine has the instructions; the asserts and the caller's promise cover every row
-                // and column.
-                column += unsafe {
-                    let c = c.add(column);
-                    match isa {
-                        Isa::Avx512 if left >= 32 => avx512::columns::<2>(self, column, rows, c, c_row, into),
-                        Isa::Avx512 if left >= 16 => avx512::columns::<1>(self, column, rows, c, c_row, into),
-                        _ if left >= 16 => avx2::columns::<2>(self, column, rows, c, c_row, into),
-                        _ => avx2::columns::<1>(self, column, rows, c, c_row, into),
-                    }
-                };
-            }
-            return;
-        }
-        let _ = isa;
-        for r in 0..rows {
-            for column in 0..columns {
-                // SAFETY: promised.
-                let out = unsafe { &mut *c.add(r * c_row + column) };
-                let mut acc = if into == Into::Continue { *out } else { 0.0 };
-                for i in 0..self.steps {
-                    acc = self.a[r * self.a_row + i * self.a_step].mul_add(
-                        self.b[column / PANEL * self.b_panel + i * self.b_step + column % PANEL],
-                        acc,
-                    );
+        let mut column = 0;
+        while column < columns {
+            let left = columns - column;
+            // SAFETY: the pool checked that this machine has the instructions; the asserts and the caller's promise cover every row and
+            // column.
+            column += unsafe {
+                match isa {
+                    Isa::Scalar => portable::<1>(self, column, rows, out, into),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 if left >= 32 => avx512::<2>(self, column, rows, out, into),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 if left >= 16 => avx512::<1>(self, column, rows, out, into),
+                    #[cfg(target_arch = "x86_64")]
+                    _ if left >= 16 => avx2::<2>(self, column, rows, out, into),
+                    #[cfg(target_arch = "x86_64")]
+                    _ => avx2::<1>(self, column, rows, out, into),
+                    #[cfg(not(target_arch = "x86_64"))]
+                    _ => portable::<1>(self, column, rows, out, into),
                 }
-                *out = if into == Into::Add { *out + acc } else { acc };
+            };
+        }
+    }
+}
+
+/// `R` rows from `row` on, and `H` registers of columns from `column` on: enough sums for two multiply-adds a cycle, and no more than there are
+/// registers.
+///
+/// # Safety
+/// The rows and columns are inside of the inputs and of the output.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const R: usize, const H: usize>(
+    lanes: L,
+    p: &Product<'_>,
+    (row, column): (usize, usize),
+    out: Out,
+    into: Into,
+) {
+    // SAFETY (whole block): r < R, h < H and i < steps stay inside by the caller's promise.
+    unsafe {
+        let c = |r: usize, h: usize| out.at.wrapping_add((row + r) * out.row + column + h * L::WIDTH);
+        let mut acc = [[lanes.zero(); H]; R];
+        if into == Into::Continue {
+            for r in 0..R {
+                for h in 0..H {
+                    acc[r][h] = lanes.load(c(r, h));
+                }
+            }
+        }
+        if into == Into::Add {
+            // The output comes from afar meanwhile.
+            for r in 0..R {
+                for h in (0..H).step_by(PANEL / L::WIDTH) {
+                    prefetch(c(r, h));
+                }
+            }
+        }
+        let mut a = p.a.as_ptr().add(row * p.a_row);
+        let mut b = p.b.as_ptr().add(column / PANEL * p.b_panel + column % PANEL);
+        for _ in 0..p.steps {
+            let mut w = [lanes.zero(); H];
+            for h in 0..H {
+                let at = h * L::WIDTH;
+                w[h] = lanes.load(b.add(at / PANEL * p.b_panel + at % PANEL));
+            }
+            for r in 0..R {
+                let x = lanes.all(*a.add(r * p.a_row));
+                for h in 0..H {
+                    acc[r][h] = lanes.fma(x, w[h], acc[r][h]);
+                }
+            }
+            a = a.wrapping_add(p.a_step);
+            b = b.wrapping_add(p.b_step);
+        }
+        for r in 0..R {
+            for h in 0..H {
+                let sum = acc[r][h];
+                lanes.store(
+                    c(r, h),
+                    if into == Into::Add { lanes.add(lanes.load(c(r, h)), sum) } else { sum },
+                );
             }
         }
     }
 }
 
-/// Tiles of up to `$most` rows and two vectors: enough sums for two multiply-adds a cycle, and no more than there are registers.
-macro_rules! tiles {
-    (
-        $isa:ident, $features:literal, $most:literal, [$($rows:literal),*],
-        $vector:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $all:ident, $fma:ident, $add:ident
-    ) => {
-        #[cfg(target_arch = "x86_64")]
-        mod $isa {
-            use std::arch::x86_64::*;
-
-            use super::{Into, PANEL, Product};
-
-            /// All rows of `H` vectors of columns from `column` on; returns how many columns these are.
-            ///
-            /// # Safety
-            /// Needs the instructions. The rows and columns are inside of the inputs and of the output, whose first value is at `c`.
-            #[target_feature(enable = $features)]
-            pub(super) unsafe fn columns<const H: usize>(
-                p: &Product<'_>,
-                column: usize,
-                rows: usize,
-                c: *mut f32,
-                c_row: usize,
-                into: Into,
-            ) -> usize {
-                let blocks = rows.div_ceil($most);
-                for block in 0..blocks {
-                    // Rows are spread evenly: 16 rows are 8 + 8, not 12 + 4.
-                    let start = rows * block / blocks;
-                    let count = rows * (block + 1) / blocks - start;
+/// A function for these lanes, in tiles of up to `most` rows.
+macro_rules! columns {
+    ($isa:ident, $lanes:ident, $most:literal, [$($rows:literal),*]) => {
+        /// All rows of `H` registers of columns from `column` on; returns how many columns these are.
+        ///
+        /// # Safety
+        /// The machine has the instructions. The rows and columns are inside of the inputs and of the output.
+        unsafe fn $isa<const H: usize>(p: &Product<'_>, column: usize, rows: usize, out: Out, into: Into) -> usize {
+            compiled! { $isa,
+                unsafe fn some<const R: usize, const H: usize>(p: &Product<'_>, at: (usize, usize), out: Out, into: Into) {
                     // SAFETY: promised.
-                    unsafe {
-                        let c = c.add(start * c_row);
-                        match count {
-                            $($rows => tile::<$rows, H>(p, start, column, c, c_row, into),)*
-                            _ => unreachable!("more rows than a tile takes"),
-                        }
-                    }
+                    unsafe { tile::<$lanes, R, H>($lanes::new(), p, at, out, into) }
                 }
-                H * $lanes
             }
-
-            /// # Safety
-            /// As [`columns`] with `R` rows from `row` on; the output of the first is at `c`.
-            #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const H: usize>(
-                p: &Product<'_>,
-                row: usize,
-                column: usize,
-                c: *mut f32,
-                c_row: usize,
-                into: Into,
-            ) {
-                // SAFETY (whole block): r < R, h < H and i < steps stay inside by the caller's promise.
+            let blocks = rows.div_ceil($most);
+            for block in 0..blocks {
+                // Rows are spread evenly: 16 rows are 8 + 8, not 12 + 4.
+                let start = rows * block / blocks;
+                // SAFETY: promised.
                 unsafe {
-                    let mut acc: [[$vector; H]; R] = [[$zero(); H]; R];
-                    if into == Into::Continue {
-                        for r in 0..R {
-                            for h in 0..H {
-                                acc[r][h] = $load(c.add(r * c_row + h * $lanes));
-                            }
-                        }
-                    }
-                    if into == Into::Add {
-                        // The output comes from afar meanwhile.
-                        for r in 0..R {
-                            for h in (0..H).step_by(PANEL / $lanes) {
-                                _mm_prefetch::<_MM_HINT_T0>(c.add(r * c_row + h * $lanes).cast());
-                            }
-                        }
-                    }
-                    let mut a = p.a.as_ptr().add(row * p.a_row);
-                    let mut b = p.b.as_ptr().add(column / PANEL * p.b_panel + column % PANEL);
-                    for _ in 0..p.steps {
-                        let w: [$vector; H] = std::array::from_fn(|h| $load(b.add(h * $lanes / PANEL * p.b_panel + h * $lanes % PANEL)));
-                        for r in 0..R {
-                            let x = $all(*a.add(r * p.a_row));
-                            for h in 0..H {
-                                acc[r][h] = $fma(x, w[h], acc[r][h]);
-                            }
-                        }
-                        a = a.wrapping_add(p.a_step);
-                        b = b.wrapping_add(p.b_step);
-                    }
-                    for r in 0..R {
-                        for h in 0..H {
-                            let at = c.add(r * c_row + h * $lanes);
-                            let sum = acc[r][h];
-                            let sum = if into == Into::Add { $add($load(at), sum) } else { sum };
-                            $store(at, sum);
-                        }
+                    match rows * (block + 1) / blocks - start {
+                        $($rows => some::<$rows, H>(p, (start, column), out, into),)*
+                        _ => unreachable!("more rows than a tile takes"),
                     }
                 }
             }
+            H * $lanes::WIDTH
         }
     };
 }
 
-tiles! {
-    avx2, "avx2,fma", 6, [1, 2, 3, 4, 5, 6],
-    __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps
-}
-tiles! {
-    avx512, "avx512f,avx512bw,avx512vl", 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
-    __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps
-}
+columns!(portable, Portable, 2, [1, 2]);
+#[cfg(target_arch = "x86_64")]
+columns!(avx2, Avx2, 6, [1, 2, 3, 4, 5, 6]);
+#[cfg(target_arch = "x86_64")]
+columns!(avx512, Avx512, 12, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
 
 #[cfg(test)]
 mod tests {
@@ -256,7 +243,7 @@ mod tests {
                             }
                             for isa in Isa::all() {
                                 let mut got = before.clone();
-                                product.run(isa, rows, columns, &mut got, columns + 3, into);
+                                product.run(isa, (rows, columns), &mut got, columns + 3, into);
                                 assert!(
                                     got.iter().map(|v| v.to_bits()).eq(want.iter().map(|v| v.to_bits())),
                                     "{isa:?}: {rows} rows, {columns} columns, {steps} steps, {into:?}"
@@ -274,7 +261,7 @@ mod tests {
     fn a_product_beyond_an_earlier_panel_panics() {
         let product =
             Product { a: &[1.0], a_row: 1, a_step: 1, b: &[1.0; 15], b_step: 16, b_panel: 0, steps: 1 };
-        product.run(Isa::best(), 1, 24, &mut [0.0; 24], 24, Into::Set);
+        product.run(Isa::best(), (1, 24), &mut [0.0; 24], 24, Into::Set);
     }
 
     #[test]
@@ -282,6 +269,6 @@ mod tests {
     fn a_product_beyond_its_last_panel_panics() {
         let product =
             Product { a: &[1.0; 8], a_row: 4, a_step: 1, b: &[1.0; 127], b_step: 16, b_panel: 64, steps: 4 };
-        product.run(Isa::best(), 2, 32, &mut [0.0; 64], 32, Into::Set);
+        product.run(Isa::best(), (2, 32), &mut [0.0; 64], 32, Into::Set);
     }
 }

@@ -137,7 +137,7 @@ impl Page<'_> {
             [(&*self.q, keys_t, &mut *self.weights), (&*self.dout, values_t, &mut *self.dscores)]
         {
             let product = Product { a, a_row: hd, a_step: 1, b, b_step: PAGE, b_panel: page_len, steps: hd };
-            product.run(isa, PAGE, positions, to, padded, Into::Set);
+            product.run(isa, (PAGE, positions), to, padded, Into::Set);
         }
         for r in 0..PAGE {
             let weights = &mut self.weights[r * padded..][..positions];
@@ -162,7 +162,7 @@ impl Page<'_> {
             b_panel: PAGE,
             steps: positions,
         };
-        dq.run(isa, PAGE, hd, self.dq, hd, Into::Set);
+        dq.run(isa, (PAGE, hd), self.dq, hd, Into::Set);
         let dk = Product {
             a: dscores,
             a_row: 1,
@@ -172,9 +172,9 @@ impl Page<'_> {
             b_panel: PAGE,
             steps: PAGE,
         };
-        dk.run(isa, positions, hd, dkeys, hd, Into::Continue);
+        dk.run(isa, (positions, hd), dkeys, hd, Into::Continue);
         let dv = Product { a: weights, b: self.dout, ..dk };
-        dv.run(isa, positions, hd, dvalues, hd, Into::Continue);
+        dv.run(isa, (positions, hd), dvalues, hd, Into::Continue);
     }
 }
 

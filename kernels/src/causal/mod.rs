@@ -240,7 +240,7 @@ fn forward_page(
     let hd = queries.len() / PAGE;
     let positions = (last + 1) * PAGE;
     let score = Product { a: keys, a_row: hd, a_step: 1, b: queries, b_step: PAGE, b_panel: 0, steps: hd };
-    score.run(isa, positions, PAGE, scores, PAGE, Into::Set);
+    score.run(isa, (positions, PAGE), scores, PAGE, Into::Set);
     let mut running = Running { max: [f32::NEG_INFINITY; PAGE], sum: [0.0; PAGE] };
     sums.fill(0.0);
     let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
@@ -249,7 +249,7 @@ fn forward_page(
         let (a, b) = (weights.as_flattened(), &values[page * PAGE * hd..][..PAGE * hd]);
         let sum = Product { a, a_row: 1, a_step: PAGE, b, b_step: hd, b_panel: PAGE, steps: PAGE };
         if page < last {
-            sum.run(isa, rows, hd, sums, hd, Into::Continue);
+            sum.run(isa, (rows, hd), sums, hd, Into::Continue);
         } else {
             sum_own_page(isa, &sum, rows, sums);
         }
@@ -263,11 +263,11 @@ fn sum_own_page(isa: Isa, sum: &Product<'_>, rows: usize, sums: &mut [f32]) {
     let hd = sum.b_step;
     for first in (0..rows).step_by(4) {
         let shared = Product { a: &sum.a[first..], steps: first + 1, ..*sum };
-        shared.run(isa, 4.min(rows - first), hd, &mut sums[first * hd..], hd, Into::Continue);
+        shared.run(isa, (4.min(rows - first), hd), &mut sums[first * hd..], hd, Into::Continue);
         for r in first + 1..rows.min(first + 4) {
             let (a, b) = (&sum.a[(first + 1) * PAGE + r..], &sum.b[(first + 1) * hd..]);
             let own = Product { a, b, steps: r - first, ..*sum };
-            own.run(isa, 1, hd, &mut sums[r * hd..], hd, Into::Continue);
+            own.run(isa, (1, hd), &mut sums[r * hd..], hd, Into::Continue);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Activations as int8 blocks of 32 for quantised weights (ARITHMETIC.md, 2).
 
 use crate::buffer::Buffer;
-use crate::isa::Isa;
 use crate::matrix::BLOCK;
 use crate::softmax::all_finite;
 
@@ -13,8 +12,6 @@ const TINY: f32 = 1e-30;
 pub(super) struct Quantised {
     /// `[m][k]`.
     pub(super) q: Buffer<i8>,
-    /// The same widened, inputs 0, 2, 1, 3 of every four: for AVX2's 16-bit multiply.
-    pub(super) wide: Buffer<WideI16>,
     /// Scale of each block.
     pub(super) d: Buffer<f32>,
     /// `d * sum(q)` of each block.
@@ -27,11 +24,8 @@ pub(super) struct Quantised {
     pub(super) blocks: usize,
 }
 
-/// A 16-bit integer in a [`Buffer`].
-pub(super) type WideI16 = u16;
-
 impl Quantised {
-    pub(super) fn fill(&mut self, isa: Isa, x: &[f32], m: usize, k: usize) {
+    pub(super) fn fill(&mut self, x: &[f32], m: usize, k: usize) {
         self.blocks = k / BLOCK;
         let blocks = m * self.blocks;
         self.q.ensure(blocks * BLOCK);
@@ -47,14 +41,6 @@ impl Quantised {
             self.sum[i] = sum;
             self.half_sums[i] = halves;
             self.s[i] = d * sum as f32;
-        }
-        if isa == Isa::Avx2 {
-            self.wide.ensure(blocks * BLOCK);
-            for (wide, q) in self.wide.chunks_exact_mut(4).zip(self.q.chunks_exact(4)) {
-                for (wide, from) in wide.iter_mut().zip([0, 2, 1, 3]) {
-                    *wide = i16::from(q[from]).cast_unsigned();
-                }
-            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::tile::{CHUNK, Rows};
 use crate::isa::Isa;
 use crate::matrix::{Matrix, PANEL};
-use crate::tile::{Into, Product};
+use crate::tile::{Into, Out, Product};
 
 /// Columns of two panels.
 const COLUMNS: usize = 2 * PANEL;
@@ -40,14 +40,15 @@ fn some_panels(
 ) {
     let (n, first) = (w.n(), panels.start * PANEL);
     let columns = n.min(panels.end * PANEL) - first;
+    let part = Part { w, x: &rows.x[group.start * w.k()..group.end * w.k()], rows: group.len(), panels };
     let out = rows.out.at(group.start * n + first);
     if columns.is_multiple_of(8) && (!rows.add || w.k() <= CHUNK) {
         // SAFETY: these rows and columns are inside of the output, and each column is written by one thread only.
-        return unsafe { sums(isa, w, rows, group, &panels, columns, out, n, rows.add) };
+        return unsafe { part.sums(isa, columns, Out { at: out, row: n }, rows.add) };
     }
-    let to = buffer.as_mut_ptr().cast();
+    let to = Out { at: buffer.as_mut_ptr().cast(), row: COLUMNS };
     // SAFETY: the buffer has as many rows as a group at most, and columns as two panels.
-    unsafe { sums(isa, w, rows, group, &panels, panels.len() * PANEL, to, COLUMNS, false) };
+    unsafe { part.sums(isa, part.panels.len() * PANEL, to, false) };
     for (r, sums) in buffer.iter().enumerate().take(group.len()) {
         // SAFETY: as above; the slice lives for this row only.
         let out = unsafe { std::slice::from_raw_parts_mut(out.wrapping_add(r * n), columns) };
@@ -59,30 +60,28 @@ fn some_panels(
     }
 }
 
-/// # Safety
-/// The group's rows of `columns` values, `stride` apart, may be read and written at `out`, and nobody else does.
-unsafe fn sums(
-    isa: Isa,
-    w: &Matrix,
-    rows: &Rows<'_>,
-    group: &Range<usize>,
-    panels: &Range<usize>,
-    columns: usize,
-    out: *mut f32,
-    stride: usize,
-    add: bool,
-) {
-    let k = w.k();
-    let (x, b) = (
-        &rows.x[group.start * k..group.end * k],
-        &w.values()[panels.start * k * PANEL..panels.end * k * PANEL],
-    );
-    for start in (0..k).step_by(CHUNK) {
-        let (a, b) = (&x[start..], &b[start * PANEL..]);
-        let steps = CHUNK.min(k - start);
-        let product = Product { a, a_row: k, a_step: 1, b, b_step: PANEL, b_panel: k * PANEL, steps };
-        let into = if start > 0 || add { Into::Add } else { Into::Set };
-        // SAFETY: promised.
-        unsafe { product.run_at(isa, group.len(), columns, out, stride, into) };
+/// Some rows of inputs, and one or two panels.
+struct Part<'a> {
+    w: &'a Matrix,
+    /// `[rows][k]`.
+    x: &'a [f32],
+    rows: usize,
+    panels: Range<usize>,
+}
+
+impl Part<'_> {
+    /// # Safety
+    /// As many rows of `columns` values may be read and written at `out`, and nobody else does.
+    unsafe fn sums(&self, isa: Isa, columns: usize, out: Out, add: bool) {
+        let k = self.w.k();
+        let b = &self.w.values()[self.panels.start * k * PANEL..self.panels.end * k * PANEL];
+        for start in (0..k).step_by(CHUNK) {
+            let (a, b) = (&self.x[start..], &b[start * PANEL..]);
+            let steps = CHUNK.min(k - start);
+            let product = Product { a, a_row: k, a_step: 1, b, b_step: PANEL, b_panel: k * PANEL, steps };
+            let into = if start > 0 || add { Into::Add } else { Into::Set };
+            // SAFETY: promised.
+            unsafe { product.run_at(isa, (self.rows, columns), out, into) };
+        }
     }
 }

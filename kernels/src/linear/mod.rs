@@ -4,19 +4,19 @@
 //! computed together, in which order, on which thread, with which instructions.
 //!
 //! * [`product`] which rows and panels are computed together · [`tile`] some of both · [`activations`] rows for quantised weights
-//! * [`scalar`], `avx2`, `avx512` the sums of a tile · [`many`] those of many rows, as in training
+//! * [`dense`], [`blocks`] the sums of a tile, over [`crate::lanes`] · [`formats`] what is particular to each packing of quantised weights
+//! * [`tiles`] these compiled for every instruction set · [`many`] the sums of many rows, as in training
 //! * [`transposed`] the same with the weights the other way round · [`reference`] all of it in plain loops, from the bytes of a file
 
 mod activations;
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
+mod blocks;
+mod dense;
+mod formats;
 mod many;
 mod product;
 pub mod reference;
-mod scalar;
 mod tile;
+mod tiles;
 mod transposed;
 
 pub use product::{Scratch, linear, linear_add, linear_many};

@@ -4,9 +4,7 @@ use std::ops::Range;
 
 use super::activations::Quantised;
 use super::tile::{Rows, Tile};
-#[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
-use super::{many, scalar};
+use super::{many, tiles};
 use crate::isa::Isa;
 use crate::matrix::{Matrix, Packing};
 use crate::pool::{Pool, Shards};
@@ -64,7 +62,7 @@ fn run_many(
 ) {
     assert_eq!(ws.len(), ys.len(), "as many outputs as maps");
     if ws.iter().any(|w| !w.packing.is_dense()) {
-        scratch.quantised.fill(pool.isa(), x, m, ws[0].k());
+        scratch.quantised.fill(x, m, ws[0].k());
     }
     for (w, y) in ws.iter().zip(ys.iter_mut()) {
         assert!(x.len() == m * w.k(), "linear: {} values for {m} rows of {}", x.len(), w.k());
@@ -81,62 +79,25 @@ fn run_many(
 /// All rows against the panels of one thread: rows in cached groups, panels inside, so that weights stream once per group.
 fn panel_range(isa: Isa, w: &Matrix, rows: &Rows<'_>, panels: Range<usize>) {
     let dense = w.packing.is_dense();
-    let rows_max = match isa {
-        Isa::Scalar => 1,
-        Isa::Avx2 if dense => 6,
-        Isa::Avx2 => 4,
-        Isa::Avx512 => 8,
-    };
+    let rows_max = tiles::rows_max(isa, dense);
     for group in (0..rows.m).step_by(ROWS_CACHED) {
         let group_rows = ROWS_CACHED.min(rows.m - group);
         let blocks = group_rows.div_ceil(rows_max);
         let mut panel = panels.start;
         while panel < panels.end {
-            let width =
-                if dense { panels_together(isa, group_rows.div_ceil(blocks), panels.end - panel) } else { 1 };
+            let mut width = tiles::panels_max(isa, dense, group_rows.div_ceil(blocks));
+            while width > panels.end - panel {
+                width /= 2;
+            }
             for block in 0..blocks {
                 // Rows are spread evenly: 9 rows are 5 + 4, not 8 + 1.
                 let start = group_rows * block / blocks;
                 let count = group_rows * (block + 1) / blocks - start;
                 let tile = Tile { w, rows, first_row: group + start, panel };
-                run(isa, &tile, count, width);
+                // SAFETY: the pool checked that this machine has the instructions; tiles lie inside of matrix and rows.
+                unsafe { tiles::run(isa, &tile, count, width) };
             }
             panel += width;
-        }
-    }
-}
-
-/// Panels computed together: few rows need many for enough independent sums.
-fn panels_together(isa: Isa, rows: usize, left: usize) -> usize {
-    let most = match (isa, rows) {
-        (Isa::Scalar, _) => 1,
-        (Isa::Avx2, 1) => 4,
-        (Isa::Avx2, 2) => 2,
-        (Isa::Avx2, _) => 1,
-        (Isa::Avx512, 1) => 8,
-        (Isa::Avx512, 2..=4) => 4,
-        (Isa::Avx512, _) => 2,
-    };
-    let mut width = most;
-    while width > left {
-        width /= 2;
-    }
-    width
-}
-
-fn run(isa: Isa, tile: &Tile<'_>, rows: usize, panels: usize) {
-    match isa {
-        Isa::Scalar => scalar::tile(tile),
-        // SAFETY: the pool checked that this machine has the instructions; tiles lie inside of matrix and rows.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::tile(tile, rows, panels) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { avx512::tile(tile, rows, panels) },
-        #[cfg(not(target_arch = "x86_64"))]
-        _ => {
-            let _ = (rows, panels);
-            scalar::tile(tile);
         }
     }
 }

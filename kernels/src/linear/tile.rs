@@ -1,6 +1,7 @@
 //! What the sums of a few outputs are made from.
 
 use super::activations::Quantised;
+use crate::lanes::WeightLanes;
 use crate::matrix::{Matrix, PANEL};
 use crate::pool::Shards;
 
@@ -29,7 +30,24 @@ pub(super) struct Tile<'a> {
 
 impl Tile<'_> {
     /// Writes the 16 columns of panel `self.panel + p` of row `self.first_row + r`, as far as they exist.
-    pub(super) fn store(&self, r: usize, p: usize, values: &[f32; PANEL]) {
+    #[inline(always)]
+    pub(super) fn store<L: WeightLanes, const H: usize>(
+        &self,
+        lanes: L,
+        r: usize,
+        p: usize,
+        values: &[L::Floats; H],
+    ) {
+        const { assert!(H * L::WIDTH == PANEL) };
+        let mut out = [0f32; PANEL];
+        for (h, values) in values.iter().enumerate() {
+            // SAFETY: all registers together have as many values as a panel.
+            unsafe { lanes.store(out.as_mut_ptr().add(h * L::WIDTH), *values) };
+        }
+        self.put(r, p, &out);
+    }
+
+    fn put(&self, r: usize, p: usize, values: &[f32; PANEL]) {
         let (n, column) = (self.w.n(), (self.panel + p) * PANEL);
         let count = PANEL.min(n - column);
         let at = (self.first_row + r) * n + column;
@@ -50,4 +68,13 @@ impl Tile<'_> {
     pub(super) fn x(&self) -> *const f32 {
         self.rows.x[self.first_row * self.w.k()..].as_ptr()
     }
+}
+
+/// The sums of a tile, over lanes.
+pub(super) trait TileKernel {
+    /// Computes and stores `R` rows of `P` panels, each of `H` registers.
+    ///
+    /// # Safety
+    /// These rows and panels exist, and quantised activations are filled where the packing needs them.
+    unsafe fn tile<L: WeightLanes, const R: usize, const P: usize, const H: usize>(lanes: L, tile: &Tile<'_>);
 }

@@ -23,7 +23,6 @@ mod packing;
 
 pub use format::{Format, PackError};
 pub(crate) use ggml::{as_f16, q4_k_scale, q6_k_value};
-pub(crate) use pack::six_bits;
 pub use packed::Matrix;
 pub use packer::Packer;
 pub(crate) use packing::{

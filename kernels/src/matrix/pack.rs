@@ -186,7 +186,7 @@ fn nibble(packed: &[u8], c: usize, i: usize) -> f32 {
 }
 
 /// 6-bit value `i` of column `c` of 32 inputs of Q6_K.
-pub(crate) fn six_bits(part: &[u8], c: usize, i: usize) -> u8 {
+fn six_bits(part: &[u8], c: usize, i: usize) -> u8 {
     let low = part[(i % 16 / 4 * PANEL + c) * 4 + i % 4] >> (i / 16 * 4) & 15;
     let upper = part[256 + (i % 16 / 8 * PANEL + c) * 4 + i % 4] >> (i / 16 * 2 + i / 4 % 2 * 4) & 3;
     low | upper << 4

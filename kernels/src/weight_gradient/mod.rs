@@ -9,7 +9,7 @@ use crate::isa::Isa;
 use crate::linear::CHUNK;
 use crate::matrix::PANEL;
 use crate::pool::{Pool, Shards};
-use crate::tile::{Into, Product};
+use crate::tile::{Into, Out, Product};
 
 /// Whether a gradient begins with these tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,31 +127,31 @@ fn chunk<const R: usize, const C: usize>(
             let product =
                 Product { a, a_row: 1, a_step: R, b, b_step: PANEL, b_panel: tokens * PANEL, steps: tokens };
             // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and each is of one tile only.
-            unsafe { tile::<R, C>(pool.isa(), &product, rows, columns, out.at(row * k + column), k, into) };
+            let out = Out { at: out.at(row * k + column), row: k };
+            unsafe { tile::<R, C>(pool.isa(), &product, (rows, columns), out, into) };
         }
     });
 }
 
 /// # Safety
-/// `rows` rows of `columns` values, `stride` apart, may be read and written at `out`, and nobody else does.
+/// `rows` rows of `columns` values may be read and written at `out`, and nobody else does.
 unsafe fn tile<const R: usize, const C: usize>(
     isa: Isa,
     product: &Product<'_>,
-    rows: usize,
-    columns: usize,
-    out: *mut f32,
-    stride: usize,
+    (rows, columns): (usize, usize),
+    out: Out,
     into: Into,
 ) {
     if columns.is_multiple_of(8) {
         // SAFETY: promised.
-        return unsafe { product.run_at(isa, rows, columns, out, stride, into) };
+        return unsafe { product.run_at(isa, (rows, columns), out, into) };
     }
     let mut sums = [[0f32; C]; R];
-    product.run(isa, rows, columns.next_multiple_of(PANEL), sums.as_flattened_mut(), C, Into::Set);
+    let whole = (rows, columns.next_multiple_of(PANEL));
+    product.run(isa, whole, sums.as_flattened_mut(), C, Into::Set);
     for (r, sums) in sums.iter().enumerate().take(rows) {
         // SAFETY: promised; the slice lives for this row only.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.add(r * stride), columns) };
+        let out = unsafe { std::slice::from_raw_parts_mut(out.at.add(r * out.row), columns) };
         if into == Into::Add {
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
         } else {

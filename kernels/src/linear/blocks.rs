@@ -1,0 +1,165 @@
+//! Products with quantised weights, block by block (ARITHMETIC.md, 2). What a format has of its own is in [`super::formats`].
+
+use std::marker::PhantomData;
+
+use super::tile::{CHUNK_BLOCKS, Tile, TileKernel};
+use crate::lanes::WeightLanes;
+use crate::matrix::{BLOCK, PANEL};
+
+/// What a format adds besides its products.
+pub(super) enum Minimum {
+    None,
+    Added,
+    Subtracted,
+}
+
+/// What a block of 32 inputs adds to a register of outputs of each row.
+pub(super) struct Part<L: WeightLanes, const R: usize> {
+    /// Exact integer sums.
+    pub(super) sums: [L::Integers; R],
+    /// Scales of the weights.
+    pub(super) d: L::Floats,
+    /// Their minima, where the format has them.
+    pub(super) m: L::Floats,
+}
+
+/// A packing of quantised weights.
+pub(super) trait BlockFormat {
+    const MINIMUM: Minimum;
+
+    /// Block `b` of a panel with `R` rows of activations, for the columns of register `h`.
+    ///
+    /// # Safety
+    /// The panel and the rows have such a block, the panel such columns.
+    unsafe fn part<L: WeightLanes, const R: usize>(
+        lanes: L,
+        panel: *const u8,
+        x: &Inputs,
+        b: usize,
+        h: usize,
+    ) -> Part<L, R>;
+}
+
+/// Quantised activations from a tile's first row on. Every method needs that there are a row `r` and a block `b`.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs {
+    q: *const i8,
+    d: *const f32,
+    s: *const f32,
+    sum: *const i32,
+    half_sums: *const [i32; 2],
+    blocks: usize,
+}
+
+// SAFETY (all blocks): promised by the caller.
+impl Inputs {
+    fn of(tile: &Tile<'_>) -> Self {
+        let a = tile.rows.quantised;
+        let first = tile.first_row * a.blocks;
+        Self {
+            q: a.q[first * BLOCK..].as_ptr(),
+            d: a.d[first..].as_ptr(),
+            s: a.s[first..].as_ptr(),
+            sum: a.sum[first..].as_ptr(),
+            half_sums: a.half_sums[first..].as_ptr(),
+            blocks: a.blocks,
+        }
+    }
+
+    /// The 32 values.
+    #[inline(always)]
+    pub(super) unsafe fn q(&self, r: usize, b: usize) -> *const i8 {
+        unsafe { self.q.add((r * self.blocks + b) * BLOCK) }
+    }
+
+    /// Their sum.
+    #[inline(always)]
+    pub(super) unsafe fn sum(&self, r: usize, b: usize) -> i32 {
+        unsafe { *self.sum.add(r * self.blocks + b) }
+    }
+
+    /// The sums of both halves.
+    #[inline(always)]
+    pub(super) unsafe fn half_sums(&self, r: usize, b: usize) -> [i32; 2] {
+        unsafe { *self.half_sums.add(r * self.blocks + b) }
+    }
+
+    /// Their scale.
+    #[inline(always)]
+    unsafe fn d(&self, r: usize, b: usize) -> f32 {
+        unsafe { *self.d.add(r * self.blocks + b) }
+    }
+
+    /// Scale times sum.
+    #[inline(always)]
+    unsafe fn s(&self, r: usize, b: usize) -> f32 {
+        unsafe { *self.s.add(r * self.blocks + b) }
+    }
+}
+
+/// Running sums of `R` rows and a panel of `H` registers: of the chunk, and of the chunks before.
+struct Sums<L: WeightLanes, const R: usize, const H: usize> {
+    lanes: L,
+    acc: [[L::Floats; H]; R],
+    total: [[L::Floats; H]; R],
+}
+
+impl<L: WeightLanes, const R: usize, const H: usize> Sums<L, R, H> {
+    #[inline(always)]
+    fn new(lanes: L) -> Self {
+        let zero = [[lanes.zero(); H]; R];
+        Self { lanes, acc: zero, total: zero }
+    }
+
+    /// Ends a chunk.
+    #[inline(always)]
+    fn close(&mut self, first: bool) {
+        for r in 0..R {
+            for h in 0..H {
+                let sum = self.acc[r][h];
+                self.total[r][h] = if first { sum } else { self.lanes.add(self.total[r][h], sum) };
+                self.acc[r][h] = self.lanes.zero();
+            }
+        }
+    }
+}
+
+/// Products with weights of this format.
+pub(super) struct Blocks<F>(PhantomData<F>);
+
+impl<F: BlockFormat> TileKernel for Blocks<F> {
+    #[inline(always)]
+    unsafe fn tile<L: WeightLanes, const R: usize, const P: usize, const H: usize>(
+        lanes: L,
+        tile: &Tile<'_>,
+    ) {
+        const { assert!(H * L::WIDTH == PANEL && P == 1) };
+        let x = Inputs::of(tile);
+        let panel = tile.panel_data(0);
+        let mut sums = Sums::<L, R, H>::new(lanes);
+        for b in 0..x.blocks {
+            if b.is_multiple_of(CHUNK_BLOCKS) && b > 0 {
+                sums.close(b == CHUNK_BLOCKS);
+            }
+            for h in 0..H {
+                // SAFETY: b < blocks, r < R: inside of panel and activations.
+                unsafe {
+                    let Part { sums: products, d, m } = F::part::<L, R>(lanes, panel, &x, b, h);
+                    for r in 0..R {
+                        let scale = lanes.mul(d, lanes.all(x.d(r, b)));
+                        let acc = lanes.fma(lanes.to_floats(products[r]), scale, sums.acc[r][h]);
+                        sums.acc[r][h] = match F::MINIMUM {
+                            Minimum::None => acc,
+                            Minimum::Added => lanes.fma(m, lanes.all(x.s(r, b)), acc),
+                            Minimum::Subtracted => lanes.fused_sub(m, lanes.all(x.s(r, b)), acc),
+                        };
+                    }
+                }
+            }
+        }
+        sums.close(x.blocks <= CHUNK_BLOCKS);
+        for r in 0..R {
+            tile.store(lanes, r, 0, &sums.total[r]);
+        }
+    }
+}
