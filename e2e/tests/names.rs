@@ -112,7 +112,6 @@ const SEVERAL: &[(&str, &[&str])] = &[
             "worker/wire/identity.rs",
         ],
     ),
-    ("Scratch", &["kernels/linear/product.rs", "worker/train/scratch.rs"]),
     ("Sender", &["worker/protocol/stage/sender.rs", "worker/wire/queue.rs"]),
     ("Snapshot", &["worker/gateway/driver.rs", "worker/train/stage/snapshot.rs"]),
     ("Source", &["worker/stage/loader.rs", "worker/train/data/source.rs"]),

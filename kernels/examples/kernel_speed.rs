@@ -7,9 +7,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use dunlin_kernels::{
-    AttentionRow, Begin, CausalForward, CausalScratch, CausalShape, Format, GradientScratch, Heads, Isa,
-    Matrix, PAGE, Pool, Scratch, attention, causal_attention, causal_attention_backward, linear, page_len,
-    weight_gradient,
+    AttentionRow, Begin, CausalForward, CausalShape, Format, Heads, Isa, Matrix, PAGE, Pool, attention,
+    causal_attention, causal_attention_backward, linear, page_len, weight_gradient,
 };
 
 const FORMATS: [Format; 8] = [
@@ -58,8 +57,7 @@ fn products(pool: &Pool, repeats: usize) {
         let w = weights(format, n, k);
         for m in [1, 4, 64] {
             let (x, mut y) = (values(m * k), vec![0.0; m * n]);
-            let mut scratch = Scratch::default();
-            let time = shortest(repeats, || linear(pool, &w, &x, m, black_box(&mut y), &mut scratch));
+            let time = shortest(repeats, || linear(pool, &w, &x, m, black_box(&mut y)));
             show(pool.isa(), &format!("{format:?} {m} rows"), time);
         }
     }
@@ -79,9 +77,8 @@ fn training(pool: &Pool, repeats: usize) {
     let shape = CausalShape { sequences: 1, length: 256, heads: 8, kv_heads: 4, head_dim: 64 };
     let (q, k, v) = (values(256 * 512), values(256 * 256), values(256 * 256));
     let (mut out, mut statistics) = (vec![0.0; q.len()], vec![0.0; shape.statistics_len()]);
-    let mut scratch = CausalScratch::default();
     let time = shortest(repeats, || {
-        causal_attention(pool, &shape, &q, &k, &v, black_box(&mut out), &mut statistics, &mut scratch);
+        causal_attention(pool, &shape, [&q, &k, &v], black_box(&mut out), &mut statistics);
     });
     show(pool.isa(), "causal forward", time);
     let dout = values(q.len());
@@ -89,13 +86,12 @@ fn training(pool: &Pool, repeats: usize) {
     let time = shortest(repeats, || {
         let forward = CausalForward { q: &q, k: &k, v: &v, out: &out, statistics: &statistics };
         let dq = black_box(&mut dq);
-        causal_attention_backward(pool, &shape, &forward, &dout, dq, &mut dk, &mut dv, &mut scratch);
+        causal_attention_backward(pool, &shape, &forward, &dout, [dq, &mut dk, &mut dv]);
     });
     show(pool.isa(), "causal backward", time);
     let (x, dy, mut dw) = (values(256 * 512), values(256 * 512), vec![0.0; 512 * 512]);
-    let mut scratch = GradientScratch::default();
     let time = shortest(repeats, || {
-        weight_gradient(pool, &x, 256, &[&dy], &mut [black_box(&mut dw)], Begin::Here, &mut scratch);
+        weight_gradient(pool, &x, 256, &[&dy], &mut [black_box(&mut dw)], Begin::Here);
     });
     show(pool.isa(), "weight gradient", time);
 }

@@ -12,13 +12,9 @@
 //! * [`math`] exp, sin and cos of our own: libm differs between systems
 //! * [`gradient_sum`], [`bit_sum`] sums that any order of additions gives, and what tells that memory has changed
 //! * `lanes` registers, as algorithms written by hand see them
-//! * [`pool`] threads that split columns, rows or heads, never sums · [`buffer`] memory aligned to a cache line · [`isa`] which instructions there are
+//! * [`pool`] threads that split columns, rows or heads, never sums, and lend operations their buffers · [`buffer`] memory aligned to a cache line · [`isa`] which instructions there are
 #![allow(unsafe_code, reason = "vector intrinsics; each block states why it is sound")]
 #![deny(unsafe_op_in_unsafe_fn)]
-#![allow(
-    clippy::too_many_arguments,
-    reason = "operands, their sizes and a pool: what a name for all of them would hide"
-)]
 #![allow(clippy::needless_range_loop, reason = "kernels index several arrays by one row or lane")]
 
 pub mod activation;
@@ -30,6 +26,7 @@ pub mod embedding;
 pub mod gradient_sum;
 pub mod isa;
 mod lanes;
+mod lender;
 pub mod linear;
 pub mod loss;
 pub mod math;
@@ -43,18 +40,18 @@ pub mod weight_gradient;
 
 pub use activation::{add, add_bias, geglu, swiglu, swiglu_backward};
 pub use attention::{AttentionRow, Heads, PAGE, attention, page_len, write_kv};
-pub use causal::{CausalForward, CausalScratch, CausalShape, causal_attention, causal_attention_backward};
+pub use causal::{CausalForward, CausalShape, causal_attention, causal_attention_backward};
 pub use embedding::embedding_gradient;
 pub use gradient_sum::{Changed, GradientSums, OutOfRange};
 pub use isa::Isa;
-pub use linear::{Scratch, TransposedScratch, linear, linear_add, linear_many, linear_transposed};
+pub use linear::{linear, linear_add, linear_many, linear_transposed};
 pub use loss::{IGNORED, cross_entropy};
 pub use matrix::{Format, Matrix, PackError, Packer};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use pool::Pool;
 pub use rope::{RopeLayout, RopeScaling, RopeTable, Stretch, rope, rope_rows};
 pub use softmax::all_finite;
-pub use weight_gradient::{Begin, GradientScratch, bias_gradient, weight_gradient};
+pub use weight_gradient::{Begin, bias_gradient, weight_gradient};
 
 /// The first version of ARITHMETIC.md whose results without quantised weights are those of the present one, bit for bit: with a version that
 /// changes the hashes of `tests/training_bits.rs`, it is that version.

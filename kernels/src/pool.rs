@@ -14,17 +14,19 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::isa::Isa;
+use crate::lender::{Lender, Lent};
 
 /// Rounds of spinning before a thread sleeps (about 20 microseconds).
 const SPINS: u32 = 4000;
 /// Below this many values an element-wise operation is done before another thread has woken up.
 pub(crate) const SMALL: usize = 1 << 14;
 
-/// Threads and the instruction set that kernels use.
+/// Threads and the instruction set that kernels use, and their buffers.
 pub struct Pool {
     isa: Isa,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    lender: Lender,
 }
 
 /// What [`Pool::split_rows`] calls: with a range of rows, and these rows of every output.
@@ -82,7 +84,7 @@ impl Pool {
                 std::thread::spawn(move || work(&shared, index))
             })
             .collect();
-        Self { isa, shared, workers }
+        Self { isa, shared, workers, lender: Lender::default() }
     }
 
     /// Threads in all.
@@ -95,6 +97,11 @@ impl Pool {
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// A buffer for the time of a call.
+    pub(crate) fn lend<T: Default + Send + 'static>(&self) -> Lent<'_, T> {
+        self.lender.lend()
     }
 
     /// Calls `part(i)` for every `i` in `0..threads()` and returns when all are done: each on a thread of its own, or all on this one when

@@ -8,8 +8,7 @@
 mod support;
 
 use dunlin_kernels::{
-    AttentionRow, Format, Heads, Isa, Matrix, PAGE, Pool, Scratch, attention, linear, linear_many, page_len,
-    write_kv,
+    AttentionRow, Format, Heads, Isa, Matrix, PAGE, Pool, attention, linear, linear_many, page_len, write_kv,
 };
 use support::{Random, bits, file_bytes, hash};
 
@@ -61,7 +60,7 @@ fn linear_bits_depend_on_nothing_but_row_and_weights() {
         let x = odd_rows(&mut random, ROWS, k);
         let run = |pool: &Pool, x: &[f32], m: usize| {
             let mut y = vec![f32::NAN; m * n];
-            linear(pool, &w, x, m, &mut y, &mut Scratch::default());
+            linear(pool, &w, x, m, &mut y);
             y
         };
         let scalar = Pool::with_isa(1, Isa::Scalar);
@@ -121,7 +120,7 @@ fn hashes_are_those_of_this_version() {
         let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
         let x = odd_rows(&mut random, 3, k);
         let mut y = vec![0.0; 3 * n];
-        linear(&Pool::new(1), &w, &x, 3, &mut y, &mut Scratch::default());
+        linear(&Pool::new(1), &w, &x, 3, &mut y);
         assert_eq!(hash(&y), want, "{format:?} {n}x{k}: 0x{:016x}", hash(&y));
     }
 }
@@ -139,7 +138,7 @@ fn sums_of_six_bits_hold_at_their_limits() {
             for isa in Isa::all() {
                 for m in [1, 3, 8] {
                     let mut y = vec![0.0; m * n];
-                    linear(&Pool::with_isa(1, isa), &w, &vec![x; m * k], m, &mut y, &mut Scratch::default());
+                    linear(&Pool::with_isa(1, isa), &w, &vec![x; m * k], m, &mut y);
                     let want = (weight * k as i32) as f32 * x;
                     assert!(y.iter().all(|y| *y == want), "{isa:?}, {m} rows: {y:?}, not {want}");
                 }
@@ -160,10 +159,10 @@ fn several_maps_of_one_input_are_the_same_as_each_alone() {
     let pool = Pool::new(2);
     let mut ys: Vec<Vec<f32>> = ws.iter().map(|w| vec![0.0; m * w.n()]).collect();
     let mut outs: Vec<&mut [f32]> = ys.iter_mut().map(Vec::as_mut_slice).collect();
-    linear_many(&pool, &ws.iter().collect::<Vec<_>>(), &x, m, &mut outs, &mut Scratch::default());
+    linear_many(&pool, &ws.iter().collect::<Vec<_>>(), &x, m, &mut outs);
     for (w, y) in ws.iter().zip(&ys) {
         let mut alone = vec![0.0; m * w.n()];
-        linear(&pool, w, &x, m, &mut alone, &mut Scratch::default());
+        linear(&pool, w, &x, m, &mut alone);
         assert_eq!(bits(&alone), bits(y));
     }
 }
@@ -274,7 +273,7 @@ fn linear_is_close_to_the_definition() {
         let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
         let x = random.floats(k);
         let mut y = vec![0.0; n];
-        linear(&Pool::new(1), &w, &x, 1, &mut y, &mut Scratch::default());
+        linear(&Pool::new(1), &w, &x, 1, &mut y);
         let mut row = vec![0.0; k];
         for i in 0..n {
             w.row(i, &mut row);
@@ -310,7 +309,7 @@ fn what_is_not_finite_is_never_lost() {
                 let mut x = random.floats(3 * k);
                 x[k + k / 2] = odd;
                 let mut y = vec![0.0; 3 * n];
-                linear(&pool, &w, &x, 3, &mut y, &mut Scratch::default());
+                linear(&pool, &w, &x, 3, &mut y);
                 for (i, y) in y.iter().enumerate() {
                     assert_eq!(
                         y.is_finite(),

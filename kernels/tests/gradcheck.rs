@@ -9,10 +9,9 @@ mod support;
 
 use dunlin_kernels::causal::CausalForward;
 use dunlin_kernels::{
-    Begin, CausalScratch, CausalShape, GradientScratch, IGNORED, Matrix, Pool, RopeLayout, RopeScaling,
-    RopeTable, Scratch, bias_gradient, causal_attention, causal_attention_backward, cross_entropy,
-    embedding_gradient, linear, linear_add, rms_norm, rms_norm_backward, rope_rows, swiglu, swiglu_backward,
-    weight_gradient,
+    Begin, CausalShape, IGNORED, Matrix, Pool, RopeLayout, RopeScaling, RopeTable, bias_gradient,
+    causal_attention, causal_attention_backward, cross_entropy, embedding_gradient, linear, linear_add,
+    rms_norm, rms_norm_backward, rope_rows, swiglu, swiglu_backward, weight_gradient,
 };
 use support::Random;
 
@@ -61,13 +60,13 @@ fn linear_map() {
     let mut transposed = Matrix::zeroed_f32(k, n);
     transposed.set_transposed(&pool, &w);
     let mut dx = vec![0.0; m * k];
-    linear(&pool, &transposed, &dy, m, &mut dx, &mut Scratch::default());
+    linear(&pool, &transposed, &dy, m, &mut dx);
     check("dx", &x, &dx, &|x| weighed(&map(x, &ws), &dy));
     let mut twice = dx.clone();
-    linear_add(&pool, &transposed, &dy, m, &mut twice, &mut Scratch::default());
+    linear_add(&pool, &transposed, &dy, m, &mut twice);
     assert!(twice.iter().zip(&dx).all(|(twice, once)| *twice == 2.0 * once));
     let mut dw = vec![f32::NAN; n * k];
-    weight_gradient(&pool, &x, m, &[&dy], &mut [&mut dw], Begin::Here, &mut GradientScratch::default());
+    weight_gradient(&pool, &x, m, &[&dy], &mut [&mut dw], Begin::Here);
     check("dw", &w, &dw, &|w| weighed(&map(&xs, w), &dy));
     let mut db = vec![f32::NAN; n];
     bias_gradient(&pool, &dy, &mut db);
@@ -189,9 +188,8 @@ fn attention_of_whole_sequences() {
         let (k, v) = (random.floats(rows * kv_heads * head_dim), random.floats(rows * kv_heads * head_dim));
         let dout = random.floats(q.len());
         let pool = Pool::new(2);
-        let mut scratch = CausalScratch::default();
         let (mut out, mut statistics) = (vec![f32::NAN; q.len()], vec![f32::NAN; shape.statistics_len()]);
-        causal_attention(&pool, &shape, &q, &k, &v, &mut out, &mut statistics, &mut scratch);
+        causal_attention(&pool, &shape, [&q, &k, &v], &mut out, &mut statistics);
         let (qs, ks, vs) = (wide(&q), wide(&k), wide(&v));
         for (got, want) in out.iter().zip(attend(&shape, &qs, &ks, &vs)) {
             assert!((f64::from(*got) - want).abs() < 2e-6, "{got} not {want}");
@@ -199,7 +197,7 @@ fn attention_of_whole_sequences() {
         let (mut dq, mut dk, mut dv) =
             (vec![f32::NAN; q.len()], vec![f32::NAN; k.len()], vec![f32::NAN; k.len()]);
         let forward = CausalForward { q: &q, k: &k, v: &v, out: &out, statistics: &statistics };
-        causal_attention_backward(&pool, &shape, &forward, &dout, &mut dq, &mut dk, &mut dv, &mut scratch);
+        causal_attention_backward(&pool, &shape, &forward, &dout, [&mut dq, &mut dk, &mut dv]);
         if length > 1 {
             check("q", &q, &dq, &|q| weighed(&attend(&shape, q, &ks, &vs), &dout));
             check("k", &k, &dk, &|k| weighed(&attend(&shape, &qs, k, &vs), &dout));

@@ -4,12 +4,11 @@
 mod support;
 
 use dunlin_kernels::{
-    AttentionRow, Begin, CausalForward, CausalScratch, CausalShape, Format, GradientScratch, GradientSums,
-    Heads, IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, Stretch,
-    TransposedScratch, activation, attention, bias_gradient, causal, causal_attention,
-    causal_attention_backward, cross_entropy, embedding, embedding_gradient, geglu, gradient_sum, linear,
-    linear_transposed, loss, norm, page_len, rms_norm, rms_norm_backward, rope, rope_rows, softmax, swiglu,
-    swiglu_backward, weight_gradient, write_kv,
+    AttentionRow, Begin, CausalForward, CausalShape, Format, GradientSums, Heads, IGNORED, Isa, Matrix, PAGE,
+    Pool, RopeLayout, RopeScaling, RopeTable, Stretch, activation, attention, bias_gradient, causal,
+    causal_attention, causal_attention_backward, cross_entropy, embedding, embedding_gradient, geglu,
+    gradient_sum, linear, linear_transposed, loss, norm, page_len, rms_norm, rms_norm_backward, rope,
+    rope_rows, softmax, swiglu, swiglu_backward, weight_gradient, write_kv,
 };
 use support::{Random, bits, file_bytes};
 
@@ -79,7 +78,7 @@ fn products_of_every_format() {
         for pool in pools() {
             for m in [1, 2, 5, 23, 64, 130] {
                 let mut got = vec![f32::NAN; m * n];
-                linear(&pool, &w, &x[..m * k], m, &mut got, &mut Scratch::default());
+                linear(&pool, &w, &x[..m * k], m, &mut got);
                 same(&pool, &format!("{format:?} {n}x{k}, {m} rows"), &got, &want[..m * n]);
             }
         }
@@ -97,7 +96,7 @@ fn what_is_not_finite_in_a_block_is_nowhere_finite() {
         let want = linear::reference::linear(Format::Q8_0, 16, 64, &bytes, &x, 1);
         for pool in pools() {
             let mut got = vec![0.0; 16];
-            linear(&pool, &w, &x, 1, &mut got, &mut Scratch::default());
+            linear(&pool, &w, &x, 1, &mut got);
             assert!(got.iter().chain(&want).all(|y| y.is_nan()), "{got:?}, {want:?}");
         }
     }
@@ -114,10 +113,9 @@ fn gradients_of_maps() {
         let w = Matrix::from_f32(n, k, &w);
         for pool in pools() {
             let (mut dw, mut db, mut dx) = (vec![f32::NAN; n * k], vec![f32::NAN; n], vec![f32::NAN; m * k]);
-            let scratch = &mut GradientScratch::default();
-            weight_gradient(&pool, &x, m, &[&dy], &mut [&mut dw], Begin::Here, scratch);
+            weight_gradient(&pool, &x, m, &[&dy], &mut [&mut dw], Begin::Here);
             bias_gradient(&pool, &dy, &mut db);
-            linear_transposed(&pool, &w, &dy, m, &mut dx, false, &mut TransposedScratch::default());
+            linear_transposed(&pool, &w, &dy, m, &mut dx, false);
             same(&pool, "weights", &dw, &weights);
             same(&pool, "biases", &db, &biases);
             same(&pool, "inputs", &dx, &inputs);
@@ -269,13 +267,12 @@ fn attention_of_whole_sequences() {
         let forward = CausalForward { q: &q, k: &k, v: &v, out: &out_want, statistics: &statistics_want };
         let backward = causal::reference::causal_attention_backward(&shape, &forward, &dout);
         for pool in pools() {
-            let scratch = &mut CausalScratch::default();
             let (mut out, mut statistics) = (vec![f32::NAN; q.len()], vec![f32::NAN; shape.statistics_len()]);
-            causal_attention(&pool, &shape, &q, &k, &v, &mut out, &mut statistics, scratch);
+            causal_attention(&pool, &shape, [&q, &k, &v], &mut out, &mut statistics);
             same(&pool, "output", &out, &out_want);
             same(&pool, "statistics", &statistics, &statistics_want);
             let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-            causal_attention_backward(&pool, &shape, &forward, &dout, &mut dq, &mut dk, &mut dv, scratch);
+            causal_attention_backward(&pool, &shape, &forward, &dout, [&mut dq, &mut dk, &mut dv]);
             for (what, got, want) in
                 [("queries", dq, &backward[0]), ("keys", dk, &backward[1]), ("values", dv, &backward[2])]
             {

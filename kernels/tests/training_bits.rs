@@ -6,11 +6,10 @@ mod support;
 
 use dunlin_kernels::causal::CausalForward;
 use dunlin_kernels::{
-    AttentionRow, Begin, CausalScratch, CausalShape, Format, GradientScratch, Heads, IGNORED, Isa, Matrix,
-    PAGE, Pool, RopeLayout, RopeScaling, RopeTable, Scratch, TransposedScratch, attention, bias_gradient,
-    causal_attention, causal_attention_backward, cross_entropy, embedding_gradient, linear, linear_add,
-    linear_transposed, page_len, rms_norm, rms_norm_backward, rope_rows, swiglu, swiglu_backward,
-    weight_gradient, write_kv,
+    AttentionRow, Begin, CausalShape, Format, Heads, IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout,
+    RopeScaling, RopeTable, attention, bias_gradient, causal_attention, causal_attention_backward,
+    cross_entropy, embedding_gradient, linear, linear_add, linear_transposed, page_len, rms_norm,
+    rms_norm_backward, rope_rows, swiglu, swiglu_backward, weight_gradient, write_kv,
 };
 use support::{Random, bits, file_bytes, hash};
 
@@ -41,14 +40,13 @@ fn weight_gradients() {
         let (x, a, b) = (random.floats(m * k), random.floats(m * n), random.floats(m * 2 * n));
         same_everywhere("weight gradient", version, &|pool| {
             let (mut da, mut db) = (vec![f32::NAN; n * k], vec![f32::NAN; 2 * n * k]);
-            let mut scratch = GradientScratch::default();
-            weight_gradient(pool, &x, m, &[&a, &b], &mut [&mut da, &mut db], Begin::Here, &mut scratch);
+            weight_gradient(pool, &x, m, &[&a, &b], &mut [&mut da, &mut db], Begin::Here);
             let mut parts = vec![f32::NAN; n * k];
             for start in (0..m).step_by(256) {
                 let end = m.min(start + 256);
                 let begin = if start == 0 { Begin::Here } else { Begin::Before };
                 let (x, dy) = (&x[start * k..end * k], &a[start * n..end * n]);
-                weight_gradient(pool, x, end - start, &[dy], &mut [&mut parts], begin, &mut scratch);
+                weight_gradient(pool, x, end - start, &[dy], &mut [&mut parts], begin);
             }
             assert_eq!(bits(&parts), bits(&da), "in parts of 256 tokens");
             let mut bias = vec![f32::NAN; n];
@@ -65,8 +63,7 @@ fn weight_gradients_are_those_of_the_definition() {
     let mut random = Random(12);
     let (x, dy) = (random.floats(m * k), random.floats(m * n));
     let mut dw = vec![f32::NAN; n * k];
-    let mut scratch = GradientScratch::default();
-    weight_gradient(&Pool::new(2), &x, m, &[&dy], &mut [&mut dw], Begin::Here, &mut scratch);
+    weight_gradient(&Pool::new(2), &x, m, &[&dy], &mut [&mut dw], Begin::Here);
     for i in 0..n {
         for j in 0..k {
             let chunk = |tokens: std::ops::Range<usize>| {
@@ -88,7 +85,7 @@ fn linear_maps_set_in_place() {
         for pool in all_pools() {
             let y = |matrix: &Matrix| {
                 let mut y = vec![0.0; 5 * n];
-                linear(&pool, matrix, &x, 5, &mut y, &mut Scratch::default());
+                linear(&pool, matrix, &x, 5, &mut y);
                 y
             };
             let (mut set, mut back) = (Matrix::zeroed_f32(n, k), Matrix::zeroed_f32(n, k));
@@ -99,7 +96,7 @@ fn linear_maps_set_in_place() {
             assert_eq!(bits(&y(&set)), bits(&y(&want)), "{n}x{k}");
             assert_eq!(bits(&y(&back)), bits(&y(&want)), "{n}x{k}");
             let mut added = before.clone();
-            linear_add(&pool, &set, &x, 5, &mut added, &mut Scratch::default());
+            linear_add(&pool, &set, &x, 5, &mut added);
             let sums: Vec<f32> = before.iter().zip(y(&want)).map(|(a, b)| a + b).collect();
             assert_eq!(bits(&added), bits(&sums));
         }
@@ -118,13 +115,13 @@ fn many_rows_have_the_bits_of_each_alone() {
         let w = Matrix::from_f32(n, k, &w);
         let mut want = vec![f32::NAN; m * n];
         for (x, y) in x.chunks_exact(k).zip(want.chunks_exact_mut(n)) {
-            linear(&scalar, &w, x, 1, y, &mut Scratch::default());
+            linear(&scalar, &w, x, 1, y);
         }
         let sums: Vec<f32> = before.iter().zip(&want).map(|(a, b)| a + b).collect();
         for pool in all_pools() {
             let (mut y, mut added) = (vec![f32::NAN; m * n], before.clone());
-            linear(&pool, &w, &x, m, &mut y, &mut Scratch::default());
-            linear_add(&pool, &w, &x, m, &mut added, &mut Scratch::default());
+            linear(&pool, &w, &x, m, &mut y);
+            linear_add(&pool, &w, &x, m, &mut added);
             assert_eq!(bits(&y), bits(&want), "{m} rows, {n}x{k}, {:?}", pool.isa());
             assert_eq!(bits(&added), bits(&sums), "{m} rows, {n}x{k}, {:?}", pool.isa());
         }
@@ -149,15 +146,14 @@ fn a_map_held_in_one_direction_has_the_bits_of_its_transpose() {
         let mut turned = Matrix::zeroed_f32(k, n);
         turned.set_transposed(&Pool::new(1), &wide);
         for pool in all_pools() {
-            let mut scratch = TransposedScratch::default();
             for add in [false, true] {
                 let (mut want, mut got) = (before.clone(), before.clone());
                 if add {
-                    linear_add(&pool, &turned, &dy, 5, &mut want, &mut Scratch::default());
+                    linear_add(&pool, &turned, &dy, 5, &mut want);
                 } else {
-                    linear(&pool, &turned, &dy, 5, &mut want, &mut Scratch::default());
+                    linear(&pool, &turned, &dy, 5, &mut want);
                 }
-                linear_transposed(&pool, &w, &dy, 5, &mut got, add, &mut scratch);
+                linear_transposed(&pool, &w, &dy, 5, &mut got, add);
                 assert_eq!(bits(&got), bits(&want), "{format:?} {n}x{k}");
             }
         }
@@ -237,12 +233,11 @@ fn causal_attention_in_both_directions() {
     for (shape, version) in &SHAPES {
         let [q, k, v, dout] = inputs(shape);
         same_everywhere("causal attention", *version, &|pool| {
-            let mut scratch = CausalScratch::default();
             let (mut out, mut statistics) = (vec![0.0; q.len()], vec![0.0; shape.statistics_len()]);
-            causal_attention(pool, shape, &q, &k, &v, &mut out, &mut statistics, &mut scratch);
+            causal_attention(pool, shape, [&q, &k, &v], &mut out, &mut statistics);
             let forward = CausalForward { q: &q, k: &k, v: &v, out: &out, statistics: &statistics };
             let (mut dq, mut dk, mut dv) = (q.clone(), k.clone(), v.clone());
-            causal_attention_backward(pool, shape, &forward, &dout, &mut dq, &mut dk, &mut dv, &mut scratch);
+            causal_attention_backward(pool, shape, &forward, &dout, [&mut dq, &mut dk, &mut dv]);
             [out, statistics, dq, dk, dv].concat()
         });
     }
@@ -274,16 +269,7 @@ fn causal_attention_has_the_bits_of_attention_over_pages() {
         attention(&Pool::new(1), &q, &rows, Heads::new(heads, kv_heads, head_dim), &mut want);
         for pool in all_pools() {
             let (mut out, mut statistics) = (vec![0.0; q.len()], vec![0.0; shape.statistics_len()]);
-            causal_attention(
-                &pool,
-                shape,
-                &q,
-                &k,
-                &v,
-                &mut out,
-                &mut statistics,
-                &mut CausalScratch::default(),
-            );
+            causal_attention(&pool, shape, [&q, &k, &v], &mut out, &mut statistics);
             assert_eq!(bits(&out), bits(&want), "{shape:?} {:?}", pool.isa());
         }
     }

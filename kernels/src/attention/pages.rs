@@ -90,11 +90,12 @@ impl Group<'_> {
         let mut running = Running { max: [f32::NEG_INFINITY; G], sum: [0.0; G] };
         // Weighted sums of values, not yet divided.
         let mut sums = [[0f32; HEAD_DIM_MAX]; G];
+        let mut weights = Weights { weights: [[0.0; PAGE]; G], keep: [1.0; G] };
         for (page, seen) in self.row.pages_seen() {
             // SAFETY: promised.
             unsafe {
                 let scores = self.scores::<L, G>(lanes, page.as_ptr().add(self.keys));
-                let weights = self.weights(lanes, scores, &seen, &mut running);
+                self.weigh(lanes, scores, &seen, &mut running, &mut weights);
                 let values = page.as_ptr().add(self.values);
                 self.add_values(lanes, values, &weights, &seen, &mut sums);
             }
@@ -134,17 +135,16 @@ impl Group<'_> {
         scores
     }
 
-    /// A step of the online softmax: goes on with maxima and sums.
+    /// A step of the online softmax: sets `out`, and goes on with maxima and sums.
     #[inline(always)]
-    fn weights<L: SoftmaxLanes, const G: usize>(
+    fn weigh<L: SoftmaxLanes, const G: usize>(
         &self,
         lanes: L,
         mut scores: [[L::Floats; REGISTERS]; G],
         seen: &Range<usize>,
-        running: &mut Running<G>,
-    ) -> Weights<G> {
-        let mut out = Weights { weights: [[0.0; PAGE]; G], keep: [1.0; G] };
-        let Running { max, sum, .. } = running;
+        Running { max, sum }: &mut Running<G>,
+        out: &mut Weights<G>,
+    ) {
         for g in 0..G {
             for h in 0..REGISTERS {
                 let scaled = lanes.mul(scores[g][h], lanes.all(self.scale));
@@ -162,7 +162,6 @@ impl Group<'_> {
                 unsafe { lanes.store(out.weights[g].as_mut_ptr().add(h * WIDTH), e[h]) };
             }
         }
-        out
     }
 
     /// Goes on with the weighted sums of values.

@@ -1,6 +1,6 @@
 //! Causal attention backwards: the weights of the softmax are computed again, a page of rows at a time.
 
-use super::{CausalScratch, CausalShape, HeadRows, for_each_head, take};
+use super::{CausalShape, HeadRows, for_each_head, take};
 use crate::attention::PAGE;
 use crate::isa::{Isa, vectorised};
 use crate::math::{exp_lane, tree_8};
@@ -32,10 +32,7 @@ pub fn causal_attention_backward(
     shape: &CausalShape,
     forward: &CausalForward<'_>,
     dout: &[f32],
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    scratch: &mut CausalScratch,
+    [dq, dk, dv]: [&mut [f32]; 3],
 ) {
     let CausalForward { q, k, v, out, statistics } = *forward;
     shape.check(q, k, v);
@@ -52,29 +49,31 @@ pub fn causal_attention_backward(
     let (dq, dk, dv) = (Shards::new(dq), Shards::new(dk), Shards::new(dv));
     let (page_len, padded) = (hd * PAGE, pages * PAGE);
     let len = 5 * pages * page_len + 3 * page_len + 2 * PAGE * padded;
-    for_each_head(pool, shape, scratch, len, &|sequence, kv_head, mut buffer| {
-        let keys_t = take(&mut buffer, pages * page_len);
-        let values_t = take(&mut buffer, pages * page_len);
-        let keys = take(&mut buffer, pages * page_len);
-        let dkeys = take(&mut buffer, pages * page_len);
-        let dvalues = take(&mut buffer, pages * page_len);
+    for_each_head(pool, shape, len, &|sequence, kv_head, mut buffer| {
+        let mut kv = KvHead {
+            keys_t: take(&mut buffer, pages * page_len),
+            values_t: take(&mut buffer, pages * page_len),
+            keys: take(&mut buffer, pages * page_len),
+            dkeys: take(&mut buffer, pages * page_len),
+            dvalues: take(&mut buffer, pages * page_len),
+        };
         let mut page = Page {
             isa,
             hd,
             padded,
+            scale: shape.scale(),
             q: take(&mut buffer, page_len),
             dout: take(&mut buffer, page_len),
             dq: take(&mut buffer, page_len),
             weights: take(&mut buffer, PAGE * padded),
             dscores: take(&mut buffer, PAGE * padded),
         };
-        let of = |x, heads, head, from, count| HeadRows::new(x, shape, heads, sequence, head, from, count);
-        let all_keys = of(k, shape.kv_heads, kv_head, 0, shape.length);
-        all_keys.transpose(isa, keys_t);
-        all_keys.copy(keys);
-        of(v, shape.kv_heads, kv_head, 0, shape.length).transpose(isa, values_t);
-        dkeys.fill(0.0);
-        dvalues.fill(0.0);
+        let all = |x| HeadRows::new(x, shape, sequence, (kv_head, shape.kv_heads), 0..shape.length);
+        all(k).transpose(isa, kv.keys_t);
+        all(k).copy(kv.keys);
+        all(v).transpose(isa, kv.values_t);
+        kv.dkeys.fill(0.0);
+        kv.dvalues.fill(0.0);
         // SAFETY (both calls): rows of this sequence and head are of this item only.
         let put = |to: &Shards<f32>, heads: usize, head: usize, from: usize, rows: &[f32]| {
             for (r, row) in rows.chunks_exact(hd).enumerate() {
@@ -84,21 +83,32 @@ pub fn causal_attention_backward(
         };
         for head in kv_head * group..(kv_head + 1) * group {
             for last in 0..pages {
-                let rows = PAGE.min(shape.length - last * PAGE);
-                of(q, shape.heads, head, last * PAGE, rows).copy(page.q);
-                of(dout, shape.heads, head, last * PAGE, rows).copy(page.dout);
-                let out = of(out, shape.heads, head, last * PAGE, rows);
+                let rows = last * PAGE..shape.length.min((last + 1) * PAGE);
+                let of = |x| HeadRows::new(x, shape, sequence, (head, shape.heads), rows.clone());
+                of(q).copy(page.q);
+                of(dout).copy(page.dout);
                 let statistics = |r: usize| {
                     let at = ((sequence * shape.length + last * PAGE + r) * shape.heads + head) * 2;
                     (statistics[at], statistics[at + 1])
                 };
-                page.backward(last, shape.scale(), keys_t, values_t, keys, &out, &statistics, dkeys, dvalues);
-                put(&dq, shape.heads, head, last * PAGE, &page.dq[..rows * hd]);
+                page.backward(last, &of(out), &statistics, &mut kv);
+                put(&dq, shape.heads, head, last * PAGE, &page.dq[..rows.len() * hd]);
             }
         }
-        put(&dk, shape.kv_heads, kv_head, 0, &dkeys[..shape.length * hd]);
-        put(&dv, shape.kv_heads, kv_head, 0, &dvalues[..shape.length * hd]);
+        put(&dk, shape.kv_heads, kv_head, 0, &kv.dkeys[..shape.length * hd]);
+        put(&dv, shape.kv_heads, kv_head, 0, &kv.dvalues[..shape.length * hd]);
     });
+}
+
+/// A KV head of a sequence, in pages.
+struct KvHead<'a> {
+    /// `[page][hd][16]`, as the next.
+    keys_t: &'a mut [f32],
+    values_t: &'a mut [f32],
+    /// `[page][16][hd]`, as its gradients and those of the values.
+    keys: &'a mut [f32],
+    dkeys: &'a mut [f32],
+    dvalues: &'a mut [f32],
 }
 
 /// A page of query rows in the backward pass; missing rows are zero.
@@ -107,6 +117,7 @@ struct Page<'a> {
     hd: usize,
     /// Positions in all pages.
     padded: usize,
+    scale: f32,
     /// `[16][hd]`, as the next two.
     q: &'a mut [f32],
     dout: &'a mut [f32],
@@ -122,19 +133,14 @@ impl Page<'_> {
     fn backward(
         &mut self,
         last: usize,
-        scale: f32,
-        keys_t: &[f32],
-        values_t: &[f32],
-        keys: &[f32],
         out: &HeadRows<'_>,
         statistics: &dyn Fn(usize) -> (f32, f32),
-        dkeys: &mut [f32],
-        dvalues: &mut [f32],
+        KvHead { keys_t, values_t, keys, dkeys, dvalues }: &mut KvHead<'_>,
     ) {
         let (isa, hd, padded) = (self.isa, self.hd, self.padded);
         let (page_len, positions) = (hd * PAGE, (last + 1) * PAGE);
         for (a, b, to) in
-            [(&*self.q, keys_t, &mut *self.weights), (&*self.dout, values_t, &mut *self.dscores)]
+            [(&*self.q, &**keys_t, &mut *self.weights), (&*self.dout, &**values_t, &mut *self.dscores)]
         {
             let product = Product { a, a_row: hd, a_step: 1, b, b_step: PAGE, b_panel: page_len, steps: hd };
             product.run(isa, (PAGE, positions), to, padded, Into::Set);
@@ -145,9 +151,8 @@ impl Page<'_> {
             let valid = if r < out.count { last * PAGE + r + 1 } else { 0 };
             if valid > 0 {
                 let delta = dot(isa, &self.dout[r * hd..][..hd], out.row(r));
-                let (max, inverse) = statistics(r);
                 let (weights, dscores) = (&mut weights[..valid], &mut dscores[..valid]);
-                score_gradients(isa, weights, dscores, max, inverse, delta, scale);
+                score_gradients(isa, weights, dscores, statistics(r), delta, self.scale);
             }
             weights[valid..].fill(0.0);
             dscores[valid..].fill(0.0);
@@ -183,11 +188,11 @@ vectorised! {
     fn score_gradients(
         scores: &mut [f32],
         gradients: &mut [f32],
-        max: f32,
-        inverse: f32,
+        statistics: (f32, f32),
         delta: f32,
         scale: f32,
     ) {
+        let (max, inverse) = statistics;
         for (score, gradient) in scores.iter_mut().zip(gradients) {
             let weight = exp_lane(*score * scale - max) * inverse;
             *score = weight;

@@ -6,6 +6,8 @@
 mod backward;
 pub mod reference;
 
+use std::ops::Range;
+
 pub use backward::{CausalForward, causal_attention_backward};
 
 use crate::attention::PAGE;
@@ -68,22 +70,22 @@ impl CausalShape {
     }
 }
 
-/// Buffers reused from call to call.
+/// Buffers of all threads.
 #[derive(Default)]
-pub struct CausalScratch(Buffer<f32>);
+struct OfThreads(Buffer<f32>);
 
 /// Runs `item(sequence, kv_head, buffer)` for each of them, every thread with `len` values of its own.
 fn for_each_head(
     pool: &Pool,
     shape: &CausalShape,
-    scratch: &mut CausalScratch,
     len: usize,
     item: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
 ) {
     let threads = pool.threads();
     let len = len.next_multiple_of(16);
-    scratch.0.ensure(threads * len);
-    let buffers = Shards::new(&mut scratch.0[..threads * len]);
+    let mut buffer = pool.lend::<OfThreads>();
+    buffer.0.ensure(threads * len);
+    let buffers = Shards::new(&mut buffer.0[..threads * len]);
     let items = shape.sequences * shape.kv_heads;
     pool.run(&|thread| {
         // SAFETY: every part has its own buffer, also when one thread runs all parts, one after the other.
@@ -114,15 +116,13 @@ impl<'a> HeadRows<'a> {
     fn new(
         values: &'a [f32],
         shape: &CausalShape,
-        heads: usize,
         sequence: usize,
-        head: usize,
-        from: usize,
-        count: usize,
+        (head, heads): (usize, usize),
+        rows: Range<usize>,
     ) -> Self {
         let (width, stride) = (shape.head_dim, heads * shape.head_dim);
-        let values = &values[(sequence * shape.length + from) * stride + head * width..];
-        Self { values, stride, width, count }
+        let values = &values[(sequence * shape.length + rows.start) * stride + head * width..];
+        Self { values, stride, width, count: rows.len() }
     }
 
     fn row(&self, r: usize) -> &'a [f32] {
@@ -173,12 +173,9 @@ vectorised! {
 pub fn causal_attention(
     pool: &Pool,
     shape: &CausalShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    [q, k, v]: [&[f32]; 3],
     out: &mut [f32],
     statistics: &mut [f32],
-    scratch: &mut CausalScratch,
 ) {
     shape.check(q, k, v);
     assert!(out.len() == q.len() && statistics.len() == shape.statistics_len(), "causal attention: outputs");
@@ -187,22 +184,22 @@ pub fn causal_attention(
     let (out, statistics) = (Shards::new(out), Shards::new(statistics));
     let page_len = hd * PAGE;
     let len = 2 * pages * page_len + 2 * page_len + pages * PAGE * PAGE;
-    for_each_head(pool, shape, scratch, len, &|sequence, kv_head, mut buffer| {
+    for_each_head(pool, shape, len, &|sequence, kv_head, mut buffer| {
         let keys = take(&mut buffer, pages * page_len);
         let values = take(&mut buffer, pages * page_len);
         let queries = take(&mut buffer, page_len);
         let sums = take(&mut buffer, page_len);
         let scores = take(&mut buffer, pages * PAGE * PAGE);
-        let of = |x, heads, head, from, count| HeadRows::new(x, shape, heads, sequence, head, from, count);
-        of(k, shape.kv_heads, kv_head, 0, shape.length).copy(keys);
-        of(v, shape.kv_heads, kv_head, 0, shape.length).copy(values);
+        let all = 0..shape.length;
+        HeadRows::new(k, shape, sequence, (kv_head, shape.kv_heads), all.clone()).copy(keys);
+        HeadRows::new(v, shape, sequence, (kv_head, shape.kv_heads), all).copy(values);
         for head in kv_head * group..(kv_head + 1) * group {
             for last in 0..pages {
-                let rows = PAGE.min(shape.length - last * PAGE);
-                of(q, shape.heads, head, last * PAGE, rows).transpose(isa, queries);
-                let softmax =
-                    forward_page(isa, queries, keys, values, (last, rows), shape.scale(), scores, sums);
-                for (r, sums) in sums.chunks_exact(hd).enumerate().take(rows) {
+                let rows = last * PAGE..shape.length.min((last + 1) * PAGE);
+                let page = PageRows { isa, last, count: rows.len(), scale: shape.scale() };
+                HeadRows::new(q, shape, sequence, (head, shape.heads), rows).transpose(isa, queries);
+                let softmax = page.forward(queries, keys, values, scores, sums);
+                for (r, sums) in sums.chunks_exact(hd).enumerate().take(page.count) {
                     let row_index = sequence * shape.length + last * PAGE + r;
                     let inverse = 1.0 / softmax.sum[r];
                     // SAFETY: this row and head are of this item only.
@@ -225,36 +222,46 @@ struct Running {
     sum: [f32; PAGE],
 }
 
-/// `rows` rows of page `last` against the pages up to it; leaves the weighted sums of values, not yet divided. Scores are held with the
-/// rows side by side, so that rows, and not positions, are the lanes of the softmax.
-fn forward_page(
+/// `count` rows of page `last`.
+struct PageRows {
     isa: Isa,
-    queries: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    (last, rows): (usize, usize),
+    last: usize,
+    count: usize,
     scale: f32,
-    scores: &mut [f32],
-    sums: &mut [f32],
-) -> Running {
-    let hd = queries.len() / PAGE;
-    let positions = (last + 1) * PAGE;
-    let score = Product { a: keys, a_row: hd, a_step: 1, b: queries, b_step: PAGE, b_panel: 0, steps: hd };
-    score.run(isa, (positions, PAGE), scores, PAGE, Into::Set);
-    let mut running = Running { max: [f32::NEG_INFINITY; PAGE], sum: [0.0; PAGE] };
-    sums.fill(0.0);
-    let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
-    for (page, weights) in pages.iter_mut().enumerate().take(last + 1) {
-        softmax_step(isa, weights, &mut running, page == last, scale, sums);
-        let (a, b) = (weights.as_flattened(), &values[page * PAGE * hd..][..PAGE * hd]);
-        let sum = Product { a, a_row: 1, a_step: PAGE, b, b_step: hd, b_panel: PAGE, steps: PAGE };
-        if page < last {
-            sum.run(isa, (rows, hd), sums, hd, Into::Continue);
-        } else {
-            sum_own_page(isa, &sum, rows, sums);
+}
+
+impl PageRows {
+    /// The rows against the pages up to theirs; leaves the weighted sums of values, not yet divided. Scores are held with the rows side by side,
+    /// so that rows, and not positions, are the lanes of the softmax.
+    fn forward(
+        &self,
+        queries: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        scores: &mut [f32],
+        sums: &mut [f32],
+    ) -> Running {
+        let Self { isa, last, count, scale } = *self;
+        let hd = queries.len() / PAGE;
+        let positions = (last + 1) * PAGE;
+        let score =
+            Product { a: keys, a_row: hd, a_step: 1, b: queries, b_step: PAGE, b_panel: 0, steps: hd };
+        score.run(isa, (positions, PAGE), scores, PAGE, Into::Set);
+        let mut running = Running { max: [f32::NEG_INFINITY; PAGE], sum: [0.0; PAGE] };
+        sums.fill(0.0);
+        let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
+        for (page, weights) in pages.iter_mut().enumerate().take(last + 1) {
+            softmax_step(isa, weights, &mut running, page == last, scale, sums);
+            let (a, b) = (weights.as_flattened(), &values[page * PAGE * hd..][..PAGE * hd]);
+            let sum = Product { a, a_row: 1, a_step: PAGE, b, b_step: hd, b_panel: PAGE, steps: PAGE };
+            if page < last {
+                sum.run(isa, (count, hd), sums, hd, Into::Continue);
+            } else {
+                sum_own_page(isa, &sum, count, sums);
+            }
         }
+        running
     }
-    running
 }
 
 /// The page of the rows themselves: positions after a row's own are skipped, not multiplied by 0, which could change the sign of a zero.

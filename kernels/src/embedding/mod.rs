@@ -4,6 +4,15 @@ pub mod reference;
 
 use crate::pool::Pool;
 
+/// Buffers of [`embedding_gradient`].
+#[derive(Default)]
+struct Places {
+    /// Tokens and where they stand, sorted.
+    places: Vec<(u32, usize)>,
+    /// Where the places of every token end.
+    ends: Vec<usize>,
+}
+
 /// Rows of the embedding that tokens looked up, in rising order, and their gradients: `ids[i]` has `rows[i * width..][..width]`, the sum of
 /// the gradients `dy` of all places where the token stands, added in their order. Rows that no token looked up have no gradient.
 ///
@@ -18,16 +27,22 @@ pub fn embedding_gradient(
     rows: &mut Vec<f32>,
 ) {
     assert_eq!(dy.len(), tokens.len() * width, "embedding_gradient: {} rows of {width}", tokens.len());
-    let mut places: Vec<(u32, usize)> = tokens.iter().copied().zip(0..).collect();
+    let Places { places, ends } = &mut *pool.lend::<Places>();
+    places.clear();
+    places.extend(tokens.iter().copied().zip(0..));
     places.sort_unstable();
-    let groups: Vec<&[(u32, usize)]> = places.chunk_by(|a, b| a.0 == b.0).collect();
     ids.clear();
-    ids.extend(groups.iter().filter_map(|group| Some(group.first()?.0)));
+    ends.clear();
+    for group in places.chunk_by(|a, b| a.0 == b.0) {
+        ids.push(group[0].0);
+        ends.push(ends.last().map_or(0, |end| *end) + group.len());
+    }
     rows.clear();
-    rows.resize(groups.len() * width, 0.0);
+    rows.resize(ids.len() * width, 0.0);
+    let group = |i: usize| &places[if i == 0 { 0 } else { ends[i - 1] }..ends[i]];
     pool.split_rows([(rows.as_mut_slice(), width)], &|range, [rows]| {
-        for (group, row) in groups[range].iter().zip(rows.chunks_exact_mut(width)) {
-            for (i, (_, place)) in group.iter().enumerate() {
+        for (i, row) in range.zip(rows.chunks_exact_mut(width)) {
+            for (i, (_, place)) in group(i).iter().enumerate() {
                 let dy = &dy[place * width..][..width];
                 if i == 0 { row.copy_from_slice(dy) } else { crate::add(row, dy) }
             }

@@ -81,6 +81,10 @@ pub struct GradientSums {
     totals: Vec<i64>,
 }
 
+/// What [`GradientSums::add`] adds to every cell.
+#[derive(Default)]
+struct Added(Vec<AtomicI64>);
+
 /// Sums that are not what was added to them: memory has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("gradient sums {from} to {to} are not what was added to them: memory has changed")]
@@ -154,12 +158,13 @@ impl GradientSums {
     pub fn add(&mut self, pool: &Pool, at: usize, gradient: &[f32], limit: f32) -> Result<(), OutOfRange> {
         check(pool, gradient, limit)?;
         let sums = &mut self.values[at..at + gradient.len()];
-        let totals: Vec<AtomicI64> = if gradient.is_empty() {
-            Vec::new()
-        } else {
-            (at / CELL..=(at + gradient.len() - 1) / CELL).map(|_| AtomicI64::new(0)).collect()
-        };
         let first_cell = at / CELL;
+        let mut totals = pool.lend::<Added>();
+        totals.0.clear();
+        if !gradient.is_empty() {
+            totals.0.resize_with((at + gradient.len() - 1) / CELL - first_cell + 1, AtomicI64::default);
+        }
+        let totals = &*totals.0;
         let add_all = |from: usize, sums: &mut [i64], gradient: &[f32]| {
             let mut done = 0;
             while done < sums.len() {
@@ -182,7 +187,7 @@ impl GradientSums {
             pool.split_rows([(sums, 1)], &|range, [sums]| add_all(range.start, sums, &gradient[range]));
         }
         for (total, added) in self.totals[first_cell..].iter_mut().zip(totals) {
-            *total = total.wrapping_add(added.into_inner());
+            *total = total.wrapping_add(added.load(Ordering::Relaxed));
         }
         Ok(())
     }

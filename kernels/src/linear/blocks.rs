@@ -54,7 +54,7 @@ pub(super) struct Inputs {
 // SAFETY (all blocks): promised by the caller.
 impl Inputs {
     fn of(tile: &Tile<'_>) -> Self {
-        let a = tile.rows.quantised;
+        let a = tile.rows.quantised.expect("inputs of quantised weights are quantised first");
         let first = tile.first_row * a.blocks;
         Self {
             q: a.q[first * BLOCK..].as_ptr(),

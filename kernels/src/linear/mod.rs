@@ -19,6 +19,6 @@ mod tile;
 mod tiles;
 mod transposed;
 
-pub use product::{Scratch, linear, linear_add, linear_many};
+pub use product::{linear, linear_add, linear_many};
 pub(crate) use tile::CHUNK;
-pub use transposed::{TransposedScratch, linear_transposed};
+pub use transposed::linear_transposed;

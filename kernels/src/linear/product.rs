@@ -14,60 +14,41 @@ const ROWS_CACHED: usize = 64;
 /// From so many rows on, as in training, it pays to keep a chunk of f32 weights in the nearest cache while the rows pass.
 const MANY_ROWS: usize = 24;
 
-/// Buffers reused from call to call.
-#[derive(Default)]
-pub struct Scratch {
-    quantised: Quantised,
-}
-
 /// `y[m][n] = x[m][k] W^T`.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn linear(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scratch: &mut Scratch) {
-    linear_many(pool, &[w], x, m, &mut [y], scratch);
+pub fn linear(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32]) {
+    linear_many(pool, &[w], x, m, &mut [y]);
 }
 
 /// `y[m][n] += x[m][k] W^T`: every output is summed as in [`linear`], then added.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn linear_add(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32], scratch: &mut Scratch) {
-    run_many(pool, &[w], x, m, &mut [y], true, scratch);
+pub fn linear_add(pool: &Pool, w: &Matrix, x: &[f32], m: usize, y: &mut [f32]) {
+    run_many(pool, &[w], x, m, &mut [y], true);
 }
 
 /// [`linear`] of several maps of the same input, which is quantised once.
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn linear_many(
-    pool: &Pool,
-    ws: &[&Matrix],
-    x: &[f32],
-    m: usize,
-    ys: &mut [&mut [f32]],
-    scratch: &mut Scratch,
-) {
-    run_many(pool, ws, x, m, ys, false, scratch);
+pub fn linear_many(pool: &Pool, ws: &[&Matrix], x: &[f32], m: usize, ys: &mut [&mut [f32]]) {
+    run_many(pool, ws, x, m, ys, false);
 }
 
-fn run_many(
-    pool: &Pool,
-    ws: &[&Matrix],
-    x: &[f32],
-    m: usize,
-    ys: &mut [&mut [f32]],
-    add: bool,
-    scratch: &mut Scratch,
-) {
+fn run_many(pool: &Pool, ws: &[&Matrix], x: &[f32], m: usize, ys: &mut [&mut [f32]], add: bool) {
     assert_eq!(ws.len(), ys.len(), "as many outputs as maps");
-    if ws.iter().any(|w| !w.packing.is_dense()) {
-        scratch.quantised.fill(x, m, ws[0].k());
-    }
+    let quantised = ws.iter().any(|w| !w.packing.is_dense()).then(|| {
+        let mut quantised = pool.lend::<Quantised>();
+        quantised.fill(x, m, ws[0].k());
+        quantised
+    });
     for (w, y) in ws.iter().zip(ys.iter_mut()) {
         assert!(x.len() == m * w.k(), "linear: {} values for {m} rows of {}", x.len(), w.k());
         assert!(y.len() == m * w.n(), "linear: {} outputs for {m} rows of {}", y.len(), w.n());
-        let rows = Rows { x, quantised: &scratch.quantised, m, add, out: Shards::new(y) };
+        let rows = Rows { x, quantised: quantised.as_deref(), m, add, out: Shards::new(y) };
         if w.packing == Packing::F32 && m >= MANY_ROWS && pool.isa() >= Isa::Avx2 {
             pool.split(w.panels(), &|panels| many::panel_range(pool.isa(), w, &rows, panels));
         } else {

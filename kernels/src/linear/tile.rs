@@ -13,7 +13,8 @@ pub(crate) const CHUNK_BLOCKS: usize = CHUNK / crate::matrix::BLOCK;
 /// Inputs and outputs of one call.
 pub(super) struct Rows<'a> {
     pub(super) x: &'a [f32],
-    pub(super) quantised: &'a Quantised,
+    /// The same for quantised weights, where there are any.
+    pub(super) quantised: Option<&'a Quantised>,
     pub(super) m: usize,
     /// Outputs are added to what is there.
     pub(super) add: bool,
@@ -39,25 +40,27 @@ impl Tile<'_> {
         values: &[L::Floats; H],
     ) {
         const { assert!(H * L::WIDTH == PANEL) };
-        let mut out = [0f32; PANEL];
+        let (n, column) = (self.w.n(), (self.panel + p) * PANEL);
+        let out = self.rows.out.at((self.first_row + r) * n + column);
+        if column + PANEL <= n {
+            for (h, sums) in values.iter().enumerate() {
+                // SAFETY: (row, panel) is inside of the output, and each is written by one thread only.
+                unsafe {
+                    let out = out.add(h * L::WIDTH);
+                    let sums = if self.rows.add { lanes.add(lanes.load(out), *sums) } else { *sums };
+                    lanes.store(out, sums);
+                }
+            }
+            return;
+        }
+        let mut sums = [0f32; PANEL];
         for (h, values) in values.iter().enumerate() {
             // SAFETY: all registers together have as many values as a panel.
-            unsafe { lanes.store(out.as_mut_ptr().add(h * L::WIDTH), *values) };
+            unsafe { lanes.store(sums.as_mut_ptr().add(h * L::WIDTH), *values) };
         }
-        self.put(r, p, &out);
-    }
-
-    fn put(&self, r: usize, p: usize, values: &[f32; PANEL]) {
-        let (n, column) = (self.w.n(), (self.panel + p) * PANEL);
-        let count = PANEL.min(n - column);
-        let at = (self.first_row + r) * n + column;
-        // SAFETY: (row, panel) is inside of the output, and each is written by one thread only.
-        let out = unsafe { std::slice::from_raw_parts_mut(self.rows.out.at(at), count) };
-        if self.rows.add {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
-        } else {
-            out.copy_from_slice(&values[..count]);
-        }
+        // SAFETY: as above; the rest of the panel is outside.
+        let out = unsafe { std::slice::from_raw_parts_mut(out, n - column) };
+        put(out, &sums, self.rows.add);
     }
 
     pub(super) fn panel_data(&self, p: usize) -> *const u8 {
@@ -67,6 +70,14 @@ impl Tile<'_> {
 
     pub(super) fn x(&self) -> *const f32 {
         self.rows.x[self.first_row * self.w.k()..].as_ptr()
+    }
+}
+
+/// What there is of a last panel.
+#[cold]
+fn put(out: &mut [f32], sums: &[f32; PANEL], add: bool) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = if add { *out + sum } else { *sum };
     }
 }
 

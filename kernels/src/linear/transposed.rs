@@ -1,13 +1,12 @@
 //! `dx = dy W` with weights that are held in one direction only: the way back through a map that is not trained.
 
-use super::product::{Scratch, linear, linear_add};
+use super::product::{linear, linear_add};
 use super::tile::CHUNK;
 use crate::matrix::Matrix;
 use crate::pool::Pool;
 
-/// Buffers reused from call to call.
-pub struct TransposedScratch {
-    linear: Scratch,
+/// Buffers of [`linear_transposed`].
+struct Turned {
     /// A chunk of the weights as f32, row-major, and turned around.
     rows: Vec<f32>,
     turned: Matrix,
@@ -16,15 +15,9 @@ pub struct TransposedScratch {
     sum: Vec<f32>,
 }
 
-impl Default for TransposedScratch {
+impl Default for Turned {
     fn default() -> Self {
-        Self {
-            linear: Scratch::default(),
-            rows: Vec::new(),
-            turned: Matrix::zeroed_f32(0, 0),
-            dy: Vec::new(),
-            sum: Vec::new(),
-        }
+        Self { rows: Vec::new(), turned: Matrix::zeroed_f32(0, 0), dy: Vec::new(), sum: Vec::new() }
     }
 }
 
@@ -33,19 +26,11 @@ impl Default for TransposedScratch {
 ///
 /// # Panics
 /// When the lengths do not fit.
-pub fn linear_transposed(
-    pool: &Pool,
-    w: &Matrix,
-    dy: &[f32],
-    m: usize,
-    dx: &mut [f32],
-    add: bool,
-    scratch: &mut TransposedScratch,
-) {
+pub fn linear_transposed(pool: &Pool, w: &Matrix, dy: &[f32], m: usize, dx: &mut [f32], add: bool) {
     let (n, k) = (w.n(), w.k());
     assert!(dy.len() == m * n, "linear_transposed: {} gradients for {m} rows of {n}", dy.len());
     assert!(dx.len() == m * k, "linear_transposed: {} values for {m} rows of {k}", dx.len());
-    let TransposedScratch { linear: scratch, rows, turned, dy: part, sum } = scratch;
+    let Turned { rows, turned, dy: part, sum } = &mut *pool.lend::<Turned>();
     sum.resize(if add { dx.len() } else { 0 }, 0.0);
     let out = if add { sum.as_mut_slice() } else { &mut *dx };
     for start in (0..n).step_by(CHUNK) {
@@ -59,9 +44,9 @@ pub fn linear_transposed(
         part.clear();
         dy.chunks_exact(n).for_each(|dy| part.extend_from_slice(&dy[start..start + count]));
         if start == 0 {
-            linear(pool, turned, part, m, out, scratch);
+            linear(pool, turned, part, m, out);
         } else {
-            linear_add(pool, turned, part, m, out, scratch);
+            linear_add(pool, turned, part, m, out);
         }
     }
     if add {

@@ -81,8 +81,7 @@ fn blocks(
     n: usize,
     k: usize,
     bytes: &[u8],
-    (values, file_bytes): (usize, usize),
-    packed_bytes: usize,
+    (values, file_bytes, packed_bytes): (usize, usize, usize),
     out: &mut [u8],
     put: impl Fn(&[u8], &mut [u8], usize),
 ) {
@@ -97,7 +96,7 @@ fn blocks(
 }
 
 fn q8_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 34), Q8_BLOCK_BYTES, out, |from, to, c| {
+    blocks(n, k, bytes, (BLOCK, 34, Q8_BLOCK_BYTES), out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         for i in 0..BLOCK {
             to[32 + (i / 4 * PANEL + c) * 4 + i % 4] = from[2 + i];
@@ -113,7 +112,7 @@ fn nibbles(from: &[u8], to: &mut [u8], c: usize) {
 }
 
 fn q4_1(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 20), Q4_BLOCK_BYTES, out, |from, to, c| {
+    blocks(n, k, bytes, (BLOCK, 20, Q4_BLOCK_BYTES), out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
         nibbles(&from[4..], &mut to[64..], c);
@@ -121,7 +120,7 @@ fn q4_1(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
 }
 
 fn q4_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 18), Q4_BLOCK_BYTES, out, |from, to, c| {
+    blocks(n, k, bytes, (BLOCK, 18, Q4_BLOCK_BYTES), out, |from, to, c| {
         let d = f16::from_le_bytes([from[0], from[1]]);
         // A power of two times an f16 is an f16, short of overflow, which no sane scale comes near.
         let m = f16::from_f32(-8.0 * d.to_f32());
@@ -132,7 +131,7 @@ fn q4_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
 }
 
 fn q4_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (256, 144), Q4K_BLOCK_BYTES, out, |from, to, c| {
+    blocks(n, k, bytes, (256, 144, Q4K_BLOCK_BYTES), out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[..2]);
         to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
         for u in 0..8 {
@@ -152,7 +151,7 @@ fn q4_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
 }
 
 fn q6_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (256, 210), Q6K_BLOCK_BYTES, out, |from, to, c| {
+    blocks(n, k, bytes, (256, 210, Q6K_BLOCK_BYTES), out, |from, to, c| {
         to[c * 2..][..2].copy_from_slice(&from[208..210]);
         for (i, scale) in from[192..208].iter().enumerate() {
             to[32 + i * PANEL + c] = *scale;

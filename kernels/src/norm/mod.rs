@@ -41,10 +41,15 @@ vectorised! {
     }
 }
 
+/// What the rows of [`rms_norm_backward`] were multiplied by.
+#[derive(Default)]
+struct Scales(Vec<f32>);
+
 /// Gradients of [`rms_norm`] where its outputs have the gradients `dy`: those of `x` are added to `dx`, those of `w` replace `dw`.
 ///
 /// # Panics
 /// When the lengths do not fit.
+#[expect(clippy::too_many_arguments, reason = "the operands of the norm, and the gradients of each")]
 pub fn rms_norm_backward(
     pool: &Pool,
     x: &[f32],
@@ -62,10 +67,11 @@ pub fn rms_norm_backward(
         dy.len(),
         dx.len()
     );
-    let mut scales = vec![0f32; x.len() / n];
-    pool.split_rows([(dx, n), (&mut scales, 1)], &|rows, [dx, scales]| {
+    let scales = &mut pool.lend::<Scales>().0;
+    scales.resize(x.len() / n, 0.0);
+    pool.split_rows([(dx, n), (scales, 1)], &|rows, [dx, scales]| {
         let range = rows.start * n..rows.end * n;
-        backward_rows(pool.isa(), &x[range.clone()], w, eps, &dy[range], dx, scales);
+        backward_rows(pool.isa(), (&x[range.clone()], &dy[range]), w, eps, dx, scales);
     });
     if let Some(dw) = dw {
         assert_eq!(dw.len(), n, "rms_norm_backward: weights");
@@ -85,8 +91,8 @@ vectorised! {
 }
 
 vectorised! {
-    fn backward_rows(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &mut [f32], scales: &mut [f32]) {
-        let n = w.len();
+    fn backward_rows(inputs: (&[f32], &[f32]), w: &[f32], eps: f32, dx: &mut [f32], scales: &mut [f32]) {
+        let ((x, dy), n) = (inputs, w.len());
         let rows = x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)).zip(scales);
         for (((x, dy), dx), out) in rows {
             let scale = scale(x, eps);

@@ -20,9 +20,9 @@ pub enum Begin {
     Before,
 }
 
-/// Buffers reused from call to call.
+/// Buffers of [`weight_gradient`].
 #[derive(Default)]
-pub struct GradientScratch {
+struct Packed {
     /// Inputs of a chunk: `[k / 16][tokens][16]`.
     x: Buffer<f32>,
     /// Output gradients of a chunk in panels of as many columns as a tile has rows: `[n / R][tokens][R]`.
@@ -40,7 +40,6 @@ pub fn weight_gradient(
     dys: &[&[f32]],
     dws: &mut [&mut [f32]],
     begin: Begin,
-    scratch: &mut GradientScratch,
 ) {
     assert_eq!(dys.len(), dws.len(), "as many outputs as maps");
     assert!(m > 0 && x.len().is_multiple_of(m), "weight_gradient: {} values for {m} rows", x.len());
@@ -55,8 +54,8 @@ pub fn weight_gradient(
         );
     }
     match pool.isa() {
-        Isa::Avx512 => chunks::<12, 32>(pool, x, m, dys, dws, begin, scratch),
-        _ => chunks::<6, 16>(pool, x, m, dys, dws, begin, scratch),
+        Isa::Avx512 => chunks::<12, 32>(pool, x, m, dys, dws, begin),
+        _ => chunks::<6, 16>(pool, x, m, dys, dws, begin),
     }
 }
 
@@ -68,19 +67,19 @@ fn chunks<const R: usize, const C: usize>(
     dys: &[&[f32]],
     dws: &mut [&mut [f32]],
     begin: Begin,
-    scratch: &mut GradientScratch,
 ) {
     let k = x.len() / m;
+    let packed = &mut *pool.lend::<Packed>();
     for start in (0..m).step_by(CHUNK) {
         let tokens = CHUNK.min(m - start);
         let into = if start == 0 && begin == Begin::Here { Into::Set } else { Into::Add };
-        scratch.x.ensure(k.next_multiple_of(PANEL) * tokens);
-        pack::<PANEL>(pool, &x[start * k..(start + tokens) * k], tokens, &mut scratch.x);
+        packed.x.ensure(k.next_multiple_of(PANEL) * tokens);
+        pack::<PANEL>(pool, &x[start * k..(start + tokens) * k], tokens, &mut packed.x);
         for (dy, dw) in dys.iter().zip(dws.iter_mut()) {
             let n = dy.len() / m;
-            scratch.dy.ensure(n.next_multiple_of(R) * tokens);
-            pack::<R>(pool, &dy[start * n..(start + tokens) * n], tokens, &mut scratch.dy);
-            chunk::<R, C>(pool, &scratch.x, &scratch.dy, tokens, n, k, dw, into);
+            packed.dy.ensure(n.next_multiple_of(R) * tokens);
+            pack::<R>(pool, &dy[start * n..(start + tokens) * n], tokens, &mut packed.dy);
+            packed.product::<R, C>(pool, tokens, (n, k), dw, into);
         }
     }
 }
@@ -104,33 +103,33 @@ fn pack<const W: usize>(pool: &Pool, from: &[f32], rows: usize, to: &mut [f32]) 
     });
 }
 
-/// One chunk of tokens; threads split the tiles, those of the same inputs one after the other.
-fn chunk<const R: usize, const C: usize>(
-    pool: &Pool,
-    x: &[f32],
-    dy: &[f32],
-    tokens: usize,
-    n: usize,
-    k: usize,
-    dw: &mut [f32],
-    into: Into,
-) {
-    let out = Shards::new(dw);
-    let blocks = n.div_ceil(R);
-    pool.split(k.div_ceil(C) * blocks, &|tiles| {
-        for index in tiles {
-            let (panel, block) = (index / blocks, index % blocks);
-            let (row, column) = (block * R, panel * C);
-            let (rows, columns) = (R.min(n - row), C.min(k - column));
-            let a = &dy[block * tokens * R..][..tokens * R];
-            let b = &x[column * tokens..columns.next_multiple_of(PANEL) * tokens + column * tokens];
-            let product =
-                Product { a, a_row: 1, a_step: R, b, b_step: PANEL, b_panel: tokens * PANEL, steps: tokens };
-            // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and each is of one tile only.
-            let out = Out { at: out.at(row * k + column), row: k };
-            unsafe { tile::<R, C>(pool.isa(), &product, (rows, columns), out, into) };
-        }
-    });
+impl Packed {
+    /// One chunk of tokens; threads split the tiles, those of the same inputs one after the other.
+    fn product<const R: usize, const C: usize>(
+        &self,
+        pool: &Pool,
+        tokens: usize,
+        (n, k): (usize, usize),
+        dw: &mut [f32],
+        into: Into,
+    ) {
+        let out = Shards::new(dw);
+        let blocks = n.div_ceil(R);
+        pool.split(k.div_ceil(C) * blocks, &|tiles| {
+            for index in tiles {
+                let (panel, block) = (index / blocks, index % blocks);
+                let (row, column) = (block * R, panel * C);
+                let (rows, columns) = (R.min(n - row), C.min(k - column));
+                let a = &self.dy[block * tokens * R..][..tokens * R];
+                let b = &self.x[column * tokens..columns.next_multiple_of(PANEL) * tokens + column * tokens];
+                let b_panel = tokens * PANEL;
+                let product = Product { a, a_row: 1, a_step: R, b, b_step: PANEL, b_panel, steps: tokens };
+                // SAFETY: rows `row..row + rows` and columns `column..column + columns` are inside of `dw`, and each is of one tile only.
+                let out = Out { at: out.at(row * k + column), row: k };
+                unsafe { tile::<R, C>(pool.isa(), &product, (rows, columns), out, into) };
+            }
+        });
+    }
 }
 
 /// # Safety

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dunlin_kernels::Pool;
 use dunlin_model::adapter::AdaptedRows;
 use dunlin_model::{
-    Adapter, Block, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample,
+    Adapter, Block, BlockWeights, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample,
 };
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
@@ -443,9 +443,8 @@ impl Executor {
             let weights = &self.layers[&layer];
             let adapted: Vec<AdaptedRows<'_>> =
                 adapted.iter().filter_map(|(range, own)| own.for_rows(layer, range.clone())).collect();
-            if let Err(error) =
-                self.block.forward(&self.pool, layer, weights, &adapted, &mut x, &rows, &mut kv)
-            {
+            let block = BlockWeights { layer, weights, adapted: &adapted };
+            if let Err(error) = self.block.forward(&self.pool, block, &mut x, &rows, &mut kv) {
                 result = Err((rows[error.row].sequence, layer));
                 break;
             }
@@ -478,7 +477,7 @@ impl Executor {
             }
         }
         let Some(head) = self.head.as_ref().filter(|_| !sampled.is_empty()) else { return };
-        let mut logits = head.logits(&self.pool, &sample_rows, sampled.len(), self.block.scratch());
+        let mut logits = head.logits(&self.pool, &sample_rows, sampled.len());
         let layers = self.model.layers;
         for (mut part, logits) in sampled.into_iter().zip(logits.chunks_exact_mut(self.model.vocab)) {
             // Dropped before the result is reported: with the list of tokens shared nowhere else, its owner appends without a copy.
@@ -509,7 +508,8 @@ impl Executor {
                 let rows: Vec<RowOf> =
                     (0..count as u32).map(|position| RowOf { sequence: 0, position }).collect();
                 let started = Instant::now();
-                self.block.forward(&self.pool, layer, &weights, &[], &mut x, &rows, &mut [&mut kv]).ok()?;
+                let block = BlockWeights { layer, weights: &weights, adapted: &[] };
+                self.block.forward(&self.pool, block, &mut x, &rows, &mut [&mut kv]).ok()?;
                 best = best.min(started.elapsed().as_secs_f64());
             }
             Some(best)

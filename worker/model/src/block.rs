@@ -1,8 +1,8 @@
 //! The forward pass of a decoder block (Touvron et al. 2023) over rows of many sequences, as its [`BlockSpec`] says.
 
 use dunlin_kernels::{
-    AttentionRow, PAGE, Pool, RopeLayout, RopeTable, Scratch, add, add_bias, all_finite, attention, geglu,
-    linear, linear_add, linear_many, page_len, rms_norm, rope_rows, swiglu, write_kv,
+    AttentionRow, PAGE, Pool, RopeLayout, RopeTable, add, add_bias, all_finite, attention, geglu, linear,
+    linear_add, linear_many, page_len, rms_norm, rope_rows, swiglu, write_kv,
 };
 
 use crate::adapter::low_rank::{self, AdaptedRows};
@@ -74,7 +74,6 @@ pub(crate) struct Parts {
     pub(crate) config: ModelConfig,
     /// One for each way of turning.
     tables: Vec<(Rotary, RopeTable)>,
-    pub(crate) scratch: Scratch,
     normed: Vec<f32>,
     product: Vec<f32>,
     /// Rows on their way through a norm, where the block has norms behind its parts.
@@ -87,12 +86,15 @@ fn fit(buffer: &mut Vec<f32>, len: usize) {
     buffer.resize(len, 0.0);
 }
 
-/// The block that is computed: its weights, and adapters for some rows.
+/// The block that is computed.
 #[derive(Clone, Copy)]
-pub(crate) struct Weights<'a> {
-    pub(crate) layer: u32,
-    pub(crate) weights: &'a LayerWeights,
-    pub(crate) adapted: &'a [AdaptedRows<'a>],
+pub struct BlockWeights<'a> {
+    /// Its number in the model.
+    pub layer: u32,
+    /// Its weights.
+    pub weights: &'a LayerWeights,
+    /// Adapters of this block, and which rows they are for.
+    pub adapted: &'a [AdaptedRows<'a>],
 }
 
 impl Parts {
@@ -106,7 +108,6 @@ impl Parts {
         Self {
             tables: config.rotaries().into_iter().map(table).collect(),
             config: config.clone(),
-            scratch: Scratch::default(),
             normed: Vec::new(),
             product: Vec::new(),
             outputs: Vec::new(),
@@ -123,10 +124,14 @@ impl Parts {
     }
 
     /// From the rows before a block to those behind it, in place. `attend` fills in what the rows see of one another.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a block, its rows, what it leaves, and what is outside of it"
+    )]
     pub(crate) fn forward(
         &mut self,
         pool: &Pool,
-        w: Weights<'_>,
+        w: BlockWeights<'_>,
         x: &mut [f32],
         positions: &[u32],
         out: &mut Activations,
@@ -135,7 +140,7 @@ impl Parts {
         self.project(pool, w, x, positions, &mut out.projected)?;
         fit(&mut out.attended, out.projected.q.len());
         attend(&self.config.block(w.layer).attention, &out.projected, &mut out.attended);
-        self.add_to_rows(pool, w, Projection::Output, Role::AttentionPostNorm, &out.attended, x);
+        self.add_to_rows(pool, w, (Projection::Output, Role::AttentionPostNorm), &out.attended, x);
         if let Some(middle) = &mut out.middle {
             middle.clear();
             middle.extend_from_slice(x);
@@ -147,7 +152,7 @@ impl Parts {
     fn project(
         &mut self,
         pool: &Pool,
-        Weights { layer, weights: w, adapted }: Weights<'_>,
+        BlockWeights { layer, weights: w, adapted }: BlockWeights<'_>,
         x: &[f32],
         positions: &[u32],
         out: &mut Projected,
@@ -162,9 +167,9 @@ impl Parts {
         rms_norm(pool, x, w.vector(Role::AttentionNorm), norm.eps, m, &mut self.normed);
         let outs = &mut [out.q.as_mut_slice(), &mut out.k, &mut out.v];
         let which = [Projection::Query, Projection::Key, Projection::Value];
-        linear_many(pool, &which.map(|which| w.matrix(which)), &self.normed, m, outs, &mut self.scratch);
+        linear_many(pool, &which.map(|which| w.matrix(which)), &self.normed, m, outs);
         for (which, out) in which.into_iter().zip(&mut *outs) {
-            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
+            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner);
         }
         if attention.bias {
             for (out, which) in outs.iter_mut().zip(which) {
@@ -194,11 +199,11 @@ impl Parts {
     fn feed_forward(
         &mut self,
         pool: &Pool,
-        w: Weights<'_>,
+        w: BlockWeights<'_>,
         x: &mut [f32],
         inner: &mut Inner,
     ) -> Result<(), Flaw> {
-        let Weights { layer, weights, adapted } = w;
+        let BlockWeights { layer, weights, adapted } = w;
         let hidden = self.config.hidden;
         let m = x.len() / hidden;
         let BlockSpec { norm, mlp, .. } = self.config.block(layer);
@@ -211,22 +216,15 @@ impl Parts {
         rms_norm(pool, x, weights.vector(Role::MlpNorm), eps, m, &mut self.normed);
         let outs = &mut [inner.gate.as_mut_slice(), &mut inner.up];
         let which = [Projection::Gate, Projection::Up];
-        linear_many(
-            pool,
-            &which.map(|which| weights.matrix(which)),
-            &self.normed,
-            m,
-            outs,
-            &mut self.scratch,
-        );
+        linear_many(pool, &which.map(|which| weights.matrix(which)), &self.normed, m, outs);
         for (which, out) in which.into_iter().zip(&mut *outs) {
-            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner, &mut self.scratch);
+            low_rank::add(pool, adapted, which, &self.normed, out, &mut self.inner);
         }
         match activation {
             Activation::Silu => swiglu(pool, &inner.gate, &inner.up, &mut product),
             Activation::GeluTanh => geglu(pool, &inner.gate, &inner.up, &mut product),
         }
-        self.add_to_rows(pool, w, Projection::Down, Role::MlpPostNorm, &product, x);
+        self.add_to_rows(pool, w, (Projection::Down, Role::MlpPostNorm), &product, x);
         self.product = product;
         Flaw::find("feed-forward", x, hidden)
     }
@@ -235,24 +233,23 @@ impl Parts {
     fn add_to_rows(
         &mut self,
         pool: &Pool,
-        Weights { layer, weights, adapted }: Weights<'_>,
-        which: Projection,
-        post_norm: Role,
+        BlockWeights { layer, weights, adapted }: BlockWeights<'_>,
+        (which, post_norm): (Projection, Role),
         inputs: &[f32],
         x: &mut [f32],
     ) {
         let m = x.len() / self.config.hidden;
         let BlockSpec { norm, post_norms, .. } = self.config.block(layer);
-        let (matrix, scratch) = (weights.matrix(which), &mut self.scratch);
+        let matrix = weights.matrix(which);
         if !post_norms {
-            linear_add(pool, matrix, inputs, m, x, scratch);
-            return low_rank::add(pool, adapted, which, inputs, x, &mut self.inner, scratch);
+            linear_add(pool, matrix, inputs, m, x);
+            return low_rank::add(pool, adapted, which, inputs, x, &mut self.inner);
         }
         let mut rows = std::mem::take(&mut self.outputs);
         fit(&mut rows, x.len());
         fit(&mut self.normed, x.len());
-        linear(pool, matrix, inputs, m, &mut rows, scratch);
-        low_rank::add(pool, adapted, which, inputs, &mut rows, &mut self.inner, scratch);
+        linear(pool, matrix, inputs, m, &mut rows);
+        low_rank::add(pool, adapted, which, inputs, &mut rows, &mut self.inner);
         rms_norm(pool, &rows, weights.vector(post_norm), norm.eps, m, &mut self.normed);
         add(x, &self.normed);
         self.outputs = rows;
@@ -281,13 +278,8 @@ impl Block {
         page_len(attention.kv_heads, attention.head_dim)
     }
 
-    /// Buffers of matrix products, for the head.
-    pub fn scratch(&mut self) -> &mut Scratch {
-        &mut self.parts.scratch
-    }
-
-    /// Runs block `layer` over the rows `x` (`rows.len() * hidden`, changed in place); keys and values go into the pages of their
-    /// sequences, `kv[sequence]`, which must reach up to the row's position. Adapters of this block are for the rows `adapted`.
+    /// Runs a block over the rows `x` (`rows.len() * hidden`, changed in place); keys and values go into the pages of their sequences,
+    /// `kv[sequence]`, which must reach up to the row's position.
     ///
     /// # Errors
     /// When a result is not finite.
@@ -297,9 +289,7 @@ impl Block {
     pub fn forward(
         &mut self,
         pool: &Pool,
-        layer: u32,
-        weights: &LayerWeights,
-        adapted: &[AdaptedRows<'_>],
+        w: BlockWeights<'_>,
         x: &mut [f32],
         rows: &[RowOf],
         kv: &mut [&mut KvPages],
@@ -308,13 +298,12 @@ impl Block {
         assert_eq!(x.len(), m * hidden, "{m} rows of {hidden}");
         self.positions.clear();
         self.positions.extend(rows.iter().map(|row| row.position));
-        let w = Weights { layer, weights, adapted };
         let attend = |c: &Attention, projected: &Projected, out: &mut [f32]| {
             attend(pool, c, projected, rows, kv, out);
         };
         self.parts
             .forward(pool, w, x, &self.positions, &mut self.activations, attend)
-            .map_err(|flaw| NonFinite { layer, row: flaw.row })
+            .map_err(|flaw| NonFinite { layer: w.layer, row: flaw.row })
     }
 }
 

@@ -4,7 +4,7 @@ use dunlin_kernels::{PAGE, Pool};
 use dunlin_protocol::SamplingParams;
 
 use crate::adapter::Adapter;
-use crate::block::{Block, KvPages, RowOf};
+use crate::block::{Block, BlockWeights, KvPages, RowOf};
 use crate::error::ModelError;
 use crate::file::ModelFile;
 use crate::sampler::{Sampled, sample};
@@ -74,15 +74,16 @@ impl Whole {
                 kv.pages.push(vec![0.0; self.block.page_len()].into_boxed_slice());
             }
             let adapted = self.adapter.as_ref().and_then(|a| a.for_rows(i as u32, 0..rows.len()));
-            self.block.forward(&self.pool, i as u32, layer, adapted.as_slice(), &mut x, &rows, &mut [kv])?;
+            let block = BlockWeights { layer: i as u32, weights: layer, adapted: adapted.as_slice() };
+            self.block.forward(&self.pool, block, &mut x, &rows, &mut [kv])?;
         }
         Ok(x)
     }
 
     /// Logits of some rows that [`Whole::forward`] gave.
     #[must_use]
-    pub fn logits(&mut self, rows: &[f32]) -> Vec<f32> {
-        self.head.logits(&self.pool, rows, rows.len() / self.hidden, self.block.scratch())
+    pub fn logits(&self, rows: &[f32]) -> Vec<f32> {
+        self.head.logits(&self.pool, rows, rows.len() / self.hidden)
     }
 
     /// Continues `prompt` by `count` tokens or up to one of `eos`.

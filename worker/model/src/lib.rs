@@ -13,11 +13,6 @@
 //! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 
-#![allow(
-    clippy::too_many_arguments,
-    reason = "rows, weights, caches and scratch of a block: as the kernels take them"
-)]
-
 pub mod adapter;
 pub mod block;
 pub mod config;
@@ -38,7 +33,7 @@ mod families;
 mod mistaken;
 
 pub use adapter::Adapter;
-pub use block::{Block, KvPages, RowOf};
+pub use block::{Block, BlockWeights, KvPages, RowOf};
 pub use config::ModelConfig;
 pub use error::{ModelError, NonFinite};
 pub use file::ModelFile;

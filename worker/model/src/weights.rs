@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dunlin_kernels::{Matrix, Pool, Scratch, linear, rms_norm};
+use dunlin_kernels::{Matrix, Pool, linear, rms_norm};
 
 use crate::adapter::Adapter;
 use crate::config::ModelConfig;
@@ -228,11 +228,11 @@ impl Head {
 
     /// Logits of `m` rows: `m * vocab` values.
     #[must_use]
-    pub fn logits(&self, pool: &Pool, x: &[f32], m: usize, scratch: &mut Scratch) -> Vec<f32> {
+    pub fn logits(&self, pool: &Pool, x: &[f32], m: usize) -> Vec<f32> {
         let mut normed = vec![0.0; x.len()];
         rms_norm(pool, x, &self.norm, self.eps, m, &mut normed);
         let mut logits = vec![0.0; m * self.output.n()];
-        linear(pool, &self.output, &normed, m, &mut logits, scratch);
+        linear(pool, &self.output, &normed, m, &mut logits);
         logits
     }
 

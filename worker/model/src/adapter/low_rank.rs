@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use dunlin_kernels::{Matrix, Pool, RopeLayout, Scratch, linear, linear_add};
+use dunlin_kernels::{Matrix, Pool, RopeLayout, linear, linear_add};
 
 use crate::config::ModelConfig;
 use crate::spec::Projection;
@@ -28,9 +28,9 @@ impl LowRank {
     }
 
     /// `A x * scale` of `m` rows, `m * rank` values.
-    pub(crate) fn inner(&self, pool: &Pool, x: &[f32], m: usize, out: &mut Vec<f32>, scratch: &mut Scratch) {
+    pub(crate) fn inner(&self, pool: &Pool, x: &[f32], m: usize, out: &mut Vec<f32>) {
         out.resize(m * self.a.n(), 0.0);
-        linear(pool, &self.a, x, m, out, scratch);
+        linear(pool, &self.a, x, m, out);
         out.iter_mut().for_each(|v| *v *= self.scale);
     }
 }
@@ -62,7 +62,6 @@ pub struct AdaptedRows<'a> {
 }
 
 /// Adds what the adapters of some rows add behind one matrix: `x` has the inputs of all rows of the batch, `y` their outputs.
-#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 pub(crate) fn add(
     pool: &Pool,
     adapted: &[AdaptedRows<'_>],
@@ -70,13 +69,12 @@ pub(crate) fn add(
     x: &[f32],
     y: &mut [f32],
     inner: &mut Vec<f32>,
-    scratch: &mut Scratch,
 ) {
     for AdaptedRows { rows, adapter } in adapted {
         let Some(pair) = adapter.pair(which) else { continue };
         let (n, k, m) = (pair.b.n(), pair.a.k(), rows.len());
-        pair.inner(pool, &x[rows.start * k..rows.end * k], m, inner, scratch);
-        linear_add(pool, &pair.b, inner, m, &mut y[rows.start * n..rows.end * n], scratch);
+        pair.inner(pool, &x[rows.start * k..rows.end * k], m, inner);
+        linear_add(pool, &pair.b, inner, m, &mut y[rows.start * n..rows.end * n]);
     }
 }
 

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use dunlin_kernels::{Begin, GradientScratch, Matrix, Pool, Scratch, linear, linear_add, weight_gradient};
+use dunlin_kernels::{Begin, Matrix, Pool, linear, linear_add, weight_gradient};
 
 use super::copies::Held;
 use super::layout::{ParameterLayout, slices};
-use super::through::Through;
 use crate::adapter::low_rank::{LowRank, file_row, in_file_order};
 use crate::adapter::peft::lora_name;
 use crate::adapter::{AdapterShape, LayerAdapter, Projection};
@@ -35,7 +34,8 @@ pub(super) struct AdapterWork {
     inner: Vec<f32>,
     /// The gradient of `B` in the order of the model's file.
     db: Vec<f32>,
-    linear: Scratch,
+    /// Gradients between both matrices, by [`Projection`].
+    dinner: [Vec<f32>; 7],
 }
 
 impl TrainedAdapter {
@@ -105,18 +105,17 @@ impl TrainedAdapter {
         pool: &Pool,
         which: Projection,
         dy: &[f32],
-        m: usize,
         dx: &mut [f32],
-        work: &mut Through,
+        work: &mut AdapterWork,
     ) {
         let (Some(pair), Some(trained)) = (self.layer.pair(which), &self.pairs[which as usize]) else {
             return;
         };
-        let dinner = &mut work.dinner[which as usize];
+        let (m, dinner) = (dy.len() / pair.b.n(), &mut work.dinner[which as usize]);
         dinner.resize(m * pair.a.n(), 0.0);
-        linear(pool, &trained.b_t, dy, m, dinner, &mut work.linear);
+        linear(pool, &trained.b_t, dy, m, dinner);
         dinner.iter_mut().for_each(|v| *v *= pair.scale);
-        linear_add(pool, &trained.a_t, dinner, m, dx, &mut work.linear);
+        linear_add(pool, &trained.a_t, dinner, m, dx);
     }
 
     /// Gradients of both matrices beside one with `m` rows of inputs `x` and the gradients `dy` of its outputs, after [`Self::through`].
@@ -126,17 +125,17 @@ impl TrainedAdapter {
         which: Projection,
         (x, dy, m): (&[f32], &[f32], usize),
         gradient: &mut Option<(&mut [f32], usize)>,
-        (through, work, scratch): (&Through, &mut AdapterWork, &mut GradientScratch),
+        work: &mut AdapterWork,
     ) {
         let (Some(pair), Some(trained)) = (self.layer.pair(which), &self.pairs[which as usize]) else {
             return;
         };
         let Some([da, db]) = slices(gradient, [&trained.a_at, &trained.b_at]) else { return };
-        let dinner = &through.dinner[which as usize];
-        weight_gradient(pool, x, m, &[dinner], &mut [da], Begin::Here, scratch);
-        pair.inner(pool, x, m, &mut work.inner, &mut work.linear);
+        let dinner = &work.dinner[which as usize];
+        weight_gradient(pool, x, m, &[dinner], &mut [da], Begin::Here);
+        pair.inner(pool, x, m, &mut work.inner);
         work.db.resize(db.len(), 0.0);
-        weight_gradient(pool, &work.inner, m, &[dy], &mut [&mut work.db], Begin::Here, scratch);
+        weight_gradient(pool, &work.inner, m, &[dy], &mut [&mut work.db], Begin::Here);
         let rank = pair.a.n();
         for (i, row) in db.chunks_exact_mut(rank).enumerate() {
             row.copy_from_slice(&work.db[file_row(&self.config, which, i) * rank..][..rank]);

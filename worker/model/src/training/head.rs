@@ -10,9 +10,8 @@ use dunlin_kernels::{
 
 use super::copies::{Bits, Held};
 use super::error::TrainingError;
-use super::layer::{Work, fit};
+use super::layer::fit;
 use super::layout::{NORM, ParameterLayout};
-use super::through::Through;
 use crate::block::Flaw;
 use crate::config::ModelConfig;
 use crate::weights::Head;
@@ -96,31 +95,25 @@ impl TrainedHead {
     }
 
     /// The product of the gradients of some rows of logits with the output matrix.
-    fn through(&mut self, pool: &Pool, rows: Range<usize>, work: &mut Through) {
+    fn through(&mut self, pool: &Pool, rows: Range<usize>) {
         let hidden = self.head.norm.len();
         let m = rows.len();
         let dnormed = &mut self.dnormed[rows.start * hidden..rows.end * hidden];
         match &self.trained {
-            Some(trained) => linear(pool, &trained.output_t, &self.logits, m, dnormed, &mut work.linear),
+            Some(trained) => linear(pool, &trained.output_t, &self.logits, m, dnormed),
             None => {
                 let output = &self.head.output;
-                linear_transposed(pool, output, &self.logits, m, dnormed, false, &mut work.transposed);
+                linear_transposed(pool, output, &self.logits, m, dnormed, false);
             }
         }
     }
 
     /// The sum of the losses of the rows `x` in nats.
-    pub(super) fn loss(
-        &mut self,
-        pool: &Pool,
-        x: &[f32],
-        targets: &[u32],
-        work: &mut Work,
-    ) -> Result<f64, TrainingError> {
+    pub(super) fn loss(&mut self, pool: &Pool, x: &[f32], targets: &[u32]) -> Result<f64, TrainingError> {
         let mut sum = 0.0;
         for start in (0..targets.len()).step_by(ROWS) {
             let rows = start..targets.len().min(start + ROWS);
-            sum += self.some_rows(pool, x, Goal { targets, scale: 0.0 }, rows, work)?;
+            sum += self.some_rows(pool, x, Goal { targets, scale: 0.0 }, rows)?;
         }
         Ok(sum)
     }
@@ -132,7 +125,6 @@ impl TrainedHead {
         x: &[f32],
         goal: Goal<'_>,
         rows: Range<usize>,
-        work: &mut Work,
     ) -> Result<f64, TrainingError> {
         let (hidden, vocab, m) = (self.head.norm.len(), self.head.output.n(), rows.len());
         fit(&mut self.normed, m * hidden);
@@ -140,7 +132,7 @@ impl TrainedHead {
         self.losses.resize(m, 0.0);
         let x = &x[rows.start * hidden..rows.end * hidden];
         rms_norm(pool, x, &self.head.norm, self.head.eps, m, &mut self.normed);
-        linear(pool, &self.head.output, &self.normed, m, &mut self.logits, &mut work.through.linear);
+        linear(pool, &self.head.output, &self.normed, m, &mut self.logits);
         Flaw::find("logits", &self.logits, vocab).map_err(|flaw| {
             TrainingError::at(self.number)(Flaw { op: flaw.op, row: rows.start + flaw.row })
         })?;
@@ -157,7 +149,6 @@ impl TrainedHead {
         goal: Goal<'_>,
         dx: &mut [f32],
         gradient: Option<(&mut [f32], usize)>,
-        work: &mut Work,
     ) -> Result<f64, TrainingError> {
         let (hidden, m) = (self.head.norm.len(), goal.targets.len());
         let mut gradient = gradient;
@@ -166,20 +157,12 @@ impl TrainedHead {
         for start in (0..m).step_by(ROWS) {
             let rows = start..m.min(start + ROWS);
             let count = rows.len();
-            sum += self.some_rows(pool, x, goal, rows.clone(), work)?;
-            self.through(pool, rows, &mut work.through);
+            sum += self.some_rows(pool, x, goal, rows.clone())?;
+            self.through(pool, rows);
             if let (Some((values, skip)), Some(trained)) = (&mut gradient, &self.trained) {
                 let dw = &mut values[trained.output_at.start - *skip..trained.output_at.end - *skip];
                 let begin = if start == 0 { Begin::Here } else { Begin::Before };
-                weight_gradient(
-                    pool,
-                    &self.normed,
-                    count,
-                    &[&self.logits],
-                    &mut [dw],
-                    begin,
-                    &mut work.gradient,
-                );
+                weight_gradient(pool, &self.normed, count, &[&self.logits], &mut [dw], begin);
             }
         }
         let dw = gradient.zip(self.trained.as_ref()).map(|((values, skip), trained)| {

@@ -5,18 +5,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use dunlin_kernels::{
-    Begin, CausalForward, CausalScratch, CausalShape, GradientScratch, Matrix, Pool, bias_gradient,
-    causal_attention, causal_attention_backward, linear, linear_add, linear_transposed, rms_norm,
-    rms_norm_backward, rope_rows, swiglu_backward, weight_gradient,
+    Begin, CausalForward, CausalShape, Matrix, Pool, bias_gradient, causal_attention,
+    causal_attention_backward, linear, linear_add, linear_transposed, rms_norm, rms_norm_backward, rope_rows,
+    swiglu_backward, weight_gradient,
 };
 
 use super::adapter::{AdapterWork, TrainedAdapter};
 use super::copies::{Bits, Held};
 use super::error::TrainingError;
 use super::layout::{ParameterLayout, slices};
-use super::through::Through;
 use crate::adapter::{AdaptedRows, AdapterShape};
-use crate::block::{Activations, Flaw, Inner, Parts, Projected, Weights};
+use crate::block::{Activations, BlockWeights, Flaw, Inner, Parts, Projected};
 use crate::config::ModelConfig;
 use crate::spec::{Attention, Projection, Role};
 use crate::weights::LayerWeights;
@@ -58,15 +57,29 @@ pub(super) struct Saved {
 /// Buffers of the backward pass.
 #[derive(Default)]
 pub(super) struct Work {
-    pub(super) through: Through,
-    pub(super) gradient: GradientScratch,
-    pub(super) causal: CausalScratch,
     normed: Vec<f32>,
     dnormed: Vec<f32>,
     product: Vec<f32>,
     dattended: Vec<f32>,
     dqkv: Projected,
     adapter: AdapterWork,
+}
+
+/// What the rows of a microbatch are.
+#[derive(Clone, Copy)]
+pub(super) struct Microbatch<'a> {
+    pub(super) shape: &'a CausalShape,
+    /// One for each row.
+    pub(super) positions: &'a [u32],
+}
+
+/// What goes backward through the blocks.
+pub(super) struct Back<'a> {
+    /// The gradient of the rows behind the block, which becomes that of the rows before it.
+    pub(super) dx: &'a mut [f32],
+    /// Gradients of the parameters, if they are wanted: the stage's vector from an index on.
+    pub(super) gradient: Option<(&'a mut [f32], usize)>,
+    pub(super) work: &'a mut Work,
 }
 
 /// Room for exactly `len` values; what is there may be anything.
@@ -154,26 +167,30 @@ impl Layer {
         }
     }
 
-    /// The gradient of the inputs of a matrix, from that of its `m` rows of outputs; added to what is in `dx` when `add`.
+    /// The gradient of the inputs of a matrix, from that of its outputs; added to what is in `dx` when `add`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the operands of a product, and buffers of an adapter beside it"
+    )]
     fn through(
         &self,
         pool: &Pool,
         which: Projection,
         dy: &[f32],
-        m: usize,
         dx: &mut [f32],
         add: bool,
-        work: &mut Through,
+        work: &mut AdapterWork,
     ) {
+        let w = self.weights.matrix(which);
+        let m = dy.len() / w.n();
         match &self.trained {
             Trained::Whole { transposed, .. } => {
                 let product = if add { linear_add } else { linear };
-                product(pool, &transposed[which as usize], dy, m, dx, &mut work.linear);
+                product(pool, &transposed[which as usize], dy, m, dx);
             }
             Trained::Adapter(adapter) => {
-                let w = self.weights.matrix(which);
-                linear_transposed(pool, w, dy, m, dx, add, &mut work.transposed);
-                adapter.through(pool, which, dy, m, dx, work);
+                linear_transposed(pool, w, dy, m, dx, add);
+                adapter.through(pool, which, dy, dx, work);
             }
         }
     }
@@ -183,29 +200,21 @@ impl Layer {
         &self,
         pool: &Pool,
         x: &[f32],
-        m: usize,
         (which, dys): ([Projection; N], [&[f32]; N]),
         gradient: &mut Option<(&mut [f32], usize)>,
-        (through, adapter_work, scratch): (&mut Through, &mut AdapterWork, &mut GradientScratch),
+        work: &mut AdapterWork,
     ) {
+        let m = x.len() / self.weights.matrix(which[0]).k();
         match &self.trained {
             Trained::Whole { places, .. } => {
                 let places = which.map(|which| &places.matrices[which as usize]);
                 if let Some(mut dws) = slices(gradient, places) {
-                    weight_gradient(
-                        pool,
-                        x,
-                        m,
-                        &dys,
-                        &mut dws.each_mut().map(|dw| &mut **dw),
-                        Begin::Here,
-                        scratch,
-                    );
+                    weight_gradient(pool, x, m, &dys, &mut dws.each_mut().map(|dw| &mut **dw), Begin::Here);
                 }
             }
             Trained::Adapter(adapter) => {
                 for (which, dy) in which.into_iter().zip(dys) {
-                    adapter.gradient(pool, which, (x, dy, m), gradient, (through, adapter_work, scratch));
+                    adapter.gradient(pool, which, (x, dy, m), gradient, work);
                 }
             }
         }
@@ -236,69 +245,55 @@ impl Layer {
         &self,
         pool: &Pool,
         parts: &mut Parts,
-        shape: &CausalShape,
-        positions: &[u32],
+        Microbatch { shape, positions }: Microbatch<'_>,
         saved: &mut Saved,
         out: &mut Vec<f32>,
-        causal: &mut CausalScratch,
     ) -> Result<(), TrainingError> {
         let Saved { x, activations, statistics } = saved;
         let adapted = self.adapted(positions.len());
-        let w = Weights { layer: self.number, weights: &self.weights, adapted: adapted.as_slice() };
+        let w = BlockWeights { layer: self.number, weights: &self.weights, adapted: adapted.as_slice() };
         activations.middle.get_or_insert_default();
         out.clear();
         out.extend_from_slice(x);
         fit(statistics, shape.statistics_len());
         let attend = |_: &Attention, Projected { q, k, v }: &Projected, out: &mut [f32]| {
-            causal_attention(pool, shape, q, k, v, out, statistics, causal);
+            causal_attention(pool, shape, [q, k, v], out, statistics);
         };
         parts.forward(pool, w, out, positions, activations, attend).map_err(TrainingError::at(self.number))
     }
 
-    /// `dx`, the gradient of the rows behind the block, becomes that of the rows before it. Gradients of the parameters replace what is in
-    /// `gradient`, the stage's vector from index `skip` on. What was saved is used up.
+    /// Replaces what `back` has of gradients by those of this block. What was saved is used up.
     pub(super) fn backward(
         &self,
         pool: &Pool,
         parts: &Parts,
-        shape: &CausalShape,
-        positions: &[u32],
+        batch: Microbatch<'_>,
         saved: &mut Saved,
-        dx: &mut [f32],
-        gradient: Option<(&mut [f32], usize)>,
-        work: &mut Work,
+        mut back: Back<'_>,
     ) -> Result<(), TrainingError> {
-        let mut gradient = gradient;
-        self.feed_forward_backward(pool, &parts.config, saved, dx, &mut gradient, work);
-        self.attention_backward(pool, parts, shape, positions, saved, dx, &mut gradient, work);
-        Flaw::find("the backward pass", dx, parts.config.hidden).map_err(TrainingError::at(self.number))
+        self.feed_forward_backward(pool, &parts.config, saved, &mut back);
+        self.attention_backward(pool, parts, batch, saved, &mut back);
+        Flaw::find("the backward pass", back.dx, parts.config.hidden).map_err(TrainingError::at(self.number))
     }
 
-    fn feed_forward_backward(
-        &self,
-        pool: &Pool,
-        c: &ModelConfig,
-        saved: &mut Saved,
-        dx: &mut [f32],
-        gradient: &mut Option<(&mut [f32], usize)>,
-        work: &mut Work,
-    ) {
+    fn feed_forward_backward(&self, pool: &Pool, c: &ModelConfig, saved: &mut Saved, back: &mut Back<'_>) {
         use Projection::{Down, Gate, Up};
+        let Back { dx, gradient, work } = back;
         let (w, m, eps) = (&self.weights, dx.len() / c.hidden, c.block(self.number).norm.eps);
         let Activations { middle, inner: Inner { gate, up }, .. } = &mut saved.activations;
         let middle = middle.as_deref().unwrap_or_default();
-        let Work { normed, dnormed, product, through, adapter, gradient: scratch, .. } = work;
+        let Work { normed, dnormed, product, adapter, .. } = &mut **work;
         fit(product, gate.len());
-        self.through(pool, Down, dx, m, product, false, through);
+        self.through(pool, Down, dx, product, false, adapter);
         swiglu_backward(pool, gate, up, product);
         fit(dnormed, dx.len());
-        self.through(pool, Gate, gate, m, dnormed, false, through);
-        self.through(pool, Up, up, m, dnormed, true, through);
+        self.through(pool, Gate, gate, dnormed, false, adapter);
+        self.through(pool, Up, up, dnormed, true, adapter);
         if gradient.is_some() && self.trains(&[Down, Gate, Up]) {
             fit(normed, dx.len());
             rms_norm(pool, middle, w.vector(Role::MlpNorm), eps, m, normed);
-            self.gradients(pool, product, m, ([Down], [dx]), gradient, (through, adapter, scratch));
-            self.gradients(pool, normed, m, ([Gate, Up], [gate, up]), gradient, (through, adapter, scratch));
+            self.gradients(pool, product, ([Down], [&**dx]), gradient, adapter);
+            self.gradients(pool, normed, ([Gate, Up], [gate, up]), gradient, adapter);
         }
         let dw = self.own(gradient, [Role::MlpNorm]).map(|[dw]| dw);
         rms_norm_backward(pool, middle, w.vector(Role::MlpNorm), eps, dnormed, dx, dw);
@@ -308,39 +303,37 @@ impl Layer {
         &self,
         pool: &Pool,
         parts: &Parts,
-        shape: &CausalShape,
-        positions: &[u32],
+        Microbatch { shape, positions }: Microbatch<'_>,
         saved: &Saved,
-        dx: &mut [f32],
-        gradient: &mut Option<(&mut [f32], usize)>,
-        work: &mut Work,
+        back: &mut Back<'_>,
     ) {
         use Projection::{Key, Output, Query, Value};
+        let Back { dx, gradient, work } = back;
         let (w, c, m) = (&self.weights, parts.config.block(self.number), positions.len());
         let (table, layout) = parts.table(self.number);
         let Saved { x, activations: Activations { projected, attended, .. }, statistics } = saved;
         let Projected { q, k, v } = projected;
-        let Work { normed, dnormed, dattended, dqkv, through, adapter, gradient: scratch, .. } = work;
+        let Work { normed, dnormed, dattended, dqkv, adapter, .. } = &mut **work;
         let Projected { q: dq, k: dk, v: dv } = dqkv;
         fit(dattended, q.len());
         fit(dq, q.len());
         fit(dk, k.len());
         fit(dv, v.len());
-        self.through(pool, Output, dx, m, dattended, false, through);
+        self.through(pool, Output, dx, dattended, false, adapter);
         let forward = CausalForward { q, k, v, out: attended, statistics };
-        causal_attention_backward(pool, shape, &forward, dattended, dq, dk, dv, &mut work.causal);
+        causal_attention_backward(pool, shape, &forward, dattended, [dq, dk, dv]);
         rope_rows(pool, table, layout, dq, positions, true);
         rope_rows(pool, table, layout, dk, positions, true);
         fit(dnormed, dx.len());
-        self.through(pool, Query, dq, m, dnormed, false, through);
-        self.through(pool, Key, dk, m, dnormed, true, through);
-        self.through(pool, Value, dv, m, dnormed, true, through);
+        self.through(pool, Query, dq, dnormed, false, adapter);
+        self.through(pool, Key, dk, dnormed, true, adapter);
+        self.through(pool, Value, dv, dnormed, true, adapter);
         if gradient.is_some() && self.trains(&[Output, Query, Key, Value]) {
             fit(normed, dx.len());
             rms_norm(pool, x, w.vector(Role::AttentionNorm), c.norm.eps, m, normed);
-            self.gradients(pool, attended, m, ([Output], [dx]), gradient, (through, adapter, scratch));
+            self.gradients(pool, attended, ([Output], [&**dx]), gradient, adapter);
             let qkv = ([Query, Key, Value], [dq.as_slice(), dk, dv]);
-            self.gradients(pool, normed, m, qkv, gradient, (through, adapter, scratch));
+            self.gradients(pool, normed, qkv, gradient, adapter);
             if c.attention.bias {
                 let bias = self.own(gradient, [Query, Key, Value].map(Role::Bias));
                 for (db, dy) in bias.into_iter().flatten().zip([dq, dk, dv]) {

@@ -10,8 +10,7 @@
 //! * [`export`] an ordinary Hugging Face folder of it
 //! * [`base`] the weights that an adapter is trained over
 //! * [`copies`] what computations read, to tell whether memory has changed
-//! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction; `through`
-//!   their buffers
+//! * `layer`, `adapter`, `head` one block, what an adapter adds to it, and the last norm with output matrix and loss, in the backward direction
 
 pub mod base;
 pub mod copies;
@@ -24,7 +23,6 @@ mod adapter;
 mod error;
 mod head;
 mod layer;
-mod through;
 mod untrained;
 
 pub use base::Base;

@@ -12,7 +12,7 @@ use super::copies::{Bits, Held};
 use super::error::TrainingError;
 use super::head::{Goal, TrainedHead};
 use super::initialise::{initialise, initialise_adapter};
-use super::layer::{Layer, Saved, Work};
+use super::layer::{Back, Layer, Microbatch, Saved, Work};
 use super::layout::{EMBEDDING, ParameterLayout};
 use super::untrained::untrained;
 use crate::adapter::AdapterShape;
@@ -273,7 +273,7 @@ impl StageModel {
         self.forward_blocks(pool, input, rows, false)?;
         self.spread(targets);
         match &mut self.head {
-            Some(head) => head.loss(pool, &self.out, &self.targets, &mut self.work),
+            Some(head) => head.loss(pool, &self.out, &self.targets),
             None => Err(Self::no_head()),
         }
     }
@@ -320,14 +320,15 @@ impl StageModel {
                 self.dx.resize(self.out.len(), 0.0);
                 let gradient = gradient.as_mut().map(|(values, skip)| (&mut **values, *skip));
                 let goal = Goal { targets: &self.targets, scale };
-                Some(head.backward(pool, &self.out, goal, &mut self.dx, gradient, &mut self.work)?)
+                Some(head.backward(pool, &self.out, goal, &mut self.dx, gradient)?)
             }
             (Grad::Targets { .. }, None) => return Err(Self::no_head()),
         };
         for (layer, saved) in self.layers.iter().zip(&mut self.saved).rev() {
             let gradient = gradient.as_mut().map(|(values, skip)| (&mut **values, *skip));
-            let (parts, positions) = (&self.parts, &self.positions);
-            layer.backward(pool, parts, &shape, positions, saved, &mut self.dx, gradient, &mut self.work)?;
+            let batch = Microbatch { shape: &shape, positions: &self.positions };
+            let back = Back { dx: &mut self.dx, gradient, work: &mut self.work };
+            layer.backward(pool, &self.parts, batch, saved, back)?;
         }
         if let Some(sums) = sums {
             self.add_to_sums(pool, input, sums, limit)?;
@@ -425,8 +426,8 @@ impl StageModel {
         for (i, layer) in self.layers.iter().enumerate() {
             let saved = &mut self.saved[if keep { i } else { 0 }];
             std::mem::swap(&mut saved.x, &mut self.out);
-            let (positions, causal) = (&self.positions, &mut self.work.causal);
-            layer.forward(pool, &mut self.parts, &shape, positions, saved, &mut self.out, causal)?;
+            let batch = Microbatch { shape: &shape, positions: &self.positions };
+            layer.forward(pool, &mut self.parts, batch, saved, &mut self.out)?;
         }
         Ok(())
     }
