@@ -163,6 +163,11 @@ impl WeightLanes for Avx2 {
     }
 
     #[inline(always)]
+    fn add_partial(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+
+    #[inline(always)]
     fn close(self, sum: __m256i, partial: __m256i) -> __m256i {
         unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(partial, _mm256_set1_epi16(1))) }
     }

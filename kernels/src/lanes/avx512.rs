@@ -160,6 +160,11 @@ impl WeightLanes for Avx512 {
     }
 
     #[inline(always)]
+    fn add_partial(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
     fn close(self, _: __m512i, partial: __m512i) -> __m512i {
         partial
     }

@@ -118,6 +118,9 @@ pub(crate) trait WeightLanes: Lanes {
         q: Self::Integers,
     ) -> Self::Integers;
 
+    /// Adds partial sums to others.
+    fn add_partial(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
+
     /// `sum`, which they were opened with, and partial sums.
     fn close(self, sum: Self::Integers, partial: Self::Integers) -> Self::Integers;
 

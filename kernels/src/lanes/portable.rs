@@ -164,6 +164,11 @@ impl WeightLanes for Portable {
     }
 
     #[inline(always)]
+    fn add_partial(self, a: [i32; WIDTH], b: [i32; WIDTH]) -> [i32; WIDTH] {
+        self.add_integers(a, b)
+    }
+
+    #[inline(always)]
     fn close(self, _: [i32; WIDTH], partial: [i32; WIDTH]) -> [i32; WIDTH] {
         partial
     }

@@ -1,6 +1,7 @@
 //! Integer sums, scales and minima of a block in each packing of quantised weights; the packings are in the table of [`crate::matrix`].
 
 use super::blocks::{BlockFormat, Inputs, Minimum, Part};
+use super::tile::CHUNK_BLOCKS;
 use crate::lanes::WeightLanes;
 use crate::matrix::{
     PANEL, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
@@ -17,6 +18,11 @@ pub(super) struct Q6K;
 impl BlockFormat for Q8 {
     const MINIMUM: Minimum = Minimum::None;
 
+    type Shared<L: WeightLanes> = ();
+
+    #[inline(always)]
+    unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
+
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
@@ -24,6 +30,7 @@ impl BlockFormat for Q8 {
         x: &Inputs,
         b: usize,
         h: usize,
+        (): Self::Shared<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
@@ -32,18 +39,25 @@ impl BlockFormat for Q8 {
             for r in 0..R {
                 sums[r] = lanes.open_signed(x.sum(r, b));
             }
-            for g in 0..8 {
-                let weights = lanes.bytes(w.add(32 + g * FOURS + h * L::WIDTH * 4));
+            let mut others = [lanes.all_integers(0); R];
+            for g in (0..8).step_by(2) {
+                let weights = w.add(32 + g * FOURS + h * L::WIDTH * 4);
+                let weights = [lanes.bytes(weights), lanes.bytes(weights.add(FOURS))];
                 for r in 0..R {
-                    sums[r] = lanes.add_signed(sums[r], weights, lanes.four(x.q(r, b).add(g * 4)));
+                    let q = x.q(r, b).add(g * 4);
+                    sums[r] = lanes.add_signed(sums[r], weights[0], lanes.four(q));
+                    others[r] = lanes.add_signed(others[r], weights[1], lanes.four(q.add(4)));
                 }
+            }
+            for r in 0..R {
+                sums[r] = lanes.add_integers(sums[r], others[r]);
             }
             Part { sums, d: lanes.f16(w.add(h * L::WIDTH * 2)), m: lanes.zero() }
         }
     }
 }
 
-/// Integer sums of 32 inputs of 4 bits, 256 bytes from `w` on. Eight products of pairs fit 16 bits: at most 8 * 2 * 15 * 127 = 30480.
+/// Integer sums of 32 inputs of 4 bits, 256 bytes from `w` on. Two chains of additions for each row: one would be waited for. Eight products of pairs fit 16 bits: at most 8 * 2 * 15 * 127 = 30480.
 ///
 /// # Safety
 /// As [`BlockFormat::part`].
@@ -57,6 +71,7 @@ unsafe fn nibble_sums<L: WeightLanes, const R: usize>(
 ) -> [L::Integers; R] {
     let zero = lanes.all_integers(0);
     let mut sums = [lanes.open(zero); R];
+    let mut others = [lanes.open(zero); R];
     for g in 0..4 {
         // SAFETY: promised.
         unsafe {
@@ -65,18 +80,23 @@ unsafe fn nibble_sums<L: WeightLanes, const R: usize>(
             for r in 0..R {
                 let q = x.q(r, b).add(g * 4);
                 sums[r] = lanes.add_products(sums[r], low, lanes.four(q));
-                sums[r] = lanes.add_products(sums[r], high, lanes.four(q.add(16)));
+                others[r] = lanes.add_products(others[r], high, lanes.four(q.add(16)));
             }
         }
     }
     for r in 0..R {
-        sums[r] = lanes.close(zero, sums[r]);
+        sums[r] = lanes.close(zero, lanes.add_partial(sums[r], others[r]));
     }
     sums
 }
 
 impl BlockFormat for Q4 {
     const MINIMUM: Minimum = Minimum::Added;
+
+    type Shared<L: WeightLanes> = ();
+
+    #[inline(always)]
+    unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
 
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
@@ -85,6 +105,7 @@ impl BlockFormat for Q4 {
         x: &Inputs,
         b: usize,
         h: usize,
+        (): Self::Shared<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
@@ -98,6 +119,24 @@ impl BlockFormat for Q4 {
 impl BlockFormat for Q4K {
     const MINIMUM: Minimum = Minimum::Subtracted;
 
+    /// Scale and minimum.
+    type Shared<L: WeightLanes> = (L::Floats, L::Floats);
+
+    /// A super-block is a chunk.
+    #[inline(always)]
+    unsafe fn shared<L: WeightLanes>(
+        lanes: L,
+        panel: *const u8,
+        c: usize,
+        h: usize,
+    ) -> (L::Floats, L::Floats) {
+        // SAFETY: promised.
+        unsafe {
+            let halves = panel.add(c * Q4K_BLOCK_BYTES + h * L::WIDTH * 2);
+            (lanes.f16(halves), lanes.f16(halves.add(32)))
+        }
+    }
+
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
@@ -105,23 +144,31 @@ impl BlockFormat for Q4K {
         x: &Inputs,
         b: usize,
         h: usize,
+        (d, dmin): Self::Shared<L>,
     ) -> Part<L, R> {
-        // SAFETY: promised; 8 blocks make a super-block.
+        // SAFETY: promised.
         unsafe {
-            let (w, u) = (panel.add(b / 8 * Q4K_BLOCK_BYTES), b % 8);
+            let (w, u) = (panel.add(b / CHUNK_BLOCKS * Q4K_BLOCK_BYTES), b % CHUNK_BLOCKS);
             let sums = nibble_sums(lanes, w.add(320 + u * 256), x, b, h);
-            let (halves, bytes) = (w.add(h * L::WIDTH * 2), w.add(64 + u * PANEL + h * L::WIDTH));
-            Part {
-                sums,
-                d: lanes.mul(lanes.f16(halves), lanes.small(bytes)),
-                m: lanes.mul(lanes.f16(halves.add(32)), lanes.small(bytes.add(128))),
-            }
+            let bytes = w.add(64 + u * PANEL + h * L::WIDTH);
+            let (d, m) = (lanes.mul(d, lanes.small(bytes)), lanes.mul(dmin, lanes.small(bytes.add(128))));
+            Part { sums, d, m }
         }
     }
 }
 
 impl BlockFormat for Q6K {
     const MINIMUM: Minimum = Minimum::None;
+
+    /// The scale.
+    type Shared<L: WeightLanes> = L::Floats;
+
+    /// A super-block is a chunk.
+    #[inline(always)]
+    unsafe fn shared<L: WeightLanes>(lanes: L, panel: *const u8, c: usize, h: usize) -> L::Floats {
+        // SAFETY: promised.
+        unsafe { lanes.f16(panel.add(c * Q6K_BLOCK_BYTES + h * L::WIDTH * 2)) }
+    }
 
     /// A value has 6 bits, so two products of pairs fit 16 bits: 2 * 2 * 63 * 127 = 32004.
     #[inline(always)]
@@ -131,10 +178,11 @@ impl BlockFormat for Q6K {
         x: &Inputs,
         b: usize,
         h: usize,
+        d: Self::Shared<L>,
     ) -> Part<L, R> {
-        // SAFETY: promised; 8 blocks make a super-block.
+        // SAFETY: promised.
         unsafe {
-            let (w, u) = (panel.add(b / 8 * Q6K_BLOCK_BYTES), b % 8);
+            let (w, u) = (panel.add(b / CHUNK_BLOCKS * Q6K_BLOCK_BYTES), b % CHUNK_BLOCKS);
             let part = w.add(288 + u * Q6K_PART_BYTES + h * L::WIDTH * 4);
             let mut sums = [[lanes.all_integers(0); 2]; R];
             for r in 0..R {
@@ -171,7 +219,7 @@ impl BlockFormat for Q6K {
                     (lanes.mul_integers(first, scales[0]), lanes.mul_integers(second, scales[1]));
                 scaled[r] = lanes.add_integers(first, second);
             }
-            Part { sums: scaled, d: lanes.f16(w.add(h * L::WIDTH * 2)), m: lanes.zero() }
+            Part { sums: scaled, d, m: lanes.zero() }
         }
     }
 }
