@@ -1,7 +1,7 @@
 """Fails when a list in docs/ and the code differ: names what only one of them has.
 
 Reasons and Events, metrics, reasons of recoveries, messages of training, quoted messages, flags, variables, chart values and their reference, Make targets, scenarios, HTTP paths, rooms and
-roles, paths of this repository, and the modules that a lib.rs tells about. (The table of docs/security.md is held to the code by worker/wire/tests/callers.rs, the references
+roles, paths of this repository, and the modules that a lib.rs tells about. Also when a script has the name of one of Python's own modules. (The table of docs/security.md is held to the code by worker/wire/tests/callers.rs, the references
 of fields by crds/src/generated.rs, the crates by e2e/tests/dependencies.rs.)
 """
 
@@ -280,7 +280,14 @@ def modules() -> None:
         problems.extend(f"{path}: what is in `{name}` is not told" for name in untold)
 
 
-for check in [reasons, metrics, recoveries, training_messages, messages, flags, variables, chart_values, make_targets, scenarios, http_paths, rooms, paths, modules]:
+def scripts() -> None:
+    """A script hides the module of its name from itself and from those beside it."""
+    for script in ROOT.glob("*/**/*.py"):
+        if script.stem in sys.stdlib_module_names and not {"target", "node_modules"} & set(script.parts):
+            problems.append(f"{script.relative_to(ROOT)}: it hides Python's own module `{script.stem}` from what it imports; give it another name")
+
+
+for check in [reasons, metrics, recoveries, training_messages, messages, flags, variables, chart_values, make_targets, scenarios, http_paths, rooms, paths, modules, scripts]:
     before = len(problems)
     check()
     problems[before:] = dict.fromkeys(problems[before:])

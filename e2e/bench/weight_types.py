@@ -1,4 +1,4 @@
-"""Decode speed of every type of GGUF weights beside llama.cpp, on the same file and threads: types.py --decode EXAMPLE --llama FOLDER --out JSON.
+"""Decode speed of every type of GGUF weights beside llama.cpp, on the same file and threads: weight_types.py --decode EXAMPLE --llama FOLDER --out JSON.
 
 A Llama of 112 million random weights per type. EXAMPLE is dunlin-model's `decode_speed`, FOLDER has llama-bench. Runs are interleaved, so that a busy moment of
 the machine hits both; the median counts.
