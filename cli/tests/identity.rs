@@ -21,6 +21,7 @@ use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::proto::stage_client::StageClient;
 use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
+use dunlin_wire::training::{Message, ToConductor};
 use dunlin_wire::{Authority, Credentials, LinksConfig, Role, TlsFiles, Validity, links, proto, topology};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -149,11 +150,11 @@ impl Run {
 async fn say_hello(channel: Channel, name: &str, trainer: bool) -> Option<Status> {
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
     let me = Mate { name: name.into(), addr: "127.0.0.1:1".into(), host: String::new() };
-    let hello = serde_json::to_string(&Hello { me, arithmetic: ARITHMETIC_VERSION, role }).unwrap();
+    let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role };
     let corrupt = PeerReport::Corrupt { what: "a lie".to_owned() };
     let (say, said) = mpsc::channel(4);
-    for json in [hello, serde_json::to_string(&corrupt).unwrap()] {
-        say.send(proto::Said { json }).await.unwrap();
+    for lie in [ToConductor::from(hello), corrupt.into()] {
+        say.send(lie.to_wire()).await.unwrap();
     }
     match TrainClient::new(channel).join(ReceiverStream::new(said)).await {
         Ok(stream) => end(stream.into_inner()).await,

@@ -15,10 +15,9 @@ use dunlin_protocol::training::{
     ToTrainer, TrainerReport,
 };
 use dunlin_wire::Role;
-use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
+use dunlin_wire::train::{ConductorLinkEvent, dial_conductor};
+use dunlin_wire::training::{ToConductor, ToMember};
 use run::{Run, named, step};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -28,7 +27,7 @@ struct Liar {
     runtime: Runtime,
     events: mpsc::Receiver<ConductorLinkEvent>,
     hello: Hello,
-    sayer: Option<Sayer>,
+    sayer: Option<mpsc::Sender<ToConductor>>,
 }
 
 impl Liar {
@@ -46,26 +45,25 @@ impl Liar {
     }
 
     /// What the conductor says next, if anything within a while.
-    fn hear<T: DeserializeOwned>(&mut self) -> Option<T> {
+    fn hear(&mut self) -> Option<ToMember> {
         let until = Instant::now() + Duration::from_secs(10);
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             let next = self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await });
             match next.ok()?? {
                 ConductorLinkEvent::Up(sayer) => {
-                    sayer.try_send(serde_json::to_string(&self.hello).unwrap()).unwrap();
+                    sayer.try_send(self.hello.clone().into()).unwrap();
                     self.sayer = Some(sayer);
                 }
-                ConductorLinkEvent::Said(json) => return Some(serde_json::from_str(&json).unwrap()),
+                ConductorLinkEvent::Said(said) => return Some(said),
                 ConductorLinkEvent::Down(_) => self.sayer = None,
             }
         }
         None
     }
 
-    fn say(&self, report: &impl Serialize) {
+    fn say(&self, report: impl Into<ToConductor>) {
         // A stream that has ended begins anew.
-        let sayer = self.sayer.as_ref().unwrap();
-        let _ = sayer.try_send(serde_json::to_string(report).unwrap());
+        let _ = self.sayer.as_ref().unwrap().try_send(report.into());
     }
 }
 
@@ -96,13 +94,13 @@ fn a_peer_that_comes_from_the_future_with_a_state_that_nobody_has_is_named() {
     let mut liar = Liar::new(&run, &training, "prophet", Role::Peer, made_up(900_000));
     let mut told = Vec::new();
     loop {
-        match liar.hear::<ToPeer>() {
-            Some(ToPeer::Fetch(Fetch { stage, step, .. })) => {
+        match liar.hear() {
+            Some(ToMember::Peer(ToPeer::Fetch(Fetch { stage, step, .. }))) => {
                 told.push(step);
                 let state = StateDigest { fingerprint: 666, root: Some("0".repeat(64)) };
-                liar.say(&PeerReport::Ready { stage, step, state });
+                liar.say(PeerReport::Ready { stage, step, state });
             }
-            Some(ToPeer::Expelled { .. }) => break,
+            Some(ToMember::Peer(ToPeer::Expelled { .. })) => break,
             Some(_) => {}
             None => panic!("it is not expelled: {:?}", training.status()),
         }
@@ -136,14 +134,14 @@ fn a_trainer_that_says_that_nothing_can_be_computed_ends_no_run() {
     let mut liar = Liar::new(&run, &training, "naysayer", Role::Trainer, HelloRole::Trainer { data });
     let (mut peers, mut lies) = (Vec::new(), 0);
     while lies < 100 {
-        match liar.hear::<ToTrainer>() {
-            Some(ToTrainer::Roster { stages, .. }) => {
+        match liar.hear() {
+            Some(ToMember::Trainer(ToTrainer::Roster { stages, .. })) => {
                 peers = stages.into_iter().flatten().map(|mate| mate.name).collect();
             }
-            Some(ToTrainer::Work { step, microbatch, attempt, .. }) => {
+            Some(ToMember::Trainer(ToTrainer::Work { step, microbatch, attempt, .. })) => {
                 lies += 1;
                 let (peers, what) = (peers.clone(), "a value is not finite".to_owned());
-                liar.say(&TrainerReport::Failed { step, microbatch, attempt, peers, what });
+                liar.say(TrainerReport::Failed { step, microbatch, attempt, peers, what });
             }
             Some(_) => {}
             None => panic!("it gets no work: {:?}", training.status()),

@@ -15,7 +15,8 @@ use dunlin_protocol::training::{
 use dunlin_swarm::PeerName;
 use dunlin_train::{Batch, Dataset, TrainingConfig};
 use dunlin_wire::proto;
-use dunlin_wire::train::{ConductorLinkEvent, Sayer, dial_conductor};
+use dunlin_wire::train::{ConductorLinkEvent, dial_conductor};
+use dunlin_wire::training::{ToConductor, ToMember};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -120,7 +121,7 @@ struct Trainer {
     clients: Clients,
     tensors: BTreeMap<(Step, Microbatch), Tensors>,
     calls: BTreeMap<CallId, AbortHandle>,
-    conductor: Option<Sayer>,
+    conductor: Option<mpsc::Sender<ToConductor>>,
     done: mpsc::Sender<Done>,
     started: Instant,
     ready: Arc<AtomicBool>,
@@ -160,20 +161,18 @@ impl Trainer {
         match event {
             ConductorLinkEvent::Up(sayer) => {
                 let me = Mate { name: self.name.clone(), addr: String::new(), host: String::new() };
-                let hello = serde_json::to_string(&Hello {
-                    me,
-                    arithmetic: ARITHMETIC_VERSION,
-                    role: Role::Trainer { data: self.data.sha256().to_owned() },
-                })?;
+                let role = Role::Trainer { data: self.data.sha256().to_owned() };
+                let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role };
                 self.core.connected(out);
-                if sayer.try_send(hello).is_ok() {
+                if sayer.try_send(hello.into()).is_ok() {
                     self.conductor = Some(sayer);
                     self.ready.store(true, Ordering::Relaxed);
                 }
             }
-            ConductorLinkEvent::Said(json) => {
-                let said: ToTrainer =
-                    serde_json::from_str(&json).context("the conductor says something else")?;
+            ConductorLinkEvent::Said(ToMember::Peer(_)) => {
+                return Err(anyhow!("the conductor takes this trainer for a peer"));
+            }
+            ConductorLinkEvent::Said(ToMember::Trainer(said)) => {
                 if let ToTrainer::Refused { why } = said {
                     return Err(anyhow!(why)).needs_user();
                 }
@@ -244,7 +243,7 @@ impl Trainer {
             TrainerEffect::Forget { step, microbatch } => drop(self.tensors.remove(&(step, microbatch))),
             TrainerEffect::Tell(report) => {
                 if let Some(conductor) = &self.conductor
-                    && conductor.try_send(serde_json::to_string(&report)?).is_err()
+                    && conductor.try_send(report.into()).is_err()
                 {
                     // A stream that takes nothing is broken; the hello on the next one makes up for it.
                     self.conductor = None;

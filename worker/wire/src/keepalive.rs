@@ -6,7 +6,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 use tonic::Streaming;
 
-use crate::proto;
+use crate::training::Message;
+use crate::training::check::MessageError;
 
 /// First and longest pause before dialling again.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(1000));
@@ -85,42 +86,47 @@ impl Silence {
     }
 }
 
-/// One stream of texts in both directions, from its hello to its end; why it ended. Empty texts say that somebody is there. What is said
-/// here is `wrapped` for `outgoing`, what is heard `told` to `events`.
-pub(crate) async fn converse<T, E>(
-    mut incoming: Streaming<proto::Said>,
-    (outgoing, wrapped): (&mpsc::Sender<T>, impl Fn(proto::Said) -> T),
-    queue: &mut mpsc::Receiver<String>,
+/// One stream of training in both directions, from its hello to its end; why it ended. What is said here is `wrapped` for `outgoing`, what is
+/// heard `told` to `events`.
+///
+/// # Errors
+/// When the other side says what makes no sense.
+pub(crate) async fn converse<Said: Message, Heard: Message, T, E>(
+    mut incoming: Streaming<Heard::Wire>,
+    (outgoing, wrapped): (&mpsc::Sender<T>, impl Fn(Said::Wire) -> T),
+    queue: &mut mpsc::Receiver<Said>,
     mut silence: Silence,
-    (events, told): (&mpsc::Sender<E>, impl Fn(String) -> E),
-) -> String {
+    (events, told): (&mpsc::Sender<E>, impl Fn(Heard) -> Result<E, MessageError>),
+) -> Result<String, MessageError> {
     let mut pings = silence.ticks();
     loop {
         tokio::select! {
             biased;
             said = incoming.message() => match said {
-                Err(status) => return chain(&status),
-                Ok(None) => return "the other side closed the stream".to_owned(),
-                Ok(Some(said)) => {
+                Err(status) => return Ok(chain(&status)),
+                Ok(None) => return Ok("the other side closed the stream".to_owned()),
+                Ok(Some(message)) => {
                     silence.heard();
-                    if !said.json.is_empty() && events.send(told(said.json)).await.is_err() {
-                        return "stopped".to_owned();
+                    if let Some(heard) = Heard::from_wire(message)?
+                        && events.send(told(heard)?).await.is_err()
+                    {
+                        return Ok("stopped".to_owned());
                     }
                 }
             },
-            json = queue.recv() => {
-                let Some(json) = json else { return "hung up".to_owned() };
-                match timeout(silence.limit, outgoing.send(wrapped(proto::Said { json }))).await {
+            said = queue.recv() => {
+                let Some(said) = said else { return Ok("hung up".to_owned()) };
+                match timeout(silence.limit, outgoing.send(wrapped(said.to_wire()))).await {
                     Ok(Ok(())) => {}
-                    _ => return "the other side does not read".to_owned(),
+                    _ => return Ok("the other side does not read".to_owned()),
                 }
             },
             _ = pings.tick() => {
                 if let Some(why) = silence.tick(false) {
-                    return why;
+                    return Ok(why);
                 }
                 // With some on their way already, another one says nothing new.
-                let _ = outgoing.try_send(wrapped(proto::Said::default()));
+                let _ = outgoing.try_send(wrapped(Said::alive()));
             },
         }
     }

@@ -10,7 +10,7 @@
 //! * `keepalive` how streams are kept, of sessions and of training · [`links`] outgoing streams: dialled, reported when they break
 //! * [`inbound`] incoming streams
 //! * [`control`] operator to stage and gateway · [`topology`] what it tells them
-//! * [`train`] conductor, peers and trainers of a training swarm
+//! * [`train`] conductor, peers and trainers of a training swarm · [`training`] what they say
 
 pub mod access;
 pub mod authority;
@@ -30,6 +30,7 @@ mod streams;
 pub mod tls;
 pub mod topology;
 pub mod train;
+pub mod training;
 
 pub use authority::{Authority, Validity};
 pub use connection::{incoming, incoming_in_plain_text};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_protocol::training::{Hello, Role as HelloRole};
+use dunlin_protocol::training::{Hello, PeerReport, Role as HelloRole, TrainerReport};
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -22,7 +22,10 @@ use crate::present::{Entry, Present};
 use crate::proto;
 use crate::proto::train_server::{Train, TrainServer};
 use crate::proto::train_stage_server::{TrainStage, TrainStageServer};
-use crate::streams::{PIECE_MESSAGE_MAX, QUEUE_MAX, Sayer};
+use crate::proto::training as wire;
+use crate::streams::{PIECE_MESSAGE_MAX, QUEUE_MAX};
+use crate::training::check::MessageError;
+use crate::training::{Message, ToConductor, ToMember};
 
 /// Streams to a conductor at once.
 const STREAMS_MAX: usize = 4096;
@@ -36,9 +39,11 @@ pub type StreamId = u64;
 #[derive(Debug)]
 pub enum ConductorInbound {
     /// A peer or trainer is here, with a hello that its certificate agrees with.
-    Opened(StreamId, Caller, Hello, Sayer),
-    /// Somebody says something.
-    Said(StreamId, String),
+    Opened(StreamId, Caller, Hello, mpsc::Sender<ToMember>),
+    /// A peer says something.
+    Peer(StreamId, PeerReport),
+    /// A trainer says something.
+    Trainer(StreamId, TrainerReport),
     /// A stream ended.
     Closed(StreamId),
     /// How is it going?
@@ -74,15 +79,15 @@ impl ConductorService {
     }
 }
 
-type SaidStream = Pin<Box<dyn Stream<Item = Result<proto::Said, Status>> + Send>>;
+type JoinStream = Pin<Box<dyn Stream<Item = Result<wire::ToMember, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Train for ConductorService {
-    type JoinStream = SaidStream;
+    type JoinStream = JoinStream;
 
     async fn join(
         &self,
-        request: Request<Streaming<proto::Said>>,
+        request: Request<Streaming<wire::ToConductor>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
         let caller = Rpc::Join.admit(&request)?;
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -122,47 +127,64 @@ impl ConductorService {
         &self,
         id: StreamId,
         caller: Caller,
-        mut incoming: Streaming<proto::Said>,
-        outgoing: &mpsc::Sender<Result<proto::Said, Status>>,
+        mut incoming: Streaming<wire::ToConductor>,
+        outgoing: &mpsc::Sender<Result<wire::ToMember, Status>>,
     ) -> Result<(), Status> {
         let greeting = timeout(HELLO_LIMIT, greeting(&mut incoming)).await;
-        let Some(greeting) = greeting.map_err(|_| Status::deadline_exceeded("no hello"))?? else {
+        let Some(hello) = greeting.map_err(|_| Status::deadline_exceeded("no hello"))?? else {
             return Ok(());
         };
-        let (hello, _entry) = self.greet(&caller, &greeting)?;
-        let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
+        let (role, _entry) = (caller.role, self.greet(&caller, &hello)?);
+        let (sayer, mut queue) = mpsc::channel(QUEUE_MAX);
         if self.events.send(ConductorInbound::Opened(id, caller, hello, sayer)).await.is_err() {
             return Err(Status::unavailable("the conductor ends"));
         }
-        let heard = (&self.events, |said| ConductorInbound::Said(id, said));
-        converse(incoming, (outgoing, Ok), &mut queue, Silence::new(PING, SILENCE), heard).await;
+        let heard = (&self.events, |said| report(id, role, said));
+        let ended = converse(incoming, (outgoing, Ok), &mut queue, Silence::new(PING, SILENCE), heard).await;
         let _ = self.events.send(ConductorInbound::Closed(id)).await;
-        Ok(())
+        ended.map(|_why| ()).map_err(|error| senseless(&error))
     }
 
-    /// The hello of a stream, which must say what the certificate says. Its name is taken as long as the stream is there.
-    fn greet(&self, caller: &Caller, greeting: &str) -> Result<(Hello, Entry<String, ()>), Status> {
-        let hello: Hello = serde_json::from_str(greeting)
-            .map_err(|error| Status::invalid_argument(format!("a hello that makes no sense: {error}")))?;
+    /// The hello of a stream must say what the certificate says. Its name is taken as long as the stream is there.
+    fn greet(&self, caller: &Caller, hello: &Hello) -> Result<Entry<String, ()>, Status> {
         let (role, name) = (role_of(&hello.role), hello.me.name.as_str());
         if caller.role != role || !caller.is_called(name) {
             return Err(Status::permission_denied(format!(
                 "{caller} says hello as {role} {name}, which its certificate does not say"
             )));
         }
-        let entry = self.callers.enter(name.to_owned(), caller, (), STREAMS_MAX)?;
-        Ok((hello, entry))
+        self.callers.enter(name.to_owned(), caller, (), STREAMS_MAX)
     }
 }
 
-/// The first words of a stream; none when it ends without any.
-async fn greeting(incoming: &mut Streaming<proto::Said>) -> Result<Option<String>, Status> {
-    while let Some(said) = incoming.message().await? {
-        if !said.json.is_empty() {
-            return Ok(Some(said.json));
+fn senseless(error: &MessageError) -> Status {
+    Status::invalid_argument(format!("a message that makes no sense: {error}"))
+}
+
+/// The hello of a stream; none when it ends without any.
+async fn greeting(incoming: &mut Streaming<wire::ToConductor>) -> Result<Option<Hello>, Status> {
+    while let Some(message) = incoming.message().await? {
+        match ToConductor::from_wire(message).map_err(|error| senseless(&error))? {
+            None => {}
+            Some(ToConductor::Hello(hello)) => return Ok(Some(hello)),
+            Some(_) => return Err(Status::invalid_argument("the first message must be a hello")),
         }
     }
     Ok(None)
+}
+
+/// What somebody in this role says behind its hello.
+fn report(id: StreamId, role: Role, said: ToConductor) -> Result<ConductorInbound, MessageError> {
+    let what = match said {
+        ToConductor::Peer(report) if role == Role::Peer => return Ok(ConductorInbound::Peer(id, report)),
+        ToConductor::Trainer(report) if role == Role::Trainer => {
+            return Ok(ConductorInbound::Trainer(id, report));
+        }
+        ToConductor::Hello(_) => "a second hello",
+        ToConductor::Peer(_) => "the report of a peer",
+        ToConductor::Trainer(_) => "the report of a trainer",
+    };
+    Err(MessageError::OutOfPlace { role, what })
 }
 
 /// The role that whoever says hello in this way must have a certificate for.

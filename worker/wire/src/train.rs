@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tracing::warn;
 
 use crate::keepalive::{Redial, Silence, chain, converse, within};
 use crate::links::{LinksConfig, connect};
@@ -21,16 +22,17 @@ use crate::proto::train_stage_client::TrainStageClient;
 pub use crate::services::{
     ConductorInbound, ConductorService, PieceSender, StageInbound, StreamId, TrainStageService,
 };
-pub use crate::streams::{PIECE_BYTES, Sayer};
+pub use crate::streams::PIECE_BYTES;
 use crate::streams::{PIECE_MESSAGE_MAX, QUEUE_MAX};
+use crate::training::{ToConductor, ToMember};
 
 /// What happens on the stream to the conductor.
 #[derive(Debug)]
 pub enum ConductorLinkEvent {
     /// It is open: say hello.
-    Up(Sayer),
+    Up(mpsc::Sender<ToConductor>),
     /// The conductor says something.
-    Said(String),
+    Said(ToMember),
     /// It broke; it is being dialled again.
     Down(String),
 }
@@ -62,12 +64,17 @@ async fn join(
     let mut client = TrainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let joined = client.join(ReceiverStream::new(stream));
     let incoming = within(config.connect, "opening the stream", joined).await?.into_inner();
-    let (sayer, mut queue) = mpsc::channel::<String>(QUEUE_MAX);
+    let (sayer, mut queue) = mpsc::channel(QUEUE_MAX);
     if events.send(ConductorLinkEvent::Up(sayer)).await.is_err() {
         return Ok("stopped".to_owned());
     }
-    let (silence, heard) = (Silence::new(PING, SILENCE), (events, ConductorLinkEvent::Said));
-    Ok(converse(incoming, (&outgoing, |said| said), &mut queue, silence, heard).await)
+    let heard = (events, |said| Ok(ConductorLinkEvent::Said(said)));
+    let silence = Silence::new(PING, SILENCE);
+    converse(incoming, (&outgoing, |said| said), &mut queue, silence, heard).await.map_err(|error| {
+        let why = format!("the conductor at {addr} makes no sense: {error}");
+        warn!("{why}");
+        why
+    })
 }
 
 /// A client of a peer at `addr` (`host:port`) whose certificate says `name`; a call or its answer has at most `call_bytes_max` bytes.

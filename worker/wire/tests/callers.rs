@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dunlin_protocol::Sender;
-use dunlin_protocol::training::{Hello, Mate, Role as HelloRole};
+use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole, ToPeer, TrainerReport};
 use dunlin_swarm::Topology;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_wire::access::Rpc;
@@ -14,7 +14,9 @@ use dunlin_wire::proto::frame::Body;
 use dunlin_wire::proto::stage_client::StageClient;
 use dunlin_wire::proto::train_client::TrainClient;
 use dunlin_wire::proto::train_stage_client::TrainStageClient;
+use dunlin_wire::proto::training as wire;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
+use dunlin_wire::training::{Message, ToConductor, ToMember};
 use dunlin_wire::{
     Authority, Credentials, Inbound, InboundEvent, LinksConfig, Pulse, Role, TlsFiles, Validity, incoming,
     links, proto, topology,
@@ -85,7 +87,7 @@ impl World {
                 ConductorInbound::Opened(..) => reached.push(Rpc::Join),
                 ConductorInbound::Observe(..) => reached.push(Rpc::Observe),
                 ConductorInbound::Suspend(..) => reached.push(Rpc::Suspend),
-                ConductorInbound::Said(..) | ConductorInbound::Closed(_) => {}
+                ConductorInbound::Peer(..) | ConductorInbound::Trainer(..) | ConductorInbound::Closed(_) => {}
             }
         }
         while let Ok(rpc) = self.others.try_recv() {
@@ -102,7 +104,7 @@ impl World {
     async fn next_at_conductor(&mut self) -> ConductorInbound {
         loop {
             match timeout(PATIENCE, self.conductor.recv()).await.unwrap().unwrap() {
-                ConductorInbound::Said(..) | ConductorInbound::Closed(_) => {}
+                ConductorInbound::Peer(..) | ConductorInbound::Trainer(..) | ConductorInbound::Closed(_) => {}
                 event => return event,
             }
         }
@@ -162,21 +164,21 @@ async fn exchange(
     Ok((say, response.into_inner()))
 }
 
-fn greeting(name: &str, trainer: bool) -> String {
+fn greeting(name: &str, trainer: bool) -> wire::ToConductor {
     let me = Mate { name: name.into(), addr: "a:1".into(), host: String::new() };
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
-    serde_json::to_string(&Hello { me, arithmetic: 1, role }).unwrap()
+    ToConductor::from(Hello { me, arithmetic: 1, role }).to_wire()
 }
 
-/// A stream to a conductor that begins with `json`.
+/// A stream to a conductor that begins with `hello`.
 async fn join(
     channel: Channel,
-    json: String,
-) -> Result<(mpsc::Sender<proto::Said>, Streaming<proto::Said>), Status> {
+    hello: wire::ToConductor,
+) -> Result<(mpsc::Sender<wire::ToConductor>, Streaming<wire::ToMember>), Status> {
     let (say, said) = mpsc::channel(8);
     // Signs of life may come before the hello.
-    say.send(proto::Said::default()).await.unwrap();
-    say.send(proto::Said { json }).await.unwrap();
+    say.send(ToConductor::alive()).await.unwrap();
+    say.send(hello).await.unwrap();
     let client = &mut TrainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let response = client.join(ReceiverStream::new(said)).await?;
     Ok((say, response.into_inner()))
@@ -269,7 +271,8 @@ async fn every_call_is_for_the_roles_of_the_table_and_changes_nothing_for_others
 #[test]
 fn the_table_has_every_call_there_is() {
     let (mut service, mut all) = ("", Vec::new());
-    for line in include_str!("../proto/dunlin.proto").lines() {
+    let files = concat!(include_str!("../proto/dunlin.proto"), include_str!("../proto/training.proto"));
+    for line in files.lines() {
         let words: Vec<&str> = line.split([' ', '(']).filter(|word| !word.is_empty()).collect();
         match words[..] {
             ["service", name, ..] => service = name,
@@ -378,17 +381,58 @@ async fn a_stream_to_the_conductor_is_nobody_elses_either() {
     let refused = refusal(&mut stream).await.unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("is here already"), "{refused:?}");
-    sayer.send("still you".to_owned()).await.unwrap();
+    sayer.send(ToPeer::Retire.into()).await.unwrap();
     loop {
-        let said = timeout(PATIENCE, first.message()).await.unwrap().unwrap().unwrap();
-        if !said.json.is_empty() {
-            assert_eq!(said.json, "still you");
+        let message = timeout(PATIENCE, first.message()).await.unwrap().unwrap().unwrap();
+        if let Some(said) = ToMember::from_wire(message).unwrap() {
+            assert_eq!(said, ToPeer::Retire.into(), "answers go to the stream that was there first");
             break;
         }
     }
     let _again = join(world.channel(&own).await, greeting("peer-1", false)).await.unwrap();
     let ConductorInbound::Opened(_, caller, hello, _) = world.next_at_conductor().await else { panic!() };
     assert_eq!((&*caller.name, hello.me.name.as_str()), ("peer-1", "peer-1"));
+}
+
+/// Whatever comes first or later: the stream ends, whoever said it hears why, and the conductor hears nothing of it.
+#[tokio::test]
+async fn what_makes_no_sense_ends_a_stream_to_the_conductor() {
+    let mut world = World::new().await;
+    let finished = TrainerReport::Finished { step: 1, microbatch: 2, attempt: 3, loss: None };
+    let json = wire::ToConductor { json: r#"{"Leaving":{"within_ms":1}}"#.to_owned(), body: None };
+    let later = wire::ToConductor::default();
+    for (senseless, why) in [
+        (ToConductor::from(finished).to_wire(), "a peer sends the report of a trainer"),
+        (greeting("peer-1", false), "a peer sends a second hello"),
+        (json, "speaks JSON, as earlier builds did"),
+        (later, "to_conductor.body is missing, or not known here"),
+    ] {
+        let channel = world.channel(&world.certificate(Role::Peer, "peer-1")).await;
+        let leaving = PeerReport::Leaving { within_ms: 7 };
+        let (say, mut stream) = join(channel, greeting("peer-1", false)).await.unwrap();
+        say.send(ToConductor::from(leaving.clone()).to_wire()).await.unwrap();
+        say.send(senseless.clone()).await.unwrap();
+        let refused = refusal(&mut stream).await.unwrap();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(why), "{refused:?}");
+        for expected in ["Opened", "Peer", "Closed"] {
+            let event = timeout(PATIENCE, world.conductor.recv()).await.unwrap().unwrap();
+            match event {
+                ConductorInbound::Opened(..) => assert_eq!(expected, "Opened"),
+                ConductorInbound::Peer(_, report) => {
+                    assert_eq!((expected, report), ("Peer", leaving.clone()))
+                }
+                ConductorInbound::Closed(_) => assert_eq!(expected, "Closed"),
+                other => panic!("{other:?} instead of {expected}"),
+            }
+        }
+        // Nor does one begin with anything but a hello.
+        let certificate = world.certificate(Role::Peer, "peer-2");
+        let first = if why.contains("hello") { ToConductor::from(leaving).to_wire() } else { senseless };
+        let (_say, mut stream) = join(world.channel(&certificate).await, first).await.unwrap();
+        assert_eq!(refusal(&mut stream).await.unwrap().code(), Code::InvalidArgument);
+    }
+    assert_eq!(world.reached(), []);
 }
 
 #[tokio::test]

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
-use serde::{Deserialize, Serialize};
 
 use super::ids::ShardId;
 
 /// Those that a peer gives values to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mates {
     /// Everybody else that the conductor has placed at its stage: those that serve it, fetch it, or hand it over.
     pub stage: BTreeSet<PeerName>,

@@ -3,37 +3,34 @@
 use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
-use serde::{Deserialize, Serialize};
 
 use super::ids::{Attempt, LIFE_BITS, Microbatch, ShardId, StageId, Step};
 use super::mates::Mates;
 
 /// Somebody to talk to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mate {
     /// Its name; one life of a process.
     pub name: PeerName,
     /// `host:port` of its gRPC server.
     pub addr: String,
     /// The machine it runs on: its failure domain. Empty if unknown.
-    #[serde(default)]
     pub host: String,
 }
 
 /// The first words of every stream to the conductor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hello {
     /// Who it is and where others reach it.
     pub me: Mate,
     /// Version of the arithmetic that it computes with: others compute other bits.
-    #[serde(default)]
     pub arithmetic: u32,
     /// What it does.
     pub role: Role,
 }
 
 /// What a process does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Role {
     /// Computes a stage.
     Peer {
@@ -48,7 +45,7 @@ pub enum Role {
 }
 
 /// What a peer has of its stage: enough for a conductor without memory to go on.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Held {
     /// The stage that it holds.
     pub stage: StageId,
@@ -61,23 +58,19 @@ pub struct Held {
     /// The scale of the last update.
     pub scale: Option<f32>,
     /// What its state is.
-    #[serde(default)]
     pub state: StateDigest,
     /// It has that from others, and has made no update since: it is no witness of what the state should be.
-    #[serde(default)]
     pub copied: bool,
     /// The attempt that its sums are of.
-    #[serde(default)]
     pub attempt: Attempt,
 }
 
 /// What the state of a stage is, as far as its peer can tell: parameters, and all that is kept beside them. Peers of a stage at one step have the same.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateDigest {
     /// In 64 bits, which cost nothing: bits that are wrong by accident change it.
     pub fingerprint: u64,
     /// SHA-256 over all of it, hexadecimal, when it was asked for or the state has just come: nobody can make another state for it.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub root: Option<String>,
 }
 
@@ -91,7 +84,7 @@ impl StateDigest {
 }
 
 /// The gradient sums of one step.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeldSums {
     /// What they contain.
     pub done: Vec<Contribution>,
@@ -135,7 +128,7 @@ impl Held {
 }
 
 /// A microbatch that was added to the gradient sums.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Contribution {
     /// Its index within the step.
     pub microbatch: Microbatch,
@@ -144,7 +137,7 @@ pub struct Contribution {
 }
 
 /// A peer to the conductor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PeerReport {
     /// May I add this microbatch?
     Claim {
@@ -198,7 +191,6 @@ pub enum PeerReport {
         /// What happened.
         why: String,
         /// The mate that did not give what it should, if it was one.
-        #[serde(default)]
         mate: Option<PeerName>,
     },
     /// The update is done.
@@ -273,7 +265,7 @@ pub enum PeerReport {
 }
 
 /// Why a peer cannot get a stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchFailure {
     /// Mates, the network or a destination that does not answer: it may work another time.
     Passing,
@@ -282,7 +274,7 @@ pub enum FetchFailure {
 }
 
 /// Why a peer did not write its files of a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveFailure {
     /// The destination did not take them.
     Destination,
@@ -291,7 +283,7 @@ pub enum SaveFailure {
 }
 
 /// A trainer to the conductor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TrainerReport {
     /// A microbatch went all the way.
     Finished {
@@ -335,7 +327,7 @@ pub enum TrainerReport {
 }
 
 /// A stage to begin with: from a checkpoint, or from its initial values.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Load {
     /// The stage to begin with.
     pub stage: StageId,
@@ -346,7 +338,7 @@ pub struct Load {
 }
 
 /// A stage's state, from those that have it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fetch {
     /// The stage whose state it is to get.
     pub stage: StageId,
@@ -355,12 +347,11 @@ pub struct Fetch {
     /// The peers that have it.
     pub mates: Vec<Mate>,
     /// What is here already is not right: get all of it.
-    #[serde(default)]
     pub whole: bool,
 }
 
 /// The conductor to a peer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ToPeer {
     /// The answer to a claim.
     Grant {
@@ -409,7 +400,6 @@ pub enum ToPeer {
         /// The state after this many updates.
         step: Step,
         /// Write nothing, and say what should be in them: somebody else writes them.
-        #[serde(default)]
         check: bool,
     },
     /// Empty the gradient sums of this step: their keys went to others. Answered by [`PeerReport::Ready`], and what was said before that
@@ -432,7 +422,7 @@ pub enum ToPeer {
 }
 
 /// The conductor to a trainer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ToTrainer {
     /// The peers of every stage, after each change.
     Roster {

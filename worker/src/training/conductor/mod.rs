@@ -18,15 +18,15 @@ use anyhow::{Context, anyhow};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_planner::rebalance::Policy;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, PeerReport, Role, ToTrainer,
-    TrainerReport,
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, Role, ToTrainer,
 };
 use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Owner;
 use dunlin_wire::proto;
-use dunlin_wire::train::{ConductorInbound, ConductorService, Sayer, StreamId};
+use dunlin_wire::train::{ConductorInbound, ConductorService, StreamId};
+use dunlin_wire::training::ToMember;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -199,10 +199,15 @@ impl Shell {
                     self.note(format!("a stream is closed: {why}"));
                 }
             }
-            ConductorInbound::Said(id, json) => {
-                if let Err(why) = self.said(id, &json) {
-                    warn!(why, "a stream that makes no sense is closed");
-                    self.ended(id);
+            // Without an open stream it ended, and this was still on its way.
+            ConductorInbound::Peer(id, report) => {
+                if let Some(who) = self.streams.who(id).cloned() {
+                    self.handle(ConductorEvent::Peer(who.name, report));
+                }
+            }
+            ConductorInbound::Trainer(id, report) => {
+                if let Some(who) = self.streams.who(id).cloned() {
+                    self.handle(ConductorEvent::Trainer(who.name, report));
                 }
             }
             ConductorInbound::Closed(id) => self.ended(id),
@@ -225,16 +230,14 @@ impl Shell {
     }
 
     /// Somebody is here. Dropping `sayer` ends the stream.
-    fn opened(&mut self, id: StreamId, hello: Hello, sayer: Sayer) -> Result<(), String> {
+    fn opened(&mut self, id: StreamId, hello: Hello, sayer: mpsc::Sender<ToMember>) -> Result<(), String> {
         let name = hello.me.name.clone();
         if let Role::Trainer { data } = &hello.role {
             let known = self.data.get_or_insert_with(|| data.clone()).clone();
             if known != *data {
                 let why = other_data(&name, data, &known);
-                if let Ok(refusal) = serde_json::to_string(&ToTrainer::Refused { why: why.clone() }) {
-                    // It hears it, or that the stream is closed.
-                    let _ = sayer.try_send(refusal);
-                }
+                // It hears it, or that the stream is closed.
+                let _ = sayer.try_send(ToTrainer::Refused { why: why.clone() }.into());
                 return Err(why);
             }
         }
@@ -244,20 +247,6 @@ impl Shell {
         };
         self.streams.opened(id, Who { name, data }, sayer);
         self.handle(ConductorEvent::Connected(hello));
-        Ok(())
-    }
-
-    fn said(&mut self, id: StreamId, json: &str) -> Result<(), String> {
-        let wrong = |who: &Who, e: serde_json::Error| format!("{}: {e}", who.name);
-        // Without one it ended, and this was still on its way.
-        let Some(who) = self.streams.who(id).cloned() else { return Ok(()) };
-        if who.data.is_some() {
-            let report: TrainerReport = serde_json::from_str(json).map_err(|e| wrong(&who, e))?;
-            self.handle(ConductorEvent::Trainer(who.name, report));
-        } else {
-            let report: PeerReport = serde_json::from_str(json).map_err(|e| wrong(&who, e))?;
-            self.handle(ConductorEvent::Peer(who.name, report));
-        }
         Ok(())
     }
 
@@ -337,7 +326,7 @@ impl Shell {
                 continue;
             };
             self.note(why.clone());
-            if self.say(&who.name, &ToTrainer::Refused { why }).is_none() {
+            if self.streams.say(&who.name, ToTrainer::Refused { why }.into()).is_none() {
                 self.streams.hang_up(&who.name);
             }
             self.handle(ConductorEvent::Gone(who.name));
@@ -364,8 +353,8 @@ impl Shell {
     /// The processes that were lost on the way.
     fn perform(&mut self, effect: ConductorEffect) -> Option<PeerName> {
         match effect {
-            ConductorEffect::ToPeer(name, message) => return self.say(&name, &message),
-            ConductorEffect::ToTrainer(name, message) => return self.say(&name, &message),
+            ConductorEffect::ToPeer(name, message) => return self.streams.say(&name, message.into()),
+            ConductorEffect::ToTrainer(name, message) => return self.streams.say(&name, message.into()),
             ConductorEffect::Drop(name) => self.streams.hang_up(&name),
             ConductorEffect::Note(text) => self.note(text),
             ConductorEffect::Moved(moved) => {
@@ -388,15 +377,5 @@ impl Shell {
             }
         }
         None
-    }
-
-    fn say(&mut self, name: &PeerName, message: &impl serde::Serialize) -> Option<PeerName> {
-        match serde_json::to_string(message) {
-            Ok(json) => self.streams.say(name, json),
-            Err(error) => {
-                warn!(%error, "a message cannot be written");
-                None
-            }
-        }
     }
 }

@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
-use dunlin_wire::train::{Sayer, StreamId};
+use dunlin_wire::train::StreamId;
+use dunlin_wire::training::ToMember;
+use tokio::sync::mpsc;
 
 /// All open streams.
 #[derive(Default)]
@@ -18,7 +20,7 @@ pub struct Streams {
 }
 
 struct Stream {
-    sayer: Sayer,
+    sayer: mpsc::Sender<ToMember>,
     who: Who,
 }
 
@@ -33,7 +35,7 @@ pub struct Who {
 
 impl Streams {
     /// Somebody is here. What an older stream of the same name still says is of the past: it ends, and nobody is lost with it.
-    pub fn opened(&mut self, id: StreamId, who: Who, sayer: Sayer) {
+    pub fn opened(&mut self, id: StreamId, who: Who, sayer: mpsc::Sender<ToMember>) {
         if let Some(older) = self.present.insert(who.name.clone(), id) {
             self.open.remove(&older);
         }
@@ -67,10 +69,10 @@ impl Streams {
 
     /// Says something. A stream that takes nothing more ends; the same name is then the return value.
     #[must_use = "the conductor has to hear who is lost"]
-    pub fn say(&mut self, name: &PeerName, words: String) -> Option<PeerName> {
+    pub fn say(&mut self, name: &PeerName, message: ToMember) -> Option<PeerName> {
         let id = *self.present.get(name)?;
         let stream = self.open.get(&id)?;
-        if stream.sayer.try_send(words).is_ok() { None } else { self.end(id) }
+        if stream.sayer.try_send(message).is_ok() { None } else { self.end(id) }
     }
 
     /// All streams end, and the conductor knows it.
@@ -82,12 +84,21 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
+    use dunlin_protocol::training::ToPeer;
+    use dunlin_swarm::PeerName;
     use dunlin_wire::train::StreamId;
+    use dunlin_wire::training::ToMember;
     use tokio::sync::mpsc;
 
     use super::{Streams, Who};
 
-    fn open(streams: &mut Streams, id: StreamId) -> mpsc::Receiver<String> {
+    const SAID: ToMember = ToMember::Peer(ToPeer::Retire);
+
+    fn say(streams: &mut Streams) -> Option<PeerName> {
+        streams.say(&"a".into(), SAID)
+    }
+
+    fn open(streams: &mut Streams, id: StreamId) -> mpsc::Receiver<ToMember> {
         let (sayer, queue) = mpsc::channel(2);
         streams.opened(id, Who { name: "a".into(), data: None }, sayer);
         queue
@@ -100,14 +111,14 @@ mod tests {
         let queue = open(&mut streams, 1);
         assert_eq!(streams.end(1), Some("a".into()));
         drop(queue);
-        assert_eq!((streams.say(&"a".into(), "x".to_owned()), streams.end(1)), (None, None));
+        assert_eq!((say(&mut streams), streams.end(1)), (None, None));
         // There is something to say first.
         drop(open(&mut streams, 2));
-        assert_eq!(streams.say(&"a".into(), "x".to_owned()), Some("a".into()));
-        assert_eq!((streams.say(&"a".into(), "x".to_owned()), streams.end(2)), (None, None));
+        assert_eq!(say(&mut streams), Some("a".into()));
+        assert_eq!((say(&mut streams), streams.end(2)), (None, None));
         // It lives, but reads nothing.
         let _queue = open(&mut streams, 3);
-        let said: Vec<_> = (0..4).map(|_| streams.say(&"a".into(), "x".to_owned())).collect();
+        let said: Vec<_> = (0..4).map(|_| say(&mut streams)).collect();
         assert_eq!(said, [None, None, Some("a".into()), None]);
     }
 
@@ -117,13 +128,13 @@ mod tests {
         drop(open(&mut streams, 1));
         let mut queue = open(&mut streams, 2);
         assert_eq!(streams.end(1), None);
-        assert_eq!(streams.say(&"a".into(), "x".to_owned()), None);
-        assert_eq!(queue.try_recv().as_deref(), Ok("x"));
+        assert_eq!(say(&mut streams), None);
+        assert_eq!(queue.try_recv(), Ok(SAID));
         assert_eq!(streams.end(2), Some("a".into()));
         // The conductor knows whom it hangs up on.
         let mut queue = open(&mut streams, 3);
         streams.hang_up(&"a".into());
-        assert_eq!((streams.end(3), streams.say(&"a".into(), "x".to_owned())), (None, None));
+        assert_eq!((streams.end(3), say(&mut streams)), (None, None));
         assert_eq!(queue.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
     }
 }

@@ -48,7 +48,8 @@ use dunlin_train::scratch;
 use dunlin_train::stage::Computed;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::proto;
-use dunlin_wire::train::{ConductorLinkEvent, Sayer, StageInbound, TrainStageService, dial_conductor};
+use dunlin_wire::train::{ConductorLinkEvent, StageInbound, TrainStageService, dial_conductor};
+use dunlin_wire::training::{ToConductor, ToMember};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -195,7 +196,7 @@ struct Peer {
     updates_bytes_max: u64,
     tickets: u64,
     calls: BTreeMap<RequestId, Waiting>,
-    conductor: Option<Sayer>,
+    conductor: Option<mpsc::Sender<ToConductor>>,
     events: mpsc::Sender<Event>,
     destination: Option<Destination>,
     ready: Arc<AtomicBool>,
@@ -283,14 +284,14 @@ impl Peer {
             ConductorLinkEvent::Up(sayer) => {
                 let mut asked = Vec::new();
                 let hello = self.node.connected(&mut asked);
-                if sayer.try_send(serde_json::to_string(&hello)?).is_ok() {
+                if sayer.try_send(hello.into()).is_ok() {
                     self.conductor = Some(sayer);
                     out.append(&mut asked);
                 }
             }
-            ConductorLinkEvent::Said(json) => {
-                let said = serde_json::from_str(&json).context("the conductor says something else")?;
-                self.node.hear(said, out);
+            ConductorLinkEvent::Said(ToMember::Peer(said)) => self.node.hear(said, out),
+            ConductorLinkEvent::Said(ToMember::Trainer(_)) => {
+                bail!("the conductor takes this peer for a trainer")
             }
             ConductorLinkEvent::Down(why) => {
                 debug!(why, "no conductor");

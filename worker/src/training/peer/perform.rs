@@ -19,7 +19,7 @@ impl Peer {
         match effect {
             PeerEffect::Tell(report) => {
                 if let Some(conductor) = &self.conductor
-                    && conductor.try_send(serde_json::to_string(&report)?).is_err()
+                    && conductor.try_send(report.into()).is_err()
                 {
                     self.conductor = None;
                 }
