@@ -10,6 +10,8 @@ use tonic::transport::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::AttributeTypeAndValue;
 
+use crate::signed::PublicKey;
+
 /// What the holder of a certificate does in its swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
@@ -104,6 +106,12 @@ impl Caller {
     #[must_use]
     pub fn unproven(role: Role, name: &str) -> Self {
         Self { role, name: name.into(), key: Arc::default() }
+    }
+
+    /// What its signatures are known by. Of a connection that proves nothing it is a key that verifies nothing.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey::from_der(&self.key)
     }
 
     /// Whether both have the same key: one process, whatever connections it makes and however often its certificate is renewed.

@@ -4,7 +4,7 @@
 //! * [`convert`] wire to protocol types and back, checked on arrival
 //! * [`tls`], [`authority`] the swarm's own certificates, and who issues them
 //! * [`identity`], [`connection`] who calls, as the certificate of its connection says
-//! * [`access`] who may call what
+//! * [`access`] who may call what · [`signed`] statements that others can check and pass on
 //! * [`runtime`] threads of their own for sockets, and the pulse of the loop behind them
 //! * [`queue`] queues bounded by bytes
 //! * `keepalive` how streams are kept, of sessions and of training · [`links`] outgoing streams: dialled, reported when they break
@@ -26,6 +26,7 @@ pub mod proto;
 pub mod queue;
 pub mod runtime;
 mod services;
+pub mod signed;
 mod streams;
 pub mod tls;
 pub mod topology;
@@ -38,4 +39,5 @@ pub use identity::{Caller, Role};
 pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use runtime::{Pulse, WireRuntime};
+pub use signed::{Signable, Signed};
 pub use tls::{Credentials, TlsError, TlsFiles};

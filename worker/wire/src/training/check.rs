@@ -1,5 +1,5 @@
 //! What a message of training must have, and how much of it. A message as a whole has at most
-//! [`MESSAGE_BYTES_MAX`](crate::MESSAGE_BYTES_MAX).
+//! [`MESSAGE_BYTES_MAX`](dunlin_swarm::limits::MESSAGE_BYTES_MAX).
 
 use dunlin_swarm::{LAYERS_MAX, PEERS_MAX, PeerName};
 use thiserror::Error;

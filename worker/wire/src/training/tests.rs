@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use super::check::{MATES_MAX, NAME_BYTES_MAX, OPEN_STEPS_MAX, TEXT_BYTES_MAX};
 use super::{Message, ToConductor, ToMember};
-use crate::MESSAGE_BYTES_MAX;
+use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 
 /// Numbers with their limits.
 fn long() -> impl Strategy<Value = u64> {
