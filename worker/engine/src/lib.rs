@@ -2,13 +2,18 @@
 //!
 //! * [`memory`] what a stage needs memory for, and how it is divided (pure)
 //! * [`executor`] the thread: takes commands, runs batches, reports results
+//! * `runner` kernels, weights and the memory of KV pages
+//! * [`status`] what it tells of itself
 //! * [`pace`] how long batches take
 //!
-//! Which rows run next and who has how many pages is dunlin-schedule's. Batches differ from stage to stage and from run to run; the bits of
+//! Which rows run next, who has how many pages and what becomes of a batch is dunlin-schedule's. Batches differ from stage to stage and from run to run; the bits of
 //! a row do not (kernels/ARITHMETIC.md), so nobody has to agree on them.
 
 pub mod executor;
 pub mod memory;
 pub mod pace;
+mod runner;
+pub mod status;
 
-pub use executor::{Command, Engine, EngineConfig, EngineStatus};
+pub use executor::{Command, Engine, EngineConfig};
+pub use status::EngineStatus;

@@ -17,9 +17,8 @@ use std::fmt;
 use dunlin_kernels::{PAGE, page_len};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelConfig, ModelError, ModelFile};
 use dunlin_protocol::frame::WINDOW_ROWS;
+use dunlin_schedule::Budget as Rows;
 use dunlin_swarm::{Layers, layer_set, ranges};
-
-use crate::executor::ROWS_MAX;
 
 /// Memory of the process itself: code, threads, connections.
 const PROCESS_BYTES: u64 = 48 << 20;
@@ -147,8 +146,8 @@ fn batch_bytes(c: &ModelConfig) -> u64 {
     // Beside those of the block: activations as integers, in both widths and with scales.
     let row = floats(c.block.row_values(c.hidden)) + 4 * widest as u64;
     // Logits of every row that is sampled, and the ranking of one.
-    let logits = floats(c.vocab + 2 * c.hidden) * ROWS_MAX.sampled() + floats(4 * c.vocab);
-    row * ROWS_MAX.all() + logits
+    let logits = floats(c.vocab + 2 * c.hidden) * u64::from(Rows::ENGINE.sampled()) + floats(4 * c.vocab);
+    row * u64::from(Rows::ENGINE.rows()) + logits
 }
 
 fn floats(count: usize) -> u64 {

@@ -47,6 +47,51 @@ pub struct Budget {
     pub prefill_ends: u32,
 }
 
+impl Budget {
+    /// That of an engine. A step waits for no more rows of others than these.
+    pub const ENGINE: Self = Self { step_rows: 64, prefill_rows: 128, prefill_ends: 16 };
+
+    /// Rows of a batch, at most.
+    #[must_use]
+    pub const fn rows(self) -> u32 {
+        self.step_rows + self.prefill_rows
+    }
+
+    /// Rows of a batch that tokens are sampled from, at most.
+    #[must_use]
+    pub const fn sampled(self) -> u32 {
+        self.step_rows + self.prefill_ends
+    }
+}
+
+/// A segment whose jobs wait, for those who watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The segment.
+    pub key: SegmentKey,
+    /// Its place in the line.
+    pub line: Line,
+    /// Its place among those with the same.
+    pub arrival: u64,
+    /// Position of its first row.
+    pub start: Position,
+    /// Rows of its first job.
+    pub first_rows: u32,
+    /// Rows of all its jobs.
+    pub rows: u32,
+}
+
+impl Waiting {
+    /// Rows that it runs in a batch that has nobody else.
+    #[must_use]
+    pub fn wanted(&self, budget: Budget) -> u32 {
+        match self.line.urgency {
+            Urgency::Step => self.first_rows,
+            Urgency::Replay | Urgency::Prompt => self.rows.min(budget.prefill_rows.max(1)),
+        }
+    }
+}
+
 /// Jobs that wait.
 #[derive(Debug, Default)]
 pub struct Scheduler {
@@ -104,6 +149,15 @@ impl Scheduler {
         self.queues.is_empty()
     }
 
+    /// All segments whose jobs wait.
+    pub fn waiting(&self) -> impl Iterator<Item = Waiting> + '_ {
+        self.queues.iter().filter_map(|(key, queue)| {
+            let (arrival, job) = queue.jobs.front()?;
+            let (line, start, first_rows) = (job.line, job.start, job.count);
+            Some(Waiting { key: *key, line, arrival: *arrival, start, first_rows, rows: queue.rows })
+        })
+    }
+
     /// The last batch was empty for lack of pages.
     #[must_use]
     pub fn is_starved(&self) -> bool {
@@ -144,15 +198,10 @@ impl Scheduler {
     /// Segments that can run, with how many rows. Older sessions take pages first, and whatever an older one lacks is not given to a younger.
     fn candidates(&self, budget: Budget, pages: &PageTable) -> Vec<Candidate> {
         let mut all: Vec<(Candidate, Position)> = self
-            .queues
-            .iter()
-            .filter_map(|(key, queue)| {
-                let (arrival, job) = queue.jobs.front()?;
-                let rows = match job.line.urgency {
-                    Urgency::Step => job.count,
-                    Urgency::Replay | Urgency::Prompt => queue.rows.min(budget.prefill_rows.max(1)),
-                };
-                Some((Candidate { key: *key, line: job.line, arrival: *arrival, rows }, job.start))
+            .waiting()
+            .map(|w| {
+                let rows = w.wanted(budget);
+                (Candidate { key: w.key, line: w.line, arrival: w.arrival, rows }, w.start)
             })
             .collect();
         all.sort_unstable_by_key(|(c, _)| (c.line.born_ms, c.key));

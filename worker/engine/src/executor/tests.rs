@@ -80,8 +80,8 @@ fn run(executor: &mut Executor) -> (usize, BTreeMap<u64, Vec<Output>>) {
     let outputs: RefCell<BTreeMap<u64, Vec<Output>>> = RefCell::default();
     let done = |done: Computed| outputs.borrow_mut().entry(done.session.0).or_default().push(done.output);
     let mut batches = 0;
-    while !executor.scheduler.is_empty() {
-        executor.batch(&done);
+    while !executor.batcher.line().is_empty() {
+        executor.batcher.step(&mut executor.runner, &mut |computed| done(computed));
         batches += 1;
     }
     (batches, outputs.into_inner())

@@ -1,0 +1,135 @@
+//! What waits, fails and is forgotten, with a runner that only writes down what it is asked.
+
+use std::collections::BTreeMap;
+
+use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
+use dunlin_protocol::{Refusal, SessionId};
+use dunlin_swarm::Layers;
+
+use super::{Batcher, Runner};
+use crate::line::{Budget, Part};
+use crate::pages::SegmentKey;
+
+const LAYERS: Layers = Layers { start: 0, end: 2 };
+/// A token that no layer can compute with.
+const BAD: u32 = 666;
+
+/// Writes down how many pages each segment has, and who ran.
+#[derive(Default)]
+struct Notes {
+    pages: BTreeMap<SegmentKey, usize>,
+    ran: Vec<Vec<u64>>,
+    lacks: Option<Refusal>,
+}
+
+impl Runner for Notes {
+    type Rows = ();
+
+    fn check(&self, _: &Part) -> Result<(), Refusal> {
+        self.lacks.clone().map_or(Ok(()), Err)
+    }
+
+    fn set_pages(&mut self, key: SegmentKey, pages: usize) {
+        self.pages.insert(key, pages);
+        self.pages.retain(|_, pages| *pages > 0);
+    }
+
+    fn forward(&mut self, _: Layers, parts: &[Part]) -> Result<(), (usize, Refusal)> {
+        self.ran.push(parts.iter().map(|part| part.key.0.0).collect());
+        let bad = |part: &Part| part.inputs.iter().any(|input| *input == Input::Tokens(vec![BAD]));
+        match parts.iter().position(bad) {
+            Some(bad) => Err((bad, Refusal::NonFinite { layer: 1 })),
+            None => Ok(()),
+        }
+    }
+
+    fn outputs(&mut self, parts: Vec<Part>, (): (), each: &mut dyn FnMut(&Part, Result<Output, Refusal>)) {
+        parts.iter().for_each(|part| each(part, Ok(Output::Nothing)));
+    }
+}
+
+fn batcher(pages: usize) -> (Batcher, Notes) {
+    let budget = Budget { step_rows: 4, prefill_rows: 32, prefill_ends: 4 };
+    (Batcher::new(budget, 1, pages), Notes::default())
+}
+
+fn job(session: u64, start: u32, tokens: Vec<u32>) -> Job {
+    Job {
+        session: SessionId(session),
+        attempt: 1,
+        layers: LAYERS,
+        adapter: None,
+        line: Line { urgency: Urgency::Prompt, born_ms: session },
+        start,
+        count: tokens.len() as u32,
+        input: Input::Tokens(tokens),
+        last: true,
+        sample: None,
+    }
+}
+
+/// Runs one batch: (session, positions, what failed).
+fn step(batcher: &mut Batcher, notes: &mut Notes) -> Vec<(u64, u32, Option<Refusal>)> {
+    let mut results = Vec::new();
+    batcher.step(notes, &mut |done: Computed| {
+        let failed = match done.output {
+            Output::Failed(reason) => Some(reason),
+            _ => None,
+        };
+        results.push((done.session.0, done.start + done.count, failed));
+    });
+    results
+}
+
+#[test]
+fn a_result_means_that_the_next_job_may_begin_where_it_ends() {
+    let (mut batcher, mut notes) = batcher(8);
+    batcher.push(job(1, 0, vec![1; 20]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 20, None)]);
+    batcher.push(job(1, 20, vec![1]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 21, None)]);
+    batcher.push(job(1, 40, vec![1]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 41, Some(Refusal::NeedReplay { have: 21 }))]);
+}
+
+#[test]
+fn a_part_that_cannot_be_computed_fails_alone_and_its_segment_with_it_until_it_begins_again() {
+    let (mut batcher, mut notes) = batcher(8);
+    for (session, token) in [(1, 5), (2, BAD), (3, 5)] {
+        batcher.push(job(session, 0, vec![token]));
+    }
+    let results = step(&mut batcher, &mut notes);
+    assert_eq!(results, [(2, 1, Some(Refusal::NonFinite { layer: 1 })), (1, 1, None), (3, 1, None)]);
+    assert_eq!(notes.ran, [vec![1, 2, 3], vec![1, 3]], "the others ran again");
+    batcher.push(job(2, 1, vec![5]));
+    assert!(batcher.line().is_empty(), "nothing of it waits");
+    batcher.truncate((SessionId(2), LAYERS), 0, &mut notes);
+    batcher.push(job(2, 0, vec![5]));
+    assert_eq!(step(&mut batcher, &mut notes), [(2, 1, None)]);
+}
+
+#[test]
+fn whoever_lacks_what_a_part_needs_says_so_and_takes_no_page() {
+    let (mut batcher, mut notes) = batcher(8);
+    let lack = Refusal::NotHolding { layers: LAYERS };
+    notes.lacks = Some(lack.clone());
+    batcher.push(job(1, 0, vec![1]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 1, Some(lack))]);
+    assert_eq!((batcher.pages().free(), notes.ran.len()), (8, 0));
+}
+
+#[test]
+fn pages_are_given_back_as_far_as_a_segment_is_forgotten() {
+    let (mut batcher, mut notes) = batcher(8);
+    let key = (SessionId(1), LAYERS);
+    batcher.push(job(1, 0, vec![1; 32]));
+    batcher.push(job(1, 32, vec![1; 10]));
+    step(&mut batcher, &mut notes);
+    assert_eq!((notes.pages[&key], batcher.pages().free()), (2, 4));
+    batcher.truncate(key, 16, &mut notes);
+    assert_eq!((notes.pages[&key], batcher.pages().free(), batcher.line().rows()), (1, 6, 0));
+    batcher.push(job(1, 16, vec![1]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 17, None)]);
+    batcher.truncate(key, 0, &mut notes);
+    assert_eq!((notes.pages.len(), batcher.pages().free()), (0, 8));
+}
