@@ -27,9 +27,7 @@ pub enum ModelError {
         what: String,
     },
     /// A kind of model that is not known here.
-    #[error(
-        "{0}; Dunlin runs Llama, Mistral, Qwen2, Qwen3, Gemma 3 and Phi-3 models from GGUF or safetensors"
-    )]
+    #[error("{0}")]
     Unsupported(String),
     /// Something in a model of a known kind that is not known here.
     #[error("{what}; {remedy}")]

@@ -216,8 +216,11 @@ impl BlockSpec {
         if self.attention.qk_norm {
             return Some("norms queries and keys");
         }
-        if self.post_norms || self.norm.plus_one {
+        if self.post_norms {
             return Some("has norms behind attention");
+        }
+        if self.norm.plus_one {
+            return Some("has weights of norms less 1 in its files");
         }
         if self.mlp.activation != Activation::Silu {
             return Some("has another activation than SiLU");

@@ -2,6 +2,8 @@
 #![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+use std::path::Path;
+
 use dunlin_kernels::RopeScaling;
 use dunlin_model::config::from_json;
 use dunlin_model::training::untrained;
@@ -64,6 +66,16 @@ fn qwen2() -> Value {
         "torch_dtype": "bfloat16", "transformers_version": "4.43.1", "use_cache": true,
         "use_sliding_window": false, "vocab_size": 152_064,
     })
+}
+
+/// What recipes of fixtures have of published models.
+fn published() -> Vec<(String, Value)> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let recipes = std::fs::read_dir(fixtures).unwrap();
+    let recipes = recipes.filter_map(|entry| std::fs::read(entry.unwrap().path().join("recipe.json")).ok());
+    let models = |text: Vec<u8>| serde_json::from_slice::<Value>(&text).unwrap()["published"].take();
+    let models = recipes.map(models).filter_map(|models| models.as_object().cloned());
+    models.flatten().collect()
 }
 
 fn llama3_rope() -> Value {
@@ -253,6 +265,9 @@ fn published_models_are_taken() {
         ),
     ];
     for (name, config) in models {
+        open(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    for (name, config) in published() {
         open(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
     assert_eq!(open(&mistral()).unwrap().block.attention.window, Some(4096));

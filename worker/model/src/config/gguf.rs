@@ -10,7 +10,7 @@ use super::gguf_values::{Keys, ROPE_DIVISORS, ROPE_LONG, RopeTensors, malformed}
 use super::shape::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::families::family::Beside;
-use crate::families::of_gguf;
+use crate::families::{of_gguf, unsupported};
 use crate::gguf::{Header, Value};
 use crate::spec::{Attention, BlockSpec, Rotary};
 
@@ -27,7 +27,7 @@ pub(crate) fn from_gguf(file: &str, header: &Header, rope: &RopeTensors) -> Resu
     let family = of_gguf(file, architecture)?;
     let keys = Keys { file, architecture, values };
     if keys.whole("expert_count")?.unwrap_or(0) > 0 {
-        return Err(ModelError::Unsupported(format!("{file}: mixture of experts")));
+        return Err(unsupported(file, "mixture of experts"));
     }
     let layers = keys.needed("block_count", keys.whole("block_count")?)?;
     let of_layers = |key: &str| keys.of_layers(key, layers);

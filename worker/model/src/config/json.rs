@@ -72,8 +72,9 @@ fn activation(c: &Section<'_>, family: &Family) -> Result<Activation, ModelError
         Activation::Silu => &["silu", "swish"],
         Activation::GeluTanh => &["gelu_pytorch_tanh"],
     };
+    let known = |said: &&str| names.contains(said) || family.activation_names.contains(said);
     for key in ["hidden_act", "hidden_activation"] {
-        if let Some(other) = c.text(key)?.filter(|said| !names.contains(said)) {
+        if let Some(other) = c.text(key)?.filter(|said| !known(said)) {
             let what = format!("`{key}` is `{}`", excerpt(other));
             return Err(c.refused(&what, &format!("`{}` is what runs here", names[0])));
         }

@@ -39,6 +39,8 @@ pub(crate) struct Defaults {
 
 /// Models that are read alike.
 pub(crate) struct Family {
+    /// What people call it.
+    pub(crate) title: &'static str,
     /// What config.json calls its `model_type`, and messages call it.
     pub(crate) name: &'static str,
     /// What `architectures` calls it.
@@ -51,6 +53,8 @@ pub(crate) struct Family {
     /// Keys of GGUF files that it reads beside those of all.
     pub(crate) gguf_keys: &'static [&'static str],
     pub(crate) activation: Activation,
+    /// What config.json calls the activation beside its usual names.
+    pub(crate) activation_names: &'static [&'static str],
     /// Which values of a head turn as a pair in GGUF files.
     pub(crate) gguf_layout: RopeLayout,
     /// Tensors of GGUF files that say how frequencies are stretched.

@@ -11,6 +11,7 @@ use crate::error::ModelError;
 use crate::spec::{Activation, Role, Rotary};
 
 pub(super) const GEMMA3: Family = Family {
+    title: "Gemma 3",
     name: "gemma3_text",
     class: "Gemma3ForCausalLM",
     gguf_name: Some("gemma3"),

@@ -11,6 +11,7 @@ use crate::error::ModelError;
 use crate::spec::Activation;
 
 pub(super) const LLAMA: Family = Family {
+    title: "Llama",
     name: "llama",
     class: "LlamaForCausalLM",
     gguf_name: Some("llama"),
@@ -18,6 +19,7 @@ pub(super) const LLAMA: Family = Family {
     json_keys: &[],
     gguf_keys: &[],
     activation: Activation::Silu,
+    activation_names: &[],
     gguf_layout: RopeLayout::Interleaved,
     rope_tensors: &[ROPE_DIVISORS],
     names: &[],

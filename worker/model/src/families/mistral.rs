@@ -8,6 +8,7 @@ use crate::config::json_section::Section;
 use crate::error::ModelError;
 
 pub(super) const MISTRAL: Family = Family {
+    title: "Mistral",
     name: "mistral",
     class: "MistralForCausalLM",
     gguf_name: None,

@@ -20,6 +20,16 @@ use family::Family;
 const ALL: [&Family; 6] =
     [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3, &phi3::PHI3];
 
+/// A file is of a kind that is none of them.
+pub(crate) fn unsupported(file: &str, what: &str) -> ModelError {
+    let titles = ALL.map(|family| family.title);
+    let (last, others) = titles.split_last().expect("there are families");
+    let titles = others.join(", ");
+    ModelError::Unsupported(format!(
+        "{file}: {what}; Dunlin runs {titles} and {last} models from GGUF or safetensors"
+    ))
+}
+
 /// The family of a configuration; what is not named is a Llama.
 pub(crate) fn named(name: &str) -> &'static Family {
     ALL.into_iter().find(|family| family.name == name).unwrap_or(&llama::LLAMA)
@@ -27,7 +37,7 @@ pub(crate) fn named(name: &str) -> &'static Family {
 
 /// The family of a config.json: by `architectures`; without it by `model_type`, by which transformers goes.
 pub(crate) fn of_json(c: &Section<'_>) -> Result<&'static Family, ModelError> {
-    let unsupported = |what: String| Err(ModelError::Unsupported(format!("{}: {what}", c.file)));
+    let unsupported = |what: String| Err(unsupported(c.file, &what));
     let kind = c.text("model_type")?;
     let class = match c.get("architectures") {
         None => None,
@@ -54,7 +64,7 @@ pub(crate) fn of_json(c: &Section<'_>) -> Result<&'static Family, ModelError> {
 
 /// The family of a GGUF file of this architecture.
 pub(crate) fn of_gguf(file: &str, architecture: &str) -> Result<&'static Family, ModelError> {
-    ALL.into_iter().find(|family| family.gguf_name == Some(architecture)).ok_or_else(|| {
-        ModelError::Unsupported(format!("{file}: the architecture is `{}`", excerpt(architecture)))
-    })
+    ALL.into_iter()
+        .find(|family| family.gguf_name == Some(architecture))
+        .ok_or_else(|| unsupported(file, &format!("the architecture is `{}`", excerpt(architecture))))
 }

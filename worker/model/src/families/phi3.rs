@@ -14,6 +14,7 @@ use crate::error::ModelError;
 use crate::spec::Projection::{Gate, Key, Query, Up, Value};
 
 pub(super) const PHI3: Family = Family {
+    title: "Phi-3",
     name: "phi3",
     class: "Phi3ForCausalLM",
     gguf_name: Some("phi3"),

@@ -11,6 +11,7 @@ use crate::config::json_section::Section;
 use crate::error::ModelError;
 
 pub(super) const QWEN2: Family = Family {
+    title: "Qwen2",
     name: "qwen2",
     class: "Qwen2ForCausalLM",
     gguf_name: Some("qwen2"),

@@ -9,6 +9,7 @@ use crate::config::json_section::Section;
 use crate::error::ModelError;
 
 pub(super) const QWEN3: Family = Family {
+    title: "Qwen3",
     name: "qwen3",
     class: "Qwen3ForCausalLM",
     gguf_name: Some("qwen3"),
