@@ -2,6 +2,7 @@
 
 pub(crate) mod family;
 
+mod gemma;
 mod gemma3;
 mod llama;
 mod mistral;
@@ -17,8 +18,15 @@ use crate::error::{ModelError, excerpt};
 use family::Family;
 
 /// All of them.
-const ALL: [&Family; 6] =
-    [&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3, &phi3::PHI3];
+const ALL: [&Family; 7] = [
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &gemma::GEMMA,
+    &gemma3::GEMMA3,
+    &phi3::PHI3,
+];
 
 /// A file is of a kind that is none of them.
 pub(crate) fn unsupported(file: &str, what: &str) -> ModelError {
