@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
-use dunlin_model::{Adapter, ModelConfig};
+use dunlin_model::{Adapter, ModelConfig, ModelFile};
 use serde_json::{Value, json};
 use support::model_folder::ModelFolder;
 
@@ -176,6 +176,35 @@ fn a_tensor_without_a_place_is_explained() {
     ] {
         refused(Files::new(&lora()).renamed(old, new), why);
     }
+}
+
+/// Of Phi-3, which has queries, keys and values in one module; parity.rs looks at the numbers.
+#[test]
+fn beside_a_module_and_a_part_of_it_there_is_one_adapter() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity");
+    let model = ModelFolder::new();
+    let config = ModelFile::open_path(&fixtures.join("phi3")).unwrap().config().clone();
+    let files = Files { model, config };
+    std::fs::create_dir(files.path()).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(fixtures.join("phi3-lora").join(name), files.path().join(name)).unwrap();
+    }
+    let bytes = files.open().unwrap().bytes() as u64;
+    assert!(bytes <= Adapter::bytes_in(&files.path()).unwrap());
+    let path = files.path().join("adapter_config.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["target_modules"] = Value::Null;
+    std::fs::write(&path, json.to_string()).unwrap();
+    // Its output matrix has the shape of that of queries.
+    refused(
+        files.renamed("self_attn.o_proj", "self_attn.q_proj"),
+        "beside a matrix that another one is beside",
+    );
+    assert!(files.renamed("self_attn.q_proj", "self_attn.o_proj").is_ok());
+    refused(
+        files.renamed("gate_up_proj", "gate_and_up"),
+        "adapters are known beside self_attn.qkv_proj, mlp.gate_up_proj",
+    );
 }
 
 #[test]

@@ -108,7 +108,13 @@ fn open_both(name: &str) -> [ModelFile; 2] {
 /// Adapters as PEFT saves them, with PEFT's logits; the fixtures are written by parity/adapters.py.
 #[test]
 fn adapters_of_peft() {
-    for (name, base) in [("llama-lora", "llama"), ("mistral-rslora", "mistral"), ("qwen2-prompt", "qwen2")] {
+    for (name, base) in [
+        ("llama-lora", "llama"),
+        ("mistral-rslora", "mistral"),
+        ("qwen2-prompt", "qwen2"),
+        ("phi3-lora", "phi3"),
+        ("phi3-lora", "phi3.gguf"),
+    ] {
         let file = ModelFile::open_path(&folder(base)).unwrap();
         let Expected { tokens, logits } = expected(name);
         let adapter = Adapter::open(&folder(name), file.config()).unwrap();

@@ -12,6 +12,7 @@ pub mod low_rank;
 pub mod peft;
 pub mod random;
 
+mod modules;
 mod peft_keys;
 mod shape;
 mod strangers;

@@ -8,11 +8,13 @@ use dunlin_kernels::Packer;
 use serde_json::{Value, json};
 
 use super::low_rank::{AdaptedRows, LayerAdapter, LowRank, in_file_order};
+use super::modules::{self, Module};
 use super::peft_keys;
 use super::shape::AdapterShape;
 use super::strangers::{self, PREFIX};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, excerpt};
+use crate::families::parts_of;
 use crate::file::{Stored, side_json, widen};
 use crate::safetensors::{self, Tensor};
 use crate::source::{ByteSource, FileSource, LocalFolder};
@@ -32,7 +34,11 @@ const PROMPT_MAX: usize = 1 << 14;
 /// The name of one of both thin matrices, `lora_A` or `lora_B`.
 #[must_use]
 pub fn lora_name(layer: u32, which: Projection, part: &str) -> String {
-    format!("{PREFIX}model.layers.{layer}.{}.{part}.weight", which.module())
+    tensor_name(layer, which.module(), part)
+}
+
+fn tensor_name(layer: u32, module: &str, part: &str) -> String {
+    format!("{PREFIX}model.layers.{layer}.{module}.{part}.weight")
 }
 
 /// What PEFT needs to know of an adapter of the model at `base`.
@@ -86,8 +92,8 @@ impl Adapter {
             Kind::Lora => {
                 let said = Said::read(&json).map_err(|what| file.wrong(what))?;
                 for (layer, own) in adapter.layers.iter_mut().enumerate() {
-                    for which in Projection::ALL {
-                        own.pairs[which as usize] = file.pair(config, layer as u32, which, &said)?;
+                    for module in modules::of(config) {
+                        file.pairs(config, layer as u32, &module, &said, own)?;
                     }
                 }
             }
@@ -121,11 +127,14 @@ impl Adapter {
     /// When that cannot be read.
     pub fn bytes_in(folder: &Path) -> Result<u64, ModelError> {
         let file = Weights::open(folder)?;
-        let rows = |rows: usize| rows.next_multiple_of(Packer::ROWS) as u64;
-        let bytes = file.tensors.values().map(|tensor| match tensor.shape.as_slice() {
+        let bytes = file.tensors.iter().map(|(name, tensor)| match tensor.shape.as_slice() {
             [first, rest @ ..] => {
+                // Every part of a module has the first matrix, and its own rows of the second.
+                let parts = parts_of(name);
+                let rows = if name.contains("lora_A") { first.saturating_mul(parts) } else { *first };
+                let rows = rows.next_multiple_of(Packer::ROWS).saturating_add((parts - 1) * Packer::ROWS);
                 let width = rest.iter().fold(size_of::<f32>() as u64, |all, n| all.saturating_mul(*n as u64));
-                width.saturating_mul(rows(*first))
+                width.saturating_mul(rows as u64)
             }
             [] => 0,
         });
@@ -199,8 +208,8 @@ impl Said {
     }
 
     /// Is this module changed? PEFT leaves out tensors of the others.
-    fn names(&self, layer: u32, which: Projection) -> bool {
-        let path = format!("model.layers.{layer}.{}", which.module());
+    fn names(&self, layer: u32, module: &str) -> bool {
+        let path = format!("model.layers.{layer}.{module}");
         let ends = |name: &String| path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
         self.modules.as_ref().is_none_or(|names| names.iter().any(|name| *name == path || ends(name)))
     }
@@ -289,21 +298,24 @@ impl Weights {
         Ok(Some((rows, values)))
     }
 
-    /// Both thin matrices beside one of the model.
-    fn pair(
+    /// Both thin matrices beside a module of the model, for each of its parts: all of them have the same inputs, and each its own rows of what comes out.
+    fn pairs(
         &mut self,
         config: &ModelConfig,
         layer: u32,
-        which: Projection,
+        module: &Module,
         said: &Said,
-    ) -> Result<Option<LowRank>, ModelError> {
-        let (n, k) = config.matrix(which);
-        let (name_a, name_b) = (lora_name(layer, which, "lora_A"), lora_name(layer, which, "lora_B"));
+        into: &mut LayerAdapter,
+    ) -> Result<(), ModelError> {
+        let Module { name, parts } = *module;
+        let n = parts.iter().map(|&part| config.matrix(part).0).sum();
+        let (name_a, name_b) = (tensor_name(layer, name, "lora_A"), tensor_name(layer, name, "lora_B"));
+        let (_, k) = config.matrix(parts[0]);
         let Some((rank, a)) = self.rows(&name_a, k, RANK_MAX)? else {
             // A lonely B is found at the end, as a tensor without a place.
-            return Ok(None);
+            return Ok(());
         };
-        if !said.names(layer, which) {
+        if !said.names(layer, name) {
             let what = format!("it has tensor `{name_a}`, and its `target_modules` do not name the module");
             return Err(self.wrong(what));
         }
@@ -313,8 +325,20 @@ impl Weights {
         if rows != n {
             return Err(self.wrong(format!("tensor `{name_b}` has {rows} rows, the model needs {n}")));
         }
-        let mut ordered = Vec::new();
-        in_file_order(config, which, &b, rank, &mut ordered);
-        Ok(Some(LowRank::new((n, k, rank), &a, &ordered, said.scale(rank))))
+        let (mut rest, mut ordered) = (b.as_slice(), Vec::new());
+        for which in parts {
+            let (n, k) = which.shape(config);
+            let (own, behind) = rest.split_at(n * rank);
+            rest = behind;
+            in_file_order(config, *which, own, rank, &mut ordered);
+            let pair = LowRank::new((n, k, rank), &a, &ordered, said.scale(rank));
+            if into.pairs[*which as usize].replace(pair).is_some() {
+                let what = format!(
+                    "tensor `{name_a}` is beside a matrix that another one is beside, too: use the adapter as PEFT saved it"
+                );
+                return Err(self.wrong(what));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! Why a tensor of an adapter has no place in a model.
 
+use super::modules;
 use crate::config::ModelConfig;
 use crate::error::excerpt;
-use crate::spec::Projection;
 
 /// What the names of PEFT's tensors begin with, for a model with a head.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -28,7 +28,7 @@ pub(super) fn why(name: &str, config: &ModelConfig) -> String {
     if module.ends_with(".default.weight") {
         return format!("it has the name of a model in training; {saved}");
     }
-    let known: Vec<&str> = Projection::ALL.iter().map(|which| which.module()).collect();
+    let known: Vec<&str> = modules::of(config).map(|module| module.name).collect();
     match known.iter().find(|known| module.starts_with(*known)) {
         Some(known) => format!(
             "what is known beside `{}` is a pair of `lora_A.weight` and `lora_B.weight`",

@@ -27,6 +27,14 @@ pub(crate) struct Fused {
     pub(crate) names: InBoth,
 }
 
+impl Fused {
+    /// The module that it is in Hugging Face's models.
+    pub(crate) fn module(&self) -> &'static str {
+        let [name, _] = self.names;
+        name.trim_end_matches(".weight")
+    }
+}
+
 /// What transformers takes where config.json has no such key.
 pub(crate) struct Defaults {
     pub(crate) positions: usize,

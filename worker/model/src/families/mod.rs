@@ -28,6 +28,13 @@ const ALL: [&Family; 7] = [
     &phi3::PHI3,
 ];
 
+/// How many matrices the module is, of a name of its tensors: in whichever family has most.
+pub(crate) fn parts_of(tensor: &str) -> usize {
+    let fused = ALL.into_iter().flat_map(|family| family.fused);
+    let here = fused.filter(|fused| tensor.contains(fused.module()));
+    here.map(|fused| fused.parts.len()).max().unwrap_or(1)
+}
+
 /// A file is of a kind that is none of them.
 pub(crate) fn unsupported(file: &str, what: &str) -> ModelError {
     let titles = ALL.map(|family| family.title);
