@@ -7,6 +7,7 @@ use anyhow::Context;
 use dunlin_gateway::template::{ChatTemplate, told};
 use dunlin_gateway::{GatewayOptions, ModelText, ServedAdapter, serve};
 use dunlin_model::ModelFile;
+use dunlin_protocol::Windows;
 use dunlin_wire::proto;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -125,5 +126,6 @@ fn text(
     let context = config.context_length;
     let max_len = if max_seq_len == 0 { context } else { max_seq_len.min(context) };
     let since_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    Ok(ModelText { name: name.to_owned(), adapters, tokenizer, template, vocab, max_len, since_s })
+    let windows = Windows::new(config.windows());
+    Ok(ModelText { name: name.to_owned(), adapters, tokenizer, template, vocab, max_len, windows, since_s })
 }

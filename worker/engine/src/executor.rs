@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelConfig};
-use dunlin_protocol::SessionId;
 use dunlin_protocol::stage::{Computed, Job};
+use dunlin_protocol::{SessionId, Windows};
 use dunlin_schedule::{Batcher, Budget, SegmentKey};
 use dunlin_swarm::{Layers, Position};
 
@@ -132,9 +132,10 @@ struct Executor {
 impl Executor {
     fn new(config: EngineConfig, status: Arc<Mutex<EngineStatus>>, layer_rows: Arc<AtomicU64>) -> Self {
         let EngineConfig { model, threads, positions_max, kv_bytes } = config;
-        let hidden = model.hidden;
+        let (hidden, windows) = (model.hidden, Windows::new(model.windows()));
         let runner = ModelRunner::new(model, threads, positions_max, layer_rows);
         let batcher = Batcher::new(Budget::ENGINE, hidden, kv_bytes / runner.page_bytes());
+        let batcher = batcher.with_windows(windows);
         let executor = Self { batcher, runner, status };
         executor.publish(true);
         executor
@@ -166,6 +167,7 @@ impl Executor {
                 }
             } else {
                 self.batcher.step(&mut self.runner, &mut |computed| done(computed));
+                self.runner.keep_spare(self.batcher.pages().free());
                 news = false;
             }
             self.publish(false);

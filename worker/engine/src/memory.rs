@@ -16,6 +16,7 @@ use std::fmt;
 
 use dunlin_kernels::{PAGE, page_len};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelConfig, ModelError, ModelFile};
+use dunlin_protocol::Windows;
 use dunlin_protocol::frame::WINDOW_ROWS;
 use dunlin_schedule::Budget as Rows;
 use dunlin_swarm::{Layers, layer_set, ranges};
@@ -47,7 +48,9 @@ pub struct Needs {
     /// Of each position, in the rotary tables.
     rotary: u64,
     /// Longest sequence.
-    positions: u64,
+    positions: u32,
+    /// What layers keep of a sequence.
+    windows: Windows,
     /// Buffers of a batch.
     batch: u64,
     load: u64,
@@ -71,7 +74,8 @@ impl Needs {
             page: floats(page_len(c.block.attention.kv_heads, head_dim)),
             row: floats(c.hidden),
             rotary: floats(c.rotaries().len() * head_dim),
-            positions: u64::from(positions),
+            positions,
+            windows: Windows::new(c.windows()),
             batch: batch_bytes(c),
             load: file.load_bytes_max(),
             adapters,
@@ -81,7 +85,7 @@ impl Needs {
     /// The same with sequences of up to `positions`.
     #[must_use]
     pub fn with_positions(&self, positions: u32) -> Self {
-        Self { positions: u64::from(positions), ..self.clone() }
+        Self { positions, ..self.clone() }
     }
 
     /// Weights of each layer, without embedding and head.
@@ -108,10 +112,16 @@ impl Needs {
         self.tied
     }
 
-    /// KV cache of one sequence of the greatest length in one layer.
+    /// KV cache of one sequence of the greatest length in one layer: in that which keeps most, for a planner may move any layer anywhere.
     #[must_use]
     pub fn sequence_bytes(&self) -> u64 {
-        self.positions.div_ceil(PAGE as u64) * self.page
+        self.sequence_pages(self.positions) * self.page
+    }
+
+    /// Pages of a sequence of so many positions in the layer that keeps most.
+    fn sequence_pages(&self, positions: u32) -> u64 {
+        let of_layer = |layer| self.windows.pages(Layers::new(layer, layer + 1), positions);
+        (0..self.layers.len() as u32).map(of_layer).max().unwrap_or(0).into()
     }
 
     /// Weights of these layers, with embedding and head where they belong.
@@ -130,7 +140,7 @@ impl Needs {
     /// Everything but layers, and the journal of one sequence.
     fn fixed(&self) -> u64 {
         let queues = QUEUED_ROWS * self.row + LINK_BYTES;
-        let length = self.positions * (self.row + self.rotary);
+        let length = u64::from(self.positions) * (self.row + self.rotary);
         PROCESS_BYTES + queues + length + self.batch + self.load + self.adapters
     }
 
@@ -221,10 +231,14 @@ impl Budget {
             }
         }
         // What the layers leave, and the one journal that was set aside.
-        let rest = room - needs.weights(&layers) + needs.positions * needs.row;
+        let positions = u64::from(needs.positions);
+        let rest = room - needs.weights(&layers) + positions * needs.row;
         let executed = if span.is_empty() { layers.len() as u64 } else { u64::from(span.len()) }.max(1);
-        let (kv, row) = (needs.page / PAGE as u64 * executed, needs.row);
-        let kv_bytes = u64::try_from(u128::from(rest) * u128::from(kv) / u128::from((kv + row).max(1)));
+        // Of a sequence of the greatest length: journals have all of it, the cache may have less.
+        let kept = (needs.sequence_pages(needs.positions) * PAGE as u64).min(positions);
+        let kv = u128::from(needs.page / PAGE as u64 * executed) * u128::from(kept);
+        let rows = u128::from(needs.row) * u128::from(positions);
+        let kv_bytes = u64::try_from(u128::from(rest) * kv / (kv + rows).max(1));
         let kv_bytes = kv_bytes.unwrap_or(rest).max(cache).min(rest);
         Ok(Fit { layers, left_out: ranges(&left_out), kv_bytes, journal_bytes: rest - kv_bytes })
     }
@@ -232,10 +246,10 @@ impl Budget {
     /// How many sequences of so many positions have room at once in a stage that executes `span` and holds what `fit` says.
     #[must_use]
     pub fn sequences(&self, span: Layers, fit: &Fit, positions: u32) -> u64 {
-        let positions = u64::from(positions.max(1));
-        let pages = fit.kv_bytes / (self.needs.page * u64::from(span.len())).max(1);
+        let positions = positions.max(1);
+        let pages = u64::from(self.needs.windows.pages(span, positions));
         let rows = fit.journal_bytes / self.needs.row.max(1);
-        (pages / positions.div_ceil(PAGE as u64)).min(rows / positions)
+        (fit.kv_bytes / (self.needs.page * pages).max(1)).min(rows / u64::from(positions))
     }
 
     /// How many peers of this budget it takes to execute all layers; `None` when no number suffices.
@@ -251,12 +265,19 @@ impl Budget {
     }
 
     /// The longest sequence with which `span` would fit.
-    fn positions(&self, span: Layers) -> u64 {
-        let needs = &self.needs;
-        let shortest = Self { limit: self.limit, needs: Needs { positions: 0, ..needs.clone() } };
-        let left = shortest.room().saturating_sub(needs.weights(&span.iter().collect()));
-        let each = u64::from(span.len()) * needs.page / PAGE as u64 + needs.row + needs.rotary;
-        left / each.max(1) / PAGE as u64 * PAGE as u64
+    fn positions(&self, span: Layers) -> u32 {
+        let weights = self.needs.weights(&span.iter().collect());
+        let fits = |pages: &u32| {
+            let needs = self.needs.with_positions(pages * PAGE as u32);
+            let cache = u64::from(span.len()) * needs.sequence_bytes();
+            weights + cache + needs.fixed() <= self.usable()
+        };
+        let (mut most, mut beyond) = (0, self.needs.positions / PAGE as u32 + 1);
+        while beyond - most > 1 {
+            let middle = u32::midpoint(most, beyond);
+            *if fits(&middle) { &mut most } else { &mut beyond } = middle;
+        }
+        most * PAGE as u32
     }
 }
 
@@ -270,7 +291,7 @@ pub struct OutOfMemory {
 impl std::error::Error for OutOfMemory {}
 
 /// Sequences shorter than this are of no use to anybody.
-const POSITIONS_USEFUL: u64 = 256;
+const POSITIONS_USEFUL: u32 = 256;
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -333,6 +354,7 @@ mod tests {
             row: 4096,
             rotary: 512,
             positions: 160,
+            windows: Windows::default(),
             batch: 8 * MIB,
             load: 8 * MIB,
             adapters: 0,
@@ -402,6 +424,29 @@ mod tests {
         assert_eq!((sequences(16), sequences(17), sequences(160), sequences(641)), (32, 20, 3, 0));
     }
 
+    /// 64 positions behind 256 that are kept as well and before a batch of 128: 29 pages, with what is not a whole one.
+    #[test]
+    fn a_sequence_takes_no_more_than_windows_keep() {
+        let windows = Windows::new([Some(64); 30]);
+        let of = |positions| Needs { windows: windows.clone(), ..needs() }.with_positions(positions);
+        let most = 29 * MIB;
+        assert_eq!(
+            [160, 448, 464, 100_000].map(|p| of(p).sequence_bytes()),
+            [10 * MIB, 28 * MIB, most, most]
+        );
+        let budget = Budget::new(2048 * MIB, of(8192));
+        let fit = budget.fit(Layers::new(0, 30), &[], &BTreeSet::new()).unwrap();
+        let all = Layers::new(0, 30);
+        assert_eq!(budget.sequences(all, &fit, 8192), fit.kv_bytes / (30 * most));
+        // One that sees everything may be anywhere.
+        let odd = Windows::new((0..30).map(|layer| (layer != 7).then_some(64)));
+        assert_eq!(Needs { windows: odd, ..of(1600) }.sequence_bytes(), 100 * MIB);
+        // Longer sequences are a matter of journals and rotary tables only.
+        let told =
+            Budget::new(1400 * MIB, of(1 << 20)).fit(all, &[], &BTreeSet::new()).unwrap_err().to_string();
+        assert!(told.contains("or limit sequences to "), "{told}");
+    }
+
     proptest! {
         #[test]
         fn no_more_is_used_than_there_is(
@@ -410,15 +455,18 @@ mod tests {
             len in 0..31u32,
             shadows in prop::collection::vec((0..30u32, 1..8u32), 0..4),
             held in prop::collection::btree_set(0..30u32, 0..30),
-            positions in 16..4096u64,
+            positions in 16..4096u32,
+            slides in any::<bool>(),
+            odd in 0..60u32,
         ) {
-            let needs = Needs { positions, ..needs() };
+            let windows = Windows::new((0..30).map(|layer| (slides && layer != odd).then_some(64)));
+            let needs = Needs { positions, windows, ..needs() };
             let budget = Budget::new(limit_mib * MIB, needs.clone());
             let span = Layers::new(start, (start + len).min(30));
             let shadows: Vec<Layers> =
                 shadows.into_iter().map(|(at, len)| Layers::new(at, (at + len).min(30))).collect();
             if let Ok(fit) = budget.fit(span, &shadows, &held) {
-                let fixed = needs.fixed() - needs.positions * needs.row;
+                let fixed = needs.fixed() - u64::from(needs.positions) * needs.row;
                 let used = fixed + needs.weights(&fit.layers) + fit.kv_bytes + fit.journal_bytes;
                 prop_assert!(used + limit_mib * MIB / ALLOCATOR_PART <= limit_mib * MIB);
                 prop_assert!(fit.kv_bytes >= u64::from(span.len()) * needs.sequence_bytes());

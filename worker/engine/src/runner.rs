@@ -88,6 +88,13 @@ impl ModelRunner {
         }
     }
 
+    /// Pages of memory that segments have.
+    #[cfg(test)]
+    pub fn pages_in_memory(&self) -> usize {
+        let kv = self.caches.values().flatten();
+        kv.flat_map(|kv| &kv.pages).filter(|page| !page.is_empty()).count()
+    }
+
     /// Frees the memory of unused pages beyond so many.
     pub fn keep_spare(&mut self, pages: usize) {
         self.spare.truncate(pages);
@@ -127,7 +134,8 @@ impl ModelRunner {
             for _ in 0..tries {
                 let pages = count.div_ceil(dunlin_kernels::PAGE);
                 let page = || vec![0.0; self.block.page_len()].into_boxed_slice();
-                let mut kv = KvPages { pages: (0..pages).map(|_| page()).collect() };
+                let mut kv = KvPages::default();
+                kv.pages.extend((0..pages).map(|_| page()));
                 let mut x = vec![0.01; count * self.model.hidden];
                 let rows: Vec<RowOf> =
                     (0..count as u32).map(|position| RowOf { sequence: 0, position }).collect();
@@ -178,7 +186,7 @@ impl Runner for ModelRunner {
         let caches = self.caches.entry(key).or_default();
         caches.resize_with(key.1.len() as usize, KvPages::default);
         for kv in caches.iter_mut() {
-            self.spare.extend(kv.pages.drain(pages_per_layer.min(kv.pages.len())..));
+            self.spare.extend(kv.take_from(pages_per_layer));
             while kv.pages.len() < pages_per_layer {
                 let page = self.spare.pop();
                 kv.pages.push(page.unwrap_or_else(|| vec![0.0; page_len].into_boxed_slice()));
@@ -186,6 +194,13 @@ impl Runner for ModelRunner {
         }
         if pages_per_layer == 0 {
             self.caches.remove(&key);
+        }
+    }
+
+    fn give_back(&mut self, key: SegmentKey, layer: u32, pages: usize) {
+        let caches = self.caches.get_mut(&key);
+        if let Some(kv) = caches.and_then(|caches| caches.get_mut((layer - key.1.start) as usize)) {
+            self.spare.extend(kv.take_before(pages));
         }
     }
 

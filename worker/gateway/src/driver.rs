@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::gateway::{Failure, Rejected, SessionView, Submission};
-use dunlin_protocol::{FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId};
+use dunlin_protocol::{
+    FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId, Windows,
+};
 use dunlin_swarm::{PeerName, Topology};
 use dunlin_wire::{LinkEvent, Links, LinksConfig, Pulse};
 use tokio::runtime::Handle as Runtime;
@@ -51,6 +53,8 @@ pub struct Generation {
     pub sampling: SamplingParams,
     /// Tokens that end it.
     pub eos: Vec<u32>,
+    /// What layers of the model keep of it.
+    pub windows: Windows,
     /// The adapter it is computed with; none for the model itself.
     pub adapter: Option<Arc<str>>,
     /// How long it may take.
@@ -304,6 +308,7 @@ impl Driver {
                     max_len: generation.max_len,
                     sampling: generation.sampling,
                     eos: generation.eos,
+                    windows: generation.windows,
                     adapter: generation.adapter,
                     deadline_ms: now_ms.saturating_add(limit_ms),
                 };

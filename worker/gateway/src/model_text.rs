@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dunlin_model::Tokenizer;
+use dunlin_protocol::Windows;
 
 use crate::template::ChatTemplate;
 
@@ -30,6 +31,8 @@ pub struct ModelText {
     pub vocab: u32,
     /// Longest sequence.
     pub max_len: u32,
+    /// What its layers keep of a sequence.
+    pub windows: Windows,
     /// Since when it is served, in seconds since 1970.
     pub since_s: u64,
 }

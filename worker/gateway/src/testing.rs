@@ -34,6 +34,7 @@ pub fn model() -> ModelText {
         template: Some(ChatTemplate::new(&file.chat_template().unwrap().unwrap(), BTreeMap::new()).unwrap()),
         vocab: VOCAB,
         max_len: 20,
+        windows: dunlin_protocol::Windows::default(),
         since_s: 7,
     }
 }

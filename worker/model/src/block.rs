@@ -14,8 +14,26 @@ use crate::weights::LayerWeights;
 /// The KV cache of one sequence in one layer: page `i` has positions `16 i .. 16 i + 16`.
 #[derive(Default)]
 pub struct KvPages {
-    /// Pages of [`Block::page_len`] values.
+    /// Pages of [`Block::page_len`] values; empty where they were taken out.
     pub pages: Vec<Box<[f32]>>,
+    /// So many of the first pages were taken out.
+    taken: usize,
+}
+
+impl KvPages {
+    /// Takes out the pages before page `first`: no row that is computed from now on sees them.
+    pub fn take_before(&mut self, first: usize) -> impl Iterator<Item = Box<[f32]>> {
+        let first = first.min(self.pages.len());
+        let from = self.taken.min(first);
+        self.taken = self.taken.max(first);
+        self.pages[from..first].iter_mut().map(std::mem::take)
+    }
+
+    /// Takes out the pages from page `end` on.
+    pub fn take_from(&mut self, end: usize) -> impl Iterator<Item = Box<[f32]>> {
+        self.taken = self.taken.min(end);
+        self.pages.drain(end.min(self.pages.len())..).filter(|page| !page.is_empty())
+    }
 }
 
 /// Whose row it is.

@@ -6,6 +6,7 @@
 //! * [`frame`] what is said
 //! * [`stage`] the side that executes layers: segments, journals, leases
 //! * [`gateway`] the side that owns sessions: routes, losses, admission
+//! * [`windows`] what layers keep of a sequence
 //! * [`sampling`] how tokens are chosen
 //! * [`training`] the protocol of a swarm that trains: conductor, peers, trainers
 //!
@@ -16,6 +17,7 @@ pub mod gateway;
 pub mod sampling;
 pub mod stage;
 pub mod training;
+pub mod windows;
 
 pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
 pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};
@@ -24,3 +26,4 @@ pub use stage::{
     Computed, Destination, Input, Job, Line, Output, SampleRequest, Sender, StageConfig, StageEffect,
     StageNode, Urgency,
 };
+pub use windows::Windows;

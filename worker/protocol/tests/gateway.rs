@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_protocol::gateway::{Failure, Submission};
 use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Held, Open, Refusal, SamplingParams,
-    SessionId,
+    SessionId, Windows,
 };
 use dunlin_swarm::{Layers, Load, PeerName, PeerState, Topology, TopologyPeer};
 
@@ -84,12 +84,18 @@ impl World {
     }
 
     fn submit(&mut self, session: u64, prompt: usize, max_len: u32) {
+        self.submit_to(session, prompt, max_len, Windows::default());
+    }
+
+    /// To a model whose layers keep this of a sequence.
+    fn submit_to(&mut self, session: u64, prompt: usize, max_len: u32, windows: Windows) {
         let submission = Submission {
             session: SessionId(session),
             tokens: vec![7; prompt],
             max_len,
             sampling: SamplingParams::default(),
             eos: Vec::new(),
+            windows,
             adapter: None,
             deadline_ms: u64::MAX,
         };
@@ -269,6 +275,21 @@ fn nobody_is_let_in_before_there_are_pages_for_it_and_nobody_younger_before_it()
         world.pong(name, &[held(Layers::new(2 * i as u32, 2 * i as u32 + 2))]);
     }
     assert_eq!(world.core.counts(), (3, 0));
+}
+
+#[test]
+fn a_long_sequence_needs_no_more_pages_than_windows_keep() {
+    let mut world = World::new();
+    // 16 positions, 256 that are kept as well and a batch of 128: 26 pages in each of two layers.
+    for name in PEERS {
+        let load = world.loads.get_mut(name).unwrap();
+        (load.free_pages, load.spare_pages) = (52, 52);
+        world.pong(name, &[]);
+    }
+    world.submit_to(1, 3000, 4000, Windows::new([Some(16); 6]));
+    assert_eq!(world.core.counts(), (1, 0));
+    world.submit(2, 3000, 4000);
+    assert!(world.phase(2).contains("408 pages"), "{}", world.phase(2));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use dunlin_protocol::frame::{PAGE_POSITIONS, PAGES_ROOM_AHEAD, WINDOW_ROWS};
 use dunlin_protocol::stage::{Computed, Input, Job, Output, Urgency};
 use dunlin_protocol::{
     Destination, Frame, GatewayId, Hop, Open, Refusal, RowData, SamplingParams, Sender, SessionId,
-    StageConfig, StageEffect, StageNode,
+    StageConfig, StageEffect, StageNode, Windows,
 };
 use dunlin_swarm::Layers;
 
@@ -20,6 +20,7 @@ fn node(name: &str) -> StageNode {
         hidden: HIDDEN,
         arithmetic: 1,
         positions_max: 4096,
+        windows: Windows::default(),
         pages: 10_000,
         sessions_max: 16,
         journal_bytes_max: 1 << 20,
@@ -191,9 +192,10 @@ fn rows_that_wait_take_the_memory_of_journals() {
     assert_eq!(b.journal_bytes(), 0);
 }
 
-#[test]
-fn a_lost_neighbour_gets_a_thousand_generated_rows_in_few_frames() {
+/// `a` has computed a thousand rows of a sequence, one by one.
+fn after_a_thousand_rows(windows: Windows) -> (StageNode, Vec<StageEffect>) {
     let (mut a, mut out) = (node("a"), Vec::new());
+    a.set_model(HIDDEN, 4096, windows);
     say(&mut a, Frame::Open(open(1, 0, 1, 2100)), &mut out);
     let job = happened(&mut out).jobs.remove(0);
     for position in 0..1000 {
@@ -212,10 +214,39 @@ fn a_lost_neighbour_gets_a_thousand_generated_rows_in_few_frames() {
         say(&mut a, room, &mut out);
     }
     happened(&mut out);
+    (a, out)
+}
+
+/// The next attempt with it, which begins at `from`.
+fn again(attempt: u32, from: u32) -> Frame {
     let again = open(1, 0, 1001, 2100);
     let mut route = again.route.clone();
-    route[0].from = 1000;
-    say(&mut a, Frame::Open(Open { attempt: 2, prompt_len: 1, route, ..again }), &mut out);
+    route[0].from = from;
+    Frame::Open(Open { attempt, prompt_len: 1, route, ..again })
+}
+
+/// Whose rows before that position the engine may have given back, because they are behind the window.
+#[test]
+fn a_segment_that_cannot_begin_so_early_says_that_it_has_nothing() {
+    let (mut a, mut out) = after_a_thousand_rows(Windows::new([Some(32); 6]));
+    say(&mut a, again(2, 800), &mut out);
+    assert!(happened(&mut out).refused.is_empty(), "256 rows are kept behind the window");
+    // It has been at 1001, wherever it is now.
+    say(&mut a, again(3, 700), &mut out);
+    let seen = happened(&mut out);
+    assert_eq!((seen.refused, seen.freed), (vec![Refusal::NeedReplay { have: 0 }], vec![SessionId(1)]));
+    say(&mut a, again(4, 0), &mut out);
+    let seen = happened(&mut out);
+    assert!(seen.refused.is_empty() && seen.jobs[0].start == 0);
+    let (mut a, mut out) = after_a_thousand_rows(Windows::default());
+    say(&mut a, again(2, 700), &mut out);
+    assert!(happened(&mut out).refused.is_empty(), "without windows everything is there");
+}
+
+#[test]
+fn a_lost_neighbour_gets_a_thousand_generated_rows_in_few_frames() {
+    let (mut a, mut out) = after_a_thousand_rows(Windows::default());
+    say(&mut a, again(2, 1000), &mut out);
     let mut rows = happened(&mut out).rows;
     for until in [384, 512, 640, 768, 896, 1024, 1152] {
         say(&mut a, Frame::Room { session: SessionId(1), attempt: 2, index: 1, until }, &mut out);

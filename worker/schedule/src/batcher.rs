@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::Refusal;
 use dunlin_protocol::stage::{Computed, Job, Output};
+use dunlin_protocol::{Refusal, Windows};
 use dunlin_swarm::{Layers, Position};
 
 use crate::line::{Budget, Part, Scheduler, layers_of};
@@ -26,6 +26,10 @@ pub trait Runner {
 
     /// From now on a segment has so many pages in each of its layers, the first ones being those that it had before; with none it is forgotten.
     fn set_pages(&mut self, key: SegmentKey, pages_per_layer: usize);
+
+    /// No row of a segment sees the first `pages` pages of `layer` any more: their memory is for others. Those that were given back before are among them. Who has no memory for
+    /// pages has nothing to do.
+    fn give_back(&mut self, _key: SegmentKey, _layer: u32, _pages: usize) {}
 
     /// Puts the rows of `parts` through `layers`, and writes the KV cache of each.
     ///
@@ -75,6 +79,12 @@ impl Batcher {
         }
     }
 
+    /// The same for a model whose layers keep this of a sequence.
+    #[must_use]
+    pub fn with_windows(self, windows: Windows) -> Self {
+        Self { pages: self.pages.with_windows(windows), ..self }
+    }
+
     /// Who has how many pages.
     #[must_use]
     pub fn pages(&self) -> &PageTable {
@@ -99,7 +109,7 @@ impl Batcher {
         self.line.forget(&key);
         let keep = self.pages.shrink(key, to as usize);
         runner.set_pages(key, keep);
-        if to == 0 {
+        if keep == 0 {
             self.segments.remove(&key);
         } else if let Some(segment) = self.segments.get_mut(&key) {
             segment.written = segment.written.min(to);
@@ -130,7 +140,15 @@ impl Batcher {
                 Ok(rows) => {
                     // Before any result: whoever gets one gives the next job, which begins where this one ends.
                     for part in &parts {
-                        self.segments.entry(part.key).or_default().written = part.start + part.count;
+                        let written = part.start + part.count;
+                        self.segments.entry(part.key).or_default().written = written;
+                        self.pages.advance(part.key, written);
+                        for layer in layers.iter() {
+                            let behind = self.pages.behind(&part.key, layer);
+                            if behind > 0 {
+                                runner.give_back(part.key, layer, behind);
+                            }
+                        }
                     }
                     runner.outputs(parts, rows, &mut |part, output| {
                         done(match output {

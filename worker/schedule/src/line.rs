@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+use dunlin_protocol::windows::BATCH_ROWS;
 use dunlin_swarm::{Layers, Position};
 
 use crate::pages::{PageTable, SegmentKey};
@@ -49,7 +50,7 @@ pub struct Budget {
 
 impl Budget {
     /// That of an engine. A step waits for no more rows of others than these.
-    pub const ENGINE: Self = Self { step_rows: 64, prefill_rows: 128, prefill_ends: 16 };
+    pub const ENGINE: Self = Self { step_rows: 64, prefill_rows: BATCH_ROWS, prefill_ends: 16 };
 
     /// Rows of a batch, at most.
     #[must_use]

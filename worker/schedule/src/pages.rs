@@ -1,12 +1,13 @@
 //! How many pages of KV cache there are and who has them.
 //!
-//! The unit is a page of one layer: 16 positions of keys and values. A segment of `l` layers takes `l` pages at a time.
+//! The unit is a page of one layer: 16 positions of keys and values. A segment of `l` layers takes `l` pages at a time; layers that slide over a window give
+//! those back that no row sees any more.
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::SessionId;
 use dunlin_protocol::frame::PAGE_POSITIONS;
-use dunlin_swarm::Layers;
+use dunlin_protocol::{SessionId, Windows};
+use dunlin_swarm::{Layers, Position};
 
 const PAGE: usize = PAGE_POSITIONS as usize;
 
@@ -22,7 +23,17 @@ pub struct NoPages;
 pub struct PageTable {
     total: usize,
     used: usize,
-    segments: BTreeMap<SegmentKey, usize>,
+    windows: Windows,
+    segments: BTreeMap<SegmentKey, Held>,
+}
+
+/// What a segment has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// Pages per layer, those that were given back among them.
+    pages: usize,
+    /// The most positions that it has had: what is behind the windows of layers goes by it, and was given back.
+    reached: Position,
 }
 
 impl PageTable {
@@ -30,6 +41,12 @@ impl PageTable {
     #[must_use]
     pub fn new(total: usize) -> Self {
         Self { total, ..Self::default() }
+    }
+
+    /// The same for a model whose layers keep this of a sequence.
+    #[must_use]
+    pub fn with_windows(self, windows: Windows) -> Self {
+        Self { windows, ..self }
     }
 
     /// There are `total` pages from now on. Those in use beyond that stay until they are given back.
@@ -49,10 +66,27 @@ impl PageTable {
         self.total.saturating_sub(self.used)
     }
 
-    /// Pages per layer that a segment has.
+    fn held(&self, key: &SegmentKey) -> Held {
+        self.segments.get(key).copied().unwrap_or_default()
+    }
+
+    /// Pages per layer that a segment has, with those that were given back.
     #[must_use]
     pub fn of(&self, key: &SegmentKey) -> usize {
-        self.segments.get(key).copied().unwrap_or(0)
+        self.held(key).pages
+    }
+
+    /// Pages of a segment, from the first, that `layer` has given back.
+    #[must_use]
+    pub fn behind(&self, key: &SegmentKey, layer: u32) -> usize {
+        let Held { pages, reached } = self.held(key);
+        (self.windows.behind(layer, reached) as usize).min(pages)
+    }
+
+    /// Pages of all layers that a segment has in truth.
+    fn taken(&self, key: &SegmentKey) -> usize {
+        let pages = self.of(key);
+        key.1.iter().map(|layer| pages - self.behind(key, layer)).sum()
     }
 
     /// Positions that a segment can have with `free` more pages.
@@ -80,21 +114,34 @@ impl PageTable {
         }
         self.used += pages;
         if have + more > 0 {
-            self.segments.insert(key, have + more);
+            self.segments.entry(key).or_default().pages = have + more;
         }
         Ok(more)
     }
 
-    /// Leaves a segment room for `positions` positions; returns how many pages per layer it keeps.
+    /// A segment has `positions` positions: gives back what no later row of it sees, of each layer up to [`PageTable::behind`].
+    pub fn advance(&mut self, key: SegmentKey, positions: Position) {
+        let before = self.taken(&key);
+        if let Some(held) = self.segments.get_mut(&key) {
+            held.reached = held.reached.max(positions);
+        }
+        self.used -= before - self.taken(&key);
+    }
+
+    /// Leaves a segment room for `positions` positions; returns how many pages per layer it keeps: none if rows from there on would see what was
+    /// given back.
     pub fn shrink(&mut self, key: SegmentKey, positions: usize) -> usize {
-        let have = self.of(&key);
-        let keep = positions.div_ceil(PAGE).min(have);
-        self.used -= (have - keep) * key.1.len() as usize;
+        let Held { pages, reached } = self.held(&key);
+        let to = Position::try_from(positions).unwrap_or(Position::MAX);
+        let is_there = self.windows.can_cut(key.1, reached, to);
+        let keep = if is_there { positions.div_ceil(PAGE).min(pages) } else { 0 };
+        let before = self.taken(&key);
         if keep == 0 {
             self.segments.remove(&key);
-        } else {
-            self.segments.insert(key, keep);
+        } else if let Some(held) = self.segments.get_mut(&key) {
+            held.pages = keep;
         }
+        self.used -= before - self.taken(&key);
         keep
     }
 }
@@ -103,7 +150,7 @@ impl PageTable {
 mod tests {
     use std::collections::BTreeMap;
 
-    use dunlin_protocol::SessionId;
+    use dunlin_protocol::{SessionId, Windows};
     use dunlin_swarm::Layers;
     use proptest::prelude::*;
 
@@ -139,6 +186,29 @@ mod tests {
         assert_eq!((table.total(), table.free()), (5, 1));
         table.resize(20);
         assert_eq!((table.total(), table.free()), (20, 16));
+    }
+
+    #[test]
+    fn layers_that_slide_give_back_what_no_row_sees_any_more() {
+        let windows = Windows::new([Some(64), None, Some(64)]);
+        let mut table = PageTable::new(1000).with_windows(windows.clone());
+        let (whole, sliding) = (key(1, 3), (SessionId(2), Layers::new(2, 3)));
+        for reached in 1..=2000 {
+            for key in [whole, sliding] {
+                table.grow(key, reached as usize).unwrap();
+                table.advance(key, reached);
+            }
+        }
+        // 2000 - 64 - 256 positions are behind the window and what is kept before it: 105 pages of 125.
+        assert_eq!([0, 1, 2].map(|layer| table.behind(&whole, layer)), [105, 0, 105]);
+        assert_eq!(table.free(), 1000 - (125 + 2 * 20) - 20);
+        assert_eq!(table.shrink(whole, 1800), 113);
+        assert_eq!(table.free(), 1000 - (113 + 2 * 8) - 20);
+        table.advance(whole, 1800);
+        assert_eq!(table.behind(&whole, 0), 105, "what is gone is not there again");
+        assert_eq!(table.shrink(whole, 1700), 0, "rows from there on would see what is gone");
+        assert_eq!(table.shrink(sliding, 0), 0);
+        assert_eq!(table.free(), 1000);
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use dunlin_engine::memory::{Fit, Needs};
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::stage::Computed;
-use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode};
+use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode, Windows};
 use dunlin_swarm::limits::SESSIONS_MAX;
 use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
 use dunlin_swarm::{Load, PeerName, Topology, layer_set, ranges};
@@ -62,13 +62,14 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         source,
         Box::new(move |file, positions| {
             let (model, hidden) = (file.config().clone(), file.config().hidden);
+            let windows = Windows::new(model.windows());
             let config = EngineConfig { model, threads, positions_max: positions as usize, kv_bytes: 0 };
             let done = Box::new(move |done: Computed| {
                 // The receiver is gone only when the process ends. It never waits for the engine (see `commands`), so this ends.
                 let _ = results_in.blocking_send(done);
             });
             let engine = Engine::start(config, done)?;
-            let started = Started { engine: engine.clone(), hidden, positions_max: positions };
+            let started = Started { engine: engine.clone(), hidden, positions_max: positions, windows };
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
             Ok(engine)
         }),
@@ -105,6 +106,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
             name: args.process.name.as_str().into(),
             hidden: 0,
             positions_max: 0,
+            windows: Windows::default(),
             pages: 0,
             sessions_max: SESSIONS_MAX,
             journal_bytes_max: 0,
@@ -134,6 +136,8 @@ struct Started {
     hidden: usize,
     /// Longest sequence.
     positions_max: u32,
+    /// What layers keep of a sequence.
+    windows: Windows,
 }
 
 /// Where the loader puts the engine once it runs.
@@ -269,7 +273,7 @@ impl Stage {
         if self.commands.engine().is_none()
             && let Some(started) = self.engine_slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
         {
-            self.node.set_model(started.hidden, started.positions_max);
+            self.node.set_model(started.hidden, started.positions_max, started.windows);
             self.commands.set_engine(started.engine);
         }
         self.node.tick(self.now_ms(), out);

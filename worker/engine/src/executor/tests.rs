@@ -7,18 +7,23 @@ use std::sync::{Arc, Mutex};
 
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
 use dunlin_model::random_model::{self, RandomModelSpec};
-use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelFile};
+use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelConfig, ModelFile};
 use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
 use dunlin_protocol::{Refusal, SessionId};
 use dunlin_swarm::Layers;
 
-use super::{Command, EngineConfig, Executor};
+use super::{Batcher, Budget, Command, EngineConfig, Executor, Windows};
 
 const VOCAB: u32 = 300;
 const PROMPT: u32 = 3;
 
 /// A whole model of three layers with adapters `a`, `b` (LoRA) and `p` (a prompt).
 fn executor() -> Executor {
+    executor_of(128, |_| {})
+}
+
+/// The same, changed, for sequences of up to `positions_max`.
+fn executor_of(positions_max: usize, change: impl FnOnce(&mut ModelConfig)) -> Executor {
     let folder = tempfile::tempdir().unwrap();
     let spec = RandomModelSpec {
         layers: 3,
@@ -31,8 +36,9 @@ fn executor() -> Executor {
     };
     random_model::write(folder.path(), &spec).unwrap();
     let file = ModelFile::open_path(folder.path()).unwrap();
-    let config =
-        EngineConfig { model: file.config().clone(), threads: 2, positions_max: 128, kv_bytes: 1 << 22 };
+    let mut model = file.config().clone();
+    change(&mut model);
+    let config = EngineConfig { model, threads: 2, positions_max, kv_bytes: 1 << 22 };
     let mut executor = Executor::new(config, Arc::new(Mutex::default()), Arc::default());
     let embedding = Embedding::load(&file).unwrap();
     executor.command(Command::InstallHead(Arc::new(Head::load(&file, Some(&embedding)).unwrap())));
@@ -152,6 +158,63 @@ fn the_bits_of_a_row_do_not_depend_on_the_adapters_of_others_in_the_batch() {
     for (one, other) in [(0, 1), (0, 2), (1, 2), (0, 3)] {
         assert_ne!(last(one), last(other), "{one} and {other} have different adapters");
     }
+}
+
+/// One that keeps all pages of its segments.
+fn keeping(mut executor: Executor) -> Executor {
+    let pages = executor.batcher.pages().total();
+    executor.batcher = Batcher::new(Budget::ENGINE, executor.runner.model.hidden, pages);
+    executor
+}
+
+/// Rows of `text` from `from` on, up to 600 as a prompt, and the others by tens; what came, and how many pages were taken at most.
+fn read(executor: &mut Executor, text: &[u32], from: usize) -> (Vec<Output>, usize) {
+    let (mut outputs, mut most) = (Vec::new(), 0);
+    let prompt = from..text.len().min(600.max(from));
+    let tens = (prompt.end..text.len()).step_by(10).map(|at| at..at + 10);
+    for rows in std::iter::once(prompt.clone()).chain(tens).filter(|rows| !rows.is_empty()) {
+        executor.command(Command::Job(job(1, None, rows.start as u32, &text[rows])));
+        outputs.extend(run(executor).1.remove(&1).unwrap_or_default());
+        let pages = executor.batcher.pages();
+        let taken = pages.total() - pages.free();
+        assert_eq!(taken, executor.runner.pages_in_memory(), "what is counted is what is there");
+        most = most.max(taken);
+    }
+    (outputs, most)
+}
+
+#[test]
+fn pages_behind_windows_are_given_back_and_no_bit_changes() {
+    let text: Vec<u32> = (0..900).map(|i| i * 7 % VOCAB).collect();
+    let slide = |model: &mut ModelConfig| model.block.attention.window = Some(32);
+    let mut frees = executor_of(1024, slide);
+    let mut keeps = keeping(executor_of(1024, slide));
+    let ((freed, most), (kept, all)) = (read(&mut frees, &text, 0), read(&mut keeps, &text, 0));
+    assert_eq!(bits(&freed), bits(&kept));
+    let bound = Windows::new([Some(32); 3]).pages(Layers::new(0, 2), 900) as usize;
+    assert!(most <= bound && all == 2 * 57, "{most} of {all} pages, {bound} are allowed");
+    let cut = |executor: &mut Executor, to| {
+        executor.command(Command::Truncate { session: SessionId(1), layers: Layers::new(0, 2), to });
+    };
+    // As after a loss: it goes on a little before where it was.
+    cut(&mut frees, 700);
+    let (again, _) = read(&mut frees, &text, 700);
+    assert_eq!(bits(&again), bits(&kept)[700 * 64..]);
+    cut(&mut frees, 500);
+    let pages = frees.batcher.pages();
+    assert_eq!((frees.runner.pages_in_memory(), pages.free()), (0, pages.total()));
+    let (refused, _) = read(&mut frees, &text[..501], 500);
+    assert_eq!(refused, [Output::Failed(Refusal::NeedReplay { have: 0 })]);
+    // Layers of both kinds.
+    let mixed = |model: &mut ModelConfig| {
+        let mut sliding = model.block.clone();
+        sliding.attention.window = Some(32);
+        model.other_blocks.insert(1, sliding);
+    };
+    let (mut frees, mut keeps) = (executor_of(1024, mixed), keeping(executor_of(1024, mixed)));
+    let ((freed, most), (kept, all)) = (read(&mut frees, &text, 0), read(&mut keeps, &text, 0));
+    assert_eq!(bits(&freed), bits(&kept));
+    assert!(most < all, "{most} of {all} pages");
 }
 
 #[test]

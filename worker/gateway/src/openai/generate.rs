@@ -72,6 +72,7 @@ fn generation(
         max_len: tokens.len() as u32 + params.max_tokens.unwrap_or(room),
         tokens,
         sampling,
+        windows: model.windows.clone(),
         eos: if params.ignore_eos { Vec::new() } else { model.tokenizer.eos().to_vec() },
         adapter: adapter.map(|a| Arc::clone(&a.name)),
         limit,

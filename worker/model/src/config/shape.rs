@@ -47,6 +47,11 @@ impl ModelConfig {
         std::iter::once(&self.block).chain(self.other_blocks.values())
     }
 
+    /// By layer the positions that its rows see; all when none.
+    pub fn windows(&self) -> impl Iterator<Item = Option<u32>> {
+        (0..self.layers).map(|layer| self.block(layer).attention.window)
+    }
+
     /// Gives `block` to all layers for which `which` holds.
     pub(crate) fn vary(&mut self, block: &BlockSpec, which: impl Fn(u32) -> bool) {
         let layers = (0..self.layers).filter(|layer| which(*layer));

@@ -276,17 +276,16 @@ impl GatewayCore {
         }
         let counted = s.counted();
         let is_counted = |hop: &&RouteHop| counted.contains(&(hop.peer.clone(), hop.layers));
-        let per_layer = s.pages_per_layer();
         let peers: BTreeSet<&PeerName> = hops.iter().map(|hop| &hop.peer).collect();
         for peer in peers {
             let Some(load) = self.routes.loads().get(peer) else { continue };
             let own = hops.iter().filter(|hop| hop.peer == *peer);
-            let more: u32 = own.clone().filter(|hop| !is_counted(hop)).map(|hop| hop.layers.len()).sum();
+            let more: u32 = own.clone().filter(|hop| !is_counted(hop)).map(|hop| s.pages(hop.layers)).sum();
             // What it has there of other layers is freed when it begins.
             let left = counted
                 .iter()
                 .filter(|(name, layers)| name == peer && !own.clone().any(|hop| hop.layers == *layers));
-            let need = per_layer * more.saturating_sub(left.map(|(_, layers)| layers.len()).sum());
+            let need = more.saturating_sub(left.map(|(_, layers)| s.pages(*layers)).sum());
             if need == 0 {
                 continue;
             }
@@ -295,7 +294,7 @@ impl GatewayCore {
                 .values()
                 .flat_map(|other| other.route.iter().map(move |h| (other, h)))
                 .filter(|(other, h)| h.peer == *peer && other.is_on_its_way_to(h))
-                .map(|(other, h)| other.pages_per_layer() * h.layers.len())
+                .map(|(other, h)| other.pages(h.layers))
                 .sum();
             // What others may take yet is not theirs before they do.
             let spare = if s.has_begun() { load.free_pages } else { load.spare_pages };

@@ -7,8 +7,9 @@ use dunlin_swarm::{Layers, PeerName, Position, RouteHop};
 
 use super::recovery::{Disturbance, Disturbed};
 use super::shell::Submission;
-use crate::frame::{Attempt, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, SessionId};
+use crate::frame::{Attempt, GatewayId, Hop, Open, PAGES_ROOM_AHEAD, SessionId};
 use crate::sampling::SamplingParams;
+use crate::windows::Windows;
 
 /// Where a session stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,7 @@ pub(super) struct Session {
     pub max_len: u32,
     pub sampling: Arc<SamplingParams>,
     pub eos: Arc<Vec<u32>>,
+    windows: Windows,
     pub adapter: Option<Arc<str>>,
     pub deadline_ms: u64,
     /// When the gateway took it: its place in every line.
@@ -96,6 +98,7 @@ impl Session {
             max_len: submission.max_len,
             sampling: Arc::new(submission.sampling),
             eos: Arc::new(submission.eos),
+            windows: submission.windows,
             adapter: submission.adapter,
             deadline_ms: submission.deadline_ms,
             born_ms: now_ms,
@@ -223,10 +226,10 @@ impl Session {
         known.chain(self.reported.iter().cloned()).collect()
     }
 
-    /// KV pages of one layer for all it has and some positions ahead.
-    pub(super) fn pages_per_layer(&self) -> u32 {
-        let len = self.tokens.len() as u32;
-        len.saturating_add(PAGES_ROOM_AHEAD).min(self.max_len).div_ceil(PAGE_POSITIONS)
+    /// KV pages in these layers for all it has and some positions ahead.
+    pub(super) fn pages(&self, layers: Layers) -> u32 {
+        let positions = (self.tokens.len() as Position).saturating_add(PAGES_ROOM_AHEAD).min(self.max_len);
+        self.windows.pages(layers, positions)
     }
 
     /// Will a hop of its route take pages for it, without having said so yet?

@@ -7,6 +7,7 @@ use dunlin_swarm::PeerName;
 use super::recovery::Recovery;
 use crate::frame::{Frame, GatewayId, SessionId};
 use crate::sampling::{FinishReason, SamplingParams};
+use crate::windows::Windows;
 
 /// Bounds of a gateway.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Submission {
     pub sampling: SamplingParams,
     /// Tokens that end it.
     pub eos: Vec<u32>,
+    /// What layers of the model keep of it.
+    pub windows: Windows,
     /// The adapter it is computed with; none for the model itself.
     pub adapter: Option<Arc<str>>,
     /// It fails when not finished by then.

@@ -10,6 +10,7 @@ use super::sender::Sender;
 use super::session::{Segment, Session};
 use super::shell::{Destination, StageConfig, StageEffect};
 use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Refusal, SessionId};
+use crate::windows::Windows;
 
 /// An engine that has had no pages for the only session that has any for so many ticks will never have them.
 const HOPELESS_TICKS: u32 = 20;
@@ -59,10 +60,11 @@ impl StageNode {
         self.adapters = adapters;
     }
 
-    /// Values in a row, and the longest sequence that its engine can compute; known once the model is.
-    pub fn set_model(&mut self, hidden: usize, positions_max: u32) {
+    /// Values in a row, the longest sequence that its engine can compute, and what layers keep of one; known once the model is.
+    pub fn set_model(&mut self, hidden: usize, positions_max: u32, windows: Windows) {
         self.config.hidden = hidden;
         self.config.positions_max = positions_max;
+        self.config.windows = windows;
     }
 
     /// KV pages of its engine from now on.
@@ -106,7 +108,7 @@ impl StageNode {
     /// KV pages that no session here has or is about to take.
     #[must_use]
     pub fn spare_pages(&self) -> u32 {
-        let taken: u64 = self.sessions.values().map(Session::pages).sum();
+        let taken: u64 = self.sessions.values().map(|s| s.pages(&self.config.windows)).sum();
         u32::try_from(u64::from(self.config.pages).saturating_sub(taken)).unwrap_or(u32::MAX)
     }
 

@@ -1,7 +1,7 @@
 //! How a session begins on a stage, or begins again.
 
 use super::node::StageNode;
-use super::session::{Segment, Session, pages_per_layer};
+use super::session::{Segment, Session, counted_positions};
 use super::shell::{Destination, StageEffect};
 use crate::frame::{Frame, Open, Refusal};
 
@@ -41,7 +41,15 @@ impl StageNode {
         s.used = self.uses;
         let hop = s.route[index].clone();
         let next = s.route.get(index + 1).cloned();
-        let have = s.segments.get(&hop.layers).map_or(0, |segment| segment.have);
+        let segment = s.segments.get(&hop.layers);
+        let mut have = segment.map_or(0, |segment| segment.have);
+        // The engine may have given back what rows from there on see.
+        if segment.is_some_and(|known| !self.config.windows.can_cut(hop.layers, known.most_given(), hop.from))
+        {
+            s.segments.remove(&hop.layers);
+            out.push(StageEffect::Free { session, layers: hop.layers });
+            have = 0;
+        }
         if hop.from > have {
             s.refuse(session, index, Refusal::NeedReplay { have }, out);
             // Nothing of it is held here, so nobody would ever close it.
@@ -114,8 +122,8 @@ impl StageNode {
         }
         // Gateways look before, but two of them may look at once. An answer that has begun is let in: younger ones make room for it.
         let has_begun = open.tokens.len() > open.prompt_len as usize;
-        let need = pages_per_layer(open.tokens.len(), open.max_len) * u64::from(hop.layers.len());
-        if !has_begun && need > u64::from(self.spare_pages()) {
+        let positions = counted_positions(open.tokens.len(), open.max_len);
+        if !has_begun && self.config.windows.pages(hop.layers, positions) > self.spare_pages() {
             return Err(Refusal::NoPages);
         }
         Ok(())

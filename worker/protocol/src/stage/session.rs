@@ -13,6 +13,7 @@ use crate::frame::{
     WINDOW_ROWS,
 };
 use crate::sampling::{FinishReason, SamplingParams};
+use crate::windows::Windows;
 
 /// As few rows as this are a step of a sequence that waits for its next token.
 const STEP_ROWS: u32 = 4;
@@ -49,6 +50,8 @@ pub(super) struct Segment {
     pub have: Position,
     /// Positions given to the engine.
     pub given: Position,
+    /// The most that were ever given: what the engine has given back behind windows goes by it.
+    pub reached: Position,
     /// Positions whose input has arrived; what is not given yet is in `inbox`.
     pub received: Position,
     pub inbox: VecDeque<RowData>,
@@ -174,9 +177,9 @@ impl Session {
     }
 
     /// KV pages that count as taken: those that its segments have, and a little ahead.
-    pub fn pages(&self) -> u64 {
-        let layers: u64 = self.segments.keys().map(|layers| u64::from(layers.len())).sum();
-        layers * pages_per_layer(self.tokens.len(), self.max_len)
+    pub fn pages(&self, windows: &Windows) -> u64 {
+        let positions = counted_positions(self.tokens.len(), self.max_len);
+        self.segments.keys().map(|layers| u64::from(windows.pages(*layers, positions))).sum()
     }
 
     /// Does this token end the sequence, being its last?
@@ -205,9 +208,9 @@ impl Session {
     }
 }
 
-/// KV pages of one layer that count as taken by a sequence of `len` tokens.
-pub(super) fn pages_per_layer(len: usize, max_len: u32) -> u64 {
-    u64::from((len as u32).saturating_add(PAGES_ROOM_AHEAD).min(max_len).div_ceil(PAGE_POSITIONS))
+/// Positions whose KV pages count as taken by a sequence of `len` tokens.
+pub(super) fn counted_positions(len: usize, max_len: u32) -> Position {
+    (len as Position).saturating_add(PAGES_ROOM_AHEAD).min(max_len)
 }
 
 impl Segment {
@@ -217,6 +220,7 @@ impl Segment {
             opened: 0,
             have: 0,
             given: 0,
+            reached: 0,
             received: 0,
             inbox: VecDeque::new(),
             granted: 0,
@@ -230,12 +234,18 @@ impl Segment {
     pub fn restart(&mut self, index: usize, attempt: Attempt, from: Position, next_from: Option<Position>) {
         self.index = index;
         self.opened = attempt;
+        self.reached = self.most_given();
         (self.have, self.given, self.received) = (from, from, from);
         self.inbox.clear();
         self.granted = from + WINDOW_ROWS;
         self.journal.truncate(from);
         self.sent = next_from.unwrap_or(from);
         self.limit = self.sent + WINDOW_ROWS;
+    }
+
+    /// The most positions that the engine may ever have had.
+    pub fn most_given(&self) -> Position {
+        self.reached.max(self.given)
     }
 
     /// Rows that have arrived and are not computed.

@@ -7,6 +7,7 @@ use dunlin_swarm::{Layers, PeerName, Position};
 use super::sender::Sender;
 use crate::frame::{Attempt, Frame, GatewayId, Refusal, RowData, SessionId};
 use crate::sampling::SamplingParams;
+use crate::windows::Windows;
 
 /// Bounds of a stage.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct StageConfig {
     pub arithmetic: u32,
     /// Longest sequence that its engine can compute.
     pub positions_max: u32,
+    /// What layers of the model keep of a sequence.
+    pub windows: Windows,
     /// KV pages of its engine, each of one layer.
     pub pages: u32,
     /// Sessions it takes at most.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
-use dunlin_protocol::{Refusal, SessionId};
+use dunlin_protocol::{Refusal, SessionId, Windows};
 use dunlin_swarm::Layers;
 
 use super::{Batcher, Runner};
@@ -18,6 +18,8 @@ const BAD: u32 = 666;
 #[derive(Default)]
 struct Notes {
     pages: BTreeMap<SegmentKey, usize>,
+    /// Of each layer those that were given back.
+    behind: BTreeMap<(SegmentKey, u32), usize>,
     ran: Vec<Vec<u64>>,
     lacks: Option<Refusal>,
 }
@@ -32,6 +34,10 @@ impl Runner for Notes {
     fn set_pages(&mut self, key: SegmentKey, pages: usize) {
         self.pages.insert(key, pages);
         self.pages.retain(|_, pages| *pages > 0);
+    }
+
+    fn give_back(&mut self, key: SegmentKey, layer: u32, pages: usize) {
+        self.behind.insert((key, layer), pages);
     }
 
     fn forward(&mut self, _: Layers, parts: &[Part]) -> Result<(), (usize, Refusal)> {
@@ -132,4 +138,22 @@ fn pages_are_given_back_as_far_as_a_segment_is_forgotten() {
     assert_eq!(step(&mut batcher, &mut notes), [(1, 17, None)]);
     batcher.truncate(key, 0, &mut notes);
     assert_eq!((notes.pages.len(), batcher.pages().free()), (0, 8));
+}
+
+#[test]
+fn layers_that_slide_give_pages_back_and_what_is_gone_is_computed_again_from_the_beginning() {
+    let (batcher, mut notes) = batcher(80);
+    let mut batcher = batcher.with_windows(Windows::new([Some(16), None]));
+    let key = (SessionId(1), LAYERS);
+    for start in (0..640).step_by(32) {
+        batcher.push(job(1, start, vec![1; 32]));
+        assert_eq!(step(&mut batcher, &mut notes), [(1, start + 32, None)]);
+    }
+    // 640 - 16 - 256 positions are behind: 23 pages of 40.
+    assert_eq!(notes.behind, BTreeMap::from([((key, 0), 23)]));
+    assert_eq!(batcher.pages().free(), 80 - (40 + 17));
+    batcher.truncate(key, 300, &mut notes);
+    assert_eq!((notes.pages.len(), batcher.pages().free()), (0, 80));
+    batcher.push(job(1, 300, vec![1]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 301, Some(Refusal::NeedReplay { have: 0 }))]);
 }

@@ -8,7 +8,7 @@ use dunlin_planner::{Member, Wanted};
 use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
     Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
-    StageConfig, StageEffect, StageNode,
+    StageConfig, StageEffect, StageNode, Windows,
 };
 use dunlin_swarm::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, ranges};
 
@@ -242,6 +242,7 @@ impl World {
             hidden: HIDDEN,
             arithmetic,
             positions_max: 4096,
+            windows: Windows::default(),
             pages: self.scenario.pages as u32,
             sessions_max: 16.max(2 * self.scenario.running_max),
             journal_bytes_max: self.scenario.journal_bytes_max,
@@ -494,6 +495,7 @@ impl World {
             max_len,
             sampling: SamplingParams { seed: u64::from(i), ..SamplingParams::default() },
             eos: Vec::new(),
+            windows: Windows::default(),
             adapter: adapter.clone(),
             deadline_ms: u64::MAX,
         };
