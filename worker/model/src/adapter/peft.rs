@@ -327,7 +327,7 @@ impl Weights {
         }
         let (mut rest, mut ordered) = (b.as_slice(), Vec::new());
         for which in parts {
-            let (n, k) = config.matrix(which);
+            let (n, k) = config.matrix(*which);
             let (own, behind) = rest.split_at(n * rank);
             rest = behind;
             in_file_order(config, *which, own, rank, &mut ordered);

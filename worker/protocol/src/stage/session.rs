@@ -9,8 +9,7 @@ use dunlin_swarm::{Layers, Position};
 use super::journal::Journal;
 use super::shell::{Destination, Input, Job, Line, SampleRequest, StageEffect, Urgency};
 use crate::frame::{
-    Attempt, Frame, GatewayId, Hop, Open, PAGE_POSITIONS, PAGES_ROOM_AHEAD, Refusal, RowData, SessionId,
-    WINDOW_ROWS,
+    Attempt, Frame, GatewayId, Hop, Open, PAGES_ROOM_AHEAD, Refusal, RowData, SessionId, WINDOW_ROWS,
 };
 use crate::sampling::{FinishReason, SamplingParams};
 use crate::windows::Windows;
