@@ -204,7 +204,8 @@ pub struct Held {
     pub layers: Layers,
     /// Positions whose KV cache is there.
     pub have: Position,
-    /// Rows that have arrived and are not computed: they wait for others, which is no reason to worry.
+    /// Rows in the line of the engine: they wait for those of others, which is no reason to worry. Rows that the next hop takes no more of
+    /// are not among them: it is for that hop to say what they wait for.
     pub waiting: u32,
 }
 

@@ -293,6 +293,61 @@ fn a_long_sequence_needs_no_more_pages_than_windows_keep() {
 }
 
 #[test]
+fn a_prompt_that_waits_for_pages_holds_none_meanwhile() {
+    let mut world = World::new();
+    world.submit(1, 500, 600);
+    assert_eq!(world.opened().len(), 1);
+    let held = |layers| Held { session: SessionId(1), attempt: 1, layers, have: 256, waiting: 0 };
+    let on_a = held(Layers::new(0, 2));
+    world.loads.get_mut("b").unwrap().spare_pages = 10;
+    world.pong("a", std::slice::from_ref(&on_a));
+    world.pong("b", &[held(Layers::new(2, 4))]);
+    // The layers of c are b's shadow, and b has no pages for them.
+    world.lose("c");
+    assert!(world.phase(1).starts_with("memory on b"), "{}", world.phase(1));
+    let closed = |world: &mut World| -> Vec<String> {
+        let to = |effect| match effect {
+            GatewayEffect::Send { peer, frame: Frame::Close { .. } } => Some(peer.0),
+            _ => None,
+        };
+        world.out.drain(..).filter_map(to).collect()
+    };
+    assert_eq!(closed(&mut world), ["a", "b"]);
+    world.pass(1000);
+    assert_eq!(closed(&mut world), [""; 0], "once is enough");
+    // Its opening may have overtaken that on its way from peer to peer.
+    world.pong("a", std::slice::from_ref(&on_a));
+    assert_eq!(closed(&mut world), ["a"]);
+    world.loads.get_mut("b").unwrap().spare_pages = 1000;
+    world.pong("b", &[]);
+    let opened = world.opened();
+    assert_eq!(opened, [(3, hops(&[("a", 0), ("b", 0)]))]);
+}
+
+#[test]
+fn a_prompt_that_waits_for_pages_does_not_go_back_to_a_peer_that_leads_nowhere() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    let held = Held { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 9, waiting: 0 };
+    // Nothing is ever heard of b. Its layers are a's shadow, and a has no pages for them.
+    world.loads.get_mut("a").unwrap().spare_pages = 0;
+    world.pong("a", &[held]);
+    world.opened();
+    for ms in [2500, 4500] {
+        world.pass(ms);
+        assert_eq!(world.opened().len(), 1);
+    }
+    world.pass(8500 + 10_000);
+    assert_eq!(world.opened(), [], "it has seen three times that nothing comes of b");
+    assert!(world.phase(1).starts_with("memory on a"), "{}", world.phase(1));
+    world.loads.get_mut("a").unwrap().spare_pages = 1000;
+    world.pong("a", &[]);
+    let opened = world.opened();
+    let peers: Vec<&str> = opened[0].1.iter().map(|(peer, _)| peer.as_str()).collect();
+    assert_eq!(peers, ["a", "c"]);
+}
+
+#[test]
 fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     let mut world = World::new();
     world.submit(1, 10, 100);

@@ -165,6 +165,19 @@ fn a_hop_says_when_it_has_room_and_ignores_what_it_has_none_for() {
 }
 
 #[test]
+fn rows_that_the_next_hop_does_not_take_stand_in_no_line() {
+    let (mut a, mut out) = (node("a"), Vec::new());
+    say(&mut a, Frame::Open(open(1, 0, 2000, 2100)), &mut out);
+    let held = |a: &StageNode| a.held().into_values().flatten().next().unwrap();
+    assert_eq!((held(&a).have, held(&a).waiting), (0, 2 * WINDOW_ROWS));
+    for job in happened(&mut out).jobs {
+        a.computed(done(&job), 0, &mut out);
+    }
+    // The engine has nothing to do for it, however busy it is: if nothing goes on, that is for the next hop to explain.
+    assert_eq!((held(&a).have, held(&a).waiting), (2 * WINDOW_ROWS, 0));
+}
+
+#[test]
 fn rows_that_wait_take_the_memory_of_journals() {
     let (mut b, mut out) = (node("b"), Vec::new());
     let rows = |session: u64, count: u32| Frame::Rows {

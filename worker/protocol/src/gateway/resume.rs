@@ -88,9 +88,7 @@ impl GatewayCore {
                         s.forget_peer(&peer);
                     }
                 } else {
-                    // It has lost nothing that is worth waiting with pages in hand for.
-                    s.forget_all();
-                    self.close(id, out);
+                    self.let_go(id, out);
                 }
                 let on = WaitsFor::Pages("memory on the stages".to_owned());
                 self.wait_for(id, on, Disturbance::NoPages, now_ms);
@@ -104,7 +102,7 @@ impl GatewayCore {
     pub(super) fn wake(&mut self, now_ms: u64, out: &mut Vec<GatewayEffect>) {
         let stall_ms = self.config.stall_ms;
         let still = |s: &Session| {
-            s.phase == Phase::Running && now_ms.saturating_sub(s.progress_ms) >= stall_ms << s.silent.min(4)
+            s.phase == Phase::Running && now_ms.saturating_sub(s.progress_ms) >= s.patience_ms(stall_ms)
         };
         let due = |s: &Session| matches!(s.phase, Phase::Waiting { until_ms, .. } if now_ms >= until_ms);
         for id in self.by_age(|s| still(s) || due(s)) {
@@ -194,9 +192,10 @@ impl GatewayCore {
         if s.fruitless > FRUITLESS_BEFORE_RESTART {
             let behind = s.behind();
             s.forget_all();
-            // A peer that never makes progress may be broken without knowing it.
+            // A peer that never makes progress may be broken without knowing it. To see that again would take this long.
             if let Some(peer) = behind {
-                s.avoid.insert(peer, now_ms + AVOID_MS);
+                let again_ms = s.patience_ms(self.config.stall_ms);
+                s.avoid.insert(peer, now_ms + AVOID_MS.max(2 * again_ms));
             }
         }
         self.attempt(id, now_ms, out);
@@ -207,9 +206,24 @@ impl GatewayCore {
         match self.way(id, now_ms) {
             Err(no_way) => self.wait(id, &no_way.to_string(), Disturbance::PeerLost, now_ms),
             Ok(way) => match self.lacks_pages(id, &way.hops, now_ms) {
-                Some(lack) => self.wait_for(id, WaitsFor::Pages(lack), Disturbance::NoPages, now_ms),
+                Some(lack) => {
+                    self.let_go(id, out);
+                    self.wait_for(id, WaitsFor::Pages(lack), Disturbance::NoPages, now_ms);
+                }
                 None => self.begin(id, way, now_ms, out),
             },
+        }
+    }
+
+    /// Rule: nobody waits for pages with pages in hand, or two may wait for each other. A session that has said nothing yet has lost little;
+    /// one that has begun gets pages from younger ones.
+    fn let_go(&mut self, id: SessionId, out: &mut Vec<GatewayEffect>) {
+        if self.sessions.get(&id).is_some_and(Session::has_begun) {
+            return;
+        }
+        self.close(id, out);
+        if let Some(s) = self.sessions.get_mut(&id) {
+            s.let_go();
         }
     }
 

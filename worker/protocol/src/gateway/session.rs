@@ -125,6 +125,11 @@ impl Session {
         self.tokens.len() > self.prompt_len as usize
     }
 
+    /// It stands still when nothing has come for this long: longer each time that nothing comes at all.
+    pub(super) fn patience_ms(&self, stall_ms: u64) -> u64 {
+        stall_ms << self.silent.min(4)
+    }
+
     /// The position that the next attempt computes first on hops that kept everything before it.
     pub(super) fn resume_from(&self) -> Position {
         self.tokens.len() as Position - 1
@@ -218,6 +223,16 @@ impl Session {
     pub(super) fn forget_all(&mut self) {
         (self.filled, self.distrust) = (false, true);
         self.known.clear();
+    }
+
+    /// It leaves all peers. Whatever one of them says that it has of it yet is of an attempt that is over, and freed.
+    pub(super) fn let_go(&mut self) {
+        self.forget_all();
+        self.reported.clear();
+        if !self.route.is_empty() {
+            self.route.clear();
+            self.attempt += 1;
+        }
     }
 
     /// What peers count as taken by this session already.

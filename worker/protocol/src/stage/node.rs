@@ -123,7 +123,7 @@ impl StageNode {
                 attempt: s.attempt,
                 layers,
                 have: g.have,
-                waiting: g.waiting(),
+                waiting: g.in_line(),
             };
             own.extend(s.segments.iter().map(held));
         }

@@ -247,8 +247,13 @@ impl Segment {
         self.reached.max(self.given)
     }
 
-    /// Rows that have arrived and are not computed.
-    pub fn waiting(&self) -> u32 {
+    /// Rows that the engine has been given and has not computed.
+    pub fn in_line(&self) -> u32 {
+        self.given - self.have
+    }
+
+    /// Rows that have arrived and are not computed, those that the next hop has no room for among them.
+    fn waiting(&self) -> u32 {
         self.received - self.have
     }
 
