@@ -97,6 +97,12 @@ impl Batcher {
         &self.line
     }
 
+    /// Nothing of any session is left.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.segments.is_empty() && self.line.is_empty() && self.pages.free() == self.pages.total()
+    }
+
     /// Takes a job. Those of a segment in which one failed are dropped: its session begins again before anything else runs.
     pub fn push(&mut self, job: Job) {
         if self.segments.get(&(job.session, job.layers)).is_none_or(|segment| !segment.is_poisoned) {

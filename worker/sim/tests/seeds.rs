@@ -1,14 +1,32 @@
 //! Thousands of runs with faults: tokens are those of the undisturbed run, and nothing is left behind.
 
+use dunlin_sim::serving::Flaw;
 use dunlin_sim::{Scenario, run};
 
-fn check(seeds: std::ops::Range<u64>) -> (u32, u32) {
-    let (mut faults, mut recoveries) = (0, 0);
+/// What came of all of them.
+#[derive(Debug, Default)]
+struct Sum {
+    faults: u32,
+    recoveries: u32,
+    turned_away: u32,
+    no_pages: u32,
+    starved: u32,
+    cancelled: u32,
+    failed: u32,
+}
+
+fn check(seeds: std::ops::Range<u64>) -> Sum {
+    let mut sum = Sum::default();
     let mut failed = Vec::new();
     for seed in seeds {
         let outcome = run(&Scenario::from_seed(seed));
-        faults += outcome.faults;
-        recoveries += outcome.recovered();
+        sum.faults += outcome.faults;
+        sum.recoveries += outcome.recovered();
+        sum.turned_away += outcome.turned_away;
+        sum.no_pages += outcome.no_pages;
+        sum.starved += outcome.starved;
+        sum.cancelled += outcome.cancelled;
+        sum.failed += outcome.failed;
         if !outcome.violations.is_empty() {
             failed.push(format!("seed {seed}: {}", outcome.verdict()));
         }
@@ -19,20 +37,49 @@ fn check(seeds: std::ops::Range<u64>) -> (u32, u32) {
         failed.len(),
         failed.join("\n")
     );
-    (faults, recoveries)
+    sum
 }
 
 #[test]
 fn three_thousand_seeds_lose_no_token_and_leave_nothing_behind() {
-    let (faults, recoveries) = check(0..3000);
+    let sum = check(0..3000);
     // The faults are real, and they hit running sessions.
-    assert!(faults > 3000 && recoveries > 1000, "{faults} faults, {recoveries} recoveries");
+    assert!(sum.faults > 3000 && sum.recoveries > 1000, "{sum:?}");
+    // Queues and pages are full at times, clients go away, and rows overflow.
+    assert!(sum.turned_away > 300 && sum.no_pages > 300 && sum.starved > 300, "{sum:?}");
+    assert!(sum.cancelled > 300 && sum.failed > 30, "{sum:?}");
+}
+
+/// Of 100 seeds with a flaw, those in which something is found, and what it is.
+fn found(flaw: Flaw) -> Vec<String> {
+    let runs = (0..100).map(|seed| run(&Scenario { flaw: Some(flaw), ..Scenario::from_seed(seed) }));
+    runs.filter_map(|outcome| outcome.violations.into_iter().next()).collect()
+}
+
+#[test]
+fn pages_that_nobody_frees_are_found() {
+    let found = found(Flaw::KeepsPages);
+    assert!(found.len() > 50, "{found:?}");
+}
+
+#[test]
+fn pages_that_are_counted_twice_are_found() {
+    let found = found(Flaw::FreesTwice);
+    let counted = found.iter().filter(|what| what.contains("pages are counted as taken"));
+    assert!(counted.count() > 50, "{found:?}");
+}
+
+#[test]
+fn a_batch_beyond_its_budget_is_found() {
+    let found = found(Flaw::IgnoresBudget);
+    let wide = found.iter().filter(|what| what.contains("a batch of"));
+    assert!(wide.count() > 10, "{found:?}");
 }
 
 #[test]
 fn a_session_that_is_passed_on_without_its_adapter_is_found() {
     let wrong = (0..100).filter(|&seed| {
-        let outcome = run(&Scenario { loses_adapters: true, ..Scenario::from_seed(seed) });
+        let outcome = run(&Scenario { flaw: Some(Flaw::LosesAdapters), ..Scenario::from_seed(seed) });
         outcome.violations.iter().any(|what| what.ends_with("got other tokens"))
     });
     assert!(wrong.count() > 50);

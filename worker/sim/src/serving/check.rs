@@ -1,11 +1,14 @@
 //! What must hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_protocol::Frame;
+use dunlin_protocol::frame::Held;
+use dunlin_protocol::gateway::Failure;
+use dunlin_protocol::{Frame, GatewayId, SessionId, StageEffect};
+use dunlin_swarm::PeerName;
 
 use super::model::{With, expected};
-use super::world::{LAYERS, World};
+use super::world::{Asked, World};
 
 impl World {
     /// All sessions of living gateways are done, all are asked, and leases have had time to end.
@@ -30,31 +33,34 @@ impl World {
         }
     }
 
+    /// Whoever loses its place on a peer that has no pages for it is told so: now, or before in the same attempt. `held` is what the peer held.
+    pub fn check_told(
+        &mut self,
+        name: &PeerName,
+        held: &BTreeMap<GatewayId, Vec<Held>>,
+        effects: &[StageEffect],
+    ) {
+        for effect in effects {
+            let StageEffect::Free { session, .. } = effect else { continue };
+            let is_told = effects.iter().any(|effect| {
+                matches!(effect, StageEffect::Send { frame: Frame::Refused { session: told, .. }, .. } if told == session)
+            });
+            let attempt =
+                held.values().flatten().find(|held| held.session == *session).map(|held| held.attempt);
+            let was_told =
+                attempt.is_some_and(|attempt| self.refused.contains(&(name.clone(), *session, attempt)));
+            if !is_told && !was_told {
+                self.out.violations.push(format!("{name} sends session {session} away and tells nobody"));
+            }
+        }
+    }
+
     pub fn judge(&mut self) {
         let versions: BTreeSet<u32> = self.peers.values().map(|peer| peer.arithmetic).collect();
         for (session, asked) in &self.asked {
-            let (len, seed) = (asked.max_len as usize, session.0 - 1);
-            let wanted = |arithmetic: &u32| {
-                let with = With { adapter: asked.adapter.as_deref(), arithmetic: *arithmetic };
-                expected(&asked.prompt, LAYERS, len, seed, with)
-            };
-            // An answer is of one arithmetic from its first token to its last.
-            let begins = |want: &Vec<u32>| asked.got == want[..asked.got.len().min(want.len())];
-            let mut all: Vec<Vec<u32>> = versions.iter().map(wanted).collect();
-            let want = all.swap_remove(all.iter().position(begins).unwrap_or(0));
-            let orphan = !self.gateways[&asked.gateway].alive;
-            if asked.got != want[..asked.got.len().min(want.len())] {
-                self.out.violations.push(format!("session {session} got other tokens"));
-            } else if !asked.done && !orphan {
-                let (have, all) = (asked.got.len(), want.len());
-                let view =
-                    self.gateways[&asked.gateway].core.views().into_iter().find(|v| v.session == *session);
-                let phase = view.map_or_else(String::new, |v| format!("{} ({:?})", v.phase, v.route));
-                self.out
-                    .violations
-                    .push(format!("session {session} is stuck at {have} of {all} tokens: {phase}"));
-            } else if asked.done && asked.got != want {
-                self.out.violations.push(format!("session {session} ended early"));
+            match self.judge_answer(*session, asked, &versions) {
+                Ok(failed) => self.out.failed += u32::from(failed),
+                Err(what) => self.out.violations.push(format!("session {session} {what}")),
             }
         }
         if self.asked.len() as u32 != self.scenario.sessions {
@@ -73,6 +79,45 @@ impl World {
         }
         if self.out.in_flight_max > 5000 {
             self.out.violations.push(format!("{} events at once", self.out.in_flight_max));
+        }
+    }
+
+    /// Did a session get what it must? True if that was a failure.
+    fn judge_answer(
+        &self,
+        session: SessionId,
+        asked: &Asked,
+        versions: &BTreeSet<u32>,
+    ) -> Result<bool, String> {
+        let (len, seed) = (asked.max_len as usize, session.0 - 1);
+        let wanted = |arithmetic: &u32| {
+            let with = With {
+                adapter: asked.adapter.as_deref(),
+                arithmetic: *arithmetic,
+                overflows: self.scenario.overflows,
+                slides: self.scenario.slides,
+            };
+            expected(&asked.prompt, len, seed, with)
+        };
+        // An answer is of one arithmetic from its first token to its last.
+        let begins = |(want, _): &(Vec<u32>, bool)| asked.got == want[..asked.got.len().min(want.len())];
+        let (want, fails) = versions.iter().map(wanted).find(begins).ok_or("got other tokens")?;
+        let gateway = &self.gateways[&asked.gateway];
+        if asked.cancelled || (!asked.done && !gateway.alive) {
+            return Ok(false);
+        }
+        if !asked.done {
+            let (have, all) = (asked.got.len(), want.len());
+            let view = gateway.core.views().into_iter().find(|v| v.session == session);
+            let phase = view.map_or_else(String::new, |v| format!("{} ({:?})", v.phase, v.route));
+            return Err(format!("is stuck at {have} of {all} tokens: {phase}"));
+        }
+        match &asked.failed {
+            _ if asked.got != want => Err(format!("ended early: {:?}", asked.failed)),
+            Some(Failure::NonFinite { .. }) if fails => Ok(true),
+            Some(error) => Err(format!("failed: {error:?}")),
+            None if fails => Err("did not fail where its rows overflow".to_owned()),
+            None => Ok(false),
         }
     }
 }

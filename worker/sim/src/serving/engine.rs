@@ -1,16 +1,22 @@
-//! The engine of one peer: batches and pages as in dunlin-engine, rows of the fake model.
+//! The engine of one peer: lines, batches and pages are dunlin-schedule's, and rows those of the fake model.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use dunlin_protocol::stage::{Computed, Input, Job, Output};
 use dunlin_protocol::{Refusal, RowData, SessionId};
-use dunlin_schedule::line::layers_of;
-use dunlin_schedule::{Budget, PageTable, Part, Scheduler, SegmentKey};
+use dunlin_schedule::{Batcher, PageTable, Part, Runner, Scheduler, SegmentKey};
 use dunlin_swarm::{Layers, Position};
 
-use super::model::{Cache, HIDDEN, With, embed, from_row, through, to_row, token};
+use super::fairness::{Fairness, Stood, Tried};
+use super::flaw::Flaw;
+use super::model::{Cache, HIDDEN, With, embed, from_row, through, to_row, token, windows};
+use super::scenario::Scenario;
 
-const BUDGET: Budget = Budget { step_rows: 64, prefill_rows: 128, prefill_ends: 16 };
+/// Positions of a page.
+const PAGE: usize = dunlin_protocol::frame::PAGE_POSITIONS as usize;
+
+/// In memory that is another's by now: who reads it says something else.
+const GONE: u64 = 0xdead;
 
 /// What an engine is told, in order.
 pub(super) enum Command {
@@ -21,57 +27,60 @@ pub(super) enum Command {
 /// Whose rows, the position of the first, and how many.
 pub type Rows = (SegmentKey, Position, u32);
 
-#[derive(Default)]
-struct Segment {
-    caches: Vec<Cache>,
-    poisoned: bool,
-}
-
 pub(super) struct Engine {
     /// Commands wait while a batch is on its way.
     inbox: VecDeque<Command>,
-    scheduler: Scheduler,
-    pages: PageTable,
-    segments: BTreeMap<SegmentKey, Segment>,
+    batcher: Batcher,
+    runner: Hashes,
+    fairness: Fairness,
     /// Results of the batch on its way.
     running: Option<Vec<Computed>>,
-    pub layer_rows: u64,
-    arithmetic: u32,
+    flaw: Option<Flaw>,
 }
 
 impl Engine {
-    /// With room for `pages` pages of one layer, and this version of the arithmetic.
-    pub fn new(pages: usize, arithmetic: u32) -> Self {
+    /// With the pages and the budget of a scenario, and this version of the arithmetic.
+    pub fn new(scenario: &Scenario, arithmetic: u32) -> Self {
+        let mut budget = scenario.budget;
+        if scenario.flaw == Some(Flaw::IgnoresBudget) {
+            budget.step_rows *= 2;
+            budget.prefill_rows *= 2;
+        }
         Self {
             inbox: VecDeque::new(),
-            scheduler: Scheduler::default(),
-            pages: PageTable::new(pages),
-            segments: BTreeMap::new(),
+            batcher: Batcher::new(budget, HIDDEN, scenario.pages).with_windows(windows(scenario.slides)),
+            runner: Hashes::new(scenario, arithmetic),
+            fairness: Fairness::new(scenario.budget),
             running: None,
-            layer_rows: 0,
-            arithmetic,
+            flaw: scenario.flaw,
         }
     }
 
     pub fn pages(&self) -> &PageTable {
-        &self.pages
+        self.batcher.pages()
     }
 
-    pub fn waiting_rows(&self) -> u32 {
-        self.scheduler.rows()
+    pub fn line(&self) -> &Scheduler {
+        self.batcher.line()
     }
 
-    pub fn is_starved(&self) -> bool {
-        self.scheduler.is_starved()
+    /// Rows times layers that were computed.
+    pub fn layer_rows(&self) -> u64 {
+        self.runner.layer_rows
     }
 
     /// Nothing of any session is left.
     pub fn is_clean(&self) -> bool {
-        self.pages.free() == self.pages.total() && self.scheduler.is_empty() && self.running.is_none()
+        self.batcher.is_idle() && self.runner.caches.is_empty() && self.running.is_none()
     }
 
     pub fn command(&mut self, command: Command) {
         self.inbox.push_back(command);
+    }
+
+    /// What did not hold since this was asked last.
+    pub fn wrong(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.runner.wrong)
     }
 
     /// Begins the next batch, if none is on its way: rows times layers, and who has which positions computed.
@@ -79,30 +88,39 @@ impl Engine {
         if self.running.is_some() {
             return None;
         }
-        while let Some(command) = self.inbox.pop_front() {
-            self.obey(command);
+        if !self.inbox.is_empty() {
+            while let Some(command) = self.inbox.pop_front() {
+                self.obey(command);
+            }
+            self.runner.check_pages(self.batcher.pages());
         }
-        let mut parts = self.scheduler.next(BUDGET, HIDDEN, &self.pages);
-        if parts.is_empty() {
+        if self.batcher.line().is_empty() {
             return None;
         }
-        let layers = layers_of(&parts);
+        let stood = Stood::all(&self.batcher, self.fairness.budget());
+        self.runner.tried.clear();
+        self.runner.ran.clear();
         let mut results = Vec::new();
-        parts.retain(|part| match self.prepare(part) {
-            Ok(()) => true,
-            Err(reason) => {
-                self.scheduler.forget(&part.key);
-                self.segments.entry(part.key).or_default().poisoned = true;
-                results.push(computed(part, Output::Failed(reason)));
-                false
+        self.batcher.step(&mut self.runner, &mut |done| results.push(done));
+        self.fairness.batch(&stood, &self.runner.tried, &mut self.runner.wrong);
+        self.runner.check_pages(self.batcher.pages());
+        for done in &results {
+            // A node knows what its engine has, and the line what there are pages for.
+            if let Output::Failed(reason @ (Refusal::NeedReplay { .. } | Refusal::NoPages)) = &done.output {
+                let (session, start) = (done.session, done.start);
+                self.runner
+                    .wrong
+                    .push(format!("session {session} fails at {start} in the engine: {reason:?}"));
             }
-        });
-        let rows: u64 = parts.iter().map(|part| u64::from(part.count)).sum();
-        let done = parts.iter().map(|part| (part.key, part.start, part.count)).collect();
-        results.extend(parts.into_iter().map(|part| self.run(part)));
+        }
+        if results.is_empty() {
+            return None;
+        }
+        let ran = std::mem::take(&mut self.runner.ran);
+        let rows =
+            ran.iter().map(|((_, layers), _, count)| u64::from(*count) * u64::from(layers.len())).sum();
         self.running = Some(results);
-        self.layer_rows += rows * u64::from(layers.len());
-        Some((rows * u64::from(layers.len()), done))
+        Some((rows, ran))
     }
 
     /// The batch on its way is done.
@@ -112,60 +130,176 @@ impl Engine {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Job(job) => {
-                if self.segments.get(&(job.session, job.layers)).is_none_or(|s| !s.poisoned) {
-                    self.scheduler.push(job);
-                }
-            }
+            Command::Job(job) => self.batcher.push(job),
+            Command::Truncate(_, _, 0) if self.flaw == Some(Flaw::KeepsPages) => {}
             Command::Truncate(session, layers, to) => {
-                let key = (session, layers);
-                self.scheduler.forget(&key);
-                self.pages.shrink(key, to as usize);
-                if to == 0 {
-                    self.segments.remove(&key);
-                } else if let Some(segment) = self.segments.get_mut(&key) {
-                    segment.poisoned = false;
-                    segment.caches.iter_mut().for_each(|c| c.truncate(to as usize));
+                let free = self.batcher.pages().free();
+                self.batcher.truncate((session, layers), to, &mut self.runner);
+                if self.flaw == Some(Flaw::FreesTwice) {
+                    let (total, now) = (self.batcher.pages().total(), self.batcher.pages().free());
+                    self.batcher.resize(total + (now - free));
                 }
             }
         }
     }
+}
 
-    fn prepare(&mut self, part: &Part) -> Result<(), Refusal> {
-        let segment = self.segments.entry(part.key).or_default();
-        segment.caches.resize(part.key.1.len() as usize, Cache::new());
-        let have = segment.caches[0].len();
-        if have != part.start as usize {
-            return Err(Refusal::NeedReplay { have: have as Position });
+/// The fake model's layers, and memory of pages that is as small as it is said to be.
+struct Hashes {
+    arithmetic: u32,
+    overflows: bool,
+    slides: bool,
+    /// Pages that there is memory for.
+    memory: usize,
+    caches: BTreeMap<SegmentKey, Kept>,
+    /// Parts that the last batch began with, and rows that came through it.
+    tried: Vec<Tried>,
+    ran: Vec<Rows>,
+    layer_rows: u64,
+    wrong: Vec<String>,
+}
+
+/// The KV cache of a segment.
+struct Kept {
+    /// Pages of each layer, those that were given back among them.
+    pages: usize,
+    /// What is written there, and from the first on how many pages were given back.
+    layers: Vec<(Cache, usize)>,
+}
+
+impl Kept {
+    /// Pages that it has memory of.
+    fn taken(&self) -> usize {
+        self.layers.iter().map(|(_, gone)| self.pages - gone).sum()
+    }
+}
+
+impl Hashes {
+    fn new(scenario: &Scenario, arithmetic: u32) -> Self {
+        Self {
+            arithmetic,
+            overflows: scenario.overflows,
+            slides: scenario.slides,
+            memory: scenario.pages,
+            caches: BTreeMap::new(),
+            tried: Vec::new(),
+            ran: Vec::new(),
+            layer_rows: 0,
+            wrong: Vec::new(),
         }
-        self.pages.grow(part.key, have + part.count as usize).map(drop).map_err(|_| Refusal::NoPages)
     }
 
-    fn run(&mut self, part: Part) -> Computed {
+    /// What a page table counts is what is there.
+    fn check_pages(&mut self, table: &PageTable) {
+        let taken: usize = self.caches.values().map(Kept::taken).sum();
+        let (total, counted) = (table.total(), table.total() - table.free());
+        if (total, counted) != (self.memory, taken) {
+            let memory = self.memory;
+            self.wrong.push(format!(
+                "{counted} of {total} pages are counted as taken, and {taken} of {memory} are"
+            ));
+        }
+    }
+
+    /// One part through its layers: the row of each position behind the last one.
+    fn part(&mut self, part: &Part) -> Result<Vec<u64>, Refusal> {
+        let (session, layers) = part.key;
+        let (start, end) = (part.start as usize, (part.start + part.count) as usize);
+        let Some(Kept { pages, layers: kept }) = self.caches.get_mut(&part.key) else {
+            self.wrong.push(format!("session {session} has no page for positions {start}..{end}"));
+            return Err(Refusal::NoPages);
+        };
+        let have = kept.iter().map(|(cache, _)| cache.len()).min().unwrap_or(0);
+        if end > *pages * PAGE || have < start {
+            let pages = *pages;
+            self.wrong.push(format!(
+                "session {session} writes positions {start}..{end} with {have} before them, in {pages} pages a layer"
+            ));
+            return Err(Refusal::NoPages);
+        }
+        // What was written there before, by a batch that failed or a try that ended, is written over.
+        kept.iter_mut().for_each(|(cache, _)| cache.truncate(start));
         let inputs = part.inputs.iter().flat_map(|input| match input {
             Input::Tokens(tokens) => tokens.iter().map(|t| embed(*t)).collect::<Vec<_>>(),
             Input::Rows(rows) => rows.as_slice().chunks(HIDDEN).map(from_row).collect(),
         });
-        let caches = self.segments.get_mut(&part.key).map(|s| s.caches.as_mut_slice()).unwrap_or_default();
-        let with = With { adapter: part.adapter.as_deref(), arithmetic: self.arithmetic };
-        let mut rows = Vec::new();
-        let mut last = 0;
-        for input in inputs {
-            last = through(caches, part.key.1, with, input);
-            rows.extend(to_row(last));
-        }
-        let output = match &part.sample {
-            Some(request) => {
-                Output::Token { token: token(last, request.params.seed), logprob: 0.0, top: Vec::new() }
-            }
-            None if part.last => Output::Nothing,
-            None => Output::Rows(RowData::new(rows)),
+        let with = With {
+            adapter: part.adapter.as_deref(),
+            arithmetic: self.arithmetic,
+            overflows: self.overflows,
+            slides: self.slides,
         };
-        computed(&part, output)
+        inputs
+            .map(|input| {
+                through(kept.iter_mut().map(|(cache, _)| cache), layers, with, input)
+                    .map_err(|layer| Refusal::NonFinite { layer })
+            })
+            .collect()
     }
 }
 
-fn computed(part: &Part, output: Output) -> Computed {
-    let (session, layers) = part.key;
-    Computed { session, attempt: part.attempt, layers, start: part.start, count: part.count, output }
+impl Runner for Hashes {
+    /// Those of each part.
+    type Rows = Vec<Vec<u64>>;
+
+    fn check(&self, _: &Part) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn set_pages(&mut self, key: SegmentKey, pages_per_layer: usize) {
+        let layers = key.1.len() as usize;
+        let none = || Kept { pages: 0, layers: vec![(Cache::new(), 0); layers] };
+        let kept = self.caches.entry(key).or_insert_with(none);
+        kept.pages = pages_per_layer;
+        for (cache, gone) in &mut kept.layers {
+            // What was in a page that is given back is lost.
+            cache.truncate(pages_per_layer * PAGE);
+            *gone = (*gone).min(pages_per_layer);
+        }
+        if pages_per_layer == 0 {
+            self.caches.remove(&key);
+        }
+    }
+
+    fn give_back(&mut self, key: SegmentKey, layer: u32, pages: usize) {
+        let kept = self.caches.get_mut(&key);
+        if let Some((cache, gone)) = kept.and_then(|kept| kept.layers.get_mut((layer - key.1.start) as usize))
+        {
+            let end = (pages * PAGE).min(cache.len());
+            cache[..end].fill(GONE);
+            *gone = pages.max(*gone);
+        }
+    }
+
+    fn forward(&mut self, layers: Layers, parts: &[Part]) -> Result<Self::Rows, (usize, Refusal)> {
+        if self.tried.is_empty() {
+            self.tried = parts.iter().map(Tried::of).collect();
+        }
+        let mut rows = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            rows.push(self.part(part).map_err(|reason| (i, reason))?);
+        }
+        self.ran = parts.iter().map(|part| (part.key, part.start, part.count)).collect();
+        self.layer_rows += rows.iter().map(|rows| rows.len() as u64 * u64::from(layers.len())).sum::<u64>();
+        Ok(rows)
+    }
+
+    fn outputs(
+        &mut self,
+        parts: Vec<Part>,
+        rows: Self::Rows,
+        each: &mut dyn FnMut(&Part, Result<Output, Refusal>),
+    ) {
+        for (part, rows) in parts.iter().zip(rows) {
+            let last = rows.last().copied().unwrap_or(0);
+            let output = match &part.sample {
+                Some(request) => token(last, request.params.seed, self.overflows)
+                    .map(|token| Output::Token { token, logprob: 0.0, top: Vec::new() })
+                    .map_err(|layer| Refusal::NonFinite { layer }),
+                None if part.last => Ok(Output::Nothing),
+                None => Ok(Output::Rows(RowData::new(rows.into_iter().flat_map(to_row).collect()))),
+            };
+            each(part, output);
+        }
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! * [`scenario`] what happens in a run, and what came of it
 //! * [`model`] a fake model
-//! * [`engine`] the engine of a peer: dunlin-schedule around that model
+//! * [`engine`] the engine of a peer: the batches, lines and pages of dunlin-schedule around that model
+//! * [`fairness`] whether each batch was fair, and within its budget
+//! * [`flaw`] mistakes that are planted to see that the checks find them
 //! * [`world`] events: who does what when
 //! * [`net`] streams that misbehave
 //! * [`faults`] what goes wrong, [`impostors`] frames of sessions of others
@@ -10,12 +12,15 @@
 
 mod check;
 mod engine;
+mod fairness;
 mod faults;
+pub mod flaw;
 mod impostors;
 pub mod model;
 mod net;
 pub mod scenario;
 mod world;
 
+pub use flaw::Flaw;
 pub use scenario::{Fault, Outcome, Scenario};
 pub use world::run;

@@ -1,7 +1,10 @@
 //! A model whose rows are hashes.
 
+use dunlin_protocol::Windows;
 use dunlin_swarm::Layers;
 
+/// Layers of the model.
+pub const LAYERS: u32 = 6;
 /// Values of a row: 16 bits each, so that they are exact as f32.
 pub const HIDDEN: usize = 4;
 
@@ -29,13 +32,29 @@ pub(super) fn embed(token: u32) -> u64 {
     mix(11, u64::from(token))
 }
 
-/// The KV cache of one layer: a running hash over the inputs of all positions.
+/// Positions that a row sees in a layer that slides, its own among them.
+const WINDOW: u32 = 40;
+
+/// The KV cache of one layer: a running hash over the inputs of all positions; or, in a layer that slides, the input of each.
 pub(super) type Cache = Vec<u64>;
 
+/// What the layers of a model keep of a sequence: every second one slides, or none does.
+pub(super) fn windows(slides: bool) -> Windows {
+    Windows::new((0..LAYERS).map(|layer| (slides && layer % 2 == 1).then_some(WINDOW)))
+}
+
 /// `weights` stands for the model's and the adapter's, and for the arithmetic.
-fn layer(cache: &mut Cache, layer: u32, weights: u64, input: u64) -> u64 {
-    let seen = mix(cache.last().copied().unwrap_or(7), mix(weights, input));
-    cache.push(seen);
+fn layer(cache: &mut Cache, layer: u32, weights: u64, slides: bool, input: u64) -> u64 {
+    let own = mix(weights, input);
+    let seen = if slides && layer % 2 == 1 {
+        cache.push(own);
+        let from = cache.len().saturating_sub(WINDOW as usize);
+        cache[from..].iter().fold(7, |seen, own| mix(seen, *own))
+    } else {
+        let seen = mix(cache.last().copied().unwrap_or(7), own);
+        cache.push(seen);
+        seen
+    };
     mix(mix(seen, u64::from(layer)), input)
 }
 
@@ -46,38 +65,64 @@ pub struct With<'a> {
     pub adapter: Option<&'a str>,
     /// Version, from 1.
     pub arithmetic: u32,
+    /// A few rows give a value that is not finite in one of the layers or behind the last one, whoever computes them.
+    pub overflows: bool,
+    /// Every second layer looks at a window only.
+    pub slides: bool,
 }
 
-/// One row through `layers`, whose caches are `caches`.
-pub(super) fn through(caches: &mut [Cache], layers: Layers, with: With<'_>, mut row: u64) -> u64 {
+/// The layer in which rows overflow.
+const OVERFLOWS_IN: u32 = 4;
+/// One of so many rows does.
+const OVERFLOWS_ONE_IN: u64 = 2000;
+
+/// One row through `layers`, whose caches are `caches`; or the layer in which it overflows.
+pub(super) fn through<'a>(
+    caches: impl IntoIterator<Item = &'a mut Cache>,
+    layers: Layers,
+    with: With<'_>,
+    mut row: u64,
+) -> Result<u64, u32> {
     let bytes = with.adapter.into_iter().flat_map(str::bytes);
     let first = u64::from(with.arithmetic - 1);
     let weights = bytes.fold(first, |hash, byte| mix(hash, u64::from(byte)));
-    for (cache, index) in caches.iter_mut().zip(layers.iter()) {
-        row = layer(cache, index, weights, row);
+    for (cache, index) in caches.into_iter().zip(layers.iter()) {
+        if with.overflows && index == OVERFLOWS_IN && mix(row, 97).is_multiple_of(OVERFLOWS_ONE_IN) {
+            return Err(index);
+        }
+        row = layer(cache, index, weights, with.slides, row);
     }
-    row
+    Ok(row)
 }
 
-/// The token after a row.
-pub(super) fn token(row: u64, seed: u64) -> u32 {
-    (mix(row, seed) % 1000) as u32
+/// The token after a row; or the number of layers, if a value is not finite behind them.
+pub(super) fn token(row: u64, seed: u64, overflows: bool) -> Result<u32, u32> {
+    if overflows && mix(row, 98).is_multiple_of(OVERFLOWS_ONE_IN) {
+        return Err(LAYERS);
+    }
+    Ok((mix(row, seed) % 1000) as u32)
 }
 
-/// What a session must say: the tokens after `prompt` up to length `max_len`.
+/// What a session must say: the tokens after `prompt` up to length `max_len`; and whether it fails behind them.
 #[must_use]
-pub fn expected(prompt: &[u32], layers: u32, max_len: usize, seed: u64, with: With<'_>) -> Vec<u32> {
-    let layers = Layers::new(0, layers);
+pub fn expected(prompt: &[u32], max_len: usize, seed: u64, with: With<'_>) -> (Vec<u32>, bool) {
+    let layers = Layers::new(0, LAYERS);
     let mut caches = vec![Cache::new(); layers.len() as usize];
     let mut tokens = prompt.to_vec();
     let mut at = 0;
     while tokens.len() < max_len {
         let mut row = 0;
         while at < tokens.len() {
-            row = through(&mut caches, layers, with, embed(tokens[at]));
+            match through(&mut caches, layers, with, embed(tokens[at])) {
+                Ok(last) => row = last,
+                Err(_) => return (tokens.split_off(prompt.len()), true),
+            }
             at += 1;
         }
-        tokens.push(token(row, seed));
+        match token(row, seed, with.overflows) {
+            Ok(token) => tokens.push(token),
+            Err(_) => return (tokens.split_off(prompt.len()), true),
+        }
     }
-    tokens.split_off(prompt.len())
+    (tokens.split_off(prompt.len()), false)
 }

@@ -1,8 +1,9 @@
 //! Streams that misbehave.
 
-use dunlin_protocol::{Frame, Open, Sender};
+use dunlin_protocol::{Frame, Open, Refusal, Sender};
 use dunlin_swarm::{Load, PeerName, TopologyPeer};
 
+use super::flaw::Flaw;
 use super::impostors;
 use super::world::{Event, PING_MS, SILENCE_MS, Who, World, gateway_id};
 
@@ -23,7 +24,9 @@ impl World {
 
     pub fn send(&mut self, from: Who, to: Who, frame: Frame) {
         let frame = match frame {
-            Frame::Open(open) if self.scenario.loses_adapters && matches!(from, Who::Peer(_)) => {
+            Frame::Open(open)
+                if self.scenario.flaw == Some(Flaw::LosesAdapters) && matches!(from, Who::Peer(_)) =>
+            {
                 Frame::Open(Open { adapter: None, ..open })
             }
             frame => frame,
@@ -66,6 +69,7 @@ impl World {
         if let (Frame::Refused { session, attempt, reason, .. }, Who::Peer(peer)) = (&frame, &from) {
             let text = format!("{peer} refuses session {session}, attempt {attempt}: {reason:?}");
             self.say(|| text);
+            self.out.no_pages += u32::from(*reason == Refusal::NoPages);
         }
         match (from, to) {
             (Who::Peer(peer), Who::Gateway(id)) => self.gateway(id, |g, now, out| {
@@ -101,11 +105,11 @@ impl World {
         if let (Sender::Gateway(gateway), Frame::Ping { seq, .. }) = (&sender, &frame) {
             let free = peer.engine.pages().free();
             let load = Load {
-                queue_rows: peer.engine.waiting_rows(),
+                queue_rows: peer.engine.line().rows(),
                 free_pages: free as u32,
                 spare_pages: peer.node.spare_pages(),
                 total_pages: peer.engine.pages().total() as u32,
-                layer_rows: peer.engine.layer_rows,
+                layer_rows: peer.engine.layer_rows(),
                 arithmetic: peer.arithmetic,
                 rows_per_s_per_layer: 1e6 / (row_us * peer.slow) as f64,
                 held,

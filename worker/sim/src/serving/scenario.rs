@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::gateway::Disturbance;
+use dunlin_schedule::Budget;
 
+use super::flaw::Flaw;
 use super::model::mix;
 
 /// What happens in a run.
@@ -29,6 +31,16 @@ pub struct Scenario {
     pub is_exact: bool,
     /// Sessions that run at once on a gateway.
     pub running_max: usize,
+    /// Sessions that wait for their turn on a gateway, at most; more are turned away, and come again.
+    pub queue_max: usize,
+    /// Rows of a batch.
+    pub budget: Budget,
+    /// Some clients go away in the middle of their answer.
+    pub cancels: bool,
+    /// Some rows give a value that is not finite: their sessions fail, and nobody else's.
+    pub overflows: bool,
+    /// Every second layer of the model looks at a window only, and keeps no more.
+    pub slides: bool,
     /// Faults at random.
     pub faults: u32,
     /// Faults at given times.
@@ -43,8 +55,8 @@ pub struct Scenario {
     pub delay_ms: u64,
     /// Some peers have their adapters a while after they serve, one perhaps never.
     pub late_adapters: bool,
-    /// A fault that no swarm may have: peers pass sessions on without their adapter.
-    pub loses_adapters: bool,
+    /// A mistake that no swarm may make.
+    pub flaw: Option<Flaw>,
     /// A peer and a gateway that are on no route send false frames of the sessions of others.
     pub impostors: bool,
     /// Keep a trace.
@@ -84,24 +96,49 @@ impl Scenario {
     pub fn from_seed(seed: u64) -> Self {
         // Some have prompts of several windows and batches.
         let is_long = mix(seed, 5).is_multiple_of(6);
+        // Some have many sessions, and pages for the longest alone and little more.
+        let is_scarce = mix(seed, 6).is_multiple_of(3);
+        // In some of these, answers outgrow what is counted for them.
+        let outgrows = is_scarce && !is_long && mix(seed, 10).is_multiple_of(3);
+        let few = mix(seed, 7);
+        let small = Budget {
+            step_rows: 1 + (few >> 8 & 3) as u32,
+            prefill_rows: 8 + (few >> 16 & 31) as u32,
+            prefill_ends: 1 + (few >> 24 & 1) as u32,
+        };
         Self {
             seed,
             peers: 2 + (mix(seed, 1) % 3) as u32,
-            sessions: 1 + (mix(seed, 2) % 6) as u32,
+            sessions: 1 + (mix(seed, 2) % 6) as u32 + if is_scarce { 6 } else { 0 },
+            running_max: if is_scarce { 16 } else { 4 },
+            queue_max: if is_scarce { 2 } else { 64 },
+            budget: if few.is_multiple_of(3) { small } else { Budget::ENGINE },
+            cancels: mix(seed, 8).is_multiple_of(4),
+            overflows: mix(seed, 9).is_multiple_of(8),
+            slides: mix(seed, 11).is_multiple_of(2),
             asked_ms: 850,
             prompt_max: if is_long { 900 } else { 40 },
-            answer_max: 80,
+            answer_max: if outgrows { 400 } else { 80 },
             faults: (mix(seed, 3) % 6) as u32,
-            pages: match (mix(seed, 4) % 4, is_long) {
-                (0, false) => 60,
-                (0, true) => 600,
-                _ => 4000,
+            pages: match (mix(seed, 4) % 4, is_long, is_scarce) {
+                (0, false, false) => 60,
+                (0, true, false) => 600,
+                (_, _, false) => 4000,
+                (some, false, true) if outgrows => 168 + 24 * some as usize,
+                (some, false, true) => 48 + 8 * some as usize,
+                (some, true, true) => 372 + 60 * some as usize,
             },
             journal_bytes_max: if seed.is_multiple_of(3) { 2000 } else { 1 << 20 },
             delay_ms: if seed.is_multiple_of(5) { 40 } else { 4 },
             late_adapters: true,
             ..Self::quiet(seed)
         }
+    }
+
+    /// What all answers take at most, one after the other, on peers that are as fast as usual. Each finds out by itself that a peer is deaf.
+    pub(super) fn alone_ms(&self) -> u64 {
+        let found_ms = if self.faults > 0 { 2000 + 4000 + 8000 } else { 0 };
+        u64::from(self.sessions) * (found_ms + self.answer_max * u64::from(self.peers) * (self.delay_ms + 3))
     }
 
     /// A swarm of three with shadows to which nothing happens.
@@ -118,6 +155,11 @@ impl Scenario {
             answer_max: 60,
             is_exact: false,
             running_max: 4,
+            queue_max: 64,
+            budget: Budget::ENGINE,
+            cancels: false,
+            overflows: false,
+            slides: false,
             faults: 0,
             plan: Vec::new(),
             pages: 4000,
@@ -125,7 +167,7 @@ impl Scenario {
             row_us: 100,
             delay_ms: 4,
             late_adapters: false,
-            loses_adapters: false,
+            flaw: None,
             impostors: false,
             trace: false,
         }
@@ -151,6 +193,16 @@ pub struct Outcome {
     pub finished_ms: u64,
     /// False frames of impostors that were refused.
     pub refused: u32,
+    /// Submissions that a gateway turned away because its queue was full.
+    pub turned_away: u32,
+    /// Sessions that a stage refused for lack of pages.
+    pub no_pages: u32,
+    /// Ticks at which an engine had work and no pages for any of it.
+    pub starved: u32,
+    /// Sessions whose clients went away.
+    pub cancelled: u32,
+    /// Sessions that failed, as they must.
+    pub failed: u32,
     /// Largest number of frames on their way at once.
     pub in_flight_max: usize,
     /// What happened, if asked for.

@@ -5,25 +5,25 @@ use std::sync::Arc;
 
 use dunlin_planner::shadow::shadows;
 use dunlin_planner::{Member, Wanted};
-use dunlin_protocol::gateway::{Rejected, Submission};
+use dunlin_protocol::frame::Attempt;
+use dunlin_protocol::gateway::{Failure, Rejected, Submission};
 use dunlin_protocol::{
     Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
-    StageConfig, StageEffect, StageNode, Windows,
+    StageConfig, StageEffect, StageNode,
 };
 use dunlin_swarm::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, ranges};
 
 use super::engine::{Command, Engine};
-use super::model::{HIDDEN, mix};
+use super::model::{HIDDEN, LAYERS, mix, windows};
 use super::scenario::{Fault, Outcome, Scenario};
 
-pub(super) const LAYERS: u32 = 6;
 pub(super) const PING_MS: u64 = 200;
 pub(super) const SILENCE_MS: u64 = 650;
 const LEASE_MS: u64 = 10_000;
 const TICK_MS: u64 = 25;
 /// Adapters of the model.
 pub(super) const ADAPTERS: [&str; 2] = ["a", "b"];
-/// Everything is finished this long after the last fault, or something is stuck.
+/// Everything is finished this long after the last fault, and after what answers take one after the other, or something is stuck.
 const LIVENESS_MS: u64 = 60_000;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +54,8 @@ pub(super) enum Event {
     },
     Tick,
     Submit(u32),
+    /// A client goes away.
+    Cancel(SessionId),
     /// A fault at random, or a planned one.
     Fault(u32),
     Planned(Fault),
@@ -104,7 +106,12 @@ pub(super) struct Asked {
     pub adapter: Option<Arc<str>>,
     pub gateway: u64,
     pub got: Vec<u32>,
+    /// Its client knows that there will be no more.
     pub done: bool,
+    /// Its client went away before that.
+    pub cancelled: bool,
+    /// What its client was told in place of an answer.
+    pub failed: Option<Failure>,
 }
 
 pub(super) struct World {
@@ -124,6 +131,8 @@ pub(super) struct World {
     pub computed: BTreeMap<(SessionId, u32), Vec<u32>>,
     made: u32,
     pub last_fault: u64,
+    /// Whom a peer told that it goes no further, and in which attempt.
+    pub refused: BTreeSet<(PeerName, SessionId, Attempt)>,
     pub out: Outcome,
 }
 
@@ -131,9 +140,10 @@ pub(super) struct World {
 #[must_use]
 pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario.clone());
+    let patience_ms = LIVENESS_MS + scenario.alone_ms();
     while let Some((&key, _)) = world.events.iter().next() {
         world.now = key.0;
-        if world.finished() || world.now > world.last_fault + LIVENESS_MS {
+        if world.finished() || world.now > world.last_fault + patience_ms {
             break;
         }
         if let Some(event) = world.events.remove(&key) {
@@ -178,6 +188,7 @@ impl World {
             computed: BTreeMap::new(),
             made: 0,
             last_fault: 0,
+            refused: BTreeSet::new(),
             out: Outcome::default(),
             scenario,
         };
@@ -226,7 +237,7 @@ impl World {
             id: gateway_id(id),
             started_ms: 0,
             running_max: self.scenario.running_max,
-            queue_max: 8.max(self.scenario.sessions as usize),
+            queue_max: self.scenario.queue_max,
             stall_ms: 2000,
             retry_after_s: 1,
         });
@@ -242,7 +253,7 @@ impl World {
             hidden: HIDDEN,
             arithmetic,
             positions_max: 4096,
-            windows: Windows::default(),
+            windows: windows(self.scenario.slides),
             pages: self.scenario.pages as u32,
             sessions_max: 16.max(2 * self.scenario.running_max),
             journal_bytes_max: self.scenario.journal_bytes_max,
@@ -258,7 +269,7 @@ impl World {
         let bare = is_late && self.made == 1;
         let peer = Peer {
             node,
-            engine: Engine::new(self.scenario.pages, arithmetic),
+            engine: Engine::new(&self.scenario, arithmetic),
             alive: true,
             silent: false,
             deaf: false,
@@ -307,6 +318,7 @@ impl World {
             Event::Connected { gateway, peer } => self.connected(gateway, peer),
             Event::Tick => self.tick(),
             Event::Submit(i) => self.submit(i),
+            Event::Cancel(session) => self.cancel(session),
             Event::Fault(i) => self.fault(i),
             Event::Planned(fault) => self.planned(&fault),
             Event::Join(span, shadows, arithmetic) => {
@@ -358,6 +370,9 @@ impl World {
                 }
                 StageEffect::Send { to: Destination::Gateway(gateway), frame } => {
                     let to = Who::Gateway(gateway.incarnation);
+                    if let Frame::Refused { session, attempt, .. } = &frame {
+                        self.refused.insert((name.clone(), *session, *attempt));
+                    }
                     if self.exists(&to) {
                         self.send(Who::Peer(name.clone()), to, frame);
                     }
@@ -383,8 +398,11 @@ impl World {
     fn compute(&mut self, name: &PeerName) {
         let more = self.draw(2);
         let Some(peer) = self.peers.get_mut(name).filter(|p| p.alive) else { return };
-        let Some((layer_rows, parts)) = peer.engine.begin() else { return };
-        let after = 1 + more + layer_rows * self.scenario.row_us * peer.slow / 1000;
+        let (begun, slow) = (peer.engine.begin(), peer.slow);
+        let wrong = peer.engine.wrong();
+        self.out.violations.extend(wrong.into_iter().map(|what| format!("{name}: {what}")));
+        let Some((layer_rows, parts)) = begun else { return };
+        let after = 1 + more + layer_rows * self.scenario.row_us * slow / 1000;
         for ((session, layers), start, count) in parts {
             for layer in layers.iter() {
                 let times = self.computed.entry((session, layer)).or_default();
@@ -418,12 +436,11 @@ impl World {
                 GatewayEffect::Finished { session, .. } => {
                     self.say(|| format!("session {session} is finished"));
                     self.out.finished_ms = self.now;
-                    if let Some(asked) = self.asked.get_mut(&session) {
-                        asked.done = true;
-                    }
+                    self.ended(session, None);
                 }
                 GatewayEffect::Failed { session, error } => {
-                    self.out.violations.push(format!("session {session} failed: {error:?}"));
+                    self.say(|| format!("session {session} fails: {error:?}"));
+                    self.ended(session, Some(error));
                 }
                 GatewayEffect::Recovered { session, recovery } => {
                     *self.out.recoveries.entry(recovery.reason).or_default() += 1;
@@ -447,11 +464,34 @@ impl World {
         });
     }
 
+    /// A session's client is told that there will be no more.
+    fn ended(&mut self, session: SessionId, failed: Option<Failure>) {
+        let Some(asked) = self.asked.get_mut(&session) else { return };
+        if asked.done {
+            self.out.violations.push(format!("session {session} ends again: {failed:?}"));
+        }
+        asked.done = true;
+        asked.failed = failed;
+    }
+
+    /// A client goes away in the middle.
+    fn cancel(&mut self, session: SessionId) {
+        let Some(asked) = self.asked.get_mut(&session).filter(|asked| !asked.done) else { return };
+        (asked.done, asked.cancelled) = (true, true);
+        self.out.cancelled += 1;
+        let id = asked.gateway;
+        self.say(|| format!("the client of session {session} goes away"));
+        self.gateway(id, |g, now, out| g.core.cancel(session, now, out));
+    }
+
     fn emitted(&mut self, session: SessionId, position: u32, token: u32) {
         let Some(asked) = self.asked.get_mut(&session) else { return };
         if position as usize != asked.prompt.len() + asked.got.len() {
             let want = asked.prompt.len() + asked.got.len();
             self.out.violations.push(format!("session {session} got position {position}, not {want}"));
+        }
+        if asked.done {
+            self.out.violations.push(format!("session {session} got a token behind its end"));
         }
         asked.got.push(token);
     }
@@ -468,11 +508,23 @@ impl World {
             let now = self.now;
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.node.tick(now, &mut effects);
-                peer.node.starved(peer.engine.is_starved(), &mut effects);
             }
             self.stage_effects(&name, effects);
+            self.starved(&name);
         }
         self.at(TICK_MS, Event::Tick);
+    }
+
+    /// A stage hears whether its engine lacks pages. Whoever has to make room hears of it.
+    fn starved(&mut self, name: &PeerName) {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.alive) else { return };
+        let is_starved = peer.engine.line().is_starved();
+        let held = if is_starved { peer.node.held() } else { BTreeMap::new() };
+        let mut effects = Vec::new();
+        peer.node.starved(is_starved, &mut effects);
+        self.out.starved += u32::from(is_starved);
+        self.check_told(name, &held, &effects);
+        self.stage_effects(name, effects);
     }
 
     fn submit(&mut self, i: u32) {
@@ -495,7 +547,7 @@ impl World {
             max_len,
             sampling: SamplingParams { seed: u64::from(i), ..SamplingParams::default() },
             eos: Vec::new(),
-            windows: Windows::default(),
+            windows: windows(self.scenario.slides),
             adapter: adapter.clone(),
             deadline_ms: u64::MAX,
         };
@@ -504,11 +556,27 @@ impl World {
         match outcome {
             Ok(()) => {
                 self.say(|| format!("session {session} starts on gateway {gateway}"));
-                let asked = Asked { prompt, max_len, adapter, gateway, got: Vec::new(), done: false };
+                let asked = Asked {
+                    prompt,
+                    max_len,
+                    adapter,
+                    gateway,
+                    got: Vec::new(),
+                    done: false,
+                    cancelled: false,
+                    failed: None,
+                };
+                if self.scenario.cancels && mix(self.scenario.seed, 2000 + u64::from(i)).is_multiple_of(3) {
+                    let after = mix(self.scenario.seed, 3000 + u64::from(i)) % 1500;
+                    self.at(after, Event::Cancel(session));
+                }
                 self.asked.insert(session, asked);
             }
             // As a client would: again, after a while.
-            Err(Rejected::Busy { .. } | Rejected::NoCapacity { .. }) => self.at(300, Event::Submit(i)),
+            Err(rejected @ (Rejected::Busy { .. } | Rejected::NoCapacity { .. })) => {
+                self.out.turned_away += u32::from(matches!(rejected, Rejected::Busy { .. }));
+                self.at(300, Event::Submit(i));
+            }
             Err(Rejected::Invalid { message }) => self.out.violations.push(message),
         }
     }
