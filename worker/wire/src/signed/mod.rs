@@ -129,8 +129,7 @@ impl SigningIdentity {
         if key.choose_scheme(&[SCHEME]).is_none() {
             return Err(failed(&"it is not on P-256"));
         }
-        let public = key.public_key().ok_or_else(|| failed(&"it has no public key"))?;
-        let public = PublicKey::from_der(&public);
+        let public = PublicKey::from_der(&key.public_key().ok_or_else(|| failed(&"it has no public key"))?);
         Ok(Self { key, public })
     }
 

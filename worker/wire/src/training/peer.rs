@@ -8,7 +8,6 @@ use crate::proto::training as wire;
 use wire::fetch_failed::Failure;
 use wire::peer_report::What;
 
-#[expect(clippy::too_many_lines, reason = "one arm for each report")]
 pub(super) fn to_wire(report: PeerReport) -> wire::PeerReport {
     let what = match report {
         PeerReport::Claim { step, microbatch, attempt } => {
@@ -56,7 +55,6 @@ pub(super) fn to_wire(report: PeerReport) -> wire::PeerReport {
     wire::PeerReport { what: Some(what) }
 }
 
-#[expect(clippy::too_many_lines, reason = "one arm for each report")]
 pub(super) fn from_wire(report: wire::PeerReport) -> Result<PeerReport, MessageError> {
     Ok(match need(report.what, "peer_report.what")? {
         What::Claim(wire::Claim { step, microbatch, attempt }) => {
@@ -94,10 +92,7 @@ pub(super) fn from_wire(report: wire::PeerReport) -> Result<PeerReport, MessageE
         },
         What::FetchFailed(failed) => PeerReport::FetchFailed {
             stage: failed.stage,
-            failure: match need(failed.failure, "fetch_failed.failure")? {
-                Failure::Passing(wire::Passing {}) => FetchFailure::Passing,
-                Failure::Damaged(step) => FetchFailure::Damaged(step),
-            },
+            failure: fetch_failure(failed.failure)?,
             why: text(failed.why, "fetch_failed.why")?,
         },
         What::Wrong(wrong) => {
@@ -112,12 +107,24 @@ pub(super) fn from_wire(report: wire::PeerReport) -> Result<PeerReport, MessageE
         What::Saved(wire::Saved { step, record }) => PeerReport::Saved { step, record },
         What::SaveFailed(failed) => PeerReport::SaveFailed {
             step: failed.step,
-            failure: match failed.failure() {
-                wire::SaveFailure::Unspecified => return Err(MessageError::Missing("save_failed.failure")),
-                wire::SaveFailure::Destination => SaveFailure::Destination,
-                wire::SaveFailure::OtherStep => SaveFailure::OtherStep,
-            },
+            failure: save_failure(failed.failure())?,
             why: text(failed.why, "save_failed.why")?,
         },
     })
+}
+
+fn fetch_failure(failure: Option<Failure>) -> Result<FetchFailure, MessageError> {
+    Ok(match need(failure, "fetch_failed.failure")? {
+        Failure::Passing(wire::Passing {}) => FetchFailure::Passing,
+        Failure::Damaged(step) => FetchFailure::Damaged(step),
+    })
+}
+
+/// One that is not known here comes as none.
+const fn save_failure(failure: wire::SaveFailure) -> Result<SaveFailure, MessageError> {
+    match failure {
+        wire::SaveFailure::Unspecified => Err(MessageError::Missing("save_failed.failure")),
+        wire::SaveFailure::Destination => Ok(SaveFailure::Destination),
+        wire::SaveFailure::OtherStep => Ok(SaveFailure::OtherStep),
+    }
 }
