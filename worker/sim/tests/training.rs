@@ -287,6 +287,7 @@ fn whoever_is_wrong_changes_no_weight_and_ends_no_run() {
         "other averages",
         "other checkpoint",
         "hello from the future",
+        "wrong chunk given",
     ] {
         assert!(faults[kind] > 150, "{faults:?}");
     }

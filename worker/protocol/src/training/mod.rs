@@ -9,7 +9,9 @@
 //! * [`conductor`] steps, averaging, membership, recovery of its own memory
 //! * [`clip`] the norm of the whole gradient
 //! * [`peer`] the side that computes, [`mates`] the peers that it gives values to
+//! * [`fetch`] how it gets a stage, and follows updates that it missed
 //! * [`serve`] what of it, and to whom; [`reduce`] averages among the peers of a shard
+//! * [`driver`] all of that side in one order
 //! * [`trainer`] the side that drives, over [`wiring`]
 //! * [`speed`] how fast somebody is
 //!
@@ -17,6 +19,8 @@
 
 pub mod clip;
 pub mod conductor;
+pub mod driver;
+pub mod fetch;
 pub mod ids;
 pub mod ledger;
 pub mod mates;

@@ -4,13 +4,15 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::reduce::{Butterfly, Half, PartRef, ReduceConfig, ReduceEffect, ReduceEvent};
-use dunlin_protocol::training::serve::{ServeEvent, Wanted};
+use dunlin_protocol::training::serve::Wanted;
 use dunlin_protocol::training::{AskId, AverageId, Mate};
 use dunlin_swarm::PeerName;
 
 use super::averaging::{Averaging, CHUNK, Come, VALUES, Value, factor};
 use super::events::{Event, Given};
+use super::order;
 use super::peer_shell::Work;
 use super::pulling::Purpose;
 use super::world::World;
@@ -27,7 +29,6 @@ impl World {
             self.abandon(name, old);
         }
         self.reduce_effects(name, id, out);
-        self.serve(name, ServeEvent::Opened(id));
     }
 
     /// Nobody needs it any more, and nobody hears how it ended but those that wait for a part of it.
@@ -44,9 +45,16 @@ impl World {
         }
     }
 
+    /// Nobody needs any of them.
+    pub(super) fn drop_averages(&mut self, name: &PeerName) {
+        let averages = self.peers.get_mut(name).map(|peer| std::mem::take(&mut peer.averages));
+        for averaging in averages.unwrap_or_default().into_values() {
+            self.abandon(name, averaging);
+        }
+    }
+
     /// The sums are about to change.
-    pub(super) fn close_averages(&mut self, name: &PeerName) {
-        self.serve(name, ServeEvent::Closed);
+    pub(super) fn cancel_averages(&mut self, name: &PeerName) {
         let Some(peer) = self.peers.get(name) else { return };
         for id in peer.averages.values().map(Averaging::id).collect::<Vec<_>>() {
             self.reduce(name, id, ReduceEvent::Cancelled("the sums change".to_owned()));
@@ -65,7 +73,8 @@ impl World {
     }
 
     #[expect(clippy::too_many_lines, reason = "an arm for each effect")]
-    fn reduce_effects(&mut self, name: &PeerName, id: AverageId, effects: Vec<ReduceEffect>) {
+    fn reduce_effects(&mut self, name: &PeerName, id: AverageId, mut effects: Vec<ReduceEffect>) {
+        self.scenario.order.apply(&mut effects, order::of_average, &mut self.out.pairs);
         for effect in effects {
             let Some(peer) = self.peers.get_mut(name) else { return };
             let Some(averaging) = peer.averages.get_mut(&id.shard).filter(|a| a.id() == id) else { return };
@@ -120,12 +129,18 @@ impl World {
                 }
                 ReduceEffect::End(ask) => self.given(name, ask, None),
                 ReduceEffect::Refuse(ask, why) => self.given(name, ask, Some(why)),
-                ReduceEffect::Done => self.give(name, Work::Squares(id)),
+                ReduceEffect::Done => {
+                    // Whoever performs it hands the values on at once.
+                    if averaging.values.iter().any(Option::is_none) {
+                        return self
+                            .violation(format!("{name}, {id:?}: it is complete, and values are missing"));
+                    }
+                    self.give(name, Work::Squares(id));
+                }
                 ReduceEffect::Failed(who, why) => {
                     peer.pulls.retain(|_, pull| !matches!(pull.purpose, Purpose::Average(of, _) if of == id));
                     self.say(|| format!("{name}, {id:?} fails, by {who:?}: {why}"));
-                    let AverageId { step, shard, round } = id;
-                    self.with_peer(name, |node, out| node.average_failed(step, shard, round, why, who, out));
+                    self.drive(name, DriverEvent::AverageFailed { id, why, mate: who });
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! What trainers ask of a peer in virtual time, and what it computes for them.
 
+use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::{Call, CallId, CallKind, Job};
 use dunlin_swarm::PeerName;
 
@@ -24,7 +25,7 @@ impl World {
         }
         let call = asked.call;
         peer.requests.insert(request, asked);
-        self.with_peer(name, |node, out| node.call(request, call, out));
+        self.drive(name, DriverEvent::Called(request, call));
     }
 
     pub(super) fn hang_up(&mut self, name: &PeerName, trainer: &PeerName, id: CallId) {
@@ -37,7 +38,7 @@ impl World {
             if !peer.engine.iter().any(given) {
                 peer.requests.remove(&request);
             }
-            self.with_peer(name, |node, out| node.hang_up(request, out));
+            self.drive(name, DriverEvent::HungUp(request));
         }
     }
 
@@ -70,7 +71,7 @@ impl World {
         {
             peer.answers.insert(request, (asked, Answer::Broken));
             let what = "a value that is not finite".to_owned();
-            return self.with_peer(name, |node, out| node.computed(request, Err(what), took_us, out));
+            return self.drive(name, DriverEvent::Computed { request, outcome: Err(what), took_us });
         }
         let (mut loss, mut tensor, mut added) = (None, 0, None);
         if let Some(asked) = &asked {
@@ -101,6 +102,6 @@ impl World {
         if let (Some(asked), Some(peer)) = (asked, self.peers.get_mut(name)) {
             peer.answers.insert(request, (asked, Answer::Tensors(tensor, loss)));
         }
-        self.with_peer(name, |node, out| node.computed(request, Ok(loss), took_us, out));
+        self.drive(name, DriverEvent::Computed { request, outcome: Ok(loss), took_us });
     }
 }

@@ -1,5 +1,6 @@
 //! The engine of a peer in virtual time: one job after the other.
 
+use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::{CallKind, Job};
 use dunlin_swarm::PeerName;
 
@@ -23,7 +24,9 @@ impl World {
         let ms = match peer.engine.front() {
             None => return,
             Some(Work::Job(Job::Compute { call, .. })) => duration(call.kind, peer.slowness),
-            Some(Work::Job(Job::Apply { .. } | Job::Add(_)) | Work::Set { .. }) => 3 + peer.slowness / 4,
+            Some(Work::Job(Job::Add(_)) | Work::Apply(..) | Work::Install(..) | Work::Follow(..)) => {
+                3 + peer.slowness / 4
+            }
             Some(_) => 1,
         };
         self.at(ms, Event::Engine { peer: name.clone() });
@@ -35,15 +38,23 @@ impl World {
         if !peer.engine.is_empty() {
             self.start(name);
         }
+        let compares = matches!(
+            work,
+            Work::Job(Job::Compute { check: true, .. } | Job::Check)
+                | Work::Apply(..)
+                | Work::Share(_)
+                | Work::GiveSums { .. }
+                | Work::GiveStage { .. }
+                | Work::Save { .. }
+        );
+        if compares && self.notices(name) {
+            return;
+        }
         match work {
-            Work::Job(Job::Compute { request, call, accumulate, check }) => {
-                if !check || !self.notices(name) {
-                    self.compute(name, request, call, accumulate);
-                }
+            Work::Job(Job::Compute { request, call, accumulate, .. }) => {
+                self.compute(name, request, call, accumulate);
             }
-            Work::Job(Job::Check) => {
-                self.notices(name);
-            }
+            Work::Job(Job::Check) => {}
             Work::Job(Job::Clear) => {
                 self.say(|| format!("{name} has cleared"));
                 if let Some(peer) = self.peers.get_mut(name) {
@@ -56,36 +67,20 @@ impl World {
                 {
                     peer.add(take.step, &sums);
                 }
-                self.with_peer(name, |node, out| node.added(take, out));
+                self.drive(name, DriverEvent::Added(take));
             }
-            Work::Job(Job::Apply { step, scale, prove }) => {
-                if !self.notices(name) {
-                    self.apply(name, step, scale, prove);
-                }
+            Work::Job(Job::Apply { step, .. }) => {
+                self.violation(format!("{name} updates step {step} with averages of some other time"));
             }
-            Work::Share(id) => {
-                if !self.notices(name) {
-                    self.share(name, id);
-                }
-            }
-            Work::GiveSums { ask, id, range } => {
-                if !self.notices(name) {
-                    self.give_sums(name, ask, id, range);
-                }
-            }
+            Work::Apply(update, prove) => self.apply(name, update, prove),
+            Work::Share(id) => self.share(name, id),
+            Work::GiveSums { ask, id, range } => self.give_sums(name, ask, id, range),
             Work::Squares(id) => self.squares(name, id),
-            Work::GiveStage { ask, wanted } => {
-                if !self.notices(name) {
-                    self.give_stage(name, ask, wanted);
-                }
-            }
-            Work::Save { step, check } => {
-                if !self.notices(name) {
-                    self.save(name, step, check);
-                }
-            }
-            Work::Begin { fetch, from } => self.fetch_from(name, fetch, from),
-            Work::Set { fetch, stage, step, state } => self.set(name, fetch, stage, (step, state)),
+            Work::GiveStage { ask, wanted } => self.give_stage(name, ask, wanted),
+            Work::Save { step, check } => self.save(name, step, check),
+            Work::Where(id, step) => self.where_is(name, id, step),
+            Work::Install(id, stage, of) => self.install(name, id, stage, &of),
+            Work::Follow(id, update) => self.follow(name, id, update),
         }
     }
 
@@ -95,10 +90,9 @@ impl World {
             return false;
         };
         peer.engine.clear();
-        peer.fetching = None;
         let what = "a parameter is not what was written".to_owned();
         self.say(|| format!("{name} notices that its memory has changed"));
-        self.with_peer(name, |node, out| node.corrupt(what, out));
+        self.drive(name, DriverEvent::Corrupt(what));
         true
     }
 }

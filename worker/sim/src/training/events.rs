@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use dunlin_protocol::training::fetch::{FetchEvent, FetchId};
 use dunlin_protocol::training::reduce::ReduceEvent;
 use dunlin_protocol::training::serve::Wanted;
 use dunlin_protocol::training::{
-    AskId, AverageId, Call, CallId, PeerReport, RequestId, ShardId, StageId, Step, ToPeer, ToTrainer,
+    AskId, AverageId, Call, CallId, Load, PeerReport, RequestId, StageId, Step, ToPeer, ToTrainer,
     TrainerReport,
 };
 use dunlin_swarm::PeerName;
 
 use super::averaging::Value;
+use super::fetch::{Part, Update};
 use super::numbers::{State, Sums};
 use super::scenario::Loss;
 
@@ -57,10 +59,10 @@ pub(super) enum Given {
     Values(Vec<Value>),
     /// All sums of a step.
     Sums(Sums),
-    /// The state after so many updates.
-    State(Step, State),
+    /// A part of the state.
+    State(Part),
     /// The averages of a step that is past, and their scale.
-    Update(BTreeMap<ShardId, i64>, f32),
+    Update(Update),
 }
 
 pub(super) enum Event {
@@ -132,16 +134,16 @@ pub(super) enum Event {
     },
     /// A peer waits for something no longer.
     Wake(PeerName),
+    /// What a fetch waits for at a peer.
     Fetch {
         peer: PeerName,
-        fetch: u64,
+        event: FetchEvent,
     },
+    /// First values or a checkpoint are read.
     Loaded {
         peer: PeerName,
-        fetch: u64,
-        stage: StageId,
-        step: Step,
-        checkpoint: bool,
+        fetch: FetchId,
+        load: Load,
     },
     Written {
         peer: PeerName,

@@ -61,10 +61,10 @@ impl World {
             }
             1 => {
                 self.fault("two of a stage killed");
-                let stage = self.peers.get(&one).and_then(|p| p.node.position().0);
+                let stage = self.peers.get(&one).and_then(|p| p.driver.position().0);
                 let two: Vec<PeerName> = healthy
                     .iter()
-                    .filter(|n| self.peers.get(*n).is_some_and(|p| p.node.position().0 == stage))
+                    .filter(|n| self.peers.get(*n).is_some_and(|p| p.driver.position().0 == stage))
                     .take(2)
                     .cloned()
                     .collect();
@@ -116,10 +116,10 @@ impl World {
             }
             8 => {
                 self.fault("notice");
-                let stage = self.peers.get(&one).and_then(|p| p.node.position().0);
+                let stage = self.peers.get(&one).and_then(|p| p.driver.position().0);
                 let stays = |s: StageId| {
                     self.peers.iter().any(|(n, p)| {
-                        *n != one && !p.leaving && p.node.serving() && p.node.position().0 == Some(s)
+                        *n != one && !p.leaving && p.driver.serving() && p.driver.position().0 == Some(s)
                     })
                 };
                 if stage.is_some_and(|s| !stays(s)) {
@@ -171,11 +171,11 @@ impl World {
 
     /// Something becomes wrong with a peer that has a mate: the only one of a stage nobody can compare with anything.
     fn flaw(&mut self, name: &PeerName, kind: &'static str, flaw: Flaw) {
-        let serves = |p: &PeerShell| p.healthy() && p.node.serving() && !p.leaving;
+        let serves = |p: &PeerShell| p.healthy() && p.driver.serving() && !p.leaving;
         let Some(peer) = self.peers.get(name).filter(|p| serves(p) && p.flaw.is_none()) else { return };
-        let stage = peer.node.position().0;
+        let stage = peer.driver.position().0;
         let mates =
-            self.peers.values().filter(|p| serves(p) && p.flaw.is_none() && p.node.position().0 == stage);
+            self.peers.values().filter(|p| serves(p) && p.flaw.is_none() && p.driver.position().0 == stage);
         if flaw != Flaw::Flipped && mates.count() < 2 {
             return;
         }
@@ -255,7 +255,7 @@ impl World {
 
     /// Peers of one stage go, or learn that they will.
     pub(super) fn lose(&mut self, loss: Loss) {
-        let serves = |p: &PeerShell| p.node.serving() && p.node.position().0 == Some(loss.stage);
+        let serves = |p: &PeerShell| p.driver.serving() && p.driver.position().0 == Some(loss.stage);
         let gone: Vec<PeerName> = self
             .peers
             .iter()

@@ -1,154 +1,252 @@
-//! The state of a stage in virtual time: from a checkpoint, or from mates while they go on.
+//! The state of a stage in virtual time: gets what the driver wants of mates and checkpoints.
+//!
+//! A state has [`CHUNKS`] chunks of a word each, so that one that is put together of two is noticed.
 
-use dunlin_protocol::training::serve::{ServeEvent, Wanted};
-use dunlin_protocol::training::{Fetch, FetchFailure, Load, StageId, Step};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use dunlin_protocol::training::driver::DriverEvent;
+use dunlin_protocol::training::fetch::{FetchConfig, FetchEvent, FetchId, FetchWork, StageSize};
+use dunlin_protocol::training::serve::Wanted;
+use dunlin_protocol::training::{FetchFailure, Load, ShardId, StageId, Step};
 use dunlin_swarm::PeerName;
 
 use super::events::{Event, Given};
-use super::numbers::State;
-use super::peer_shell::{Fetching, PeerShell, Work, digest};
+use super::numbers::{State, Weights};
+use super::peer_shell::{Work, digest};
 use super::pulling::Purpose;
+use super::scenario::Scenario;
 use super::world::World;
 
-/// A fetch fails after this long.
-const FETCH_MS_MAX: u64 = 10_000;
-/// Mates are asked for an update so often, before all of the state is fetched.
-const UPDATE_ATTEMPTS: u32 = 20;
+/// Of a state.
+const CHUNKS: usize = 4;
+/// Updates that may be kept where a state takes long.
+const KEPT_MAX: u64 = 1000;
+/// Elsewhere there is room for fewer than this.
+const KEPT_FEW: u64 = 4;
+
+/// What is got, until the engine takes it.
+#[derive(Clone)]
+pub(super) enum Got {
+    /// First values or a checkpoint.
+    Read(Step, State),
+    Part(Part),
+    Update(Update),
+}
+
+/// Chunks of a state.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) step: Step,
+    /// What its giver says that the state is.
+    pub(super) says: State,
+    pub(super) range: Range<usize>,
+    pub(super) words: Vec<u64>,
+}
+
+impl Part {
+    /// What a peer has there.
+    pub(super) fn of(step: Step, state: State, chunks: &Range<u64>) -> Self {
+        let range = chunks.start as usize..chunks.end as usize;
+        let words = words(&state).get(range.clone()).unwrap_or_default().to_vec();
+        Self { step, says: state, range, words }
+    }
+
+    /// Is it what its giver says?
+    fn fits(&self) -> bool {
+        words(&self.says).get(self.range.clone()) == Some(&self.words)
+    }
+}
+
+/// What led from `step` to the next.
+#[derive(Clone)]
+pub(super) struct Update {
+    pub(super) step: Step,
+    pub(super) averages: BTreeMap<ShardId, i64>,
+    pub(super) scale: f32,
+}
+
+/// Bounds of a fetch.
+pub(super) fn config(scenario: &Scenario) -> FetchConfig {
+    let updates_max = if scenario.script.is_some() { KEPT_MAX } else { scenario.seed % KEPT_FEW };
+    FetchConfig::new(vec![StageSize { chunks: CHUNKS, updates_max }; scenario.shape.stages as usize])
+}
 
 impl World {
-    /// A stage is loaded from its initial values or a checkpoint.
-    pub(super) fn load(&mut self, name: &PeerName, load: &Load) {
-        self.serve(name, ServeEvent::Left);
-        let (fetch, until) = (self.count(), self.now + FETCH_MS_MAX);
-        let &Load { stage, step, checkpoint } = load;
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        peer.fetching = Some(Fetching::new(fetch, stage, step, until));
-        let after = 50 + self.draw(250);
-        self.at(after, Event::Loaded { peer: name.clone(), fetch, stage, step, checkpoint });
+    /// Something has come of what was begun.
+    pub(super) fn fetch_event(&mut self, name: &PeerName, event: FetchEvent) {
+        self.drive(name, DriverEvent::Fetch(event));
     }
 
-    /// It is fetched from mates, or what is here is brought up to date.
-    pub(super) fn begin_fetch(&mut self, name: &PeerName, wanted: Fetch, from: Option<Step>) {
-        self.serve(name, ServeEvent::Left);
-        let Fetch { stage, step, mates, .. } = wanted;
-        let long = self.scenario.script.as_ref().map_or(0, |s| 2 * s.fetch_ms);
-        let (fetch, until) = (self.count(), self.now + FETCH_MS_MAX + long);
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        peer.fetching = Some(Fetching { mates, from, ..Fetching::new(fetch, stage, step, until) });
-        match from {
-            Some(from) => self.give(name, Work::Begin { fetch, from }),
-            None => self.at(1, Event::Fetch { peer: name.clone(), fetch }),
-        }
+    /// The same in its time.
+    fn fetch_later(&mut self, name: &PeerName, after_ms: u64, event: FetchEvent) {
+        self.at(after_ms, Event::Fetch { peer: name.clone(), event });
     }
 
-    /// The engine has come to it: this is what is brought up to date.
-    pub(super) fn fetch_from(&mut self, name: &PeerName, fetch: u64, from: Step) {
+    /// Something is to be got.
+    pub(super) fn fetch(&mut self, name: &PeerName, id: FetchId, work: FetchWork) {
         let Some(peer) = self.peers.get_mut(name) else { return };
-        let (step, state) = (peer.step, peer.state);
-        let Some(fetching) = peer.fetching.as_mut().filter(|f| f.fetch == fetch) else { return };
-        fetching.have = Some((step, state));
-        if step != from {
-            self.violation(format!("{name} fetches from step {from} and is at {step}"));
-        }
-        self.at(1, Event::Fetch { peer: name.clone(), fetch });
-    }
-
-    /// The engine takes what was fetched.
-    pub(super) fn set(&mut self, name: &PeerName, fetch: u64, stage: StageId, (step, state): (Step, State)) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let Some(fetched) = peer.fetching.take_if(|f| f.fetch == fetch) else { return };
-        if !peer.sums.is_empty() {
-            self.violation(format!("{name} begins stage {stage} with sums of another"));
-            return;
-        }
-        (peer.stage, peer.step, peer.state) = (stage, step, state);
-        peer.history.clear();
-        let averages = std::mem::take(&mut peer.averages);
-        for averaging in averages.into_values() {
-            self.abandon(name, averaging);
-        }
-        self.check(name, stage, step, state);
-        let digest = digest(&state, true);
-        self.with_peer(name, |node, out| node.ready(stage, step, digest, fetched.from, out));
-    }
-
-    pub(super) fn loaded(
-        &mut self,
-        name: &PeerName,
-        fetch: u64,
-        stage: StageId,
-        step: Step,
-        checkpoint: bool,
-    ) {
-        let shape = self.scenario.shape;
-        if checkpoint && self.damaged.contains(&step) {
-            let current = |p: &PeerShell| p.fetching.as_ref().is_some_and(|f| f.fetch == fetch);
-            if self.peers.get(name).is_some_and(current) {
-                let (failure, why) = (FetchFailure::Damaged(step), "a wrong bit".to_owned());
-                self.with_peer(name, |node, out| node.fetch_failed(stage, failure, why, out));
+        match work {
+            FetchWork::Read(load) => {
+                let after = 50 + self.draw(250);
+                self.at(after, Event::Loaded { peer: name.clone(), fetch: id, load });
             }
-            return;
+            FetchWork::Where(step) => self.give(name, Work::Where(id, step)),
+            FetchWork::PullState(mate, stage, range) => {
+                let wanted = Wanted::State(range.start as u64..range.end as u64);
+                self.pull(name, &mate.name, stage, wanted, Purpose::Fetch(id));
+            }
+            FetchWork::Check(of) => {
+                let fits = |id: &FetchId| matches!(peer.got.get(id), Some(Got::Part(part)) if part.fits());
+                let wrong = of.into_iter().filter(|id| !fits(id)).map(|id| (id, "a wrong chunk".to_owned()));
+                let wrong = wrong.collect();
+                self.fetch_later(name, 1, FetchEvent::Checked(id, wrong));
+            }
+            FetchWork::Install(stage, of) => self.give(name, Work::Install(id, stage, of)),
+            FetchWork::PullUpdate(mate, stage, step) => {
+                self.pull(name, &mate.name, stage, Wanted::Update(step), Purpose::Fetch(id));
+            }
+            FetchWork::Keep(update, step) => match peer.got.remove(&update) {
+                Some(Got::Update(update)) if update.step == step => {
+                    peer.kept.insert(step, update);
+                    self.fetch_later(name, 1, FetchEvent::Came(id));
+                }
+                _ => self.violation(format!("{name} keeps an update of step {step} that is not here")),
+            },
+            FetchWork::TakeKept(step) => match peer.kept.remove(&step) {
+                Some(update) => {
+                    peer.got.insert(id, Got::Update(update));
+                    self.fetch_later(name, 1, FetchEvent::Came(id));
+                }
+                None => self.violation(format!("{name} has not kept the update of step {step}")),
+            },
+            FetchWork::Follow(update) => self.give(name, Work::Follow(id, update)),
         }
+    }
+
+    /// What has come of it is not needed, and neither is what may come.
+    pub(super) fn drop_fetched(&mut self, name: &PeerName, id: FetchId) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        peer.got.remove(&id);
+        peer.pulls.retain(|_, pull| !matches!(pull.purpose, Purpose::Fetch(of) if of == id));
+    }
+
+    /// First values or a checkpoint are read.
+    pub(super) fn loaded(&mut self, name: &PeerName, id: FetchId, load: &Load) {
+        let &Load { stage, step, checkpoint } = load;
+        if checkpoint && self.damaged.contains(&step) {
+            let (failure, why) = (FetchFailure::Damaged(step), "a wrong bit".to_owned());
+            return self.fetch_event(name, FetchEvent::Failed(id, failure, why));
+        }
+        let shape = self.scenario.shape;
         let state = match (checkpoint, step) {
             (false, 0) => Some(shape.first(shape.initial(stage))),
             (true, _) => self.sealed.get(&step).map(|all| all[stage as usize]),
             _ => None,
         };
-        match state {
-            Some(state) => self.give(name, Work::Set { fetch, stage, step, state }),
-            None => self.violation(format!("{name} is to load step {step}, which is not there")),
-        }
-    }
-
-    /// A snapshot of one mate, then the averages of the steps that passed meanwhile.
-    pub(super) fn fetch(&mut self, name: &PeerName, fetch: u64) {
-        let draw = self.draw(1000) as usize;
-        let Some(peer) = self.peers.get_mut(name).filter(|p| p.healthy()) else { return };
-        let Some(fetching) = peer.fetching.as_ref().filter(|f| f.fetch == fetch) else { return };
-        let stage = fetching.stage;
-        if let Some((step, state)) = fetching.have
-            && step >= fetching.wanted
-        {
-            return self.give(name, Work::Set { fetch, stage, step, state });
-        }
-        if self.now > fetching.until || fetching.mates.is_empty() {
-            peer.fetching = None;
-            let why = "no mate has it".to_owned();
-            return self.with_peer(name, |node, out| {
-                node.fetch_failed(stage, FetchFailure::Passing, why, out);
-            });
-        }
-        let mate = fetching.mates[draw % fetching.mates.len()].name.clone();
-        let wanted = fetching.have.map_or(Wanted::State(0..1), |(step, _)| Wanted::Update(step));
-        self.pull(name, &mate, stage, wanted, Purpose::Fetch(fetch));
-    }
-
-    /// A part of what is fetched is here, or a mate has not got it.
-    pub(super) fn fetched(&mut self, name: &PeerName, fetch: u64, given: Option<Given>) {
-        let (shape, draw) = (self.scenario.shape, self.draw(1000));
-        let whole_ms = self.scenario.script.as_ref().map(|s| s.fetch_ms);
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let Some(fetching) = peer.fetching.as_mut().filter(|f| f.fetch == fetch) else { return };
-        let mut after = 20;
-        match (given, fetching.have) {
-            (Some(Given::State(step, state)), _) => {
-                after = whole_ms.unwrap_or(40 + draw / 5);
-                fetching.have = Some((step, state));
+        match (state, self.peers.get_mut(name)) {
+            (Some(state), Some(peer)) => {
+                peer.got.insert(id, Got::Read(step, state));
+                self.fetch_event(name, FetchEvent::Came(id));
             }
-            (Some(Given::Update(averages, scale)), Some((step, state))) => {
-                let now = shape.update(fetching.stage, &state.now, &averages, scale);
-                fetching.have = Some((step + 1, shape.next(&state, now)));
-                fetching.missing = 0;
-            }
+            (None, _) => self.violation(format!("{name} is to load step {step}, which is not there")),
             (_, None) => {}
-            // Nobody has the next update any more: all of it is copied.
-            (_, Some(_)) => {
-                fetching.missing += 1;
-                if fetching.missing >= UPDATE_ATTEMPTS {
-                    (fetching.have, fetching.from, fetching.missing) = (None, None, 0);
-                }
+        }
+    }
+
+    /// A mate has given what was asked for.
+    pub(super) fn fetched(&mut self, name: &PeerName, id: FetchId, given: Given) {
+        let (whole_ms, draw) = (self.scenario.script.as_ref().map(|s| s.fetch_ms), self.draw(1000));
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        match given {
+            Given::State(part) => {
+                let (step, says) = (part.step, digest(&part.says, true).root.unwrap_or_default());
+                peer.got.insert(id, Got::Part(part));
+                let after = whole_ms.unwrap_or(40 + draw / 5);
+                self.fetch_later(name, after, FetchEvent::Part(id, step, says));
+            }
+            Given::Update(update) => {
+                peer.got.insert(id, Got::Update(update));
+                self.fetch_later(name, 20, FetchEvent::Came(id));
+            }
+            Given::Values(_) | Given::Sums(_) => {
+                self.violation(format!("{name} is given something else than a state or an update"));
             }
         }
-        self.at(after, Event::Fetch { peer: name.clone(), fetch });
     }
+
+    /// The engine has come to it: this is what is brought up to date.
+    pub(super) fn where_is(&mut self, name: &PeerName, id: FetchId, from: Step) {
+        let Some(peer) = self.peers.get(name) else { return };
+        let (step, state) = (peer.step, digest(&peer.state, false));
+        if step != from {
+            self.violation(format!("{name} fetches from step {from} and is at {step}"));
+        }
+        self.fetch_event(name, FetchEvent::At(id, step, state));
+    }
+
+    /// The engine takes a state.
+    pub(super) fn install(&mut self, name: &PeerName, id: FetchId, stage: StageId, of: &[FetchId]) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let got: Vec<Got> = of.iter().filter_map(|id| peer.got.remove(id)).collect();
+        if got.len() < of.len() {
+            // It was dropped meanwhile.
+            return;
+        }
+        let Some((step, state)) = put_together(got) else {
+            return self.violation(format!("{name} begins stage {stage} with parts that make no state"));
+        };
+        if !peer.sums.is_empty() || !peer.averages.is_empty() {
+            return self.violation(format!("{name} begins stage {stage} with sums or averages of another"));
+        }
+        (peer.stage, peer.step, peer.state) = (stage, step, state);
+        peer.history.clear();
+        self.check(name, stage, step, state);
+        self.fetch_event(name, FetchEvent::At(id, step, digest(&state, true)));
+    }
+
+    /// The engine follows an update that others have made.
+    pub(super) fn follow(&mut self, name: &PeerName, id: FetchId, update: FetchId) {
+        let shape = self.scenario.shape;
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(got) = peer.got.remove(&update) else { return };
+        let (stage, at) = (peer.stage, peer.step);
+        let Got::Update(update) = got else {
+            return self.violation(format!("{name} follows what is no update"));
+        };
+        if update.step != at {
+            return self
+                .violation(format!("{name} follows the update of step {} and is at {at}", update.step));
+        }
+        let now = shape.update(stage, &peer.state.now, &update.averages, update.scale);
+        (peer.state, peer.step) = (shape.next(&peer.state, now), at + 1);
+        let state = peer.state;
+        peer.remember(update);
+        self.check(name, stage, at + 1, state);
+        self.fetch_event(name, FetchEvent::At(id, at + 1, digest(&state, false)));
+    }
+}
+
+fn words(state: &State) -> [u64; CHUNKS] {
+    [state.now.own, state.now.shared, state.before.own, state.before.shared]
+}
+
+/// A state of what was read, or of parts that have each chunk once, in order, as they are at one step.
+fn put_together(got: Vec<Got>) -> Option<(Step, State)> {
+    let (mut all, mut steps) = (Vec::new(), Vec::new());
+    for got in got {
+        match got {
+            Got::Read(step, state) => return Some((step, state)),
+            Got::Part(part) if part.range.start == all.len() => {
+                steps.push(part.step);
+                all.extend(part.words);
+            }
+            Got::Part(_) | Got::Update(_) => return None,
+        }
+    }
+    let step = *steps.first()?;
+    let [own, shared, own_before, shared_before] = all[..] else { return None };
+    let state =
+        State { now: Weights { own, shared }, before: Weights { own: own_before, shared: shared_before } };
+    steps.iter().all(|other| *other == step).then_some((step, state))
 }

@@ -1,6 +1,7 @@
 //! How peers end in virtual time.
 
 use dunlin_protocol::training::CallId;
+use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_swarm::PeerName;
 
 use super::events::{Answer, Event};
@@ -71,6 +72,6 @@ impl World {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.leaving = true;
         }
-        self.with_peer(name, |node, out| node.leave(within_ms, out));
+        self.drive(name, DriverEvent::Notice { within_ms });
     }
 }

@@ -7,12 +7,13 @@
 //!
 //! * [`numbers`] the fake tensors and the steps without a swarm
 //! * [`scenario`] what is run, and what came of it
-//! * `peer_shell` what a peer has; `peer` how it begins, and what its node wants done; `lives` how it ends
+//! * `peer_shell` what a peer has; `peer` how it begins, and what its driver wants done; `lives` how it ends
 //! * `engine` its jobs one after the other: `calls` of trainers, `update`, `saving`
 //! * `pulls` what peers ask of each other (`pulling`: pulls under way): `average` (`averaging`: what a member has of one), `fetch`
 //! * `trainer_shell` the shell around a trainer, `trainer` what it does
 //! * `net` streams to the conductor, and the conductor's effects
 //! * `faults` what goes wrong, `flaw` in a peer that goes on
+//! * [`order`] in which peers do what they decide, or not
 //! * `events` what happens, [`world`] in order, and what must hold
 
 mod average;
@@ -26,6 +27,7 @@ mod flaw;
 mod lives;
 mod net;
 pub mod numbers;
+pub mod order;
 mod peer;
 mod peer_shell;
 mod pulling;
@@ -37,5 +39,6 @@ mod trainer_shell;
 mod update;
 pub mod world;
 
+pub use order::{Order, Pair};
 pub use scenario::{Kinds, Loss, Outcome, Scenario, Script, Struck};
 pub use world::run;

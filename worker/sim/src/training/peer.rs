@@ -1,16 +1,20 @@
-//! A peer in virtual time: how it begins, and what its node wants done.
+//! A peer in virtual time: how it begins, and what its driver wants done.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dunlin_protocol::training::serve::{ServeConfig, ServeEvent, Serving, Wanted};
-use dunlin_protocol::training::{AverageId, Job, Mate, PeerConfig, PeerEffect, PeerNode, Refused};
+use dunlin_protocol::training::driver::{DriverEffect, DriverEvent, PeerDriver};
+use dunlin_protocol::training::serve::{ServeConfig, Wanted};
+use dunlin_protocol::training::{Job, Mate, PeerConfig, PeerReport, Refused};
 use dunlin_swarm::PeerName;
 
 use super::events::{Answer, Down, Event, Requests, Up};
+use super::fetch::Update;
 use super::numbers::{ARITHMETIC, State};
 use super::peer_shell::{PeerShell, Work};
 use super::pulling::Purpose;
+use super::scenario::Kinds;
 use super::world::World;
+use super::{fetch, order};
 
 /// Calls that may wait at a peer.
 const CALLS_MAX: usize = 256;
@@ -32,15 +36,7 @@ impl World {
             hosts => format!("h{}", self.draw(hosts)),
         };
         let peer = PeerShell {
-            node: PeerNode::new(
-                Mate { name: name.clone(), addr: name.to_string(), host },
-                PeerConfig {
-                    microbatches: self.scenario.shape.microbatches,
-                    delayed_updates: self.scenario.shape.delayed_updates,
-                    calls_max: CALLS_MAX,
-                    arithmetic: ARITHMETIC,
-                },
-            ),
+            driver: self.driver(Mate { name: name.clone(), addr: name.to_string(), host }),
             stream: None,
             retired: false,
             deaf: false,
@@ -56,7 +52,6 @@ impl World {
             step: 0,
             state: State::default(),
             sums: BTreeMap::new(),
-            serving: Serving::new(ServeConfig::default()),
             takers: BTreeMap::new(),
             pulls: BTreeMap::new(),
             wakes: None,
@@ -64,7 +59,8 @@ impl World {
             history: BTreeMap::new(),
             arrived: BTreeMap::new(),
             adding: VecDeque::new(),
-            fetching: None,
+            got: BTreeMap::new(),
+            kept: BTreeMap::new(),
         };
         self.peers.insert(name.clone(), peer);
         if let Some(script) = script
@@ -79,14 +75,25 @@ impl World {
         self.at(1, Event::Connect(name));
     }
 
+    fn driver(&self, me: Mate) -> PeerDriver {
+        let peer = PeerConfig {
+            microbatches: self.scenario.shape.microbatches,
+            delayed_updates: self.scenario.shape.delayed_updates,
+            calls_max: CALLS_MAX,
+            arithmetic: ARITHMETIC,
+        };
+        PeerDriver::new(me, peer, ServeConfig::default(), fetch::config(&self.scenario))
+    }
+
     pub(super) fn connected(&mut self, name: &PeerName, stream: u64) {
+        let now = self.now;
         let Some(peer) = self.peers.get_mut(name) else {
             self.trainer_connected(name, stream);
             return;
         };
         let mut out = Vec::new();
         peer.stream = Some(stream);
-        let hello = peer.node.connected(&mut out);
+        let hello = peer.driver.connected(now, &mut out);
         self.up(name, Some(stream), Up::Hello(hello));
         self.peer_effects(name, out);
     }
@@ -99,28 +106,32 @@ impl World {
         }
         self.say(|| format!("conductor -> {to}: {message:?}"));
         match message {
-            Down::Peer(message) => self.with_peer(to, |node, out| node.hear(message, out)),
+            Down::Peer(message) => self.drive(to, DriverEvent::Heard(message)),
             Down::Trainer(message) => self.trainer_hears(to, message),
         }
     }
 
-    /// The node decides, the shell obeys.
-    pub(super) fn with_peer(
-        &mut self,
-        name: &PeerName,
-        decide: impl FnOnce(&mut PeerNode, &mut Vec<PeerEffect>),
-    ) {
+    /// The driver decides, and is obeyed.
+    pub(super) fn drive(&mut self, name: &PeerName, event: DriverEvent) {
+        let now = self.now;
         let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
         let mut out = Vec::new();
-        decide(&mut peer.node, &mut out);
+        peer.driver.handle(now, event, &mut out);
         self.peer_effects(name, out);
+        self.wake_later(name);
     }
 
-    pub(super) fn peer_effects(&mut self, name: &PeerName, effects: Vec<PeerEffect>) {
+    #[expect(clippy::too_many_lines, reason = "an arm for each effect")]
+    fn peer_effects(&mut self, name: &PeerName, mut effects: Vec<DriverEffect>) {
+        self.scenario.order.apply(&mut effects, order::of_driver, &mut self.out.pairs);
         for effect in effects {
             let Some(peer) = self.peers.get_mut(name) else { return };
             match effect {
-                PeerEffect::Run(job) => {
+                DriverEffect::Run(Job::Apply { step, scale, prove }) => {
+                    let Some(averages) = self.averages_of(name, step) else { return };
+                    self.give(name, Work::Apply(Update { step, averages, scale }, prove));
+                }
+                DriverEffect::Run(job) => {
                     if let Job::Add(take) = &job {
                         match peer.arrived.remove(&take.from.name) {
                             Some(sums) => peer.adding.push_back(sums),
@@ -131,12 +142,12 @@ impl World {
                     }
                     self.give(name, Work::Job(job));
                 }
-                PeerEffect::Reply(request) => {
+                DriverEffect::Reply(request) => {
                     if let Some((asked, answer)) = peer.answers.remove(&request) {
                         self.answer(name, asked, answer);
                     }
                 }
-                PeerEffect::Refuse(request, why) => {
+                DriverEffect::Refuse(request, why) => {
                     let computed = peer.answers.remove(&request).map(|(asked, _)| asked);
                     if let Some(asked) = peer.requests.remove(&request).or(computed) {
                         let answer = match why {
@@ -147,25 +158,31 @@ impl World {
                         self.answer(name, asked, answer);
                     }
                 }
-                PeerEffect::Tell(report) => {
+                DriverEffect::Tell(PeerReport::Wrong { mate, what })
+                    if self.scenario.kinds != Kinds::Wrong =>
+                {
+                    return self.violation(format!("{name} accuses {mate}, who is right: {what}"));
+                }
+                DriverEffect::Tell(report) => {
                     let stream = peer.stream;
                     self.up(name, stream, Up::Peer(report));
                 }
-                PeerEffect::Load(load) => self.load(name, &load),
-                PeerEffect::Fetch { fetch, from } => self.begin_fetch(name, fetch, from),
-                PeerEffect::Average { step, shard, round, group } => {
-                    self.average(name, AverageId { step, shard, round }, group);
-                }
-                PeerEffect::Close => self.close_averages(name),
-                PeerEffect::Take(take) => {
+                DriverEffect::Begin(id, group) => self.average(name, id, group),
+                DriverEffect::CancelAverages => self.cancel_averages(name),
+                DriverEffect::DropAverages => self.drop_averages(name),
+                DriverEffect::Serve(effect) => self.serve(name, effect),
+                DriverEffect::Fetch(id, work) => self.fetch(name, id, work),
+                DriverEffect::DropFetched(id) => self.drop_fetched(name, id),
+                DriverEffect::ForgetUpdates(steps) => peer.kept.retain(|step, _| !steps.contains(step)),
+                DriverEffect::Note(text) => self.say(|| format!("{name}: {text}")),
+                DriverEffect::Take(take) => {
                     let (stage, mate) = (peer.stage, take.from.name.clone());
                     self.pull(name, &mate, stage, Wanted::AllSums(take.step), Purpose::Take(take));
                 }
-                PeerEffect::GiveTo(mates) => self.serve(name, ServeEvent::Mates(mates)),
-                PeerEffect::Discard(take) => drop(peer.arrived.remove(&take.from.name)),
-                PeerEffect::Save { step, check } => self.give(name, Work::Save { step, check }),
-                PeerEffect::End(why) => self.peer_ends(name, &why),
-                PeerEffect::Retire => self.peer_retires(name),
+                DriverEffect::Discard(take) => drop(peer.arrived.remove(&take.from.name)),
+                DriverEffect::Save { step, check } => self.give(name, Work::Save { step, check }),
+                DriverEffect::End(why) => self.peer_ends(name, &why),
+                DriverEffect::Retire => self.peer_retires(name),
             }
         }
     }

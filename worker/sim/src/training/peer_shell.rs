@@ -6,22 +6,28 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use dunlin_protocol::training::serve::{Serving, Wanted};
-use dunlin_protocol::training::{
-    AskId, AverageId, Job, Mate, PeerNode, RequestId, ShardId, StageId, StateDigest, Step,
-};
+use dunlin_protocol::training::driver::PeerDriver;
+use dunlin_protocol::training::fetch::FetchId;
+use dunlin_protocol::training::serve::Wanted;
+use dunlin_protocol::training::{AskId, AverageId, Job, RequestId, ShardId, StageId, StateDigest, Step};
 use dunlin_swarm::PeerName;
 
 use super::averaging::Averaging;
 use super::events::{Answer, Asked, Requests};
+use super::fetch::{Got, Update};
 use super::flaw::Flaw;
 use super::numbers::{Shape, State, Sums};
 use super::pulling::{Pull, Taker};
 use crate::serving::model::mix;
 
+/// Updates that are kept for those that fetch.
+const KEEP: Step = 4;
+
 /// What the engine is given.
 pub(super) enum Work {
     Job(Job),
+    /// Make an update; is its root to be said?
+    Apply(Update, bool),
     /// Fix what is contributed to an average.
     Share(AverageId),
     /// Give a mate its part of the sums.
@@ -41,42 +47,16 @@ pub(super) enum Work {
         step: Step,
         check: bool,
     },
-    /// A fetch that begins with what is here.
-    Begin {
-        fetch: u64,
-        from: Step,
-    },
-    Set {
-        fetch: u64,
-        stage: StageId,
-        step: Step,
-        state: State,
-    },
-}
-
-/// State on its way.
-pub(super) struct Fetching {
-    pub(super) fetch: u64,
-    pub(super) stage: StageId,
-    pub(super) wanted: Step,
-    pub(super) mates: Vec<Mate>,
-    /// The state that was here is brought up to date.
-    pub(super) from: Option<Step>,
-    pub(super) have: Option<(Step, State)>,
-    pub(super) until: u64,
-    /// Updates that nobody had.
-    pub(super) missing: u32,
-}
-
-impl Fetching {
-    /// From nobody yet, with nothing here.
-    pub(super) fn new(fetch: u64, stage: StageId, wanted: Step, until: u64) -> Self {
-        Self { fetch, stage, wanted, mates: Vec::new(), from: None, have: None, until, missing: 0 }
-    }
+    /// Say which state it has: that of this step.
+    Where(FetchId, Step),
+    /// Take a state that was got.
+    Install(FetchId, StageId, Vec<FetchId>),
+    /// Follow an update that was got.
+    Follow(FetchId, FetchId),
 }
 
 pub(super) struct PeerShell {
-    pub(super) node: PeerNode,
+    pub(super) driver: PeerDriver,
     pub(super) stream: Option<u64>,
     pub(super) retired: bool,
     /// Its engine hangs.
@@ -98,19 +78,21 @@ pub(super) struct PeerShell {
     pub(super) state: State,
     /// Of this step, and the one behind it.
     pub(super) sums: BTreeMap<Step, Sums>,
-    /// What it gives to others, who takes it, and what it pulls from them.
-    pub(super) serving: Serving,
+    /// Who takes what it gives, and what it pulls from others.
     pub(super) takers: BTreeMap<AskId, Taker>,
     pub(super) pulls: BTreeMap<AskId, Pull>,
     /// The newest average of every shard.
     pub(super) averages: BTreeMap<ShardId, Averaging>,
     /// When its machines are woken next.
     pub(super) wakes: Option<u64>,
-    pub(super) history: BTreeMap<Step, (BTreeMap<ShardId, i64>, f32)>,
+    /// The last updates, for those that fetch.
+    pub(super) history: BTreeMap<Step, Update>,
     /// Sums of mates that have come, and those that the engine is given to add, in its order.
     pub(super) arrived: BTreeMap<PeerName, Sums>,
     pub(super) adding: VecDeque<Sums>,
-    pub(super) fetching: Option<Fetching>,
+    /// What it gets of its stage, until the engine takes it, and updates that are kept meanwhile.
+    pub(super) got: BTreeMap<FetchId, Got>,
+    pub(super) kept: BTreeMap<Step, Update>,
 }
 
 impl PeerShell {
@@ -132,6 +114,13 @@ impl PeerShell {
     /// Has it added anything to its sums in this step or behind it?
     pub(super) fn has_sums_of(&self, step: Step) -> bool {
         self.sums.range(step..).next().is_some()
+    }
+
+    /// Has made or followed an update.
+    pub(super) fn remember(&mut self, update: Update) {
+        let step = update.step;
+        self.history.insert(step, update);
+        self.history.retain(|s, _| s + KEEP > step);
     }
 
     /// Adds to the sums of a step, if that is not over. Averages are of the oldest.

@@ -1,18 +1,24 @@
 //! Pulls in virtual time: what peers ask of each other, and what they are given.
 
+use dunlin_protocol::training::driver::DriverEvent;
+use dunlin_protocol::training::fetch::FetchEvent;
 use dunlin_protocol::training::reduce::ReduceEvent;
-use dunlin_protocol::training::serve::{ServeEffect, ServeEvent, Wanted};
-use dunlin_protocol::training::{AskId, AverageId, StageId};
+use dunlin_protocol::training::serve::{ServeEffect, Wanted};
+use dunlin_protocol::training::{AskId, AverageId, FetchFailure, StageId};
 use dunlin_swarm::PeerName;
 
 use super::averaging::Come;
 use super::events::{Event, Given};
+use super::fetch::Part;
 use super::peer_shell::Work;
 use super::pulling::{Pull, Purpose, Taker};
+use super::scenario::Kinds;
 use super::world::World;
 
 /// A mate that gives nothing for so long is given up.
 const PATIENCE_MS: u64 = 5_000;
+/// Of so many parts of states one is not what its giver has, where peers are wrong.
+const WRONG_ONE_IN: u64 = 8;
 
 impl World {
     /// Asks a mate.
@@ -49,35 +55,29 @@ impl World {
             let (after, why) = (self.latency(), Some("gone".to_owned()));
             return self.at(after, Event::PullEnded { to: by, ask, why });
         };
-        let here = peer.node.position().0.filter(|_| peer.node.serving());
-        peer.takers.insert(ask, Taker { by: by.clone(), last: 0 });
-        self.serve(name, ServeEvent::Asked { ask, by, stage, wanted, here });
+        peer.takers.insert(ask, Taker { by: by.clone(), stage, last: 0 });
+        self.drive(name, DriverEvent::Asked { ask, by, stage, wanted });
     }
 
-    /// The machine that serves decides, and is obeyed.
-    pub(super) fn serve(&mut self, name: &PeerName, event: ServeEvent) {
-        let now = self.now;
-        let mut out = Vec::new();
-        let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
-        peer.serving.handle(now, event, &mut out);
-        for effect in out {
-            match effect {
-                ServeEffect::Give(ask, Wanted::Sums(id, range)) => {
-                    self.give(name, Work::GiveSums { ask, id, range });
-                }
-                ServeEffect::Give(ask, Wanted::Result(id, range)) => {
-                    let here = self.peers.get(name).and_then(|p| p.averages.get(&id.shard));
-                    if here.is_some_and(|averaging| averaging.id() == id) {
-                        self.reduce(name, id, ReduceEvent::Asked(ask, range));
-                    } else {
-                        self.given(name, ask, Some("the average is given up".to_owned()));
-                    }
-                }
-                ServeEffect::Give(ask, wanted) => self.give(name, Work::GiveStage { ask, wanted }),
-                ServeEffect::Refuse(ask, why) => self.given(name, ask, Some(why.to_string())),
+    /// Somebody is given something, or nothing.
+    pub(super) fn serve(&mut self, name: &PeerName, effect: ServeEffect) {
+        match effect {
+            ServeEffect::Give(ask, Wanted::Sums(id, range)) => {
+                self.give(name, Work::GiveSums { ask, id, range });
             }
+            ServeEffect::Give(ask, Wanted::Result(id, range)) => {
+                let Some(peer) = self.peers.get(name) else { return };
+                if peer.averages.get(&id.shard).is_some_and(|averaging| averaging.id() == id) {
+                    self.reduce(name, id, ReduceEvent::Asked(ask, range));
+                } else if peer.driver.wants(id) {
+                    self.violation(format!("{name} gives a part of {id:?}, which it has not begun"));
+                } else {
+                    self.given(name, ask, Some("the average is given up".to_owned()));
+                }
+            }
+            ServeEffect::Give(ask, wanted) => self.give(name, Work::GiveStage { ask, wanted }),
+            ServeEffect::Refuse(ask, why) => self.given(name, ask, Some(why.to_string())),
         }
-        self.wake_later(name);
     }
 
     /// Something is on its way to whoever asked.
@@ -94,12 +94,22 @@ impl World {
 
     /// The engine has come to it: a mate gets what there is of the stage.
     pub(super) fn give_stage(&mut self, name: &PeerName, ask: AskId, wanted: Wanted) {
+        let is_wrong = self.scenario.kinds == Kinds::Wrong && self.draw(WRONG_ONE_IN) == 0;
         let Some(peer) = self.peers.get(name) else { return };
+        if peer.takers.get(&ask).is_some_and(|taker| taker.stage != peer.stage) {
+            let here = peer.stage;
+            return self.violation(format!("{name} gives {wanted:?} of stage {here} for that of another"));
+        }
         let given = match wanted {
-            Wanted::State(_) => Some(Given::State(peer.step, peer.state)),
-            Wanted::Update(step) => {
-                peer.history.get(&step).map(|(averages, scale)| Given::Update(averages.clone(), *scale))
+            Wanted::State(chunks) => {
+                let mut part = Part::of(peer.step, peer.state, &chunks);
+                if let Some(word) = part.words.last_mut().filter(|_| is_wrong) {
+                    *word ^= 1;
+                    *self.out.faults.entry("wrong chunk given").or_insert(0) += 1;
+                }
+                Some(Given::State(part))
             }
+            Wanted::Update(step) => peer.history.get(&step).cloned().map(Given::Update),
             Wanted::AllSums(step) if step >= peer.step => {
                 Some(Given::Sums(peer.sums.get(&step).cloned().unwrap_or_default()))
             }
@@ -120,7 +130,7 @@ impl World {
         }
         if let Some(peer) = self.peers.get_mut(name) {
             peer.takers.remove(&ask);
-            peer.serving.handle(self.now, ServeEvent::Ended(ask), &mut Vec::new());
+            self.drive(name, DriverEvent::Served(ask));
         }
     }
 
@@ -141,11 +151,11 @@ impl World {
             (Purpose::Take(take), Given::Sums(sums)) => {
                 peer.pulls.remove(&ask);
                 peer.arrived.insert(take.from.name.clone(), sums);
-                self.with_peer(name, |node, out| node.received(take, true, out));
+                self.drive(name, DriverEvent::Received(take, true));
             }
             (Purpose::Fetch(fetch), given) => {
                 peer.pulls.remove(&ask);
-                self.fetched(name, fetch, Some(given));
+                self.fetched(name, fetch, given);
             }
             (purpose, _) => self.violation(format!("{name} is given something else for {purpose:?}")),
         }
@@ -156,8 +166,11 @@ impl World {
         let Some(pull) = peer.pulls.remove(&ask) else { return };
         match pull.purpose {
             Purpose::Average(id, part) => self.comes(name, id, part, Come::End(why)),
-            Purpose::Take(take) => self.with_peer(name, |node, out| node.received(take, false, out)),
-            Purpose::Fetch(fetch) => self.fetched(name, fetch, None),
+            Purpose::Take(take) => self.drive(name, DriverEvent::Received(take, false)),
+            Purpose::Fetch(id) => {
+                let why = why.unwrap_or_else(|| "nothing came".to_owned());
+                self.fetch_event(name, FetchEvent::Failed(id, FetchFailure::Passing, why));
+            }
         }
     }
 
@@ -179,7 +192,7 @@ impl World {
         let now = self.now;
         let Some(peer) = self.peers.get_mut(name) else { return };
         let averages = peer.averages.values().filter_map(|a| a.wake_ms());
-        let Some(wake) = averages.chain(peer.serving.wake_ms()).min() else { return };
+        let Some(wake) = averages.chain(peer.driver.wake_ms()).min() else { return };
         if peer.wakes.is_none_or(|at| wake < at) {
             peer.wakes = Some(wake);
             self.at(wake.saturating_sub(now), Event::Wake(name.clone()));
@@ -191,14 +204,14 @@ impl World {
         let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
         peer.wakes = None;
         let due = |wake: Option<u64>| wake.is_some_and(|wake| wake <= now);
-        let serves = due(peer.serving.wake_ms());
+        let drives = due(peer.driver.wake_ms());
         let averages: Vec<AverageId> =
             peer.averages.values().filter(|a| due(a.wake_ms())).map(|a| a.id()).collect();
         for id in averages {
             self.reduce(name, id, ReduceEvent::Deadline);
         }
-        if serves {
-            self.serve(name, ServeEvent::Deadline);
+        if drives {
+            self.drive(name, DriverEvent::Deadline);
         }
         self.wake_later(name);
     }

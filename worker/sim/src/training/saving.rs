@@ -1,9 +1,10 @@
 //! Files of checkpoints in virtual time.
 
-use dunlin_protocol::training::{PeerReport, SaveFailure, StageId, Step};
+use dunlin_protocol::training::driver::DriverEvent;
+use dunlin_protocol::training::{StageId, Step};
 use dunlin_swarm::PeerName;
 
-use super::events::{Event, Up};
+use super::events::Event;
 use super::flaw::Flaw;
 use super::numbers::State;
 use super::world::World;
@@ -39,16 +40,13 @@ impl World {
     }
 
     pub(super) fn written(&mut self, name: &PeerName, step: Step, stage: StageId, state: State, works: bool) {
-        let report = if works {
+        let outcome = if works {
             let record = format!("{stage}/{step}/{:x}", mix(state.now.hash(), state.before.hash()));
             self.files.insert(record.clone(), (step, stage, state));
-            PeerReport::Saved { step, record }
+            Ok(record)
         } else {
-            let failure = SaveFailure::Destination;
-            PeerReport::SaveFailed { step, failure, why: "no space".to_owned() }
+            Err("no space".to_owned())
         };
-        let Some(peer) = self.peers.get(name).filter(|p| !p.silent) else { return };
-        let stream = peer.stream;
-        self.up(name, stream, Up::Peer(report));
+        self.drive(name, DriverEvent::Written(step, outcome));
     }
 }

@@ -1,11 +1,12 @@
 //! What is run, and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_protocol::training::{StageId, Step};
 use dunlin_swarm::PeerName;
 
 use super::numbers::Shape;
+use super::order::{Order, Pair};
 use crate::serving::model::mix;
 
 /// Which faults may happen.
@@ -107,6 +108,8 @@ pub struct Scenario {
     pub kill_at: Option<(u64, Struck)>,
     /// Keep a trace.
     pub trace: bool,
+    /// The order in which peers do what they decide.
+    pub order: Order,
 }
 
 impl Scenario {
@@ -146,6 +149,7 @@ impl Scenario {
             away_ms: (0, 0),
             kill_at: None,
             trace: false,
+            order: Order::Kept,
         }
     }
 
@@ -194,6 +198,7 @@ impl Scenario {
             away_ms: (0, 0),
             kill_at: None,
             trace: false,
+            order: Order::Kept,
         }
     }
 }
@@ -233,6 +238,8 @@ pub struct Outcome {
     pub ms: u64,
     /// Virtual time after the last fault.
     pub settled_ms: u64,
+    /// Pairs of effects side by side, if asked for.
+    pub pairs: BTreeSet<Pair>,
     /// What happened, if asked for.
     pub trace: Vec<String>,
 }

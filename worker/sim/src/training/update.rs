@@ -2,34 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::training::{AverageId, Conductor, StageId, Step};
+use dunlin_protocol::training::driver::DriverEvent;
+use dunlin_protocol::training::{AverageId, Conductor, ShardId, StageId, Step};
 use dunlin_swarm::PeerName;
 
+use super::fetch::Update;
 use super::flaw::Flaw;
 use super::numbers::State;
 use super::peer_shell::digest;
 use super::world::World;
 
-/// Steps whose averages are kept for those that fetch.
-const KEEP: Step = 4;
-/// The same in a script, where fetches take long: processes collect what is made meanwhile.
-const KEEP_LONG: Step = 64;
-
 impl World {
-    /// The update: the averages must contain every key once.
-    pub(super) fn apply(&mut self, name: &PeerName, step: Step, scale: f32, prove: bool) {
+    /// The averages that an update is made with, as of when the engine is given that: they must contain every key once.
+    pub(super) fn averages_of(&mut self, name: &PeerName, step: Step) -> Option<BTreeMap<ShardId, i64>> {
         let shape = self.scenario.shape;
-        let compared = self.is_compared(name);
-        // A peer that fetches for long has to be followed for long.
-        let keep = if self.scenario.script.is_some() { KEEP_LONG } else { KEEP };
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        let stage = peer.stage;
+        let peer = self.peers.get(name)?;
         let mut averages = BTreeMap::new();
-        for shard in shape.shards(stage) {
+        for shard in shape.shards(peer.stage) {
             let held = peer.averages.get(&shard).filter(|a| a.id().step == step && a.complete);
             let Some(average) = held else {
                 self.violation(format!("{name} updates step {step} without the average of shard {shard}"));
-                return;
+                return None;
             };
             let stages = shape.stages_of(shard);
             let all = stages.iter().flat_map(|s| (0..shape.microbatches).map(move |m| ((step, m, *s), 1)));
@@ -37,10 +30,20 @@ impl World {
                 let text =
                     format!("{name}, step {step}, shard {shard}, value {at}: not every key once: {keys:?}");
                 self.violation(text);
-                return;
+                return None;
             }
             averages.insert(shard, average.sum().unwrap_or_default());
         }
+        Some(averages)
+    }
+
+    /// The engine has come to the update.
+    pub(super) fn apply(&mut self, name: &PeerName, update: Update, prove: bool) {
+        let Update { step, averages, scale } = update;
+        let shape = self.scenario.shape;
+        let compared = self.is_compared(name);
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        let stage = peer.stage;
         if peer.step != step {
             let at = peer.step;
             self.violation(format!("{name} updates step {step} and is at {at}"));
@@ -53,12 +56,11 @@ impl World {
         }
         peer.step += 1;
         peer.sums = peer.sums.split_off(&peer.step);
-        peer.history.insert(step, (averages, scale));
-        peer.history.retain(|s, _| s + keep > step);
+        peer.remember(Update { step, averages, scale });
         let state = peer.state;
         self.check(name, stage, step + 1, state);
         let digest = digest(&state, prove);
-        self.with_peer(name, |node, out| node.applied(step + 1, digest, out));
+        self.drive(name, DriverEvent::Applied(step + 1, digest));
     }
 
     /// The average of a shard is complete.
@@ -73,8 +75,7 @@ impl World {
             squares[0] += 1.0;
         }
         self.say(|| format!("{name} has the average {id:?}"));
-        let AverageId { step, shard, round } = id;
-        self.with_peer(name, |node, out| node.averaged(step, shard, round, squares, out));
+        self.drive(name, DriverEvent::Averaged(id, squares));
     }
 
     /// Does anybody serve the stage of a peer who is right? What the only one does nobody can compare with anything.

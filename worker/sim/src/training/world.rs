@@ -261,10 +261,8 @@ impl World {
             Event::PullEnded { to, ask, why } => self.pull_ended(&to, ask, why),
             Event::Reduce { peer, id, event } => self.reduce(&peer, id, event),
             Event::Wake(peer) => self.wake(&peer),
-            Event::Fetch { peer, fetch } => self.fetch(&peer, fetch),
-            Event::Loaded { peer, fetch, stage, step, checkpoint } => {
-                self.loaded(&peer, fetch, stage, step, checkpoint);
-            }
+            Event::Fetch { peer, event } => self.fetch_event(&peer, event),
+            Event::Loaded { peer, fetch, load } => self.loaded(&peer, fetch, &load),
             Event::Written { peer, step, stage, state, works } => {
                 self.written(&peer, step, stage, state, works);
             }
@@ -397,12 +395,12 @@ impl World {
         let reached = self.reached;
         let holds = |stage: StageId| {
             let current = |p: &PeerShell| {
-                let at = p.node.position().1;
+                let at = p.driver.position().1;
                 at >= reached || at + 1 == reached && p.has_averages(&self.scenario.shape, at)
             };
-            self.peers
-                .values()
-                .any(|p| p.healthy() && p.node.serving() && p.node.position().0 == Some(stage) && current(p))
+            self.peers.values().any(|p| {
+                p.healthy() && p.driver.serving() && p.driver.position().0 == Some(stage) && current(p)
+            })
         };
         let lost = (0..self.scenario.shape.stages).any(|s| !holds(s));
         let newest = self.sealed.keys().next_back().copied().unwrap_or(0);
@@ -432,8 +430,8 @@ impl World {
         let left: Vec<String> = self
             .peers
             .iter()
-            .filter(|(_, p)| p.healthy() && (p.node.load() > 0 || !p.engine_idle()))
-            .map(|(n, p)| format!("{n} has {} calls left", p.node.load()))
+            .filter(|(_, p)| p.healthy() && (p.driver.load() > 0 || !p.engine_idle()))
+            .map(|(n, p)| format!("{n} has {} calls left", p.driver.load()))
             .chain(
                 self.trainers
                     .iter()

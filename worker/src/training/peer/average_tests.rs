@@ -12,7 +12,7 @@ use dunlin_swarm::PeerName;
 use dunlin_train::average::Average;
 use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
-use dunlin_wire::train::{StageInbound, TrainStageService};
+use dunlin_wire::train::TrainStageService;
 use dunlin_wire::{Caller, LinksConfig, Role, proto};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -21,9 +21,9 @@ use tokio::time::timeout;
 
 use super::super::values::{Clients, Fault};
 use super::alarm::Alarm;
-use super::average::{self, Averaging, Exchange};
+use super::average::{self, Exchange};
 use super::engine::Engine;
-use super::serve::Pulls;
+use super::giving::{Giving, Order};
 use super::server;
 
 /// Whatever is waited for comes within this time.
@@ -32,12 +32,6 @@ const LIMIT: Duration = Duration::from_secs(20);
 const CALL_BYTES: usize = 1 << 20;
 /// Everybody calls itself that.
 const CALLER: &str = "tester";
-
-/// What is done to the pulls of a peer.
-enum Order {
-    Open(Averaging),
-    Close,
-}
 
 /// A peer with sums of its own.
 struct Peer {
@@ -73,34 +67,16 @@ impl Peer {
         stage.add_sums(0, &sums).unwrap();
         let (engine, _) = Engine::start(1).unwrap();
         engine.run(move |bench| bench.stage = Some(stage));
-        let (stage_in, mut inbound) = mpsc::channel(16);
+        let (stage_in, inbound) = mpsc::channel(16);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let router = server().add_service(TrainStageService::service(stage_in, CALL_BYTES, 4));
         let incoming = dunlin_wire::incoming_in_plain_text(listener, Caller::unproven(Role::Peer, CALLER));
         let serves = router.serve_with_incoming(incoming.unwrap());
         let serves = tokio::spawn(async move { drop(serves.await) });
-        let (orders, mut ordered) = mpsc::channel(4);
-        let (mut pulls, mut served) = Pulls::new(engine.clone(), Alarm::silent());
-        pulls.mates(Mates { stage: BTreeSet::from([PeerName::from(CALLER)]), shared: None });
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    order = ordered.recv() => match order {
-                        Some(Order::Open(averaging)) => pulls.open(averaging),
-                        Some(Order::Close) => pulls.close(),
-                        None => return,
-                    },
-                    Some(ask) = served.recv() => pulls.ended(ask),
-                    () = pulls.due() => pulls.wake(),
-                    Some(event) = inbound.recv() => {
-                        if let StageInbound::Pull(caller, request, pieces) = event {
-                            pulls.asked(&caller, request, pieces, Some(0));
-                        }
-                    }
-                }
-            }
-        });
+        let (orders, ordered) = mpsc::channel(4);
+        let mates = Mates { stage: BTreeSet::from([PeerName::from(CALLER)]), shared: None };
+        tokio::spawn(Giving::new(engine.clone(), 0, mates).run(inbound, ordered));
         let hello = proto::Hello { name: CALLER.to_owned(), ..proto::Hello::default() };
         let clients = Clients::new(LinksConfig::new(hello, None), CALL_BYTES);
         let exchange = Exchange { clients, engine, alarm: Alarm::silent(), wire, stage: 0 };

@@ -1,14 +1,13 @@
 //! What happens to a peer.
 
+use dunlin_protocol::training::fetch::FetchId;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{AverageId, RequestId, StateDigest, Step};
-use dunlin_swarm::PeerName;
-use dunlin_train::Stage;
 use dunlin_train::average::Average;
 use dunlin_train::stage::Computed;
 
 use super::super::values::Fault;
-use super::unfetched::Unfetched;
+use super::fetch::Outcome;
 
 /// What happens to a peer.
 pub(super) enum Event {
@@ -20,14 +19,8 @@ pub(super) enum Event {
     Corrupt(String),
     /// It has not, and that was the last thing to do.
     Sound,
-    /// A mate gave what is not right.
-    Wrong(PeerName, String),
-    /// The state of a stage is here.
-    Fetched(u64, Result<Box<Stage>, Unfetched>),
-    /// The engine has it, or has followed an update.
-    Installed(u64, Result<(Step, StateDigest), String>),
-    /// An update that was missed.
-    Update(u64, Result<Vec<f32>, String>),
+    /// Something of a stage's state.
+    Fetched(FetchId, Outcome),
     Averaged(AverageId, Result<(Average, Vec<f64>), Fault>),
     Received(Take, Result<Vec<i64>, Fault>),
     Saved(Step, Result<String, String>),

@@ -1,11 +1,10 @@
-//! What comes of what was begun: the engine has computed, a mate has answered, files are written. The node hears of it.
+//! What comes of what was begun: the engine has computed, a mate has answered, files are written. The driver hears of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use dunlin_protocol::training::mates::Mates;
-use dunlin_protocol::training::{PeerEffect, PeerReport, SaveFailure};
+use dunlin_protocol::training::driver::DriverEvent;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -16,69 +15,63 @@ use super::event::Event;
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
 impl Peer {
-    pub(super) fn happened(&mut self, event: Event, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
-        match event {
-            Event::Computed(id, took_us, Ok(computed)) => {
-                let loss = computed.loss;
-                if let Some(waiting) = self.calls.get_mut(&id) {
-                    waiting.computed = Some(computed);
-                }
-                self.node.computed(id, Ok(loss), took_us, out);
+    /// What the driver hears of it, if anything.
+    pub(super) fn happened(&mut self, event: Event) -> anyhow::Result<Option<DriverEvent>> {
+        Ok(Some(match event {
+            Event::Computed(request, took_us, computed) => {
+                let outcome = computed.map(|computed| {
+                    let loss = computed.loss;
+                    if let Some(waiting) = self.calls.get_mut(&request) {
+                        waiting.computed = Some(computed);
+                    }
+                    loss
+                });
+                DriverEvent::Computed { request, outcome, took_us }
             }
-            Event::Computed(id, took_us, Err(what)) => self.node.computed(id, Err(what), took_us, out),
             Event::Applied(step, Ok(digest)) => {
                 let applied = std::mem::take(&mut self.averages).into_iter();
                 self.spare = applied
                     .filter_map(|(shard, (_, average))| Some((shard, Arc::try_unwrap(average).ok()?.values)))
                     .collect();
-                self.node.applied(step + 1, digest, out);
+                DriverEvent::Applied(step + 1, digest)
             }
-            Event::Corrupt(what) => self.corrupted(what, out),
-            Event::Sound => self.retired = true,
-            Event::Wrong(mate, what) => out.push(PeerEffect::Tell(PeerReport::Wrong { mate, what })),
+            Event::Corrupt(what) => {
+                if self.corrupt.is_none() {
+                    warn!("{what}");
+                    self.leaving = Some(Instant::now() + LAST_WORDS);
+                    self.corrupt = Some(what.clone());
+                }
+                DriverEvent::Corrupt(what)
+            }
+            Event::Sound => {
+                self.retired = true;
+                return Ok(None);
+            }
             Event::Applied(step, Err(why)) => bail!("the update of step {step} failed: {why}"),
-            Event::Added(take, Ok(())) => self.node.added(take, out),
+            Event::Added(take, Ok(())) => DriverEvent::Added(take),
             Event::Added(take, Err(why)) => bail!("the sums of {} do not fit: {why}", take.from.name),
-            Event::Fetched(ticket, stage) => self.fetched(ticket, stage, out)?,
-            Event::Installed(ticket, at) => self.installed(ticket, at, out),
-            Event::Update(ticket, update) => self.follow(ticket, update),
-            Event::Averaged(which, Ok((average, squares))) => {
-                self.averages.insert(which.shard, (which.round, Arc::new(average)));
-                self.node.averaged(which.step, which.shard, which.round, squares, out);
+            Event::Fetched(id, outcome) => {
+                return Ok(self.fetching.came(id, outcome)?.map(DriverEvent::Fetch));
             }
-            Event::Averaged(which, Err(fault)) => {
+            // It was complete just before it was given up.
+            Event::Averaged(id, Ok(_)) if !self.driver.wants(id) => return Ok(None),
+            Event::Averaged(id, Ok((average, squares))) => {
+                self.averages.insert(id.shard, (id.round, Arc::new(average)));
+                DriverEvent::Averaged(id, squares)
+            }
+            Event::Averaged(id, Err(fault)) => {
                 let (why, mate) = (fault.to_string(), fault.mate);
-                self.node.average_failed(which.step, which.shard, which.round, why, mate, out);
+                DriverEvent::AverageFailed { id, why, mate }
             }
             Event::Received(take, Ok(sums)) => {
                 self.arrived.insert(take.from.name.clone(), sums);
-                self.node.received(take, true, out);
+                DriverEvent::Received(take, true)
             }
             Event::Received(take, Err(fault)) => {
                 warn!(%fault, "sums could not be taken over");
-                self.node.received(take, false, out);
+                DriverEvent::Received(take, false)
             }
-            Event::Saved(step, Ok(record)) => {
-                out.push(PeerEffect::Tell(PeerReport::Saved { step, record }));
-            }
-            Event::Saved(step, Err(why)) => {
-                let failure = SaveFailure::Destination;
-                out.push(PeerEffect::Tell(PeerReport::SaveFailed { step, failure, why }));
-            }
-        }
-        Ok(())
-    }
-
-    /// Nothing here is to be trusted: the conductor hears of it, and nobody gets any of it.
-    fn corrupted(&mut self, what: String, out: &mut Vec<PeerEffect>) {
-        if self.corrupt.is_none() {
-            warn!("{what}");
-            self.fetching = None;
-            self.pulls.mates(Mates::default());
-            self.pulls.abandon();
-            self.leaving = Some(Instant::now() + LAST_WORDS);
-            self.corrupt = Some(what.clone());
-            self.node.corrupt(what, out);
-        }
+            Event::Saved(step, outcome) => DriverEvent::Written(step, outcome),
+        }))
     }
 }

@@ -10,7 +10,7 @@ use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{AverageId, Mate};
 use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
-use dunlin_wire::train::{StageInbound, TrainStageService};
+use dunlin_wire::train::TrainStageService;
 use dunlin_wire::{Caller, LinksConfig, proto};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use super::super::values::Clients;
 use super::alarm::Alarm;
-use super::average::{self, Averaging, Exchange};
+use super::average::{self, Exchange};
 use super::engine::Engine;
-use super::serve::Pulls;
+use super::giving::{Giving, Order};
 use super::{memory, server};
 
 /// Whoever calls is called that.
@@ -57,7 +57,7 @@ pub struct Outcome {
 pub struct Member {
     exchange: Exchange,
     /// Where averages go, so that others get their part of them.
-    opened: mpsc::Sender<Averaging>,
+    orders: mpsc::Sender<Order>,
     group: Vec<Mate>,
     index: usize,
     round: u64,
@@ -86,7 +86,7 @@ impl Member {
         let (engine, _) = Engine::start(1)?;
         engine.run(move |bench| bench.stage = Some(stage));
 
-        let (stage_in, mut inbound) = mpsc::channel(256);
+        let (stage_in, inbound) = mpsc::channel(256);
         let hello = proto::Hello { name: index.to_string(), ..proto::Hello::default() };
         let links = LinksConfig::new(hello, None);
         let listener = TcpListener::bind(address).await?;
@@ -96,26 +96,9 @@ impl Member {
         let everybody = Caller::unproven(dunlin_wire::Role::Peer, CALLER);
         let incoming = dunlin_wire::incoming_in_plain_text(listener, everybody)?;
         tokio::spawn(router.serve_with_incoming(incoming));
-        let (mut pulls, mut served) = Pulls::new(engine.clone(), Alarm::silent());
-        pulls.mates(Mates { stage: BTreeSet::from([CALLER.into()]), shared: None });
-        let (opened, mut averages) = mpsc::channel(1);
-        tokio::spawn(async move {
-            loop {
-                tokio::select! {
-                    averaging = averages.recv() => match averaging {
-                        Some(averaging) => pulls.open(averaging),
-                        None => return,
-                    },
-                    Some(ask) = served.recv() => pulls.ended(ask),
-                    () = pulls.due() => pulls.wake(),
-                    Some(event) = inbound.recv() => {
-                        if let StageInbound::Pull(caller, request, pieces) = event {
-                            pulls.asked(&caller, request, pieces, Some(0));
-                        }
-                    }
-                }
-            }
-        });
+        let mates = Mates { stage: BTreeSet::from([CALLER.into()]), shared: None };
+        let (orders, ordered) = mpsc::channel(1);
+        tokio::spawn(Giving::new(engine.clone(), 0, mates).run(inbound, ordered));
 
         let mate = |(i, addr): (usize, &String)| Mate {
             name: i.to_string().as_str().into(),
@@ -125,7 +108,7 @@ impl Member {
         let group = group.iter().enumerate().map(mate).collect();
         let clients = Clients::new(links, run.call_bytes_max());
         let exchange = Exchange { clients, engine, alarm: Alarm::silent(), wire, stage: 0 };
-        Ok(Self { exchange, opened, group, index: *index, round: 0, count, values: Vec::new() })
+        Ok(Self { exchange, orders, group, index: *index, round: 0, count, values: Vec::new() })
     }
 
     /// Number of values.
@@ -145,7 +128,8 @@ impl Member {
         let (exchange, values) = (self.exchange.clone(), std::mem::take(&mut self.values));
         let me = &self.group[self.index].name;
         let (averaging, done) = average::begin(exchange, id, self.group.clone(), me, values);
-        self.opened.send(averaging).await.map_err(|_| anyhow!("nothing is given to the others any more"))?;
+        let sent = self.orders.send(Order::Open(averaging)).await;
+        sent.map_err(|_| anyhow!("nothing is given to the others any more"))?;
         let average = done.await.context("the average was given up")?.map_err(|fault| anyhow!("{fault}"))?;
         let seconds = begin.elapsed().as_secs_f64();
         let fold = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x100_0000_01b3);

@@ -1,12 +1,11 @@
-//! The role that computes a stage: sockets, tensors and one engine thread around [`PeerNode`].
+//! The role that computes a stage: sockets, tensors and one engine thread around [`PeerDriver`], which decides.
 //!
-//! * [`perform`] what the node wants done, [`jobs`] by the engine; [`event`] what happens then, [`happened`] what comes of it
+//! * [`perform`] what the driver wants done, [`jobs`] by the engine; [`event`] what happens then, [`happened`] what comes of it
 //! * [`engine`] the thread that owns the stage
 //! * [`average`] averages among the peers of a stage
 //! * [`fetch`] a stage, from mates or a checkpoint; [`unfetched`] why it could not be had
-//! * [`state`] its state from several mates, checked
-//! * [`collect`] the updates that are made meanwhile
-//! * [`serve`] what mates pull, in [`pieces`]
+//! * [`state`] parts of its state, checked; [`kept`] the updates that are made meanwhile
+//! * [`serve`] what mates pull, in [`pieces`]; [`giving`] that alone
 //! * [`clock`] time as machines count it; [`alarm`] memory has changed by itself
 //! * [`memory`] what is freed is kept
 //! * [`member`] averages alone, to measure them
@@ -16,12 +15,15 @@ mod average;
 #[cfg(test)]
 mod average_tests;
 mod clock;
-mod collect;
 mod engine;
 mod event;
 mod fetch;
+#[cfg(test)]
+mod fetch_tests;
+mod giving;
 mod happened;
 mod jobs;
+mod kept;
 pub mod member;
 mod memory;
 mod perform;
@@ -37,9 +39,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_protocol::training::{
-    Call, CallKind, Mate, PeerConfig, PeerEffect, PeerNode, RequestId, ShardId, StageId, Step,
-};
+use dunlin_protocol::training::driver::{DriverEffect, DriverEvent, PeerDriver};
+use dunlin_protocol::training::serve::ServeConfig;
+use dunlin_protocol::training::{Call, CallKind, Mate, PeerConfig, RequestId, ShardId};
 use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
@@ -53,7 +55,6 @@ use dunlin_wire::training::{ToConductor, ToMember};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -65,10 +66,11 @@ use crate::exit::NeedsUser;
 use crate::health;
 use alarm::Alarm;
 use average::Averages;
-use collect::Collected;
+use clock::Clock;
 use engine::{Ended, Engine};
 use event::Event;
-use serve::{Pulls, Served};
+use fetch::Fetching;
+use serve::{Pulled, Pulls, Served};
 
 /// Runs a peer until it is retired or SIGTERM.
 ///
@@ -112,22 +114,27 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
     };
     let (engine, ended) = Engine::start(args.threads)?;
     let alarm = Alarm::new(events_in.clone());
+    let clients = Clients::new(links, call_bytes_max);
     let (pulls, served) = Pulls::new(engine.clone(), alarm.clone());
     let peer = Peer {
-        node: PeerNode::new(me.clone(), config),
+        driver: PeerDriver::new(
+            me.clone(),
+            config,
+            ServeConfig::default(),
+            fetch::config(&run, args.disk / 2),
+        ),
+        clock: Clock::start(),
         me,
         destination: run.config.checkpoint.as_ref().map(|c| c.destination.clone()),
+        fetching: Fetching::new(Arc::clone(&run), clients.clone(), engine.clone(), events_in.clone()),
         run,
-        clients: Clients::new(links, call_bytes_max),
+        clients,
         pulls,
         engine,
         alarm,
         averages: Averages::new(),
         arrived: BTreeMap::new(),
         spare: BTreeMap::new(),
-        fetching: None,
-        updates_bytes_max: args.disk / 2,
-        tickets: 0,
         calls: BTreeMap::new(),
         conductor: None,
         events: events_in,
@@ -157,29 +164,11 @@ struct Waiting {
     computed: Option<Computed>,
 }
 
-/// State on its way.
-struct Fetching {
-    ticket: u64,
-    stage: StageId,
-    wanted: Step,
-    mates: Vec<Mate>,
-    /// The state that was here is brought up to date.
-    from: Option<Step>,
-    collected: Option<Arc<Collected>>,
-    task: Option<AbortHandle>,
-}
-
-impl Drop for Fetching {
-    fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
-    }
-}
-
 struct Peer {
     me: Mate,
-    node: PeerNode,
+    driver: PeerDriver,
+    /// Of the driver's time.
+    clock: Clock,
     run: Arc<Run>,
     clients: Clients,
     engine: Engine,
@@ -191,10 +180,7 @@ struct Peer {
     arrived: BTreeMap<PeerName, Vec<i64>>,
     /// Memory of averages that were applied, for the next ones.
     spare: BTreeMap<ShardId, Vec<f32>>,
-    fetching: Option<Fetching>,
-    /// Disk for updates that are made while a state is fetched.
-    updates_bytes_max: u64,
-    tickets: u64,
+    fetching: Fetching,
     calls: BTreeMap<RequestId, Waiting>,
     conductor: Option<mpsc::Sender<ToConductor>>,
     events: mpsc::Sender<Event>,
@@ -221,19 +207,19 @@ impl Peer {
         let mut out = Vec::new();
         loop {
             let deadline = self.leaving.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let (clock, wake_ms) = (self.clock, self.driver.wake_ms());
             let turn = async {
-                tokio::select! {
+                anyhow::Ok(tokio::select! {
                     biased;
-                    _ = terminate.recv() => self.leave(DRAIN, &mut out),
+                    _ = terminate.recv() => self.leave(DRAIN),
                     _ = &mut ended => bail!("the thread that computes has ended: see above why"),
-                    Some(event) = events.recv() => self.happened(event, &mut out)?,
+                    Some(event) = events.recv() => self.happened(event)?,
                     Some(event) = link.recv() => self.heard(event, &mut out)?,
-                    Some(request) = questions.recv() => self.asked(request, &mut out),
-                    Some(ask) = served.recv() => self.pulls.ended(ask),
-                    () = self.pulls.due() => self.pulls.wake(),
-                    Some(event) = inbound.recv() => self.arrived(event, &mut out),
-                }
-                anyhow::Ok(())
+                    Some(request) = questions.recv() => self.asked(request),
+                    Some(ask) = served.recv() => Some(DriverEvent::Served(ask)),
+                    () = clock.until(wake_ms) => Some(DriverEvent::Deadline),
+                    Some(event) = inbound.recv() => self.arrived(event),
+                })
             };
             match timeout_at(deadline, turn).await {
                 Err(_) if self.leaving.is_some() => {
@@ -244,7 +230,11 @@ impl Peer {
                     return Ok(());
                 }
                 Err(_) => {}
-                Ok(done) => done?,
+                Ok(event) => {
+                    if let Some(event) = event? {
+                        self.driver.handle(self.clock.now_ms(), event, &mut out);
+                    }
+                }
             }
             for effect in std::mem::take(&mut out) {
                 self.perform(effect)?;
@@ -253,23 +243,25 @@ impl Peer {
                 info!("retired");
                 return Ok(());
             }
-            self.ready.store(self.node.serving(), Ordering::Relaxed);
+            self.ready.store(self.driver.serving(), Ordering::Relaxed);
         }
     }
 
-    fn leave(&mut self, by: Duration, out: &mut Vec<PeerEffect>) {
-        if self.leaving.is_none() {
-            info!("notice: handing over");
-            self.leaving = Some(Instant::now() + by);
-            self.node.leave(u64::try_from(by.as_millis()).unwrap_or(u64::MAX), out);
+    fn leave(&mut self, by: Duration) -> Option<DriverEvent> {
+        if self.leaving.is_some() {
+            return None;
         }
+        info!("notice: handing over");
+        self.leaving = Some(Instant::now() + by);
+        Some(DriverEvent::Notice { within_ms: u64::try_from(by.as_millis()).unwrap_or(u64::MAX) })
     }
 
-    fn asked(&mut self, ControlRequest { question, answer, .. }: ControlRequest, out: &mut Vec<PeerEffect>) {
-        if let Question::Drain { deadline_ms } = question {
-            self.leave(Duration::from_millis(deadline_ms).min(DRAIN), out);
-        }
-        let state = match (self.leaving.is_some(), self.node.serving()) {
+    fn asked(&mut self, ControlRequest { question, answer, .. }: ControlRequest) -> Option<DriverEvent> {
+        let notice = match question {
+            Question::Drain { deadline_ms } => self.leave(Duration::from_millis(deadline_ms).min(DRAIN)),
+            _ => None,
+        };
+        let state = match (self.leaving.is_some(), self.driver.serving()) {
             (true, _) => proto::State::Draining,
             (_, true) => proto::State::Ready,
             _ => proto::State::Loading,
@@ -277,19 +269,24 @@ impl Peer {
         let status =
             proto::Status { name: self.me.name.to_string(), state: state.into(), ..Default::default() };
         let _ = answer.send(status);
+        notice
     }
 
-    fn heard(&mut self, event: ConductorLinkEvent, out: &mut Vec<PeerEffect>) -> anyhow::Result<()> {
+    fn heard(
+        &mut self,
+        event: ConductorLinkEvent,
+        out: &mut Vec<DriverEffect>,
+    ) -> anyhow::Result<Option<DriverEvent>> {
         match event {
             ConductorLinkEvent::Up(sayer) => {
                 let mut asked = Vec::new();
-                let hello = self.node.connected(&mut asked);
+                let hello = self.driver.connected(self.clock.now_ms(), &mut asked);
                 if sayer.try_send(hello.into()).is_ok() {
                     self.conductor = Some(sayer);
                     out.append(&mut asked);
                 }
             }
-            ConductorLinkEvent::Said(ToMember::Peer(said)) => self.node.hear(said, out),
+            ConductorLinkEvent::Said(ToMember::Peer(said)) => return Ok(Some(DriverEvent::Heard(said))),
             ConductorLinkEvent::Said(ToMember::Trainer(_)) => {
                 bail!("the conductor takes this peer for a trainer")
             }
@@ -298,11 +295,11 @@ impl Peer {
                 self.conductor = None;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn arrived(&mut self, event: StageInbound, out: &mut Vec<PeerEffect>) {
-        match event {
+    fn arrived(&mut self, event: StageInbound) -> Option<DriverEvent> {
+        Some(match event {
             StageInbound::Call(id, _, request, reply) => {
                 let call = Call {
                     stage: request.stage,
@@ -316,16 +313,16 @@ impl Peer {
                     },
                 };
                 self.calls.insert(id, Waiting { request, reply, computed: None });
-                self.node.call(id, call, out);
+                DriverEvent::Called(id, call)
             }
             StageInbound::HungUp(id) => {
                 self.calls.remove(&id);
-                self.node.hang_up(id, out);
+                DriverEvent::HungUp(id)
             }
             StageInbound::Pull(caller, request, pieces) => {
-                let here = self.node.position().0.filter(|_| self.node.serving());
-                self.pulls.asked(&caller, request, pieces, here);
+                let Pulled { ask, by, stage, wanted } = self.pulls.asked(&caller, request, pieces)?;
+                DriverEvent::Asked { ask, by, stage, wanted }
             }
-        }
+        })
     }
 }

@@ -1,12 +1,14 @@
-//! What the node wants done beside the engine's work: answers, reports, averages, sums and files.
+//! What the driver wants done beside the engine's work: answers, reports, averages, sums and files.
 
 use std::sync::Arc;
 
 use anyhow::bail;
+use dunlin_protocol::training::driver::DriverEffect;
 use dunlin_protocol::training::peer::Take;
-use dunlin_protocol::training::{AverageId, Mate, PeerEffect, Refused, Step};
+use dunlin_protocol::training::{AverageId, Mate, Refused, Step};
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
+use tracing::warn;
 
 use super::super::saved;
 use super::average::{self, Exchange};
@@ -15,24 +17,25 @@ use super::event::Event;
 use super::{Peer, Waiting};
 
 impl Peer {
-    pub(super) fn perform(&mut self, effect: PeerEffect) -> anyhow::Result<()> {
+    /// Does it, or begins it: what has an order is in the queue of the engine or of a stream when this returns.
+    pub(super) fn perform(&mut self, effect: DriverEffect) -> anyhow::Result<()> {
         match effect {
-            PeerEffect::Tell(report) => {
+            DriverEffect::Tell(report) => {
                 if let Some(conductor) = &self.conductor
                     && conductor.try_send(report.into()).is_err()
                 {
                     self.conductor = None;
                 }
             }
-            PeerEffect::Run(job) => self.job(job)?,
-            PeerEffect::Reply(id) => {
+            DriverEffect::Run(job) => self.job(job)?,
+            DriverEffect::Reply(id) => {
                 // A caller that has hung up waits no longer.
                 if let Some(Waiting { reply, computed: Some(computed), .. }) = self.calls.remove(&id) {
                     let (data, loss) = (computed.data.into(), computed.loss);
                     let _ = reply.send(proto::ComputeReply { data, loss, ..Default::default() });
                 }
             }
-            PeerEffect::Refuse(id, why) => {
+            DriverEffect::Refuse(id, why) => {
                 if let Some(waiting) = self.calls.remove(&id) {
                     let (refusal, message) = match why {
                         Refused::NotServing => (proto::ComputeRefusal::ComputeNotServing, String::new()),
@@ -45,17 +48,21 @@ impl Peer {
                     let _ = waiting.reply.send(reply);
                 }
             }
-            PeerEffect::Load(load) => self.load(load),
-            PeerEffect::Fetch { fetch, from } => self.fetch(fetch, from),
-            PeerEffect::Average { step, shard, round, group } => {
-                self.average(AverageId { step, shard, round }, group);
+            DriverEffect::Begin(id, group) => self.average(id, group),
+            DriverEffect::CancelAverages => self.pulls.cancel(),
+            DriverEffect::DropAverages => {
+                self.averages.clear();
+                self.pulls.abandon();
             }
-            PeerEffect::Close => self.pulls.close(),
-            PeerEffect::Take(take) => self.take(take),
-            PeerEffect::Discard(take) => drop(self.arrived.remove(&take.from.name)),
-            PeerEffect::Save { step, check } => self.save(step, check),
-            PeerEffect::GiveTo(mates) => self.pulls.mates(mates),
-            PeerEffect::Retire => {
+            DriverEffect::Serve(effect) => self.pulls.perform(effect),
+            DriverEffect::Fetch(id, work) => self.fetching.begin(id, work)?,
+            DriverEffect::DropFetched(id) => self.fetching.forget(id),
+            DriverEffect::ForgetUpdates(steps) => self.fetching.forget_updates(steps),
+            DriverEffect::Note(text) => warn!("{text}"),
+            DriverEffect::Take(take) => self.take(take),
+            DriverEffect::Discard(take) => drop(self.arrived.remove(&take.from.name)),
+            DriverEffect::Save { step, check } => self.save(step, check),
+            DriverEffect::Retire => {
                 // The last chance to say that what others got from here was not right.
                 let (events, alarm) = (self.events.clone(), self.alarm.clone());
                 self.engine.run(move |Bench { stage, pool }| {
@@ -65,13 +72,13 @@ impl Peer {
                     }
                 });
             }
-            PeerEffect::End(why) => bail!("expelled: {why}"),
+            DriverEffect::End(why) => bail!("expelled: {why}"),
         }
         Ok(())
     }
 
     fn average(&mut self, id: AverageId, group: Vec<Mate>) {
-        let (Some(stage), _) = self.node.position() else { return };
+        let (Some(stage), _) = self.driver.position() else { return };
         let exchange = Exchange {
             clients: self.clients.clone(),
             engine: self.engine.clone(),
@@ -99,7 +106,7 @@ impl Peer {
     }
 
     fn take(&mut self, take: Take) {
-        let (Some(stage), _) = self.node.position() else { return };
+        let (Some(stage), _) = self.driver.position() else { return };
         let (clients, events) = (self.clients.clone(), self.events.clone());
         let len = self.run.layout(stage).len();
         tokio::spawn(async move {

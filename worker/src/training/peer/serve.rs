@@ -1,4 +1,4 @@
-//! What mates pull from this peer: state, updates, sums, parts of averages. [`Serving`] says who gets what, and when.
+//! What mates pull from this peer: state, updates, sums, parts of averages. The driver says who gets what, and when.
 //!
 //! The engine's thread only says what there is: values are shared, not copied there, and travel piece by piece, at the mate's pace. So training goes on while others join.
 
@@ -7,10 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use dunlin_kernels::Pool;
-use dunlin_protocol::training::mates::Mates;
-use dunlin_protocol::training::serve::{
-    NotGiven, PULLS_MAX, ServeConfig, ServeEffect, ServeEvent, Serving, Wanted,
-};
+use dunlin_protocol::training::serve::{NotGiven, PULLS_MAX, ServeEffect, Wanted};
 use dunlin_protocol::training::{AskId, AverageId, ShardId, StageId};
 use dunlin_swarm::PeerName;
 use dunlin_train::average::{CHUNK, Share, chunks};
@@ -27,7 +24,6 @@ use tracing::warn;
 
 use super::alarm::Alarm;
 use super::average::{Asking, Averaging, share_of};
-use super::clock::Clock;
 use super::engine::{Bench, Engine};
 use super::pieces::{index, refuse, send, send_bytes};
 
@@ -36,8 +32,6 @@ pub type Served = mpsc::Receiver<AskId>;
 
 /// The pulls of mates, and the averages that they take parts of.
 pub struct Pulls {
-    machine: Serving,
-    clock: Clock,
     giver: Giver,
     waiting: BTreeMap<AskId, PieceSender>,
     asked: AskId,
@@ -45,13 +39,23 @@ pub struct Pulls {
     served: mpsc::Sender<AskId>,
 }
 
+/// Somebody asks for something of a stage.
+pub struct Pulled {
+    /// The pull.
+    pub ask: AskId,
+    /// Who asks.
+    pub by: PeerName,
+    /// The stage whose values it wants.
+    pub stage: StageId,
+    /// Which of them.
+    pub wanted: Wanted,
+}
+
 impl Pulls {
-    /// Nobody gets anything, until the conductor has named mates. What comes of `Served` goes to [`Self::ended`].
+    /// Nobody asks yet. What comes of `Served` the driver has to hear.
     pub fn new(engine: Engine, alarm: Alarm) -> (Self, Served) {
         let (served_in, served) = mpsc::channel(PULLS_MAX);
         let pulls = Self {
-            machine: Serving::new(ServeConfig::default()),
-            clock: Clock::start(),
             giver: Giver { engine, alarm },
             waiting: BTreeMap::new(),
             asked: 0,
@@ -61,82 +65,55 @@ impl Pulls {
         (pulls, served)
     }
 
-    /// Somebody asks; `here` is the stage that is served here.
+    /// Somebody asks, and waits until [`Self::perform`] gives or refuses it.
     pub fn asked(
         &mut self,
         caller: &Caller,
         request: proto::PullRequest,
         pieces: PieceSender,
-        here: Option<StageId>,
-    ) {
-        let Some(wanted) = request.what.map(wanted) else { return refuse(&pieces, "nothing asked for") };
+    ) -> Option<Pulled> {
+        let Some(wanted) = request.what.map(wanted) else {
+            refuse(&pieces, "nothing asked for");
+            return None;
+        };
         self.asked += 1;
         self.waiting.insert(self.asked, pieces);
-        let (by, stage) = (PeerName::from(&*caller.name), request.stage);
-        self.handle(ServeEvent::Asked { ask: self.asked, by, stage, wanted, here });
-    }
-
-    /// Gives to these from now on.
-    pub fn mates(&mut self, mates: Mates) {
-        self.handle(ServeEvent::Mates(mates));
+        Some(Pulled { ask: self.asked, by: PeerName::from(&*caller.name), stage: request.stage, wanted })
     }
 
     /// An average has begun. The one before it of the same shard is given up.
     pub fn open(&mut self, averaging: Averaging) {
-        let id = averaging.id();
-        if let Some(old) = self.averages.insert(id.shard, averaging) {
+        if let Some(old) = self.averages.insert(averaging.id().shard, averaging) {
             old.abort();
         }
-        self.handle(ServeEvent::Opened(id));
     }
 
     /// The sums are about to change: averages that are not complete fail.
-    pub fn close(&mut self) {
+    pub fn cancel(&mut self) {
         self.averages.clear();
-        self.handle(ServeEvent::Closed);
     }
 
-    /// What is served here is served no more, and no average is of any use to anybody.
+    /// No average is of any use to anybody.
     pub fn abandon(&mut self) {
         for (_, averaging) in std::mem::take(&mut self.averages) {
             averaging.abort();
         }
-        self.handle(ServeEvent::Left);
     }
 
-    /// A pull was served.
-    pub fn ended(&mut self, ask: AskId) {
-        self.handle(ServeEvent::Ended(ask));
-    }
-
-    /// Waits until [`Self::wake`] has something to do.
-    pub fn due(&self) -> impl Future<Output = ()> + use<> {
-        let (clock, at_ms) = (self.clock, self.machine.wake_ms());
-        async move { clock.until(at_ms).await }
-    }
-
-    /// Those that have waited too long are refused.
-    pub fn wake(&mut self) {
-        self.handle(ServeEvent::Deadline);
-    }
-
-    fn handle(&mut self, event: ServeEvent) {
-        let mut out = Vec::new();
-        self.machine.handle(self.clock.now_ms(), event, &mut out);
-        for effect in out {
-            match effect {
-                ServeEffect::Give(ask, wanted) => self.give(ask, wanted),
-                ServeEffect::Refuse(ask, why) => {
-                    let status = if matches!(why, NotGiven::NoMate(_)) {
-                        warn!("a pull is refused: {why}");
-                        Status::permission_denied(why.to_string())
-                    } else {
-                        Status::failed_precondition(why.to_string())
-                    };
-                    if let Some(pieces) = self.waiting.remove(&ask) {
-                        // The channel is new, and the caller may have gone.
-                        let _ = pieces.try_send(Err(status));
-                    }
+    /// Gives something to whoever asked, or nothing.
+    pub fn perform(&mut self, effect: ServeEffect) {
+        match effect {
+            ServeEffect::Give(ask, wanted) => self.give(ask, wanted),
+            ServeEffect::Refuse(ask, why) => {
+                let status = if matches!(why, NotGiven::NoMate(_)) {
+                    warn!("a pull is refused: {why}");
+                    Status::permission_denied(why.to_string())
+                } else {
+                    Status::failed_precondition(why.to_string())
+                };
+                if let Some(pieces) = self.waiting.remove(&ask) {
+                    // The channel is new, and the caller may have gone.
+                    let _ = pieces.try_send(Err(status));
                 }
             }
         }
