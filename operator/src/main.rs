@@ -1,53 +1,17 @@
-//! `dunlin-operator`: observe -> plan -> apply.
-//!
-//! * [`observe`] watches fill caches; one immutable view per swarm · [`peers`] what workers say over gRPC
-//! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
-//! * [`swarm`] the controller of both kinds of swarm: the order of its steps · [`inference`], [`training`] what each kind decides and writes
-//! * [`roster`], [`turnover`] which pods stay, go and are missing · [`trust`] certificates · [`making`] new pods
-//! * [`apply`] manifests and server-side apply · [`status`] conditions, Events
-//! * [`lease`] who may write · [`lead`] one term of it
-
-mod apply;
-mod config;
-mod deletion;
-mod error;
-mod health;
-mod inference;
-mod key;
-mod labels;
-mod lead;
-mod lease;
-mod making;
-mod metrics;
-mod observe;
-mod peers;
-mod pools;
-mod quantity;
-mod roll;
-mod roster;
-mod spot;
-mod status;
-mod swarm;
-mod targets;
-mod telemetry;
-#[cfg(test)]
-mod testing;
-mod training;
-mod trust;
-mod turnover;
+//! Wires the operator: see the library.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use dunlin_operator::health::{self, Health};
+use dunlin_operator::lease::Elector;
+use dunlin_operator::metrics::Metrics;
+use dunlin_operator::{config, labels, lead, observe, peers, telemetry};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tracing::info;
-
-use crate::health::Health;
-use crate::lease::Elector;
-use crate::metrics::Metrics;
 
 /// Triggers that may wait for the leader.
 const TRIGGERS_MAX: usize = 4096;

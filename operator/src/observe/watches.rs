@@ -60,7 +60,7 @@ impl Caches {
     }
 
     /// Takes what a watch says about pods; the swarms to look at again.
-    pub(crate) fn take_pod(&self, event: &watcher::Event<Pod>) -> BTreeSet<SwarmKey> {
+    pub fn take_pod(&self, event: &watcher::Event<Pod>) -> BTreeSet<SwarmKey> {
         write(&self.pods).take(event)
     }
 
@@ -85,7 +85,7 @@ impl Caches {
     }
 
     /// Takes what a watch says about nodes; the swarms with pods on those for which that changes anything.
-    fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<SwarmKey> {
+    pub fn take_node(&self, event: &watcher::Event<Node>) -> BTreeSet<SwarmKey> {
         let (pods, mut nodes) = (read(&self.pods), write(&self.nodes));
         let changed = nodes.take(event);
         if matches!(event, watcher::Event::Delete(_) | watcher::Event::InitDone) {

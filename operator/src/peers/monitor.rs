@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::pace::Speed;
-use super::report::{Answer, Report, WorkerState};
+use super::report::{Answer, Report};
 use super::talk::{Connect, Order, Question, Target};
 use crate::key::SwarmKey;
 
@@ -188,12 +188,8 @@ fn note(
     now: Instant,
 ) -> bool {
     let Some(entry) = entries.get_mut(name) else { return false };
-    let mut news = entry.answer.is_silent(now, silence)
-        || entry.answer.report.as_ref().is_none_or(|old| report.is_news_after(old));
     let measured = entry.speed.see(entry.answer.report.as_ref(), &report, now);
-    entry.answer.was_ready |= report.state == WorkerState::Ready;
-    entry.answer.at = Some(now);
-    entry.answer.report = Some(report);
+    let mut news = entry.answer.take(report, silence, now);
     if measured {
         let rates: Vec<f64> = entries.values().filter_map(|e| e.speed.rate(now)).collect();
         if let Some(entry) = entries.get_mut(name) {
@@ -214,6 +210,7 @@ fn lock(swarms: &Mutex<Swarms>) -> MutexGuard<'_, Swarms> {
 mod tests {
     use dunlin_swarm::Epoch;
 
+    use super::super::report::WorkerState;
     use super::super::talk::{Answering, Talk};
     use super::*;
     use crate::key::Kind;

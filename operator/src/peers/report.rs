@@ -78,6 +78,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Takes a report; whether that is news: after silence, or in what it says.
+    pub fn take(&mut self, report: Report, silence: Duration, now: Instant) -> bool {
+        let news =
+            self.is_silent(now, silence) || self.report.as_ref().is_none_or(|old| report.is_news_after(old));
+        self.was_ready |= report.state == WorkerState::Ready;
+        self.at = Some(now);
+        self.report = Some(report);
+        news
+    }
+
     /// It was Ready once and has not answered for `limit`.
     #[must_use]
     pub fn is_silent(&self, now: Instant, limit: Duration) -> bool {

@@ -22,7 +22,8 @@ pub struct Order {
 
 impl Order {
     /// What is left to say to a worker that has taken `known`.
-    pub(super) fn question(&self, known: &Self) -> Question {
+    #[must_use]
+    pub fn question(&self, known: &Self) -> Question {
         if self.drain && !known.drain {
             return Question::Drain;
         }

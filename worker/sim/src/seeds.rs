@@ -24,8 +24,10 @@ pub enum Kind {
 /// A run of one seed.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// What of.
-    pub kind: Kind,
+    /// What of, in a word.
+    pub what: &'static str,
+    /// What shows all of it, without the seed.
+    pub command: &'static str,
     /// The seed.
     pub seed: u64,
     /// What was simulated, in a line.
@@ -50,6 +52,15 @@ impl Kind {
             Self::Training => "training",
             Self::Notice => "notice",
             Self::Wrong => "wrong",
+        }
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            Self::Serving => "dunlin-sim serving",
+            Self::Training => "dunlin-sim training",
+            Self::Notice => "dunlin-sim notice",
+            Self::Wrong => "dunlin-sim wrong",
         }
     }
 
@@ -80,7 +91,7 @@ impl Told {
     /// What people read of it: what was simulated, the faults, what happened before the end, and what does not hold.
     #[must_use]
     pub fn story(&self) -> Vec<String> {
-        let mut lines = vec![format!("{} seed {}: {}", self.kind.name(), self.seed, self.scenario)];
+        let mut lines = vec![format!("{} seed {}: {}", self.what, self.seed, self.scenario)];
         let faults: Vec<&String> = self.trace.iter().filter(|line| line.contains("fault: ")).collect();
         if !faults.is_empty() {
             lines.push("the faults, from the last one back:".to_owned());
@@ -91,7 +102,7 @@ impl Told {
         lines.extend_from_slice(&self.trace[from..]);
         lines.push("what does not hold:".to_owned());
         lines.extend(self.violations.iter().map(|what| format!("  {what}")));
-        lines.push(format!("all of it: dunlin-sim {} {}", self.kind.name(), self.seed));
+        lines.push(format!("all of it: {} {}", self.command, self.seed));
         lines
     }
 }
@@ -104,7 +115,8 @@ fn serve(seed: u64, trace: bool) -> Told {
     );
     let outcome = serving::run(&scenario);
     Told {
-        kind: Kind::Serving,
+        what: Kind::Serving.name(),
+        command: Kind::Serving.command(),
         seed,
         scenario: what,
         outcome: format!(
@@ -132,7 +144,8 @@ fn train(kind: Kind, seed: u64, scenario: training::Scenario, trace: bool) -> To
     );
     let outcome = training::run(&scenario);
     Told {
-        kind,
+        what: kind.name(),
+        command: kind.command(),
         seed,
         scenario: what,
         outcome: format!(

@@ -9,12 +9,14 @@
 //! * [`net`] streams that misbehave
 //! * [`faults`] what goes wrong, [`impostors`] frames of sessions of others
 //! * [`check`] what must hold in the end
+//! * [`hosted`] the same swarm with somebody outside who says which peers and gateways there are
 
 mod check;
 mod engine;
 mod fairness;
 mod faults;
 pub mod flaw;
+pub mod hosted;
 mod impostors;
 pub mod model;
 mod net;

@@ -1,7 +1,7 @@
 //! Streams that misbehave.
 
 use dunlin_protocol::{Frame, Open, Refusal, Sender};
-use dunlin_swarm::{Load, PeerName, TopologyPeer};
+use dunlin_swarm::{Load, PeerName};
 
 use super::flaw::Flaw;
 use super::impostors;
@@ -86,7 +86,6 @@ impl World {
 
     fn reach_peer(&mut self, from: &Who, name: &PeerName, frame: Frame) {
         let now = self.now;
-        let held = self.topology.peer(name).map(TopologyPeer::hold).unwrap_or_default();
         let row_us = self.scenario.row_us;
         let Some(peer) = self.peers.get_mut(name) else { return };
         if peer.deaf && matches!(frame, Frame::Rows { .. }) {
@@ -112,7 +111,7 @@ impl World {
                 layer_rows: peer.engine.layer_rows(),
                 arithmetic: peer.arithmetic,
                 rows_per_s_per_layer: 1e6 / (row_us * peer.slow) as f64,
-                held,
+                held: peer.held.clone(),
                 draining: peer.draining,
             };
             let held = peer.node.held().remove(gateway).unwrap_or_default();
@@ -144,10 +143,17 @@ impl World {
             self.gateway(id, |g, now, out| g.core.peer_lost(peer, now, out));
         }
         // Dialled again for as long as it is in the topology.
-        if self.topology.peer(peer).is_some() {
+        if self.dialled(id).any(|name| name == peer) {
             let after = 50 + self.draw(100);
             self.at(after, Event::Connected { gateway: id, peer: peer.clone() });
         }
+    }
+
+    /// Whom a gateway should have a stream to.
+    fn dialled(&self, id: u64) -> impl Iterator<Item = &PeerName> {
+        let own = self.gateways.get(&id).and_then(|gateway| gateway.core.topology());
+        let topology = if self.hosted { own } else { Some(&self.topology) };
+        topology.into_iter().flat_map(|topology| &topology.peers).map(|peer| &peer.name)
     }
 
     /// Pings, and peers that were silent for too long.
@@ -166,8 +172,8 @@ impl World {
         }
         // A peer that could not be reached when it was dialled is dialled again.
         let connected = &self.gateways[&id].connected;
-        let names = self.topology.peers.iter().map(|p| p.name.clone());
-        let missing: Vec<PeerName> = names.filter(|name| pings && !connected.contains(name)).collect();
+        let names = self.dialled(id).filter(|name| pings && !connected.contains(*name));
+        let missing: Vec<PeerName> = names.cloned().collect();
         for peer in missing {
             let after = 5 + self.draw(10);
             self.at(after, Event::Connected { gateway: id, peer });

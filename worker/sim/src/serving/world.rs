@@ -84,6 +84,8 @@ pub(super) struct Peer {
     pub arithmetic: u32,
     /// It is about to go.
     pub draining: bool,
+    /// Layers that it has.
+    pub held: Vec<Layers>,
 }
 
 impl Peer {
@@ -96,6 +98,8 @@ impl Peer {
 pub(super) struct Gateway {
     pub core: GatewayCore,
     pub alive: bool,
+    /// It takes no more sessions.
+    pub closing: bool,
     pub connected: BTreeSet<PeerName>,
     pub heard: BTreeMap<PeerName, u64>,
 }
@@ -133,6 +137,8 @@ pub(super) struct World {
     pub last_fault: u64,
     /// Whom a peer told that it goes no further, and in which attempt.
     pub refused: BTreeSet<(PeerName, SessionId, Attempt)>,
+    /// Somebody else says who is there and what each gateway knows; see [`super::hosted`].
+    pub hosted: bool,
     pub out: Outcome,
 }
 
@@ -173,8 +179,9 @@ fn planned_shadows(spans: &[Layers], one_each: bool) -> Vec<Vec<Layers>> {
 }
 
 impl World {
-    fn new(scenario: Scenario) -> Self {
-        let mut world = Self {
+    /// Nobody is there, and nothing happens.
+    pub fn empty(scenario: Scenario) -> Self {
+        Self {
             now: 0,
             order: 0,
             draws: 0,
@@ -189,9 +196,14 @@ impl World {
             made: 0,
             last_fault: 0,
             refused: BTreeSet::new(),
+            hosted: false,
             out: Outcome::default(),
             scenario,
-        };
+        }
+    }
+
+    fn new(scenario: Scenario) -> Self {
+        let mut world = Self::empty(scenario);
         let spans = even(world.scenario.peers);
         for (span, shadows) in spans.iter().zip(planned_shadows(&spans, world.scenario.shadows)) {
             world.join(*span, shadows, 1);
@@ -241,44 +253,23 @@ impl World {
             stall_ms: 2000,
             retry_after_s: 1,
         });
-        let gateway = Gateway { core, alive: true, connected: BTreeSet::new(), heard: BTreeMap::new() };
+        let (connected, heard) = (BTreeSet::new(), BTreeMap::new());
+        let gateway = Gateway { core, alive: true, closing: false, connected, heard };
         self.gateways.insert(id, gateway);
     }
 
     fn join(&mut self, span: Layers, shadows: Vec<Layers>, arithmetic: u32) {
         self.made += 1;
         let name = PeerName(format!("p{}", self.made));
-        let mut node = StageNode::new(StageConfig {
-            name: name.clone(),
-            hidden: HIDDEN,
-            arithmetic,
-            positions_max: 4096,
-            windows: windows(self.scenario.slides),
-            pages: self.scenario.pages as u32,
-            sessions_max: 16.max(2 * self.scenario.running_max),
-            journal_bytes_max: self.scenario.journal_bytes_max,
-            lease_ms: LEASE_MS,
-        });
-        let mut held = vec![span];
-        held.extend(&shadows);
-        let all: BTreeSet<u32> = held.iter().flat_map(|l| l.iter()).collect();
-        node.set_held(ranges(&all));
+        let all: BTreeSet<u32> = shadows.iter().chain([&span]).flat_map(|l| l.iter()).collect();
+        self.start_peer(&name, ranges(&all), arithmetic);
         // The first of some swarms never has them.
         let is_late = self.scenario.late_adapters
             && mix(self.scenario.seed, 1000 + u64::from(self.made)).is_multiple_of(4);
         let bare = is_late && self.made == 1;
-        let peer = Peer {
-            node,
-            engine: Engine::new(&self.scenario, arithmetic),
-            alive: true,
-            silent: false,
-            deaf: false,
-            bare,
-            slow: 1,
-            arithmetic,
-            draining: false,
-        };
-        self.peers.insert(name.clone(), peer);
+        if let Some(peer) = self.peers.get_mut(&name) {
+            peer.bare = bare;
+        }
         self.topology.peers.push(TopologyPeer {
             addr: format!("{name}:1"),
             node: name.0.clone(),
@@ -295,7 +286,35 @@ impl World {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    pub fn start_peer(&mut self, name: &PeerName, held: Vec<Layers>, arithmetic: u32) {
+        let mut node = StageNode::new(StageConfig {
+            name: name.clone(),
+            hidden: HIDDEN,
+            arithmetic,
+            positions_max: 4096,
+            windows: windows(self.scenario.slides),
+            pages: self.scenario.pages as u32,
+            sessions_max: 16.max(2 * self.scenario.running_max),
+            journal_bytes_max: self.scenario.journal_bytes_max,
+            lease_ms: LEASE_MS,
+        });
+        node.set_held(held.clone());
+        let peer = Peer {
+            node,
+            engine: Engine::new(&self.scenario, arithmetic),
+            alive: true,
+            silent: false,
+            deaf: false,
+            bare: false,
+            slow: 1,
+            arithmetic,
+            draining: false,
+            held,
+        };
+        self.peers.insert(name.clone(), peer);
+    }
+
+    pub fn handle(&mut self, event: Event) {
         match event {
             Event::Deliver { from, to, generation, frame } => self.deliver(from, to, generation, frame),
             Event::Computed(name) => {
@@ -512,7 +531,7 @@ impl World {
             self.stage_effects(&name, effects);
             self.starved(&name);
         }
-        self.at(TICK_MS, Event::Tick);
+        self.at(if self.hosted { super::hosted::TICK_MS } else { TICK_MS }, Event::Tick);
     }
 
     /// A stage hears whether its engine lacks pages. Whoever has to make room hears of it.
@@ -528,7 +547,11 @@ impl World {
     }
 
     fn submit(&mut self, i: u32) {
-        let gateways = self.alive_gateways();
+        let mut gateways = self.alive_gateways();
+        gateways.retain(|id| !self.gateways[id].closing);
+        if gateways.is_empty() {
+            return self.at(300, Event::Submit(i));
+        }
         let gateway = gateways[self.draw(gateways.len() as u64) as usize];
         let session = SessionId(u64::from(i) + 1);
         let (prompt_max, answer_max) = (self.scenario.prompt_max, self.scenario.answer_max);
