@@ -13,7 +13,7 @@ use std::path::Path;
 use workspace::{metadata, sources};
 
 /// Crates that have doubles of what others have.
-const DOUBLES: &[&str] = &["dunlin-sim", "dunlin-e2e"];
+const DOUBLES: &[&str] = &["dunlin-sim", "dunlin-operator-sim", "dunlin-e2e"];
 
 /// Names that still mean several things, and the files that define them below the folders of their crates. One that is resolved goes from here, and
 /// none comes.

@@ -1,0 +1,51 @@
+//! Faults that no operator may have. A simulation that does not notice them checks nothing.
+
+use std::collections::BTreeMap;
+
+use dunlin_operator::observe::{Phase, SwarmView};
+use dunlin_operator::peers::{Answer, WorkerState};
+use dunlin_swarm::Topology;
+
+/// A fault of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// It takes every pod that runs for one that has all that it was given.
+    TrustsPods,
+    /// A pod whose node has notice is one that stays.
+    IgnoresNotice,
+    /// A new leader does not read what was published.
+    Forgets,
+    /// It does not name the version that a topology replaces, nor look whether another one is published.
+    Overwrites,
+}
+
+impl Flaw {
+    /// What an operator with this flaw sees of a cluster like this.
+    pub(crate) fn shown(
+        self,
+        mut view: SwarmView,
+        mut answers: BTreeMap<String, Answer>,
+        topology: Option<&Topology>,
+    ) -> (SwarmView, BTreeMap<String, Answer>) {
+        match self {
+            Self::TrustsPods => {
+                for worker in view.workers.values().filter(|worker| worker.phase == Phase::Running) {
+                    let given = topology.and_then(|topology| topology.peer(&worker.name.as_str().into()));
+                    let report = answers.get_mut(&worker.name).and_then(|answer| answer.report.as_mut());
+                    if let (Some(given), Some(report)) = (given, report) {
+                        (report.state, report.held) = (WorkerState::Ready, given.hold());
+                    }
+                }
+            }
+            Self::IgnoresNotice => {
+                for worker in
+                    view.workers.values_mut().filter(|worker| matches!(worker.phase, Phase::Draining(_)))
+                {
+                    worker.phase = Phase::Running;
+                }
+            }
+            Self::Forgets | Self::Overwrites => {}
+        }
+        (view, answers)
+    }
+}

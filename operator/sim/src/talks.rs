@@ -1,0 +1,67 @@
+//! Conversations between the operator and workers.
+
+use dunlin_operator::peers::WorkerState;
+use dunlin_operator::peers::report::Report;
+use dunlin_operator::peers::talk::Question;
+use dunlin_swarm::Topology;
+
+use crate::world::{DEBOUNCE_MS, LAYERS, World};
+
+/// Pause between questions to one worker.
+const INTERVAL_MS: u64 = 1000;
+
+impl World {
+    /// Questions of the operator that are due.
+    pub fn ask_due(&mut self) {
+        let Some(mut operator) = self.operator.take() else { return };
+        let due: Vec<String> = operator
+            .talks
+            .iter()
+            .filter(|(_, talk)| talk.due_ms <= self.now)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let Some(talk) = operator.talks.get_mut(&name) else { continue };
+            talk.due_ms = self.now + INTERVAL_MS;
+            let question = talk.question();
+            let answer = self.answer(&name, &question);
+            if let Some(talk) = operator.talks.get_mut(&name).filter(|_| answer.is_some()) {
+                talk.acknowledge(&question);
+            }
+            if operator.hear(&name, answer, self.time()) {
+                operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
+            }
+        }
+        self.operator = Some(operator);
+    }
+
+    /// What a worker answers, if it does.
+    fn answer(&mut self, name: &str, question: &Question) -> Option<Report> {
+        let topology = match question {
+            Question::Take(_, json) => Topology::parse(json).ok(),
+            _ => None,
+        };
+        if let Some(gateway) = self.gateways.get(name).filter(|gateway| gateway.runs) {
+            let id = gateway.id;
+            if let Some(topology) = topology {
+                self.obeyed(&topology);
+                self.net.push(id, topology);
+            }
+            let state = if self.net.is_ready(id) { WorkerState::Ready } else { WorkerState::Loading };
+            let (epoch, lost) =
+                self.net.known(id).map(|(known, lost)| (known.epoch, lost)).unwrap_or_default();
+            return Some(Report { state, epoch, lost, ..Report::default() });
+        }
+        let now = self.now;
+        let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;
+        if *question == Question::Drain {
+            stage.drain(false, now);
+        }
+        let obeys = topology.filter(|topology| stage.assign(name, topology));
+        let report = stage.report(LAYERS, now);
+        if let Some(topology) = obeys {
+            self.obeyed(&topology);
+        }
+        Some(report)
+    }
+}
