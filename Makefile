@@ -78,11 +78,12 @@ preflight: ## is everything there that a local cluster needs? installs what apt 
 	e2e/cluster/cluster check
 
 build: ## release binaries
-	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-kubectl -p dunlin-e2e
+	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-e2e
 
-install-kubectl: ## kubectl-dunlin into PREFIX/bin (PREFIX=/usr/local), where kubectl finds it
-	cargo build --locked --release -p dunlin-kubectl
-	install -D -m 755 $(TARGET)/release/kubectl-dunlin $(DESTDIR)$(PREFIX)/bin/kubectl-dunlin
+install: ## dunlin, the worker that it starts, and kubectl-dunlin, which is dunlin, into PREFIX/bin (PREFIX=/usr/local)
+	cargo build --locked --release -p dunlin-cli -p dunlin-worker
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(TARGET)/release/dunlin $(TARGET)/release/dunlin-worker
+	ln -sf dunlin $(DESTDIR)$(PREFIX)/bin/kubectl-dunlin
 
 images: build model cluster-build ## container images as archives in target/images
 	e2e/images/build.sh --bin-dir $(TARGET)/release --out $(DUNLIN_IMAGES)
@@ -163,6 +164,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-vocabularies test-peft test-s3 test-page preflight build install-kubectl images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train

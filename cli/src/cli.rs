@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use dunlin_kubectl::ClusterCommand;
+use dunlin_terminal::exit::EXIT_CODES;
 use dunlin_worker::cli::LogArgs;
 
 use crate::bench::average::AverageArgs;
@@ -13,7 +15,9 @@ use crate::plan::PlanArgs;
 use crate::random_model::RandomModelArgs;
 use crate::replay::ReplayArgs;
 
-/// Serves and trains large language models over machines that may vanish.
+/// Serves and trains large language models over machines that may vanish: here, or in a cluster.
+///
+/// A copy of it, or a link to it, that is called kubectl-dunlin and lies on PATH makes all commands commands of `kubectl dunlin`.
 #[derive(Parser)]
 #[command(name = "dunlin", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -24,15 +28,6 @@ pub struct Cli {
     #[command(flatten)]
     pub log: LogArgs,
 }
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0   done, or ended as it was told
-  1   an error that may be gone at the next try
-  2   wrong arguments
-  78  an error that stays until somebody changes something; the last line says what
-
-Results are on standard output, for a program with --output json. Progress and colours are for terminals; NO_COLOR is honoured.";
 
 /// Commands.
 #[derive(Subcommand)]
@@ -54,16 +49,24 @@ Examples:
 Example:
   dunlin local-train --config run.yaml --peers 8")]
     LocalTrain(LocalTrainArgs),
-    /// Say how a model would be laid over machines, and what fits there; or what is missing.
+    /// Say how a model is laid over machines, and why: of a running swarm, of a manifest, or of any model and machines.
     ///
-    /// By the planner of the operator and of `dunlin local`: which layers each machine executes and keeps ready for others, what its memory is
-    /// used for, how many sessions fit, and what each loss costs. Nothing is started. Ends with 78 if the model does not fit.
+    /// By the planner of the operator and of `dunlin local`; nothing is started or changed. Of a running swarm, by its NAME: which peers would
+    /// compute which layers now, what changes, and what is not as it should be; ends with 3 if something is not. Of a manifest, by its FILE, and of
+    /// --model over --memory: which layers each machine executes and keeps ready for others, what its memory is used for, how many sessions fit,
+    /// and what each loss costs; ends with 78 if the model does not fit, and says what is missing.
     #[command(after_help = "\
 Examples:
+  dunlin plan smollm2                                   the swarm smollm2 of the cluster
+  dunlin plan examples/smollm2.yaml                     what the manifest would get
+  dunlin plan examples/volume.yaml --model m.gguf       the same, with the model here instead of on its volume
   dunlin plan --model llama-8b.gguf --memory 8GiB,8GiB,4GiB
   dunlin plan --model https://example.com/llama-8b.gguf --memory 6x4GiB --spot all --max-seq-len 8192
   dunlin plan --model llama-8b.gguf --memory 2x8GiB --output json")]
     Plan(PlanArgs),
+    /// What is asked of a cluster.
+    #[command(flatten)]
+    Cluster(ClusterCommand),
     /// Replay a trace of a spot group: which share of what the machines could have trained a swarm trains.
     #[command(after_help = "\
 Examples:

@@ -4,48 +4,72 @@
 //! * [`replay`] a training swarm on a recorded spot trace
 //! * [`random_model`] a random Llama for tests and benchmarks
 //! * [`bench`] how fast parts of a swarm are
-//! * [`plan`] how a model would be laid over machines, or what is missing
-//! * [`cli`] the command line, [`print`] what commands print, [`progress`] how far they are, [`size`] sizes as people write them
+//! * [`plan`] how a model is laid over machines, or what is missing
+//! * `dunlin_kubectl` the commands for swarms of a cluster, `dunlin_terminal` what all commands print; [`mod@ask`] runs questions
+//! * [`cli`] the command line, [`size`] sizes as people write them
+//!
+//! kubectl finds the same program as `kubectl-dunlin`.
 
+mod ask;
 mod bench;
 mod cli;
 mod local;
 mod local_train;
 mod plan;
-mod print;
 mod processes;
-mod progress;
 mod random_model;
 #[cfg(test)]
 mod reference;
 mod replay;
 mod size;
 
-use clap::{CommandFactory, Parser};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use ask::ask;
+use clap::{CommandFactory, FromArgMatches};
 use cli::{Bench, Cli, Command, CompletionsArgs};
+use dunlin_terminal::exit::FOUND;
+use dunlin_terminal::print;
+use dunlin_terminal::progress::Lines;
 use dunlin_worker::cli::LogArgs;
 use dunlin_worker::{exit, telemetry};
-use progress::Lines;
 
-fn main() -> std::process::ExitCode {
-    exit::code(&start())
+fn main() -> ExitCode {
+    match start() {
+        Ok(false) => FOUND.into(),
+        outcome => exit::code(&outcome.map(drop)),
+    }
 }
 
-fn start() -> anyhow::Result<()> {
+/// The command line; of kubectl's plugin it says what people type.
+fn arguments() -> Cli {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let is_plugin = Path::new(&called).file_stem() == Some(OsStr::new("kubectl-dunlin"));
+    let command = if is_plugin { Cli::command().bin_name("kubectl dunlin") } else { Cli::command() };
+    // The parser knows what it has parsed.
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+}
+
+/// Whether what was looked at is well.
+fn start() -> anyhow::Result<bool> {
     // One TLS provider for everything in this process; a second call would fail, and there is none.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let args = Cli::parse();
+    let args = arguments();
     match args.command {
+        Command::Cluster(command) => return ask(dunlin_kubectl::run(command)),
+        Command::Plan(args) => return plan::run(&args),
         Command::Local(local) => run(&args.log, "local", local::run(local)),
         Command::LocalTrain(train) => run(&args.log, "local-train", local_train::run(train)),
         Command::Replay(args) => replay::run(&args),
         Command::RandomModel(args) => random_model::run(&args),
-        Command::Plan(args) => plan::run(&args),
         Command::Bench(Bench::Decode(args)) => bench::decode::run(&args),
         Command::Bench(Bench::Average(average)) => run(&args.log, "average", bench::average::run(average)),
         Command::Bench(Bench::AverageMember(member)) => run(&args.log, "member", bench::member::run(member)),
         Command::Completions(args) => completions(&args),
     }
+    .map(|()| true)
 }
 
 fn completions(args: &CompletionsArgs) -> anyhow::Result<()> {

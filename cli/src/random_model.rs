@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dunlin_model::random_model::{RandomModelSpec, write_telling};
-
-use crate::progress::Progress;
+use dunlin_terminal::progress::Progress;
 
 /// Shape of a random model.
 #[derive(Args, Clone)]

@@ -11,8 +11,9 @@ const HEAD: &str = "\
 
 <!-- Made from the parsers of both programs: DUNLIN_UPDATE=1 cargo nextest run -p dunlin-cli reference. Edits here are lost. -->
 
-`dunlin` is what people run by hand. It starts the `dunlin-worker` that lies beside it, or else the first one on PATH. `dunlin-worker` is what pods run: the operator starts
-it, and `dunlin local` and `dunlin local-train` do on one machine.
+`dunlin` is what people run by hand; on PATH as `kubectl-dunlin` it is `kubectl dunlin`, with the same commands. It starts the `dunlin-worker` that lies beside it, or else the
+first one on PATH. `dunlin-worker` is what pods run: the operator starts it, and `dunlin local` and `dunlin local-train` do on one machine. What `doctor`, `status`, `drain`,
+`top`, `support-bundle` and `plan NAME` say of a cluster: [kubectl.md](../kubectl.md).
 
 Options may be given as `--peers 3` or `--peers=3`. Those of the log stand before or behind the command.
 ";
@@ -67,13 +68,15 @@ fn table(out: &mut String, options: &[&Arg]) {
         let takes = arg.get_action().takes_values();
         let value = match arg.get_value_names() {
             Some([name, ..]) if takes && names.is_empty() => format!(" {name}"),
-            _ if takes => format!(" {}", names.join("\\|")),
+            _ if takes => format!(" {}", names.join("|")),
             _ => String::new(),
         };
-        let name = match arg.get_long() {
-            Some(long) => format!("--{long}{value}"),
-            None => value.trim().to_owned(),
+        let name = match (arg.get_long(), arg.get_short()) {
+            (Some(long), Some(short)) => format!("-{short}, --{long}{value}"),
+            (Some(long), None) => format!("--{long}{value}"),
+            (None, _) => value.trim().to_owned(),
         };
+        let name = name.replace('|', "\\|");
         let defaults: Vec<_> = arg.get_default_values().iter().map(|v| v.to_string_lossy()).collect();
         let default = match (defaults.is_empty() || !takes, arg.is_required_set()) {
             (false, _) if defaults.concat().is_empty() => String::new(),

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use dunlin_sim::replay::{Options, Policy, Report, run_telling};
-
-use crate::print::{self, Output, OutputArgs};
-use crate::progress::Progress;
+use dunlin_terminal::print::{self, OutputArgs};
+use dunlin_terminal::progress::Progress;
 
 /// What to replay, and how.
 #[derive(Args)]
@@ -77,12 +76,7 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let report = run_telling(&options, &csv, &mut |seeds| progress.done(seeds));
     drop(progress);
     let report = report.with_context(|| args.trace.display().to_string())?;
-    let text = match args.output.output {
-        Output::Json => serde_json::to_string(&report)?,
-        Output::Text => table(&report),
-    };
-    // Who reads no longer has seen enough.
-    let _ = print::line(text)?;
+    args.output.print(&report, || table(&report))?;
     Ok(())
 }
 

@@ -101,6 +101,12 @@ fn what_makes_no_sense_is_refused_with_its_remedy() {
     for (arguments, code, why) in [
         (&["plan", "--model", "/no/such", "--memory", "8GiB"][..], 78, "/no/such"),
         (&["plan", "--model", model, "--memory", "8 apples"], 2, "write it as 8GiB"),
+        (&["plan"], 2, "NAME|FILE"),
+        (&["plan", "smollm2", "--shadows", "2"], 78, "--shadows is not for a running swarm"),
+        (&["plan", "/no/such.yaml"], 78, "/no/such.yaml"),
+        (&["plan", "--model", model, "--memory", "8GiB", "-n", "lab"], 78, "for the plan of a running swarm"),
+        (&["status", "--kubeconfig", "/no/such"], 1, "/no/such"),
+        (&["drain"], 2, "POD|NODE"),
         (&["plan", "--model", model, "--memory", "8GiB", "--spot", "2"], 78, "there are 1 machines"),
         (&["local", "--model", "/no/such"], 78, "no such model"),
         (
@@ -131,6 +137,11 @@ fn shells_complete_and_help_teaches() {
         &["bench", "decode"],
         &["bench", "average"],
         &["completions"],
+        &["doctor"],
+        &["status"],
+        &["drain"],
+        &["top"],
+        &["support-bundle"],
     ] {
         let help = text(&dunlin(&[command, &["--help"]].concat()).stdout);
         let example = format!("dunlin {} ", command.join(" "));
@@ -138,6 +149,51 @@ fn shells_complete_and_help_teaches() {
         assert!(taught, "no example of {command:?}: {help}");
     }
     assert!(text(&dunlin(&["--help"]).stdout).contains("Exit codes:"));
+}
+
+#[test]
+fn kubectl_finds_the_same_tool_under_another_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = folder.path().join("kubectl-dunlin");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_dunlin"), &plugin).unwrap();
+    let said = |arguments: &[&str]| {
+        let output = Command::new(&plugin).args(arguments).output().unwrap();
+        (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let (code, help) = said(&["--help"]);
+    assert!(code == Some(0) && help.contains("Usage: kubectl dunlin "), "{help}");
+    for command in ["doctor", "status", "plan", "drain", "top", "support-bundle", "local"] {
+        assert!(help.lines().any(|line| line.trim().starts_with(command)), "no {command}: {help}");
+    }
+    let (code, help) = said(&["drain"]);
+    assert!(code == Some(2) && help.contains("kubectl dunlin drain"), "{help}");
+    assert!(text(&dunlin(&["--help"]).stdout).contains("Usage: dunlin "));
+}
+
+#[test]
+fn a_manifest_is_planned_with_the_model_that_lies_here() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(&folder);
+    let manifest = folder.path().join("swarm.yaml");
+    let swarm = "\
+kind: InferenceSwarm
+apiVersion: dunlin.dev/v1alpha1
+metadata: {name: m}
+spec:
+  model: {source: {volume: {claimName: models, path: m}}, maxSequenceLength: 512}
+  pools: [{name: spot, peers: {min: 3, max: 6}, device: {cpu: {cores: 1}}, memory: {host: 256Mi}}]
+";
+    std::fs::write(&manifest, swarm).unwrap();
+    let manifest = manifest.to_str().unwrap();
+    let refused = dunlin(&["plan", manifest]);
+    assert_eq!(refused.status.code(), Some(78));
+    assert!(text(&refused.stderr).contains("give its file with --model"), "{}", text(&refused.stderr));
+    let found = json(&dunlin(&["plan", manifest, "--model", model.to_str().unwrap(), "-o", "json"]));
+    let peers = found["plan"]["peers"].as_array().unwrap();
+    let names: Vec<&str> = peers.iter().filter_map(|peer| peer["name"].as_str()).collect();
+    assert_eq!(names, ["spot-1", "spot-2", "spot-3"], "{found}");
+    assert!(peers.iter().all(|peer| peer["spot"] == true && peer["memory_bytes"] == 256 << 20), "{found}");
+    assert_eq!(found["plan"]["positions"], 512);
 }
 
 #[test]

@@ -141,6 +141,12 @@ pub struct MemorySpec {
     pub disk: Option<Amount>,
 }
 
+/// How many peers each of `pools` should have. `replicas`: those of the first one, if its own least is not more.
+pub fn peers_wanted(pools: &[PoolSpec], replicas: u32) -> impl Iterator<Item = u32> {
+    let least = pools.iter().map(|pool| pool.peers.min);
+    least.enumerate().map(move |(at, least)| if at == 0 { replicas.max(least) } else { least })
+}
+
 /// Peers in all pools.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -44,8 +44,8 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ("dunlin-worker", &["kube", "k8s-openapi"], "workers never talk to the Kubernetes API"),
     (
         "dunlin-worker",
-        &["dunlin-sim", "dunlin-cli", "indicatif", "clap_complete"],
-        "what people run by hand is the tool's: pods run no simulation",
+        &["dunlin-sim", "dunlin-cli", "dunlin-kubectl", "dunlin-terminal", "indicatif", "clap_complete"],
+        "what people run by hand is the tool's: pods run no simulation, and ask no cluster",
     ),
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),
@@ -54,7 +54,12 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     (
         "dunlin-kubectl",
         &["dunlin-wire", "dunlin-engine", "dunlin-model", "tonic"],
-        "kubectl asks the API server only, and computes nothing",
+        "of a cluster the API server alone is asked, and nothing is computed",
+    ),
+    (
+        "dunlin-terminal",
+        &["dunlin-swarm", "tokio", "kube"],
+        "how results look does not depend on what they are about",
     ),
     ("dunlin-kernels", &["tokio", "tonic", "kube"], "kernels are plain functions"),
     ("dunlin-model", &["tokio", "tonic", "kube"], "models are plain functions"),

@@ -1,6 +1,6 @@
 //! Pools of peers as a manifest wants them: defaults applied, quantities in numbers.
 
-use dunlin_crds::{CapacityType, PoolSpec};
+use dunlin_crds::{CapacityType, PoolSpec, peers_wanted};
 
 use crate::apply::pods::PoolTemplate;
 use crate::quantity::{bytes, millis};
@@ -26,8 +26,7 @@ pub struct PoolDesired {
 /// Pools with the number of peers that each should have. `replicas`: of the first one, if its own least is not more.
 #[must_use]
 pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesired> {
-    let desired = pools.iter().enumerate().map(|(i, pool)| {
-        let peers = if i == 0 { replicas.max(pool.peers.min) } else { pool.peers.min };
+    let desired = pools.iter().zip(peers_wanted(pools, replicas)).map(|(pool, peers)| {
         let cpu = &pool.device.cpu;
         PoolDesired {
             peers: if suspended { 0 } else { peers },

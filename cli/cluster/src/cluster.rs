@@ -3,15 +3,15 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
 
-use crate::args::Common;
-use crate::failure::{Call, is_missing};
+use crate::args::ClusterArgs;
+use crate::failure::{Call, CallFailure, is_missing};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -34,22 +34,22 @@ impl Cluster {
     ///
     /// # Errors
     /// When there is none that can be used.
-    pub async fn connect(common: &Common) -> Result<Self> {
+    pub async fn connect(args: &ClusterArgs) -> Result<Self> {
         // An error means that one is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let options = KubeConfigOptions { context: common.context.clone(), ..KubeConfigOptions::default() };
-        let mut config = match &common.kubeconfig {
+        let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+        let mut config = match &args.kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path)?;
                 Config::from_custom_kubeconfig(file, &options).await?
             }
-            None if common.context.is_some() => Config::from_kubeconfig(&options).await?,
+            None if args.context.is_some() => Config::from_kubeconfig(&options).await?,
             None => Config::infer().await.context("no kubeconfig: set KUBECONFIG or --kubeconfig")?,
         };
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(ANSWER);
-        let namespace = common.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let namespace = (!common.all_namespaces).then_some(namespace);
+        let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = (!args.all_namespaces).then_some(namespace);
         Ok(Self { client: Client::try_from(config).context("the kubeconfig cannot be used")?, namespace })
     }
 
@@ -75,7 +75,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A sentence about what the API server said.
-    pub async fn list<K>(&self, selector: &str) -> Result<Vec<K>, String>
+    pub async fn list<K>(&self, selector: &str) -> Result<Vec<K>, CallFailure>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
@@ -86,7 +86,7 @@ impl Cluster {
     ///
     /// # Errors
     /// A sentence about what the API server said.
-    pub async fn get<K>(&self, name: &str) -> Result<Option<K>, String>
+    pub async fn get<K>(&self, name: &str) -> Result<Option<K>, CallFailure>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
@@ -100,7 +100,7 @@ impl Cluster {
 ///
 /// # Errors
 /// A sentence about what the API server said.
-pub async fn listed<K>(api: &Api<K>, selector: &str, namespace: Option<&str>) -> Result<Vec<K>, String>
+pub async fn listed<K>(api: &Api<K>, selector: &str, namespace: Option<&str>) -> Result<Vec<K>, CallFailure>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
@@ -117,14 +117,6 @@ pub fn resource<K: Resource<DynamicType = ()>>() -> String {
         "" => K::plural(&()).into_owned(),
         group => format!("{}.{group}", K::plural(&())),
     }
-}
-
-/// An error that ends the command.
-///
-/// # Errors
-/// Always those that it is given.
-pub fn or_end<T>(found: Result<T, String>) -> Result<T> {
-    found.map_err(|sentence| anyhow!(sentence))
 }
 
 /// `Ok(None)` for what is missing.

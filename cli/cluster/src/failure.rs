@@ -1,6 +1,7 @@
 //! Errors of the API server as sentences that say what to do.
 
 use std::error::Error as _;
+use std::fmt;
 
 use kube::Error;
 
@@ -15,10 +16,63 @@ pub struct Call<'a> {
     pub namespace: Option<&'a str>,
 }
 
+/// Why a call failed, in a sentence that says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallFailure {
+    sentence: String,
+    /// Another try does not help: a right, a definition or another version is missing.
+    stays: bool,
+}
+
+impl CallFailure {
+    /// One that may be gone at the next try.
+    #[must_use]
+    pub fn passing(sentence: String) -> Self {
+        Self { sentence, stays: false }
+    }
+
+    /// The same with what else is to be said about it.
+    #[must_use]
+    pub fn and(self, more: &str) -> Self {
+        Self { sentence: format!("{}; {more}", self.sentence), ..self }
+    }
+
+    /// Whether another try does not help.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.stays
+    }
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for CallFailure {}
+
+/// Whether `error` stays until somebody changes something.
+#[must_use]
+pub fn is_for_user(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<CallFailure>()).any(CallFailure::stays)
+}
+
 impl Call<'_> {
     /// `error` in a sentence.
     #[must_use]
-    pub fn failed(&self, error: &Error) -> String {
+    pub fn failed(&self, error: &Error) -> CallFailure {
+        let stays = match error {
+            Error::Api(status) => {
+                matches!(status.code, 401 | 403)
+                    || (status.code == 404 && self.resource.ends_with(".dunlin.dev"))
+            }
+            other => matches!(other, Error::SerdeError(_)),
+        };
+        CallFailure { sentence: self.sentence(error), stays }
+    }
+
+    fn sentence(&self, error: &Error) -> String {
         let Self { verb, resource, .. } = self;
         let place = self
             .namespace
@@ -76,7 +130,7 @@ mod tests {
     fn errors_say_what_to_do() {
         let swarms =
             Call { verb: "list", resource: "inferenceswarms.dunlin.dev", namespace: Some("default") };
-        let said = |code, message| swarms.failed(&api(code, message));
+        let said = |code, message| swarms.failed(&api(code, message)).to_string();
         assert_eq!(
             said(403, "inferenceswarms.dunlin.dev is forbidden: User \"eve\" cannot list resource ..."),
             "you may not list inferenceswarms.dunlin.dev in namespace default: you need a Role or ClusterRole with the verb list on \
@@ -86,8 +140,13 @@ mod tests {
         assert!(said(401, "Unauthorized").contains("log in again"));
         let pods = Call { verb: "get", resource: "nodes", namespace: None };
         assert_eq!(
-            pods.failed(&api(500, "etcd is away")),
+            pods.failed(&api(500, "etcd is away")).to_string(),
             "cannot get nodes in the whole cluster: etcd is away"
         );
+        let stays = |code, message| {
+            let failure = swarms.failed(&api(code, message)).and("more");
+            is_for_user(&anyhow::Error::new(failure).context("around it"))
+        };
+        assert!(stays(403, "eve cannot list") && stays(404, "page not found") && !stays(500, "etcd is away"));
     }
 }

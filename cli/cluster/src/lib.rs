@@ -1,9 +1,10 @@
-//! What one asks a cluster about its swarms: `kubectl dunlin …`, and the same commands of whatever program embeds [`Command`].
+//! What the tool asks a cluster about its swarms, and does there: `dunlin doctor`, `status`, `drain`, `top`, `support-bundle`, and `plan` of a
+//! running swarm.
 //!
-//! * [`args`] the command line · [`run`](mod@run) from there to an exit code · [`output`] where text goes, tables, colours
+//! * [`args`] the command line · [`run`](mod@run) from there to whether all is well
 //! * [`cluster`] the API server · [`failure`] its errors as sentences · [`swarm`] swarms of both kinds, found by name
 //! * [`pods`], [`placement`] what a pod and its node say · [`proxy`] pages of pods, through the API server · [`pages`] what is on them
-//! * [`evidence`] all that is known about a swarm · [`doctor`] what is wrong with it
+//! * [`layers`] layers in words and as a picture · [`evidence`] all that is known about a swarm · [`doctor`] what is wrong with it
 //! * [`status`] who holds which layers · [`plan`] what the planner would do · [`top`] figures of peers
 //! * [`drain`] moves a peer away · [`bundle`] all of it in one file
 //!
@@ -16,7 +17,7 @@ pub mod doctor;
 pub mod drain;
 pub mod evidence;
 pub mod failure;
-pub mod output;
+pub mod layers;
 pub mod pages;
 pub mod placement;
 pub mod plan;
@@ -27,6 +28,6 @@ pub mod status;
 pub mod swarm;
 pub mod top;
 
-pub use args::Command;
-pub use output::Output;
+pub use args::{ClusterArgs, ClusterCommand};
+pub use failure::is_for_user;
 pub use run::run;

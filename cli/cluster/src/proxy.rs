@@ -28,7 +28,7 @@ pub async fn page(
     let read = async {
         let request =
             http::Request::get(url).body(Vec::new()).map_err(|e| format!("{pod} cannot be asked: {e}"))?;
-        let stream = client.request_stream(request).await.map_err(|e| call.failed(&e))?;
+        let stream = client.request_stream(request).await.map_err(|e| call.failed(&e).to_string())?;
         let mut text = String::new();
         let read = Box::pin(stream.take(PAGE_MAX)).read_to_string(&mut text).await;
         read.map_err(|e| format!("{pod} stopped in the middle of its answer: {e}"))?;

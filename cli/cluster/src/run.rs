@@ -1,50 +1,41 @@
-//! From the command line to an exit code.
-
-use std::process::ExitCode;
+//! From the command line to whether all is well.
 
 use anyhow::Result;
+use dunlin_terminal::print::note;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::args::{Command, DoctorArgs, Format};
+use crate::args::{ClusterCommand, DoctorArgs};
 use crate::cluster::Cluster;
 use crate::doctor::{Report, diagnose, report};
 use crate::evidence::{gather, surroundings};
-use crate::output::{FOUND, Output};
 use crate::swarm::chosen;
-use crate::{bundle, drain, plan, status, top};
+use crate::{bundle, drain, status, top};
 
-/// Does what `command` says, and prints what there is to say to `output`.
+/// Does what `command` says; whether what was looked at is well.
 ///
 /// # Errors
 /// When it cannot be done: a sentence that says what to do.
-pub async fn run(command: Command, output: &Output) -> Result<ExitCode> {
-    let well = match command {
-        Command::Doctor(args) => doctor(&args, output).await?,
-        Command::Status(args) => status::show(&args, output).await?,
-        Command::Plan(args) => plan::show(&args, output).await?,
-        Command::Drain(args) => drain::drain(&args, output).await?,
-        Command::Top(args) => top::show(&args, output).await?,
-        Command::SupportBundle(args) => bundle::write(&args, output).await?,
-    };
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+pub async fn run(command: ClusterCommand) -> Result<bool> {
+    match command {
+        ClusterCommand::Doctor(args) => doctor(&args).await,
+        ClusterCommand::Status(args) => status::show(&args).await,
+        ClusterCommand::Drain(args) => drain::drain(&args).await,
+        ClusterCommand::Top(args) => top::show(&args).await,
+        ClusterCommand::SupportBundle(args) => bundle::write(&args).await,
+    }
 }
 
-async fn doctor(args: &DoctorArgs, output: &Output) -> Result<bool> {
-    let cluster = Cluster::connect(&args.common).await?;
-    let swarms = chosen(&cluster, args.name.as_deref()).await?;
+async fn doctor(args: &DoctorArgs) -> Result<bool> {
+    let cluster = Cluster::connect(&args.cluster).await?;
+    let chosen = chosen(&cluster, args.name.as_deref()).await?;
+    chosen.unread.iter().for_each(note);
     let now_s = Timestamp::now().as_second();
     let around = surroundings(&cluster, now_s).await;
     let mut reports: Vec<Report> = Vec::new();
-    for swarm in &swarms {
+    for swarm in &chosen.swarms {
         let evidence = gather(&cluster, swarm, &around, now_s).await;
         reports.push(report(&evidence, diagnose(&evidence)));
     }
-    match args.common.output {
-        Format::Json => output.json(&reports)?,
-        Format::Text => {
-            let texts: Vec<String> = reports.iter().map(|report| report.text(output)).collect();
-            output.print(&texts.join("\n\n"))?;
-        }
-    }
+    args.output.print(&reports, || reports.iter().map(Report::text).collect::<Vec<_>>().join("\n\n"))?;
     Ok(reports.iter().all(|report| report.well))
 }

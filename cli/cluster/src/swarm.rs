@@ -1,12 +1,13 @@
 //! Swarms of both kinds, and how they are found by name.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use dunlin_crds::{InferenceSwarm, PoolSpec, TrainingSwarm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde_json::Value;
 
-use crate::cluster::{Cluster, or_end};
+use crate::cluster::Cluster;
+use crate::failure::CallFailure;
 
 /// A swarm.
 #[derive(Clone, Debug)]
@@ -127,34 +128,54 @@ impl Swarm {
     }
 }
 
-/// All swarms of where to look, those that serve first.
-///
-/// # Errors
-/// When one kind cannot be listed.
-pub async fn all(cluster: &Cluster) -> Result<Vec<Swarm>> {
-    let (serving, training) =
-        tokio::join!(cluster.list::<InferenceSwarm>(""), cluster.list::<TrainingSwarm>(""));
-    let serving = or_end(serving)?.into_iter().map(|swarm| Swarm::Inference(Box::new(swarm)));
-    let training = or_end(training)?.into_iter().map(|swarm| Swarm::Training(Box::new(swarm)));
-    Ok(serving.chain(training).collect())
+/// What somebody named, or all that there is.
+#[derive(Debug)]
+pub struct Chosen {
+    /// Those that serve first.
+    pub swarms: Vec<Swarm>,
+    /// The kind that may not be listed, in a sentence.
+    pub unread: Option<String>,
 }
 
-/// The swarm called `name`, or all of them.
+/// The swarm called `name`, or all of them; of one kind alone when the other may not be listed.
 ///
 /// # Errors
-/// When there is none, or several of that name; with the names that there are.
-pub async fn chosen(cluster: &Cluster, name: Option<&str>) -> Result<Vec<Swarm>> {
-    let all = all(cluster).await?;
+/// When there is none, or several of that name; with the names that there are. When no kind can be listed.
+pub async fn chosen(cluster: &Cluster, name: Option<&str>) -> Result<Chosen> {
+    let (serving, training) =
+        tokio::join!(cluster.list::<InferenceSwarm>(""), cluster.list::<TrainingSwarm>(""));
+    let serving = serving.map(|all| all.into_iter().map(|s| Swarm::Inference(Box::new(s))).collect());
+    let training = training.map(|all| all.into_iter().map(|s| Swarm::Training(Box::new(s))).collect());
+    let Chosen { swarms, unread } = both(serving, training)?;
     let place = cluster.namespace.as_deref().map_or("this cluster".to_owned(), |n| format!("namespace {n}"));
-    let Some(name) = name else {
-        if all.is_empty() {
-            bail!(
-                "no swarms in {place}: look elsewhere with -n NAMESPACE or -A, or apply one: kubectl apply -f examples/smollm2.yaml"
-            );
+    let besides = |unread: &Option<String>| unread.as_ref().map_or(String::new(), |why| format!("; {why}"));
+    match name {
+        Some(name) => match one(swarms, name, &place) {
+            Ok(swarm) => Ok(Chosen { swarms: vec![swarm], unread: None }),
+            Err(error) => Err(anyhow!("{error}{}", besides(&unread))),
+        },
+        None if swarms.is_empty() => bail!(
+            "no swarms in {place}: look elsewhere with -n NAMESPACE or -A, or apply one: kubectl apply -f examples/smollm2.yaml{}",
+            besides(&unread)
+        ),
+        None => Ok(Chosen { swarms, unread }),
+    }
+}
+
+/// Swarms of both kinds. One kind may be kept from whoever asks.
+fn both(
+    serving: Result<Vec<Swarm>, CallFailure>,
+    training: Result<Vec<Swarm>, CallFailure>,
+) -> Result<Chosen, CallFailure> {
+    match (serving, training) {
+        (Ok(serving), Ok(training)) => {
+            Ok(Chosen { swarms: serving.into_iter().chain(training).collect(), unread: None })
         }
-        return Ok(all);
-    };
-    Ok(vec![one(all, name, &place)?])
+        (Ok(swarms), Err(why)) | (Err(why), Ok(swarms)) if why.stays() => {
+            Ok(Chosen { swarms, unread: Some(why.to_string()) })
+        }
+        (Err(why), _) | (_, Err(why)) => Err(why),
+    }
 }
 
 /// The one of `all` that is called `name`.
@@ -194,6 +215,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::failure::Call;
 
     fn swarm(kind: &str, name: &str, namespace: &str) -> Swarm {
         let object = json!({
@@ -201,6 +223,25 @@ mod tests {
             "spec": {"model": {"source": {}}, "pools": []},
         });
         Swarm::Inference(Box::new(serde_json::from_value(object).unwrap()))
+    }
+
+    #[test]
+    fn one_kind_is_enough_for_whoever_may_not_list_the_other() {
+        let status = |code| {
+            kube::Error::Api(Box::new(kube::core::Status {
+                code,
+                message: "eve cannot list".into(),
+                ..kube::core::Status::default()
+            }))
+        };
+        let call = Call { verb: "list", resource: "trainingswarms.dunlin.dev", namespace: Some("x") };
+        let serving = || Ok(vec![swarm("InferenceSwarm", "a", "x")]);
+        let found = both(serving(), Err(call.failed(&status(403)))).unwrap();
+        assert_eq!(found.swarms.len(), 1);
+        assert!(found.unread.unwrap().contains("the verb list on trainingswarms.dunlin.dev"));
+        assert!(both(serving(), Err(call.failed(&status(500)))).is_err(), "nobody knows what is missing");
+        let none = both(Err(call.failed(&status(403))), Err(call.failed(&status(403))));
+        assert!(none.unwrap_err().stays());
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use dunlin_terminal::print::{self, OutputArgs};
+use dunlin_terminal::progress::Progress;
 use serde_json::{Value, json};
 
 use super::median;
-use crate::print::{self, Output, OutputArgs};
 use crate::processes::ports::free_addr;
-use crate::progress::Progress;
 
 /// What to average.
 #[derive(Args, Clone)]
@@ -64,21 +64,19 @@ pub async fn run(args: AverageArgs) -> anyhow::Result<()> {
     }
     drop(progress);
     let middle = median(&seconds);
-    let text = match args.output.output {
-        Output::Json => json!({
-            "values": values, "members": args.members, "gradients": args.gradients,
-            "seconds": seconds, "median_s": middle, "relative_error": error,
-        })
-        .to_string(),
-        Output::Text => print::table(&[
-            vec!["VALUES".to_owned(), values.to_string()],
-            vec!["MEMBERS".to_owned(), args.members.to_string()],
-            vec!["MEDIAN".to_owned(), format!("{:.1} ms", 1e3 * middle)],
-            vec!["RELATIVE ERROR".to_owned(), format!("{error:.1e}")],
-        ]),
+    let result = json!({
+        "values": values, "members": args.members, "gradients": args.gradients,
+        "seconds": seconds, "median_s": middle, "relative_error": error,
+    });
+    let text = || {
+        print::table(&[
+            ["VALUES".to_owned(), values.to_string()],
+            ["MEMBERS".to_owned(), args.members.to_string()],
+            ["MEDIAN".to_owned(), format!("{:.1} ms", 1e3 * middle)],
+            ["RELATIVE ERROR".to_owned(), format!("{error:.1e}")],
+        ])
     };
-    // Who reads no longer has seen enough.
-    let _ = print::line(text)?;
+    args.output.print(&result, text)?;
     Ok(())
 }
 

@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use dunlin_terminal::print::{self, Form, OutputArgs};
+use dunlin_terminal::progress::Progress;
 use serde_json::{Value, json};
 
 use super::median;
-use crate::print::{self, Output, OutputArgs};
 use crate::processes::worker::WorkerArgs;
-use crate::progress::Progress;
 
 /// What is continued.
 const PROMPT: &str = "Once upon a time";
@@ -67,13 +67,13 @@ pub fn run(args: &DecodeArgs) -> anyhow::Result<()> {
     }
     drop(progress);
     let text = match args.output.output {
-        Output::Json => {
+        Form::Json => {
             let result = |(peers, start_s, rates): &(usize, f64, Vec<f64>)| json!({"peers": peers, "start_s": start_s, "tokens_per_s": rates, "median": median(rates)});
             let results: Vec<Value> = results.iter().map(result).collect();
             json!({"model": args.model, "threads": args.threads, "tokens": args.tokens, "results": results})
                 .to_string()
         }
-        Output::Text => {
+        Form::Text => {
             let mut rows = vec![["STAGES", "TOKENS/S", "SERVES AFTER"].map(str::to_owned).to_vec()];
             rows.extend(results.iter().map(|(peers, start_s, rates)| {
                 vec![peers.to_string(), format!("{:.1}", median(rates)), format!("{start_s:.2} s")]

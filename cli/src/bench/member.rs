@@ -2,11 +2,10 @@
 //! formed an average.
 
 use clap::Args;
+use dunlin_terminal::print;
 use dunlin_worker::training::peer::member::{Member, Options};
 use serde_json::json;
 use tokio::sync::mpsc;
-
-use crate::print;
 
 /// Options of a member of averages.
 #[derive(Args, Clone)]

@@ -26,14 +26,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::Process;
 use crate::processes::supervise::supervise;
 use crate::processes::trust::LocalTrust;
-use crate::progress::Progress;
 use control::{Control, LOOK};
 use crashes::Crashes;
+use dunlin_terminal::print;
+use dunlin_terminal::progress::Progress;
 
 /// A swarm serves within this time or not at all.
 const START: Duration = Duration::from_secs(120);

@@ -24,13 +24,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
-use crate::print;
 use crate::processes::ports::free_addr;
 use crate::processes::process::{Process, child};
 use crate::processes::supervise::supervise;
 use crate::processes::trust::{AuthorityArgs, LocalTrust};
 use crate::processes::worker::WorkerArgs;
-use crate::progress::{Lines, Progress};
+use dunlin_terminal::print;
+use dunlin_terminal::progress::{Lines, Progress};
 use restarts::Restarts;
 
 /// How often the conductor is asked and the lost are replaced.

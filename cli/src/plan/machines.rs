@@ -3,7 +3,7 @@
 use crate::size;
 
 /// Most machines of a plan.
-const MACHINES_MAX: usize = 256;
+pub(super) const MACHINES_MAX: usize = 256;
 
 /// A machine that holds one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]

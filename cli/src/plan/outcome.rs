@@ -28,7 +28,7 @@ pub struct Plan {
     /// How many sessions fit, by their length.
     pub sessions: Vec<Sessions>,
     /// What each loss costs.
-    pub losses: Vec<Loss>,
+    pub losses: Vec<Consequence>,
     /// Why the spans are as they are.
     pub reason: String,
     /// What is not as it should be.
@@ -75,7 +75,7 @@ pub struct Sessions {
 
 /// Machines that vanish at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Loss {
+pub struct Consequence {
     /// Which.
     pub peers: Vec<String>,
     /// Who executes their layers then.
@@ -173,7 +173,7 @@ fn sessions(stages: &[Stage], positions: u32) -> Option<Sessions> {
 }
 
 /// Each machine alone, and all spot machines together.
-fn losses(topology: &Topology, machines: &[Machine]) -> Vec<Loss> {
+fn losses(topology: &Topology, machines: &[Machine]) -> Vec<Consequence> {
     let works = |name: &PeerName| topology.peer(name).is_some_and(|peer| !peer.span.is_empty());
     let names = |spot: bool| {
         let of = machines.iter().filter(move |machine| machine.spot || !spot);
@@ -192,7 +192,7 @@ fn losses(topology: &Topology, machines: &[Machine]) -> Vec<Loss> {
             let now = topology.peer(&peer.name).map(|before| before.span).unwrap_or_default();
             peer.hold().iter().flat_map(|l| l.iter()).any(|l| orphans.contains(&l) && !now.contains(l))
         });
-        Loss {
+        Consequence {
             taken_over_by: takes.map(|peer| peer.name.to_string()).collect(),
             unheld: ranges(&unheld),
             peers: lost.iter().map(ToString::to_string).collect(),

@@ -2,16 +2,11 @@
 
 use std::fmt::Write as _;
 
-use dunlin_swarm::Layers;
+use dunlin_kubectl::layers::{LayerMap, words};
+use dunlin_terminal::print::{FAINT, STRONG, WARN, painted, table};
 
-use super::outcome::{Loss, PeerPlan, Plan};
-use crate::print::{FAINT, GOOD, STRONG, WARN, painted, table};
+use super::outcome::{Consequence, PeerPlan, Plan};
 use crate::size;
-
-/// Widest row of the picture. A larger model has several layers in a place.
-const PLACES_MAX: u32 = 80;
-/// Places between two numbers of the scale.
-const SCALE: usize = 10;
 
 /// The whole of it.
 #[must_use]
@@ -53,48 +48,14 @@ fn rows(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<Vec<Strin
 
 /// A row for each peer: what it executes, what it keeps ready.
 fn map(out: &mut String, plan: &Plan) {
-    let each = plan.layers.div_ceil(PLACES_MAX).max(1);
-    let places = plan.layers.div_ceil(each);
+    let map = LayerMap::of(plan.layers);
     let label = |peer: &PeerPlan| format!("{}{}", peer.name, if peer.spot { " spot" } else { "" });
     let width = plan.peers.iter().map(|peer| label(peer).len()).max().unwrap_or(0);
-    let scale = (0..places).step_by(SCALE).map(|place| format!("{:<SCALE$}", place * each));
-    let scale: String = scale.collect();
-    out.push_str(&format!("  {:width$}  {}\n", "", painted(FAINT, scale.trim_end())));
+    out.push_str(&format!("  {:width$}  {}\n", "", painted(FAINT, &map.scale())));
     for peer in &plan.peers {
-        let touches = |of: &Layers, place: u32| of.intersects(Layers::new(place * each, (place + 1) * each));
-        let places = (0..places).map(|place| match () {
-            () if touches(&peer.span, place) => Place::Executes,
-            () if peer.shadows.iter().any(|shadow| touches(shadow, place)) => Place::Shadows,
-            () => Place::Nothing,
-        });
-        let places: Vec<Place> = places.collect();
-        let runs = places.chunk_by(|a, b| a == b).map(|run| run[0].drawn(run.len()));
-        out.push_str(&format!("  {:width$}  {}\n", label(peer), runs.collect::<String>()));
+        out.push_str(&format!("  {:width$}  {}\n", label(peer), map.row(peer.span, &peer.shadows)));
     }
-    let legend = format!(
-        "{} executes   {} keeps ready for others{}",
-        Place::Executes.drawn(1),
-        Place::Shadows.drawn(1),
-        if each > 1 { format!("   ({each} layers a place)") } else { String::new() }
-    );
-    out.push_str(&format!("  {:width$}  {legend}\n", ""));
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Executes,
-    Shadows,
-    Nothing,
-}
-
-impl Place {
-    fn drawn(self, count: usize) -> String {
-        match self {
-            Self::Executes => painted(GOOD, &"█".repeat(count)),
-            Self::Shadows => "░".repeat(count),
-            Self::Nothing => painted(FAINT, &"·".repeat(count)),
-        }
-    }
+    out.push_str(&format!("  {:width$}  {}\n", "", map.legend()));
 }
 
 fn memory(peers: &[PeerPlan]) -> Vec<Vec<String>> {
@@ -118,13 +79,13 @@ fn memory(peers: &[PeerPlan]) -> Vec<Vec<String>> {
             peer.journal_bytes,
             peer.other_bytes,
         ];
-        let names = [peer.name.clone(), words(&[peer.span]), words(&peer.shadows)];
+        let names = [peer.name.clone(), words(&[peer.span], "-"), words(&peer.shadows, "-")];
         names.into_iter().chain(bytes.map(size::show)).collect()
     };
     rows(&head, peers.iter().map(row))
 }
 
-fn loss(loss: &Loss) -> Vec<String> {
+fn loss(loss: &Consequence) -> Vec<String> {
     let happens = match (loss.unheld.is_empty(), loss.taken_over_by.is_empty()) {
         (true, true) => "nothing".to_owned(),
         (true, false) => format!("answers go on at {}", loss.taken_over_by.join(", ")),
@@ -132,18 +93,9 @@ fn loss(loss: &Loss) -> Vec<String> {
             WARN,
             &format!(
                 "nobody holds layers {}: answers wait until another peer has read them",
-                words(&loss.unheld)
+                words(&loss.unheld, "-")
             ),
         ),
     };
     vec![loss.peers.join(", "), happens]
-}
-
-/// `0-9,20-29`, or `-` for none.
-fn words(layers: &[Layers]) -> String {
-    let layers = layers.iter().filter(|of| !of.is_empty());
-    let shown: Vec<String> = layers
-        .map(|of| if of.len() == 1 { of.start.to_string() } else { format!("{}-{}", of.start, of.end - 1) })
-        .collect();
-    if shown.is_empty() { "-".to_owned() } else { shown.join(",") }
 }

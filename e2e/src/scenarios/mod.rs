@@ -11,11 +11,11 @@ mod control_plane;
 mod edits;
 mod examples;
 mod gitops;
-mod kubectl;
 mod loss;
 mod manifests;
 mod manners;
 mod outage;
+mod tool;
 mod training;
 
 pub use bench::{Bench, PEERS, PROMPT, Scenario, TOKENS, bench, heal};
@@ -31,7 +31,7 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(edits::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
-    scenarios.extend(kubectl::scenarios());
+    scenarios.extend(tool::scenarios());
     scenarios.extend(control_plane::scenarios());
     scenarios.extend(gitops::scenarios());
     scenarios.extend(training::scenarios());

@@ -17,7 +17,7 @@ use super::archive::Entry;
 use super::redact::{lines, redact};
 use crate::cluster::{Cluster, listed};
 use crate::evidence::surroundings::OPERATOR_PODS;
-use crate::failure::Call;
+use crate::failure::{Call, CallFailure};
 use crate::pods::PodFacts;
 use crate::proxy::page;
 
@@ -52,13 +52,13 @@ pub async fn objects(here: &Cluster) -> Vec<Entry> {
     ]
 }
 
-fn kept<K: Serialize>(found: Result<Vec<K>, String>) -> String {
+fn kept<K: Serialize>(found: Result<Vec<K>, CallFailure>) -> String {
     match found {
         Ok(objects) => {
             let objects = objects.iter().map(|o| redact(&serde_json::to_value(o).unwrap_or_default()));
             pretty(&Value::Array(objects.collect()))
         }
-        Err(why) => why,
+        Err(why) => why.to_string(),
     }
 }
 
@@ -75,16 +75,16 @@ async fn secrets(here: &Cluster) -> String {
     };
     match here.list::<Secret>(SWARM).await {
         Ok(secrets) => pretty(&secrets.iter().map(named).collect()),
-        Err(why) => why,
+        Err(why) => why.to_string(),
     }
 }
 
 async fn versions(client: &Client) -> String {
     let server = match client.apiserver_version().await {
         Ok(info) => info.git_version,
-        Err(error) => Call { verb: "get", resource: "version", namespace: None }.failed(&error),
+        Err(error) => Call { verb: "get", resource: "version", namespace: None }.failed(&error).to_string(),
     };
-    pretty(&json!({"kubectl-dunlin": env!("CARGO_PKG_VERSION"), "kubernetes": server}))
+    pretty(&json!({"dunlin": env!("CARGO_PKG_VERSION"), "kubernetes": server}))
 }
 
 /// Logs and metrics of the swarms' pods here, and logs of the operator's.
@@ -94,7 +94,7 @@ pub async fn pods(here: &Cluster) -> Vec<Entry> {
     let mut entries: Vec<Entry> = [("pods", &ours), ("operator", &operator)]
         .into_iter()
         .filter_map(|(what, found)| {
-            Some((format!("logs/{what}-not-listed.txt"), found.as_ref().err()?.clone()))
+            Some((format!("logs/{what}-not-listed.txt"), found.as_ref().err()?.to_string()))
         })
         .collect();
     if let Ok(pods) = &operator {
@@ -134,6 +134,8 @@ async fn log(client: &Client, namespace: &str, pod: &str, previous: bool) -> Str
     };
     match Api::<Pod>::namespaced(client.clone(), namespace).logs(pod, &params).await {
         Ok(text) => lines(&text),
-        Err(error) => Call { verb: "get", resource: "pods/log", namespace: Some(namespace) }.failed(&error),
+        Err(error) => {
+            Call { verb: "get", resource: "pods/log", namespace: Some(namespace) }.failed(&error).to_string()
+        }
     }
 }

@@ -3,35 +3,36 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use dunlin_terminal::print::{note, plain};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 
 use super::archive::{Entry, archive};
 use super::collect::{objects, pods};
 use super::redact::{lines, redact};
-use crate::args::{BundleArgs, Format};
+use crate::args::BundleArgs;
 use crate::cluster::Cluster;
 use crate::doctor::{diagnose, report};
 use crate::evidence::{gather, surroundings};
-use crate::output::Output;
 use crate::status::ask::Looks;
 use crate::status::render::render;
-use crate::swarm::{Swarm, chosen};
+use crate::swarm::{Chosen, Swarm, chosen};
 
 /// Writes the bundle, and says where it is and how large.
 ///
 /// # Errors
 /// When the swarms cannot be found, or the file not be written.
-pub async fn write(args: &BundleArgs, output: &Output) -> Result<bool> {
-    let cluster = Cluster::connect(&args.common).await?;
-    let swarms = chosen(&cluster, args.name.as_deref()).await?;
+pub async fn write(args: &BundleArgs) -> Result<bool> {
+    let cluster = Cluster::connect(&args.cluster).await?;
+    let Chosen { swarms, unread } = chosen(&cluster, args.name.as_deref()).await?;
+    unread.iter().for_each(note);
     let now = Timestamp::now();
     let stem = format!(
         "dunlin-{}-{}",
-        args.name.as_deref().map_or("all".into(), plain),
+        args.name.as_deref().map_or("all".into(), |name| name.replace('/', "-")),
         now.strftime("%Y%m%dT%H%M%SZ")
     );
-    output.note("reading manifests, pods, Events, logs and metrics");
+    note("reading manifests, pods, Events, logs and metrics");
     let mut entries = look(&cluster, &swarms, now.as_second()).await;
     let mut namespaces: Vec<String> = swarms.iter().map(Swarm::namespace).collect();
     namespaces.sort();
@@ -46,21 +47,10 @@ pub async fn write(args: &BundleArgs, output: &Output) -> Result<bool> {
     let seconds = u64::try_from(now.as_second()).unwrap_or(0);
     let bytes = archive(&path, &stem, &entries, seconds)
         .with_context(|| format!("cannot write {}: choose another with --file", path.display()))?;
-    match args.common.output {
-        Format::Json => output.json(&json!({"file": path, "bytes": bytes, "files": entries.len()}))?,
-        Format::Text => output.print(&format!(
-            "{}: {} files, {} KiB",
-            path.display(),
-            entries.len(),
-            bytes.div_ceil(1024)
-        ))?,
-    }
+    let result = json!({"file": path, "bytes": bytes, "files": entries.len()});
+    let text = || format!("{}: {} files, {} KiB", path.display(), entries.len(), bytes.div_ceil(1024));
+    args.output.print(&result, text)?;
     Ok(true)
-}
-
-/// `isw/NAME` in a file's name.
-fn plain(name: &str) -> String {
-    name.replace('/', "-")
 }
 
 /// What the doctor and the status say of each.
@@ -69,15 +59,15 @@ async fn look(cluster: &Cluster, swarms: &[Swarm], now_s: i64) -> Vec<Entry> {
     let (mut texts, mut views, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for swarm in swarms {
         let evidence = gather(cluster, swarm, &around, now_s).await;
-        texts.push(report(&evidence, diagnose(&evidence)).text(&Output::default()));
+        texts.push(report(&evidence, diagnose(&evidence)).text());
         all.push(evidence);
         let view = Looks::default().look(cluster, swarm, now_s).await;
-        views.push(view.map_or_else(|why| why, |view| render(&view, &Output::default())));
+        views.push(view.map_or_else(|why| why.to_string(), |view| render(&view)));
     }
     vec![
         // Messages of conditions and Events may have URLs in them.
-        ("doctor.txt".into(), lines(&texts.join("\n\n"))),
-        ("status.txt".into(), lines(&views.join("\n\n"))),
+        ("doctor.txt".into(), lines(&plain(&texts.join("\n\n")))),
+        ("status.txt".into(), lines(&plain(&views.join("\n\n")))),
         ("evidence.json".into(), format!("{:#}", redact(&json!(all)))),
     ]
 }

@@ -1,10 +1,10 @@
 //! Pods that have a node, and do not run there: images, containers that end, what kubelets say.
 
+use dunlin_terminal::words::{count, span};
 use std::collections::BTreeSet;
 
 use super::finding::{Finding, Severity};
 use crate::evidence::Evidence;
-use crate::output::{count, span};
 use crate::pods::PodFacts;
 
 /// The waits of a container that gets no image.

@@ -1,8 +1,9 @@
 //! What the manifest names that is not there, and what the operator says about it.
 
+use dunlin_terminal::words::{count, span};
+
 use super::finding::{Finding, Severity};
 use crate::evidence::Evidence;
-use crate::output::{count, span};
 
 /// What to do about a reason of Stalled.
 const REMEDIES: &[(&str, &str)] = &[

@@ -1,8 +1,9 @@
 //! Whether anybody carries the manifest out.
 
+use dunlin_terminal::words::span;
+
 use super::finding::{Finding, Severity};
 use crate::evidence::{Evidence, OperatorFacts};
-use crate::output::span;
 
 /// An operator looks at a new swarm within so many seconds.
 const FIRST_LOOK_S: i64 = 30;
@@ -92,7 +93,7 @@ pub fn schema(evidence: &Evidence) -> Option<Finding> {
         "the CustomResourceDefinition is of an older version: it lacks {}",
         evidence.schema_lacks.join(", ")
     );
-    let remedy = "upgrade with the chart of one version (helm upgrade dunlin charts/dunlin), or use the kubectl-dunlin of that which is installed; until \
+    let remedy = "upgrade with the chart of one version (helm upgrade dunlin charts/dunlin), or use the dunlin of that which is installed; until \
                   then such fields of a manifest are dropped or refused";
     Some(Finding::new(Severity::Warning, line, remedy))
 }

@@ -1,8 +1,9 @@
 //! Pods that the API server does not take.
 
+use dunlin_terminal::words::span;
+
 use super::finding::{Finding, Severity};
 use crate::evidence::Evidence;
-use crate::output::span;
 
 /// A refusal that is older says nothing about now.
 const RECENT_S: i64 = 600;

@@ -1,10 +1,10 @@
 //! The findings for people.
 
+use dunlin_terminal::print::{BAD, FAINT, GOOD, WARN, painted};
 use serde::Serialize;
 
 use super::finding::{Finding, Severity};
 use crate::evidence::Evidence;
-use crate::output::{Colour, Output};
 
 /// Most lines of evidence of one finding.
 const EVIDENCE_MAX: usize = 8;
@@ -60,32 +60,32 @@ pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
 impl Report {
     /// The headline, then each finding with what shows it and what to do.
     #[must_use]
-    pub fn text(&self, output: &Output) -> String {
+    pub fn text(&self) -> String {
         let colour = match self.findings.first().map(|f| f.severity) {
-            _ if !self.ready => Colour::Red,
-            Some(Severity::Problem) => Colour::Red,
-            Some(Severity::Warning) => Colour::Yellow,
-            _ => Colour::Green,
+            _ if !self.ready => BAD,
+            Some(Severity::Problem) => BAD,
+            Some(Severity::Warning) => WARN,
+            _ => GOOD,
         };
-        let mut lines = vec![output.paint(colour, &self.headline)];
+        let mut lines = vec![painted(colour, &self.headline)];
         for finding in &self.findings {
             let (word, colour) = match finding.severity {
-                Severity::Problem => ("problem", Colour::Red),
-                Severity::Warning => ("warning", Colour::Yellow),
-                Severity::Note => ("note", Colour::Dim),
+                Severity::Problem => ("problem", BAD),
+                Severity::Warning => ("warning", WARN),
+                Severity::Note => ("note", FAINT),
             };
             lines.push(String::new());
-            lines.push(format!("{}: {}", output.paint(colour, word), finding.line));
+            lines.push(format!("{}: {}", painted(colour, word), finding.line));
             lines.extend(
                 finding
                     .evidence
                     .iter()
                     .take(EVIDENCE_MAX)
-                    .map(|shown| output.paint(Colour::Dim, &format!("    {shown}"))),
+                    .map(|shown| painted(FAINT, &format!("    {shown}"))),
             );
             if finding.evidence.len() > EVIDENCE_MAX {
                 let more = format!("    and {} more", finding.evidence.len() - EVIDENCE_MAX);
-                lines.push(output.paint(Colour::Dim, &more));
+                lines.push(painted(FAINT, &more));
             }
             if !finding.remedy.is_empty() {
                 lines.push(format!("  → {}", finding.remedy));

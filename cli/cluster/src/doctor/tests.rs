@@ -6,7 +6,6 @@ use crate::evidence::{
     ClaimFacts, EventFacts, Evidence, GatewayFacts, LeaseFacts, NodeFacts, OperatorFacts, QuotaFacts,
     SwarmFacts,
 };
-use crate::output::Output;
 use crate::pods::{Ended, PodFacts};
 
 fn condition(kind: &str, status: &str, reason: &str, message: &str) -> ConditionFacts {
@@ -385,7 +384,8 @@ fn a_report_is_text_with_the_headline_first() {
             &[("n1", "it is not labelled disk=ssd"), ("n2", "it is not labelled disk=ssd")],
         )
     };
-    let text = report(&evidence, diagnose(&evidence)).text(&Output::default());
+    let text = report(&evidence, diagnose(&evidence)).text();
+    let text = dunlin_terminal::print::plain(&text);
     let expected = "\
 inferenceswarm/m in default is not Ready: no node matches pool spot: none of the 2 nodes is labelled disk=ssd
 

@@ -1,10 +1,10 @@
 //! Pods for which the scheduler finds no node.
 
+use dunlin_terminal::words::{count, span};
 use std::collections::BTreeMap;
 
 use super::finding::{Finding, Severity};
 use crate::evidence::Evidence;
-use crate::output::{count, span};
 use crate::pods::PodFacts;
 
 /// What keeps pods from nodes: one finding for each pool.

@@ -1,8 +1,11 @@
-//! `drain`: moves a peer away with notice, and waits until its sessions have gone over.
+//! `drain`: moves a peer away with notice, or all of a node, and waits until their sessions have gone over.
 //!
-//! * [`holders`] what would be lost with it, and what became of its sessions · [`steps`] asks, evicts, waits
+//! * [`holders`] what would be lost with a peer, and what became of its sessions · [`look`] what is known of both
+//! * [`targets`] which pods · [`steps`] evicts and waits
 
 pub mod holders;
+mod look;
 pub mod steps;
+mod targets;
 
 pub use steps::drain;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::facts::{ClaimFacts, ConditionFacts, EventFacts, Evidence, GatewayFacts, QuotaFacts, SwarmFacts};
 use super::surroundings::{Surroundings, node};
 use crate::cluster::{Cluster, LIST_MAX};
-use crate::failure::{Call, is_missing};
+use crate::failure::{Call, CallFailure, is_missing};
 use crate::pages::GatewayPage;
 use crate::placement::misfit;
 use crate::pods::PodFacts;
@@ -35,7 +35,7 @@ pub async fn gather(cluster: &Cluster, swarm: &Swarm, around: &Surroundings, now
     let (pods, events, quotas) =
         tokio::join!(here.list::<Pod>(&selector), events(&here), here.list::<ResourceQuota>(""));
     let mut unread = around.unread.clone();
-    let mut take = |why: String| unread.push(why);
+    let mut take = |why: CallFailure| unread.push(why.to_string());
     let pods = pods.map_err(&mut take).unwrap_or_default();
     let events = events.map_err(&mut take).unwrap_or_default();
     let quotas = quotas.map_err(&mut take).unwrap_or_default();
@@ -99,7 +99,7 @@ fn pod_facts(pod: &Pod, nodes: Option<&[Node]>, now_s: i64) -> PodFacts {
     facts
 }
 
-async fn events(here: &Cluster) -> Result<Vec<Event>, String> {
+async fn events(here: &Cluster) -> Result<Vec<Event>, CallFailure> {
     let params = ListParams::default().fields("type=Warning").limit(LIST_MAX);
     let call = Call { verb: "list", resource: "events", namespace: here.namespace.as_deref() };
     here.api::<Event>().list(&params).await.map(|list| list.items).map_err(|e| call.failed(&e))
@@ -194,7 +194,7 @@ impl Names {
     }
 }
 
-async fn claims(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<ClaimFacts>, String> {
+async fn claims(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<ClaimFacts>, CallFailure> {
     let mut found = Vec::new();
     for name in names.iter().take(NAMES_MAX) {
         let claim = here.get::<PersistentVolumeClaim>(name).await?;
@@ -208,7 +208,7 @@ async fn claims(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<ClaimFac
 }
 
 /// Only whether they are there: what is in them is not read.
-async fn secrets(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<String>, String> {
+async fn secrets(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<String>, CallFailure> {
     let mut missing = Vec::new();
     for name in names.iter().take(NAMES_MAX) {
         match here.api::<Secret>().get_metadata(name).await {

@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use super::facts::{LeaseFacts, NodeFacts, OperatorFacts};
 use super::schema;
 use crate::cluster::{Cluster, listed};
-use crate::failure::Call;
+use crate::failure::{Call, CallFailure};
 use crate::pods::PodFacts;
 
 /// Selects the operator's pods.
@@ -39,14 +39,14 @@ pub async fn surroundings(cluster: &Cluster, now_s: i64) -> Surroundings {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
     let (operator, nodes, schemas) =
         tokio::join!(operator(cluster, now_s), listed(&nodes, "", None), schemas(cluster));
-    let nodes = nodes.map_err(|why| unread.push(why)).ok();
+    let nodes = nodes.map_err(|why| unread.push(why.to_string())).ok();
     let operator = operator.map_err(|why| unread.push(why)).unwrap_or_default();
     let schema_lacks = schemas.map_err(|why| unread.push(why)).unwrap_or_default();
     Surroundings { operator, nodes, schema_lacks, unread }
 }
 
 async fn operator(cluster: &Cluster, now_s: i64) -> Result<OperatorFacts, String> {
-    let everywhere: Result<Vec<Pod>, String> =
+    let everywhere: Result<Vec<Pod>, CallFailure> =
         listed(&Api::all(cluster.client.clone()), OPERATOR_PODS, None).await;
     let pods = match everywhere {
         Ok(pods) => pods,
@@ -86,7 +86,7 @@ async fn schemas(cluster: &Cluster) -> Result<Vec<(Kind, Vec<String>)>, String> 
     {
         let call =
             Call { verb: "get", resource: "customresourcedefinitions.apiextensions.k8s.io", namespace: None };
-        let theirs = definitions.get(name).await.map_err(|e| call.failed(&e))?;
+        let theirs = definitions.get(name).await.map_err(|e| call.failed(&e).to_string())?;
         let theirs = serde_json::to_value(theirs).unwrap_or_default();
         let ours = generated::definition(kind)
             .map_err(|e| format!("the schema of {name} cannot be written: {e}"))?;

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::InferenceSwarm;
 use dunlin_crds::names::{GRPC_PORT, ROLE_STAGE};
+use dunlin_crds::{InferenceSwarm, peers_wanted};
 use dunlin_planner::{Member, Wanted};
 use dunlin_swarm::{Layers, PeerState, Topology};
 
@@ -41,13 +41,12 @@ pub fn inputs(
     let spec = &swarm.spec;
     let there: Vec<&PodFacts> =
         pods.iter().filter(|p| p.role == ROLE_STAGE && !p.is_over() && !p.deleting).collect();
-    let pool = |(i, pool): (usize, &dunlin_crds::PoolSpec)| {
-        let peers = if i == 0 { spec.replicas.max(pool.peers.min) } else { pool.peers.min };
+    let pool = |(pool, peers): (&dunlin_crds::PoolSpec, u32)| {
         let of: Vec<_> = there.iter().filter(|p| p.pool == pool.name).collect();
         let homeless = of.iter().filter(|p| p.unschedulable.is_some()).count();
         (pool.name.clone(), if spec.suspend { 0 } else { peers }, of.len(), homeless)
     };
-    let pools: Vec<_> = spec.pools.iter().enumerate().map(pool).collect();
+    let pools: Vec<_> = spec.pools.iter().zip(peers_wanted(&spec.pools, spec.replicas)).map(pool).collect();
     let peers = pools.iter().map(|(_, peers, ..)| *peers as usize).sum();
     let layer_bytes = vec![layer_bytes(metrics); topology.layers as usize];
     let wanted = Wanted {

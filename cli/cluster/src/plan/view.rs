@@ -2,10 +2,15 @@
 
 use dunlin_planner::{May, layout, lint};
 use dunlin_swarm::{Layers, Topology};
+use dunlin_terminal::print::table;
+use dunlin_terminal::words::count;
 use serde::Serialize;
 
 use super::inputs::{ASSUMED, Inputs};
-use crate::output::{count, table};
+use crate::layers::words;
+
+/// What a peer without layers has.
+const NONE: &str = "nothing";
 
 /// What would be planned now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -25,14 +30,16 @@ pub struct PlanView {
     /// What happens with pods, by pool.
     pub pools: Vec<String>,
     /// Peers in the order of their layers.
-    pub peers: Vec<PeerPlan>,
+    pub peers: Vec<PeerChange>,
     /// What is not as it should be with that plan.
     pub findings: Vec<String>,
+    /// What could not be asked, and why: peers and gateways are then taken to hold what they were told to.
+    pub unread: Vec<String>,
 }
 
 /// A peer, before and after.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct PeerPlan {
+pub struct PeerChange {
     /// Pod name.
     pub name: String,
     /// Its node.
@@ -60,21 +67,21 @@ pub fn view(id: &str, namespace: &str, before: &Topology, inputs: &Inputs) -> Re
         (later.topology != now.topology).then(|| later.reason.to_string())
     };
     let peer = |name: &str| before.peers.iter().find(|p| p.name.as_str() == name);
-    let mut peers: Vec<PeerPlan> = now
+    let mut peers: Vec<PeerChange> = now
         .topology
         .peers
         .iter()
         .map(|p| {
             let change = match peer(p.name.as_str()) {
                 None => "new".to_owned(),
-                Some(old) if old.span != p.span => format!("computes {} now", words(&[old.span])),
+                Some(old) if old.span != p.span => format!("computes {} now", words(&[old.span], NONE)),
                 Some(old) if old.shadows != p.shadows => {
-                    format!("holds {} for others now", words(&old.shadows))
+                    format!("holds {} for others now", words(&old.shadows, NONE))
                 }
                 Some(old) if old.state != p.state => format!("{:?} before", old.state).to_lowercase(),
                 Some(_) => "as it is".to_owned(),
             };
-            PeerPlan {
+            PeerChange {
                 name: p.name.to_string(),
                 node: p.node.clone(),
                 span: p.span,
@@ -85,11 +92,11 @@ pub fn view(id: &str, namespace: &str, before: &Topology, inputs: &Inputs) -> Re
         .collect();
     peers.sort_by_key(|p| (p.span.is_empty(), p.span.start, p.name.clone()));
     let gone = before.peers.iter().filter(|old| now.topology.peer(&old.name).is_none());
-    peers.extend(gone.map(|old| PeerPlan {
+    peers.extend(gone.map(|old| PeerChange {
         name: old.name.to_string(),
         node: old.node.clone(),
-        change: format!("goes; computed {}", words(&[old.span])),
-        ..PeerPlan::default()
+        change: format!("goes; computed {}", words(&[old.span], NONE)),
+        ..PeerChange::default()
     }));
     let findings = lint(&now.topology, &inputs.wanted, &inputs.members);
     let shortage = now.shortage.as_ref().map(ToString::to_string);
@@ -103,6 +110,7 @@ pub fn view(id: &str, namespace: &str, before: &Topology, inputs: &Inputs) -> Re
         pools: inputs.pools.iter().map(pool).collect(),
         peers,
         findings: shortage.into_iter().chain(findings.iter().map(ToString::to_string)).collect(),
+        unread: Vec::new(),
     })
 }
 
@@ -115,15 +123,6 @@ fn pool((name, wanted, there, homeless): &(String, u32, usize, usize)) -> String
     };
     let homeless = if *homeless > 0 { format!(", {homeless} without a node") } else { String::new() };
     format!("pool {name}: {} wanted, {there} there{change}{homeless}", count(wanted, "peer"))
-}
-
-fn words(layers: &[Layers]) -> String {
-    let shown: Vec<String> = layers
-        .iter()
-        .filter(|l| !l.is_empty())
-        .map(|l| if l.len() == 1 { l.start.to_string() } else { format!("{}-{}", l.start, l.end - 1) })
-        .collect();
-    if shown.is_empty() { "nothing".to_owned() } else { shown.join(",") }
 }
 
 impl PlanView {
@@ -139,8 +138,14 @@ impl PlanView {
         lines.extend(self.later.iter().map(|later| format!("later, if nothing comes: {later}")));
         lines.extend(self.pools.iter().cloned());
         let mut rows = vec![["PEER", "NODE", "LAYERS", "SHADOWS", "CHANGE"].map(str::to_owned)];
-        let row = |p: &PeerPlan| {
-            [p.name.clone(), p.node.clone(), words(&[p.span]), words(&p.shadows), p.change.clone()]
+        let row = |p: &PeerChange| {
+            [
+                p.name.clone(),
+                p.node.clone(),
+                words(&[p.span], NONE),
+                words(&p.shadows, NONE),
+                p.change.clone(),
+            ]
         };
         rows.extend(self.peers.iter().map(row));
         lines.extend([String::new(), table(&rows), String::new()]);
@@ -149,6 +154,7 @@ impl PlanView {
         }
         lines.extend(self.findings.iter().map(|finding| format!("! {finding}")));
         lines.push(ASSUMED.to_owned());
+        lines.extend(self.unread.iter().map(|why| format!("not asked, and taken as planned: {why}")));
         lines.join("\n")
     }
 }

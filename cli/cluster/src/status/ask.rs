@@ -12,6 +12,7 @@ use super::serving::{self, Said};
 use super::training;
 use super::view::View;
 use crate::cluster::Cluster;
+use crate::failure::CallFailure;
 use crate::pages::{ConductorPage, GatewayPage};
 use crate::pods::PodFacts;
 use crate::proxy::{page, pages};
@@ -38,24 +39,45 @@ impl Looks {
     /// `swarm` as it is now.
     ///
     /// # Errors
-    /// When its pods cannot be listed, in a sentence.
-    pub async fn look(&mut self, cluster: &Cluster, swarm: &Swarm, now_s: i64) -> Result<View, String> {
+    /// When its pods cannot be listed. Without the right to, the object alone is shown.
+    pub async fn look(&mut self, cluster: &Cluster, swarm: &Swarm, now_s: i64) -> Result<View, CallFailure> {
         let here = cluster.of(&swarm.namespace());
-        let pods = here.list::<Pod>(&swarm.selector()).await?;
-        let pods: Vec<PodFacts> = pods.iter().map(|pod| PodFacts::of(pod, now_s)).collect();
-        match swarm {
+        let mut unread = Vec::new();
+        let pods = unless_refused(here.list::<Pod>(&swarm.selector()).await, &mut unread)?;
+        let pods: Option<Vec<PodFacts>> =
+            pods.map(|pods| pods.iter().map(|pod| PodFacts::of(pod, now_s)).collect());
+        let known = pods.as_deref().unwrap_or_default();
+        let mut view = match swarm {
             Swarm::Inference(object) => {
-                let topology = read_topology(&here, &swarm.name()).await?;
+                let topology = read_topology(&here, &swarm.name()).await;
+                let topology = unless_refused(topology, &mut unread)?.flatten();
                 let key = (swarm.namespace(), swarm.name());
-                let (said, sample) = gateways(&here, &pods, self.samples.get(&key)).await;
+                let (said, sample) = gateways(&here, known, self.samples.get(&key)).await;
                 self.samples.insert(key, sample);
-                Ok(View::Serving(serving::view(object, topology.as_ref(), &pods, &said)))
+                View::Serving(serving::view(object, topology.as_ref(), pods.as_deref(), &said))
             }
             Swarm::Training(object) => {
-                let said = conductor(&here, &pods).await;
-                Ok(View::Training(training::view(object, &pods, said)))
+                let said = conductor(&here, known).await;
+                View::Training(training::view(object, known, said))
             }
+        };
+        view.head_mut().unread = unread;
+        Ok(view)
+    }
+}
+
+/// `None` for what may not be read, and a sentence more in `unread`.
+fn unless_refused<T>(
+    found: Result<T, CallFailure>,
+    unread: &mut Vec<String>,
+) -> Result<Option<T>, CallFailure> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(failure) if failure.stays() => {
+            unread.push(failure.to_string());
+            Ok(None)
         }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -63,12 +85,12 @@ impl Looks {
 ///
 /// # Errors
 /// When it cannot be read, in a sentence.
-pub async fn read_topology(here: &Cluster, swarm: &str) -> Result<Option<Topology>, String> {
+pub async fn read_topology(here: &Cluster, swarm: &str) -> Result<Option<Topology>, CallFailure> {
     let Some(map) = here.get::<ConfigMap>(&topology(swarm)).await? else { return Ok(None) };
     let Some(text) = map.data.as_ref().and_then(|data| data.get(TOPOLOGY_KEY)) else { return Ok(None) };
-    Topology::parse(text)
-        .map(Some)
-        .map_err(|e| format!("ConfigMap {} is of another version: {e}", topology(swarm)))
+    Topology::parse(text).map(Some).map_err(|e| {
+        CallFailure::passing(format!("ConfigMap {} is of another version: {e}", topology(swarm)))
+    })
 }
 
 /// Running pods of `role`.

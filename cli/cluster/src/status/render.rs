@@ -1,45 +1,44 @@
 //! The text about a swarm. Pure.
 
-use dunlin_swarm::{Layers, layer_set};
+use std::collections::BTreeSet;
+
+use dunlin_terminal::print::{BAD, FAINT, GOOD, STRONG, WARN, painted, table};
+use dunlin_terminal::words::count;
 
 use super::view::{Head, MemberView, PeerView, ServingView, TrainingView, View};
-use crate::output::{Colour, Output, count, table};
-
-/// Characters of a map of layers; with more layers than that a character stands for several.
-const MAP_MAX: u32 = 64;
-/// A number above the map for every so many characters.
-const RULER: u32 = 10;
+use crate::layers::{LayerMap, words};
 
 /// A swarm in some lines.
 #[must_use]
-pub fn render(view: &View, output: &Output) -> String {
-    match view {
-        View::Serving(view) => serving(view, output),
-        View::Training(view) => training(view, output),
+pub fn render(view: &View) -> String {
+    let mut text = match view {
+        View::Serving(view) => serving(view),
+        View::Training(view) => training(view),
+    };
+    let unread = &view.head().unread;
+    if !unread.is_empty() {
+        text.push_str("\n\nnot looked at:");
+        unread.iter().for_each(|why| text.push_str(&format!("\n    {why}")));
     }
+    text
 }
 
-fn headline(head: &Head, output: &Output) -> String {
+fn headline(head: &Head) -> String {
     let (word, colour) = match (&head.degraded, head.ready) {
-        (None, true) => ("Ready", Colour::Green),
-        (Some(_), true) => ("Ready, below plan", Colour::Yellow),
-        (_, false) => ("not Ready", Colour::Red),
+        (None, true) => ("Ready", GOOD),
+        (Some(_), true) => ("Ready, below plan", WARN),
+        (_, false) => ("not Ready", BAD),
     };
     let why = match &head.degraded {
         Some(missing) if head.ready => missing.clone(),
         _ if head.reason.is_empty() => "no operator has looked at it".to_owned(),
         _ => format!("{}, {}", head.reason, head.message),
     };
-    format!(
-        "{} in {}: {} ({why})",
-        output.paint(Colour::Bold, &head.id),
-        head.namespace,
-        output.paint(colour, word)
-    )
+    format!("{} in {}: {} ({why})", painted(STRONG, &head.id), head.namespace, painted(colour, word))
 }
 
-fn serving(view: &ServingView, output: &Output) -> String {
-    let mut lines = vec![headline(&view.head, output)];
+fn serving(view: &ServingView) -> String {
+    let mut lines = vec![headline(&view.head)];
     let layers = if view.layers == 0 {
         "layers not known yet".to_owned()
     } else {
@@ -54,14 +53,11 @@ fn serving(view: &ServingView, output: &Output) -> String {
         lines.push(String::new());
         lines.push(map(&view.peers, view.layers));
         if view.layers > 0 {
-            let each = view.layers.div_ceil(MAP_MAX);
-            let scale = if each > 1 { format!(", {each} layers a character") } else { String::new() };
-            lines.push(output.paint(Colour::Dim, &format!("█ computes  ░ holds for others{scale}")));
+            lines.push(LayerMap::of(view.layers).legend());
         }
     }
     lines.push(String::new());
-    let ready = view.gateways.iter().filter(|g| g.ready).count();
-    lines.push(format!("{} of {} ready{}", ready, count(view.gateways.len(), "gateway"), url(&view.url)));
+    lines.push(gateways(view));
     match view.sessions {
         Some(sessions) => {
             let queued =
@@ -75,12 +71,19 @@ fn serving(view: &ServingView, output: &Output) -> String {
             lines.push("sessions, tokens/s and recoveries not known: no gateway could be asked".to_owned())
         }
     }
-    lines.extend(view.gateways.iter().filter_map(|g| Some(format!("not asked: {}", g.silent.as_ref()?))));
+    // Without a right the reason is the same for all.
+    let silent: BTreeSet<&String> = view.gateways.iter().filter_map(|g| g.silent.as_ref()).collect();
+    lines.extend(silent.iter().map(|why| format!("not asked: {why}")));
     lines.join("\n")
 }
 
-fn url(url: &str) -> String {
-    if url.is_empty() { String::new() } else { format!(" at {url}") }
+fn gateways(view: &ServingView) -> String {
+    let url = if view.url.is_empty() { String::new() } else { format!(" at {}", view.url) };
+    if !view.pods_known {
+        return format!("gateways{url}");
+    }
+    let ready = view.gateways.iter().filter(|g| g.ready).count();
+    format!("{ready} of {} ready{url}", count(view.gateways.len(), "gateway"))
 }
 
 fn recoveries(view: &ServingView) -> String {
@@ -104,9 +107,9 @@ fn number_of(number: u64, one: &str, several: &str) -> String {
 
 /// Peers and their layers.
 fn map(peers: &[PeerView], layers: u32) -> String {
-    let head = ["PEER", "NODE", "POOL", "KIND", "STATE", "LAYERS"].map(str::to_owned);
-    let [a, b, c, d, e, f] = head;
-    let mut rows = vec![[a, b, c, d, e, f, ruler(layers)]];
+    let map = LayerMap::of(layers);
+    let [a, b, c, d, e, f] = ["PEER", "NODE", "POOL", "KIND", "STATE", "LAYERS"].map(str::to_owned);
+    let mut rows = vec![[a, b, c, d, e, f, map.scale()]];
     for peer in peers {
         rows.push([
             peer.name.clone(),
@@ -114,8 +117,8 @@ fn map(peers: &[PeerView], layers: u32) -> String {
             peer.pool.clone(),
             kind(peer.spot).to_owned(),
             peer.state.clone(),
-            words(peer.span),
-            cells(peer, layers),
+            words(&[peer.span], "-"),
+            map.row(peer.span, &peer.shadows),
         ]);
     }
     table(&rows)
@@ -129,44 +132,8 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
-fn words(layers: Layers) -> String {
-    match layers.len() {
-        0 => "-".to_owned(),
-        1 => layers.start.to_string(),
-        _ => format!("{}-{}", layers.start, layers.end - 1),
-    }
-}
-
-/// The number of the first layer of every tenth character.
-fn ruler(layers: u32) -> String {
-    let each = layers.div_ceil(MAP_MAX).max(1);
-    let mut text = String::new();
-    for mark in (0..layers.div_ceil(each)).step_by(RULER as usize) {
-        let number = (mark * each).to_string();
-        let width = RULER as usize;
-        text.push_str(&format!("{number:width$}"));
-    }
-    text
-}
-
-fn cells(peer: &PeerView, layers: u32) -> String {
-    let each = layers.div_ceil(MAP_MAX).max(1);
-    let shadows = layer_set(&peer.shadows);
-    let cell = |i: u32| {
-        let covers = Layers::new(i * each, (i + 1) * each);
-        if peer.span.intersects(covers) {
-            '█'
-        } else if covers.iter().any(|layer| shadows.contains(&layer)) {
-            '░'
-        } else {
-            '·'
-        }
-    };
-    (0..layers.div_ceil(each)).map(cell).collect()
-}
-
-fn training(view: &TrainingView, output: &Output) -> String {
-    let mut lines = vec![headline(&view.head, output)];
+fn training(view: &TrainingView) -> String {
+    let mut lines = vec![headline(&view.head)];
     let number = |name: &str, value: Option<f64>, places: usize| {
         value.map_or(String::new(), |value| format!(", {name} {value:.places$}"))
     };
@@ -219,7 +186,7 @@ fn training(view: &TrainingView, output: &Output) -> String {
     lines.extend(view.silent.iter().map(|why| format!("\nnot asked: {why}")));
     if !view.notes.is_empty() {
         lines.push(String::new());
-        lines.extend(view.notes.iter().map(|note| output.paint(Colour::Dim, note)));
+        lines.extend(view.notes.iter().map(|note| painted(FAINT, note)));
     }
     lines.join("\n")
 }

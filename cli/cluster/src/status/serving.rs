@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use dunlin_crds::names::{ROLE_GATEWAY, ROLE_STAGE};
 use dunlin_crds::{CapacityType, InferenceSwarm, PoolSpec};
 use dunlin_swarm::{PeerState, Topology, TopologyPeer};
+use dunlin_terminal::words::span;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::view::{GatewayView, Head, PeerView, ServingView};
-use crate::output::span;
 use crate::pages::{GatewayPage, by_label};
 use crate::pods::PodFacts;
 use crate::swarm::Swarm;
@@ -37,6 +37,7 @@ pub fn head(swarm: &Swarm) -> Head {
         reason: told(|c| &c.reason),
         message: told(|c| &c.message),
         degraded,
+        unread: Vec::new(),
     }
 }
 
@@ -46,14 +47,15 @@ pub fn is_spot(pools: &[PoolSpec], pool: &str) -> bool {
     pools.iter().any(|p| p.name == pool && p.capacity_type == CapacityType::Spot)
 }
 
-/// The swarm as its object, its topology, its pods and its gateways tell.
+/// The swarm as its object, its topology, its pods and its gateways tell. `pods`: `None` when they may not be looked at.
 #[must_use]
 pub fn view(
     swarm: &InferenceSwarm,
     topology: Option<&Topology>,
-    pods: &[PodFacts],
+    pods: Option<&[PodFacts]>,
     said: &Said,
 ) -> ServingView {
+    let pods_known = pods.is_some();
     let status = swarm.status.clone().unwrap_or_default();
     let pages: Vec<&GatewayPage> = said.pages.values().filter_map(|page| page.as_ref().ok()).collect();
     let sessions = || pages.iter().flat_map(|page| &page.sessions);
@@ -79,7 +81,9 @@ pub fn view(
         served: status.layers.served,
         shadowed: status.layers.shadowed,
         peers: peers(&swarm.spec.pools, topology, pods),
+        pods_known,
         gateways: pods
+            .unwrap_or_default()
             .iter()
             .filter(|p| p.role == ROLE_GATEWAY && !p.is_over())
             .map(|p| gateway(p, said))
@@ -97,7 +101,9 @@ fn gateway(pod: &PodFacts, said: &Said) -> GatewayView {
     GatewayView { name: pod.name.clone(), node: pod.node.clone(), ready: pod.ready, silent: silent.cloned() }
 }
 
-fn peers(pools: &[PoolSpec], topology: Option<&Topology>, pods: &[PodFacts]) -> Vec<PeerView> {
+fn peers(pools: &[PoolSpec], topology: Option<&Topology>, pods: Option<&[PodFacts]>) -> Vec<PeerView> {
+    let is_known = pods.is_some();
+    let pods = pods.unwrap_or_default();
     let planned: Vec<&TopologyPeer> = topology.iter().flat_map(|t| &t.peers).collect();
     let pod = |name: &str| pods.iter().find(|p| p.name == name);
     let of_plan = planned.iter().map(|peer| PeerView {
@@ -106,6 +112,7 @@ fn peers(pools: &[PoolSpec], topology: Option<&Topology>, pods: &[PodFacts]) -> 
         pool: peer.pool.clone(),
         spot: peer.spot,
         state: match (peer.state, pod(peer.name.as_str())) {
+            (_, None) if !is_known => "not known".into(),
             (_, None) => "gone".into(),
             (_, Some(pod)) if pod.is_over() => "gone".into(),
             (PeerState::Draining, _) => "leaving".into(),

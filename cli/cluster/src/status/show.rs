@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use dunlin_terminal::print::note;
 use k8s_openapi::jiff::Timestamp;
 
 use super::ask::Looks;
 use super::render::render;
 use super::view::View;
-use crate::args::{Format, StatusArgs};
-use crate::cluster::{Cluster, or_end};
-use crate::output::Output;
-use crate::swarm::chosen;
+use crate::args::StatusArgs;
+use crate::cluster::Cluster;
+use crate::swarm::{Chosen, chosen};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -20,23 +20,24 @@ const PAUSE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When they cannot be looked at.
-pub async fn show(args: &StatusArgs, output: &Output) -> Result<bool> {
-    let cluster = Cluster::connect(&args.common).await?;
+pub async fn show(args: &StatusArgs) -> Result<bool> {
+    let cluster = Cluster::connect(&args.cluster).await?;
     let mut looks = Looks::default();
     loop {
-        let mut views = Vec::new();
-        for swarm in chosen(&cluster, args.name.as_deref()).await? {
-            views.push(or_end(looks.look(&cluster, &swarm, Timestamp::now().as_second()).await)?);
+        let Chosen { swarms, unread } = chosen(&cluster, args.name.as_deref()).await?;
+        let mut views: Vec<View> = Vec::new();
+        for swarm in &swarms {
+            views.push(looks.look(&cluster, swarm, Timestamp::now().as_second()).await?);
         }
-        let text =
-            |views: &[View]| views.iter().map(|view| render(view, output)).collect::<Vec<_>>().join("\n\n");
-        match args.common.output {
-            Format::Json => output.json(&views)?,
-            Format::Text if args.watch => output.reprint(&text(&views))?,
-            Format::Text => output.print(&text(&views))?,
-        }
+        let well = views.iter().all(|view| view.head().ready);
+        let text = || views.iter().map(render).collect::<Vec<_>>().join("\n\n");
         if !args.watch {
-            return Ok(views.iter().all(|view| view.head().ready));
+            unread.iter().for_each(note);
+            args.output.print(&views, text)?;
+            return Ok(well);
+        }
+        if args.output.reprint(&views, text)?.is_break() {
+            return Ok(well);
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -11,7 +11,8 @@ use crate::swarm::Swarm;
 /// Most notes that are shown.
 const NOTES_MAX: usize = 3;
 
-/// The swarm as its object, its pods and its conductor tell. `said`: `None` when there is no conductor to ask.
+/// The swarm as its object, its pods and its conductor tell. `pods`: none, too, when they may not be looked at; `said`: `None` when there is no
+/// conductor to ask.
 #[must_use]
 pub fn view(
     swarm: &TrainingSwarm,

@@ -26,6 +26,13 @@ impl View {
             Self::Training(view) => &view.head,
         }
     }
+
+    pub(crate) fn head_mut(&mut self) -> &mut Head {
+        match self {
+            Self::Serving(view) => &mut view.head,
+            Self::Training(view) => &mut view.head,
+        }
+    }
 }
 
 /// What both kinds say.
@@ -43,6 +50,8 @@ pub struct Head {
     pub message: String,
     /// What is missing, if it serves or trains with less than planned.
     pub degraded: Option<String>,
+    /// What may not be looked at, and which right is missing.
+    pub unread: Vec<String>,
 }
 
 /// A swarm that serves.
@@ -65,6 +74,8 @@ pub struct ServingView {
     pub shadowed: u32,
     /// Peers in the order of their layers.
     pub peers: Vec<PeerView>,
+    /// Its pods could be looked at.
+    pub pods_known: bool,
     /// Gateways by name.
     pub gateways: Vec<GatewayView>,
     /// Answers in the making; `None` when no gateway could be asked.

@@ -1,11 +1,12 @@
 //! What is shown of peers, and in which order. Pure.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
+use dunlin_terminal::print::table;
 use serde::Serialize;
 
 use crate::args::Sort;
-use crate::output::table;
 use crate::pages::figures;
 use crate::pods::PodFacts;
 
@@ -109,7 +110,9 @@ pub fn text(rows: &[Row]) -> String {
             mib(row.journal_mib),
         ]
     }));
-    let silent = rows.iter().filter_map(|row| Some(format!("not asked: {}", row.silent.as_ref()?)));
+    // Without a right the reason is the same for all.
+    let silent: BTreeSet<String> =
+        rows.iter().filter_map(|row| Some(format!("not asked: {}", row.silent.as_ref()?))).collect();
     std::iter::once(table(&lines)).chain(silent).collect::<Vec<_>>().join("\n")
 }
 

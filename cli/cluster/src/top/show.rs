@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use dunlin_crds::names::{HEALTH_PORT, ROLE_PEER, ROLE_STAGE};
+use dunlin_terminal::print::note;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 use super::rows::{Row, row, sort, text};
-use crate::args::{Format, TopArgs};
-use crate::cluster::{Cluster, or_end};
-use crate::output::Output;
+use crate::args::TopArgs;
+use crate::cluster::Cluster;
+use crate::failure::CallFailure;
 use crate::pods::PodFacts;
 use crate::proxy::pages;
 use crate::status::ask::conductor;
-use crate::swarm::{Swarm, chosen};
+use crate::swarm::{Chosen, Swarm, chosen};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -23,27 +24,28 @@ const PAUSE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When they cannot be listed.
-pub async fn show(args: &TopArgs, output: &Output) -> Result<bool> {
-    let cluster = Cluster::connect(&args.common).await?;
+pub async fn show(args: &TopArgs) -> Result<bool> {
+    let cluster = Cluster::connect(&args.cluster).await?;
     loop {
+        let Chosen { swarms, unread } = chosen(&cluster, args.name.as_deref()).await?;
         let mut rows = Vec::new();
-        for swarm in chosen(&cluster, args.name.as_deref()).await? {
-            rows.extend(or_end(peers(&cluster, &swarm).await)?);
+        for swarm in &swarms {
+            rows.extend(peers(&cluster, swarm).await?);
         }
         sort(&mut rows, args.sort);
-        match args.common.output {
-            Format::Json => output.json(&rows)?,
-            Format::Text if args.watch => output.reprint(&text(&rows))?,
-            Format::Text => output.print(&text(&rows))?,
-        }
         if !args.watch {
+            unread.iter().for_each(note);
+            args.output.print(&rows, || text(&rows))?;
+            return Ok(true);
+        }
+        if args.output.reprint(&rows, || text(&rows))?.is_break() {
             return Ok(true);
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn peers(cluster: &Cluster, swarm: &Swarm) -> Result<Vec<Row>, String> {
+async fn peers(cluster: &Cluster, swarm: &Swarm) -> Result<Vec<Row>, CallFailure> {
     let here = cluster.of(&swarm.namespace());
     let all = here.list::<Pod>(&swarm.selector()).await?;
     let all: Vec<PodFacts> = all.iter().map(|pod| PodFacts::of(pod, Timestamp::now().as_second())).collect();

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use dunlin_crds::{InferenceSwarm, TrainingSwarm};
-use dunlin_swarm::{PeerState, Topology, TopologyPeer};
+use dunlin_swarm::{Layers, PeerState, Topology, TopologyPeer};
+use dunlin_terminal::print::plain;
 use serde_json::{Value, json};
 
 use super::*;
@@ -89,7 +90,7 @@ fn a_swarm_that_serves() {
         pod("m-gateway-1", "gateway", "n4"),
         pod("m-gateway-2", "gateway", "n4"),
     ];
-    let view = View::Serving(serving::view(&swarm(true), Some(&topology(30)), &pods, &said));
+    let view = View::Serving(serving::view(&swarm(true), Some(&topology(30)), Some(&pods), &said));
     let expected = "\
 inferenceswarm/m in default: Ready, below plan (2 of 3 peers ready)
 model smol, plan 5: 30 layers, 30 held, 20 with shadows
@@ -99,13 +100,13 @@ m-spot-0    n1    spot  spot  ready    0-9     ██████████░
 m-spot-1    n2    spot  spot  gone     10-19   ··········██████████░░░░░·····
 m-spot-2    n3    spot  spot  leaving  20-29   ░░░░░···············██████████
 m-spot-new  -     spot  spot  no node  -       ······························
-█ computes  ░ holds for others
+█ executes   ░ keeps ready for others
 
 2 of 2 gateways ready at http://m-gateway.default:8080/v1
 2 sessions, 1 of them waiting, 41.3 tokens/s
 3 recoveries since the gateways started: 1 drained, 2 lost; the last 4 s ago (drained), the next token after 7 ms
 not asked: m-gateway-2 has not answered for 5 s";
-    assert_eq!(render(&view, &Output::default()), expected);
+    assert_eq!(plain(&render(&view)), expected);
     let json = serde_json::to_value(&view).unwrap();
     assert_eq!(
         (&json["kind"], &json["id"], &json["peers"][0]["span"]["end"]),
@@ -122,7 +123,7 @@ fn a_swarm_before_its_first_plan() {
         ..swarm(false)
     };
     let pods = [PodFacts { ready: false, ..pod("m-spot-0", "stage", "n1") }];
-    let view = View::Serving(serving::view(&object, None, &pods, &Said::default()));
+    let view = View::Serving(serving::view(&object, None, Some(&pods), &Said::default()));
     let expected = "\
 inferenceswarm/m in default: not Ready (WaitingForPeers, 0 of 3 peers ready)
 model smol, plan 4: layers not known yet
@@ -131,7 +132,21 @@ PEER      NODE  POOL  KIND  STATE      LAYERS
 m-spot-0  n1    spot  spot  not ready  -
 
 0 of 0 gateways ready at http://m-gateway.default:8080/v1";
-    assert_eq!(render(&view, &Output::default()), expected);
+    assert_eq!(plain(&render(&view)), expected);
+}
+
+#[test]
+fn without_the_right_to_pods_the_object_and_the_plan_are_shown() {
+    let mut view = View::Serving(serving::view(&swarm(true), Some(&topology(30)), None, &Said::default()));
+    let why = "you may not list pods in namespace default: you need a Role or ClusterRole with the verb list on pods";
+    view.head_mut().unread = vec![why.to_owned()];
+    let text = plain(&render(&view));
+    assert!(
+        text.contains("30 layers, 30 held") && text.contains("m-spot-0  n1    spot  spot  not known"),
+        "{text}"
+    );
+    assert!(!text.contains("0 of 0 gateways") && !text.contains("gone"), "{text}");
+    assert!(text.ends_with(&format!("\n\nnot looked at:\n    {why}")), "{text}");
 }
 
 #[test]
@@ -139,10 +154,10 @@ fn with_many_layers_a_character_stands_for_several() {
     let view = View::Serving(serving::view(
         &swarm(true),
         Some(&topology(120)),
-        &[pod("m-spot-0", "stage", "n1")],
+        Some(&[pod("m-spot-0", "stage", "n1")]),
         &Said::default(),
     ));
-    let text = render(&view, &Output::default());
+    let text = plain(&render(&view));
     let line = text.lines().find(|l| l.starts_with("m-spot-0")).unwrap();
     assert!(
         line.ends_with(&format!("0-39    {}{}{}", "█".repeat(20), "░".repeat(10), "·".repeat(30))),
@@ -152,7 +167,7 @@ fn with_many_layers_a_character_stands_for_several() {
         text.contains("STATE  LAYERS  0         20        40        60        80        100\n"),
         "{text}"
     );
-    assert!(text.contains("holds for others, 2 layers a character"), "{text}");
+    assert!(text.contains("keeps ready for others   (2 layers a place)"), "{text}");
 }
 
 #[test]
@@ -197,7 +212,7 @@ conductor           t-conductor  n4    -     -     ready  -
 two
 three
 four";
-    assert_eq!(render(&view, &Output::default()), expected);
+    assert_eq!(plain(&render(&view)), expected);
 }
 
 fn training_spec() -> Value {

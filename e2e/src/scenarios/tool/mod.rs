@@ -1,6 +1,7 @@
-//! `kubectl dunlin` on a real cluster: what it says first of a swarm that cannot start, what it shows of one that serves, and a peer that it
+//! The tool on a real cluster: what it says first of a swarm that cannot start, what it shows of one that serves, and a peer that it
 //! moves away.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -13,25 +14,37 @@ use crate::{deploy, wait};
 /// Namespace of the swarm that cannot start.
 const NAMESPACE: &str = "nowhere";
 /// The exit code for what needs mending.
-const FOUND: i32 = 2;
+const FOUND: i32 = 3;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "the-doctor-says-first-that-no-node-matches-a-pool", run: doctor },
-        Scenario { name: "a-peer-is-shown-and-moved-away-by-kubectl-dunlin-mid-stream", run: drain },
+        Scenario { name: "a-peer-is-shown-and-moved-away-by-the-tool-mid-stream", run: drain },
     ]
 }
 
-/// `kubectl-dunlin ARGS`, which was built beside this program.
+/// `dunlin ARGS`, which was built beside this program, as the cluster's administrator.
 fn dunlin(bench: &Bench<'_>, args: &[&str]) -> Result<Output> {
-    let program = std::env::current_exe()?.with_file_name("kubectl-dunlin");
+    dunlin_as(&bench.cluster.kubeconfig()?, args)
+}
+
+/// The same as whoever `kubeconfig` is of.
+fn dunlin_as(kubeconfig: &Path, args: &[&str]) -> Result<Output> {
+    let program = std::env::current_exe()?.with_file_name("dunlin");
     let mut command = Command::new(&program);
-    command.args(args).env("KUBECONFIG", bench.cluster.kubeconfig()?);
+    command.args(args).env("KUBECONFIG", kubeconfig);
     command.output().with_context(|| format!("{}: run `make build` first", program.display()))
 }
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The JSON of a command that ends well.
+fn json(bench: &Bench<'_>, args: &[&str]) -> Result<Value> {
+    let output = dunlin(bench, &[args, &["--output", "json"]].concat())?;
+    ensure!(output.status.success(), "{args:?}: {}: {}", output.status, text(&output));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn doctor(bench: &Bench<'_>) -> Result<()> {
@@ -62,9 +75,7 @@ fn doctor(bench: &Bench<'_>) -> Result<()> {
 }
 
 fn drain(bench: &Bench<'_>) -> Result<()> {
-    let status = dunlin(bench, &["status", &bench.swarm.name, "-o", "json"])?;
-    ensure!(status.status.success(), "{}", text(&status));
-    let views: Value = serde_json::from_slice(&status.stdout)?;
+    let views = json(bench, &["status", &bench.swarm.name])?;
     let layers = views[0]["layers"].as_u64().unwrap_or(0);
     let peers = views[0]["peers"].as_array().cloned().unwrap_or_default();
     let computed: u64 = peers
