@@ -93,10 +93,11 @@ Examples:
 /// Benchmarks.
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Tokens per second of a local swarm, one answer at a time.
+    /// Tokens per second of a local swarm, one answer at a time, beside llama.cpp's.
     #[command(after_help = "\
-Example:
-  dunlin bench decode --model smollm2.gguf --peers 1,3")]
+Examples:
+  dunlin bench decode --model smollm2.gguf --peers 1,3
+  dunlin bench decode --model smollm2.gguf --llama llama.cpp/build/bin --record decode.json")]
     Decode(DecodeArgs),
     /// How long processes take to average 25 million gradients.
     #[command(after_help = "\

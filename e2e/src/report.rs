@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
+use dunlin_terminal::record;
 use serde_json::{Value, json};
 
-use crate::deploy;
+use crate::cluster::repository;
 
 /// The value at quantile `q` (0..=1) of `values`, by the nearest-rank rule; 0 when empty.
 #[must_use]
@@ -23,25 +24,14 @@ pub fn table(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n")).collect()
 }
 
-/// Processor, cores and kernel of this machine.
-#[must_use]
-pub fn machine() -> Value {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':')).map(|(_, v)| v.trim());
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    json!({"cpu": model.unwrap_or("unknown"), "cores": cores, "kernel": kernel.trim()})
-}
-
 /// Writes `figures` with commit, machine and method to `path`.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn write_json(path: &Path, method: &str, figures: &Value) -> Result<()> {
     let report = json!({
-        "commit": deploy::commit(),
-        "machine": machine(),
+        "commit": record::commit(&repository()),
+        "machine": record::machine(),
         "method": method,
         "figures": figures,
     });

@@ -1,8 +1,9 @@
-//! How fast parts of a swarm are on this machine: [`decode`] answers of a local swarm, [`average`] averages of gradients, formed by processes
+//! How fast parts of a swarm are on this machine: [`decode`] answers of a local swarm, beside [`llama`], [`average`] averages of gradients, formed by processes
 //! that are each a [`member`].
 
 pub mod average;
 pub mod decode;
+pub mod llama;
 pub mod member;
 
 /// The one in the middle, or the mean of the two that are.
