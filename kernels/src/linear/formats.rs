@@ -57,7 +57,8 @@ impl BlockFormat for Q8 {
     }
 }
 
-/// Integer sums of 32 inputs of 4 bits, 256 bytes from `w` on. Two chains of additions for each row: one would be waited for. Eight products of pairs fit 16 bits: at most 8 * 2 * 15 * 127 = 30480.
+/// Integer sums of 32 inputs of 4 bits, 256 bytes from `w` on. Two chains of additions for each row: one would be waited for. Eight products of
+/// pairs fit 16 bits, both chains together: at most 8 * 2 * 15 * 127 = 30480.
 ///
 /// # Safety
 /// As [`BlockFormat::part`].
