@@ -35,6 +35,8 @@ FRAGMENTS = [
     "\x00", "\x07", "{{ x }}", "{% if %}", "{# c #}", "</s>", "<s>", "<|im_end|>", "<|im_start|>user\n", "[INST]", "[/INST]", "<think>", "</think>", "<", ">", "&", "\"", "'", "\\",
     "\\n", "def f(x):\n    return x\n", "http://a.example/b?c=d#e", "▁", "Ġ", "<0x0A>", "```", "###", "-", "--", "---", "%s", "%", "\u0378", "\uffff", "ß", "İ", "ǅ",
 ]
+# Of the families that run.
+FAMILIES = {"llama3", "mistral_v1", "mistral_v2v3", "mistral_v3_tekken", "mistral_v7_tekken", "qwen_25", "qwen3", "gemma", "gemma3", "phi_3", "phi_35"}
 
 
 def text(draw, most=12):
@@ -57,6 +59,8 @@ def templates():
     """The templates of axolotl's wheel, and what else templates of real models say."""
     found = {Path(f).stem: Path(f.locate()).read_text() for f in files("axolotl") if str(f).endswith(".jinja")}
     assert len(found) >= 30, f"{len(found)} templates"
+    missing = FAMILIES - found.keys()
+    assert not missing, f"axolotl has no templates of {missing} any more: add them here"
     return found | {
         "date": "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %A, %-d %B') }}{% endif %}{{ messages[-1].content }}{{ eos_token }}",
         "generation": "{% for m in messages %}{%- if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\n{% else %}{{ m.content | trim }}{% endif %}\n{% endfor %}",
