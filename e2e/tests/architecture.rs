@@ -50,7 +50,11 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     ("dunlin-gateway", &["kube", "k8s-openapi"], "gateways never talk to the Kubernetes API"),
     ("dunlin-operator", &["dunlin-kernels", "candle-core", "tokenizers"], "the operator does not compute"),
     ("dunlin-operator", &["dunlin-sim", "dunlin-operator-sim"], "the operator ships no simulation"),
-    ("dunlin-cli", &["dunlin-operator"], "replays need no client of Kubernetes: what simulates the operator is apart"),
+    (
+        "dunlin-cli",
+        &["dunlin-operator"],
+        "replays need no client of Kubernetes: what simulates the operator is apart",
+    ),
     (
         "dunlin-kubectl",
         &["dunlin-wire", "dunlin-engine", "dunlin-model", "tonic"],

@@ -30,14 +30,16 @@ const ANSWERS_MS: u64 = 60_000;
 /// What is known about a run.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
-    /// What was obeyed, by epoch.
-    obeyed: BTreeMap<Epoch, Topology>,
+    /// What was published, by epoch.
+    published: BTreeMap<Epoch, Topology>,
     /// What was published last.
     epoch: Epoch,
     made: u32,
     deleted: u32,
     /// Nothing was lost since everything was as planned.
     unharmed: bool,
+    /// What was lost or cut off may still be replaced until then, although everything is as planned.
+    harmed_until_ms: u64,
     /// Since when some layer has no server.
     unserved_since_ms: Option<u64>,
     /// Since when everything is as planned, and what was made, deleted and published by then.
@@ -51,23 +53,30 @@ impl Record {
         !self.over
     }
 
-    /// Somebody obeys `topology`; what is wrong with that.
-    pub fn obeyed(&mut self, topology: &Topology) -> Option<String> {
-        let known = self.obeyed.entry(topology.epoch).or_insert_with(|| topology.clone());
-        (known != topology).then(|| format!("there are two topologies of epoch {}", topology.epoch))
+    /// Somebody is handed `topology`; what is wrong with that. While the API server does not answer, the operator hands out what it cannot publish:
+    /// of an epoch that nobody has published there may be several.
+    pub fn obeyed(&self, topology: &Topology) -> Option<String> {
+        let known = self.published.get(&topology.epoch)?;
+        (*known != *topology).then(|| format!("there are two topologies of epoch {}", topology.epoch))
     }
 
     /// `topology` is published; what is wrong with that.
     pub fn published(&mut self, topology: &Topology) -> Option<String> {
         let before = std::mem::replace(&mut self.epoch, topology.epoch);
-        let again = self.obeyed.get(&topology.epoch) == Some(topology);
-        (before > topology.epoch || before == topology.epoch && !again && self.obeyed.contains_key(&before))
+        let known = self.published.entry(topology.epoch).or_insert_with(|| topology.clone());
+        (before > topology.epoch || *known != *topology)
             .then(|| format!("epoch {} is published after epoch {before}", topology.epoch))
     }
 
     /// Some stage is lost, or will be.
     pub fn harm(&mut self) {
         self.unharmed = false;
+    }
+
+    /// Somebody does not reach a stage until then, and it may be replaced.
+    pub fn harm_until(&mut self, until_ms: u64) {
+        self.unharmed = false;
+        self.harmed_until_ms = self.harmed_until_ms.max(until_ms);
     }
 
     pub fn made(&mut self) {
@@ -85,7 +94,8 @@ impl World {
         self.check_served();
         self.check_pods();
         let as_planned = self.is_as_planned();
-        self.record.unharmed |= as_planned && self.has_capacity();
+        let harmed = self.now < self.record.harmed_until_ms;
+        self.record.unharmed |= as_planned && !harmed && self.has_capacity();
         let as_planned = as_planned && self.now > self.last_incident_ms && self.operator.is_some();
         let (made, deleted, epoch) = (self.record.made, self.record.deleted, self.record.epoch);
         match self.record.settled {

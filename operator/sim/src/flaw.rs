@@ -15,8 +15,6 @@ pub enum Flaw {
     IgnoresNotice,
     /// A new leader does not read what was published.
     Forgets,
-    /// It does not name the version that a topology replaces, nor look whether another one is published.
-    Overwrites,
 }
 
 impl Flaw {
@@ -44,7 +42,7 @@ impl Flaw {
                     worker.phase = Phase::Running;
                 }
             }
-            Self::Forgets | Self::Overwrites => {}
+            Self::Forgets => {}
         }
         (view, answers)
     }

@@ -68,7 +68,7 @@ impl World {
         // Who suspends a swarm ends what it serves: nobody asks from a while before on.
         if self.quiet_until_ms < self.now {
             self.quiet_until_ms = self.now + 60_000;
-            self.last_incident_ms = self.now + 100_000;
+            self.last_incident_ms = self.last_incident_ms.max(self.now + 100_000);
             return self.at(40_000, Event::Incident(Incident::Suspend));
         }
         self.record.harm();
@@ -145,7 +145,7 @@ impl World {
         self.last_incident_ms = self.last_incident_ms.max(self.now + for_ms);
         let whom = if from_all { "nobody but the operator reaches" } else { "the operator does not reach" };
         self.say(|| format!("fault: for {for_ms} ms {whom} {name}"));
-        self.record.harm();
+        self.record.harm_until(self.now + for_ms + REPLACED_MS);
         if from_all {
             self.net.silence(&name.as_str().into(), for_ms);
         } else if let Some(stage) = self.stages.get_mut(&name) {

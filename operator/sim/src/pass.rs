@@ -8,7 +8,6 @@ use dunlin_operator::swarm::{Policy, Reporter};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::flaw::Flaw;
 use crate::operator::{Looked, Operator};
 use crate::world::{Event, World};
 
@@ -170,7 +169,7 @@ impl World {
         let Some(replaces) = operator.published.take() else { return Err(Failure::Known(Error::Unread)) };
         let heard = self.call("publish the topology")?;
         let there = self.cluster.published.as_ref().map(|(version, _)| *version);
-        if there != replaces && self.scenario.flaw != Some(Flaw::Overwrites) {
+        if there != replaces {
             return Err(conflict());
         }
         let version = self.cluster.number();

@@ -84,8 +84,3 @@ fn an_operator_that_counts_on_pods_that_are_about_to_go_is_found_out() {
 fn an_operator_that_forgets_what_was_published_is_found_out() {
     assert!(found_out(Flaw::Forgets).is_some());
 }
-
-#[test]
-fn an_operator_that_publishes_over_what_it_has_not_read_is_found_out() {
-    assert!(found_out(Flaw::Overwrites).is_some());
-}
