@@ -166,7 +166,8 @@ def flags() -> None:
             if given or re.search(r"\blong\b", arguments):
                 ours.add(given[1] if given else field.replace("_", "-"))
     ours |= set(re.findall(r"--([a-z][a-z-]+)", read("e2e/cluster/cluster")))
-    ours |= set(re.findall(r'"--([a-z][a-z-]+)"', read("worker/sim/src/main.rs")))
+    for program in ["worker/sim/src/main.rs", "operator/sim/src/main.rs"]:
+        ours |= set(re.findall(r'"--([a-z][a-z-]+)"', read(program)))
     for script in sorted((ROOT / "e2e").rglob("*.py")):
         ours |= set(re.findall(r'"--([a-z][a-z-]+)"', script.read_text()))
     for page in DOCS:
