@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionRow, GROUP, HEAD_DIM_MAX, PAGE};
+use super::row::{AttentionRow, GROUP, HEAD_DIM_MAX, PAGE};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::Avx2;
