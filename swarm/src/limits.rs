@@ -53,18 +53,20 @@ mod tests {
 
     #[test]
     fn what_a_peer_says_of_itself_fits_its_lists() {
-        assert!(SESSIONS_MAX <= LIST_ENTRIES_MAX && LAYERS_MAX as usize <= LIST_ENTRIES_MAX);
-        assert!(ROWS_BYTES_MAX * 8 <= MESSAGE_BYTES_MAX, "a frame goes over its bound by one row at most");
+        const { assert!(SESSIONS_MAX <= LIST_ENTRIES_MAX && LAYERS_MAX as usize <= LIST_ENTRIES_MAX) };
+        const {
+            assert!(ROWS_BYTES_MAX * 8 <= MESSAGE_BYTES_MAX, "a frame goes over its bound by one row at most")
+        };
     }
 
     #[test]
     fn every_stage_can_have_layers_and_every_hop_a_peer() {
-        assert!(STAGES_MAX <= LAYERS_MAX && ROUTE_HOPS_MAX <= PEERS_MAX);
+        const { assert!(STAGES_MAX <= LAYERS_MAX && ROUTE_HOPS_MAX <= PEERS_MAX) };
     }
 
     #[test]
     fn one_of_the_longest_sequences_is_a_microbatch() {
-        assert!(SEQUENCE_TOKENS_MAX + ADAPTER_ROWS_MAX <= MICROBATCH_TOKENS_MAX);
-        assert!(MICROBATCH_SEQUENCES_MAX <= BATCH_SEQUENCES_MAX);
+        const { assert!(SEQUENCE_TOKENS_MAX + ADAPTER_ROWS_MAX <= MICROBATCH_TOKENS_MAX) };
+        const { assert!(MICROBATCH_SEQUENCES_MAX <= BATCH_SEQUENCES_MAX) };
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::{Layers, PeerName, Topology};
 
-use super::model::mix;
+use super::model::{LAYERS, mix};
 use super::scenario::{Outcome, Scenario};
-use super::world::{ADAPTERS, Event, LAYERS, Who, World};
+use super::world::{ADAPTERS, Event, Who, World};
 
 /// Layers of its model.
 pub const MODEL_LAYERS: u32 = LAYERS;
