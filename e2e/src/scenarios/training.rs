@@ -18,7 +18,7 @@ use crate::training::{Training, weights};
 use crate::wait;
 
 /// The example with its peers.
-const BIBLE: Example = Example { file: "train-bible.yaml", name: "bible", peers: 8 };
+pub(super) const BIBLE: Example = Example { file: "train-bible.yaml", name: "bible", peers: 8 };
 /// How long the next updates may take, a lost node included.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
 

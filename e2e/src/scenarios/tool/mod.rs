@@ -1,12 +1,16 @@
-//! The tool on a real cluster: what it says first of a swarm that cannot start, what it shows of one that serves, and a peer that it
-//! moves away.
+//! The tool on a real cluster: what it says first of a swarm that cannot start, what it shows of one that serves and of one that trains, peers and
+//! nodes that it drains, and what it says to whoever lacks a right.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod node;
+mod program;
+mod rights;
+mod training;
+
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
+
+use program::{dunlin, json, text};
 
 use super::bench::{Bench, PEERS, Scenario};
 use crate::{deploy, wait};
@@ -20,31 +24,19 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario { name: "the-doctor-says-first-that-no-node-matches-a-pool", run: doctor },
         Scenario { name: "a-peer-is-shown-and-moved-away-by-the-tool-mid-stream", run: drain },
+        Scenario {
+            name: "a-node-with-peers-of-two-swarms-is-drained-by-the-tool-mid-stream",
+            run: node::drain,
+        },
+        Scenario {
+            name: "without-a-right-the-tool-says-which-one-and-what-still-works",
+            run: rights::missing,
+        },
+        Scenario {
+            name: "a-training-run-is-shown-and-a-peer-of-it-is-moved-away-by-the-tool",
+            run: training::run,
+        },
     ]
-}
-
-/// `dunlin ARGS`, which was built beside this program, as the cluster's administrator.
-fn dunlin(bench: &Bench<'_>, args: &[&str]) -> Result<Output> {
-    dunlin_as(&bench.cluster.kubeconfig()?, args)
-}
-
-/// The same as whoever `kubeconfig` is of.
-fn dunlin_as(kubeconfig: &Path, args: &[&str]) -> Result<Output> {
-    let program = std::env::current_exe()?.with_file_name("dunlin");
-    let mut command = Command::new(&program);
-    command.args(args).env("KUBECONFIG", kubeconfig);
-    command.output().with_context(|| format!("{}: run `make build` first", program.display()))
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// The JSON of a command that ends well.
-fn json(bench: &Bench<'_>, args: &[&str]) -> Result<Value> {
-    let output = dunlin(bench, &[args, &["--output", "json"]].concat())?;
-    ensure!(output.status.success(), "{args:?}: {}: {}", output.status, text(&output));
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 fn doctor(bench: &Bench<'_>) -> Result<()> {
