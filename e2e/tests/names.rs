@@ -58,10 +58,7 @@ const SEVERAL: &[(&str, &[&str])] = &[
     ("Ended", &["cli/cluster/pods.rs", "worker/training/peer/engine.rs"]),
     ("Engine", &["worker/engine/executor.rs", "worker/training/peer/engine.rs"]),
     ("Evidence", &["cli/cluster/evidence/facts.rs", "operator/swarm/evidence.rs"]),
-    (
-        "Facts",
-        &["operator/inference/conditions.rs", "operator/training/conditions.rs", "worker/stage/loader.rs"],
-    ),
+    ("Facts", &["operator/status/facts.rs", "worker/stage/loader.rs"]),
     ("Finding", &["cli/cluster/doctor/finding.rs", "operator/planner/lint.rs"]),
     ("GatewayView", &["cli/cluster/status/view.rs", "operator/observe/view.rs"]),
     ("Head", &["cli/cluster/status/view.rs", "worker/model/weights.rs"]),

@@ -10,8 +10,10 @@ use serde_json::Value;
 use tower_test::mock;
 
 use crate::apply::pods::{Image, PoolTemplate};
+use crate::inference::ServingFacts;
 use crate::key::Kind;
 use crate::labels::Owner;
+use crate::status::facts::Facts;
 
 /// The server's end of a mocked connection.
 pub type Server = mock::Handle<http::Request<Body>, http::Response<Body>>;
@@ -190,19 +192,21 @@ pub fn training_swarm(generation: i64) -> dunlin_crds::TrainingSwarm {
 }
 
 /// A swarm that has all that it is meant to have.
-pub fn whole() -> crate::inference::Facts {
-    crate::inference::Facts {
+pub fn whole() -> Facts<ServingFacts> {
+    Facts {
         generation: 1,
-        layers: 30,
-        served: 30,
-        shadowed: 30,
-        shadows_wanted: 30,
         peers_desired: 3,
         peers_ready: 3,
         pods: 5,
-        gateways_desired: 2,
-        gateways_ready: 2,
-        ..Default::default()
+        kind: ServingFacts {
+            layers: 30,
+            served: 30,
+            shadowed: 30,
+            shadows_wanted: 30,
+            gateways_desired: 2,
+            gateways_ready: 2,
+        },
+        ..Facts::default()
     }
 }
 

@@ -6,14 +6,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::status::conditions::Account;
+use crate::status::facts::Facts;
 
-/// What the conditions are made from.
+/// What only a swarm that serves has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `spec.suspend`.
-    pub suspended: bool,
+pub struct ServingFacts {
     /// Layers of the model; 0 while nobody has read it.
     pub layers: u32,
     /// Layers that some ready peer holds.
@@ -22,29 +19,18 @@ pub struct Facts {
     pub shadowed: u32,
     /// Layers that should have shadows.
     pub shadows_wanted: u32,
-    /// Peers planned.
-    pub peers_desired: u32,
-    /// Peers that serve.
-    pub peers_ready: u32,
-    /// Pods of the pool that `/scale` sets the size of.
-    pub replicas: u32,
-    /// Pods that still run, of peers or gateways.
-    pub pods: u32,
     /// Gateways planned.
     pub gateways_desired: u32,
     /// Gateways that answer.
     pub gateways_ready: u32,
-    /// Pods from before the last change of the manifest or of the image that are still to be replaced.
-    pub outdated: u32,
-    /// A problem the user has to fix: (CamelCase reason, what to do).
-    pub trouble: Option<(String, String)>,
-    /// What is being waited for, in Kubernetes' or a worker's words.
-    pub waiting: Option<String>,
 }
 
-impl Facts {
+impl Facts<ServingFacts> {
     fn serves(&self) -> bool {
-        !self.suspended && self.layers > 0 && self.served == self.layers && self.gateways_ready > 0
+        !self.suspended
+            && self.kind.layers > 0
+            && self.kind.served == self.kind.layers
+            && self.kind.gateways_ready > 0
     }
 
     /// Everything is as planned, and of the present manifest.
@@ -60,26 +46,20 @@ impl Facts {
         }
         self.serves()
             && self.peers_ready >= self.peers_desired
-            && self.shadowed >= self.shadows_wanted
-            && self.gateways_ready >= self.gateways_desired
+            && self.kind.shadowed >= self.kind.shadows_wanted
+            && self.kind.gateways_ready >= self.kind.gateways_desired
     }
 
     fn missing(&self) -> String {
         let mut parts = vec![
-            format!("{} of {} peers ready", self.peers_ready, self.peers_desired),
-            format!("{} of {} gateways ready", self.gateways_ready, self.gateways_desired),
+            self.peers_in_words(),
+            format!("{} of {} gateways ready", self.kind.gateways_ready, self.kind.gateways_desired),
         ];
-        if self.layers > 0 {
-            parts.push(format!("{} of {} layers served", self.served, self.layers));
-            parts.push(format!("{} of {} shadowed", self.shadowed, self.shadows_wanted));
+        if self.kind.layers > 0 {
+            parts.push(format!("{} of {} layers served", self.kind.served, self.kind.layers));
+            parts.push(format!("{} of {} shadowed", self.kind.shadowed, self.kind.shadows_wanted));
         }
-        if self.outdated > 0 {
-            parts
-                .push(format!("{} pods are from before the last change and replaced in turn", self.outdated));
-        }
-        if let Some(waiting) = &self.waiting {
-            parts.push(waiting.clone());
-        }
+        parts.extend(self.to_come());
         parts.join(", ")
     }
 }
@@ -87,28 +67,28 @@ impl Facts {
 /// All five conditions. `observed`: the generation that `before` speaks about.
 #[must_use]
 pub fn conditions(
-    facts: &Facts,
+    facts: &Facts<ServingFacts>,
     before: &[Condition],
     observed: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
     let serves = facts.serves();
     let missing = facts.missing();
-    let all_served = facts.layers > 0 && facts.served == facts.layers;
+    let all_served = facts.kind.layers > 0 && facts.kind.served == facts.kind.layers;
     let ready = match &facts.trouble {
         // What is asked for is there: as a Deployment without replicas is Available.
         _ if facts.suspended && facts.pods == 0 => {
             (true, "Suspended", "spec.suspend is true, and no pods run".to_owned())
         }
         _ if facts.suspended => (false, "Suspending", "spec.suspend is true: pods end".to_owned()),
-        _ if serves => (true, "Serving", format!("all {} layers are served", facts.layers)),
+        _ if serves => (true, "Serving", format!("all {} layers are served", facts.kind.layers)),
         Some((reason, message)) => (false, reason.as_str(), message.clone()),
-        None if facts.layers == 0 => (false, "ReadingModel", missing.clone()),
+        None if facts.kind.layers == 0 => (false, "ReadingModel", missing.clone()),
         None if all_served => (false, "WaitingForGateway", missing.clone()),
         None => (false, "WaitingForPeers", missing.clone()),
     };
     let loaded = if all_served {
-        (true, "AllLayersHeld", format!("all {} layers are held", facts.layers))
+        (true, "AllLayersHeld", format!("all {} layers are held", facts.kind.layers))
     } else {
         (false, "LayersMissing", missing.clone())
     };
@@ -147,7 +127,11 @@ mod tests {
 
     #[test]
     fn the_first_write_has_all_conditions_and_is_in_progress() {
-        let facts = Facts { generation: 1, peers_desired: 3, gateways_desired: 2, ..Facts::default() };
+        let facts = Facts::<ServingFacts>::default().with(|f| {
+            f.generation = 1;
+            f.peers_desired = 3;
+            f.kind.gateways_desired = 2;
+        });
         assert_eq!(
             status(&conditions(&facts, &[], None, at(1))),
             [
@@ -164,7 +148,10 @@ mod tests {
     fn a_loss_degrades_but_neither_unreadies_nor_reconciles() {
         let before = conditions(&whole(), &[], None, at(1));
         assert!(before.iter().any(|c| c.type_ == "Reconciling" && c.status == "False"));
-        let lost = Facts { peers_ready: 2, shadowed: 20, ..whole() };
+        let lost = whole().with(|f| {
+            f.peers_ready = 2;
+            f.kind.shadowed = 20;
+        });
         let after = conditions(&lost, &before, Some(1), at(9));
         let after = status(&after);
         assert_eq!(after[0], ("Ready", "True", "Serving"));
@@ -175,32 +162,38 @@ mod tests {
     #[test]
     fn an_edit_reconciles_until_everything_is_there() {
         let before = conditions(&whole(), &[], None, at(1));
-        let scaled = Facts { generation: 2, peers_desired: 5, ..whole() };
+        let scaled = whole().with(|f| {
+            f.generation = 2;
+            f.peers_desired = 5;
+        });
         let first = conditions(&scaled, &before, Some(1), at(2));
         assert_eq!(first[1].status, "True");
-        let second = conditions(&Facts { peers_ready: 4, ..scaled.clone() }, &first, Some(2), at(3));
+        let second = conditions(&scaled.clone().with(|f| f.peers_ready = 4), &first, Some(2), at(3));
         assert_eq!(second[1].status, "True");
-        let done = conditions(&Facts { peers_ready: 5, ..scaled }, &second, Some(2), at(4));
+        let done = conditions(&scaled.with(|f| f.peers_ready = 5), &second, Some(2), at(4));
         assert_eq!((done[1].status.as_str(), done[3].status.as_str()), ("False", "False"));
     }
 
     #[test]
     fn trouble_stalls_with_its_reason_and_a_serving_swarm_goes_on() {
         let trouble = Some(("ModelDigestMismatch".to_owned(), "the file has another sha256".to_owned()));
-        let stalled = Facts { generation: 1, trouble: trouble.clone(), ..Facts::default() };
+        let stalled = Facts::<ServingFacts>::default().with(|f| {
+            f.generation = 1;
+            f.trouble = trouble.clone();
+        });
         let found = conditions(&stalled, &[], None, at(1));
         assert_eq!(status(&found)[0], ("Ready", "False", "ModelDigestMismatch"));
         assert_eq!(status(&found)[1].1, "False");
         assert_eq!(status(&found)[2], ("Stalled", "True", "ModelDigestMismatch"));
-        let serving = conditions(&Facts { trouble, ..whole() }, &[], Some(1), at(1));
+        let serving = conditions(&whole().with(|f| f.trouble = trouble), &[], Some(1), at(1));
         assert_eq!(serving[0].status, "True");
     }
 
     #[test]
     fn suspended_is_settled_when_no_pod_is_left() {
-        let draining = Facts { suspended: true, ..whole() };
+        let draining = whole().with(|f| f.suspended = true);
         assert_eq!(conditions(&draining, &[], None, at(1))[1].status, "True");
-        let gone = Facts { pods: 0, ..draining };
+        let gone = draining.with(|f| f.pods = 0);
         let found = conditions(&gone, &[], Some(1), at(2));
         assert_eq!(status(&found)[0], ("Ready", "True", "Suspended"));
         assert_eq!(found[1].status, "False");
@@ -209,10 +202,10 @@ mod tests {
     #[test]
     fn transition_times_move_only_with_the_status() {
         let first = conditions(&whole(), &[], None, at(1));
-        let second = conditions(&Facts { generation: 2, ..whole() }, &first, Some(1), at(5));
+        let second = conditions(&whole().with(|f| f.generation = 2), &first, Some(1), at(5));
         assert_eq!(second[0].last_transition_time, first[0].last_transition_time);
         assert_eq!(second[0].observed_generation, Some(2));
-        let lost = conditions(&Facts { served: 20, ..whole() }, &second, Some(2), at(9));
+        let lost = conditions(&whole().with(|f| f.kind.served = 20), &second, Some(2), at(9));
         assert_eq!(lost[0].last_transition_time, Time(at(9)));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use dunlin_crds::InferenceSwarm;
 use dunlin_wire::Role;
 
-use super::conditions::Facts;
+use super::conditions::ServingFacts;
 use super::desired::Desired;
 use super::facts::{facts, held};
 use super::layout::{model, placed, plan};
@@ -25,7 +25,7 @@ const UNSETTLED: Duration = Duration::from_secs(5);
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 
 /// What to do about a swarm.
-pub type Decision = crate::swarm::Decision<Facts, Plan>;
+pub type Decision = crate::swarm::Decision<ServingFacts, Plan>;
 
 /// The layout in words, if there is a new one. The layout itself is in the state: it is published until the next one is decided.
 #[derive(Clone, Debug, Default)]

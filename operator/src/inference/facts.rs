@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::layer_set;
 
-use super::conditions::Facts;
+use super::conditions::ServingFacts;
 use super::desired::Desired;
 use crate::observe::SwarmView;
 use crate::peers::WorkerState;
 use crate::pools::scaled;
 use crate::roster::{Readiness, Roster};
+use crate::status::facts::Facts;
 use crate::swarm::{Evidence, Workers};
 
 /// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
@@ -27,7 +28,12 @@ pub(super) fn held(evidence: &Evidence<'_>, counts: impl Fn(&str) -> bool) -> BT
 }
 
 /// What the conditions are made from. `layers`: of the model, 0 while unknown.
-pub(super) fn facts(desired: &Desired, evidence: &Evidence<'_>, stages: &Workers, layers: u32) -> Facts {
+pub(super) fn facts(
+    desired: &Desired,
+    evidence: &Evidence<'_>,
+    stages: &Workers,
+    layers: u32,
+) -> Facts<ServingFacts> {
     let (view, roster, roll) = (evidence.view, &stages.roster, &stages.roll);
     let alive =
         |name: &str| matches!(roster.readiness.get(name), Some(Readiness::Ready | Readiness::Leaving));
@@ -54,19 +60,21 @@ pub(super) fn facts(desired: &Desired, evidence: &Evidence<'_>, stages: &Workers
     Facts {
         generation: desired.generation,
         suspended: desired.suspended,
-        layers,
-        served: layers_held(1),
-        shadowed: layers_held(copies),
-        shadows_wanted: if desired.shadows == 0 { 0 } else { layers },
         peers_desired: desired.peers(),
         peers_ready: count(ready),
         replicas: scaled(&desired.pools).map_or(0, |pool| view.replicas(pool)),
         pods: count(view.workers.len() + view.gateways.len()),
-        gateways_desired: desired.gateways,
-        gateways_ready,
         outdated: count(outdated),
         trouble: reported(evidence, roster).or(hopeless),
         waiting: stages.held.clone().or(obstacles.pending),
+        kind: ServingFacts {
+            layers,
+            served: layers_held(1),
+            shadowed: layers_held(copies),
+            shadows_wanted: if desired.shadows == 0 { 0 } else { layers },
+            gateways_desired: desired.gateways,
+            gateways_ready,
+        },
     }
 }
 

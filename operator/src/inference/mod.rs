@@ -16,7 +16,7 @@ mod tests;
 mod write;
 
 #[cfg(test)]
-pub use conditions::{Facts, conditions};
+pub use conditions::{ServingFacts, conditions};
 #[cfg(test)]
 pub use status::SERVING;
 
@@ -33,7 +33,7 @@ impl SwarmKind for InferenceSwarm {
     type Desired = desired::Desired;
     type State = state::ServingState;
     type Own = state::ServingResources;
-    type Facts = conditions::Facts;
+    type Facts = conditions::ServingFacts;
     type Plan = decide::Plan;
 
     fn desired(&self, config: &Config) -> Self::Desired {

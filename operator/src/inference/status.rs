@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::conditions::{Facts, conditions};
+use super::conditions::{ServingFacts, conditions};
 use super::decide::Decision;
 use super::desired::Desired;
 use super::state::ServingState;
@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::labels::{ROLE_STAGE, pool_selector};
 use crate::pools::scaled;
 use crate::status::events::{SwarmEvent, TurnReasons, changes};
+use crate::status::facts::Facts;
 use crate::swarm::{Reporter, SwarmStatus};
 
 /// What Events call the turns of a swarm.
@@ -29,20 +30,9 @@ impl SwarmStatus for InferenceSwarmStatus {
 }
 
 impl Reporter for InferenceSwarm {
-    fn unseen(desired: &Desired) -> Facts {
-        Facts {
-            generation: desired.generation,
-            peers_desired: desired.peers(),
-            gateways_desired: desired.gateways,
-            // Suspended or not: that nothing is left has not been seen.
-            pods: 1,
-            suspended: desired.suspended,
-            ..Facts::default()
-        }
-    }
-
-    fn obstacles(facts: &mut Facts) -> (&mut Option<String>, &mut Option<(String, String)>) {
-        (&mut facts.waiting, &mut facts.trouble)
+    fn unseen(desired: &Desired) -> Facts<ServingFacts> {
+        let kind = ServingFacts { gateways_desired: desired.gateways, ..ServingFacts::default() };
+        Facts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
     }
 
     fn next_status(
@@ -53,7 +43,7 @@ impl Reporter for InferenceSwarm {
         state: &ServingState,
         config: &Config,
     ) -> InferenceSwarmStatus {
-        let facts = &decision.facts;
+        let (facts, serving) = (&decision.facts, &decision.facts.kind);
         let gateway = format!(
             "{}-gateway.{}.{}",
             self.name_any(),
@@ -68,18 +58,12 @@ impl Reporter for InferenceSwarm {
             model: Some(desired.model.clone()),
             epoch: state.epoch(),
             layers: LayersStatus {
-                total: facts.layers,
-                served: facts.served,
-                shadowed: facts.shadowed,
-                display: format!("{}/{}", facts.served, facts.layers),
+                total: serving.layers,
+                served: serving.served,
+                shadowed: serving.shadowed,
+                display: format!("{}/{}", serving.served, serving.layers),
             },
-            peers: PeersStatus {
-                desired: facts.peers_desired,
-                ready: facts.peers_ready,
-                by_spot: decision.ready_by_kind.0,
-                by_on_demand: decision.ready_by_kind.1,
-                display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
-            },
+            peers: facts.peers(decision.ready_by_kind),
             capacity_percent: percent(facts.peers_ready, desired.peers()),
             url: Some(format!("http://{gateway}/v1")),
             plan: plan.or_else(|| before.plan.clone()),
@@ -125,7 +109,7 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn status(before: &InferenceSwarmStatus, facts: &Facts) -> InferenceSwarmStatus {
+    fn status(before: &InferenceSwarmStatus, facts: &Facts<ServingFacts>) -> InferenceSwarmStatus {
         let (swarm, config) = (swarm(facts.generation), config());
         let desired = Desired::new(&swarm, &config);
         let decision = Decision { facts: facts.clone(), ..Decision::default() };
@@ -136,8 +120,13 @@ mod tests {
     #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
     fn kstatus_reads_each_state_as_it_is_meant() {
         let whole = testing::whole();
-        let nothing =
-            Facts { layers: 0, served: 0, shadowed: 0, peers_ready: 0, gateways_ready: 0, ..whole.clone() };
+        let nothing = whole.clone().with(|f| {
+            f.kind.layers = 0;
+            f.kind.served = 0;
+            f.kind.shadowed = 0;
+            f.peers_ready = 0;
+            f.kind.gateways_ready = 0;
+        });
         let trouble = Some(("ModelInvalid".to_owned(), "no GGUF".to_owned()));
         let serves = status(&InferenceSwarmStatus::default(), &whole);
         let config = config();
@@ -156,12 +145,41 @@ mod tests {
         for (state, facts, expected) in [
             ("creating", nothing.clone(), "InProgress"),
             ("ready", whole.clone(), "Current"),
-            ("degraded", Facts { peers_ready: 2, shadowed: 20, ..whole.clone() }, "Current"),
-            ("edited", Facts { generation: 2, peers_desired: 5, ..whole.clone() }, "InProgress"),
-            ("stalled", Facts { trouble: trouble.clone(), ..nothing }, "Failed"),
-            ("stalled while it serves", Facts { trouble, ..whole.clone() }, "Failed"),
-            ("suspending", Facts { generation: 2, suspended: true, ..whole.clone() }, "InProgress"),
-            ("suspended", Facts { generation: 2, suspended: true, pods: 0, ..whole }, "Current"),
+            (
+                "degraded",
+                whole.clone().with(|f| {
+                    f.peers_ready = 2;
+                    f.kind.shadowed = 20;
+                }),
+                "Current",
+            ),
+            (
+                "edited",
+                whole.clone().with(|f| {
+                    f.generation = 2;
+                    f.peers_desired = 5;
+                }),
+                "InProgress",
+            ),
+            ("stalled", nothing.with(|f| f.trouble = trouble.clone()), "Failed"),
+            ("stalled while it serves", whole.clone().with(|f| f.trouble = trouble), "Failed"),
+            (
+                "suspending",
+                whole.clone().with(|f| {
+                    f.generation = 2;
+                    f.suspended = true;
+                }),
+                "InProgress",
+            ),
+            (
+                "suspended",
+                whole.with(|f| {
+                    f.generation = 2;
+                    f.suspended = true;
+                    f.pods = 0;
+                }),
+                "Current",
+            ),
         ] {
             let found = status(&serves, &facts);
             assert_eq!(ask(facts.generation, false, &found), expected, "{state}: {found:?}");

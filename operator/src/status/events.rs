@@ -184,18 +184,23 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::inference::{Facts, SERVING, conditions};
+    use crate::inference::{SERVING, ServingFacts, conditions};
+    use crate::status::facts::Facts;
 
     fn facts(served: u32, ready: u32, trouble: bool) -> Vec<Condition> {
-        let facts = Facts {
-            generation: 1,
+        let kind = ServingFacts {
             layers: 30,
             served,
-            peers_desired: 3,
-            peers_ready: ready,
             gateways_desired: 1,
             gateways_ready: 1,
+            ..ServingFacts::default()
+        };
+        let facts = Facts {
+            generation: 1,
+            peers_desired: 3,
+            peers_ready: ready,
             trouble: trouble.then(|| ("ModelInvalid".into(), "not a GGUF file".into())),
+            kind,
             ..Facts::default()
         };
         conditions(&facts, &[], Some(1), Timestamp::UNIX_EPOCH)
@@ -217,7 +222,11 @@ mod tests {
         assert_eq!(reasons(&whole, &down), ["SwarmNotReady"]);
         assert_eq!(reasons(&starting, &facts(0, 0, true)), ["ModelInvalid"]);
         let suspended = |pods| {
-            let facts = Facts { generation: 2, suspended: true, pods, ..Facts::default() };
+            let facts = Facts::<ServingFacts>::default().with(|f| {
+                f.generation = 2;
+                f.suspended = true;
+                f.pods = pods;
+            });
             conditions(&facts, &[], Some(1), Timestamp::UNIX_EPOCH)
         };
         let (ends, rests) = (suspended(3), suspended(0));

@@ -1,7 +1,8 @@
-//! What users read of a swarm: [`conditions`], [`events`] and the status, of which [`write`] is the only writer.
+//! What users read of a swarm: what is told about it ([`facts`]), [`conditions`], [`events`] and the status, of which [`write`] is the only writer.
 
 pub mod conditions;
 pub mod events;
+pub mod facts;
 
 use std::fmt::Debug;
 

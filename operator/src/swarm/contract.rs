@@ -30,16 +30,17 @@ use crate::observe::SwarmView;
 use crate::peers::Order;
 use crate::roster::Creation;
 use crate::status::events::SwarmEvent;
+use crate::status::facts::Facts;
 
-/// What is done about a swarm. `Facts`: what its conditions are made from; `Plan`: what only its kind decides.
+/// What is done about a swarm. `Kind`: the facts that only its kind has; `Plan`: what only its kind decides.
 #[derive(Clone, Debug, Default)]
-pub struct Decision<Facts, Plan> {
+pub struct Decision<Kind, Plan> {
     /// Pods to make, each with its role.
     pub create: Vec<(Role, Creation)>,
     /// Pods to delete.
     pub delete: Vec<Deletion>,
     /// For the status.
-    pub facts: Facts,
+    pub facts: Facts<Kind>,
     /// Pods that did what they are for under an earlier leader and that this one has not heard yet: the status knows more than [`Self::facts`].
     pub unheard: usize,
     /// What happened.
@@ -96,7 +97,7 @@ pub trait SwarmKind:
     type State: Clone + Default + Send + Sync;
     /// Resources that only this kind has.
     type Own: Default + Send + Sync;
-    /// What conditions are made from.
+    /// Facts that only this kind has.
     type Facts: Default + Send + Sync;
     /// What only this kind decides.
     type Plan: Default + Send + Sync;
@@ -135,10 +136,7 @@ pub trait SwarmStatus: Clone + Default + PartialEq + Serialize + Send + Sync {
 /// Tells about swarms of a kind. Pure but for the time of conditions that change.
 pub trait Reporter: SwarmKind {
     /// Facts about a swarm that nobody has looked at.
-    fn unseen(desired: &Self::Desired) -> Self::Facts;
-
-    /// What is waited for in `facts`, and what a user must mend.
-    fn obstacles(facts: &mut Self::Facts) -> (&mut Option<String>, &mut Option<(String, String)>);
+    fn unseen(desired: &Self::Desired) -> Facts<Self::Facts>;
 
     /// What the status should say. `before`: what it says.
     fn next_status(

@@ -68,9 +68,9 @@ pub(super) async fn pass<S: Swarm>(
     if let Err(failure) = written.as_ref()
         && !failure.is_conflict()
     {
-        let (waiting, trouble) = S::obstacles(&mut decision.facts);
-        *waiting = Some(failure.sentence());
-        *trouble = trouble.take().or(failure.trouble());
+        let facts = &mut decision.facts;
+        facts.waiting = Some(failure.sentence());
+        facts.trouble = facts.trouble.take().or(failure.trouble());
     }
     let status = swarm.next_status(&before, desired, &decision, state, &context.config);
     events.extend(S::turns(&before, &status));

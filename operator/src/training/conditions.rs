@@ -8,17 +8,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::status::conditions::{Account, Statement};
+use crate::status::facts::Facts;
 
 /// Why a run is Ready that trains.
 pub const TRAINING: &str = "Training";
 
-/// What the conditions are made from.
+/// What only a run has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `spec.suspend`.
-    pub suspended: bool,
+pub struct TrainingFacts {
     /// All steps asked for are done.
     pub finished: bool,
     /// Pods are to go, and wait for a checkpoint.
@@ -33,77 +30,60 @@ pub struct Facts {
     pub training: bool,
     /// It did so a short while ago.
     pub trained: bool,
-    /// Peers planned.
-    pub peers_desired: u32,
-    /// Peers that are Ready.
-    pub peers_ready: u32,
-    /// Pods of the pool that `/scale` sets the size of.
-    pub replicas: u32,
     /// Trainers planned.
     pub trainers_desired: u32,
     /// Trainers that are Ready.
     pub trainers_ready: u32,
-    /// Pods that still run, of any role.
-    pub pods: u32,
-    /// Pods from before the last change of their pools that are still to be replaced.
-    pub outdated: u32,
-    /// A problem the user has to fix: (CamelCase reason, what to do).
-    pub trouble: Option<(String, String)>,
-    /// What is being waited for, in Kubernetes' or the conductor's words.
-    pub waiting: Option<String>,
     /// What the conductor says is not as it should be while it trains: (CamelCase reason, what and what to do).
     pub degraded: Option<(String, String)>,
 }
 
-impl Facts {
+impl Facts<TrainingFacts> {
     fn trains(&self) -> bool {
-        self.trained && !self.suspended && !self.finished && !self.waits && !self.ends
+        self.kind.trained && !self.suspended && !self.kind.finished && !self.kind.waits && !self.kind.ends
     }
 
     /// Everything is as planned, and of the present manifest.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.is_complete() && (self.outdated == 0 || self.suspended || self.finished)
+        self.is_complete() && (self.outdated == 0 || self.suspended || self.kind.finished)
     }
 
     /// Everything is as planned, be it from before the last change.
     fn is_complete(&self) -> bool {
-        if self.suspended || self.finished {
+        if self.suspended || self.kind.finished {
             return self.pods == 0;
         }
         self.trains()
-            && self.training
+            && self.kind.training
             && self.peers_ready >= self.peers_desired
-            && self.trainers_ready >= self.trainers_desired
+            && self.kind.trainers_ready >= self.kind.trainers_desired
     }
 
     fn missing(&self) -> String {
         let mut parts = vec![
-            format!("step {} of {}", self.step, self.steps),
-            format!("{} of {} peers ready", self.peers_ready, self.peers_desired),
-            format!("{} of {} trainers ready", self.trainers_ready, self.trainers_desired),
+            format!("step {} of {}", self.kind.step, self.kind.steps),
+            self.peers_in_words(),
+            format!("{} of {} trainers ready", self.kind.trainers_ready, self.kind.trainers_desired),
         ];
-        if self.trained && !self.training {
+        if self.kind.trained && !self.kind.training {
             parts.push("the conductor is being replaced".to_owned());
         }
-        if self.outdated > 0 {
-            parts
-                .push(format!("{} pods are from before the last change and replaced in turn", self.outdated));
-        }
-        parts.extend(self.waiting.clone());
+        parts.extend(self.to_come());
         parts.join(", ")
     }
 
     fn ready(&self) -> Statement<'_> {
-        let failing = self.degraded.iter().map(|(_, message)| format!(": {message}")).collect::<String>();
-        let resting = |words: &str| format!("{words} at step {} of {}", self.step, self.steps);
+        let failing =
+            self.kind.degraded.iter().map(|(_, message)| format!(": {message}")).collect::<String>();
+        let resting = |words: &str| format!("{words} at step {} of {}", self.kind.step, self.kind.steps);
         match &self.trouble {
-            _ if self.finished => (true, "Succeeded", format!("all {} steps are done", self.steps)),
+            _ if self.kind.finished => (true, "Succeeded", format!("all {} steps are done", self.kind.steps)),
             // What is asked for is there: as a Deployment without replicas is Available.
             _ if self.suspended && self.pods == 0 => {
                 (true, "Suspended", resting("spec.suspend is true, and no pods run; training rests"))
             }
-            _ if self.suspended && self.waits => {
+            _ if self.suspended && self.kind.waits => {
                 let words = resting("spec.suspend is true: a checkpoint is being written");
                 (false, "Suspending", words + &failing)
             }
@@ -113,12 +93,12 @@ impl Facts {
             // Without the step, which is in a field of its own: conditions change seldom.
             _ if self.trains() => (true, TRAINING, "updates are being made".to_owned()),
             Some((reason, message)) => (false, reason, message.clone()),
-            None if self.waits => (
+            None if self.kind.waits => (
                 false,
                 "Restarting",
                 resting("a checkpoint is being written, then pods are made from the new manifest") + &failing,
             ),
-            None if self.ends => {
+            None if self.kind.ends => {
                 (false, "Restarting", resting("pods end, then others are made from the new manifest"))
             }
             None if self.peers_ready < self.peers_desired => (false, "WaitingForPeers", self.missing()),
@@ -127,8 +107,12 @@ impl Facts {
     }
 
     fn succeeded(&self) -> Statement<'static> {
-        if self.finished {
-            return (true, "AllStepsDone", format!("all {} steps are done and in a checkpoint", self.steps));
+        if self.kind.finished {
+            return (
+                true,
+                "AllStepsDone",
+                format!("all {} steps are done and in a checkpoint", self.kind.steps),
+            );
         }
         let reason = if self.suspended {
             "Suspended"
@@ -144,13 +128,13 @@ impl Facts {
 /// All five conditions. `observed`: the generation that `before` speaks about.
 #[must_use]
 pub fn conditions(
-    facts: &Facts,
+    facts: &Facts<TrainingFacts>,
     before: &[Condition],
     observed: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
     let trains = facts.trains();
-    let settled = trains || facts.suspended || facts.finished;
+    let settled = trains || facts.suspended || facts.kind.finished;
     let account = Account {
         generation: facts.generation,
         ready: facts.ready(),
@@ -160,8 +144,8 @@ pub fn conditions(
         whole: facts.is_whole(),
         outdated: facts.outdated,
         missing: facts.missing(),
-        trouble: facts.trouble.as_ref().filter(|_| !facts.finished),
-        flaw: facts.degraded.as_ref(),
+        trouble: facts.trouble.as_ref().filter(|_| !facts.kind.finished),
+        flaw: facts.kind.degraded.as_ref(),
         as_planned: "every peer and trainer of the plan is there",
         idle: ("NotTraining", "a run that does not train is not degraded: see Ready"),
         own: ("Succeeded", facts.succeeded()),
@@ -173,26 +157,27 @@ pub fn conditions(
 mod tests {
     use super::*;
 
-    fn whole() -> Facts {
-        Facts {
-            generation: 1,
+    fn whole() -> Facts<TrainingFacts> {
+        let kind = TrainingFacts {
             steps: 100,
             training: true,
             trained: true,
-            peers_desired: 4,
-            peers_ready: 4,
             trainers_desired: 1,
             trainers_ready: 1,
-            pods: 6,
-            ..Facts::default()
-        }
+            ..TrainingFacts::default()
+        };
+        Facts { generation: 1, peers_desired: 4, peers_ready: 4, pods: 6, kind, ..Facts::default() }
     }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn described(facts: &Facts, before: &[Condition], observed: Option<i64>) -> Vec<Condition> {
+    fn described(
+        facts: &Facts<TrainingFacts>,
+        before: &[Condition],
+        observed: Option<i64>,
+    ) -> Vec<Condition> {
         conditions(facts, before, observed, at(1))
     }
 
@@ -202,7 +187,11 @@ mod tests {
 
     #[test]
     fn the_first_write_has_all_conditions_and_is_in_progress() {
-        let facts = Facts { generation: 1, steps: 100, peers_desired: 4, ..Facts::default() };
+        let facts = Facts::<TrainingFacts>::default().with(|f| {
+            f.generation = 1;
+            f.kind.steps = 100;
+            f.peers_desired = 4;
+        });
         assert_eq!(
             words(&described(&facts, &[], None)),
             [
@@ -219,25 +208,37 @@ mod tests {
     fn a_lost_peer_or_conductor_degrades_but_neither_unreadies_nor_reconciles() {
         let before = described(&whole(), &[], None);
         assert_eq!(words(&before)[1], ("Reconciling", "False", "Observed"));
-        for lost in [Facts { peers_ready: 3, ..whole() }, Facts { training: false, ..whole() }] {
+        for lost in [whole().with(|f| f.peers_ready = 3), whole().with(|f| f.kind.training = false)] {
             let after = described(&lost, &before, Some(1));
             assert_eq!(words(&after)[0], ("Ready", "True", "Training"));
             assert_eq!(words(&after)[1].1, "False");
             assert_eq!(words(&after)[3], ("Degraded", "True", "BelowPlan"));
         }
-        let gone = Facts { training: false, trained: false, ..whole() };
+        let gone = whole().with(|f| {
+            f.kind.training = false;
+            f.kind.trained = false;
+        });
         assert_eq!(words(&described(&gone, &before, Some(1)))[0], ("Ready", "False", "Starting"));
     }
 
     #[test]
     fn suspension_is_in_progress_until_no_pod_is_left() {
-        let waits = Facts { generation: 2, suspended: true, waits: true, ..whole() };
+        let waits = whole().with(|f| {
+            f.generation = 2;
+            f.suspended = true;
+            f.kind.waits = true;
+        });
         let first = described(&waits, &described(&whole(), &[], None), Some(1));
         assert_eq!(
             words(&first)[..2],
             [("Ready", "False", "Suspending"), ("Reconciling", "True", "Progressing")]
         );
-        let gone = Facts { waits: false, pods: 0, training: false, step: 7, ..waits };
+        let gone = waits.with(|f| {
+            f.kind.waits = false;
+            f.pods = 0;
+            f.kind.training = false;
+            f.kind.step = 7;
+        });
         let last = described(&gone, &first, Some(2));
         assert_eq!(words(&last)[..2], [("Ready", "True", "Suspended"), ("Reconciling", "False", "Observed")]);
         assert!(last[0].message.contains("step 7 of 100"), "{}", last[0].message);
@@ -248,7 +249,7 @@ mod tests {
     fn what_the_conductor_says_degrades_a_run_that_goes_on() {
         let failing = Some(("CheckpointsFailing".to_owned(), "no space left".to_owned()));
         let found = described(
-            &Facts { degraded: failing.clone(), ..whole() },
+            &whole().with(|f| f.kind.degraded = failing.clone()),
             &described(&whole(), &[], None),
             Some(1),
         );
@@ -256,32 +257,44 @@ mod tests {
         assert_eq!(words(&found)[3], ("Degraded", "True", "CheckpointsFailing"));
         assert_eq!(found[3].message, "no space left");
         assert_eq!((words(&found)[1].1, words(&found)[2].1), ("False", "False"));
-        let starts = Facts { degraded: failing, training: false, trained: false, ..whole() };
+        let starts = whole().with(|f| {
+            f.kind.degraded = failing;
+            f.kind.training = false;
+            f.kind.trained = false;
+        });
         assert_eq!(words(&described(&starts, &[], Some(1)))[3], ("Degraded", "False", "NotTraining"));
     }
 
     #[test]
     fn success_is_ready_and_stays() {
-        let done = Facts { finished: true, training: false, pods: 0, ..whole() };
+        let done = whole().with(|f| {
+            f.kind.finished = true;
+            f.kind.training = false;
+            f.pods = 0;
+        });
         let found = described(&done, &[], Some(1));
         assert_eq!(words(&found)[0], ("Ready", "True", "Succeeded"));
         assert_eq!(words(&found)[4], ("Succeeded", "True", "AllStepsDone"));
         assert!(found[1..4].iter().all(|c| c.status == "False"));
-        assert_eq!(described(&Facts { generation: 2, ..done }, &found, Some(1))[1].status, "False");
+        assert_eq!(described(&done.with(|f| f.generation = 2), &found, Some(1))[1].status, "False");
     }
 
     #[test]
     fn trouble_stalls_with_its_reason() {
         let trouble = Some(("TrainingFailed".to_owned(), "the data is no UTF-8".to_owned()));
         let found = described(
-            &Facts { trouble: trouble.clone(), training: false, trained: false, ..whole() },
+            &whole().with(|f| {
+                f.trouble = trouble.clone();
+                f.kind.training = false;
+                f.kind.trained = false;
+            }),
             &[],
             Some(1),
         );
         assert_eq!(words(&found)[0], ("Ready", "False", "TrainingFailed"));
         assert_eq!((words(&found)[1].1, words(&found)[2]), ("False", ("Stalled", "True", "TrainingFailed")));
         assert_eq!(words(&found)[4], ("Succeeded", "False", "Failed"));
-        let trains = described(&Facts { trouble, ..whole() }, &[], Some(1));
+        let trains = described(&whole().with(|f| f.trouble = trouble), &[], Some(1));
         assert_eq!(
             (words(&trains)[0].1, words(&trains)[2].1),
             ("True", "True"),
@@ -292,7 +305,14 @@ mod tests {
     #[test]
     fn a_changed_manifest_restarts_and_reconciles() {
         let before = described(&whole(), &[], None);
-        let found = described(&Facts { generation: 2, waits: true, ..whole() }, &before, Some(1));
+        let found = described(
+            &whole().with(|f| {
+                f.generation = 2;
+                f.kind.waits = true;
+            }),
+            &before,
+            Some(1),
+        );
         assert_eq!(
             words(&found)[..2],
             [("Ready", "False", "Restarting"), ("Reconciling", "True", "Progressing")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dunlin_crds::TrainingSwarm;
 use dunlin_wire::Role;
 
-use super::conditions::Facts;
+use super::conditions::TrainingFacts;
 use super::desired::Desired;
 use super::facts::facts;
 use super::lifecycle::{Lifecycle, lifecycle, living, pods};
@@ -21,7 +21,7 @@ const PROGRESS: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// What to do about a run.
-pub type Decision = crate::swarm::Decision<Facts, Lifecycle>;
+pub type Decision = crate::swarm::Decision<TrainingFacts, Lifecycle>;
 
 impl Policy for TrainingSwarm {
     fn decide(

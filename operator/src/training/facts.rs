@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::conditions::Facts;
+use super::conditions::TrainingFacts;
 use super::desired::Desired;
 use super::lifecycle::{Lifecycle, degraded, finished, pods};
 use super::state::RunState;
@@ -10,6 +10,7 @@ use super::workers::RunWorkers;
 use crate::peers::{Observation, RunPhase};
 use crate::pools::scaled;
 use crate::roster::Readiness;
+use crate::status::facts::Facts;
 use crate::swarm::Evidence;
 
 /// A run whose conductor is being replaced still counts as training for this long.
@@ -23,7 +24,7 @@ pub(super) fn facts(
     workers: &RunWorkers,
     lifecycle: Lifecycle,
     state: &RunState,
-) -> Facts {
+) -> Facts<TrainingFacts> {
     let view = evidence.view;
     let training = run.is_some_and(|run| run.phase == RunPhase::Training);
     let pending = pods(view).find_map(|w| Some(format!("a pod waits: {}", w.blocked.as_ref()?.why)));
@@ -35,23 +36,25 @@ pub(super) fn facts(
     Facts {
         generation: desired.generation,
         suspended: desired.suspended,
-        finished: finished(desired, state),
-        waits: lifecycle == Lifecycle::Wait,
-        ends: lifecycle == Lifecycle::Clear,
-        step: state.last.as_ref().map_or(0, |run| run.step),
-        steps: desired.steps,
-        training,
-        trained,
         peers_desired: if wanted { desired.peers() } else { 0 },
         peers_ready: workers.peers.ready(),
         replicas: scaled(&desired.pools).map_or(0, |pool| view.replicas(pool)),
-        trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
-        trainers_ready: workers.trainers.ready(),
         pods: count(pods(view).count()),
         outdated: count(workers.each().into_iter().map(|(_, workers)| workers.roll.outdated.len()).sum()),
         trouble: trouble(desired, evidence, training, workers, state),
-        degraded: degraded(run, state).map(|d| (d.reason.clone(), d.message.clone())),
         waiting: crashing.or(pending).or(message),
+        kind: TrainingFacts {
+            finished: finished(desired, state),
+            waits: lifecycle == Lifecycle::Wait,
+            ends: lifecycle == Lifecycle::Clear,
+            step: state.last.as_ref().map_or(0, |run| run.step),
+            steps: desired.steps,
+            training,
+            trained,
+            trainers_desired: if wanted { desired.trainers.iter().map(|p| p.peers).sum() } else { 0 },
+            trainers_ready: workers.trainers.ready(),
+            degraded: degraded(run, state).map(|d| (d.reason.clone(), d.message.clone())),
+        },
     }
 }
 

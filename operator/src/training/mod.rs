@@ -31,7 +31,7 @@ impl SwarmKind for TrainingSwarm {
     type Desired = desired::Desired;
     type State = state::RunState;
     type Own = ();
-    type Facts = conditions::Facts;
+    type Facts = conditions::TrainingFacts;
     type Plan = lifecycle::Lifecycle;
 
     fn desired(&self, config: &Config) -> Self::Desired {

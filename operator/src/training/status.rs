@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::conditions::{Facts, conditions};
+use super::conditions::{TrainingFacts, conditions};
 use super::decide::Decision;
 use super::desired::Desired;
 use super::places::CHECKPOINTS_DIR;
@@ -19,6 +19,7 @@ use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::status::events::{SwarmEvent, TurnReasons, changes};
+use crate::status::facts::Facts;
 use crate::swarm::{Reporter, SwarmStatus};
 
 /// What Events call the turns of a run.
@@ -35,21 +36,10 @@ impl SwarmStatus for TrainingSwarmStatus {
 }
 
 impl Reporter for TrainingSwarm {
-    fn unseen(desired: &Desired) -> Facts {
-        Facts {
-            generation: desired.generation,
-            steps: desired.steps,
-            peers_desired: desired.peers(),
-            trainers_desired: desired.trainers.iter().map(|p| p.peers).sum(),
-            // Suspended or not: that nothing is left has not been seen.
-            pods: 1,
-            suspended: desired.suspended,
-            ..Facts::default()
-        }
-    }
-
-    fn obstacles(facts: &mut Facts) -> (&mut Option<String>, &mut Option<(String, String)>) {
-        (&mut facts.waiting, &mut facts.trouble)
+    fn unseen(desired: &Desired) -> Facts<TrainingFacts> {
+        let trainers_desired = desired.trainers.iter().map(|p| p.peers).sum();
+        let kind = TrainingFacts { steps: desired.steps, trainers_desired, ..TrainingFacts::default() };
+        Facts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
     }
 
     fn next_status(
@@ -60,11 +50,11 @@ impl Reporter for TrainingSwarm {
         state: &RunState,
         config: &Config,
     ) -> TrainingSwarmStatus {
-        let (facts, ready_by_kind) = (&decision.facts, decision.ready_by_kind);
+        let facts = &decision.facts;
         let (name, namespace) = (self.name_any(), self.namespace().unwrap_or_default());
         let run = state.last.clone().unwrap_or_default();
         // Nobody trains while no conductor does.
-        let trains = run.phase == RunPhase::Training && facts.training;
+        let trains = run.phase == RunPhase::Training && facts.kind.training;
         let stages = run.stages.iter().filter(|_| facts.pods > 0).map(|stage| StageStatus {
             stage: stage.stage,
             layers: stage.layers.clone(),
@@ -77,18 +67,12 @@ impl Reporter for TrainingSwarm {
             observed_generation: Some(facts.generation),
             conditions: conditions(facts, &before.conditions, before.observed_generation, Timestamp::now()),
             step: run.step,
-            steps: facts.steps,
+            steps: facts.kind.steps,
             loss: run.loss,
             validation_loss: run.validation_loss,
             tokens_per_second,
             stages: stages.collect(),
-            peers: PeersStatus {
-                desired: facts.peers_desired,
-                ready: facts.peers_ready,
-                by_spot: ready_by_kind.0,
-                by_on_demand: ready_by_kind.1,
-                display: format!("{}/{}", facts.peers_ready, facts.peers_desired),
-            },
+            peers: facts.peers(decision.ready_by_kind),
             last_checkpoint: run.last_checkpoint.map(|checkpoint| CheckpointStatus {
                 step: checkpoint.step,
                 path: inside(&checkpoint.path),
@@ -159,13 +143,13 @@ impl Reporter for TrainingSwarm {
 }
 
 /// Columns for people.
-fn display(run: &Observation, facts: &Facts, tokens_per_second: Option<f64>) -> DisplayStatus {
+fn display(run: &Observation, facts: &Facts<TrainingFacts>, tokens_per_second: Option<f64>) -> DisplayStatus {
     let number =
         |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
     let stages: Vec<String> =
         run.stages.iter().filter(|_| facts.pods > 0).map(|s| s.peers.to_string()).collect();
     DisplayStatus {
-        step: format!("{}/{}", run.step, facts.steps),
+        step: format!("{}/{}", run.step, facts.kind.steps),
         loss: number(run.loss, 3),
         tokens_per_second: number(tokens_per_second, 0),
         stages: stages.join("/"),
@@ -202,22 +186,24 @@ mod tests {
         }
     }
 
-    fn facts(training: bool) -> Facts {
-        let (peers_desired, peers_ready) = (4, 4);
+    fn facts(training: bool) -> Facts<TrainingFacts> {
+        let kind = TrainingFacts { steps: 100, training, trained: training, ..TrainingFacts::default() };
         Facts {
             generation: 1,
-            steps: 100,
-            training,
-            trained: training,
-            peers_desired,
-            peers_ready,
+            peers_desired: 4,
+            peers_ready: 4,
             replicas: 5,
             pods: 6,
+            kind,
             ..Facts::default()
         }
     }
 
-    fn status(before: Option<TrainingSwarmStatus>, run: &Observation, facts: &Facts) -> TrainingSwarmStatus {
+    fn status(
+        before: Option<TrainingSwarmStatus>,
+        run: &Observation,
+        facts: &Facts<TrainingFacts>,
+    ) -> TrainingSwarmStatus {
         let decision = Decision { facts: facts.clone(), ready_by_kind: (3, 1), ..Decision::default() };
         let (swarm, config) = (training_swarm(1), config());
         let (desired, mut state) = (Desired::new(&swarm, &config), RunState::default());
@@ -240,7 +226,14 @@ mod tests {
 
     #[test]
     fn who_does_not_train_has_no_speed_and_who_has_no_pods_no_stages() {
-        let found = status(None, &run(40, Some(30)), &Facts { pods: 0, suspended: true, ..facts(false) });
+        let found = status(
+            None,
+            &run(40, Some(30)),
+            &facts(false).with(|f| {
+                f.pods = 0;
+                f.suspended = true;
+            }),
+        );
         assert_eq!(
             (found.tokens_per_second, found.display.stages.as_str(), found.stages.len()),
             (None, "", 0)
@@ -257,14 +250,24 @@ mod tests {
         let starts = status(None, &Observation::default(), &facts(false));
         let trains = status(Some(starts.clone()), &run(1, None), &facts(true));
         let saved = status(Some(trains.clone()), &run(30, Some(30)), &facts(true));
-        let waits = Facts { suspended: true, waits: true, ..facts(false) };
+        let waits = facts(false).with(|f| {
+            f.suspended = true;
+            f.kind.waits = true;
+        });
         let waits = status(Some(saved.clone()), &run(35, Some(30)), &waits);
-        let rests = Facts { suspended: true, pods: 0, ..facts(false) };
+        let rests = facts(false).with(|f| {
+            f.suspended = true;
+            f.pods = 0;
+        });
         let rests = status(Some(waits.clone()), &run(36, Some(36)), &rests);
-        let done = Facts { finished: true, pods: 0, ..facts(false) };
+        let done = facts(false).with(|f| {
+            f.kind.finished = true;
+            f.pods = 0;
+        });
         let done = status(Some(rests.clone()), &run(100, Some(36)), &done);
         let trouble = Some(("TrainingFailed".into(), "out of disk".into()));
-        let failed = status(Some(saved.clone()), &run(30, Some(30)), &Facts { trouble, ..facts(false) });
+        let failed =
+            status(Some(saved.clone()), &run(30, Some(30)), &facts(false).with(|f| f.trouble = trouble));
         assert!(reasons(&none, &starts).is_empty());
         assert_eq!(reasons(&starts, &trains), ["TrainingStarted"]);
         assert_eq!(reasons(&trains, &saved), ["CheckpointWritten"]);
@@ -275,7 +278,11 @@ mod tests {
         assert!(reasons(&done, &starts).is_empty(), "more steps");
         assert_eq!(reasons(&saved, &failed), ["TrainingFailed", "TrainingInterrupted"]);
         let degraded = Some(("CheckpointsFailing".into(), "no space left".into()));
-        let failing = status(Some(saved.clone()), &run(31, Some(30)), &Facts { degraded, ..facts(true) });
+        let failing = status(
+            Some(saved.clone()),
+            &run(31, Some(30)),
+            &facts(true).with(|f| f.kind.degraded = degraded),
+        );
         assert_eq!(reasons(&saved, &failing), ["CheckpointsFailing"]);
         assert!(TrainingSwarm::turns(&saved, &failing)[0].warning);
         assert_eq!(
@@ -287,8 +294,14 @@ mod tests {
     #[test]
     #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
     fn kstatus_reads_each_state_as_it_is_meant() {
-        let whole = Facts { trainers_desired: 1, trainers_ready: 1, ..facts(true) };
-        let idle = Facts { training: false, trained: false, ..whole.clone() };
+        let whole = facts(true).with(|f| {
+            f.kind.trainers_desired = 1;
+            f.kind.trainers_ready = 1;
+        });
+        let idle = whole.clone().with(|f| {
+            f.kind.training = false;
+            f.kind.trained = false;
+        });
         let trouble = Some(("TrainingFailed".to_owned(), "no UTF-8".to_owned()));
         let trains = status(None, &run(40, Some(30)), &whole);
         let config = config();
@@ -305,20 +318,46 @@ mod tests {
         assert_eq!(ask(2, false, &trains), "InProgress", "an edit that nobody has seen");
         assert_eq!(ask(1, true, &trains), "Terminating");
         for (state, facts, expected) in [
-            ("creating", Facts { peers_ready: 0, ..idle.clone() }, "InProgress"),
+            ("creating", idle.clone().with(|f| f.peers_ready = 0), "InProgress"),
             ("ready", whole.clone(), "Current"),
-            ("degraded", Facts { peers_ready: 3, ..whole.clone() }, "Current"),
-            ("edited", Facts { generation: 2, waits: true, ..whole.clone() }, "InProgress"),
-            ("stalled", Facts { trouble: trouble.clone(), ..idle.clone() }, "Failed"),
-            ("stalled while it trains", Facts { trouble, ..whole }, "Failed"),
+            ("degraded", whole.clone().with(|f| f.peers_ready = 3), "Current"),
             (
-                "suspending",
-                Facts { generation: 2, suspended: true, waits: true, ..idle.clone() },
+                "edited",
+                whole.clone().with(|f| {
+                    f.generation = 2;
+                    f.kind.waits = true;
+                }),
                 "InProgress",
             ),
-            ("suspended", Facts { generation: 2, suspended: true, pods: 0, ..idle.clone() }, "Current"),
-            ("finishing", Facts { finished: true, ..idle.clone() }, "Current"),
-            ("finished", Facts { finished: true, pods: 0, ..idle }, "Current"),
+            ("stalled", idle.clone().with(|f| f.trouble = trouble.clone()), "Failed"),
+            ("stalled while it trains", whole.with(|f| f.trouble = trouble), "Failed"),
+            (
+                "suspending",
+                idle.clone().with(|f| {
+                    f.generation = 2;
+                    f.suspended = true;
+                    f.kind.waits = true;
+                }),
+                "InProgress",
+            ),
+            (
+                "suspended",
+                idle.clone().with(|f| {
+                    f.generation = 2;
+                    f.suspended = true;
+                    f.pods = 0;
+                }),
+                "Current",
+            ),
+            ("finishing", idle.clone().with(|f| f.kind.finished = true), "Current"),
+            (
+                "finished",
+                idle.with(|f| {
+                    f.kind.finished = true;
+                    f.pods = 0;
+                }),
+                "Current",
+            ),
         ] {
             let found = status(Some(trains.clone()), &run(40, Some(30)), &facts);
             assert_eq!(ask(facts.generation, false, &found), expected, "{state}: {found:?}");

@@ -122,7 +122,7 @@ async fn a_lost_place_is_kept_while_survivors_load_more_and_for_a_bounded_time()
         }
         let decision = world.decide(second);
         assert_eq!(world.spans(), ["a [0,10)", "c [20,30)"], "after {second} s");
-        assert_eq!((decision.facts.served, decision.facts.peers_ready), (30, 2));
+        assert_eq!((decision.facts.kind.served, decision.facts.peers_ready), (30, 2));
         assert!(decision.create.is_empty());
     }
     for name in ["a", "c"] {
@@ -197,7 +197,7 @@ async fn a_changed_pool_is_rolled_one_peer_at_a_time_and_every_layer_stays_held(
         world.answer(new, WorkerState::Loading, second);
         let decision = world.decide(second);
         assert_eq!((decision.create.len(), decision.delete.len()), (0, 0));
-        assert_eq!(decision.facts.served, 30);
+        assert_eq!(decision.facts.kind.served, 30);
         world.load(second + 1);
         let decision = world.decide(second + 1);
         let gone: Vec<&str> = decision.delete.iter().map(|d| d.name.as_str()).collect();

@@ -194,7 +194,7 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
         let decision = world.decide();
         let expected = if conductor { Role::Conductor } else { Role::Peer };
         assert_eq!((roles(&decision), deleted(&decision)), (vec![expected], vec![name.as_str()]));
-        assert!(decision.facts.trained, "a run goes on while one pod is replaced");
+        assert!(decision.facts.kind.trained, "a run goes on while one pod is replaced");
     }
 }
 
@@ -230,7 +230,10 @@ async fn there_are_never_two_conductors_unless_one_is_lost() {
     world.run(&decision);
     world.conduct(RunPhase::Starting, 0, None);
     let decision = world.decide();
-    assert_eq!((decision.facts.step, decision.facts.trained, decision.facts.training), (10, true, false));
+    assert_eq!(
+        (decision.facts.kind.step, decision.facts.kind.trained, decision.facts.kind.training),
+        (10, true, false)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,7 +262,7 @@ async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_i
     let mut world = World::training();
     world.swarm.spec.suspend = true;
     let decision = world.decide();
-    assert!(decision.plan == Lifecycle::Wait && decision.delete.is_empty() && decision.facts.waits);
+    assert!(decision.plan == Lifecycle::Wait && decision.delete.is_empty() && decision.facts.kind.waits);
     // A peer that is lost meanwhile is replaced: its stage is needed for the checkpoint.
     world.peer(0).phase = Phase::Lost("its container failed");
     let decision = world.decide();
@@ -273,7 +276,7 @@ async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_i
     world.run(&decision);
     let decision = world.decide();
     assert_eq!((decision.plan, decision.create.len()), (Lifecycle::Rest, 0));
-    assert!(decision.facts.is_whole() && decision.facts.step == 12);
+    assert!(decision.facts.is_whole() && decision.facts.kind.step == 12);
     world.swarm.spec.suspend = false;
     let decision = world.decide();
     assert_eq!((decision.plan, decision.create.len()), (Lifecycle::Train, 6));
@@ -359,7 +362,7 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     let mut world = World::training();
     world.conduct(RunPhase::Succeeded, 100, Some(100));
     let decision = world.decide();
-    assert!(decision.facts.finished && decision.delete.len() == 6);
+    assert!(decision.facts.kind.finished && decision.delete.len() == 6);
     world.run(&decision);
     assert_eq!(world.decide().plan, Lifecycle::Rest);
     world.swarm.spec.optimizer.learning_rate = 0.01;
@@ -370,7 +373,7 @@ async fn success_ends_all_pods_and_only_more_steps_start_it_again() {
     assert_eq!(world.decide().plan, Lifecycle::Rest);
     world.swarm.spec.steps = 200;
     let decision = world.decide();
-    assert_eq!((decision.plan, decision.create.len(), decision.facts.step), (Lifecycle::Train, 6, 100));
+    assert_eq!((decision.plan, decision.create.len(), decision.facts.kind.step), (Lifecycle::Train, 6, 100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,7 +400,7 @@ async fn a_new_leader_does_not_say_of_a_run_that_trains_that_it_does_not() {
     assert!(world.decide().unheard > 0);
     world.second = 14;
     let decision = world.decide();
-    assert_eq!((decision.unheard, decision.facts.training), (0, false));
+    assert_eq!((decision.unheard, decision.facts.kind.training), (0, false));
 }
 
 #[tokio::test(start_paused = true)]
@@ -407,7 +410,7 @@ async fn a_failed_run_stalls_until_the_manifest_is_mended() {
     world.conduct(RunPhase::Failed, 10, Some(5));
     let decision = world.decide();
     assert_eq!(decision.facts.trouble, Some(("TrainingFailed".into(), "the data is no UTF-8".into())));
-    assert!(!decision.facts.trained && decision.delete.is_empty(), "logs stay readable");
+    assert!(!decision.facts.kind.trained && decision.delete.is_empty(), "logs stay readable");
     // A conductor that ends on top of that is made again with growing pauses, and the trouble stays told.
     for pause_s in [0, 4, 8] {
         let name = world.view.conductors.keys().next().unwrap().clone();
@@ -513,7 +516,7 @@ async fn pods_that_are_to_go_wait_for_a_destination_that_takes_no_checkpoint() {
     assert!(status.conditions[0].message.ends_with(": no space left"), "{}", status.conditions[0].message);
     // One that takes the place of the conductor does not know yet whether that is still so.
     degraded(&mut world, None);
-    assert!(world.decide().facts.degraded.is_some());
+    assert!(world.decide().facts.kind.degraded.is_some());
     // A checkpoint that takes its time for another reason is not waited for like this.
     for answer in world.answers.values_mut() {
         if let Some(run) = answer.report.as_mut().and_then(|r| r.run.as_mut()) {
