@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::apply::network::Reach;
-use crate::apply::pods::Image;
+use crate::apply::parts::Image;
 
 /// Kubernetes operator of Dunlin: plans and runs swarms of preemptible pods that serve one model together.
 #[derive(Clone, Debug, Parser)]

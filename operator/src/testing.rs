@@ -9,7 +9,8 @@ use kube::client::Body;
 use serde_json::Value;
 use tower_test::mock;
 
-use crate::apply::pods::{Image, PoolTemplate};
+use crate::apply::parts::Image;
+use crate::apply::pods::PoolTemplate;
 use crate::inference::ServingFacts;
 use crate::key::Kind;
 use crate::labels::Owner;

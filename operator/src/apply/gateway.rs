@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
+use crate::apply::parts::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
 use crate::apply::passthrough;
-use crate::apply::pods::{Container, Image, Mount, apart, container, pod_hash, pod_spec, tls_volume};
+use crate::apply::pods::pod_hash;
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, leaf};
 use crate::spot;
 

@@ -1,6 +1,6 @@
 //! Writes what a plan asks for: server-side apply with one field manager, only where something changed.
 //!
-//! * [`pods`], [`gateway`], [`network`], [`budget`], [`certificates`], [`topology`], [`passthrough`] build manifests and do no IO
+//! * [`parts`] (what pods are made of), [`pods`], [`gateway`], [`network`], [`budget`], [`certificates`], [`topology`], [`passthrough`] build manifests and do no IO
 //! * [`Applier`] sends them · [`holds`] what failed rests before it is sent again
 
 pub mod budget;
@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod gateway;
 pub mod holds;
 pub mod network;
+pub mod parts;
 pub mod passthrough;
 pub mod pods;
 pub mod topology;

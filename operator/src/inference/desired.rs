@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use crate::apply::gateway::{self, Gateway};
 use crate::apply::network::GRPC_PORT;
-use crate::apply::pods::{
-    ADAPTERS_DIR, Image, MODELS_DIR, Mount, Nodes, PoolTemplate, WorkerPod, stage_args,
-};
+use crate::apply::parts::{Image, Mount};
+use crate::apply::pods::{ADAPTERS_DIR, MODELS_DIR, Nodes, PoolTemplate, WorkerPod, stage_args};
 use crate::config::Config;
 use crate::key::Kind;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};

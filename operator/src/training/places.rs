@@ -2,7 +2,8 @@
 
 use dunlin_crds::{CheckpointDestination, TrainingSwarmSpec};
 
-use crate::apply::pods::{MODELS_DIR, Mount};
+use crate::apply::parts::Mount;
+use crate::apply::pods::MODELS_DIR;
 use crate::labels::{ROLE_CONDUCTOR, ROLE_PEER, ROLE_TRAINER};
 
 /// Where the volume with checkpoints is mounted.
