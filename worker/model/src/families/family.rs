@@ -70,6 +70,8 @@ pub(crate) struct Family {
     /// Tensors of a block that have other names than a Llama's.
     pub(crate) names: &'static [(Role, InBoth)],
     pub(crate) fused: &'static [Fused],
+    /// Why its models are not trained, if not for their blocks.
+    pub(crate) untrained: Option<&'static str>,
     /// What config.json says of the rotary embedding; of a model of so many positions.
     pub(crate) rotary: fn(&Section<'_>, usize) -> Result<Rotary, ModelError>,
     /// What config.json says beyond that, put into a model that is a Llama so far.

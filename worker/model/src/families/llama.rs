@@ -24,6 +24,7 @@ pub(super) const LLAMA: Family = Family {
     rope_tensors: &[ROPE_DIVISORS],
     names: &[],
     fused: &[],
+    untrained: None,
     rotary: json_rope::rotary,
     json,
     gguf,
