@@ -9,6 +9,7 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
 mod windows;
 
 use serde_json::Value;
@@ -18,7 +19,7 @@ use crate::error::{ModelError, excerpt};
 use family::Family;
 
 /// All of them.
-const ALL: [&Family; 7] = [
+const ALL: [&Family; 8] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &qwen2::QWEN2,
@@ -26,6 +27,7 @@ const ALL: [&Family; 7] = [
     &gemma::GEMMA,
     &gemma3::GEMMA3,
     &phi3::PHI3,
+    &seed_oss::SEED_OSS,
 ];
 
 /// How many matrices the module is, of a name of its tensors: in whichever family has most.
