@@ -59,6 +59,10 @@ test-templates: build ## 100,000 chats and texts as tokens, here and in transfor
 	cargo build --locked --release -p dunlin-gateway --example prompts
 	e2e/templates/run.sh $(TARGET)/release/examples/prompts $(TARGET)/release/dunlin
 
+test-gguf: ## tokens and logits of small GGUF files of the usual shapes beside llama.cpp's (builds it into the cache, some minutes)
+	tools/install.sh nextest
+	DUNLIN_LLAMA_LOGITS=$$(e2e/gguf/llama-logits.sh) cargo nextest run --locked -p dunlin-model --run-ignored only --no-capture -E 'binary(gguf_shapes)'
+
 test-s3: ## checkpoints of training runs in a bucket of a real S3 server (built from Go modules into the cache)
 	tools/install.sh nextest
 	e2e/s3/run.sh
@@ -164,6 +168,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
+.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-gguf test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train
