@@ -287,7 +287,7 @@ fn a_peer_that_is_nobodys_mate_gets_no_values() {
 
 fn hello(name: &str, gateway: bool) -> proto::Frame {
     let arithmetic = dunlin_kernels::ARITHMETIC_VERSION;
-    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway, arithmetic };
+    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway, arithmetic, lease_ms: 0 };
     proto::Frame { body: Some(Body::Hello(hello)) }
 }
 

@@ -18,7 +18,7 @@ pub mod topology;
 pub use layers::{Layers, layer_set, ranges};
 pub use limits::{LAYERS_MAX, PEERS_MAX};
 pub use model::{ModelId, ModelSizes};
-pub use peer::{Load, Loads, PeerName, PeerState};
+pub use peer::{Load, Loads, Paging, PeerName, PeerState};
 pub use topology::{Epoch, NoRoute, RouteHop, Topology, TopologyError, TopologyPeer};
 
 /// Index of a token in a sequence, and of the row made from it.

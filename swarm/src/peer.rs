@@ -50,6 +50,33 @@ pub enum PeerState {
     Draining,
 }
 
+/// How a peer counts the KV pages of a session. It says so with its load, and gateways count as it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paging {
+    /// Positions of a page.
+    pub page_positions: u32,
+    /// A session is let in when there are pages for this many positions beyond what it has (but no more than it can get), and as many count as
+    /// taken for each that is there: sessions then seldom have to give pages back, and short answers never.
+    pub positions_ahead: u32,
+}
+
+impl Paging {
+    /// Of this build, and of those that do not say theirs.
+    pub const OWN: Self = Self { page_positions: 16, positions_ahead: 256 };
+
+    /// Positions whose pages count as taken by a session of `len` tokens, which gets at most `len_max`.
+    #[must_use]
+    pub fn counted_positions(self, len: u32, len_max: u32) -> u32 {
+        len.saturating_add(self.positions_ahead).min(len_max)
+    }
+}
+
+impl Default for Paging {
+    fn default() -> Self {
+        Self::OWN
+    }
+}
+
 /// What a peer reports about itself five times a second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -62,6 +89,8 @@ pub struct Load {
     pub spare_pages: u32,
     /// KV pages in all.
     pub total_pages: u32,
+    /// How it counts them.
+    pub paging: Paging,
     /// Rows put through a layer since the engine started: a count that stands still only when the engine does.
     pub layer_rows: u64,
     /// Version of the arithmetic it computes with: peers of two versions are never on one route.

@@ -11,8 +11,11 @@ pub const GRACE: Duration = Duration::from_secs(30);
 pub const DRAIN: Duration = Duration::from_secs(25);
 /// What the operator leaves a worker whose machine is taken back: part of the notice has passed when it learns of it.
 pub const DRAIN_ON_NOTICE: Duration = Duration::from_secs(15);
-/// A stage frees what it keeps for a gateway that it has not heard of for this long.
+/// A stage frees what it keeps for a gateway that it has not heard of for this long. The gateway's number: it says it in its hello, and this is what
+/// gateways of this build say, and what a stage takes for those that say nothing.
 pub const GATEWAY_LEASE: Duration = Duration::from_secs(10);
+/// Shortest and longest lease that a stage gives: long enough to dial again, short enough that a lost gateway does not keep pages for ever.
+pub const GATEWAY_LEASE_RANGE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// Pause between pings of a link.
 pub const PING: Duration = Duration::from_millis(200);
 /// A link on which nothing was heard for so long, three pings and a little, is lost.
@@ -39,5 +42,7 @@ mod tests {
     #[test]
     fn sessions_outlive_the_links_that_carry_them() {
         assert!(SILENCE * 5 < GATEWAY_LEASE, "a gateway that dials again finds its sessions");
+        let (least, most) = GATEWAY_LEASE_RANGE;
+        assert!(SILENCE * 3 < least && least <= GATEWAY_LEASE && GATEWAY_LEASE <= most);
     }
 }

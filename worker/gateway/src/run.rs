@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use axum::serve::ListenerExt;
 use dunlin_protocol::{GatewayConfig, GatewayId};
 use dunlin_swarm::Topology;
+use dunlin_swarm::timing::GATEWAY_LEASE;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{Credentials, LinksConfig, WireRuntime, proto};
 use tokio::net::TcpListener;
@@ -65,6 +66,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         name: options.name.clone(),
         incarnation: options.incarnation,
         gateway: true,
+        lease_ms: GATEWAY_LEASE.as_millis() as u64,
         ..proto::Hello::default()
     };
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -3,18 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use dunlin_swarm::{Epoch, Layers, Load, PeerName, Position};
+use dunlin_swarm::{Epoch, Layers, Load, Paging, PeerName, Position};
 
 use crate::sampling::{FinishReason, SamplingParams};
 
 /// Rows that a hop takes ahead of what it has computed: its neighbour sends no more until it hears of room ([`Frame::Room`]). Enough for
 /// the next batch to be there when one is done; the bound of what a session can pile up on a peer.
 pub const WINDOW_ROWS: u32 = 256;
-/// Positions of a page of KV cache.
-pub const PAGE_POSITIONS: u32 = 16;
-/// A session is let in when its peers have pages for this many positions beyond what it has (but no more than it can get), and a peer
-/// counts as many as taken for each that it has: they then seldom have to give pages back, and short answers never.
-pub const PAGES_ROOM_AHEAD: u32 = 256;
+/// Positions of a page of KV cache of this build. Others say theirs: [`Load::paging`].
+pub const PAGE_POSITIONS: u32 = Paging::OWN.page_positions;
+/// Positions beyond what a session has, for which pages count as taken in this build.
+pub const PAGES_ROOM_AHEAD: u32 = Paging::OWN.positions_ahead;
 
 /// Number of a try to go on with a session; only its gateway counts it up.
 pub type Attempt = u32;

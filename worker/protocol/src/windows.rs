@@ -55,13 +55,19 @@ impl Windows {
     /// Pages that a sequence of `positions` positions takes in these layers, at most.
     #[must_use]
     pub fn pages(&self, layers: Layers, positions: Position) -> u32 {
-        let all = positions.div_ceil(PAGE_POSITIONS);
+        self.pages_of(layers, positions, PAGE_POSITIONS)
+    }
+
+    /// The same where a page has `page_positions`.
+    #[must_use]
+    pub fn pages_of(&self, layers: Layers, positions: Position, page_positions: u32) -> u32 {
+        let all = positions.div_ceil(page_positions);
         if self.0.is_empty() {
             return layers.len() * all;
         }
         // Neither end of what is kept need be that of a page.
         let kept = |window: u32| {
-            window.saturating_add(KEPT_BEHIND + BATCH_ROWS).div_ceil(PAGE_POSITIONS).saturating_add(1)
+            window.saturating_add(KEPT_BEHIND + BATCH_ROWS).div_ceil(page_positions).saturating_add(1)
         };
         layers.iter().map(|layer| self.of(layer).map_or(all, |window| all.min(kept(window)))).sum()
     }

@@ -8,7 +8,7 @@ use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Held, Open, Refusal, SamplingParams,
     SessionId, Windows,
 };
-use dunlin_swarm::{Layers, Load, PeerName, PeerState, Topology, TopologyPeer};
+use dunlin_swarm::{Layers, Load, Paging, PeerName, PeerState, Topology, TopologyPeer};
 
 /// Three peers with two layers each, and the next one's as shadows.
 const PEERS: [&str; 3] = ["a", "b", "c"];
@@ -275,6 +275,32 @@ fn nobody_is_let_in_before_there_are_pages_for_it_and_nobody_younger_before_it()
         world.pong(name, &[held(Layers::new(2 * i as u32, 2 * i as u32 + 2))]);
     }
     assert_eq!(world.core.counts(), (3, 0));
+}
+
+/// Peers and gateways of two versions may have pages of two sizes: those of the peer count.
+#[test]
+fn pages_are_counted_as_the_peer_counts_them() {
+    let mut world = World::new();
+    for (name, paging, spare) in [
+        // 2 * ceil(16 / 64), 2 * ceil((16 + 1024) / 16) and 2 * ceil((16 + 256) / 16).
+        ("a", Paging { page_positions: 64, positions_ahead: 0 }, 2),
+        ("b", Paging { page_positions: 16, positions_ahead: 1024 }, 129),
+        ("c", Paging::OWN, 34),
+    ] {
+        let load = world.loads.get_mut(name).unwrap();
+        (load.free_pages, load.spare_pages, load.paging) = (spare, spare, paging);
+        world.pong(name, &[]);
+    }
+    world.submit(1, 16, 2000);
+    assert_eq!(world.opened().len(), 0);
+    assert!(
+        world.phase(1).contains("memory on b: 130 pages of KV cache, it can spare 129"),
+        "{}",
+        world.phase(1)
+    );
+    world.loads.get_mut("b").unwrap().spare_pages = 130;
+    world.pong("b", &[]);
+    assert_eq!(world.opened().len(), 1, "a and c have enough as they count");
 }
 
 #[test]

@@ -325,3 +325,20 @@ fn a_session_is_let_in_only_while_there_are_pages_for_it_and_the_youngest_gives_
     a.starved(true, &mut out);
     assert!(out.is_empty() && a.session_count() == 2);
 }
+
+#[test]
+fn sessions_are_kept_for_as_long_as_their_gateway_says_or_as_the_stage_would() {
+    let (mut a, mut out) = (node("a"), Vec::new());
+    let gateway = |name: &str| GatewayId { name: name.into(), incarnation: 1 };
+    for (session, name) in [(1, "patient"), (2, "brief"), (3, "silent")] {
+        say(&mut a, Frame::Open(Open { gateway: gateway(name), ..open(session, 0, 10, 20) }), &mut out);
+    }
+    a.heard(&gateway("patient"), Some(60_000), 1_000);
+    a.heard(&gateway("brief"), Some(2_000), 1_000);
+    a.heard(&gateway("silent"), None, 1_000);
+    happened(&mut out);
+    for (now_ms, left) in [(2_999, 3), (3_000, 2), (10_999, 2), (11_000, 1), (60_999, 1), (61_000, 0)] {
+        a.tick(now_ms, &mut out);
+        assert_eq!(a.session_count(), left, "after {now_ms} ms");
+    }
+}

@@ -16,7 +16,7 @@ use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode, Windows};
 use dunlin_swarm::limits::SESSIONS_MAX;
 use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
-use dunlin_swarm::{Load, PeerName, Topology, layer_set, ranges};
+use dunlin_swarm::{Load, Paging, PeerName, Topology, layer_set, ranges};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{
     Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Vitals, WireRuntime, convert, proto,
@@ -94,6 +94,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         incarnation: 0,
         gateway: false,
         arithmetic: ARITHMETIC_VERSION,
+        lease_ms: 0,
     };
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(metrics::StageMetrics::default());
@@ -213,7 +214,7 @@ impl Stage {
     fn inbound_event(&mut self, event: InboundEvent, out: &mut Vec<StageEffect>) {
         let now_ms = self.now_ms();
         if let Sender::Gateway(gateway) = &event.from {
-            self.node.heard(gateway, now_ms);
+            self.node.heard(gateway, event.lease_ms, now_ms);
         }
         // Pings are answered where they arrive.
         if !matches!(event.frame, Frame::Ping { .. }) {
@@ -343,6 +344,7 @@ impl Stage {
             free_pages: status.free_pages,
             spare_pages: self.node.spare_pages(),
             total_pages: status.total_pages,
+            paging: Paging::OWN,
             layer_rows: status.layer_rows,
             arithmetic: ARITHMETIC_VERSION,
             rows_per_s_per_layer: status.rows_per_s_per_layer,

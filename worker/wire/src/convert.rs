@@ -8,7 +8,7 @@ use dunlin_protocol::{
     FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
 };
 use dunlin_swarm::limits::{ADAPTER_NAME_BYTES_MAX, CONTEXT_TOKENS_MAX, LIST_ENTRIES_MAX, ROUTE_HOPS_MAX};
-use dunlin_swarm::{Layers, Load, ModelSizes};
+use dunlin_swarm::{Layers, Load, ModelSizes, Paging};
 use thiserror::Error;
 
 use crate::proto;
@@ -316,6 +316,8 @@ pub fn load_to_wire(load: &Load) -> proto::Load {
         spare_pages: Some(load.spare_pages),
         layer_rows: load.layer_rows,
         arithmetic: load.arithmetic,
+        page_positions: load.paging.page_positions,
+        positions_ahead: load.paging.positions_ahead,
     }
 }
 
@@ -329,6 +331,13 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         "a load that cannot be",
     )?;
     let held = load.held.into_iter().map(|l| layers_from_wire(Some(l))).collect::<Result<_, _>>()?;
+    let said = Paging { page_positions: load.page_positions, positions_ahead: load.positions_ahead };
+    let paging = if said.page_positions == 0 { Paging::OWN } else { said };
+    check(paging.page_positions <= CONTEXT_TOKENS_MAX, "a load whose page_positions is beyond any sequence")?;
+    check(
+        paging.positions_ahead <= CONTEXT_TOKENS_MAX,
+        "a load whose positions_ahead is beyond any sequence",
+    )?;
     Ok(Load {
         queue_rows: load.queue_rows,
         free_pages: load.free_pages,
@@ -339,6 +348,7 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         spare_pages: load.spare_pages.unwrap_or(load.free_pages),
         layer_rows: load.layer_rows,
         arithmetic: load.arithmetic,
+        paging,
     })
 }
 
@@ -349,9 +359,9 @@ mod tests {
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
-    use dunlin_swarm::{Layers, Load};
+    use dunlin_swarm::{Layers, Load, Paging};
 
-    use super::{from_wire, to_wire};
+    use super::{from_wire, load_from_wire, load_to_wire, to_wire};
     use crate::proto;
 
     fn open() -> Open {
@@ -402,6 +412,7 @@ mod tests {
             spare_pages: 6,
             layer_rows: u64::MAX,
             arithmetic: 7,
+            paging: Paging { page_positions: 64, positions_ahead: 0 },
         };
         let held = vec![Held { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
@@ -447,5 +458,26 @@ mod tests {
         let rows = proto::Rows { count: 3, data: vec![0; 8].into(), ..proto::Rows::default() };
         assert!(from_wire(proto::Frame { body: Some(proto::frame::Body::Rows(rows)) }).is_err());
         assert!(from_wire(proto::Frame { body: None }).is_err());
+    }
+
+    #[test]
+    fn a_peer_says_how_it_counts_pages_and_one_that_does_not_counts_as_it_did_before_it_could() {
+        let older = load_to_wire(&Load::default());
+        let older = proto::Load { page_positions: 0, positions_ahead: 0, ..older };
+        assert_eq!(
+            load_from_wire(older.clone()).unwrap().paging,
+            Paging { page_positions: 16, positions_ahead: 256 }
+        );
+        let said = proto::Load { page_positions: 32, positions_ahead: 0, ..older.clone() };
+        assert_eq!(load_from_wire(said).unwrap().paging, Paging { page_positions: 32, positions_ahead: 0 });
+        for (wrong, field) in [
+            (proto::Load { page_positions: u32::MAX, ..older.clone() }, "page_positions"),
+            (
+                proto::Load { page_positions: 16, positions_ahead: u32::MAX, ..older.clone() },
+                "positions_ahead",
+            ),
+        ] {
+            assert!(load_from_wire(wrong).unwrap_err().to_string().contains(field));
+        }
     }
 }

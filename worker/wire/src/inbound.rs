@@ -9,6 +9,7 @@ use std::time::Duration;
 use dunlin_protocol::{Frame, GatewayId, Held, Sender};
 use dunlin_swarm::Load;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
+use dunlin_swarm::timing::GATEWAY_LEASE_RANGE;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
@@ -35,6 +36,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 pub struct InboundEvent {
     /// Who sent it: what the hello of its stream says, as far as its certificate agrees.
     pub from: Sender,
+    /// How long the sessions of a gateway are to be kept without a word of it, if it says so.
+    pub lease_ms: Option<u64>,
     /// What it sent.
     pub frame: Frame,
 }
@@ -136,7 +139,7 @@ impl Inbound {
     /// Takes what a caller says, to the end of its stream.
     async fn serve(
         self,
-        from: Sender,
+        (from, lease_ms): (Sender, Option<u64>),
         back: Back,
         mut incoming: Streaming<proto::Frame>,
         entry: Entry<Sender, Back>,
@@ -152,7 +155,7 @@ impl Inbound {
             let Ok(Some(frame)) = frame else { return };
             let Ok(frame) = from_wire(frame) else { return };
             let ping = if let Frame::Ping { seq, .. } = frame { Some(seq) } else { None };
-            let event = InboundEvent { from: from.clone(), frame };
+            let event = InboundEvent { from: from.clone(), lease_ms, frame };
             let Some(seq) = ping else {
                 if self.events.send(event).await.is_err() {
                     return;
@@ -196,11 +199,26 @@ impl proto::stage_server::Stage for Inbound {
         };
         let from = sender(&caller, &hello)?;
         self.check(&hello)?;
+        let lease_ms = lease(&hello)?;
         let (replies, outgoing) = queue::queue(QUEUE_BYTES_MAX);
         let back = Back { replies, closed: Arc::default() };
         let entry = self.callers.enter(from.clone(), &caller, back.clone(), STREAMS_MAX)?;
-        tokio::spawn(self.clone().serve(from, back, incoming, entry));
+        tokio::spawn(self.clone().serve((from, lease_ms), back, incoming, entry));
         Ok(Response::new(Box::pin(outgoing)))
+    }
+}
+
+/// The lease that a gateway asks for, if it asks for one.
+fn lease(hello: &proto::Hello) -> Result<Option<u64>, Status> {
+    let (least, most) = (GATEWAY_LEASE_RANGE.0.as_millis(), GATEWAY_LEASE_RANGE.1.as_millis());
+    match hello.lease_ms {
+        0 => Ok(None),
+        said if (least..=most).contains(&u128::from(said)) => Ok(Some(said)),
+        said => {
+            let why = format!("{} asks for lease_ms {said}: it can be {least} to {most}", hello.name);
+            warn!("a stream is refused: {why}");
+            Err(Status::invalid_argument(why))
+        }
     }
 }
 

@@ -143,7 +143,13 @@ async fn answer_calls(mut calls: mpsc::Receiver<StageInbound>, reached: mpsc::Se
 
 fn hello(name: &str, incarnation: u64, gateway: bool) -> proto::Frame {
     proto::Frame {
-        body: Some(Body::Hello(proto::Hello { name: name.to_owned(), incarnation, gateway, arithmetic: 1 })),
+        body: Some(Body::Hello(proto::Hello {
+            name: name.to_owned(),
+            incarnation,
+            gateway,
+            arithmetic: 1,
+            lease_ms: 0,
+        })),
     }
 }
 
@@ -339,6 +345,28 @@ async fn a_hello_says_what_the_certificate_says() {
     assert!(
         matches!(from, Sender::Gateway(id) if id.name == "gateway-5d8f7c9b4-x7x7x" && id.incarnation == 3)
     );
+}
+
+#[tokio::test]
+async fn a_gateway_says_how_long_it_may_be_silent_and_is_refused_what_makes_no_sense() {
+    let mut world = World::new().await;
+    let certificate = world.certificate(Role::Gateway, "gateway");
+    for (said, taken) in [(0, None), (2_000, Some(2_000)), (300_000, Some(300_000))] {
+        let mut begin = hello("gateway", 1, true);
+        let Some(Body::Hello(hello)) = &mut begin.body else { panic!() };
+        hello.lease_ms = said;
+        let _stream = exchange(world.channel(&certificate).await, &[begin, ping()]).await.unwrap();
+        assert_eq!(world.next_frame().await.lease_ms, taken);
+    }
+    for said in [1, 1_999, 300_001, u64::MAX] {
+        let mut begin = hello("gateway", 1, true);
+        let Some(Body::Hello(hello)) = &mut begin.body else { panic!() };
+        hello.lease_ms = said;
+        let refused = exchange(world.channel(&certificate).await, &[begin, ping()]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains(&format!("lease_ms {said}")), "{refused:?}");
+    }
+    assert_eq!(world.reached(), []);
 }
 
 #[tokio::test]

@@ -294,12 +294,13 @@ impl GatewayCore {
         for peer in peers {
             let Some(load) = self.routes.loads().get(peer) else { continue };
             let own = hops.iter().filter(|hop| hop.peer == *peer);
-            let more: u32 = own.clone().filter(|hop| !is_counted(hop)).map(|hop| s.pages(hop.layers)).sum();
+            let more: u32 =
+                own.clone().filter(|hop| !is_counted(hop)).map(|hop| s.pages(hop.layers, load.paging)).sum();
             // What it has there of other layers is freed when it begins.
             let left = counted
                 .iter()
                 .filter(|(name, layers)| name == peer && !own.clone().any(|hop| hop.layers == *layers));
-            let need = more.saturating_sub(left.map(|(_, layers)| s.pages(*layers)).sum());
+            let need = more.saturating_sub(left.map(|(_, layers)| s.pages(*layers, load.paging)).sum());
             if need == 0 {
                 continue;
             }
@@ -308,7 +309,7 @@ impl GatewayCore {
                 .values()
                 .flat_map(|other| other.route.iter().map(move |h| (other, h)))
                 .filter(|(other, h)| h.peer == *peer && other.is_on_its_way_to(h))
-                .map(|(other, h)| other.pages(h.layers))
+                .map(|(other, h)| other.pages(h.layers, load.paging))
                 .sum();
             // What others may take yet is not theirs before they do.
             let spare = if s.has_begun() { load.free_pages } else { load.spare_pages };

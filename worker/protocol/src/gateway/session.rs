@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dunlin_swarm::{Layers, PeerName, Position, RouteHop};
+use dunlin_swarm::{Layers, Paging, PeerName, Position, RouteHop};
 
 use super::recovery::{Disturbance, Disturbed};
 use super::shell::Submission;
-use crate::frame::{Attempt, GatewayId, Hop, Open, PAGES_ROOM_AHEAD, SessionId};
+use crate::frame::{Attempt, GatewayId, Hop, Open, SessionId};
 use crate::sampling::SamplingParams;
 use crate::windows::Windows;
 
@@ -241,10 +241,10 @@ impl Session {
         known.chain(self.reported.iter().cloned()).collect()
     }
 
-    /// KV pages in these layers for all it has and some positions ahead.
-    pub(super) fn pages(&self, layers: Layers) -> u32 {
-        let positions = (self.tokens.len() as Position).saturating_add(PAGES_ROOM_AHEAD).min(self.max_len);
-        self.windows.pages(layers, positions)
+    /// KV pages in these layers for all it has and some positions ahead, as a peer counts them.
+    pub(super) fn pages(&self, layers: Layers, paging: Paging) -> u32 {
+        let positions = paging.counted_positions(self.tokens.len() as Position, self.max_len);
+        self.windows.pages_of(layers, positions, paging.page_positions)
     }
 
     /// Will a hop of its route take pages for it, without having said so yet?

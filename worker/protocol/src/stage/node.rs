@@ -15,14 +15,22 @@ use crate::windows::Windows;
 /// An engine that has had no pages for the only session that has any for so many ticks will never have them.
 const HOPELESS_TICKS: u32 = 20;
 
+/// For how long the sessions of a gateway are kept.
+struct Lease {
+    /// When it was last heard of.
+    heard_ms: u64,
+    /// Without a word of it.
+    lasts_ms: u64,
+}
+
 /// All sessions on one peer.
 pub struct StageNode {
     pub(super) config: StageConfig,
     pub(super) held: Vec<Layers>,
     pub(super) adapters: BTreeSet<Arc<str>>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
-    /// When each gateway with sessions here was last heard of.
-    pub(super) heard_ms: BTreeMap<GatewayId, u64>,
+    /// Of each gateway with sessions here.
+    leases: BTreeMap<GatewayId, Lease>,
     /// Counts up with each use of a session: the order in which journals are dropped.
     pub(super) uses: u64,
     /// Frames to this peer itself, handled before anything else.
@@ -42,7 +50,7 @@ impl StageNode {
             held: Vec::new(),
             adapters: BTreeSet::new(),
             sessions: BTreeMap::new(),
-            heard_ms: BTreeMap::new(),
+            leases: BTreeMap::new(),
             uses: 0,
             local: VecDeque::new(),
             row_bytes_bound: 0,
@@ -130,18 +138,23 @@ impl StageNode {
         all
     }
 
-    /// A gateway gave a sign of life.
-    pub fn heard(&mut self, gateway: &GatewayId, now_ms: u64) {
-        if let Some(heard_ms) = self.heard_ms.get_mut(gateway) {
-            *heard_ms = now_ms;
+    /// A gateway gave a sign of life. Its sessions are kept for `lease_ms` behind it; one that does not say how long has the stage's own lease.
+    pub fn heard(&mut self, gateway: &GatewayId, lease_ms: Option<u64>, now_ms: u64) {
+        if let Some(lease) = self.leases.get_mut(gateway) {
+            *lease = Lease { heard_ms: now_ms, lasts_ms: lease_ms.unwrap_or(self.config.lease_ms) };
         }
+    }
+
+    /// A gateway has a session here. Its next sign of life says how long it may be silent; until then it is the stage's own lease.
+    pub(super) fn lease(&mut self, gateway: &GatewayId, now_ms: u64) {
+        let lease = Lease { heard_ms: now_ms, lasts_ms: self.config.lease_ms };
+        self.leases.entry(gateway.clone()).or_insert(lease);
     }
 
     /// Frees the sessions of gateways whose lease has ended.
     pub fn tick(&mut self, now_ms: u64, out: &mut Vec<StageEffect>) {
-        let lease_ms = self.config.lease_ms;
-        self.heard_ms.retain(|gateway, heard_ms| {
-            let alive = now_ms.saturating_sub(*heard_ms) < lease_ms;
+        self.leases.retain(|gateway, lease| {
+            let alive = now_ms.saturating_sub(lease.heard_ms) < lease.lasts_ms;
             if !alive {
                 self.sessions.retain(|&session, s| {
                     let keep = s.gateway != *gateway;

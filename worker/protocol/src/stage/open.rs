@@ -24,7 +24,7 @@ impl StageNode {
             }
         }
         self.uses += 1;
-        self.heard_ms.entry(open.gateway.clone()).or_insert(now_ms);
+        self.lease(&open.gateway, now_ms);
         let me = &self.config.name;
         let s = self.sessions.entry(session).or_insert_with(|| Session::new(&open));
         if open.attempt > s.attempt || s.segments.is_empty() {

@@ -4,13 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use dunlin_swarm::limits::ROWS_BYTES_MAX;
-use dunlin_swarm::{Layers, Position};
+use dunlin_swarm::{Layers, Paging, Position};
 
 use super::journal::Journal;
 use super::shell::{Destination, Input, Job, Line, SampleRequest, StageEffect, Urgency};
-use crate::frame::{
-    Attempt, Frame, GatewayId, Hop, Open, PAGES_ROOM_AHEAD, Refusal, RowData, SessionId, WINDOW_ROWS,
-};
+use crate::frame::{Attempt, Frame, GatewayId, Hop, Open, Refusal, RowData, SessionId, WINDOW_ROWS};
 use crate::sampling::{FinishReason, SamplingParams};
 use crate::windows::Windows;
 
@@ -209,7 +207,7 @@ impl Session {
 
 /// Positions whose KV pages count as taken by a sequence of `len` tokens.
 pub(super) fn counted_positions(len: usize, max_len: u32) -> Position {
-    (len as Position).saturating_add(PAGES_ROOM_AHEAD).min(max_len)
+    Paging::OWN.counted_positions(len as Position, max_len)
 }
 
 impl Segment {

@@ -28,7 +28,7 @@ pub struct StageConfig {
     pub sessions_max: usize,
     /// Bytes of all journals and of rows that wait, at most; beyond, the least recently used session's journal is dropped.
     pub journal_bytes_max: usize,
-    /// A gateway not heard of for this long has no sessions any more.
+    /// A gateway not heard of for this long has no sessions any more, unless it says another time.
     pub lease_ms: u64,
 }
 

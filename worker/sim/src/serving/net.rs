@@ -99,7 +99,7 @@ impl World {
             Who::Peer(name) => Sender::Peer(name.clone()),
         };
         if let Sender::Gateway(gateway) = &sender {
-            peer.node.heard(gateway, now);
+            peer.node.heard(gateway, None, now);
         }
         if let (Sender::Gateway(gateway), Frame::Ping { seq, .. }) = (&sender, &frame) {
             let free = peer.engine.pages().free();
@@ -113,6 +113,7 @@ impl World {
                 rows_per_s_per_layer: 1e6 / (row_us * peer.slow) as f64,
                 held: peer.held.clone(),
                 draining: peer.draining,
+                ..Load::default()
             };
             let held = peer.node.held().remove(gateway).unwrap_or_default();
             let pong = Frame::Pong { seq: *seq, load, held };

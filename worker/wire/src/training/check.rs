@@ -14,8 +14,6 @@ pub const TEXT_BYTES_MAX: usize = 1 << 20;
 pub const MATES_MAX: usize = PEERS_MAX;
 /// Stages of a run, and shards of a stage beside its own.
 pub const STAGES_MAX: usize = LAYERS_MAX as usize;
-/// Microbatches in a list: of a step.
-pub const MICROBATCHES_MAX: usize = 1 << 20;
 /// Tensors of a shard.
 pub const TENSORS_MAX: usize = 1 << 20;
 /// Steps that are open at once.

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{Contribution, Held, HeldSums, Hello, Role, ShardId, StateDigest};
+use dunlin_swarm::limits::MICROBATCHES_MAX;
 
-use super::check::{
-    MICROBATCHES_MAX, MessageError, OPEN_STEPS_MAX, STAGES_MAX, TENSORS_MAX, digest, list, need, short,
-};
+use super::check::{MessageError, OPEN_STEPS_MAX, STAGES_MAX, TENSORS_MAX, digest, list, need, short};
 use super::mates::{mate_from_wire, mate_to_wire};
 use crate::proto::training as wire;
 
