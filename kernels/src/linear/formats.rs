@@ -21,6 +21,9 @@ impl BlockFormat for Q8 {
     type Shared<L: WeightLanes> = ();
 
     #[inline(always)]
+    fn nothing_shared<L: WeightLanes>(_: L) {}
+
+    #[inline(always)]
     unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
 
     #[inline(always)]
@@ -97,6 +100,9 @@ impl BlockFormat for Q4 {
     type Shared<L: WeightLanes> = ();
 
     #[inline(always)]
+    fn nothing_shared<L: WeightLanes>(_: L) {}
+
+    #[inline(always)]
     unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
 
     #[inline(always)]
@@ -122,6 +128,11 @@ impl BlockFormat for Q4K {
 
     /// Scale and minimum.
     type Shared<L: WeightLanes> = (L::Floats, L::Floats);
+
+    #[inline(always)]
+    fn nothing_shared<L: WeightLanes>(lanes: L) -> (L::Floats, L::Floats) {
+        (lanes.zero(), lanes.zero())
+    }
 
     /// A super-block is a chunk.
     #[inline(always)]
@@ -163,6 +174,11 @@ impl BlockFormat for Q6K {
 
     /// The scale.
     type Shared<L: WeightLanes> = L::Floats;
+
+    #[inline(always)]
+    fn nothing_shared<L: WeightLanes>(lanes: L) -> L::Floats {
+        lanes.zero()
+    }
 
     /// A super-block is a chunk.
     #[inline(always)]
