@@ -23,7 +23,7 @@ use crate::replay::ReplayArgs;
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: ToolCommand,
     /// How it logs.
     #[command(flatten)]
     pub log: LogArgs,
@@ -31,7 +31,7 @@ pub struct Cli {
 
 /// Commands.
 #[derive(Subcommand)]
-pub enum Command {
+pub enum ToolCommand {
     /// Serve a model with a whole swarm as processes on this machine.
     ///
     /// The same stages, gateway and recovery as on Kubernetes. When it serves, it prints a line of JSON with the URL and the processes. Ends

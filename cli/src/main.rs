@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use ask::ask;
 use clap::{CommandFactory, FromArgMatches};
-use cli::{Bench, Cli, Command, CompletionsArgs};
+use cli::{Bench, Cli, CompletionsArgs, ToolCommand};
 use dunlin_terminal::exit::FOUND;
 use dunlin_terminal::print;
 use dunlin_terminal::progress::Lines;
@@ -58,16 +58,20 @@ fn start() -> anyhow::Result<bool> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args = arguments();
     match args.command {
-        Command::Cluster(command) => return ask(dunlin_kubectl::run(command)),
-        Command::Plan(args) => return plan::run(&args),
-        Command::Local(local) => run(&args.log, "local", local::run(local)),
-        Command::LocalTrain(train) => run(&args.log, "local-train", local_train::run(train)),
-        Command::Replay(args) => replay::run(&args),
-        Command::RandomModel(args) => random_model::run(&args),
-        Command::Bench(Bench::Decode(args)) => bench::decode::run(&args),
-        Command::Bench(Bench::Average(average)) => run(&args.log, "average", bench::average::run(average)),
-        Command::Bench(Bench::AverageMember(member)) => run(&args.log, "member", bench::member::run(member)),
-        Command::Completions(args) => completions(&args),
+        ToolCommand::Cluster(command) => return ask(dunlin_kubectl::run(command)),
+        ToolCommand::Plan(args) => return plan::run(&args),
+        ToolCommand::Local(local) => run(&args.log, "local", local::run(local)),
+        ToolCommand::LocalTrain(train) => run(&args.log, "local-train", local_train::run(train)),
+        ToolCommand::Replay(args) => replay::run(&args),
+        ToolCommand::RandomModel(args) => random_model::run(&args),
+        ToolCommand::Bench(Bench::Decode(args)) => bench::decode::run(&args),
+        ToolCommand::Bench(Bench::Average(average)) => {
+            run(&args.log, "average", bench::average::run(average))
+        }
+        ToolCommand::Bench(Bench::AverageMember(member)) => {
+            run(&args.log, "member", bench::member::run(member))
+        }
+        ToolCommand::Completions(args) => completions(&args),
     }
     .map(|()| true)
 }

@@ -20,7 +20,7 @@ Options may be given as `--peers 3` or `--peers=3`. Those of the log stand befor
 
 fn markdown() -> String {
     let mut out = HEAD.to_owned();
-    for mut program in [crate::cli::Cli::command(), dunlin_worker::cli::Cli::command()] {
+    for mut program in [crate::cli::Cli::command(), dunlin_worker::cli::WorkerCli::command()] {
         program.build();
         section(&mut out, &program, program.get_name(), 2);
     }

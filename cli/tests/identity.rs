@@ -12,7 +12,7 @@ use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::{Local, LocalTraining};
 use dunlin_e2e::training::weights;
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole};
+use dunlin_protocol::training::{Hello, Mate, PeerReport, TrainingRole as HelloRole};
 use dunlin_swarm::Topology;
 use dunlin_wire::access::Rpc;
 use dunlin_wire::proto::control_client::ControlClient;

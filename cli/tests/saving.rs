@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use dunlin_e2e::store::Store;
 use dunlin_e2e::training::weights;
 use dunlin_train::TrainingConfig;
-use dunlin_train::checkpoint::{Claim, Owner};
+use dunlin_train::checkpoint::{Claim, ConductorLife};
 use serde_json::{Value, json};
 use tool::dunlin;
 
@@ -328,7 +328,7 @@ fn a_place_on_a_server_belongs_to_one_run_too() {
         TrainingConfig::from_json(&std::fs::read_to_string(file).unwrap()).unwrap()
     };
     let destination = run(7).checkpoint.unwrap().destination;
-    let take = |seed: u64| Claim::take(&destination, &run(seed), Owner::new("a test").unwrap());
+    let take = |seed: u64| Claim::take(&destination, &run(seed), ConductorLife::new("a test").unwrap());
     let first = take(7).unwrap().0;
     let error = take(8).err().unwrap();
     assert!(error.is_refusal() && error.to_string().contains("seed was 7"), "{error}");

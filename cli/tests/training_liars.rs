@@ -11,8 +11,8 @@ use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::wait;
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
-    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, Role as HelloRole, StateDigest, ToPeer,
-    ToTrainer, TrainerReport,
+    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, StateDigest, ToPeer, ToTrainer,
+    TrainerReport, TrainingRole as HelloRole,
 };
 use dunlin_wire::Role;
 use dunlin_wire::train::{ConductorLinkEvent, dial_conductor};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::wait;
 use dunlin_train::TrainingConfig;
-use dunlin_train::config::{ModelSource, model_config};
+use dunlin_train::config::{InitialModel, model_config};
 use dunlin_wire::proto::pull_request::What;
 use dunlin_wire::train::{Pieces, dial_stage};
 use dunlin_wire::{Role, proto};
@@ -107,7 +107,7 @@ fn flip(pid: u64, addresses: &[u64]) {
 fn layout(run: &Run, stage: u32) -> (usize, usize) {
     let text = std::fs::read_to_string(run.folder.join("run.json")).unwrap();
     let config = TrainingConfig::from_json(&text).unwrap();
-    let ModelSource::Config(shape) = &config.model else { unreachable!("the configuration has a shape") };
+    let InitialModel::Config(shape) = &config.model else { unreachable!("the configuration has a shape") };
     let model = model_config(shape, 256).unwrap();
     let layout = dunlin_train::Run::new(config, model).unwrap().layout(stage);
     let matrix = layout.tensors().iter().find(|t| t.decay && t.shape[1] >= 32 && t.name.contains("layers"));

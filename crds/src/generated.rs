@@ -7,7 +7,7 @@ use crate::{InferenceSwarm, TrainingSwarm, reference};
 
 /// A kind of this API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ResourceKind {
     /// [`InferenceSwarm`].
     Inference,
     /// [`TrainingSwarm`].
@@ -16,10 +16,10 @@ pub enum Kind {
 
 /// The kind called `name` in lower case, such as `trainingswarm`.
 #[must_use]
-pub fn kind(name: &str) -> Option<Kind> {
+pub fn kind(name: &str) -> Option<ResourceKind> {
     match name {
-        "inferenceswarm" => Some(Kind::Inference),
-        "trainingswarm" => Some(Kind::Training),
+        "inferenceswarm" => Some(ResourceKind::Inference),
+        "trainingswarm" => Some(ResourceKind::Training),
         _ => None,
     }
 }
@@ -28,7 +28,7 @@ pub fn kind(name: &str) -> Option<Kind> {
 ///
 /// # Errors
 /// When the schema cannot be written: a bug in the types.
-pub fn crd(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
+pub fn crd(kind: ResourceKind) -> Result<String, Box<dyn std::error::Error>> {
     Ok(serde_saphyr::to_string(&definition(kind)?)?)
 }
 
@@ -36,7 +36,7 @@ pub fn crd(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
 ///
 /// # Errors
 /// When the schema cannot be written: a bug in the types.
-pub fn docs(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
+pub fn docs(kind: ResourceKind) -> Result<String, Box<dyn std::error::Error>> {
     Ok(reference::markdown(&definition(kind)?))
 }
 
@@ -44,10 +44,10 @@ pub fn docs(kind: Kind) -> Result<String, Box<dyn std::error::Error>> {
 ///
 /// # Errors
 /// When the schema cannot be written: a bug in the types.
-pub fn definition(kind: Kind) -> Result<Value, serde_json::Error> {
+pub fn definition(kind: ResourceKind) -> Result<Value, serde_json::Error> {
     let mut crd = serde_json::to_value(match kind {
-        Kind::Inference => InferenceSwarm::crd(),
-        Kind::Training => TrainingSwarm::crd(),
+        ResourceKind::Inference => InferenceSwarm::crd(),
+        ResourceKind::Training => TrainingSwarm::crd(),
     })?;
     // An object that no operator has seen has a status that says so. Without one, whoever waits for it by the rules of kstatus (Helm, Flux)
     // takes it for done.
@@ -62,7 +62,8 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [(&str, Kind); 2] = [("inferenceswarm", Kind::Inference), ("trainingswarm", Kind::Training)];
+    const KINDS: [(&str, ResourceKind); 2] =
+        [("inferenceswarm", ResourceKind::Inference), ("trainingswarm", ResourceKind::Training)];
 
     fn checked_in(path: &str) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);

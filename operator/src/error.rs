@@ -23,7 +23,7 @@ pub enum Error {
         /// What the API server answered, or why there was no answer.
         source: Arc<kube::Error>,
         /// Which attempt it was.
-        attempt: Attempt,
+        attempt: WriteAttempt,
     },
     /// No pod can be made.
     #[error("cannot create a pod of pool {pool}")]
@@ -62,14 +62,14 @@ pub enum Error {
 
 /// An attempt at one write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attempt {
+pub struct WriteAttempt {
     /// How many failed in a row, this one included.
     pub times: u32,
     /// It was not made: the last one failed a short while ago.
     pub held: bool,
 }
 
-impl Default for Attempt {
+impl Default for WriteAttempt {
     fn default() -> Self {
         Self { times: 1, held: false }
     }
@@ -79,7 +79,7 @@ impl Error {
     /// An answer of the API server to the first attempt at `action`.
     #[must_use]
     pub fn api(action: String, source: kube::Error) -> Self {
-        Self::Api { action, source: Arc::new(source), attempt: Attempt::default() }
+        Self::Api { action, source: Arc::new(source), attempt: WriteAttempt::default() }
     }
 
     /// `what` could not be written as JSON.
@@ -129,11 +129,11 @@ impl Error {
         self.attempt().held
     }
 
-    fn attempt(&self) -> Attempt {
+    fn attempt(&self) -> WriteAttempt {
         match self {
             Self::Api { attempt, .. } => *attempt,
             Self::Pod { source, .. } => source.attempt(),
-            _ => Attempt::default(),
+            _ => WriteAttempt::default(),
         }
     }
 
@@ -256,7 +256,7 @@ mod tests {
     fn what_is_invalid_needs_a_user_at_once_and_what_is_forbidden_when_it_stays_so() {
         let again = |error: Error| match error {
             Error::Api { action, source, .. } => {
-                Error::Api { action, source, attempt: Attempt { times: 2, held: true } }
+                Error::Api { action, source, attempt: WriteAttempt { times: 2, held: true } }
             }
             other => other,
         };

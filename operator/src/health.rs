@@ -10,13 +10,13 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::OperatorMetrics;
 
 /// What the probes look at.
 #[derive(Clone)]
 pub struct Health {
     /// Metrics of the process.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<OperatorMetrics>,
     /// The caches have seen the cluster once.
     pub synced: watch::Receiver<bool>,
 }

@@ -19,7 +19,7 @@ use crate::apply::Applier;
 use crate::config::Config;
 use crate::key::{Kind, SwarmKey};
 use crate::labels::MANAGER;
-use crate::metrics::Metrics;
+use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
 use crate::swarm::context::Context;
@@ -42,7 +42,7 @@ pub struct ControllerParts {
     /// They have seen the cluster once.
     pub synced: watch::Receiver<bool>,
     /// Counters.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<OperatorMetrics>,
     /// Swarms to look at again.
     pub triggers: broadcast::Sender<SwarmKey>,
     /// Makes connections to workers.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use dunlin_operator::health::{self, Health};
 use dunlin_operator::lease::Elector;
-use dunlin_operator::metrics::Metrics;
+use dunlin_operator::metrics::OperatorMetrics;
 use dunlin_operator::{config, labels, lead, observe, peers, telemetry};
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
     // An error means that one is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::try_default().await.context("no kubeconfig and no ServiceAccount")?;
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(OperatorMetrics::default());
     let (stop, stopped) = watch::channel(false);
     let (leader, leading) = watch::channel(false);
     let (triggers, _) = broadcast::channel(TRIGGERS_MAX);

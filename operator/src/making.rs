@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use crate::apply::Applier;
 use crate::apply::certificates::{files, leaf_secret, names};
 use crate::apply::hand_to_pod;
-use crate::apply::holds::{Holds, Key};
+use crate::apply::holds::{HoldKey, Holds};
 use crate::deletion::Deletion;
 use crate::error::Error;
 use crate::key::SwarmKey;
 use crate::labels::{Owner, leaf, pod_name, random, role_label};
-use crate::observe::{Caches, Phase, WorkerView};
+use crate::observe::{Caches, PodPhase, WorkerView};
 use crate::roster::Creation;
 use crate::status::events::SwarmEvent;
 use crate::trust::{LOOK, Trust, YOUNG, is_old};
@@ -81,7 +81,7 @@ pub struct Maker<'a> {
 }
 
 /// Stands for the Secrets of all pods.
-fn secrets() -> Key {
+fn secrets() -> HoldKey {
     ("Secret".to_owned(), "of pods".to_owned())
 }
 
@@ -150,7 +150,7 @@ impl Maker<'_> {
     /// # Errors
     /// The API server's refusal, the last one as long as it rests.
     pub async fn certify_if_due(&mut self, pod: &WorkerView, role: Role) -> Result<(), Error> {
-        let waits = matches!(pod.phase, Phase::Pending(_)) && !pod.deleting;
+        let waits = matches!(pod.phase, PodPhase::Pending(_)) && !pod.deleting;
         if waits { self.certify(&pod.name, &pod.uid, role).await } else { self.renew_if_old(pod, role).await }
     }
 
@@ -158,7 +158,7 @@ impl Maker<'_> {
     async fn renew_if_old(&mut self, pod: &WorkerView, role: Role) -> Result<(), Error> {
         let now = Instant::now();
         let looked = self.making.looked.get(&pod.name).is_some_and(|at| now.duration_since(*at) < LOOK);
-        if pod.deleting || pod.phase != Phase::Running || is_young(pod) || looked {
+        if pod.deleting || pod.phase != PodPhase::Running || is_young(pod) || looked {
             return Ok(());
         }
         self.making.looked.insert(pod.name.clone(), now);

@@ -39,7 +39,7 @@ impl SwarmLabels {
 }
 
 /// All metrics of the process.
-pub struct Metrics {
+pub struct OperatorMetrics {
     registry: Registry,
     /// Seconds per reconciliation.
     pub reconcile_seconds: Histogram,
@@ -59,7 +59,7 @@ pub struct Metrics {
     pub leader: Gauge,
 }
 
-impl Default for Metrics {
+impl Default for OperatorMetrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("dunlin_operator");
         let metrics = Self {
@@ -90,7 +90,7 @@ impl Default for Metrics {
     }
 }
 
-impl Metrics {
+impl OperatorMetrics {
     /// The text that Prometheus scrapes.
     ///
     /// # Errors
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn series_appear_with_their_unit_and_vanish_with_the_swarm() {
-        let metrics = Metrics::default();
+        let metrics = OperatorMetrics::default();
         let labels =
             SwarmLabels { kind: "InferenceSwarm", namespace: "default".into(), swarm: "smollm2".into() };
         metrics.peers_lost.get_or_create(&labels).inc();

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::observe::{Phase, WorkerView};
+use crate::observe::{PodPhase, WorkerView};
 use crate::pools::PoolDesired;
 use crate::roster::{Readiness, Roster, is_current};
 
@@ -75,7 +75,7 @@ impl<'a> Rolling<'a> {
     /// Pods that are there to stay, as far as nobody is replaced.
     fn present(&self) -> impl Iterator<Item = &'a WorkerView> + use<'a> {
         let (workers, roster) = (self.workers, self.roster);
-        workers.values().filter(|w| !w.deleting && !matches!(w.phase, Phase::Draining(_))).filter(|w| {
+        workers.values().filter(|w| !w.deleting && !matches!(w.phase, PodPhase::Draining(_))).filter(|w| {
             let readiness = roster.readiness.get(&w.name);
             matches!(readiness, Some(Readiness::Ready | Readiness::Coming | Readiness::Leaving))
         })
@@ -173,7 +173,7 @@ mod tests {
             world.join(new, "h", Readiness::Ready);
             assert_eq!(world.going(), turn(old, false));
             let pod = world.workers.get_mut(old).unwrap();
-            (pod.deleting, pod.phase) = (true, Phase::Draining("it is being deleted"));
+            (pod.deleting, pod.phase) = (true, PodPhase::Draining("it is being deleted"));
             world.readiness.insert(old.into(), Readiness::Leaving);
             assert!(world.going().is_empty(), "{old} has not ended yet");
             world.leave(old);

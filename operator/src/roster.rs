@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::apply::pods::PoolTemplate;
 use crate::deletion::Deletion;
-use crate::observe::{Phase, WorkerView};
-use crate::peers::{Answer, WorkerState};
+use crate::observe::{PodPhase, WorkerView};
+use crate::peers::{WorkerRecord, WorkerState};
 use crate::pools::PoolDesired;
 
 /// A worker that answered but never got Ready may be silent this many times longer: it reads weights.
@@ -51,7 +51,7 @@ pub struct Roster {
 
 /// The pods that are wanted.
 #[derive(Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct WantedPods<'a> {
     /// Pools in order of preference.
     pub pools: &'a [PoolDesired],
     /// Fingerprint of what pods are made from.
@@ -66,7 +66,7 @@ pub struct RoleEvidence<'a> {
     /// Pods of one role.
     pub workers: &'a BTreeMap<String, WorkerView>,
     /// Reports.
-    pub answers: &'a BTreeMap<String, Answer>,
+    pub answers: &'a BTreeMap<String, WorkerRecord>,
     /// Peers that answer us and that no gateway can reach.
     pub unreachable: &'a BTreeSet<String>,
     /// Peers of the topology that an earlier operator published and that have never answered us.
@@ -94,7 +94,7 @@ impl<'a> RoleEvidence<'a> {
     #[must_use]
     pub fn plain(
         workers: &'a BTreeMap<String, WorkerView>,
-        answers: &'a BTreeMap<String, Answer>,
+        answers: &'a BTreeMap<String, WorkerRecord>,
         now: Instant,
         silence: Duration,
     ) -> Self {
@@ -118,7 +118,7 @@ impl<'a> RoleEvidence<'a> {
 
 /// The roster that brings the pods to what is desired.
 #[must_use]
-pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
+pub fn roster(desired: WantedPods<'_>, evidence: &RoleEvidence<'_>) -> Roster {
     let mut roster = Roster::default();
     for (name, worker) in evidence.workers {
         roster.readiness.insert(name.clone(), readiness(desired, worker, evidence));
@@ -141,7 +141,7 @@ pub fn roster(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Roster {
         // Its layers must be elsewhere first; who has none may go at once.
         Readiness::Leaving => {
             let may_leave = may_leave && !evidence.awaited.contains(&worker.name);
-            !worker.deleting && (may_leave || worker.phase == Phase::Pending(None))
+            !worker.deleting && (may_leave || worker.phase == PodPhase::Pending(None))
         }
         Readiness::Outdated => !worker.deleting,
         Readiness::Lost(_) => !worker.deleting || worker.node_gone,
@@ -172,7 +172,7 @@ fn fill(roster: &mut Roster, pool: &PoolDesired, wanted: usize, evidence: &RoleE
 
 /// Peers that each pool should have: its own, and those of pools without nodes as far as there is room, best pool first. The pods that find
 /// no node stay: they tell an autoscaler what is wanted, and where peers go back to.
-fn wanted(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Vec<usize> {
+fn wanted(desired: WantedPods<'_>, evidence: &RoleEvidence<'_>) -> Vec<usize> {
     let unplaced = |pool: &PoolDesired| {
         let workers = evidence.workers.values().filter(|w| w.pool == pool.template.name);
         let count = workers.filter(|w| evidence.unplaced.contains(&w.name)).count();
@@ -188,9 +188,9 @@ fn wanted(desired: Wanted<'_>, evidence: &RoleEvidence<'_>) -> Vec<usize> {
     each.collect()
 }
 
-fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &RoleEvidence<'_>) -> Readiness {
+fn readiness(desired: WantedPods<'_>, worker: &WorkerView, evidence: &RoleEvidence<'_>) -> Readiness {
     let answer = evidence.answers.get(&worker.name);
-    if let Phase::Lost(why) = &worker.phase {
+    if let PodPhase::Lost(why) = &worker.phase {
         // Its kubelet is silent, but it still serves: nothing is lost yet, and a replacement is on its way.
         let serves = answer.is_some_and(|a| a.was_ready && !a.is_silent(evidence.now, evidence.silence));
         if worker.node_gone && serves && worker.template == desired.template {
@@ -220,11 +220,11 @@ fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &RoleEvidence<'
     }
     let state = answer.and_then(|a| a.report.as_ref()).map(|r| r.state);
     match (&worker.phase, state) {
-        (Phase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Readiness::Leaving,
-        (Phase::Running, Some(WorkerState::Ready)) => Readiness::Ready,
-        (Phase::Running, None) if evidence.by_probe && worker.ready => Readiness::Ready,
+        (PodPhase::Draining(_), _) | (_, Some(WorkerState::Draining)) => Readiness::Leaving,
+        (PodPhase::Running, Some(WorkerState::Ready)) => Readiness::Ready,
+        (PodPhase::Running, None) if evidence.by_probe && worker.ready => Readiness::Ready,
         // It reads more layers, and goes on serving those that it has.
-        (Phase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
+        (PodPhase::Running, Some(WorkerState::Loading)) if answer.is_some_and(|a| a.was_ready) => {
             Readiness::Ready
         }
         _ if !is_current(desired.pools, worker) && holds_nothing(worker, answer) => Readiness::Outdated,
@@ -233,9 +233,9 @@ fn readiness(desired: Wanted<'_>, worker: &WorkerView, evidence: &RoleEvidence<'
 }
 
 /// Whether its end would be no loss, and as it is it may never serve. A pod that has not been heard yet, by a new leader say, may hold anything.
-fn holds_nothing(worker: &WorkerView, answer: Option<&Answer>) -> bool {
+fn holds_nothing(worker: &WorkerView, answer: Option<&WorkerRecord>) -> bool {
     let report = answer.filter(|a| !a.was_ready).and_then(|a| a.report.as_ref());
-    matches!(worker.phase, Phase::Pending(_)) || report.is_some_and(|report| report.held.is_empty())
+    matches!(worker.phase, PodPhase::Pending(_)) || report.is_some_and(|report| report.held.is_empty())
 }
 
 /// Whether `worker` is as its pool wants its pods now; those of a pool that is gone are.
@@ -247,12 +247,12 @@ pub fn is_current(pools: &[PoolDesired], worker: &WorkerView) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::report::Report;
+    use crate::peers::report::WorkerReport;
     use crate::testing::{desired, pool_desired, worker};
 
     struct World {
         workers: BTreeMap<String, WorkerView>,
-        answers: BTreeMap<String, Answer>,
+        answers: BTreeMap<String, WorkerRecord>,
         now: Instant,
     }
 
@@ -261,8 +261,13 @@ mod tests {
         let mut world = World { workers: BTreeMap::new(), answers: BTreeMap::new(), now };
         for name in names {
             world.workers.insert((*name).to_owned(), worker(name, "spot"));
-            let report = Report { state: WorkerState::Ready, ..Report::default() };
-            let answer = Answer { report: Some(report), at: Some(now), was_ready: true, ..Answer::default() };
+            let report = WorkerReport { state: WorkerState::Ready, ..WorkerReport::default() };
+            let answer = WorkerRecord {
+                report: Some(report),
+                at: Some(now),
+                was_ready: true,
+                ..WorkerRecord::default()
+            };
             world.answers.insert((*name).to_owned(), answer);
         }
         world
@@ -295,7 +300,7 @@ mod tests {
     #[test]
     fn a_failed_pod_is_replaced_at_once_and_deleted() {
         let mut world = world(&["a", "b", "c"]);
-        world.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
+        world.workers.get_mut("b").unwrap().phase = PodPhase::Lost("its container failed");
         let roster = run(&world, 3, 0, true);
         assert_eq!((roster.create.len(), roster.create[0].replaces), (1, true));
         assert_eq!(names(&roster.delete), ["b"]);
@@ -305,7 +310,7 @@ mod tests {
     #[test]
     fn a_loss_in_one_pool_is_not_replaced_by_pods_of_another() {
         let mut world = world(&["a", "b"]);
-        world.workers.get_mut("b").unwrap().phase = Phase::Lost("its container failed");
+        world.workers.get_mut("b").unwrap().phase = PodPhase::Lost("its container failed");
         let mut desired = desired(2);
         // Another pool starts at the same time.
         desired.pools.push(PoolDesired { peers: 2, peers_max: 2, ..pool_desired("steady", false) });
@@ -320,7 +325,7 @@ mod tests {
         let mut world = world(&["a"]);
         let worker = world.workers.get_mut("a").unwrap();
         (worker.phase, worker.deleting, worker.node_gone) =
-            (Phase::Lost("its node is not ready"), true, true);
+            (PodPhase::Lost("its node is not ready"), true, true);
         world.answers.clear();
         assert!(run(&world, 1, 0, true).delete[0].now);
     }
@@ -329,7 +334,7 @@ mod tests {
     fn a_peer_that_answers_from_a_node_that_is_not_ready_is_replaced_before_it_is_lost() {
         let mut world = world(&["a"]);
         let worker = world.workers.get_mut("a").unwrap();
-        (worker.phase, worker.node_gone) = (Phase::Lost("its node is not ready"), true);
+        (worker.phase, worker.node_gone) = (PodPhase::Lost("its node is not ready"), true);
         let roster = run(&world, 1, 0, false);
         assert_eq!((roster.readiness["a"].clone(), roster.create.len()), (Readiness::Leaving, 1));
         assert!(matches!(run(&world, 1, 3, false).readiness["a"], Readiness::Lost(_)));
@@ -348,7 +353,7 @@ mod tests {
     fn a_draining_pod_is_replaced_and_keeps_serving() {
         let mut world = world(&["a", "b"]);
         let worker = world.workers.get_mut("a").unwrap();
-        (worker.phase, worker.deleting) = (Phase::Draining("it is being deleted"), true);
+        (worker.phase, worker.deleting) = (PodPhase::Draining("it is being deleted"), true);
         let roster = run(&world, 2, 0, true);
         assert_eq!(roster.readiness["a"], Readiness::Leaving);
         assert_eq!((roster.create.len(), roster.delete.len()), (1, 0));
@@ -357,7 +362,7 @@ mod tests {
     #[test]
     fn a_peer_that_reads_more_layers_still_counts_as_serving() {
         let mut world = world(&["a"]);
-        let report = Report { state: WorkerState::Loading, ..Report::default() };
+        let report = WorkerReport { state: WorkerState::Loading, ..WorkerReport::default() };
         world.answers.get_mut("a").unwrap().report = Some(report);
         assert_eq!(run(&world, 1, 0, true).readiness["a"], Readiness::Ready);
     }
@@ -387,8 +392,8 @@ mod tests {
         for name in ["a", "b"] {
             world.workers.get_mut(name).unwrap().hash = "older".into();
         }
-        let report = Report { state: WorkerState::Loading, ..Report::default() };
-        let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
+        let report = WorkerReport { state: WorkerState::Loading, ..WorkerReport::default() };
+        let answer = WorkerRecord { report: Some(report), at: Some(world.now), ..WorkerRecord::default() };
         world.answers.insert("b".into(), answer);
         let roster = run(&world, 2, 0, true);
         assert_eq!((names(&roster.delete), roster.create.len()), (vec!["b"], 1));
@@ -396,8 +401,8 @@ mod tests {
         world.answers.clear();
         assert_eq!(run(&world, 2, 0, true).readiness["b"], Readiness::Coming);
         let held = vec![dunlin_swarm::Layers::new(0, 9)];
-        let report = Report { state: WorkerState::Loading, held, ..Report::default() };
-        let answer = Answer { report: Some(report), at: Some(world.now), ..Answer::default() };
+        let report = WorkerReport { state: WorkerState::Loading, held, ..WorkerReport::default() };
+        let answer = WorkerRecord { report: Some(report), at: Some(world.now), ..WorkerRecord::default() };
         world.answers.insert("b".into(), answer);
         assert_eq!(run(&world, 2, 0, true).readiness["b"], Readiness::Coming);
     }

@@ -7,7 +7,7 @@ use dunlin_wire::{Role, TlsFiles};
 use crate::apply::certificates::names;
 use crate::apply::network::GRPC_PORT;
 use crate::labels::Owner;
-use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::observe::{PodPhase, SwarmView, WorkerView};
 use crate::peers::Target;
 
 /// Everybody worth talking to. Peers of a run answer as stages do.
@@ -22,7 +22,7 @@ pub fn targets(owner: &Owner, view: &SwarmView, identity: &Arc<TlsFiles>) -> Vec
             identity: Arc::clone(identity),
         })
     };
-    let asked = |w: &&WorkerView| matches!(w.phase, Phase::Running | Phase::Draining(_)) || w.node_gone;
+    let asked = |w: &&WorkerView| matches!(w.phase, PodPhase::Running | PodPhase::Draining(_)) || w.node_gone;
     let workers = [Role::Stage, Role::Conductor].into_iter().flat_map(|role| {
         view.of(role).values().filter(asked).filter_map(move |w| target(role, &w.name, &w.ip))
     });

@@ -9,11 +9,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// Flushes traces when dropped.
-pub struct Telemetry {
+pub struct TraceExport {
     provider: Option<SdkTracerProvider>,
 }
 
-impl Drop for Telemetry {
+impl Drop for TraceExport {
     fn drop(&mut self) {
         if let Some(provider) = self.provider.take()
             && let Err(error) = provider.shutdown()
@@ -27,7 +27,7 @@ impl Drop for Telemetry {
 ///
 /// # Errors
 /// When the OTLP endpoint is not a URL, or a subscriber is there already.
-pub fn install() -> Result<Telemetry> {
+pub fn install() -> Result<TraceExport> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = fmt::layer().json().flatten_event(true).with_current_span(true).with_span_list(false);
     let provider = tracer()?;
@@ -35,7 +35,7 @@ pub fn install() -> Result<Telemetry> {
         .as_ref()
         .map(|p| tracing_opentelemetry::layer().with_tracer(p.tracer(env!("CARGO_PKG_NAME"))));
     tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init().context("logs")?;
-    Ok(Telemetry { provider })
+    Ok(TraceExport { provider })
 }
 
 fn tracer() -> Result<Option<SdkTracerProvider>> {

@@ -14,7 +14,7 @@ use crate::apply::pods::PoolTemplate;
 use crate::inference::ServingFacts;
 use crate::key::Kind;
 use crate::labels::Owner;
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 
 /// The server's end of a mocked connection.
 pub type Server = mock::Handle<http::Request<Body>, http::Response<Body>>;
@@ -106,8 +106,8 @@ pub fn assert_restricted(spec: &Value) {
 }
 
 /// `peers` peers in the one pool `spot`.
-pub fn desired(peers: u32) -> crate::inference::desired::Desired {
-    crate::inference::desired::Desired {
+pub fn desired(peers: u32) -> crate::inference::desired::InferenceDesired {
+    crate::inference::desired::InferenceDesired {
         generation: 1,
         model: "m".into(),
         digest: "t".into(),
@@ -146,7 +146,7 @@ pub fn worker(name: &str, pool: &str) -> crate::observe::WorkerView {
         node: format!("n-{name}"),
         zone: String::new(),
         ip: Some("10.0.0.1".into()),
-        phase: crate::observe::Phase::Running,
+        phase: crate::observe::PodPhase::Running,
         blocked: None,
         ready: false,
         unplaced: false,
@@ -193,8 +193,8 @@ pub fn training_swarm(generation: i64) -> dunlin_crds::TrainingSwarm {
 }
 
 /// A swarm that has all that it is meant to have.
-pub fn whole() -> Facts<ServingFacts> {
-    Facts {
+pub fn whole() -> InferenceFacts<ServingFacts> {
+    InferenceFacts {
         generation: 1,
         peers_desired: 3,
         peers_ready: 3,
@@ -207,7 +207,7 @@ pub fn whole() -> Facts<ServingFacts> {
             gateways_desired: 2,
             gateways_ready: 2,
         },
-        ..Facts::default()
+        ..InferenceFacts::default()
     }
 }
 
@@ -290,8 +290,8 @@ pub fn object(kind: Kind, generation: i64, deleting: bool, status: &impl Seriali
 /// The status that the API server gives an object that no operator has seen.
 pub fn unseen(kind: Kind) -> Value {
     let kind = match kind {
-        Kind::Inference => dunlin_crds::generated::Kind::Inference,
-        Kind::Training => dunlin_crds::generated::Kind::Training,
+        Kind::Inference => dunlin_crds::generated::ResourceKind::Inference,
+        Kind::Training => dunlin_crds::generated::ResourceKind::Training,
     };
     let crd = dunlin_crds::generated::definition(kind).unwrap();
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"].clone()

@@ -7,7 +7,7 @@ use dunlin_wire::{Authority, Role, TlsFiles, Validity};
 use tokio::time::Instant;
 
 use crate::apply::certificates::{CertificateError, authority_secret, generate, load, names};
-use crate::apply::holds::Key;
+use crate::apply::holds::HoldKey;
 use crate::apply::{Applied, Applier};
 use crate::error::Error;
 use crate::labels::Owner;
@@ -102,7 +102,7 @@ pub fn is_old(files: &TlsFiles) -> bool {
 }
 
 /// The Secret with the authority.
-pub fn authority_key(owner: &Owner) -> Key {
+pub fn authority_key(owner: &Owner) -> HoldKey {
     ("Secret".to_owned(), owner.authority())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::observe::WorkerView;
-use crate::peers::Answer;
+use crate::peers::WorkerRecord;
 use crate::roster::{Readiness, Roster};
 
 /// Peers for which the scheduler finds no node for this long run in another pool with room.
@@ -57,7 +57,7 @@ pub type EditionOf<'a> = &'a dyn Fn(&WorkerView) -> String;
 
 /// A pod that was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loss {
+pub struct LostPod {
     /// Name of the pod.
     pub name: String,
     /// Why it is thought to be.
@@ -69,7 +69,7 @@ impl Turnover {
     pub fn unplaced(
         &mut self,
         workers: &BTreeMap<String, WorkerView>,
-        answers: &BTreeMap<String, Answer>,
+        answers: &BTreeMap<String, WorkerRecord>,
         now: Instant,
     ) -> BTreeSet<String> {
         let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
@@ -92,7 +92,7 @@ impl Turnover {
         served: &dyn Fn(&str) -> bool,
         edition_of: EditionOf<'_>,
         now: Instant,
-    ) -> Vec<Loss> {
+    ) -> Vec<LostPod> {
         let mut losses = Vec::new();
         self.lost.retain(|name| workers.contains_key(name));
         if roster.readiness.iter().any(|(name, s)| *s == Readiness::Ready && served(name)) {
@@ -108,7 +108,7 @@ impl Turnover {
             if !worker.deleting || worker.node_gone {
                 let words = worker.last_error.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
-                losses.push(Loss { name: name.clone(), why });
+                losses.push(LostPod { name: name.clone(), why });
                 if (!served(name) || worker.needs_user) && !worker.node_gone {
                     let before = self.crashed.take();
                     let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);

@@ -22,10 +22,10 @@ const OF_THE_TOOL: [(&str, &str); 5] = [
 /// Runs one process of a swarm that serves or trains large language models over preemptible machines.
 #[derive(Parser)]
 #[command(name = "dunlin-worker", version, after_help = EXIT_CODES)]
-pub struct Cli {
+pub struct WorkerCli {
     /// What this process does.
     #[command(subcommand)]
-    pub role: Role,
+    pub role: WorkerRole,
     /// How it logs.
     #[command(flatten)]
     pub log: LogArgs,
@@ -40,7 +40,7 @@ Exit codes:
 
 The operator starts these processes in pods. On one machine `dunlin local` and `dunlin local-train` do.";
 
-impl Cli {
+impl WorkerCli {
     /// What this process was started with. Ends it when that makes no sense.
     #[must_use]
     pub fn of_process() -> Self {
@@ -66,7 +66,7 @@ fn of_the_tool(error: &clap::Error) -> Option<String> {
 
 /// Roles.
 #[derive(Subcommand)]
-pub enum Role {
+pub enum WorkerRole {
     /// Execute layers for the gateways of a swarm.
     Stage(StageArgs),
     /// Serve OpenAI's HTTP API.

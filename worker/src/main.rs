@@ -1,6 +1,6 @@
 //! `dunlin-worker`: one binary, a role for each process of a swarm.
 
-use dunlin_worker::cli::{Cli, LogArgs, Role};
+use dunlin_worker::cli::{LogArgs, WorkerCli, WorkerRole};
 use dunlin_worker::training::{conductor, peer, trainer};
 use dunlin_worker::{exit, gateway, stage, telemetry};
 
@@ -11,13 +11,13 @@ fn main() -> std::process::ExitCode {
 fn start() -> anyhow::Result<()> {
     // One TLS provider for everything in this process; a second call would fail, and there is none.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let args = Cli::of_process();
+    let args = WorkerCli::of_process();
     match args.role {
-        Role::Stage(role) => run(&args.log, "stage", stage::run(role)),
-        Role::Gateway(role) => run(&args.log, "gateway", gateway::run(role)),
-        Role::Conductor(role) => run(&args.log, "conductor", conductor::run(role)),
-        Role::TrainPeer(role) => run(&args.log, "train-peer", peer::run(role)),
-        Role::Trainer(role) => run(&args.log, "trainer", trainer::run(role)),
+        WorkerRole::Stage(role) => run(&args.log, "stage", stage::run(role)),
+        WorkerRole::Gateway(role) => run(&args.log, "gateway", gateway::run(role)),
+        WorkerRole::Conductor(role) => run(&args.log, "conductor", conductor::run(role)),
+        WorkerRole::TrainPeer(role) => run(&args.log, "train-peer", peer::run(role)),
+        WorkerRole::Trainer(role) => run(&args.log, "trainer", trainer::run(role)),
     }
 }
 

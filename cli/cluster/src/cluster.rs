@@ -11,7 +11,7 @@ use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::args::ClusterArgs;
-use crate::failure::{Call, CallFailure, is_missing};
+use crate::failure::{ApiCall, CallFailure, is_missing};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ impl Cluster {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
     {
         let resource = resource::<K>();
-        let call = Call { verb: "get", resource: &resource, namespace: self.namespace.as_deref() };
+        let call = ApiCall { verb: "get", resource: &resource, namespace: self.namespace.as_deref() };
         self.api::<K>().get_opt(name).await.map_err(|e| call.failed(&e))
     }
 }
@@ -106,7 +106,7 @@ where
 {
     let params = ListParams::default().labels(selector).limit(LIST_MAX);
     let resource = resource::<K>();
-    let call = Call { verb: "list", resource: &resource, namespace };
+    let call = ApiCall { verb: "list", resource: &resource, namespace };
     api.list(&params).await.map(|list| list.items).map_err(|e| call.failed(&e))
 }
 

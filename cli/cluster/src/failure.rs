@@ -7,7 +7,7 @@ use kube::Error;
 
 /// What was asked of the API server when it failed.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
+pub struct ApiCall<'a> {
     /// `list`, `get`, `create`.
     pub verb: &'a str,
     /// `inferenceswarms.dunlin.dev`, `pods`, `pods/eviction`.
@@ -58,7 +58,7 @@ pub fn is_for_user(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<CallFailure>()).any(CallFailure::stays)
 }
 
-impl Call<'_> {
+impl ApiCall<'_> {
     /// `error` in a sentence.
     #[must_use]
     pub fn failed(&self, error: &Error) -> CallFailure {
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn errors_say_what_to_do() {
         let swarms =
-            Call { verb: "list", resource: "inferenceswarms.dunlin.dev", namespace: Some("default") };
+            ApiCall { verb: "list", resource: "inferenceswarms.dunlin.dev", namespace: Some("default") };
         let said = |code, message| swarms.failed(&api(code, message)).to_string();
         assert_eq!(
             said(403, "inferenceswarms.dunlin.dev is forbidden: User \"eve\" cannot list resource ..."),
@@ -138,7 +138,7 @@ mod tests {
         );
         assert!(said(404, "404 page not found").contains("is not installed in this cluster: install Dunlin"));
         assert!(said(401, "Unauthorized").contains("log in again"));
-        let pods = Call { verb: "get", resource: "nodes", namespace: None };
+        let pods = ApiCall { verb: "get", resource: "nodes", namespace: None };
         assert_eq!(
             pods.failed(&api(500, "etcd is away")).to_string(),
             "cannot get nodes in the whole cluster: etcd is away"

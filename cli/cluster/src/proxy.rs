@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::AsyncReadExt;
 use kube::Client;
 
-use crate::failure::Call;
+use crate::failure::ApiCall;
 
 /// How long a page may take.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ pub async fn page(
     port: u16,
     path: &str,
 ) -> Result<String, String> {
-    let call = Call { verb: "get", resource: "pods/proxy", namespace: Some(namespace) };
+    let call = ApiCall { verb: "get", resource: "pods/proxy", namespace: Some(namespace) };
     let url = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy{path}");
     let read = async {
         let request =

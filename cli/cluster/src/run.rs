@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::args::{ClusterCommand, DoctorArgs};
 use crate::cluster::Cluster;
-use crate::doctor::{Report, diagnose, report};
+use crate::doctor::{DoctorReport, diagnose, report};
 use crate::evidence::{gather, surroundings};
 use crate::swarm::chosen;
 use crate::{bundle, drain, status, top};
@@ -31,11 +31,12 @@ async fn doctor(args: &DoctorArgs) -> Result<bool> {
     chosen.unread.iter().for_each(note);
     let now_s = Timestamp::now().as_second();
     let around = surroundings(&cluster, now_s).await;
-    let mut reports: Vec<Report> = Vec::new();
+    let mut reports: Vec<DoctorReport> = Vec::new();
     for swarm in &chosen.swarms {
         let evidence = gather(&cluster, swarm, &around, now_s).await;
         reports.push(report(&evidence, diagnose(&evidence)));
     }
-    args.output.print(&reports, || reports.iter().map(Report::text).collect::<Vec<_>>().join("\n\n"))?;
+    args.output
+        .print(&reports, || reports.iter().map(DoctorReport::text).collect::<Vec<_>>().join("\n\n"))?;
     Ok(reports.iter().all(|report| report.well))
 }

@@ -11,14 +11,14 @@ use crate::failure::CallFailure;
 
 /// A swarm.
 #[derive(Clone, Debug)]
-pub enum Swarm {
+pub enum AnySwarm {
     /// It serves a model.
     Inference(Box<InferenceSwarm>),
     /// It trains one.
     Training(Box<TrainingSwarm>),
 }
 
-impl Swarm {
+impl AnySwarm {
     /// As Kubernetes calls its kind.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -132,7 +132,7 @@ impl Swarm {
 #[derive(Debug)]
 pub struct Chosen {
     /// Those that serve first.
-    pub swarms: Vec<Swarm>,
+    pub swarms: Vec<AnySwarm>,
     /// The kind that may not be listed, in a sentence.
     pub unread: Option<String>,
 }
@@ -144,8 +144,8 @@ pub struct Chosen {
 pub async fn chosen(cluster: &Cluster, name: Option<&str>) -> Result<Chosen> {
     let (serving, training) =
         tokio::join!(cluster.list::<InferenceSwarm>(""), cluster.list::<TrainingSwarm>(""));
-    let serving = serving.map(|all| all.into_iter().map(|s| Swarm::Inference(Box::new(s))).collect());
-    let training = training.map(|all| all.into_iter().map(|s| Swarm::Training(Box::new(s))).collect());
+    let serving = serving.map(|all| all.into_iter().map(|s| AnySwarm::Inference(Box::new(s))).collect());
+    let training = training.map(|all| all.into_iter().map(|s| AnySwarm::Training(Box::new(s))).collect());
     let Chosen { swarms, unread } = both(serving, training)?;
     let place = cluster.namespace.as_deref().map_or("this cluster".to_owned(), |n| format!("namespace {n}"));
     let besides = |unread: &Option<String>| unread.as_ref().map_or(String::new(), |why| format!("; {why}"));
@@ -164,8 +164,8 @@ pub async fn chosen(cluster: &Cluster, name: Option<&str>) -> Result<Chosen> {
 
 /// Swarms of both kinds. One kind may be kept from whoever asks.
 fn both(
-    serving: Result<Vec<Swarm>, CallFailure>,
-    training: Result<Vec<Swarm>, CallFailure>,
+    serving: Result<Vec<AnySwarm>, CallFailure>,
+    training: Result<Vec<AnySwarm>, CallFailure>,
 ) -> Result<Chosen, CallFailure> {
     match (serving, training) {
         (Ok(serving), Ok(training)) => {
@@ -179,7 +179,7 @@ fn both(
 }
 
 /// The one of `all` that is called `name`.
-fn one(all: Vec<Swarm>, name: &str, place: &str) -> Result<Swarm> {
+fn one(all: Vec<AnySwarm>, name: &str, place: &str) -> Result<AnySwarm> {
     let (kind, plain) = name.split_once('/').map_or((None, name), |(kind, plain)| (Some(kind), plain));
     let kind = match kind.map(|kind| kind.split('.').next().unwrap_or(kind).to_lowercase()) {
         None => None,
@@ -190,7 +190,7 @@ fn one(all: Vec<Swarm>, name: &str, place: &str) -> Result<Swarm> {
         },
     };
     let names: Vec<String> = all.iter().map(|s| format!("{} in {}", s.id(), s.namespace())).collect();
-    let mut found: Vec<Swarm> =
+    let mut found: Vec<AnySwarm> =
         all.into_iter().filter(|s| s.name() == plain && kind.is_none_or(|kind| s.kind() == kind)).collect();
     match (found.pop(), found.is_empty()) {
         (Some(swarm), true) => Ok(swarm),
@@ -215,14 +215,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::failure::Call;
+    use crate::failure::ApiCall;
 
-    fn swarm(kind: &str, name: &str, namespace: &str) -> Swarm {
+    fn swarm(kind: &str, name: &str, namespace: &str) -> AnySwarm {
         let object = json!({
             "apiVersion": "dunlin.dev/v1alpha1", "kind": kind, "metadata": {"name": name, "namespace": namespace},
             "spec": {"model": {"source": {}}, "pools": []},
         });
-        Swarm::Inference(Box::new(serde_json::from_value(object).unwrap()))
+        AnySwarm::Inference(Box::new(serde_json::from_value(object).unwrap()))
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
                 ..kube::core::Status::default()
             }))
         };
-        let call = Call { verb: "list", resource: "trainingswarms.dunlin.dev", namespace: Some("x") };
+        let call = ApiCall { verb: "list", resource: "trainingswarms.dunlin.dev", namespace: Some("x") };
         let serving = || Ok(vec![swarm("InferenceSwarm", "a", "x")]);
         let found = both(serving(), Err(call.failed(&status(403)))).unwrap();
         assert_eq!(found.swarms.len(), 1);

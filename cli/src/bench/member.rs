@@ -3,7 +3,7 @@
 
 use clap::Args;
 use dunlin_terminal::print;
-use dunlin_worker::training::peer::member::{Member, Options};
+use dunlin_worker::training::peer::member::{AveragingMember, Options};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ pub struct AverageMemberArgs {
 /// When the arguments make no sense, or an average cannot be formed.
 pub async fn run(args: AverageMemberArgs) -> anyhow::Result<()> {
     let AverageMemberArgs { group, index, gradients, ffn } = args;
-    let mut member = Member::start(&Options { group, index, gradients, ffn }).await?;
+    let mut member = AveragingMember::start(&Options { group, index, gradients, ffn }).await?;
     if print::line(json!({"values": member.count()}))?.is_break() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Who executes and who keeps what, on one machine: planned like the operator plans it in a cluster.
 
 use anyhow::bail;
-use dunlin_planner::{May, Member, Wanted, layout, lint};
+use dunlin_planner::{LayoutGoal, May, Member, layout, lint};
 use dunlin_swarm::{Layers, ModelId, PeerState, Topology};
 use dunlin_wire::convert::model_sizes;
 use dunlin_wire::proto;
@@ -24,7 +24,7 @@ pub fn plan(
     let Some(model) = stages.iter().find_map(|(_, status)| status.model.clone()) else {
         return Ok(previous.clone());
     };
-    let wanted = Wanted::of(ModelId::default(), model_sizes(model), peers, shadows);
+    let wanted = LayoutGoal::of(ModelId::default(), model_sizes(model), peers, shadows);
     // What does not fit into a stage's memory the stage refuses itself, in words for whoever started it.
     let planned = layout(&wanted, &members, Some(previous), MAY)?;
     let findings = lint(&planned.topology, &wanted, &members);

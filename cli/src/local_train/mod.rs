@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use clap::Args;
-use dunlin_train::scratch::{self, Scratch};
+use dunlin_train::scratch::{self, ScratchFolder};
 use dunlin_wire::Role;
 use dunlin_worker::exit::{LAST_WORDS, NEEDS_USER, NeedsUser};
 use dunlin_worker::training::read_config;
@@ -115,7 +115,7 @@ struct Swarm {
     worker: PathBuf,
     trust: LocalTrust,
     /// Where processes leave what they say last.
-    scratch: Scratch,
+    scratch: ScratchFolder,
     conductor: Option<Process>,
     conducts: Restarts,
     http: String,
@@ -146,7 +146,7 @@ impl Swarm {
         let worker = args.worker.find().needs_user()?;
         let (grpc, http) = (loopback().await?, loopback().await?);
         let trust = LocalTrust::new(&args.authority)?;
-        let scratch = Scratch::new("local-train")?;
+        let scratch = ScratchFolder::new("local-train")?;
         let conductor = conductor(&worker, &args, &trust, &scratch, &grpc, &http)?;
         let mut swarm = Self {
             args,
@@ -364,7 +364,7 @@ impl Swarm {
 
 /// A process ended. What another start does not change is the end of the run, and so are too many ends in a row.
 fn end_of(
-    scratch: &Scratch,
+    scratch: &ScratchFolder,
     name: &str,
     status: ExitStatus,
     restarts: &mut Restarts,
@@ -394,7 +394,7 @@ fn conductor(
     worker: &Path,
     args: &LocalTrainArgs,
     trust: &LocalTrust,
-    scratch: &Scratch,
+    scratch: &ScratchFolder,
     grpc: &str,
     http: &str,
 ) -> anyhow::Result<Process> {

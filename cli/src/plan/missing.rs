@@ -5,7 +5,7 @@ use std::fmt;
 use dunlin_planner::{Layout, Shortage};
 use serde::Serialize;
 
-use super::question::{Question, covers};
+use super::question::{PlanQuestion, covers};
 use crate::size;
 
 /// Steps in which memory is counted.
@@ -36,7 +36,7 @@ pub struct Missing {
 
 impl Missing {
     /// Looks for it.
-    pub(super) fn of(question: &Question<'_>) -> anyhow::Result<Self> {
+    pub(super) fn of(question: &PlanQuestion<'_>) -> anyhow::Result<Self> {
         let most = question.members(0).iter().map(|member| member.room_bytes).max().unwrap_or(0);
         let wanted = question.wanted();
         Ok(Self {
@@ -53,7 +53,10 @@ impl Missing {
     }
 
     /// The words for shadows that have no room, if there are such.
-    pub(super) fn for_shadows(question: &Question<'_>, layout: &Layout) -> anyhow::Result<Option<String>> {
+    pub(super) fn for_shadows(
+        question: &PlanQuestion<'_>,
+        layout: &Layout,
+    ) -> anyhow::Result<Option<String>> {
         let Some(Shortage::Shadows(count)) = &layout.shortage else { return Ok(None) };
         let more = least(|more| Ok(question.laid(more)?.shortage.is_none()))?;
         let remedy = more.map_or_else(String::new, |more| {

@@ -24,7 +24,7 @@ use crate::ask::ask;
 use machines::{Equal, Spot, machines};
 use manifest::Manifest;
 use missing::Missing;
-use question::Question;
+use question::PlanQuestion;
 
 /// What to plan.
 #[derive(Args, Clone)]
@@ -119,7 +119,7 @@ fn of_model(args: &PlanArgs, file: Option<&str>) -> anyhow::Result<()> {
     let positions = asked.unwrap_or(context).min(context);
     let shadows = args.shadows.or_else(|| Some(manifest.as_ref()?.shadows)).unwrap_or(1);
     let needs = Needs::of(&file, positions, bytes).needs_user()?;
-    let question = Question { needs, positions, hidden, machines: &machines, shadows };
+    let question = PlanQuestion { needs, positions, hidden, machines: &machines, shadows };
     match outcome::plan(&question) {
         Ok(plan) => {
             args.output.print(&json!({"fits": true, "plan": plan}), || picture::draw(&plan))?;

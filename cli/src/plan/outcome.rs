@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::bail;
-use dunlin_engine::memory::{Budget, Fit};
+use dunlin_engine::memory::{Fit, MemoryBudget};
 use dunlin_planner::degrade::{coverage, degrade};
 use dunlin_planner::lint;
 use dunlin_swarm::{Layers, PeerName, Topology, TopologyPeer, layer_set, ranges};
@@ -11,14 +11,14 @@ use serde::{Serialize, Serializer};
 
 use super::machines::Machine;
 use super::missing::Missing;
-use super::question::{Question, covers};
+use super::question::{PlanQuestion, covers};
 
 /// Lengths of sessions that are told, as far as the longest one goes.
 const LENGTHS: [u32; 6] = [512, 2048, 8192, 32_768, 131_072, 1_048_576];
 
 /// The outcome.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+pub struct PlanOutcome {
     /// Of the model.
     pub layers: u32,
     /// Longest sequence.
@@ -98,7 +98,7 @@ fn pairs<S: Serializer>(layers: &[Layers], to: S) -> Result<S::Ok, S::Error> {
 ///
 /// # Errors
 /// What is [`Missing`], when it does not fit; or a plan that breaks a rule, which would be a bug.
-pub fn plan(question: &Question<'_>) -> anyhow::Result<Plan> {
+pub fn plan(question: &PlanQuestion<'_>) -> anyhow::Result<PlanOutcome> {
     let (wanted, members) = (question.wanted(), question.members(0));
     let layout = question.laid(0)?;
     if !covers(&layout) {
@@ -122,7 +122,7 @@ pub fn plan(question: &Question<'_>) -> anyhow::Result<Plan> {
     let idle = stages.iter().map(|of| &of.peer).filter(|p| p.span.is_empty() && p.shadows.is_empty());
     findings.extend(idle.map(|peer| format!("{} has nothing to do", peer.name)));
     let lengths = LENGTHS.into_iter().filter(|length| *length < question.positions);
-    Ok(Plan {
+    Ok(PlanOutcome {
         layers: wanted.layers(),
         positions: question.positions,
         sessions: lengths.chain([question.positions]).filter_map(|p| sessions(&stages, p)).collect(),
@@ -136,13 +136,13 @@ pub fn plan(question: &Question<'_>) -> anyhow::Result<Plan> {
 /// A peer and how it divides its memory.
 struct Stage {
     peer: PeerPlan,
-    budget: Budget,
+    budget: MemoryBudget,
     fit: Fit,
 }
 
 /// What the stage on `machine` does with its memory when it is given what `peer` says.
-fn stage(question: &Question<'_>, machine: &Machine, peer: &TopologyPeer) -> anyhow::Result<Stage> {
-    let budget = Budget::new(machine.memory, question.needs.clone());
+fn stage(question: &PlanQuestion<'_>, machine: &Machine, peer: &TopologyPeer) -> anyhow::Result<Stage> {
+    let budget = MemoryBudget::new(machine.memory, question.needs.clone());
     let fit = match budget.fit(peer.span, &peer.shadows, &BTreeSet::new()) {
         Err(error) if !peer.span.is_empty() => return Err(error.into()),
         fit => fit.unwrap_or_default(),

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use dunlin_kubectl::layers::{LayerMap, words};
 use dunlin_terminal::print::{FAINT, STRONG, WARN, painted, table};
 
-use super::outcome::{Consequence, PeerPlan, Plan};
+use super::outcome::{Consequence, PeerPlan, PlanOutcome};
 use crate::size;
 
 /// The whole of it.
 #[must_use]
-pub fn draw(plan: &Plan) -> String {
+pub fn draw(plan: &PlanOutcome) -> String {
     let mut out = format!(
         "{} layers on {} {}, sequences of up to {} positions\n\n",
         plan.layers,
@@ -47,7 +47,7 @@ fn rows(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<Vec<Strin
 }
 
 /// A row for each peer: what it executes, what it keeps ready.
-fn map(out: &mut String, plan: &Plan) {
+fn map(out: &mut String, plan: &PlanOutcome) {
     let map = LayerMap::of(plan.layers);
     let label = |peer: &PeerPlan| format!("{}{}", peer.name, if peer.spot { " spot" } else { "" });
     let width = plan.peers.iter().map(|peer| label(peer).len()).max().unwrap_or(0);

@@ -1,7 +1,7 @@
 //! What is to be laid out over which machines, and the planner's answer.
 
-use dunlin_engine::memory::{Budget, Needs};
-use dunlin_planner::{Layout, May, Member, Shortage, Wanted, layout};
+use dunlin_engine::memory::{MemoryBudget, Needs};
+use dunlin_planner::{Layout, LayoutGoal, May, Member, Shortage, layout};
 use dunlin_swarm::{ModelId, PeerState};
 use dunlin_wire::convert::model_sizes;
 use dunlin_worker::stage::model_facts;
@@ -10,7 +10,7 @@ use super::machines::Machine;
 
 /// What is to be laid out.
 #[derive(Clone)]
-pub struct Question<'a> {
+pub struct PlanQuestion<'a> {
     /// What the model takes, with the longest sequence.
     pub needs: Needs,
     /// That sequence, in positions.
@@ -23,16 +23,16 @@ pub struct Question<'a> {
     pub shadows: usize,
 }
 
-impl Question<'_> {
+impl PlanQuestion<'_> {
     /// The same with sequences of up to so many positions.
     pub fn with_positions(&self, positions: u32) -> Self {
         Self { needs: self.needs.with_positions(positions), positions, ..self.clone() }
     }
 
     /// As the planner is asked.
-    pub fn wanted(&self) -> Wanted {
+    pub fn wanted(&self) -> LayoutGoal {
         let sizes = model_sizes(model_facts(&self.needs, self.hidden, self.positions));
-        Wanted::of(ModelId::default(), sizes, self.machines.len(), self.shadows)
+        LayoutGoal::of(ModelId::default(), sizes, self.machines.len(), self.shadows)
     }
 
     /// The machines as peers, each with so many bytes more.
@@ -43,7 +43,7 @@ impl Question<'_> {
             node: machine.name.clone(),
             spot: machine.spot,
             state: PeerState::Ready,
-            room_bytes: Budget::new(machine.memory.saturating_add(more), self.needs.clone()).room(),
+            room_bytes: MemoryBudget::new(machine.memory.saturating_add(more), self.needs.clone()).room(),
             ..Member::default()
         };
         self.machines.iter().map(member).collect()

@@ -8,7 +8,7 @@ use dunlin_swarm::{Layers, PeerName, ranges};
 use crate::member::Member;
 use crate::partition::{Capacity, partition};
 use crate::speed::{even_out, usual};
-use crate::wanted::Wanted;
+use crate::wanted::LayoutGoal;
 
 /// A new cut moves layers only if the slowest stage gets faster by more than this, in percent.
 const GAIN_PERCENT_MIN: u32 = 10;
@@ -38,7 +38,7 @@ pub fn unusual(members: &[Member]) -> Vec<(&PeerName, u32)> {
 ///
 /// First within the memory that leaves room for shadows, then within all memory, then as if there were enough.
 #[must_use]
-pub fn cut(wanted: &Wanted, members: &[&Member]) -> (Vec<Layers>, bool) {
+pub fn cut(wanted: &LayoutGoal, members: &[&Member]) -> (Vec<Layers>, bool) {
     let copies = wanted.shadows.min(members.len().saturating_sub(1)) as u64;
     let fitting = [copies + 1, 1].into_iter().find_map(|share| within(wanted, members, share));
     if let Some(spans) = fitting {
@@ -50,7 +50,7 @@ pub fn cut(wanted: &Wanted, members: &[&Member]) -> (Vec<Layers>, bool) {
 }
 
 /// Spans that fit into a `share`-th of each member's memory.
-fn within(wanted: &Wanted, members: &[&Member], share: u64) -> Option<Vec<Layers>> {
+fn within(wanted: &LayoutGoal, members: &[&Member], share: u64) -> Option<Vec<Layers>> {
     let (layers, none) = (wanted.layers(), BTreeSet::new());
     let all = speeds(members).into_iter().map(|rate| Capacity { rate, layers_max: layers });
     let mut capacities: Vec<Capacity> = all.collect();
@@ -151,7 +151,7 @@ mod tests {
         for member in &mut all {
             member.room_bytes = 12;
         }
-        let mut wanted = Wanted { layer_bytes: vec![1; 30], ..Wanted::default() };
+        let mut wanted = LayoutGoal { layer_bytes: vec![1; 30], ..LayoutGoal::default() };
         wanted.layer_bytes[0] = 5;
         let (spans, fits) = cut(&wanted, &all.iter().collect::<Vec<_>>());
         assert_eq!((spans.iter().map(|s| s.len()).collect::<Vec<_>>(), fits), (vec![8, 11, 11], true));

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::cut::{cut, gain_percent, gaps, places};
 use crate::member::Member;
 use crate::shadow::shadows;
-use crate::wanted::Wanted;
+use crate::wanted::LayoutGoal;
 
 /// What the caller, who knows the time, allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +126,7 @@ pub struct Layout {
 /// # Errors
 /// A broken bound of the result: a bug or a senseless model.
 pub fn layout(
-    wanted: &Wanted,
+    wanted: &LayoutGoal,
     members: &[Member],
     previous: Option<&Topology>,
     may: May,
@@ -181,7 +181,7 @@ pub fn layout(
 }
 
 /// The first span that does not fit.
-fn overfull(wanted: &Wanted, members: &[&Member], spans: &[Layers]) -> Option<Shortage> {
+fn overfull(wanted: &LayoutGoal, members: &[&Member], spans: &[Layers]) -> Option<Shortage> {
     members.iter().zip(spans).find_map(|(member, span)| {
         let need = wanted.need(*span, &BTreeSet::new());
         (need > member.room_bytes).then(|| Shortage::Span {
@@ -223,7 +223,12 @@ struct Spans<'a> {
 
 /// Members in pipeline order, each with its span.
 #[expect(clippy::too_many_lines, reason = "what may happen to spans, in order of preference")]
-fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology>, may: May) -> Spans<'a> {
+fn spans<'a>(
+    wanted: &LayoutGoal,
+    members: &[&'a Member],
+    previous: Option<&Topology>,
+    may: May,
+) -> Spans<'a> {
     let before = |member: &Member| previous?.peer(&member.name).map(|p| p.span);
     let mut placed: Vec<(&Member, Layers)> =
         members.iter().filter_map(|m| Some((*m, before(m)?))).filter(|(_, span)| !span.is_empty()).collect();
@@ -302,7 +307,7 @@ fn spans<'a>(wanted: &Wanted, members: &[&'a Member], previous: Option<&Topology
 }
 
 /// Cuts all layers anew among `order`.
-fn cut_anew<'a>(wanted: &Wanted, order: Vec<&'a Member>, reason: Reason) -> Spans<'a> {
+fn cut_anew<'a>(wanted: &LayoutGoal, order: Vec<&'a Member>, reason: Reason) -> Spans<'a> {
     let (spans, fits) = cut(wanted, &order);
     let shortage = if fits { None } else { overfull(wanted, &order, &spans) };
     let mut placed: Vec<(&Member, Layers)> = order.into_iter().zip(spans).collect();
@@ -315,7 +320,7 @@ fn cut_anew<'a>(wanted: &Wanted, order: Vec<&'a Member>, reason: Reason) -> Span
 }
 
 /// `stays`, in which every layer has its place; or another cut if one has no room any more, or if another is better by enough and layers may move.
-fn improved<'a>(wanted: &Wanted, stays: Spans<'a>, may: May) -> Spans<'a> {
+fn improved<'a>(wanted: &LayoutGoal, stays: Spans<'a>, may: May) -> Spans<'a> {
     let (order, now): (Vec<&Member>, Vec<Layers>) = stays.placed.iter().copied().unzip();
     let (better, fits) = cut(wanted, &order);
     if !fits {
@@ -332,7 +337,7 @@ fn improved<'a>(wanted: &Wanted, stays: Spans<'a>, may: May) -> Spans<'a> {
 }
 
 /// The share of the model that `members` with the spans `now` would have to load for the spans `better`, in percent.
-fn moved_percent(wanted: &Wanted, members: &[&Member], now: &[Layers], better: &[Layers]) -> u32 {
+fn moved_percent(wanted: &LayoutGoal, members: &[&Member], now: &[Layers], better: &[Layers]) -> u32 {
     let moved = members.iter().zip(now.iter().zip(better)).map(|(member, (now, better))| {
         let held = layer_set(&member.held);
         let new = better.iter().filter(|layer| !held.contains(layer) && !now.contains(*layer));

@@ -23,10 +23,10 @@ pub mod wanted;
 
 pub use degrade::degrade;
 pub use layout::{Layout, May, Reason, Shortage, layout};
-pub use lint::{Finding, lint};
+pub use lint::{LintFinding, lint};
 pub use member::Member;
 pub use partition::{Capacity, partition};
 pub use rebalance::rebalance;
 pub use report::report;
 pub use route::route;
-pub use wanted::Wanted;
+pub use wanted::LayoutGoal;

@@ -7,14 +7,14 @@ use dunlin_swarm::{Layers, PeerName, PeerState, Topology, layer_set, ranges};
 
 use crate::member::Member;
 use crate::shadow::nearness;
-use crate::wanted::Wanted;
+use crate::wanted::LayoutGoal;
 
 /// Most findings that are told.
 pub const FINDINGS_MAX: usize = 32;
 
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum LintFinding {
     /// Epochs start at 1.
     EpochZero,
     /// Two peers of one name.
@@ -61,7 +61,7 @@ pub enum Finding {
     },
 }
 
-impl Finding {
+impl LintFinding {
     /// A topology with it must not be published: it breaks a rule, rather than being short of something.
     #[must_use]
     pub fn is_error(&self) -> bool {
@@ -76,7 +76,7 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for LintFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EpochZero => f.write_str("the epoch is 0"),
@@ -101,10 +101,10 @@ impl fmt::Display for Finding {
 
 /// Everything that is wrong with `topology`, errors first, at most [`FINDINGS_MAX`]. `wanted` and `members` are what it was made from.
 #[must_use]
-pub fn lint(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Finding> {
+pub fn lint(topology: &Topology, wanted: &LayoutGoal, members: &[Member]) -> Vec<LintFinding> {
     let mut findings = rules(topology);
     // What follows is about layers inside of the model.
-    if !findings.iter().any(|f| matches!(f, Finding::OutOfModel { .. })) {
+    if !findings.iter().any(|f| matches!(f, LintFinding::OutOfModel { .. })) {
         findings.extend(redundancy(topology, wanted.shadows));
         findings.extend(domains(topology, members));
         findings.extend(memory(topology, wanted, members));
@@ -113,24 +113,24 @@ pub fn lint(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Fin
     findings
 }
 
-fn rules(topology: &Topology) -> Vec<Finding> {
+fn rules(topology: &Topology) -> Vec<LintFinding> {
     let mut findings = Vec::new();
     if topology.epoch == 0 {
-        findings.push(Finding::EpochZero);
+        findings.push(LintFinding::EpochZero);
     }
     let mut names = BTreeSet::new();
     let mut spans: Vec<(Layers, &PeerName)> = Vec::new();
     for peer in &topology.peers {
         if !names.insert(&peer.name) {
-            findings.push(Finding::Duplicate(peer.name.clone()));
+            findings.push(LintFinding::Duplicate(peer.name.clone()));
         }
         for layers in peer.shadows.iter().chain([&peer.span]).copied() {
             if layers.start > layers.end || layers.end > topology.layers {
-                findings.push(Finding::OutOfModel { peer: peer.name.clone(), layers });
+                findings.push(LintFinding::OutOfModel { peer: peer.name.clone(), layers });
             }
         }
         if peer.state == PeerState::Draining && !peer.span.is_empty() {
-            findings.push(Finding::LeavingWithSpan(peer.name.clone()));
+            findings.push(LintFinding::LeavingWithSpan(peer.name.clone()));
         }
         if !peer.span.is_empty() {
             spans.push((peer.span, &peer.name));
@@ -139,13 +139,13 @@ fn rules(topology: &Topology) -> Vec<Finding> {
     spans.sort();
     for pair in spans.windows(2) {
         if pair[0].0.intersects(pair[1].0) {
-            findings.push(Finding::Overlap { peer: pair[0].1.clone(), other: pair[1].1.clone() });
+            findings.push(LintFinding::Overlap { peer: pair[0].1.clone(), other: pair[1].1.clone() });
         }
     }
     findings
 }
 
-fn redundancy(topology: &Topology, shadows: usize) -> Vec<Finding> {
+fn redundancy(topology: &Topology, shadows: usize) -> Vec<LintFinding> {
     let mut executed = BTreeSet::new();
     let mut holders: BTreeMap<u32, usize> = BTreeMap::new();
     for peer in &topology.peers {
@@ -164,14 +164,14 @@ fn redundancy(topology: &Topology, shadows: usize) -> Vec<Finding> {
     let uncovered = that(&|_, holders| holders == 0);
     let on_shadows = that(&|layer, holders| holders > 0 && !executed.contains(&layer));
     let unshadowed = that(&|layer, holders| executed.contains(&layer) && holders < copies);
-    let uncovered = uncovered.into_iter().map(Finding::Uncovered);
+    let uncovered = uncovered.into_iter().map(LintFinding::Uncovered);
     uncovered
-        .chain(on_shadows.into_iter().map(Finding::OnShadows))
-        .chain(unshadowed.into_iter().map(Finding::Unshadowed))
+        .chain(on_shadows.into_iter().map(LintFinding::OnShadows))
+        .chain(unshadowed.into_iter().map(LintFinding::Unshadowed))
         .collect()
 }
 
-fn domains(topology: &Topology, members: &[Member]) -> Vec<Finding> {
+fn domains(topology: &Topology, members: &[Member]) -> Vec<LintFinding> {
     let member = |name: &PeerName| members.iter().find(|m| m.name == *name);
     let mut findings = Vec::new();
     for peer in topology.peers.iter().filter(|p| !p.span.is_empty()) {
@@ -189,18 +189,18 @@ fn domains(topology: &Topology, members: &[Member]) -> Vec<Finding> {
         }
         for (shared, layers) in by_sharing {
             let owner = &peer.name;
-            let finding = |layers| Finding::SameDomain { owner: owner.clone(), layers, shared };
+            let finding = |layers| LintFinding::SameDomain { owner: owner.clone(), layers, shared };
             findings.extend(ranges(&layers).into_iter().map(finding));
         }
     }
     findings
 }
 
-fn memory(topology: &Topology, wanted: &Wanted, members: &[Member]) -> Vec<Finding> {
+fn memory(topology: &Topology, wanted: &LayoutGoal, members: &[Member]) -> Vec<LintFinding> {
     let given = |peer: &dunlin_swarm::TopologyPeer| wanted.need(peer.span, &layer_set(&peer.shadows));
     let over = topology.peers.iter().filter_map(|peer| {
         let (need, room) = (given(peer), members.iter().find(|m| m.name == peer.name)?.room_bytes);
-        (need > room).then(|| Finding::Overcommit {
+        (need > room).then(|| LintFinding::Overcommit {
             peer: peer.name.clone(),
             need_mib: need >> 20,
             has_mib: room >> 20,
@@ -229,8 +229,8 @@ mod tests {
         Member { name: name.into(), node, zone, room_bytes: room << 20, ..Member::default() }
     }
 
-    fn wanted() -> Wanted {
-        Wanted { layer_bytes: vec![1 << 20; 20], peers: 2, shadows: 1, ..Wanted::default() }
+    fn wanted() -> LayoutGoal {
+        LayoutGoal { layer_bytes: vec![1 << 20; 20], peers: 2, shadows: 1, ..LayoutGoal::default() }
     }
 
     fn told(topology: &Topology, members: &[Member]) -> Vec<String> {
@@ -251,7 +251,7 @@ mod tests {
         peers[2].state = PeerState::Draining;
         let topology = Topology { layers: 20, peers, ..Topology::default() };
         let findings = lint(&topology, &wanted(), &[]);
-        assert!(findings.iter().all(Finding::is_error));
+        assert!(findings.iter().all(LintFinding::is_error));
         assert_eq!(
             findings.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
@@ -271,7 +271,7 @@ mod tests {
         let topology = Topology { epoch: 1, layers: 20, peers, ..Topology::default() };
         let members = [member("a", "1", "x", 20), member("b", "1", "x", 9)];
         let findings = lint(&topology, &wanted(), &members);
-        assert!(!findings.iter().any(Finding::is_error));
+        assert!(!findings.iter().any(LintFinding::is_error));
         assert_eq!(
             told(&topology, &members),
             [

@@ -7,7 +7,7 @@ use dunlin_swarm::{Layers, TopologyPeer, layer_set};
 use crate::cut::unusual;
 use crate::layout::Layout;
 use crate::member::Member;
-use crate::wanted::Wanted;
+use crate::wanted::LayoutGoal;
 
 /// Longest report, in characters.
 pub const REPORT_MAX: usize = 1024;
@@ -16,7 +16,7 @@ const UNUSUAL_MAX: usize = 4;
 
 /// One line about the whole, then a table of the peers in the order of the pipeline, as many as fit into [`REPORT_MAX`] characters.
 #[must_use]
-pub fn report(layout: &Layout, wanted: &Wanted, members: &[Member]) -> String {
+pub fn report(layout: &Layout, wanted: &LayoutGoal, members: &[Member]) -> String {
     let mut peers: Vec<&TopologyPeer> = layout.topology.peers.iter().collect();
     peers.sort_by_key(|p| (p.span.is_empty(), p.span.start, &p.name));
     let stages = peers.iter().filter(|p| !p.span.is_empty()).count();
@@ -98,7 +98,7 @@ mod tests {
             .collect();
         let topology = Topology { epoch: 1, layers: 500, peers, ..Topology::default() };
         let layout = Layout { topology, ..Layout::default() };
-        let text = report(&layout, &Wanted::default(), &[]);
+        let text = report(&layout, &LayoutGoal::default(), &[]);
         assert!(text.chars().count() <= REPORT_MAX, "{}", text.len());
         let rows = text.lines().filter(|l| l.starts_with("smollm2")).count();
         assert!(text.ends_with(&format!("\nand {} more", 500 - rows)), "{text}");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::Layers;
 
 use crate::member::Member;
-use crate::wanted::Wanted;
+use crate::wanted::LayoutGoal;
 
 /// For each member the layers it holds for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Shadows {
 /// `had`: what each member was given before or reports to hold.
 #[must_use]
 pub fn shadows(
-    wanted: &Wanted,
+    wanted: &LayoutGoal,
     members: &[&Member],
     spans: &[Layers],
     open: &[Layers],

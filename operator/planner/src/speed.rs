@@ -2,7 +2,7 @@
 //!
 //! What a peer computes in a second depends on what it is asked to compute: a prompt makes many rows at once, a token one. So peers are
 //! compared with one another at the same moment, when they serve the same sessions ([`beside`]), many moments are taken together
-//! ([`Pace`]), and what is left of the noise is taken for none ([`even_out`]).
+//! ([`PeerPace`]), and what is left of the noise is taken for none ([`even_out`]).
 
 use std::collections::VecDeque;
 
@@ -14,13 +14,13 @@ const CHANGE: f64 = 1.25;
 
 /// The speed of one peer as a multiple of the others', over many moments.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pace {
+pub struct PeerPace {
     /// Newest last.
     moments: VecDeque<f64>,
     speed: Option<f64>,
 }
 
-impl Pace {
+impl PeerPace {
     /// Enters what [`beside`] gave for one moment; the oldest is forgotten.
     pub fn push(&mut self, ratio: f64) {
         if !is_measured(ratio) {
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_busy_while_says_nothing_and_a_lasting_one_does() {
-        let mut pace = Pace::default();
+        let mut pace = PeerPace::default();
         let mut push = |ratio: f64, times: usize| {
             (0..times).for_each(|_| pace.push(ratio));
             pace.speed()

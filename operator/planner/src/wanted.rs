@@ -6,7 +6,7 @@ use dunlin_swarm::{Layers, ModelId, ModelSizes};
 
 /// What a layout is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct LayoutGoal {
     /// The model to divide.
     pub model: ModelId,
     /// Weights of each layer in memory, in bytes; the first with the embedding, the last with the head.
@@ -21,7 +21,7 @@ pub struct Wanted {
     pub shadows: usize,
 }
 
-impl Wanted {
+impl LayoutGoal {
     /// A model of these sizes over so many peers, each layer on so many others.
     #[must_use]
     pub fn of(model: ModelId, sizes: ModelSizes, peers: usize, shadows: usize) -> Self {

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use dunlin_planner::{Layout, May, Member, Wanted, degrade, layout, lint, report, route};
+use dunlin_planner::{Layout, LayoutGoal, May, Member, degrade, layout, lint, report, route};
 use dunlin_swarm::{Loads, PeerName, PeerState, Topology, layer_set};
 
 /// A swarm whose story is written down.
 struct Story {
-    wanted: Wanted,
+    wanted: LayoutGoal,
     members: Vec<Member>,
     topology: Option<Topology>,
     text: String,
@@ -21,8 +21,12 @@ struct Story {
 
 impl Story {
     fn new(layers: usize, layer_mib: u64, peers: usize) -> Self {
-        let wanted =
-            Wanted { layer_bytes: vec![layer_mib << 20; layers], peers, shadows: 1, ..Wanted::default() };
+        let wanted = LayoutGoal {
+            layer_bytes: vec![layer_mib << 20; layers],
+            peers,
+            shadows: 1,
+            ..LayoutGoal::default()
+        };
         Self { wanted, members: Vec::new(), topology: None, text: String::new() }
     }
 

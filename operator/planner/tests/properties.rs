@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::speed::{Pace, beside};
-use dunlin_planner::{May, Member, Wanted, degrade, layout, lint, route};
+use dunlin_planner::speed::{PeerPace, beside};
+use dunlin_planner::{LayoutGoal, May, Member, degrade, layout, lint, route};
 use dunlin_swarm::{Layers, Loads, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 use proptest::prelude::*;
 
@@ -148,7 +148,7 @@ proptest! {
         layers in 1..33usize,
         steps in prop::collection::vec(step(), 1..40),
     ) {
-        let mut wanted = Wanted { layer_bytes: vec![1; layers], peers: 3, shadows: 1, ..Wanted::default() };
+        let mut wanted = LayoutGoal { layer_bytes: vec![1; layers], peers: 3, shadows: 1, ..LayoutGoal::default() };
         let (mut members, mut may, mut made) = (Vec::<Member>::new(), May::default(), 0);
         let mut topology: Option<Topology> = None;
         for step in steps {
@@ -226,10 +226,10 @@ fn second(speeds: &[f64], noise: &[f64]) -> impl Strategy<Value = Vec<f64>> + us
 /// What a planner that learns of `seconds` one after the other plans after each of them; it may always rebalance.
 fn plans(seconds: &[Vec<f64>]) -> Vec<Vec<u32>> {
     let peers = seconds[0].len();
-    let wanted = Wanted { layer_bytes: vec![1; 30], peers, shadows: 1, ..Wanted::default() };
+    let wanted = LayoutGoal { layer_bytes: vec![1; 30], peers, shadows: 1, ..LayoutGoal::default() };
     let named = |i: usize| Member { name: format!("p{i}").into(), room_bytes: 64, ..Member::default() };
     let mut members: Vec<Member> = (0..peers).map(named).collect();
-    let mut paces = vec![Pace::default(); peers];
+    let mut paces = vec![PeerPace::default(); peers];
     let mut topology: Option<Topology> = None;
     let mut plans = Vec::new();
     for rates in seconds {

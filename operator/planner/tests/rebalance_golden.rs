@@ -7,26 +7,31 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use dunlin_planner::rebalance::{Fetching, Peer, Policy, Stage, View, rebalance};
+use dunlin_planner::rebalance::{Fetching, Peer, PipelineStage, PipelineView, RebalancePolicy, rebalance};
 
 /// A swarm whose story is written down.
 struct Story {
-    view: View,
-    policy: Policy,
+    view: PipelineView,
+    policy: RebalancePolicy,
     text: String,
 }
 
 impl Story {
     /// `peers` by stage, named a1, a2, b1 and so on.
     fn new(peers: &[usize], room: usize) -> Self {
-        let mut view = View { stages: vec![Stage::default(); peers.len()], ..View::default() };
+        let mut view =
+            PipelineView { stages: vec![PipelineStage::default(); peers.len()], ..PipelineView::default() };
         for (stage, count) in peers.iter().enumerate() {
             for i in 1..=*count {
                 let name = format!("{}{i}", char::from(b'a' + stage as u8)).as_str().into();
                 view.peers.push(Peer { name, stage: Some(stage), room, ..Peer::default() });
             }
         }
-        Self { view, policy: Policy { shadows: false, ..Policy::default() }, text: String::new() }
+        Self {
+            view,
+            policy: RebalancePolicy { shadows: false, ..RebalancePolicy::default() },
+            text: String::new(),
+        }
     }
 
     fn peer(&mut self, name: &str) -> &mut Peer {

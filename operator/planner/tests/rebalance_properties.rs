@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_planner::rebalance::{Fetching, Kind, Peer, Plan, Policy, Stage, View, rebalance};
+use dunlin_planner::rebalance::{
+    Fetching, MoveKind, Peer, PipelineStage, PipelineView, RebalancePlan, RebalancePolicy, rebalance,
+};
 use proptest::prelude::*;
 
 fn peer(stages: usize) -> impl Strategy<Value = Peer> {
@@ -28,20 +30,20 @@ fn peer(stages: usize) -> impl Strategy<Value = Peer> {
     )
 }
 
-fn view() -> impl Strategy<Value = View> {
+fn view() -> impl Strategy<Value = PipelineView> {
     (1..7_usize, 1..3_usize, any::<bool>()).prop_flat_map(|(stages, peers_min, averaging)| {
         prop::collection::vec(peer(stages), 0..24).prop_map(move |mut peers| {
             for (i, peer) in peers.iter_mut().enumerate() {
                 peer.name = format!("p{i:02}").into();
             }
-            let stage = Stage { peers_min, ..Stage::default() };
-            View { now_ms: 500_000, stages: vec![stage; stages], peers, averaging }
+            let stage = PipelineStage { peers_min, ..PipelineStage::default() };
+            PipelineView { now_ms: 500_000, stages: vec![stage; stages], peers, averaging }
         })
     })
 }
 
 /// Rows per second of the weakest stage in the coming step.
-fn pipeline(view: &View, policy: &Policy) -> f64 {
+fn pipeline(view: &PipelineView, policy: &RebalancePolicy) -> f64 {
     let mut rates = vec![0.0; view.stages.len()];
     for peer in view.peers.iter().filter(|p| p.doomed_ms.is_none_or(|at| at >= view.now_ms + policy.step_ms))
     {
@@ -53,7 +55,7 @@ fn pipeline(view: &View, policy: &Policy) -> f64 {
 }
 
 /// Peers of each stage that are not known to leave.
-fn staying(view: &View) -> Vec<usize> {
+fn staying(view: &PipelineView) -> Vec<usize> {
     let mut counts = vec![0; view.stages.len()];
     for stage in view.peers.iter().filter(|p| p.doomed_ms.is_none()).filter_map(|p| p.stage) {
         counts[stage] += 1;
@@ -62,9 +64,10 @@ fn staying(view: &View) -> Vec<usize> {
 }
 
 /// The switches and cold moves of `plan`.
-fn moving(plan: &Plan) -> Plan {
-    let moves = plan.moves.iter().filter(|m| matches!(m.kind, Kind::Switch | Kind::Cold)).cloned().collect();
-    Plan { moves, ..Plan::default() }
+fn moving(plan: &RebalancePlan) -> RebalancePlan {
+    let moves =
+        plan.moves.iter().filter(|m| matches!(m.kind, MoveKind::Switch | MoveKind::Cold)).cloned().collect();
+    RebalancePlan { moves, ..RebalancePlan::default() }
 }
 
 proptest! {
@@ -72,15 +75,15 @@ proptest! {
 
     #[test]
     fn switches_raise_the_pipeline_or_fill_a_stage_and_leave_every_minimum(view in view()) {
-        let policy = Policy::default();
+        let policy = RebalancePolicy::default();
         let plan = rebalance(&view, &policy);
         let mut after = view.clone();
-        after.carry_out(&Plan { moves: plan.moves.iter().filter(|m| m.kind == Kind::Switch).cloned().collect(), ..Plan::default() });
+        after.carry_out(&RebalancePlan { moves: plan.moves.iter().filter(|m| m.kind == MoveKind::Switch).cloned().collect(), ..RebalancePlan::default() });
         let (was, is) = (pipeline(&view, &policy), pipeline(&after, &policy));
         prop_assert!((was - plan.rows_per_s).abs() < 1e-9 || was == plan.rows_per_s);
         prop_assert!((is - plan.after_rows_per_s).abs() < 1e-9 || is == plan.after_rows_per_s);
         prop_assert!(is >= was, "from {was} to {is}");
-        let lacks = |view: &View| -> usize {
+        let lacks = |view: &PipelineView| -> usize {
             staying(view).iter().zip(&view.stages).map(|(n, s)| s.peers_min.saturating_sub(*n)).sum()
         };
         if after.peers != view.peers {
@@ -94,7 +97,7 @@ proptest! {
 
     #[test]
     fn nobody_is_sent_where_it_cannot_go(view in view()) {
-        let policy = Policy::default();
+        let policy = RebalancePolicy::default();
         let plan = rebalance(&view, &policy);
         let mut seen = BTreeSet::new();
         for step in &plan.moves {
@@ -103,16 +106,16 @@ proptest! {
             prop_assert_eq!(step.from, peer.stage);
             prop_assert!(step.to < view.stages.len() && peer.stage != Some(step.to));
             match step.kind {
-                Kind::Join => prop_assert!(peer.stage.is_none() && peer.fetching.is_none()),
-                Kind::Switch => prop_assert!(peer.shadows.contains(&step.to)),
-                Kind::Cold | Kind::Swap => prop_assert!(peer.room == 0 && peer.stage.is_some() && peer.fetching.is_none()),
-                Kind::Fetch { drop } => {
+                MoveKind::Join => prop_assert!(peer.stage.is_none() && peer.fetching.is_none()),
+                MoveKind::Switch => prop_assert!(peer.shadows.contains(&step.to)),
+                MoveKind::Cold | MoveKind::Swap => prop_assert!(peer.room == 0 && peer.stage.is_some() && peer.fetching.is_none()),
+                MoveKind::Fetch { drop } => {
                     prop_assert!(peer.fetching.is_none() && !peer.has(step.to) && peer.stage.is_some());
                     let left = peer.shadows.len() - usize::from(drop.is_some_and(|s| peer.shadows.contains(&s)));
                     prop_assert!(left < peer.room, "{} states beside its own, room for {}", left + 1, peer.room);
                 }
             }
-            if step.kind != Kind::Switch {
+            if step.kind != MoveKind::Switch {
                 prop_assert!(peer.doomed_ms.is_none_or(|at| at > view.now_ms + view.stages[step.to].fetch_ms));
             }
         }
@@ -121,21 +124,21 @@ proptest! {
 
     #[test]
     fn a_plan_that_is_carried_out_leaves_nothing_to_plan(view in view()) {
-        let policy = Policy { cooldown_ms: 0, ..Policy::default() };
+        let policy = RebalancePolicy { cooldown_ms: 0, ..RebalancePolicy::default() };
         let mut after = view.clone();
         let mut plan = rebalance(&view, &policy);
         // Who stops serving or drops a state changes what the others face: that is another view.
-        plan.moves.retain(|m| matches!(m.kind, Kind::Switch | Kind::Join));
+        plan.moves.retain(|m| matches!(m.kind, MoveKind::Switch | MoveKind::Join));
         after.carry_out(&plan);
         let again = rebalance(&after, &policy);
         let joins_or_switches: Vec<String> =
-            again.moves.iter().filter(|m| matches!(m.kind, Kind::Switch | Kind::Join)).map(ToString::to_string).collect();
+            again.moves.iter().filter(|m| matches!(m.kind, MoveKind::Switch | MoveKind::Join)).map(ToString::to_string).collect();
         prop_assert!(joins_or_switches.is_empty(), "{joins_or_switches:?}");
     }
 
     #[test]
     fn a_swarm_left_alone_comes_to_rest_and_is_never_slower_on_the_way(view in view()) {
-        let policy = Policy { cooldown_ms: 0, ..Policy::default() };
+        let policy = RebalancePolicy { cooldown_ms: 0, ..RebalancePolicy::default() };
         let mut view = view;
         view.averaging = false;
         for peer in &mut view.peers {
@@ -153,7 +156,7 @@ proptest! {
             let now = pipeline(&view, &policy);
             // Only peers of unequal speed without memory for two states may pay for a while: in exchange for each other.
             let equal = view.peers.iter().all(|p| p.rows_per_s == 1.0);
-            let pays = !equal && plan.moves.iter().any(|m| m.kind == Kind::Cold);
+            let pays = !equal && plan.moves.iter().any(|m| m.kind == MoveKind::Cold);
             prop_assert!(pays || now >= rate - 1e-9, "from {rate} to {now}");
             rate = now;
             let next = view.next_ready_ms().unwrap_or(view.now_ms + policy.step_ms);
@@ -170,8 +173,8 @@ proptest! {
 
 #[test]
 fn rates_that_waver_move_nobody_to_and_fro() {
-    let stage = Stage::default();
-    let mut view = View { stages: vec![stage; 3], ..View::default() };
+    let stage = PipelineStage::default();
+    let mut view = PipelineView { stages: vec![stage; 3], ..PipelineView::default() };
     for i in 0..10_usize {
         let shadows = BTreeSet::from([(i + 1) % 3]);
         view.peers.push(Peer {
@@ -181,7 +184,7 @@ fn rates_that_waver_move_nobody_to_and_fro() {
             ..Peer::default()
         });
     }
-    let policy = Policy::default();
+    let policy = RebalancePolicy::default();
     let mut switches = 0;
     for step in 1..500_u64 {
         view.pass(step * policy.step_ms);
@@ -198,11 +201,11 @@ fn rates_that_waver_move_nobody_to_and_fro() {
 
 #[test]
 fn many_peers_are_planned_for_in_bounded_moves() {
-    let mut view = View { stages: vec![Stage::default(); 8], ..View::default() };
+    let mut view = PipelineView { stages: vec![PipelineStage::default(); 8], ..PipelineView::default() };
     for i in 0..200_usize {
         view.peers.push(Peer { name: format!("p{i:03}").into(), stage: Some(0), ..Peer::default() });
     }
-    let policy = Policy { shadows: false, ..Policy::default() };
+    let policy = RebalancePolicy { shadows: false, ..RebalancePolicy::default() };
     let plan = rebalance(&view, &policy);
     // Four for each of seven stages; the last four of 32 would raise some stages and not the pipeline.
     assert_eq!((plan.moves.len(), policy.moves_max), (28, 32));

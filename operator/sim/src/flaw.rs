@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_operator::observe::{Phase, SwarmView};
-use dunlin_operator::peers::{Answer, WorkerState};
+use dunlin_operator::observe::{PodPhase, SwarmView};
+use dunlin_operator::peers::{WorkerRecord, WorkerState};
 use dunlin_swarm::Topology;
 
 /// A fault of the operator.
@@ -22,12 +22,12 @@ impl Flaw {
     pub(crate) fn shown(
         self,
         mut view: SwarmView,
-        mut answers: BTreeMap<String, Answer>,
+        mut answers: BTreeMap<String, WorkerRecord>,
         topology: Option<&Topology>,
-    ) -> (SwarmView, BTreeMap<String, Answer>) {
+    ) -> (SwarmView, BTreeMap<String, WorkerRecord>) {
         match self {
             Self::TrustsPods => {
-                for worker in view.workers.values().filter(|worker| worker.phase == Phase::Running) {
+                for worker in view.workers.values().filter(|worker| worker.phase == PodPhase::Running) {
                     let given = topology.and_then(|topology| topology.peer(&worker.name.as_str().into()));
                     let report = answers.get_mut(&worker.name).and_then(|answer| answer.report.as_mut());
                     if let (Some(given), Some(report)) = (given, report) {
@@ -37,9 +37,9 @@ impl Flaw {
             }
             Self::IgnoresNotice => {
                 for worker in
-                    view.workers.values_mut().filter(|worker| matches!(worker.phase, Phase::Draining(_)))
+                    view.workers.values_mut().filter(|worker| matches!(worker.phase, PodPhase::Draining(_)))
                 {
-                    worker.phase = Phase::Running;
+                    worker.phase = PodPhase::Running;
                 }
             }
             Self::Forgets => {}

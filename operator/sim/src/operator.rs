@@ -10,14 +10,14 @@ use std::time::Duration;
 use dunlin_crds::InferenceSwarm;
 use dunlin_operator::apply::topology::reconciled;
 use dunlin_operator::config::Config;
-use dunlin_operator::inference::desired::Desired;
+use dunlin_operator::inference::desired::InferenceDesired;
 use dunlin_operator::inference::state::ServingState;
 use dunlin_operator::key::{Kind, SwarmKey};
 use dunlin_operator::labels::Owner;
 use dunlin_operator::observe::{Caches, SwarmView};
-use dunlin_operator::peers::report::Report;
-use dunlin_operator::peers::talk::Question;
-use dunlin_operator::peers::{Answer, Order, Target};
+use dunlin_operator::peers::report::WorkerReport;
+use dunlin_operator::peers::talk::WorkerQuestion;
+use dunlin_operator::peers::{Target, WorkerOrder, WorkerRecord};
 use dunlin_operator::swarm::contract::DecisionOf;
 use dunlin_operator::swarm::{Evidence, Policy, SwarmKind};
 use dunlin_operator::targets::targets;
@@ -37,22 +37,22 @@ const UNSEEN_MAX_MS: u64 = 30_000;
 #[derive(Debug)]
 pub(crate) struct Talk {
     addr: String,
-    pub answer: Answer,
-    order: Option<Order>,
-    acknowledged: Order,
+    pub answer: WorkerRecord,
+    order: Option<WorkerOrder>,
+    acknowledged: WorkerOrder,
     /// The next question is asked then.
     pub due_ms: u64,
 }
 
 impl Talk {
     /// What is asked now.
-    pub fn question(&self) -> Question {
-        self.order.as_ref().map_or(Question::Status, |order| order.question(&self.acknowledged))
+    pub fn question(&self) -> WorkerQuestion {
+        self.order.as_ref().map_or(WorkerQuestion::Status, |order| order.question(&self.acknowledged))
     }
 
     /// The worker has answered.
-    pub fn acknowledge(&mut self, question: &Question) {
-        if *question != Question::Status
+    pub fn acknowledge(&mut self, question: &WorkerQuestion) {
+        if *question != WorkerQuestion::Status
             && let Some(order) = &self.order
         {
             self.acknowledged = order.clone();
@@ -86,7 +86,7 @@ pub(crate) struct Operator {
 /// What one look came to.
 pub(crate) struct Looked {
     pub owner: Owner,
-    pub desired: Desired,
+    pub desired: InferenceDesired,
     pub view: SwarmView,
     pub decision: DecisionOf<InferenceSwarm>,
 }
@@ -156,7 +156,7 @@ impl Operator {
         let unseen: Vec<Pod> = self.made.iter().map(|(pod, _)| pod.clone()).collect();
         let view = self.caches.view(&key, &uid, &unseen);
         self.follow(&owner, &view, now);
-        let answers: BTreeMap<String, Answer> =
+        let answers: BTreeMap<String, WorkerRecord> =
             self.talks.iter().map(|(name, talk)| (name.clone(), talk.answer.clone())).collect();
         let since = *self.since.get_or_insert(at);
         let (view, answers) = match self.flaw {
@@ -179,9 +179,9 @@ impl Operator {
         for target in &targets {
             self.talks.entry(target.name.clone()).or_insert_with(|| Talk {
                 addr: target.addr.clone(),
-                answer: Answer::default(),
+                answer: WorkerRecord::default(),
                 order: None,
-                acknowledged: Order::default(),
+                acknowledged: WorkerOrder::default(),
                 due_ms: now,
             });
         }
@@ -191,8 +191,11 @@ impl Operator {
     pub fn order(&mut self, view: &SwarmView, now: u64) {
         let Some(topology) = &self.state.topology else { return };
         let json: Arc<str> = serde_json::to_string(topology).unwrap_or_default().into();
-        let order =
-            |drain| Order { topology: Some((topology.epoch, Arc::clone(&json))), drain, suspend: false };
+        let order = |drain| WorkerOrder {
+            topology: Some((topology.epoch, Arc::clone(&json))),
+            drain,
+            suspend: false,
+        };
         let workers = view.workers.values().map(|w| (&w.name, order(w.needs_drain())));
         for (name, order) in workers.chain(view.gateways.keys().map(|name| (name, order(false)))) {
             if let Some(talk) = self.talks.get_mut(name)
@@ -204,7 +207,7 @@ impl Operator {
     }
 
     /// An answer, or that there is none; whether that is news.
-    pub fn hear(&mut self, name: &str, answer: Option<Report>, at: Instant) -> bool {
+    pub fn hear(&mut self, name: &str, answer: Option<WorkerReport>, at: Instant) -> bool {
         let silence: Duration = self.config.silence_max();
         let Some(talk) = self.talks.get_mut(name) else { return false };
         match answer {

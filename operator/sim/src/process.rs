@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use dunlin_operator::peers::WorkerState;
-use dunlin_operator::peers::report::Report;
+use dunlin_operator::peers::report::WorkerReport;
 use dunlin_swarm::timing::{DRAIN, DRAIN_ON_NOTICE};
 use dunlin_swarm::{Epoch, Layers, ModelSizes, Topology, layer_set, ranges};
 
@@ -102,7 +102,7 @@ impl Stage {
     }
 
     /// What it answers the operator.
-    pub fn report(&self, layers: u32, now: u64) -> Report {
+    pub fn report(&self, layers: u32, now: u64) -> WorkerReport {
         let open = now >= self.header_ms;
         let state = if self.drains_until_ms.is_some() {
             WorkerState::Draining
@@ -114,14 +114,14 @@ impl Stage {
             WorkerState::Starting
         };
         let sizes = ModelSizes { layer_bytes: vec![1 << 20; layers as usize], ..ModelSizes::default() };
-        Report {
+        WorkerReport {
             state,
             epoch: self.epoch,
             held: ranges(&self.held),
             model: open.then_some(sizes),
             arithmetic: self.arithmetic,
             room_bytes: open.then_some(self.room_bytes),
-            ..Report::default()
+            ..WorkerReport::default()
         }
     }
 }

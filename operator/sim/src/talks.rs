@@ -1,8 +1,8 @@
 //! Conversations between the operator and workers.
 
 use dunlin_operator::peers::WorkerState;
-use dunlin_operator::peers::report::Report;
-use dunlin_operator::peers::talk::Question;
+use dunlin_operator::peers::report::WorkerReport;
+use dunlin_operator::peers::talk::WorkerQuestion;
 use dunlin_swarm::Topology;
 
 use crate::world::{DEBOUNCE_MS, LAYERS, World};
@@ -36,9 +36,9 @@ impl World {
     }
 
     /// What a worker answers, if it does.
-    fn answer(&mut self, name: &str, question: &Question) -> Option<Report> {
+    fn answer(&mut self, name: &str, question: &WorkerQuestion) -> Option<WorkerReport> {
         let topology = match question {
-            Question::Take(_, json) => Topology::parse(json).ok(),
+            WorkerQuestion::Take(_, json) => Topology::parse(json).ok(),
             _ => None,
         };
         if let Some(gateway) = self.gateways.get(name).filter(|gateway| gateway.runs) {
@@ -50,11 +50,11 @@ impl World {
             let state = if self.net.is_ready(id) { WorkerState::Ready } else { WorkerState::Loading };
             let (epoch, lost) =
                 self.net.known(id).map(|(known, lost)| (known.epoch, lost)).unwrap_or_default();
-            return Some(Report { state, epoch, lost, ..Report::default() });
+            return Some(WorkerReport { state, epoch, lost, ..WorkerReport::default() });
         }
         let now = self.now;
         let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;
-        if *question == Question::Drain {
+        if *question == WorkerQuestion::Drain {
             stage.drain(false, now);
         }
         let obeys = topology.filter(|topology| stage.assign(name, topology));

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use crate::error::{Attempt, Error};
+use crate::error::{Error, WriteAttempt};
 use crate::labels::random;
 
 /// Kind and name of an object, or of what stands for several.
-pub type Key = (String, String);
+pub type HoldKey = (String, String);
 
 /// The last failure of each write.
 #[derive(Default)]
-pub struct Holds(BTreeMap<Key, Hold>);
+pub struct Holds(BTreeMap<HoldKey, Hold>);
 
 struct Hold {
     /// Fingerprint of what was written: something else is tried at once.
@@ -28,9 +28,11 @@ impl Holds {
     ///
     /// # Errors
     /// That failure.
-    pub fn check(&self, key: &Key, of: u64, now: Instant) -> Result<(), Error> {
+    pub fn check(&self, key: &HoldKey, of: u64, now: Instant) -> Result<(), Error> {
         match self.0.get(key).filter(|hold| hold.of == of && now < hold.until) {
-            Some(hold) => Err(attempted(hold.failure.clone(), Attempt { times: hold.times, held: true })),
+            Some(hold) => {
+                Err(attempted(hold.failure.clone(), WriteAttempt { times: hold.times, held: true }))
+            }
             None => Ok(()),
         }
     }
@@ -39,7 +41,13 @@ impl Holds {
     ///
     /// # Errors
     /// The failure that was passed in.
-    pub fn note<T>(&mut self, key: Key, of: u64, went: Result<T, Error>, now: Instant) -> Result<T, Error> {
+    pub fn note<T>(
+        &mut self,
+        key: HoldKey,
+        of: u64,
+        went: Result<T, Error>,
+        now: Instant,
+    ) -> Result<T, Error> {
         let failure = match went {
             Ok(made) => {
                 self.0.remove(&key);
@@ -52,11 +60,11 @@ impl Holds {
         let times = before.saturating_add(1);
         let until = now + failure.rest(times, random());
         self.0.insert(key, Hold { of, times, until, failure: failure.clone() });
-        Err(attempted(failure, Attempt { times, held: false }))
+        Err(attempted(failure, WriteAttempt { times, held: false }))
     }
 }
 
-fn attempted(failure: Error, attempt: Attempt) -> Error {
+fn attempted(failure: Error, attempt: WriteAttempt) -> Error {
     match failure {
         Error::Api { action, source, .. } => Error::Api { action, source, attempt },
         other => other,

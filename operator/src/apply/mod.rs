@@ -26,10 +26,10 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use crate::apply::holds::{Holds, Key};
+use crate::apply::holds::{HoldKey, Holds};
 use crate::error::Error;
 use crate::labels::MANAGER;
-use crate::metrics::Metrics;
+use crate::metrics::OperatorMetrics;
 use crate::observe::{Seen, version};
 
 /// Deadline of one call.
@@ -40,7 +40,7 @@ const REFRESH: Duration = Duration::from_secs(3600);
 /// What was written last, by kind and name, and what could not be.
 #[derive(Default)]
 pub struct Applied {
-    written: BTreeMap<Key, Written>,
+    written: BTreeMap<HoldKey, Written>,
     /// Writes that failed.
     pub holds: Holds,
 }
@@ -68,20 +68,20 @@ impl Applied {
     }
 
     /// The object `key`, of which only somebody else's writes matter, has just been found or made like this.
-    pub fn found(&mut self, key: Key, version: String, now: Instant) {
+    pub fn found(&mut self, key: HoldKey, version: String, now: Instant) {
         self.written.insert(key, Written { fingerprint: 0, version, at: now });
     }
 
     /// Forgets what somebody else has changed or deleted since, and says what that is.
-    pub fn forget_touched(&mut self, seen: &Seen, now: Instant) -> Vec<Key> {
+    pub fn forget_touched(&mut self, seen: &Seen, now: Instant) -> Vec<HoldKey> {
         let touched = self.written.iter().filter(|(key, w)| seen.is_another(key, &w.version, w.at, now));
-        let touched: Vec<Key> = touched.map(|(key, _)| key.clone()).collect();
+        let touched: Vec<HoldKey> = touched.map(|(key, _)| key.clone()).collect();
         self.written.retain(|key, _| !touched.contains(key));
         touched
     }
 }
 
-fn key(object: &Value) -> Key {
+fn key(object: &Value) -> HoldKey {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     (text(&object["kind"]), text(&object["metadata"]["name"]))
 }
@@ -96,13 +96,13 @@ fn fingerprint(object: &Value) -> u64 {
 #[derive(Clone)]
 pub struct Applier {
     client: Client,
-    metrics: Arc<Metrics>,
+    metrics: Arc<OperatorMetrics>,
 }
 
 impl Applier {
     /// Writes through `client`.
     #[must_use]
-    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, metrics: Arc<OperatorMetrics>) -> Self {
         Self { client, metrics }
     }
 

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::status::conditions::Account;
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 
 /// What only a swarm that serves has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct ServingFacts {
     pub gateways_ready: u32,
 }
 
-impl Facts<ServingFacts> {
+impl InferenceFacts<ServingFacts> {
     fn serves(&self) -> bool {
         !self.suspended
             && self.kind.layers > 0
@@ -67,7 +67,7 @@ impl Facts<ServingFacts> {
 /// All five conditions. `observed`: the generation that `before` speaks about.
 #[must_use]
 pub fn conditions(
-    facts: &Facts<ServingFacts>,
+    facts: &InferenceFacts<ServingFacts>,
     before: &[Condition],
     observed: Option<i64>,
     now: Timestamp,
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn the_first_write_has_all_conditions_and_is_in_progress() {
-        let facts = Facts::<ServingFacts>::default().with(|f| {
+        let facts = InferenceFacts::<ServingFacts>::default().with(|f| {
             f.generation = 1;
             f.peers_desired = 3;
             f.kind.gateways_desired = 2;
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn trouble_stalls_with_its_reason_and_a_serving_swarm_goes_on() {
         let trouble = Some(("ModelDigestMismatch".to_owned(), "the file has another sha256".to_owned()));
-        let stalled = Facts::<ServingFacts>::default().with(|f| {
+        let stalled = InferenceFacts::<ServingFacts>::default().with(|f| {
             f.generation = 1;
             f.trouble = trouble.clone();
         });

@@ -7,12 +7,12 @@ use dunlin_crds::InferenceSwarm;
 use dunlin_wire::Role;
 
 use super::conditions::ServingFacts;
-use super::desired::Desired;
+use super::desired::InferenceDesired;
 use super::facts::{facts, held};
 use super::layout::{model, placed, plan};
 use super::state::ServingState;
 use crate::deletion::Deletion;
-use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::observe::{PodPhase, SwarmView, WorkerView};
 use crate::peers::WorkerState;
 use crate::roster::RoleEvidence;
 use crate::swarm::{Evidence, Policy, Rules, Workers};
@@ -25,21 +25,21 @@ const UNSETTLED: Duration = Duration::from_secs(5);
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 
 /// What to do about a swarm.
-pub type Decision = crate::swarm::Decision<ServingFacts, Plan>;
+pub type InferenceDecision = crate::swarm::Decision<ServingFacts, LayoutSummary>;
 
 /// The layout in words, if there is a new one. The layout itself is in the state: it is published until the next one is decided.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct LayoutSummary {
     /// The layout for people.
     pub summary: Option<String>,
 }
 
 impl Policy for InferenceSwarm {
     fn decide(
-        desired: &Desired,
+        desired: &InferenceDesired,
         evidence: &Evidence<'_>,
         mut state: ServingState,
-    ) -> Result<(Decision, ServingState), String> {
+    ) -> Result<(InferenceDecision, ServingState), String> {
         let layers = model(desired, evidence).map(|m| u32::try_from(m.layer_bytes.len()).unwrap_or(u32::MAX));
         let layers = layers.or(state.topology.as_ref().map(|t| t.layers)).unwrap_or(0);
         let unheard = unheard(evidence, &state);
@@ -50,26 +50,26 @@ impl Policy for InferenceSwarm {
         let mut facts = facts(desired, evidence, &stages, layers);
         let shortage = planned.shortage.map(|shortage| ("OutOfMemory".to_owned(), shortage.to_string()));
         facts.trouble = facts.trouble.or(shortage);
-        let decision = Decision {
+        let decision = InferenceDecision {
             ready_by_kind: stages.ready_by_kind(&desired.pools, &evidence.view.workers),
             create: stages.roster.create.into_iter().map(|creation| (Role::Stage, creation)).collect(),
             delete: stages.roster.delete.into_iter().chain(lost_gateways(evidence)).collect(),
             facts,
             unheard: unheard.len(),
             events: stages.events.into_iter().chain(planned.events).collect(),
-            plan: Plan { summary: planned.summary },
+            plan: LayoutSummary { summary: planned.summary },
         };
         Ok((decision, state))
     }
 
-    fn pause(decision: &Decision, state: &ServingState) -> Duration {
+    fn pause(decision: &InferenceDecision, state: &ServingState) -> Duration {
         if decision.facts.is_whole() && state.suspects.is_empty() { SETTLED } else { UNSETTLED }
     }
 }
 
 /// What becomes of the stages. `layers`: of the model; `silent`: those that have not answered this leader in time.
 fn stages(
-    desired: &Desired,
+    desired: &InferenceDesired,
     evidence: &Evidence<'_>,
     layers: u32,
     silent: &BTreeSet<String>,
@@ -118,7 +118,7 @@ fn stages(
 }
 
 /// Gateways of the manifest answer, and no others.
-fn gateways_are_new(desired: &Desired, view: &SwarmView) -> bool {
+fn gateways_are_new(desired: &InferenceDesired, view: &SwarmView) -> bool {
     view.gateways_ready() > 0 && view.gateways.values().all(|gateway| gateway.hash == desired.gateway_hash)
 }
 
@@ -142,14 +142,15 @@ fn unreachable(evidence: &Evidence<'_>, state: &mut ServingState) -> BTreeSet<St
     for name in reported.into_iter().filter(|name| view.workers.contains_key(*name)) {
         state.suspects.entry(name.clone()).or_insert(now);
     }
-    let others_fine = state.suspects.len() == 1 && view.workers.values().all(|w| w.phase == Phase::Running);
+    let others_fine =
+        state.suspects.len() == 1 && view.workers.values().all(|w| w.phase == PodPhase::Running);
     let late = state.suspects.iter().filter(|(_, since)| now.duration_since(**since) >= UNREACHABLE_MAX);
     late.filter(|_| others_fine).map(|(name, _)| name.clone()).collect()
 }
 
 /// Peers of the topology that run and have not answered us since we took over.
 fn unheard(evidence: &Evidence<'_>, state: &ServingState) -> BTreeSet<String> {
-    let running = evidence.view.workers.values().filter(|w| w.phase == Phase::Running);
+    let running = evidence.view.workers.values().filter(|w| w.phase == PodPhase::Running);
     running
         .filter(|w| placed(state.topology.as_ref(), &w.name).is_some() && !evidence.is_heard(&w.name))
         .map(|w| w.name.clone())

@@ -15,11 +15,11 @@ use crate::key::Kind;
 use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, fingerprint};
 use crate::observe::WorkerView;
 use crate::pools::{DISK_DEFAULT, PoolDesired, pools};
-use crate::roster::{Wanted, is_current};
+use crate::roster::{WantedPods, is_current};
 
 /// A swarm as its manifest wants it.
 #[derive(Clone, Debug)]
-pub struct Desired {
+pub struct InferenceDesired {
     /// `metadata.generation` of the manifest.
     pub generation: i64,
     /// The name clients ask for.
@@ -56,7 +56,7 @@ pub struct Desired {
     pub suspended: bool,
 }
 
-impl Desired {
+impl InferenceDesired {
     /// What `swarm` asks for.
     #[must_use]
     pub fn new(swarm: &InferenceSwarm, config: &Config) -> Self {
@@ -175,8 +175,8 @@ impl Desired {
 
     /// The pods that are wanted.
     #[must_use]
-    pub fn wanted(&self) -> Wanted<'_> {
-        Wanted { pools: &self.pools, template: &self.digest, suspended: self.suspended }
+    pub fn wanted(&self) -> WantedPods<'_> {
+        WantedPods { pools: &self.pools, template: &self.digest, suspended: self.suspended }
     }
 
     /// Peers in all pools.
@@ -217,7 +217,7 @@ mod tests {
     const ON_A_VOLUME: (&str, &str) = ("models", "llama");
 
     /// What is wanted of a swarm with a model on a volume, or behind a URL, and adapters: (name, claim, path).
-    fn desired(model: Option<(&str, &str)>, adapters: &[(&str, &str, &str)]) -> Desired {
+    fn desired(model: Option<(&str, &str)>, adapters: &[(&str, &str, &str)]) -> InferenceDesired {
         let volume = |claim: &str, path: &str| json!({"volume": {"claimName": claim, "path": path}});
         let source = model.map_or(json!({"http": {"url": "http://models/m.gguf"}}), |(c, p)| volume(c, p));
         let adapter =
@@ -237,11 +237,11 @@ mod tests {
                 }],
             },
         });
-        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+        InferenceDesired::new(&serde_json::from_value(swarm).unwrap(), &config())
     }
 
     /// `claim at folder` for each volume with models or adapters of a stage.
-    fn volumes(desired: &Desired) -> Vec<String> {
+    fn volumes(desired: &InferenceDesired) -> Vec<String> {
         let pool = &desired.pools[0].template;
         let pod = desired.stage(&owner(), "m-spot-x7x7x", pool, true, None).manifest();
         assert_typed::<Pod>(&pod);
@@ -258,7 +258,7 @@ mod tests {
         described.collect()
     }
 
-    fn adapter_args(desired: &Desired) -> Vec<&str> {
+    fn adapter_args(desired: &InferenceDesired) -> Vec<&str> {
         let pairs = desired.model_args.chunks(2).filter(|pair| pair[0] == "--adapter");
         pairs.map(|pair| pair[1].as_str()).collect()
     }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     /// What is wanted of a swarm with this digest of its model and these cores of peers.
-    fn with_resources(sha256: Option<&str>, cpu: Value) -> Desired {
+    fn with_resources(sha256: Option<&str>, cpu: Value) -> InferenceDesired {
         let swarm = json!({
             "apiVersion": "dunlin.dev/v1alpha1",
             "kind": "InferenceSwarm",
@@ -317,7 +317,7 @@ mod tests {
                 }],
             },
         });
-        Desired::new(&serde_json::from_value(swarm).unwrap(), &config())
+        InferenceDesired::new(&serde_json::from_value(swarm).unwrap(), &config())
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use dunlin_swarm::layer_set;
 
 use super::conditions::ServingFacts;
-use super::desired::Desired;
+use super::desired::InferenceDesired;
 use crate::observe::SwarmView;
 use crate::peers::WorkerState;
 use crate::pools::scaled;
 use crate::roster::{Readiness, Roster};
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 use crate::swarm::{Evidence, Workers};
 
 /// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
@@ -29,11 +29,11 @@ pub(super) fn held(evidence: &Evidence<'_>, counts: impl Fn(&str) -> bool) -> BT
 
 /// What the conditions are made from. `layers`: of the model, 0 while unknown.
 pub(super) fn facts(
-    desired: &Desired,
+    desired: &InferenceDesired,
     evidence: &Evidence<'_>,
     stages: &Workers,
     layers: u32,
-) -> Facts<ServingFacts> {
+) -> InferenceFacts<ServingFacts> {
     let (view, roster, roll) = (evidence.view, &stages.roster, &stages.roll);
     let alive =
         |name: &str| matches!(roster.readiness.get(name), Some(Readiness::Ready | Readiness::Leaving));
@@ -57,7 +57,7 @@ pub(super) fn facts(
         _ => false,
     };
     let ready = roster.readiness.iter().filter(is_ready).count().min(desired.peers() as usize);
-    Facts {
+    InferenceFacts {
         generation: desired.generation,
         suspended: desired.suspended,
         peers_desired: desired.peers(),

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use dunlin_planner::cut::unusual;
-use dunlin_planner::{Finding, Layout, May, Member, Reason, Shortage, Wanted, layout, lint, report};
+use dunlin_planner::{Layout, LayoutGoal, LintFinding, May, Member, Reason, Shortage, layout, lint, report};
 use dunlin_swarm::{Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::desired::Desired;
+use super::desired::InferenceDesired;
 use super::state::ServingState;
 use crate::apply::network::GRPC_PORT;
-use crate::observe::Phase;
+use crate::observe::PodPhase;
 use crate::peers::WorkerState;
 use crate::roster::{Readiness, Roster};
 use crate::status::events::SwarmEvent;
@@ -44,7 +44,7 @@ pub(super) struct Planned {
 /// # Errors
 /// The finding of the layout's own check: a bug, nothing may be applied.
 pub(super) fn plan(
-    desired: &Desired,
+    desired: &InferenceDesired,
     evidence: &Evidence<'_>,
     roster: &Roster,
     state: &mut ServingState,
@@ -52,7 +52,7 @@ pub(super) fn plan(
     let model = model(desired, evidence).filter(|_| !desired.suspended);
     let Some(model) = model else { return Ok(Planned::default()) };
     let id = ModelId { name: desired.model.clone(), digest: desired.digest.clone() };
-    let wanted = Wanted::of(id, model, desired.peers() as usize, desired.shadows as usize);
+    let wanted = LayoutGoal::of(id, model, desired.peers() as usize, desired.shadows as usize);
     let previous = state.topology.clone().filter(|t| t.model.digest == desired.digest);
     let readiness = roster.readiness.iter();
     let members: Vec<Member> =
@@ -79,7 +79,7 @@ pub(super) fn plan(
     if let Some(error) = findings.iter().find(|f| f.is_error()) {
         return Err(error.to_string());
     }
-    debug!(reason = %layout.reason, findings = ?findings.iter().map(Finding::to_string).collect::<Vec<_>>(), "planned");
+    debug!(reason = %layout.reason, findings = ?findings.iter().map(LintFinding::to_string).collect::<Vec<_>>(), "planned");
     let keep = |holds: bool, since: Option<Instant>| holds.then(|| since.unwrap_or(evidence.now));
     state.gap = keep(!layout.covered, state.gap);
     state.spare = keep(layout.spare > 0, state.spare);
@@ -96,7 +96,7 @@ pub(super) fn plan(
 /// that leave still serve.
 fn is_time(
     members: &[Member],
-    wanted: &Wanted,
+    wanted: &LayoutGoal,
     previous: Option<&Topology>,
     state: &mut ServingState,
     now: Instant,
@@ -114,7 +114,7 @@ fn is_time(
 }
 
 /// Sizes of the model, from any worker that was made for it.
-pub(super) fn model(desired: &Desired, evidence: &Evidence<'_>) -> Option<ModelSizes> {
+pub(super) fn model(desired: &InferenceDesired, evidence: &Evidence<'_>) -> Option<ModelSizes> {
     let ours = evidence.view.workers.values().filter(|w| w.template == desired.digest);
     ours.filter_map(|w| evidence.report(&w.name)?.model.clone()).find(|m| !m.layer_bytes.is_empty())
 }
@@ -140,7 +140,7 @@ fn speeds(layout: &Layout, members: &[Member], state: &mut ServingState) -> Vec<
 
 /// A worker as the planner sees it; `None` for one that cannot be planned with.
 fn member(
-    desired: &Desired,
+    desired: &InferenceDesired,
     evidence: &Evidence<'_>,
     previous: Option<&Topology>,
     name: &str,
@@ -153,7 +153,7 @@ fn member(
     let held: Vec<Layers> = match (report, before) {
         (Some(report), _) if report.state == WorkerState::Failed => return None,
         (Some(report), _) => report.held.clone(),
-        (None, Some(before)) if worker.phase == Phase::Running => before.hold(),
+        (None, Some(before)) if worker.phase == PodPhase::Running => before.hold(),
         (None, _) => return None,
     };
     // Unlike the last leader, this one has not seen it Ready; but it can do what it did.

@@ -30,14 +30,14 @@ use crate::swarm::SwarmKind;
 impl SwarmKind for InferenceSwarm {
     const KIND: Kind = Kind::Inference;
     const ROLES: &'static [Role] = &[Role::Stage];
-    type Desired = desired::Desired;
+    type Desired = desired::InferenceDesired;
     type State = state::ServingState;
     type Own = state::ServingResources;
     type Facts = conditions::ServingFacts;
-    type Plan = decide::Plan;
+    type Plan = decide::LayoutSummary;
 
     fn desired(&self, config: &Config) -> Self::Desired {
-        desired::Desired::new(self, config)
+        desired::InferenceDesired::new(self, config)
     }
 
     /// The topology is in a ConfigMap of its own.

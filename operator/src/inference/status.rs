@@ -6,14 +6,14 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::conditions::{ServingFacts, conditions};
-use super::decide::Decision;
-use super::desired::Desired;
+use super::decide::InferenceDecision;
+use super::desired::InferenceDesired;
 use super::state::ServingState;
 use crate::config::Config;
 use crate::labels::{ROLE_STAGE, pool_selector};
 use crate::pools::scaled;
 use crate::status::events::{SwarmEvent, TurnReasons, changes};
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 use crate::swarm::{Reporter, SwarmStatus};
 
 /// What Events call the turns of a swarm.
@@ -30,16 +30,16 @@ impl SwarmStatus for InferenceSwarmStatus {
 }
 
 impl Reporter for InferenceSwarm {
-    fn unseen(desired: &Desired) -> Facts<ServingFacts> {
+    fn unseen(desired: &InferenceDesired) -> InferenceFacts<ServingFacts> {
         let kind = ServingFacts { gateways_desired: desired.gateways, ..ServingFacts::default() };
-        Facts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
+        InferenceFacts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
     }
 
     fn next_status(
         &self,
         before: &InferenceSwarmStatus,
-        desired: &Desired,
-        decision: &Decision,
+        desired: &InferenceDesired,
+        decision: &InferenceDecision,
         state: &ServingState,
         config: &Config,
     ) -> InferenceSwarmStatus {
@@ -109,15 +109,16 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn status(before: &InferenceSwarmStatus, facts: &Facts<ServingFacts>) -> InferenceSwarmStatus {
+    fn status(before: &InferenceSwarmStatus, facts: &InferenceFacts<ServingFacts>) -> InferenceSwarmStatus {
         let (swarm, config) = (swarm(facts.generation), config());
-        let desired = Desired::new(&swarm, &config);
-        let decision = Decision { facts: facts.clone(), ..Decision::default() };
+        let desired = InferenceDesired::new(&swarm, &config);
+        let decision = InferenceDecision { facts: facts.clone(), ..InferenceDecision::default() };
         swarm.next_status(before, &desired, &decision, &ServingState::default(), &config)
     }
 
     #[test]
     #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
+    #[expect(clippy::too_many_lines, reason = "a table of states")]
     fn kstatus_reads_each_state_as_it_is_meant() {
         let whole = testing::whole();
         let nothing = whole.clone().with(|f| {
@@ -131,7 +132,7 @@ mod tests {
         let serves = status(&InferenceSwarmStatus::default(), &whole);
         let config = config();
         let swarm = swarm(1);
-        let created = first_status(&swarm, &Desired::new(&swarm, &config), &config);
+        let created = first_status(&swarm, &InferenceDesired::new(&swarm, &config), &config);
         let ask = |generation, deleting, status: &InferenceSwarmStatus| {
             kstatus(&object(Kind::Inference, generation, deleting, status))
         };

@@ -20,10 +20,10 @@ use crate::apply::Applier;
 use crate::config::Config;
 use crate::error::Error;
 use crate::key::SwarmKey;
-use crate::metrics::Metrics;
+use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
-use crate::peers::report::Report;
-use crate::peers::talk::{Answering, Question, Talk};
+use crate::peers::report::WorkerReport;
+use crate::peers::talk::{Answering, Talk, WorkerQuestion};
 use crate::peers::{Connect, Monitor, Target, WorkerState};
 use crate::swarm::Controller;
 use crate::swarm::context::Context;
@@ -41,18 +41,18 @@ impl Connect for Workers {
 }
 
 impl Talk for Worker {
-    fn ask(&mut self, question: Question) -> Answering<'_> {
-        if let Question::Take(epoch, topology) = question {
+    fn ask(&mut self, question: WorkerQuestion) -> Answering<'_> {
+        if let WorkerQuestion::Take(epoch, topology) = question {
             let topology = dunlin_swarm::Topology::parse(&topology).unwrap();
             self.1 = topology.peer(&self.0.as_str().into()).map(|p| p.hold()).unwrap_or_default();
             self.2 = epoch;
         }
-        let report = Report {
+        let report = WorkerReport {
             state: WorkerState::Ready,
             epoch: self.2,
             held: self.1.clone(),
             model: Some(ModelSizes { layer_bytes: vec![1 << 20; 30], ..ModelSizes::default() }),
-            ..Report::default()
+            ..WorkerReport::default()
         };
         Box::pin(async move { Ok(report) })
     }
@@ -153,7 +153,7 @@ fn world(refuse: &'static str) -> World {
     let seen = Seen::default();
     let published = Stored::default();
     let server = serve(server, seen.clone(), published.clone(), refuse);
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(OperatorMetrics::default());
     let (triggers, _) = broadcast::channel(16);
     let context = Arc::new(Context {
         applier: Applier::new(client.clone(), Arc::clone(&metrics)),

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::state::{Published, ServingResources};
 use crate::apply::budget::{Guarantee, budget, stages_kept};
 use crate::apply::certificates::{files, is_current, leaf_secret, names};
-use crate::apply::holds::Key;
+use crate::apply::holds::HoldKey;
 use crate::apply::pods::PoolTemplate;
 use crate::apply::{network, topology};
 use crate::error::Error;
@@ -19,7 +19,7 @@ use crate::labels::{Owner, ROLE_GATEWAY, ROLE_STAGE, leaf};
 use crate::making::Refusals;
 use crate::metrics::SwarmLabels;
 use crate::observe::version;
-use crate::peers::Order;
+use crate::peers::WorkerOrder;
 use crate::swarm::context::Context;
 use crate::swarm::contract::{MemoryOf, ResourcesOf};
 use crate::swarm::{Pass, Resources, Writer};
@@ -29,7 +29,7 @@ impl Writer for InferenceSwarm {
     async fn recover(
         owner: &Owner,
         context: &Context,
-        touched: &[Key],
+        touched: &[HoldKey],
         memory: &mut MemoryOf<Self>,
     ) -> Result<(), Error> {
         let own = &mut memory.resources.own;
@@ -83,11 +83,11 @@ impl Writer for InferenceSwarm {
     }
 
     /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, Order)>, Error> {
+    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error> {
         let Some(topology) = &pass.state.topology else { return Ok(Vec::new()) };
         let json = serde_json::to_string(topology).map_err(|source| Error::json("the topology", source))?;
         let (epoch, json): (_, Arc<str>) = (topology.epoch, json.into());
-        let order = |drain| Order { topology: Some((epoch, Arc::clone(&json))), drain, suspend: false };
+        let order = |drain| WorkerOrder { topology: Some((epoch, Arc::clone(&json))), drain, suspend: false };
         let workers = pass.view.workers.values().map(|w| (w.name.clone(), order(w.needs_drain())));
         let gateways = pass.view.gateways.keys().map(|name| (name.clone(), order(false)));
         Ok(workers.chain(gateways).collect())

@@ -15,7 +15,7 @@ use super::owner::swarm_of;
 use crate::key::SwarmKey;
 
 /// Kind and name.
-pub type Key = (String, String);
+pub type ChildKey = (String, String);
 
 /// That something was deleted is remembered this long,
 const DELETED_MAX: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ pub fn version(meta: &ObjectMeta) -> String {
 /// All objects of swarms, of the kinds that are watched.
 #[derive(Debug, Default)]
 pub(super) struct Children {
-    of: BTreeMap<SwarmKey, BTreeMap<Key, Child>>,
+    of: BTreeMap<SwarmKey, BTreeMap<ChildKey, Child>>,
     /// Kinds that are watched, and whether they have been listed once.
     kinds: BTreeMap<&'static str, bool>,
     /// Deletions since those of long ago were forgotten.
@@ -158,14 +158,14 @@ impl Children {
 /// The objects of one swarm at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    objects: BTreeMap<Key, Child>,
+    objects: BTreeMap<ChildKey, Child>,
     kinds: BTreeMap<&'static str, bool>,
 }
 
 impl Seen {
     /// Whether the object `key`, which we wrote at `at` as `ours`, is another by now, or gone.
     #[must_use]
-    pub fn is_another(&self, key: &Key, ours: &str, at: Instant, now: Instant) -> bool {
+    pub fn is_another(&self, key: &ChildKey, ours: &str, at: Instant, now: Instant) -> bool {
         let since = now.duration_since(at);
         match (self.kinds.get(key.0.as_str()), self.objects.get(key)) {
             // Nobody watches it, or may.
@@ -179,13 +179,13 @@ impl Seen {
 
     /// What the object `key` says is wrong with it.
     #[must_use]
-    pub fn failure(&self, key: &Key) -> Option<&str> {
+    pub fn failure(&self, key: &ChildKey) -> Option<&str> {
         self.objects.get(key)?.failure.as_deref()
     }
 
     /// Whether the object `key` was deleted.
     #[must_use]
-    pub fn is_deleted(&self, key: &Key) -> bool {
+    pub fn is_deleted(&self, key: &ChildKey) -> bool {
         self.objects.get(key).is_some_and(|child| child.version.is_none())
     }
 }
@@ -212,7 +212,7 @@ mod tests {
         SwarmKey { kind: Kind::Inference, namespace: "default".into(), name: "m".into() }
     }
 
-    fn key() -> Key {
+    fn key() -> ChildKey {
         (AT.to_owned(), "m-gateway".to_owned())
     }
 

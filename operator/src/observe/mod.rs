@@ -12,6 +12,6 @@ pub mod view;
 mod watches;
 
 pub use children::{Seen, version};
-pub use pods::{Phase, WorkerView};
+pub use pods::{PodPhase, WorkerView};
 pub use view::SwarmView;
 pub use watches::{Caches, Scope, run};

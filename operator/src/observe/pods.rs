@@ -15,7 +15,7 @@ const NEEDS_USER: i32 = 78;
 
 /// State of a worker pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum PodPhase {
     /// Not running yet; the text says what it waits for, when Kubernetes says.
     Pending(Option<String>),
     /// Its container runs.
@@ -50,7 +50,7 @@ pub struct WorkerView {
     /// Pod IP.
     pub ip: Option<String>,
     /// State.
-    pub phase: Phase,
+    pub phase: PodPhase,
     /// What keeps it from running.
     pub blocked: Option<Blocked>,
     /// Its readiness probe succeeds.
@@ -71,7 +71,7 @@ impl WorkerView {
     /// Its node has notice. SIGTERM tells a pod that is being deleted; only a reclaim that Kubernetes does not carry out needs a word from us.
     #[must_use]
     pub fn needs_drain(&self) -> bool {
-        matches!(self.phase, Phase::Draining(_)) && !self.deleting
+        matches!(self.phase, PodPhase::Draining(_)) && !self.deleting
     }
 
     /// Its deletion.
@@ -174,28 +174,28 @@ fn words_of(ended: &ContainerStateTerminated) -> Option<String> {
     (!words.is_empty()).then(|| words.chars().take(LAST_ERROR_MAX).collect())
 }
 
-fn phase(pod: &Pod, node: Option<&NodeView>) -> Phase {
+fn phase(pod: &Pod, node: Option<&NodeView>) -> PodPhase {
     let status = pod.status.clone().unwrap_or_default();
     let deleting = pod.metadata.deletion_timestamp.is_some();
     match status.phase.as_deref() {
-        Some("Failed") => return Phase::Lost("its container failed"),
-        Some("Succeeded") => return Phase::Lost("its container ended"),
+        Some("Failed") => return PodPhase::Lost("its container failed"),
+        Some("Succeeded") => return PodPhase::Lost("its container ended"),
         _ => {}
     }
     if node.is_some_and(|n| !n.ready) {
-        return Phase::Lost("its node is not ready");
+        return PodPhase::Lost("its node is not ready");
     }
     let running = status.phase.as_deref() == Some("Running");
     if deleting && !running {
-        return Phase::Lost("it was deleted before it ran");
+        return PodPhase::Lost("it was deleted before it ran");
     }
     if deleting {
-        return Phase::Draining("it is being deleted");
+        return PodPhase::Draining("it is being deleted");
     }
     if node.is_some_and(|n| n.notice) {
-        return Phase::Draining("its node is being reclaimed");
+        return PodPhase::Draining("its node is being reclaimed");
     }
-    if running { Phase::Running } else { Phase::Pending(blocked(&status).map(|blocked| blocked.why)) }
+    if running { PodPhase::Running } else { PodPhase::Pending(blocked(&status).map(|blocked| blocked.why)) }
 }
 
 /// What the scheduler says of a pod that it has not placed.
@@ -263,25 +263,25 @@ mod tests {
     fn phases() {
         let running = json!({"phase": "Running"});
         let cases = [
-            (pod(running.clone(), false), ready_node(), Phase::Running),
-            (pod(running.clone(), true), ready_node(), Phase::Draining("it is being deleted")),
-            (pod(json!({"phase": "Failed"}), false), ready_node(), Phase::Lost("its container failed")),
+            (pod(running.clone(), false), ready_node(), PodPhase::Running),
+            (pod(running.clone(), true), ready_node(), PodPhase::Draining("it is being deleted")),
+            (pod(json!({"phase": "Failed"}), false), ready_node(), PodPhase::Lost("its container failed")),
             (
                 pod(json!({"phase": "Pending"}), true),
                 ready_node(),
-                Phase::Lost("it was deleted before it ran"),
+                PodPhase::Lost("it was deleted before it ran"),
             ),
             (
                 pod(running.clone(), true),
                 NodeView { ready: false, ..ready_node() },
-                Phase::Lost("its node is not ready"),
+                PodPhase::Lost("its node is not ready"),
             ),
             (
                 pod(running, false),
                 NodeView { notice: true, ..ready_node() },
-                Phase::Draining("its node is being reclaimed"),
+                PodPhase::Draining("its node is being reclaimed"),
             ),
-            (pod(json!({"phase": "Pending"}), false), ready_node(), Phase::Pending(None)),
+            (pod(json!({"phase": "Pending"}), false), ready_node(), PodPhase::Pending(None)),
         ];
         for (pod, node, expected) in cases {
             assert_eq!(worker(&pod, Some(&node)).phase, expected);
@@ -296,7 +296,10 @@ mod tests {
             ]}),
             false,
         );
-        assert_eq!(worker(&unscheduled, None).phase, Phase::Pending(Some("0/4 nodes are available".into())));
+        assert_eq!(
+            worker(&unscheduled, None).phase,
+            PodPhase::Pending(Some("0/4 nodes are available".into()))
+        );
         let pulling = pod(
             json!({"phase": "Pending", "containerStatuses": [{
                 "name": "stage", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
@@ -304,7 +307,7 @@ mod tests {
             }]}),
             false,
         );
-        let expected = Phase::Pending(Some("ImagePullBackOff: no such image".into()));
+        let expected = PodPhase::Pending(Some("ImagePullBackOff: no such image".into()));
         assert_eq!(worker(&pulling, None).phase, expected);
     }
 

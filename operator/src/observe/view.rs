@@ -8,7 +8,7 @@ use kube::ResourceExt;
 
 use super::nodes::Nodes;
 use super::owner::owned_by;
-use super::pods::{Blocked, NodeView, Phase, WorkerView, blocked, has_role, worker};
+use super::pods::{Blocked, NodeView, PodPhase, WorkerView, blocked, has_role, worker};
 use crate::deletion::Deletion;
 use crate::labels::{
     KIND, POD_HASH, ROLE, ROLE_CONDUCTOR, ROLE_GATEWAY, ROLE_PEER, ROLE_STAGE, ROLE_TRAINER, SWARM,
@@ -16,7 +16,7 @@ use crate::labels::{
 
 /// A gateway pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GatewayView {
+pub struct GatewayPod {
     /// Pod name.
     pub name: String,
     /// Pod IP.
@@ -43,7 +43,7 @@ pub struct SwarmView {
     /// Pods that hold layers, by name: of an InferenceSwarm its stages, of a TrainingSwarm its peers.
     pub workers: BTreeMap<String, WorkerView>,
     /// Gateway pods by name.
-    pub gateways: BTreeMap<String, GatewayView>,
+    pub gateways: BTreeMap<String, GatewayPod>,
     /// Conductors by name: one, and those that it replaces.
     pub conductors: BTreeMap<String, WorkerView>,
     /// Trainers by name.
@@ -102,7 +102,7 @@ impl SwarmView {
     /// Pods of `pool` that hold layers or will, as a ReplicaSet counts its own: without those that are over or on their way out.
     #[must_use]
     pub fn replicas(&self, pool: &str) -> u32 {
-        let there = |w: &&WorkerView| w.pool == pool && !w.deleting && !matches!(w.phase, Phase::Lost(_));
+        let there = |w: &&WorkerView| w.pool == pool && !w.deleting && !matches!(w.phase, PodPhase::Lost(_));
         u32::try_from(self.workers.values().filter(there).count()).unwrap_or(u32::MAX)
     }
 
@@ -113,12 +113,12 @@ impl SwarmView {
     }
 }
 
-fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayView {
+fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayPod {
     let status = pod.status.clone().unwrap_or_default();
     let running = status.phase.as_deref() == Some("Running") && pod.metadata.deletion_timestamp.is_none();
     let blocked = blocked(&status);
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    GatewayView {
+    GatewayPod {
         name: pod.name_any(),
         ip: status.pod_ip.filter(|ip| !ip.is_empty()),
         running,
@@ -151,13 +151,13 @@ mod tests {
         for (name, pool) in [("a", "spot"), ("b", "spot"), ("c", "spot"), ("d", "spot"), ("e", "steady")] {
             view.workers.insert(name.into(), worker(name, pool));
         }
-        let mut change = |name: &str, phase: Phase, deleting: bool| {
+        let mut change = |name: &str, phase: PodPhase, deleting: bool| {
             let worker = view.workers.get_mut(name).unwrap();
             (worker.phase, worker.deleting) = (phase, deleting);
         };
-        change("b", Phase::Pending(Some("no node".into())), false);
-        change("c", Phase::Draining("it is being deleted"), true);
-        change("d", Phase::Lost("its container failed"), false);
+        change("b", PodPhase::Pending(Some("no node".into())), false);
+        change("c", PodPhase::Draining("it is being deleted"), true);
+        change("d", PodPhase::Lost("its container failed"), false);
         assert_eq!((view.replicas("spot"), view.replicas("steady"), view.replicas("none")), (2, 1, 0));
     }
 }

@@ -237,7 +237,7 @@ mod tests {
 
     use super::*;
     use crate::key::Kind;
-    use crate::observe::Phase;
+    use crate::observe::PodPhase;
     use crate::testing::{Server, mock_client};
 
     fn swarm() -> SwarmKey {
@@ -273,7 +273,7 @@ mod tests {
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n1", "True"))).is_empty());
         assert!(caches.take_node(&watcher::Event::Apply(node_object("n2", "True"))).is_empty());
         assert_eq!(caches.take_node(&watcher::Event::Delete(node_object("n1", "True"))), ours);
-        assert!(matches!(caches.view(&swarm(), "", &[]).workers["a"].phase, Phase::Lost(_)));
+        assert!(matches!(caches.view(&swarm(), "", &[]).workers["a"].phase, PodPhase::Lost(_)));
     }
 
     /// An API server that lists `lists` of pods and nodes one after the other, and ends each watch but the last as too old.
@@ -322,8 +322,8 @@ mod tests {
         assert!(*synced.borrow());
         let view = caches.view(&swarm(), "", &[]);
         assert_eq!(view.workers.keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(view.workers["a"].phase, Phase::Running);
-        assert!(matches!(view.workers["b"].phase, Phase::Lost(_)), "{:?}", view.workers["b"].phase);
+        assert_eq!(view.workers["a"].phase, PodPhase::Running);
+        assert!(matches!(view.workers["b"].phase, PodPhase::Lost(_)), "{:?}", view.workers["b"].phase);
         assert_eq!(triggered.try_recv().unwrap(), swarm());
         watches.abort();
         server.abort();

@@ -11,8 +11,8 @@ use dunlin_wire::{convert, topology};
 use tonic::transport::{Channel, Endpoint};
 
 use super::observation::Observation;
-use super::report::{Report, WorkerState};
-use super::talk::{Answering, Connect, Question, Talk, Target};
+use super::report::{WorkerReport, WorkerState};
+use super::talk::{Answering, Connect, Talk, Target, WorkerQuestion};
 
 /// Deadline of a connection attempt.
 const CONNECT: Duration = Duration::from_millis(1000);
@@ -44,10 +44,10 @@ struct GrpcTalk {
 }
 
 impl Talk for GrpcTalk {
-    fn ask(&mut self, question: Question) -> Answering<'_> {
+    fn ask(&mut self, question: WorkerQuestion) -> Answering<'_> {
         Box::pin(async move {
             let answer = match (question, self.role) {
-                (Question::Take(_, topology), role) => {
+                (WorkerQuestion::Take(_, topology), role) => {
                     let topology = Topology::parse(&topology).map_err(|error| error.to_string())?;
                     match role {
                         Role::Gateway => self.client.push_topology(topology::push(&topology)).await,
@@ -55,10 +55,10 @@ impl Talk for GrpcTalk {
                     }
                 }
                 // Only a conductor can suspend a run, and only a conductor is asked to.
-                (Question::Status | Question::Suspend, _) => {
+                (WorkerQuestion::Status | WorkerQuestion::Suspend, _) => {
                     self.client.get_status(proto::StatusRequest {}).await
                 }
-                (Question::Drain, _) => {
+                (WorkerQuestion::Drain, _) => {
                     self.client.drain(proto::DrainRequest { deadline_ms: DRAIN_MS }).await
                 }
             };
@@ -70,21 +70,21 @@ impl Talk for GrpcTalk {
 struct ConductorTalk(TrainClient<Channel>);
 
 impl Talk for ConductorTalk {
-    fn ask(&mut self, question: Question) -> Answering<'_> {
+    fn ask(&mut self, question: WorkerQuestion) -> Answering<'_> {
         Box::pin(async move {
             let answer = match question {
-                Question::Suspend => self.0.suspend(proto::SuspendRequest {}).await,
+                WorkerQuestion::Suspend => self.0.suspend(proto::SuspendRequest {}).await,
                 _ => self.0.observe(proto::ObserveRequest {}).await,
             };
             let said = answer.map_err(|status| status.to_string())?.into_inner();
             let run = Observation::from_wire(said)?;
-            Ok(Report { state: WorkerState::Ready, run: Some(run), ..Report::default() })
+            Ok(WorkerReport { state: WorkerState::Ready, run: Some(run), ..WorkerReport::default() })
         })
     }
 }
 
 /// What a worker said, within bounds: it is not trusted to be sane.
-fn report(status: proto::Status) -> Report {
+fn report(status: proto::Status) -> WorkerReport {
     let state = match status.state() {
         proto::State::Starting => WorkerState::Starting,
         proto::State::Loading => WorkerState::Loading,
@@ -97,7 +97,7 @@ fn report(status: proto::Status) -> Report {
     let rate = status.load.as_ref().map_or(0.0, |load| load.rows_per_s_per_layer);
     let layers = |m: &proto::ModelFacts| m.layer_bytes.len() <= LAYERS_MAX as usize;
     let text = |text: &str| text.chars().take(1024).collect::<String>();
-    Report {
+    WorkerReport {
         state,
         epoch: status.epoch,
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
@@ -187,7 +187,7 @@ mod tests {
         Target { name: POD.into(), role, addr, server_name, identity: Arc::new(identity) }
     }
 
-    async fn ask(target: &Target, question: Question) -> Result<Report, String> {
+    async fn ask(target: &Target, question: WorkerQuestion) -> Result<WorkerReport, String> {
         GrpcConnector.connect(target).unwrap().ask(question).await
     }
 
@@ -196,12 +196,12 @@ mod tests {
         let swarm = generate(&owner()).unwrap();
         let (addr, mut asked) = worker(&swarm).await;
         let topology = Topology { epoch: 7, layers: 3, ..Topology::default() };
-        let take = Question::Take(7, serde_json::to_string(&topology).unwrap().into());
+        let take = WorkerQuestion::Take(7, serde_json::to_string(&topology).unwrap().into());
         for (role, question, expected) in [
             (Role::Stage, take.clone(), control::Question::Assign(topology.clone())),
             (Role::Gateway, take, control::Question::PushTopology(topology)),
-            (Role::Stage, Question::Drain, control::Question::Drain { deadline_ms: DRAIN_MS }),
-            (Role::Stage, Question::Status, control::Question::Status),
+            (Role::Stage, WorkerQuestion::Drain, control::Question::Drain { deadline_ms: DRAIN_MS }),
+            (Role::Stage, WorkerQuestion::Status, control::Question::Status),
         ] {
             let report = ask(&target(&addr, role, &swarm, &swarm, POD), question).await.unwrap();
             assert_eq!(asked.recv().await, Some(expected));
@@ -219,7 +219,7 @@ mod tests {
         let name = format!("{POD}.smollm2.dunlin");
         let (addr, _asked) = worker(&swarm).await;
         let reaches = async |trusted: &Authority, ours: &Authority, name: &str| {
-            ask(&target(&addr, Role::Stage, trusted, ours, name), Question::Status).await.is_ok()
+            ask(&target(&addr, Role::Stage, trusted, ours, name), WorkerQuestion::Status).await.is_ok()
         };
         assert!(reaches(&swarm, &swarm, &name).await);
         assert!(!reaches(&swarm, &swarm, "smollm2-spot-other.smollm2.dunlin").await);

@@ -12,6 +12,6 @@ pub mod talk;
 
 pub use client::GrpcConnector;
 pub use monitor::Monitor;
-pub use observation::{Checkpoint, Observation, RunPhase};
-pub use report::{Answer, WorkerState};
-pub use talk::{Connect, Order, Target};
+pub use observation::{Observation, ObservedCheckpoint, RunPhase};
+pub use report::{WorkerRecord, WorkerState};
+pub use talk::{Connect, Target, WorkerOrder};

@@ -13,8 +13,8 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
 use super::pace::Speed;
-use super::report::{Answer, Report};
-use super::talk::{Connect, Order, Question, Target};
+use super::report::{WorkerRecord, WorkerReport};
+use super::talk::{Connect, Target, WorkerOrder, WorkerQuestion};
 use crate::key::SwarmKey;
 
 /// Pause between questions to one worker.
@@ -26,9 +26,9 @@ struct Entry {
     addr: String,
     /// Who we are in this conversation.
     identity: Arc<TlsFiles>,
-    answer: Answer,
+    answer: WorkerRecord,
     speed: Speed,
-    order: watch::Sender<Option<Order>>,
+    order: watch::Sender<Option<WorkerOrder>>,
     task: AbortHandle,
 }
 
@@ -49,7 +49,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// No conversations yet. `silence`: see [`Answer::is_silent`].
+    /// No conversations yet. `silence`: see [`WorkerRecord::is_silent`].
     #[must_use]
     pub fn new(connect: Arc<dyn Connect>, triggers: broadcast::Sender<SwarmKey>, silence: Duration) -> Self {
         Self { swarms: Arc::default(), connect, triggers, silence }
@@ -66,7 +66,7 @@ impl Monitor {
                 // With a renewed certificate we go on with the pods that we know.
                 let now = Instant::now();
                 let (answer, speed) = known.map_or_else(
-                    || (Answer::default(), Speed::new(now)),
+                    || (WorkerRecord::default(), Speed::new(now)),
                     |entry| (take(&mut entry.answer), replace(&mut entry.speed, Speed::new(now))),
                 );
                 let (order, orders) = watch::channel(None);
@@ -97,14 +97,14 @@ impl Monitor {
 
     /// What is known about the workers of `swarm`, by pod name.
     #[must_use]
-    pub fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, Answer> {
+    pub fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, WorkerRecord> {
         let swarms = lock(&self.swarms);
         let entries = swarms.get(swarm).into_iter().flatten();
         entries.map(|(name, entry)| (name.clone(), entry.answer.clone())).collect()
     }
 
     /// Gives a worker its newest order; nothing happens when it has it already.
-    pub fn order(&self, swarm: &SwarmKey, name: &str, order: Order) {
+    pub fn order(&self, swarm: &SwarmKey, name: &str, order: WorkerOrder) {
         if let Some(entry) = lock(&self.swarms).get(swarm).and_then(|entries| entries.get(name)) {
             entry.order.send_if_modified(|current| {
                 let changed = current.as_ref() != Some(&order);
@@ -129,7 +129,7 @@ struct Conversation {
     silence: Duration,
     swarm: SwarmKey,
     target: Target,
-    orders: watch::Receiver<Option<Order>>,
+    orders: watch::Receiver<Option<WorkerOrder>>,
 }
 
 async fn converse(mut conversation: Conversation) {
@@ -141,11 +141,11 @@ async fn converse(mut conversation: Conversation) {
             return;
         }
     };
-    let mut acknowledged = Order::default();
+    let mut acknowledged = WorkerOrder::default();
     loop {
         let order = conversation.orders.borrow_and_update().clone();
-        let question = order.as_ref().map_or(Question::Status, |order| order.question(&acknowledged));
-        let is_order = question != Question::Status;
+        let question = order.as_ref().map_or(WorkerQuestion::Status, |order| order.question(&acknowledged));
+        let is_order = question != WorkerQuestion::Status;
         let answer = match timeout(DEADLINE, talk.ask(question)).await {
             Ok(answer) => answer,
             Err(_) => Err("no answer in time".to_owned()),
@@ -162,7 +162,7 @@ async fn converse(mut conversation: Conversation) {
 
 impl Conversation {
     /// Keeps an answer, and has the swarm looked at again when it says something new.
-    fn take(&self, answer: Result<Report, String>) {
+    fn take(&self, answer: Result<WorkerReport, String>) {
         let mut swarms = lock(&self.swarms);
         let Some(entries) = swarms.get_mut(&self.swarm) else { return };
         let now = Instant::now();
@@ -183,7 +183,7 @@ impl Conversation {
 fn note(
     entries: &mut BTreeMap<String, Entry>,
     name: &str,
-    report: Report,
+    report: WorkerReport,
     silence: Duration,
     now: Instant,
 ) -> bool {
@@ -218,11 +218,11 @@ mod tests {
     /// Answers Ready, or nothing while told to be silent; records what it is asked.
     #[derive(Default)]
     struct Fake {
-        asked: Arc<Mutex<Vec<Question>>>,
+        asked: Arc<Mutex<Vec<WorkerQuestion>>>,
         silent: Arc<std::sync::atomic::AtomicBool>,
     }
 
-    struct FakeTalk(Arc<Mutex<Vec<Question>>>, Arc<std::sync::atomic::AtomicBool>);
+    struct FakeTalk(Arc<Mutex<Vec<WorkerQuestion>>>, Arc<std::sync::atomic::AtomicBool>);
 
     impl Connect for Fake {
         fn connect(&self, _: &Target) -> Result<Box<dyn Talk>, String> {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     impl Talk for FakeTalk {
-        fn ask(&mut self, question: Question) -> Answering<'_> {
+        fn ask(&mut self, question: WorkerQuestion) -> Answering<'_> {
             let silent = self.1.load(std::sync::atomic::Ordering::SeqCst);
             if !silent {
                 self.0.lock().unwrap().push(question);
@@ -240,7 +240,7 @@ mod tests {
                 if silent {
                     return Err("silent".to_owned());
                 }
-                Ok(Report { state: WorkerState::Ready, ..Report::default() })
+                Ok(WorkerReport { state: WorkerState::Ready, ..WorkerReport::default() })
             })
         }
     }
@@ -267,7 +267,7 @@ mod tests {
         let monitor = Monitor::new(Arc::new(fake), triggers, Duration::from_secs(3));
         monitor.follow(&swarm(), vec![target("a")]);
         assert_eq!(triggered.recv().await.unwrap(), swarm());
-        let order = |epoch| Order { topology: Some((epoch, "{}".into())), ..Order::default() };
+        let order = |epoch| WorkerOrder { topology: Some((epoch, "{}".into())), ..WorkerOrder::default() };
         for epoch in [1, 1, 2] {
             monitor.order(&swarm(), "a", order(epoch));
             tokio::time::sleep(Duration::from_secs(3)).await;
@@ -276,7 +276,7 @@ mod tests {
             .lock()
             .unwrap()
             .iter()
-            .filter_map(|q| if let Question::Take(epoch, _) = q { Some(*epoch) } else { None })
+            .filter_map(|q| if let WorkerQuestion::Take(epoch, _) = q { Some(*epoch) } else { None })
             .collect();
         assert_eq!(taken, [1, 2]);
     }

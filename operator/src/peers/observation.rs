@@ -44,7 +44,7 @@ pub struct Observation {
     /// Tokens trained on per second.
     pub tokens_per_second: Option<f64>,
     /// Stages in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<ObservedStage>,
     /// Microbatches that were computed again.
     pub redone: u64,
     /// Peers lost without notice.
@@ -52,7 +52,7 @@ pub struct Observation {
     /// Peers that went to another stage.
     pub moves: u64,
     /// The newest complete checkpoint.
-    pub last_checkpoint: Option<Checkpoint>,
+    pub last_checkpoint: Option<ObservedCheckpoint>,
     /// What is not as it should be, though it trains.
     pub degraded: Option<Degraded>,
     /// It knows which checkpoints there are. One that has just started may not.
@@ -70,7 +70,7 @@ pub struct Degraded {
 
 /// One stage.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stage {
+pub struct ObservedStage {
     /// Its number, from 0.
     pub stage: u32,
     /// First and last of its layers: `0-7`.
@@ -83,7 +83,7 @@ pub struct Stage {
 
 /// A checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checkpoint {
+pub struct ObservedCheckpoint {
     /// Updates in it.
     pub step: u64,
     /// Its folder, below the destination.
@@ -109,13 +109,13 @@ impl Observation {
                 return Err(format!("the conductor is in phase {}, which is not known here", said.phase));
             }
         };
-        let stage = |s: proto::StageProgress| Stage {
+        let stage = |s: proto::StageProgress| ObservedStage {
             stage: s.stage,
             layers: clipped(s.layers, 32),
             peers: s.peers,
             samples_per_second: rounded(s.samples_per_second),
         };
-        let checkpoint = |c: proto::SavedCheckpoint| Checkpoint {
+        let checkpoint = |c: proto::SavedCheckpoint| ObservedCheckpoint {
             step: c.step,
             path: clipped(c.path, TEXT_MAX),
             sha256: clipped(c.sha256, 64),
@@ -144,7 +144,7 @@ impl Observation {
     /// Without what changes all the time: what is left is news.
     #[must_use]
     pub fn without_progress(&self) -> Self {
-        let stages = self.stages.iter().map(|s| Stage { samples_per_second: 0.0, ..s.clone() });
+        let stages = self.stages.iter().map(|s| ObservedStage { samples_per_second: 0.0, ..s.clone() });
         Self {
             step: 0,
             loss: None,
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!((found.redone, found.lost, found.moves, found.checkpoints_known), (3, 1, 2, true));
         assert_eq!(
             found.stages[3],
-            Stage { stage: 0, layers: "0-7".into(), peers: 2, samples_per_second: 3.5 }
+            ObservedStage { stage: 0, layers: "0-7".into(), peers: 2, samples_per_second: 3.5 }
         );
         let checkpoint = found.last_checkpoint.clone().unwrap();
         assert_eq!((checkpoint.step, checkpoint.sha256.len()), (100, 64));

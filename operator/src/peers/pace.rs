@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use dunlin_planner::speed::{Pace, beside};
+use dunlin_planner::speed::{PeerPace, beside};
 use tokio::time::Instant;
 
-use super::report::{Report, WorkerState};
+use super::report::{WorkerReport, WorkerState};
 
 /// After a start, a loss or a new plan, workers read layers and compute rows again: what is measured then says nothing.
 const CALM: Duration = Duration::from_secs(30);
@@ -15,7 +15,7 @@ const MOMENT: Duration = Duration::from_secs(3);
 /// What is known about the speed of one worker.
 #[derive(Clone, Debug)]
 pub(super) struct Speed {
-    pace: Pace,
+    pace: PeerPace,
     /// Since when it does the same.
     since: Instant,
     /// The rate it measured last, and when that was new: one that computes nothing repeats itself.
@@ -25,11 +25,11 @@ pub(super) struct Speed {
 impl Speed {
     /// Nothing yet.
     pub fn new(now: Instant) -> Self {
-        Self { pace: Pace::default(), since: now, measured: None }
+        Self { pace: PeerPace::default(), since: now, measured: None }
     }
 
     /// Takes note of a report; whether it has a new rate that counts.
-    pub fn see(&mut self, before: Option<&Report>, report: &Report, now: Instant) -> bool {
+    pub fn see(&mut self, before: Option<&WorkerReport>, report: &WorkerReport, now: Instant) -> bool {
         let same = before.is_some_and(|before| {
             (before.state, before.epoch) == (report.state, report.epoch) && before.held == report.held
         });
@@ -68,14 +68,14 @@ mod tests {
     use super::*;
 
     struct World {
-        workers: Vec<(Speed, Report)>,
+        workers: Vec<(Speed, WorkerReport)>,
         now: Instant,
     }
 
     impl World {
         fn new(count: usize) -> Self {
             let now = Instant::now();
-            let report = Report { state: WorkerState::Ready, epoch: 1, ..Report::default() };
+            let report = WorkerReport { state: WorkerState::Ready, epoch: 1, ..WorkerReport::default() };
             Self { workers: vec![(Speed::new(now), report); count], now }
         }
 
@@ -84,7 +84,7 @@ mod tests {
             self.now += Duration::from_secs(1);
             for (i, rate) in rates.iter().enumerate() {
                 let before = self.workers[i].1.clone();
-                let report = Report { rows_per_s_per_layer: *rate, ..before.clone() };
+                let report = WorkerReport { rows_per_s_per_layer: *rate, ..before.clone() };
                 let counts = self.workers[i].0.see(Some(&before), &report, self.now);
                 self.workers[i].1 = report;
                 if counts {
@@ -100,7 +100,8 @@ mod tests {
                 let off = 1.0 + f64::from(second % 7) / 1000.0;
                 self.second(&rates.iter().map(|rate| rate * off).collect::<Vec<_>>());
             }
-            let tenths = |(speed, _): &(Speed, Report)| speed.known().map(|s| (s * 10.0).round() / 10.0);
+            let tenths =
+                |(speed, _): &(Speed, WorkerReport)| speed.known().map(|s| (s * 10.0).round() / 10.0);
             self.workers.iter().map(tenths).collect()
         }
     }
@@ -127,7 +128,7 @@ mod tests {
         // Plans that change all the time: rows are computed again.
         for epoch in 2..60 {
             world.workers.iter_mut().for_each(|(_, report)| report.epoch = epoch);
-            let before = Report { epoch: epoch - 1, ..world.workers[2].1.clone() };
+            let before = WorkerReport { epoch: epoch - 1, ..world.workers[2].1.clone() };
             let report = world.workers[2].1.clone();
             assert!(!world.workers[2].0.see(Some(&before), &report, world.now));
             world.seconds(20, &[100.0, 100.0, 10.0]);

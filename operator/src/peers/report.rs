@@ -26,7 +26,7 @@ pub enum WorkerState {
 
 /// One answer of a worker.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Report {
+pub struct WorkerReport {
     /// What it is doing.
     pub state: WorkerState,
     /// Newest epoch it obeys.
@@ -49,7 +49,7 @@ pub struct Report {
     pub run: Option<Observation>,
 }
 
-impl Report {
+impl WorkerReport {
     /// Whether it differs from `old` in what plans or the status are made from; sessions and small changes of speed do not count.
     #[must_use]
     pub fn is_news_after(&self, old: &Self) -> bool {
@@ -66,9 +66,9 @@ impl Report {
 
 /// What is known about one worker.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct WorkerRecord {
     /// Its newest report.
-    pub report: Option<Report>,
+    pub report: Option<WorkerReport>,
     /// When it last answered.
     pub at: Option<Instant>,
     /// It said Ready at some time.
@@ -77,9 +77,9 @@ pub struct Answer {
     pub speed: Option<f64>,
 }
 
-impl Answer {
+impl WorkerRecord {
     /// Takes a report; whether that is news: after silence, or in what it says.
-    pub fn take(&mut self, report: Report, silence: Duration, now: Instant) -> bool {
+    pub fn take(&mut self, report: WorkerReport, silence: Duration, now: Instant) -> bool {
         let news =
             self.is_silent(now, silence) || self.report.as_ref().is_none_or(|old| report.is_news_after(old));
         self.was_ready |= report.state == WorkerState::Ready;

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use dunlin_swarm::Epoch;
 use dunlin_wire::{Role, TlsFiles};
 
-use super::report::Report;
+use super::report::WorkerReport;
 
 /// What a worker should know and do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Order {
+pub struct WorkerOrder {
     /// The topology to obey: its epoch, and it as JSON.
     pub topology: Option<(Epoch, Arc<str>)>,
     /// It should hand over and end.
@@ -20,28 +20,28 @@ pub struct Order {
     pub suspend: bool,
 }
 
-impl Order {
+impl WorkerOrder {
     /// What is left to say to a worker that has taken `known`.
     #[must_use]
-    pub fn question(&self, known: &Self) -> Question {
+    pub fn question(&self, known: &Self) -> WorkerQuestion {
         if self.drain && !known.drain {
-            return Question::Drain;
+            return WorkerQuestion::Drain;
         }
         if self.suspend && !known.suspend {
-            return Question::Suspend;
+            return WorkerQuestion::Suspend;
         }
         match &self.topology {
             Some((epoch, topology)) if known.topology != self.topology => {
-                Question::Take(*epoch, Arc::clone(topology))
+                WorkerQuestion::Take(*epoch, Arc::clone(topology))
             }
-            _ => Question::Status,
+            _ => WorkerQuestion::Status,
         }
     }
 }
 
 /// A question to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum WorkerQuestion {
     /// How are you?
     Status,
     /// Take this topology of this epoch.
@@ -68,12 +68,12 @@ pub struct Target {
 }
 
 /// A boxed future of an answer; the error is for the log.
-pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Report, String>> + Send + 'a>>;
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<WorkerReport, String>> + Send + 'a>>;
 
 /// A connection to one worker that mends itself.
 pub trait Talk: Send {
     /// Asks once.
-    fn ask(&mut self, question: Question) -> Answering<'_>;
+    fn ask(&mut self, question: WorkerQuestion) -> Answering<'_>;
 }
 
 /// Makes connections.

@@ -13,14 +13,14 @@ use crate::error::Error;
 const MESSAGE_MAX: usize = 1024;
 
 /// Status, reason and message of a condition.
-pub type Statement<'a> = (bool, &'a str, String);
+pub type ConditionStatement<'a> = (bool, &'a str, String);
 
 /// What a kind of swarm says of itself. The conditions of all kinds follow from it by the same rules.
 pub struct Account<'a> {
     /// `metadata.generation`.
     pub generation: i64,
     /// Whether users have what they asked for.
-    pub ready: Statement<'a>,
+    pub ready: ConditionStatement<'a>,
     /// It does what it is for.
     pub at_work: bool,
     /// It does, or it rests because that is asked for: what it does from now on is no part of a change.
@@ -42,7 +42,7 @@ pub struct Account<'a> {
     /// Reason and words of one that is not at work, and so is not degraded either.
     pub idle: (&'a str, &'a str),
     /// The condition that only this kind has.
-    pub own: (&'a str, Statement<'a>),
+    pub own: (&'a str, ConditionStatement<'a>),
 }
 
 impl Account<'_> {
@@ -117,7 +117,7 @@ pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
 /// One condition; its time moves only with its status.
 fn condition(
     kind: &str,
-    (status, reason, message): Statement<'_>,
+    (status, reason, message): ConditionStatement<'_>,
     generation: i64,
     before: &[Condition],
     now: Timestamp,

@@ -185,7 +185,7 @@ mod tests {
 
     use super::*;
     use crate::inference::{SERVING, ServingFacts, conditions};
-    use crate::status::facts::Facts;
+    use crate::status::facts::InferenceFacts;
 
     fn facts(served: u32, ready: u32, trouble: bool) -> Vec<Condition> {
         let kind = ServingFacts {
@@ -195,13 +195,13 @@ mod tests {
             gateways_ready: 1,
             ..ServingFacts::default()
         };
-        let facts = Facts {
+        let facts = InferenceFacts {
             generation: 1,
             peers_desired: 3,
             peers_ready: ready,
             trouble: trouble.then(|| ("ModelInvalid".into(), "not a GGUF file".into())),
             kind,
-            ..Facts::default()
+            ..InferenceFacts::default()
         };
         conditions(&facts, &[], Some(1), Timestamp::UNIX_EPOCH)
     }
@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(reasons(&whole, &down), ["SwarmNotReady"]);
         assert_eq!(reasons(&starting, &facts(0, 0, true)), ["ModelInvalid"]);
         let suspended = |pods| {
-            let facts = Facts::<ServingFacts>::default().with(|f| {
+            let facts = InferenceFacts::<ServingFacts>::default().with(|f| {
                 f.generation = 2;
                 f.suspended = true;
                 f.pods = pods;

@@ -4,7 +4,7 @@ use dunlin_crds::PeersStatus;
 
 /// What the conditions of a swarm are made from, and most of its status. `Kind`: what only its kind has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts<Kind> {
+pub struct InferenceFacts<Kind> {
     /// `metadata.generation`.
     pub generation: i64,
     /// `spec.suspend`.
@@ -27,7 +27,7 @@ pub struct Facts<Kind> {
     pub kind: Kind,
 }
 
-impl<Kind: Default> Facts<Kind> {
+impl<Kind: Default> InferenceFacts<Kind> {
     /// Those of a swarm that nobody has looked at.
     #[must_use]
     pub fn unseen(generation: i64, suspended: bool, peers_desired: u32, kind: Kind) -> Self {
@@ -36,7 +36,7 @@ impl<Kind: Default> Facts<Kind> {
     }
 }
 
-impl<Kind> Facts<Kind> {
+impl<Kind> InferenceFacts<Kind> {
     /// How many peers are ready, in words.
     #[must_use]
     pub fn peers_in_words(&self) -> String {

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::key::SwarmKey;
 use crate::labels::random;
-use crate::metrics::{Metrics, SwarmLabels};
+use crate::metrics::{OperatorMetrics, SwarmLabels};
 use crate::observe::Caches;
 use crate::peers::Monitor;
 use crate::status::events::SwarmEvent;
@@ -32,7 +32,7 @@ pub struct Context {
     /// Writer of Events.
     pub recorder: Recorder,
     /// Counters.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<OperatorMetrics>,
 }
 
 impl Context {

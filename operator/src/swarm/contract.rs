@@ -18,7 +18,7 @@ use super::context::Context;
 use super::evidence::Evidence;
 use super::memory::Memory;
 use super::resources::Resources;
-use crate::apply::holds::Key;
+use crate::apply::holds::HoldKey;
 use crate::apply::pods::PoolTemplate;
 use crate::config::Config;
 use crate::deletion::Deletion;
@@ -27,10 +27,10 @@ use crate::key::Kind;
 use crate::labels::Owner;
 use crate::making::Refusals;
 use crate::observe::SwarmView;
-use crate::peers::Order;
+use crate::peers::WorkerOrder;
 use crate::roster::Creation;
 use crate::status::events::SwarmEvent;
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 
 /// What is done about a swarm. `Kind`: the facts that only its kind has; `Plan`: what only its kind decides.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub struct Decision<Kind, Plan> {
     /// Pods to delete.
     pub delete: Vec<Deletion>,
     /// For the status.
-    pub facts: Facts<Kind>,
+    pub facts: InferenceFacts<Kind>,
     /// Pods that did what they are for under an earlier leader and that this one has not heard yet: the status knows more than [`Self::facts`].
     pub unheard: usize,
     /// What happened.
@@ -136,7 +136,7 @@ pub trait SwarmStatus: Clone + Default + PartialEq + Serialize + Send + Sync {
 /// Tells about swarms of a kind. Pure but for the time of conditions that change.
 pub trait Reporter: SwarmKind {
     /// Facts about a swarm that nobody has looked at.
-    fn unseen(desired: &Self::Desired) -> Facts<Self::Facts>;
+    fn unseen(desired: &Self::Desired) -> InferenceFacts<Self::Facts>;
 
     /// What the status should say. `before`: what it says.
     fn next_status(
@@ -158,7 +158,7 @@ pub trait Writer: SwarmKind {
     fn recover(
         _owner: &Owner,
         _context: &Context,
-        _touched: &[Key],
+        _touched: &[HoldKey],
         _memory: &mut MemoryOf<Self>,
     ) -> impl Future<Output = Result<(), Error>> + Send {
         ready(Ok(()))
@@ -176,7 +176,7 @@ pub trait Writer: SwarmKind {
     ///
     /// # Errors
     /// When it cannot be written as JSON.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, Order)>, Error>;
+    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error>;
 
     /// Objects that are there before any pod.
     fn objects(pass: &Pass<'_, Self>) -> Vec<Value>;

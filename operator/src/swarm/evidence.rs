@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::observe::{SwarmView, WorkerView};
-use crate::peers::Answer;
-use crate::peers::report::Report;
+use crate::peers::WorkerRecord;
+use crate::peers::report::WorkerReport;
 use crate::roster::{LOADING_PATIENCE, RoleEvidence};
 
 /// What is known about a swarm at one moment.
@@ -16,7 +16,7 @@ pub struct Evidence<'a> {
     /// Pods.
     pub view: &'a SwarmView,
     /// Reports.
-    pub answers: &'a BTreeMap<String, Answer>,
+    pub answers: &'a BTreeMap<String, WorkerRecord>,
     /// When this leader first looked at the swarm.
     pub since: Instant,
     /// Now.
@@ -34,7 +34,7 @@ impl<'a> Evidence<'a> {
 
     /// The newest report of a worker.
     #[must_use]
-    pub fn report(&self, name: &str) -> Option<&'a Report> {
+    pub fn report(&self, name: &str) -> Option<&'a WorkerReport> {
         self.answers.get(name)?.report.as_ref()
     }
 

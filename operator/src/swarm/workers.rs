@@ -8,7 +8,7 @@ use dunlin_wire::Role;
 use crate::observe::WorkerView;
 use crate::pools::PoolDesired;
 use crate::roll::{Mix, Roll, Rolling};
-use crate::roster::{Readiness, RoleEvidence, Roster, Wanted, roster};
+use crate::roster::{Readiness, RoleEvidence, Roster, WantedPods, roster};
 use crate::status::events::{SwarmEvent, noun};
 use crate::turnover::{EditionOf, Turnover};
 
@@ -18,7 +18,7 @@ pub struct Rules<'a> {
     /// Their role.
     pub role: Role,
     /// The pods that are wanted.
-    pub wanted: Wanted<'a>,
+    pub wanted: WantedPods<'a>,
     /// What is known about those that are there, if nobody's turn to be replaced came.
     pub evidence: RoleEvidence<'a>,
     /// What new ones are made from, in a word.

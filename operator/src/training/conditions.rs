@@ -7,8 +7,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::status::conditions::{Account, Statement};
-use crate::status::facts::Facts;
+use crate::status::conditions::{Account, ConditionStatement};
+use crate::status::facts::InferenceFacts;
 
 /// Why a run is Ready that trains.
 pub const TRAINING: &str = "Training";
@@ -38,7 +38,7 @@ pub struct TrainingFacts {
     pub degraded: Option<(String, String)>,
 }
 
-impl Facts<TrainingFacts> {
+impl InferenceFacts<TrainingFacts> {
     fn trains(&self) -> bool {
         self.kind.trained && !self.suspended && !self.kind.finished && !self.kind.waits && !self.kind.ends
     }
@@ -73,7 +73,7 @@ impl Facts<TrainingFacts> {
         parts.join(", ")
     }
 
-    fn ready(&self) -> Statement<'_> {
+    fn ready(&self) -> ConditionStatement<'_> {
         let failing =
             self.kind.degraded.iter().map(|(_, message)| format!(": {message}")).collect::<String>();
         let resting = |words: &str| format!("{words} at step {} of {}", self.kind.step, self.kind.steps);
@@ -106,7 +106,7 @@ impl Facts<TrainingFacts> {
         }
     }
 
-    fn succeeded(&self) -> Statement<'static> {
+    fn succeeded(&self) -> ConditionStatement<'static> {
         if self.kind.finished {
             return (
                 true,
@@ -128,7 +128,7 @@ impl Facts<TrainingFacts> {
 /// All five conditions. `observed`: the generation that `before` speaks about.
 #[must_use]
 pub fn conditions(
-    facts: &Facts<TrainingFacts>,
+    facts: &InferenceFacts<TrainingFacts>,
     before: &[Condition],
     observed: Option<i64>,
     now: Timestamp,
@@ -157,7 +157,7 @@ pub fn conditions(
 mod tests {
     use super::*;
 
-    fn whole() -> Facts<TrainingFacts> {
+    fn whole() -> InferenceFacts<TrainingFacts> {
         let kind = TrainingFacts {
             steps: 100,
             training: true,
@@ -166,7 +166,14 @@ mod tests {
             trainers_ready: 1,
             ..TrainingFacts::default()
         };
-        Facts { generation: 1, peers_desired: 4, peers_ready: 4, pods: 6, kind, ..Facts::default() }
+        InferenceFacts {
+            generation: 1,
+            peers_desired: 4,
+            peers_ready: 4,
+            pods: 6,
+            kind,
+            ..InferenceFacts::default()
+        }
     }
 
     fn at(second: i64) -> Timestamp {
@@ -174,7 +181,7 @@ mod tests {
     }
 
     fn described(
-        facts: &Facts<TrainingFacts>,
+        facts: &InferenceFacts<TrainingFacts>,
         before: &[Condition],
         observed: Option<i64>,
     ) -> Vec<Condition> {
@@ -187,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_first_write_has_all_conditions_and_is_in_progress() {
-        let facts = Facts::<TrainingFacts>::default().with(|f| {
+        let facts = InferenceFacts::<TrainingFacts>::default().with(|f| {
             f.generation = 1;
             f.kind.steps = 100;
             f.peers_desired = 4;

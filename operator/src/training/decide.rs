@@ -6,12 +6,12 @@ use dunlin_crds::TrainingSwarm;
 use dunlin_wire::Role;
 
 use super::conditions::TrainingFacts;
-use super::desired::Desired;
+use super::desired::TrainingDesired;
 use super::facts::facts;
 use super::lifecycle::{Lifecycle, lifecycle, living, pods};
 use super::state::RunState;
 use super::workers::RunWorkers;
-use crate::observe::{Phase, WorkerView};
+use crate::observe::{PodPhase, WorkerView};
 use crate::peers::Observation;
 use crate::swarm::{Evidence, Policy};
 
@@ -21,14 +21,14 @@ const PROGRESS: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(60);
 
 /// What to do about a run.
-pub type Decision = crate::swarm::Decision<TrainingFacts, Lifecycle>;
+pub type TrainingDecision = crate::swarm::Decision<TrainingFacts, Lifecycle>;
 
 impl Policy for TrainingSwarm {
     fn decide(
-        desired: &Desired,
+        desired: &TrainingDesired,
         evidence: &Evidence<'_>,
         mut state: RunState,
-    ) -> Result<(Decision, RunState), String> {
+    ) -> Result<(TrainingDecision, RunState), String> {
         let (view, run) = (evidence.view, heard(evidence));
         if let Some(run) = &run {
             state.hear(run, &desired.template, evidence.now);
@@ -42,12 +42,12 @@ impl Policy for TrainingSwarm {
             }
             Lifecycle::Clear | Lifecycle::Rest => RunWorkers::default(),
         };
-        let mut decision = Decision {
+        let mut decision = TrainingDecision {
             facts: facts(desired, evidence, run.as_ref(), &workers, plan, &state),
             unheard: unheard(evidence, &mut state),
             ready_by_kind: workers.peers.ready_by_kind(&desired.pools, &view.workers),
             plan,
-            ..Decision::default()
+            ..TrainingDecision::default()
         };
         for (role, workers) in workers.each() {
             decision.create.extend(workers.roster.create.iter().map(|c| (role, c.clone())));
@@ -62,7 +62,7 @@ impl Policy for TrainingSwarm {
         Ok((decision, state))
     }
 
-    fn pause(decision: &Decision, _state: &RunState) -> Duration {
+    fn pause(decision: &TrainingDecision, _state: &RunState) -> Duration {
         if decision.plan == Lifecycle::Rest { SETTLED } else { PROGRESS }
     }
 }
@@ -70,7 +70,7 @@ impl Policy for TrainingSwarm {
 /// What the conductor says, if one answers; of two, the one that is not about to go.
 fn heard(evidence: &Evidence<'_>) -> Option<Observation> {
     let mut conductors: Vec<&WorkerView> = evidence.view.conductors.values().collect();
-    conductors.sort_by_key(|w| (w.deleting, w.phase != Phase::Running));
+    conductors.sort_by_key(|w| (w.deleting, w.phase != PodPhase::Running));
     conductors.into_iter().find_map(|w| {
         let answer = evidence.answers.get(&w.name)?;
         let report = answer.report.as_ref();
@@ -83,7 +83,7 @@ fn unheard(evidence: &Evidence<'_>, state: &mut RunState) -> usize {
     let waits = state.taken_over && !evidence.is_late();
     let roles = [Role::Conductor, Role::Peer].into_iter().filter(|_| waits);
     let running =
-        roles.flat_map(|role| evidence.view.of(role).values()).filter(|w| w.phase == Phase::Running);
+        roles.flat_map(|role| evidence.view.of(role).values()).filter(|w| w.phase == PodPhase::Running);
     let unheard = running.filter(|w| !evidence.is_heard(&w.name)).count();
     state.taken_over &= unheard > 0;
     unheard

@@ -17,7 +17,7 @@ use crate::pools::{PoolDesired, pools};
 
 /// A training run as its manifest wants it.
 #[derive(Clone, Debug)]
-pub struct Desired {
+pub struct TrainingDesired {
     /// `metadata.generation` of the manifest.
     pub generation: i64,
     /// The run, as workers read it.
@@ -48,7 +48,7 @@ pub struct Desired {
     pub outside: Vec<&'static str>,
 }
 
-impl Desired {
+impl TrainingDesired {
     /// What `swarm` asks for.
     #[must_use]
     pub fn new(swarm: &TrainingSwarm, config: &Config) -> Self {
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn made(role: Role) -> Value {
-        let (owner, desired) = (owner(), Desired::new(&training_swarm(1), &config()));
+        let (owner, desired) = (owner(), TrainingDesired::new(&training_swarm(1), &config()));
         let pool = &desired.pools_of(role)[0];
         let manifest = desired.pod(role, &owner, "tiny-x", &pool.template, true).manifest();
         assert_typed::<Pod>(&manifest);
@@ -279,7 +279,7 @@ mod tests {
         let source = json!({"source": {"volume": {"claimName": "models", "path": "llama.gguf"}}});
         swarm.spec.model = serde_json::from_value(source).unwrap();
         swarm.spec.data.tokenizer = None;
-        let mut templates = vec![Desired::new(&swarm, &crate::testing::config()).template];
+        let mut templates = vec![TrainingDesired::new(&swarm, &crate::testing::config()).template];
         assert_eq!(run(&swarm.spec).get("adapter"), None);
         let full = json!({"lora": {"rank": 4, "alpha": 0.5, "targets": ["Gate", "Query"]}});
         for (asked, written) in [
@@ -293,7 +293,7 @@ mod tests {
             assert_eq!(run["adapter"], written);
             assert_eq!(run["model"], json!({"checkpoint": "/models/llama.gguf"}));
             assert_eq!(run["data"]["tokenizer"], json!({"path": "/models/llama.gguf"}));
-            let template = Desired::new(&swarm, &crate::testing::config()).template;
+            let template = TrainingDesired::new(&swarm, &crate::testing::config()).template;
             assert!(!templates.contains(&template), "{written}");
             templates.push(template);
         }
@@ -305,7 +305,7 @@ mod tests {
         let template = |change: &dyn Fn(&mut TrainingSwarmSpec)| {
             let mut swarm = training_swarm(1);
             change(&mut swarm.spec);
-            Desired::new(&swarm, &config).template
+            TrainingDesired::new(&swarm, &config).template
         };
         let before = template(&|_| {});
         assert_eq!(before, template(&|spec| spec.replicas = 7));

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::conditions::TrainingFacts;
-use super::desired::Desired;
+use super::desired::TrainingDesired;
 use super::lifecycle::{Lifecycle, degraded, finished, pods};
 use super::state::RunState;
 use super::workers::RunWorkers;
 use crate::peers::{Observation, RunPhase};
 use crate::pools::scaled;
 use crate::roster::Readiness;
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 use crate::swarm::Evidence;
 
 /// A run whose conductor is being replaced still counts as training for this long.
@@ -18,13 +18,13 @@ const CONDUCTOR_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the conditions are made from. `run`: what the conductor says, if one answers.
 pub(super) fn facts(
-    desired: &Desired,
+    desired: &TrainingDesired,
     evidence: &Evidence<'_>,
     run: Option<&Observation>,
     workers: &RunWorkers,
     lifecycle: Lifecycle,
     state: &RunState,
-) -> Facts<TrainingFacts> {
+) -> InferenceFacts<TrainingFacts> {
     let view = evidence.view;
     let training = run.is_some_and(|run| run.phase == RunPhase::Training);
     let pending = pods(view).find_map(|w| Some(format!("a pod waits: {}", w.blocked.as_ref()?.why)));
@@ -33,7 +33,7 @@ pub(super) fn facts(
     let trained = state.trained.is_some_and(|at| evidence.now.duration_since(at) < CONDUCTOR_PATIENCE);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let wanted = matches!(lifecycle, Lifecycle::Train | Lifecycle::Wait);
-    Facts {
+    InferenceFacts {
         generation: desired.generation,
         suspended: desired.suspended,
         peers_desired: if wanted { desired.peers() } else { 0 },
@@ -60,7 +60,7 @@ pub(super) fn facts(
 
 /// What a user must mend: (CamelCase reason, what to do).
 fn trouble(
-    desired: &Desired,
+    desired: &TrainingDesired,
     evidence: &Evidence<'_>,
     training: bool,
     workers: &RunWorkers,

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::desired::Desired;
+use super::desired::TrainingDesired;
 use super::state::{RunState, Stop};
-use crate::observe::{Phase, SwarmView, WorkerView};
+use crate::observe::{PodPhase, SwarmView, WorkerView};
 use crate::peers::observation::{CHECKPOINTS_FAILING, Degraded};
 use crate::peers::{Observation, RunPhase};
 use crate::swarm::Evidence;
@@ -30,7 +30,7 @@ pub enum Lifecycle {
 
 /// Pods that run or will; one on a node that is gone cannot be waited for.
 pub(super) fn living(view: &SwarmView) -> impl Iterator<Item = &WorkerView> {
-    pods(view).filter(|w| !matches!(w.phase, Phase::Lost(_)))
+    pods(view).filter(|w| !matches!(w.phase, PodPhase::Lost(_)))
 }
 
 /// Every pod.
@@ -39,13 +39,13 @@ pub(super) fn pods(view: &SwarmView) -> impl Iterator<Item = &WorkerView> {
 }
 
 /// All steps asked for are done.
-pub(super) fn finished(desired: &Desired, state: &RunState) -> bool {
+pub(super) fn finished(desired: &TrainingDesired, state: &RunState) -> bool {
     state.finished.is_some_and(|steps| steps >= desired.steps)
 }
 
 /// What is to be done now. `run`: what the conductor says, if one answers.
 pub(super) fn lifecycle(
-    desired: &Desired,
+    desired: &TrainingDesired,
     evidence: &Evidence<'_>,
     run: Option<&Observation>,
     state: &mut RunState,

@@ -28,14 +28,14 @@ use crate::swarm::SwarmKind;
 impl SwarmKind for TrainingSwarm {
     const KIND: Kind = Kind::Training;
     const ROLES: &'static [Role] = &[Role::Conductor, Role::Peer, Role::Trainer];
-    type Desired = desired::Desired;
+    type Desired = desired::TrainingDesired;
     type State = state::RunState;
     type Own = ();
     type Facts = conditions::TrainingFacts;
     type Plan = lifecycle::Lifecycle;
 
     fn desired(&self, config: &Config) -> Self::Desired {
-        desired::Desired::new(self, config)
+        desired::TrainingDesired::new(self, config)
     }
 
     fn restored(&self) -> Self::State {

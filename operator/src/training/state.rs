@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use tokio::time::Instant;
 
 use super::conditions::TRAINING;
-use crate::peers::{Checkpoint, Observation, RunPhase};
+use crate::peers::{Observation, ObservedCheckpoint, RunPhase};
 use crate::status::conditions::is_true;
 use crate::turnover::Turnover;
 
@@ -63,7 +63,7 @@ impl RunState {
             redone: status.redone,
             lost: status.lost,
             moves: status.moves,
-            last_checkpoint: checkpoint.map(|c| Checkpoint {
+            last_checkpoint: checkpoint.map(|c| ObservedCheckpoint {
                 step: c.step,
                 path: c.path.clone(),
                 sha256: c.sha256.clone(),

@@ -8,8 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::conditions::{TrainingFacts, conditions};
-use super::decide::Decision;
-use super::desired::Desired;
+use super::decide::TrainingDecision;
+use super::desired::TrainingDesired;
 use super::places::CHECKPOINTS_DIR;
 use super::state::RunState;
 use crate::apply::network::HTTP_PORT;
@@ -19,7 +19,7 @@ use crate::peers::observation::CHECKPOINTS_FAILING;
 use crate::peers::{Observation, RunPhase};
 use crate::status::conditions::is_true;
 use crate::status::events::{SwarmEvent, TurnReasons, changes};
-use crate::status::facts::Facts;
+use crate::status::facts::InferenceFacts;
 use crate::swarm::{Reporter, SwarmStatus};
 
 /// What Events call the turns of a run.
@@ -36,17 +36,17 @@ impl SwarmStatus for TrainingSwarmStatus {
 }
 
 impl Reporter for TrainingSwarm {
-    fn unseen(desired: &Desired) -> Facts<TrainingFacts> {
+    fn unseen(desired: &TrainingDesired) -> InferenceFacts<TrainingFacts> {
         let trainers_desired = desired.trainers.iter().map(|p| p.peers).sum();
         let kind = TrainingFacts { steps: desired.steps, trainers_desired, ..TrainingFacts::default() };
-        Facts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
+        InferenceFacts::unseen(desired.generation, desired.suspended, desired.peers(), kind)
     }
 
     fn next_status(
         &self,
         before: &TrainingSwarmStatus,
-        _desired: &Desired,
-        decision: &Decision,
+        _desired: &TrainingDesired,
+        decision: &TrainingDecision,
         state: &RunState,
         config: &Config,
     ) -> TrainingSwarmStatus {
@@ -143,7 +143,11 @@ impl Reporter for TrainingSwarm {
 }
 
 /// Columns for people.
-fn display(run: &Observation, facts: &Facts<TrainingFacts>, tokens_per_second: Option<f64>) -> DisplayStatus {
+fn display(
+    run: &Observation,
+    facts: &InferenceFacts<TrainingFacts>,
+    tokens_per_second: Option<f64>,
+) -> DisplayStatus {
     let number =
         |value: Option<f64>, places: usize| value.map(|v| format!("{v:.places$}")).unwrap_or_default();
     let stages: Vec<String> =
@@ -165,8 +169,8 @@ fn inside(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::key::Kind;
-    use crate::peers::Checkpoint;
-    use crate::peers::observation::Stage;
+    use crate::peers::ObservedCheckpoint;
+    use crate::peers::observation::ObservedStage;
     use crate::testing::{self, config, kstatus, object, training_swarm};
 
     fn run(step: u64, checkpoint: Option<u64>) -> Observation {
@@ -176,8 +180,10 @@ mod tests {
             steps: 100,
             loss: Some(2.381_25),
             tokens_per_second: Some(1234.4),
-            stages: [2, 1].map(|peers| Stage { peers, layers: "0-1".into(), ..Stage::default() }).to_vec(),
-            last_checkpoint: checkpoint.map(|step| Checkpoint {
+            stages: [2, 1]
+                .map(|peers| ObservedStage { peers, layers: "0-1".into(), ..ObservedStage::default() })
+                .to_vec(),
+            last_checkpoint: checkpoint.map(|step| ObservedCheckpoint {
                 step,
                 path: format!("/checkpoints/tiny/step-{step}"),
                 sha256: "abc".into(),
@@ -186,27 +192,28 @@ mod tests {
         }
     }
 
-    fn facts(training: bool) -> Facts<TrainingFacts> {
+    fn facts(training: bool) -> InferenceFacts<TrainingFacts> {
         let kind = TrainingFacts { steps: 100, training, trained: training, ..TrainingFacts::default() };
-        Facts {
+        InferenceFacts {
             generation: 1,
             peers_desired: 4,
             peers_ready: 4,
             replicas: 5,
             pods: 6,
             kind,
-            ..Facts::default()
+            ..InferenceFacts::default()
         }
     }
 
     fn status(
         before: Option<TrainingSwarmStatus>,
         run: &Observation,
-        facts: &Facts<TrainingFacts>,
+        facts: &InferenceFacts<TrainingFacts>,
     ) -> TrainingSwarmStatus {
-        let decision = Decision { facts: facts.clone(), ready_by_kind: (3, 1), ..Decision::default() };
+        let decision =
+            TrainingDecision { facts: facts.clone(), ready_by_kind: (3, 1), ..TrainingDecision::default() };
         let (swarm, config) = (training_swarm(1), config());
-        let (desired, mut state) = (Desired::new(&swarm, &config), RunState::default());
+        let (desired, mut state) = (TrainingDesired::new(&swarm, &config), RunState::default());
         state.last = Some(run.clone());
         swarm.next_status(&before.unwrap_or_default(), &desired, &decision, &state, &config)
     }
@@ -293,6 +300,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs kstatus, which is written in Go: make test-kstatus"]
+    #[expect(clippy::too_many_lines, reason = "a table of states")]
     fn kstatus_reads_each_state_as_it_is_meant() {
         let whole = facts(true).with(|f| {
             f.kind.trainers_desired = 1;
@@ -306,7 +314,7 @@ mod tests {
         let trains = status(None, &run(40, Some(30)), &whole);
         let config = config();
         let swarm = training_swarm(1);
-        let created = crate::swarm::first_status(&swarm, &Desired::new(&swarm, &config), &config);
+        let created = crate::swarm::first_status(&swarm, &TrainingDesired::new(&swarm, &config), &config);
         let ask = |generation, deleting, status: &TrainingSwarmStatus| {
             kstatus(&object(Kind::Training, generation, deleting, status))
         };

@@ -12,10 +12,10 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::apply::Applier;
-use crate::metrics::Metrics;
+use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
-use crate::peers::report::Report;
-use crate::peers::talk::{Answering, Question, Talk};
+use crate::peers::report::WorkerReport;
+use crate::peers::talk::{Answering, Talk, WorkerQuestion};
 use crate::peers::{Connect, Monitor, Observation, RunPhase, Target, WorkerState};
 use crate::swarm::Controller;
 use crate::swarm::context::Context;
@@ -36,12 +36,14 @@ impl Connect for Workers {
 }
 
 impl Talk for Said {
-    fn ask(&mut self, question: Question) -> Answering<'_> {
-        self.1 |= question == Question::Suspend;
+    fn ask(&mut self, question: WorkerQuestion) -> Answering<'_> {
+        self.1 |= question == WorkerQuestion::Suspend;
         let phase = if self.1 { RunPhase::Suspended } else { RunPhase::Training };
         let run = Observation { phase, step: 7, steps: 100, ..Observation::default() };
         let run = (self.0 == Role::Conductor).then_some(run);
-        Box::pin(async move { Ok(Report { state: WorkerState::Ready, run, ..Report::default() }) })
+        Box::pin(
+            async move { Ok(WorkerReport { state: WorkerState::Ready, run, ..WorkerReport::default() }) },
+        )
     }
 }
 
@@ -70,7 +72,7 @@ fn serve(mut server: Server, seen: Seen) -> tokio::task::JoinHandle<()> {
 
 /// What a new leader has: what the watches have seen, and nothing that it knows by itself.
 fn leader(client: &Client, caches: &Caches) -> Arc<Context> {
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(OperatorMetrics::default());
     let (triggers, _) = broadcast::channel(16);
     Arc::new(Context {
         applier: Applier::new(client.clone(), Arc::clone(&metrics)),

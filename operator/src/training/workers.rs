@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_wire::Role;
 
-use super::desired::Desired;
+use super::desired::TrainingDesired;
 use super::state::RunState;
-use crate::observe::{Phase, WorkerView};
+use crate::observe::{PodPhase, WorkerView};
 use crate::peers::RunPhase;
-use crate::roster::{Readiness, RoleEvidence, Roster, Wanted};
+use crate::roster::{Readiness, RoleEvidence, Roster, WantedPods};
 use crate::swarm::{Evidence, Rules, Workers};
 use crate::turnover::Turnover;
 
@@ -25,7 +25,12 @@ pub(super) struct RunWorkers {
 
 impl RunWorkers {
     /// `template`: of the pods that are kept; new ones are made only when it is that of the manifest.
-    pub fn new(desired: &Desired, template: &str, evidence: &Evidence<'_>, state: &mut RunState) -> Self {
+    pub fn new(
+        desired: &TrainingDesired,
+        template: &str,
+        evidence: &Evidence<'_>,
+        state: &mut RunState,
+    ) -> Self {
         let view = evidence.view;
         let unplaced = state.peers.unplaced(&view.workers, evidence.answers, evidence.now);
         let ready = view.trainers.values().filter(|w| w.ready).map(|w| w.name.clone());
@@ -56,7 +61,7 @@ impl RunWorkers {
 
 /// What pods of all roles are judged by.
 struct Staffing<'a> {
-    desired: &'a Desired,
+    desired: &'a TrainingDesired,
     template: &'a str,
     evidence: &'a Evidence<'a>,
     /// Peers for which there has been no node for long.
@@ -82,7 +87,7 @@ impl Staffing<'_> {
             |name: &str| if role == Role::Trainer { workers[name].ready } else { evidence.was_ready(name) };
         let rules = Rules {
             role,
-            wanted: Wanted { pools, template: self.template, suspended: false },
+            wanted: WantedPods { pools, template: self.template, suspended: false },
             evidence: RoleEvidence {
                 unplaced: if role == Role::Peer { &self.unplaced } else { &none },
                 by_probe: role == Role::Trainer,
@@ -117,9 +122,9 @@ fn one_at_a_time(roster: &mut Roster, conductors: &BTreeMap<String, WorkerView>)
 fn surplus_in_turn(roster: &mut Roster, peers: &BTreeMap<String, WorkerView>, spare: bool) {
     let readiness = &roster.readiness;
     let leaves = |name: &str| readiness.get(name) == Some(&Readiness::Leaving);
-    let busy = peers.values().any(|w| leaves(&w.name) && matches!(w.phase, Phase::Draining(_)));
+    let busy = peers.values().any(|w| leaves(&w.name) && matches!(w.phase, PodPhase::Draining(_)));
     // A pod that has not begun has nothing to hand over.
-    let serves = |name: &str| peers.get(name).is_some_and(|w| w.phase == Phase::Running);
+    let serves = |name: &str| peers.get(name).is_some_and(|w| w.phase == PodPhase::Running);
     let mut turn = spare && !busy;
     roster.delete.retain(|d| !leaves(&d.name) || !serves(&d.name) || std::mem::take(&mut turn));
 }

@@ -4,7 +4,7 @@ use dunlin_crds::TrainingSwarm;
 use dunlin_wire::Role;
 use serde_json::{Value, json};
 
-use super::desired::Desired;
+use super::desired::TrainingDesired;
 use super::lifecycle::Lifecycle;
 use super::run::RUN_FILE;
 use crate::apply::budget::{Guarantee, budget};
@@ -12,17 +12,19 @@ use crate::apply::network::{self, GRPC_PORT, HTTP_PORT};
 use crate::apply::pods::PoolTemplate;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER};
-use crate::peers::Order;
+use crate::peers::WorkerOrder;
 use crate::swarm::{Pass, Writer};
 
 impl Writer for TrainingSwarm {
     /// Peers of which the node has notice hand over, and the conductor stops when the run is to.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, Order)>, Error> {
+    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error> {
         let suspend = pass.decision.plan == Lifecycle::Wait;
         let peers = pass.view.workers.values();
-        let peers = peers.map(|w| (w.name.clone(), Order { drain: w.needs_drain(), ..Order::default() }));
+        let peers =
+            peers.map(|w| (w.name.clone(), WorkerOrder { drain: w.needs_drain(), ..WorkerOrder::default() }));
         let conductors = pass.view.conductors.keys();
-        let conductors = conductors.map(|name| (name.clone(), Order { suspend, ..Order::default() }));
+        let conductors =
+            conductors.map(|name| (name.clone(), WorkerOrder { suspend, ..WorkerOrder::default() }));
         Ok(peers.chain(conductors).collect())
     }
 
@@ -59,7 +61,7 @@ fn service(owner: &Owner) -> Value {
 }
 
 /// Drains leave a peer for each stage, but never wait for ever: where there are no more peers than that, one may go.
-fn disruption_budget(owner: &Owner, desired: &Desired) -> Value {
+fn disruption_budget(owner: &Owner, desired: &TrainingDesired) -> Value {
     let kept = desired.stages.min(desired.peers().saturating_sub(1));
     budget(owner, &format!("{}-{ROLE_PEER}", owner.name), ROLE_PEER, Guarantee::Available(kept))
 }
@@ -90,12 +92,12 @@ mod tests {
     fn objects_are_valid_and_a_drain_never_waits_for_ever() {
         let mut swarm = training_swarm(1);
         assert_typed::<Service>(&service(&owner()));
-        let desired = Desired::new(&swarm, &config());
+        let desired = TrainingDesired::new(&swarm, &config());
         let budget = disruption_budget(&owner(), &desired);
         assert_typed::<PodDisruptionBudget>(&budget);
         assert_eq!(budget["spec"]["minAvailable"], 2);
         swarm.spec.pools[0].peers.min = 2;
-        let tight = disruption_budget(&owner(), &Desired::new(&swarm, &config()));
+        let tight = disruption_budget(&owner(), &TrainingDesired::new(&swarm, &config()));
         assert_eq!(tight["spec"]["minAvailable"], 1);
         let map = config_map(&owner(), &desired.config);
         assert_typed::<ConfigMap>(&map);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelConfig};
-use dunlin_protocol::stage::{Computed, Job};
+use dunlin_protocol::stage::{Computed, StageJob};
 use dunlin_protocol::{SessionId, Windows};
 use dunlin_schedule::{Batcher, Budget, SegmentKey};
 use dunlin_swarm::{Layers, Position};
@@ -32,7 +32,7 @@ pub struct EngineConfig {
 /// What the thread is told, in order.
 pub enum Command {
     /// Compute.
-    Job(Job),
+    Job(StageJob),
     /// Forget the KV cache of positions from `to` on, and jobs that wait.
     Truncate {
         /// The session whose segment it is.

@@ -166,7 +166,7 @@ fn floats(count: usize) -> u64 {
 
 /// What may be used, and for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Budget {
+pub struct MemoryBudget {
     limit: u64,
     needs: Needs,
 }
@@ -184,7 +184,7 @@ pub struct Fit {
     pub journal_bytes: u64,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// `limit`: what the process may use, in bytes.
     #[must_use]
     pub fn new(limit: u64, needs: Needs) -> Self {
@@ -219,7 +219,7 @@ impl Budget {
         let takes = |layers: &BTreeSet<u32>| needs.fixed() + needs.weights(layers) + cache <= self.usable();
         let mut layers: BTreeSet<u32> = span.iter().collect();
         if !takes(&layers) {
-            return Err(OutOfMemory { span, budget: self.clone() });
+            return Err(OutOfMemory { span, budget: Box::new(self.clone()) });
         }
         let mut wanted: Vec<u32> = shadows.iter().flat_map(|s| s.iter()).collect();
         wanted.sort_by_key(|layer| !held.contains(layer));
@@ -285,7 +285,7 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutOfMemory {
     span: Layers,
-    budget: Budget,
+    budget: Box<MemoryBudget>,
 }
 
 impl std::error::Error for OutOfMemory {}
@@ -363,7 +363,7 @@ mod tests {
 
     fn fit(limit_mib: u64, span: (u32, u32), shadows: &[(u32, u32)]) -> Result<Fit, String> {
         let shadows: Vec<Layers> = shadows.iter().map(|s| Layers::new(s.0, s.1)).collect();
-        let budget = Budget::new(limit_mib * MIB, needs());
+        let budget = MemoryBudget::new(limit_mib * MIB, needs());
         budget.fit(Layers::new(span.0, span.1), &shadows, &BTreeSet::new()).map_err(|e| e.to_string())
     }
 
@@ -377,10 +377,10 @@ mod tests {
         assert!(fit(761, (0, 30), &[]).is_ok());
         assert!(fit(760, (0, 30), &[]).is_err());
         // With shorter sequences it would fit as well.
-        let longer = Budget::new(2048 * MIB, Needs { positions: 8192, ..needs() });
+        let longer = MemoryBudget::new(2048 * MIB, Needs { positions: 8192, ..needs() });
         let told = longer.fit(Layers::new(0, 30), &[], &BTreeSet::new()).unwrap_err().to_string();
         assert!(told.ends_with("or limit sequences to 816 positions"), "{told}");
-        let shorter = Budget::new(2048 * MIB, Needs { positions: 816, ..needs() });
+        let shorter = MemoryBudget::new(2048 * MIB, Needs { positions: 816, ..needs() });
         assert!(shorter.fit(Layers::new(0, 30), &[], &BTreeSet::new()).is_ok());
         let told = fit(100, (0, 1), &[]).unwrap_err();
         assert!(told.ends_with("no number of peers of this size suffices"), "{told}");
@@ -400,7 +400,7 @@ mod tests {
         assert_eq!((all.layers.len(), all.left_out.len()), (30, 0));
         let some = fit(420, (0, 10), &[(10, 20)]).unwrap();
         assert_eq!(some.left_out, [Layers::new(17, 20)]);
-        let budget = Budget::new(420 * MIB, needs());
+        let budget = MemoryBudget::new(420 * MIB, needs());
         let held = (17..20).collect();
         let kept = budget.fit(Layers::new(0, 10), &[Layers::new(10, 20)], &held).unwrap();
         assert_eq!(kept.left_out, [Layers::new(14, 17)]);
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn sequences_have_room_while_pages_and_rows_last() {
-        let budget = Budget::new(1024 * MIB, needs());
+        let budget = MemoryBudget::new(1024 * MIB, needs());
         let fit = Fit { kv_bytes: 400 * MIB, journal_bytes: 2 * MIB, ..Fit::default() };
         // 40 pages of 16 positions in ten layers, and 512 rows.
         let sequences = |positions| budget.sequences(Layers::new(0, 10), &fit, positions);
@@ -434,7 +434,7 @@ mod tests {
             [160, 448, 464, 100_000].map(|p| of(p).sequence_bytes()),
             [10 * MIB, 28 * MIB, most, most]
         );
-        let budget = Budget::new(2048 * MIB, of(8192));
+        let budget = MemoryBudget::new(2048 * MIB, of(8192));
         let fit = budget.fit(Layers::new(0, 30), &[], &BTreeSet::new()).unwrap();
         let all = Layers::new(0, 30);
         assert_eq!(budget.sequences(all, &fit, 8192), fit.kv_bytes / (30 * most));
@@ -442,8 +442,10 @@ mod tests {
         let odd = Windows::new((0..30).map(|layer| (layer != 7).then_some(64)));
         assert_eq!(Needs { windows: odd, ..of(1600) }.sequence_bytes(), 100 * MIB);
         // Longer sequences are a matter of journals and rotary tables only.
-        let told =
-            Budget::new(1400 * MIB, of(1 << 20)).fit(all, &[], &BTreeSet::new()).unwrap_err().to_string();
+        let told = MemoryBudget::new(1400 * MIB, of(1 << 20))
+            .fit(all, &[], &BTreeSet::new())
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("or limit sequences to "), "{told}");
     }
 
@@ -461,7 +463,7 @@ mod tests {
         ) {
             let windows = Windows::new((0..30).map(|layer| (slides && layer != odd).then_some(64)));
             let needs = Needs { positions, windows, ..needs() };
-            let budget = Budget::new(limit_mib * MIB, needs.clone());
+            let budget = MemoryBudget::new(limit_mib * MIB, needs.clone());
             let span = Layers::new(start, (start + len).min(30));
             let shadows: Vec<Layers> =
                 shadows.into_iter().map(|(at, len)| Layers::new(at, (at + len).min(30))).collect();

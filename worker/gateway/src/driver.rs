@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::GatewayMetrics;
 use crate::recent::{Recent, Recovered};
 
 /// Commands that may wait.
@@ -63,7 +63,7 @@ pub struct Generation {
 
 /// How the swarm looks from here.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct SwarmSnapshot {
     /// The topology obeyed.
     pub topology: Option<Topology>,
     /// What peers reported last.
@@ -86,7 +86,7 @@ enum Command {
     Submit(Generation, oneshot::Sender<Result<(SessionId, mpsc::Receiver<Event>), Rejected>>),
     Cancel(SessionId),
     Topology(Topology),
-    Snapshot(oneshot::Sender<Snapshot>),
+    Snapshot(oneshot::Sender<SwarmSnapshot>),
     EndAll(oneshot::Sender<()>),
 }
 
@@ -165,10 +165,10 @@ impl Handle {
     }
 
     /// How the swarm looks.
-    pub async fn snapshot(&self) -> Snapshot {
+    pub async fn snapshot(&self) -> SwarmSnapshot {
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Snapshot(reply)).await.is_err() {
-            return Snapshot::default();
+            return SwarmSnapshot::default();
         }
         answer.await.unwrap_or_default()
     }
@@ -198,7 +198,7 @@ pub struct Driver {
     link_events: mpsc::Receiver<LinkEvent>,
     commands: mpsc::Receiver<Command>,
     listeners: BTreeMap<SessionId, mpsc::Sender<Event>>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<GatewayMetrics>,
     recent: Recent,
     next_session: u64,
     started: Instant,
@@ -211,7 +211,7 @@ impl Driver {
     pub fn new(
         config: GatewayConfig,
         links: LinksConfig,
-        metrics: Arc<Metrics>,
+        metrics: Arc<GatewayMetrics>,
         wire: Runtime,
     ) -> (Self, Handle) {
         let pulse = Pulse::default();
@@ -334,7 +334,7 @@ impl Driver {
                 self.metrics.epoch(self.core.topology().map_or(0, |t| t.epoch));
             }
             Command::Snapshot(reply) => {
-                let snapshot = Snapshot {
+                let snapshot = SwarmSnapshot {
                     topology: self.core.topology().cloned(),
                     loads: self.core.loads().clone(),
                     up: self.core.up().iter().cloned().collect(),

@@ -18,6 +18,6 @@ pub mod template;
 mod testing;
 pub mod text;
 
-pub use driver::{Driver, Event, Handle, Snapshot};
+pub use driver::{Driver, Event, Handle, SwarmSnapshot};
 pub use model_text::{ModelText, ServedAdapter};
 pub use run::{GatewayOptions, serve};

@@ -16,7 +16,7 @@ const LATENCY_S: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
 /// All figures of a gateway.
-pub struct Metrics {
+pub struct GatewayMetrics {
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
@@ -33,7 +33,7 @@ pub struct Metrics {
     epoch: Gauge,
 }
 
-impl Default for Metrics {
+impl Default for GatewayMetrics {
     fn default() -> Self {
         let latency = || Histogram::new(LATENCY_S);
         let new = Self {
@@ -74,7 +74,7 @@ impl Default for Metrics {
     }
 }
 
-impl Metrics {
+impl GatewayMetrics {
     /// Sessions at the moment.
     pub fn sessions(&self, running: usize, waiting: usize) {
         self.running.set(running as i64);

@@ -21,7 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
 use crate::driver::{Driver, Handle};
-use crate::metrics::Metrics;
+use crate::metrics::GatewayMetrics;
 use crate::model_text::ModelText;
 use crate::openai::{App, router};
 
@@ -60,7 +60,7 @@ pub struct GatewayOptions {
 /// When an address cannot be bound, certificates cannot be used, or the task that owns the sessions ends.
 #[expect(clippy::too_many_lines, reason = "wires a process from its options")]
 pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(GatewayMetrics::default());
     let id = GatewayId { name: options.name.clone(), incarnation: options.incarnation };
     let hello = proto::Hello {
         name: options.name.clone(),
@@ -155,7 +155,7 @@ async fn control_loop(
     handle: Handle,
     model: watch::Receiver<Option<Arc<ModelText>>>,
     trouble: watch::Receiver<Option<proto::Problem>>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<GatewayMetrics>,
 ) {
     while let Some(request) = questions.recv().await {
         if let Question::PushTopology(topology) | Question::Assign(topology) = request.question {

@@ -4,7 +4,7 @@ use dunlin_model::{Decoder, Tokenizer};
 
 /// Turns tokens into text and looks for stop strings.
 #[derive(Clone, Debug, Default)]
-pub struct Writer {
+pub struct TextWriter {
     decoder: Decoder,
     stop: Vec<String>,
     /// Text that may be the beginning of a stop string.
@@ -12,7 +12,7 @@ pub struct Writer {
     stopped: bool,
 }
 
-impl Writer {
+impl TextWriter {
     /// For these stop strings (none of them empty).
     #[must_use]
     pub fn new(stop: Vec<String>) -> Self {
@@ -81,11 +81,11 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Counter, Writer};
+    use super::{Counter, TextWriter};
     use crate::testing::model;
 
     fn write(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
-        let mut writer = Writer::new(stop.iter().map(|s| (*s).to_owned()).collect());
+        let mut writer = TextWriter::new(stop.iter().map(|s| (*s).to_owned()).collect());
         let mut out: Vec<String> = pieces.iter().map(|piece| writer.push_text(piece)).collect();
         out.push(writer.finish());
         (out, writer.stopped())

@@ -8,7 +8,7 @@ use dunlin_kernels::{
 use crate::adapter::low_rank::{self, AdaptedRows};
 use crate::config::ModelConfig;
 use crate::error::NonFinite;
-use crate::spec::{Activation, Attention, BlockSpec, Mlp, Projection, Role, Rotary};
+use crate::spec::{Activation, Attention, BlockSpec, Mlp, Projection, Rotary, TensorRole};
 use crate::weights::LayerWeights;
 
 /// The KV cache of one sequence in one layer: page `i` has positions `16 i .. 16 i + 16`.
@@ -158,7 +158,7 @@ impl Parts {
         self.project(pool, w, x, positions, &mut out.projected)?;
         fit(&mut out.attended, out.projected.q.len());
         attend(&self.config.block(w.layer).attention, &out.projected, &mut out.attended);
-        self.add_to_rows(pool, w, (Projection::Output, Role::AttentionPostNorm), &out.attended, x);
+        self.add_to_rows(pool, w, (Projection::Output, TensorRole::AttentionPostNorm), &out.attended, x);
         if let Some(middle) = &mut out.middle {
             middle.clear();
             middle.extend_from_slice(x);
@@ -182,7 +182,7 @@ impl Parts {
         fit(&mut out.q, m * q_width);
         fit(&mut out.k, m * kv_width);
         fit(&mut out.v, m * kv_width);
-        rms_norm(pool, x, w.vector(Role::AttentionNorm), norm.eps, m, &mut self.normed);
+        rms_norm(pool, x, w.vector(TensorRole::AttentionNorm), norm.eps, m, &mut self.normed);
         let outs = &mut [out.q.as_mut_slice(), &mut out.k, &mut out.v];
         let which = [Projection::Query, Projection::Key, Projection::Value];
         linear_many(pool, &which.map(|which| w.matrix(which)), &self.normed, m, outs);
@@ -191,11 +191,11 @@ impl Parts {
         }
         if attention.bias {
             for (out, which) in outs.iter_mut().zip(which) {
-                add_bias(pool, out, w.vector(Role::Bias(which)));
+                add_bias(pool, out, w.vector(TensorRole::Bias(which)));
             }
         }
         if attention.qk_norm {
-            for (heads, role) in [(&mut out.q, Role::QueryNorm), (&mut out.k, Role::KeyNorm)] {
+            for (heads, role) in [(&mut out.q, TensorRole::QueryNorm), (&mut out.k, TensorRole::KeyNorm)] {
                 fit(&mut self.inner, heads.len());
                 let count = heads.len() / attention.head_dim;
                 rms_norm(pool, heads, w.vector(role), norm.eps, count, &mut self.inner);
@@ -231,7 +231,7 @@ impl Parts {
         fit(&mut product, m * width);
         fit(&mut inner.gate, m * width);
         fit(&mut inner.up, m * width);
-        rms_norm(pool, x, weights.vector(Role::MlpNorm), eps, m, &mut self.normed);
+        rms_norm(pool, x, weights.vector(TensorRole::MlpNorm), eps, m, &mut self.normed);
         let outs = &mut [inner.gate.as_mut_slice(), &mut inner.up];
         let which = [Projection::Gate, Projection::Up];
         linear_many(pool, &which.map(|which| weights.matrix(which)), &self.normed, m, outs);
@@ -242,7 +242,7 @@ impl Parts {
             Activation::Silu => swiglu(pool, &inner.gate, &inner.up, &mut product),
             Activation::GeluTanh => geglu(pool, &inner.gate, &inner.up, &mut product),
         }
-        self.add_to_rows(pool, w, (Projection::Down, Role::MlpPostNorm), &product, x);
+        self.add_to_rows(pool, w, (Projection::Down, TensorRole::MlpPostNorm), &product, x);
         self.product = product;
         Flaw::find("feed-forward", x, hidden)
     }
@@ -252,7 +252,7 @@ impl Parts {
         &mut self,
         pool: &Pool,
         BlockWeights { layer, weights, adapted }: BlockWeights<'_>,
-        (which, post_norm): (Projection, Role),
+        (which, post_norm): (Projection, TensorRole),
         inputs: &[f32],
         x: &mut [f32],
     ) {

@@ -72,7 +72,7 @@ impl Value {
 
 /// A tensor of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
+pub struct GgufTensor {
     /// Rows first: `[n, k]` for a matrix, `[n]` for a vector.
     pub shape: Vec<usize>,
     /// How it is stored.
@@ -89,7 +89,7 @@ pub struct Header {
     /// Metadata by key.
     pub values: BTreeMap<String, Value>,
     /// Tensors by name.
-    pub tensors: BTreeMap<String, Tensor>,
+    pub tensors: BTreeMap<String, GgufTensor>,
 }
 
 /// Reads and checks the header.
@@ -329,7 +329,11 @@ impl Reader<'_> {
                 )));
             }
             spans.push((start, end, name.clone()));
-            if header.tensors.insert(name.clone(), Tensor { shape, format, offset: start, bytes }).is_some() {
+            if header
+                .tensors
+                .insert(name.clone(), GgufTensor { shape, format, offset: start, bytes })
+                .is_some()
+            {
                 return Err(self.wrong(format!("tensor `{name}` twice")));
             }
         }

@@ -68,7 +68,7 @@ impl Dtype {
 
 /// A tensor of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
+pub struct SafeTensor {
     /// Rows first.
     pub shape: Vec<usize>,
     /// How it is stored.
@@ -83,7 +83,7 @@ pub struct Tensor {
 ///
 /// # Errors
 /// When it cannot be read, or is not sound.
-pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, ModelError> {
+pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, SafeTensor>, ModelError> {
     let wrong = |what: String| ModelError::Malformed { file: source.describe(), format: "safetensors", what };
     let read = |error| ModelError::Read { what: source.describe(), source: error };
     if source.len() < 8 {
@@ -124,7 +124,7 @@ pub fn read_header(source: &dyn ByteSource) -> Result<BTreeMap<String, Tensor>, 
         if bytes > 0 {
             spans.push((start, end, name.clone()));
         }
-        out.insert(name, Tensor { shape, dtype, offset: data + start, bytes });
+        out.insert(name, SafeTensor { shape, dtype, offset: data + start, bytes });
     }
     spans.sort();
     match spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {

@@ -118,7 +118,7 @@ pub enum Activation {
 
 /// What a tensor is for in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
+pub enum TensorRole {
     /// Weights of the norm before attention.
     AttentionNorm,
     /// A matrix.
@@ -137,7 +137,7 @@ pub enum Role {
     MlpPostNorm,
 }
 
-impl Role {
+impl TensorRole {
     /// Is it a norm's?
     #[must_use]
     pub fn is_norm(self) -> bool {
@@ -173,30 +173,32 @@ impl BlockSpec {
 
     /// Its tensors in canonical order, with their shapes, for rows of `hidden` values.
     #[must_use]
-    pub fn tensors(&self, hidden: usize) -> Vec<(Role, Vec<usize>)> {
+    pub fn tensors(&self, hidden: usize) -> Vec<(TensorRole, Vec<usize>)> {
         let Self { attention, .. } = self;
         let matrix = |which| {
             let (n, k) = self.matrix(which, hidden);
-            (Role::Matrix(which), vec![n, k])
+            (TensorRole::Matrix(which), vec![n, k])
         };
-        let mut out = vec![(Role::AttentionNorm, vec![hidden])];
+        let mut out = vec![(TensorRole::AttentionNorm, vec![hidden])];
         for which in [Projection::Query, Projection::Key, Projection::Value] {
             out.push(matrix(which));
             if attention.bias {
-                out.push((Role::Bias(which), vec![self.matrix(which, hidden).0]));
+                out.push((TensorRole::Bias(which), vec![self.matrix(which, hidden).0]));
             }
         }
         if attention.qk_norm {
-            out.extend([Role::QueryNorm, Role::KeyNorm].map(|role| (role, vec![attention.head_dim])));
+            out.extend(
+                [TensorRole::QueryNorm, TensorRole::KeyNorm].map(|role| (role, vec![attention.head_dim])),
+            );
         }
         out.push(matrix(Projection::Output));
         if self.post_norms {
-            out.push((Role::AttentionPostNorm, vec![hidden]));
+            out.push((TensorRole::AttentionPostNorm, vec![hidden]));
         }
-        out.push((Role::MlpNorm, vec![hidden]));
+        out.push((TensorRole::MlpNorm, vec![hidden]));
         out.extend([Projection::Gate, Projection::Up, Projection::Down].map(matrix));
         if self.post_norms {
-            out.push((Role::MlpPostNorm, vec![hidden]));
+            out.push((TensorRole::MlpPostNorm, vec![hidden]));
         }
         out
     }

@@ -9,14 +9,14 @@ use crate::adapter::Adapter;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::file::{ModelFile, Outer};
-use crate::spec::{Projection, Role};
+use crate::spec::{Projection, TensorRole};
 
 /// One decoder block: the tensors that its [`BlockSpec`](crate::spec::BlockSpec) has.
 pub struct LayerWeights {
     /// By [`Projection`].
     matrices: Vec<Matrix>,
     /// Norms and biases.
-    vectors: BTreeMap<Role, Vec<f32>>,
+    vectors: BTreeMap<TensorRole, Vec<f32>>,
 }
 
 impl LayerWeights {
@@ -28,9 +28,9 @@ impl LayerWeights {
         let c = file.config();
         let matrix = |which: Projection| {
             let (n, k) = c.matrix(which);
-            file.matrix(&file.layer_name(layer, Role::Matrix(which)), n, k)
+            file.matrix(&file.layer_name(layer, TensorRole::Matrix(which)), n, k)
         };
-        let vector = |(role, n): (Role, usize)| {
+        let vector = |(role, n): (TensorRole, usize)| {
             let name = file.layer_name(layer, role);
             let values = if role.is_norm() { file.norm(&name, n)? } else { file.vector(&name, n)? };
             Ok((role, values))
@@ -49,7 +49,7 @@ impl LayerWeights {
         let c = file.config();
         let matrices = Projection::ALL.into_iter().map(|which| {
             let (n, k) = c.matrix(which);
-            file.matrix_bytes(&file.layer_name(layer, Role::Matrix(which)), n, k)
+            file.matrix_bytes(&file.layer_name(layer, TensorRole::Matrix(which)), n, k)
         });
         let vectors = vectors(c).map(|(_, n)| n).sum();
         Ok(matrices.sum::<Result<u64, _>>()? + floats(vectors))
@@ -76,16 +76,16 @@ impl LayerWeights {
     }
 
     /// A norm or a bias that such blocks have.
-    pub(crate) fn vector(&self, role: Role) -> &[f32] {
+    pub(crate) fn vector(&self, role: TensorRole) -> &[f32] {
         &self.vectors[&role]
     }
 
     /// All norms and biases.
-    pub(crate) fn vectors(&self) -> impl Iterator<Item = (Role, &[f32])> {
+    pub(crate) fn vectors(&self) -> impl Iterator<Item = (TensorRole, &[f32])> {
         self.vectors.iter().map(|(role, values)| (*role, values.as_slice()))
     }
 
-    pub(crate) fn vectors_mut(&mut self) -> impl Iterator<Item = (Role, &mut [f32])> {
+    pub(crate) fn vectors_mut(&mut self) -> impl Iterator<Item = (TensorRole, &mut [f32])> {
         self.vectors.iter_mut().map(|(role, values)| (*role, values.as_mut_slice()))
     }
 
@@ -104,9 +104,9 @@ impl LayerWeights {
 }
 
 /// The norms and biases of a block, and how many values they have.
-fn vectors(c: &ModelConfig) -> impl Iterator<Item = (Role, usize)> {
+fn vectors(c: &ModelConfig) -> impl Iterator<Item = (TensorRole, usize)> {
     let tensors = c.block.tensors(c.hidden).into_iter();
-    tensors.filter(|(role, _)| !matches!(role, Role::Matrix(_))).map(|(role, shape)| (role, shape[0]))
+    tensors.filter(|(role, _)| !matches!(role, TensorRole::Matrix(_))).map(|(role, shape)| (role, shape[0]))
 }
 
 /// Bytes of so many f32.

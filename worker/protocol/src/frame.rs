@@ -194,7 +194,7 @@ pub enum Refusal {
 
 /// What a stage holds of a session; gateways free what they do not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldSession {
     /// The session that this is a part of.
     pub session: SessionId,
     /// The latest try seen.
@@ -288,7 +288,7 @@ pub enum Frame {
         /// How the sender is doing.
         load: Load,
         /// What it holds of the asking gateway's sessions.
-        held: Vec<Held>,
+        held: Vec<HeldSession>,
     },
 }
 

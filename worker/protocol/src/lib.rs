@@ -19,11 +19,11 @@ pub mod stage;
 pub mod training;
 pub mod windows;
 
-pub use frame::{Attempt, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SessionId};
+pub use frame::{Attempt, Frame, GatewayId, HeldSession, Hop, Open, Refusal, RowData, SessionId};
 pub use gateway::{GatewayConfig, GatewayCore, GatewayEffect};
 pub use sampling::{FinishReason, SamplingParams};
 pub use stage::{
-    Computed, Destination, Input, Job, Line, Output, SampleRequest, Sender, StageConfig, StageEffect,
+    Computed, Input, Line, Output, Recipient, SampleRequest, Sender, StageConfig, StageEffect, StageJob,
     StageNode, Urgency,
 };
 pub use windows::Windows;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dunlin_protocol::gateway::{Failure, Submission};
 use dunlin_protocol::{
-    Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Held, Open, Refusal, SamplingParams,
+    Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, HeldSession, Open, Refusal, SamplingParams,
     SessionId, Windows,
 };
 use dunlin_swarm::{Layers, Load, Paging, PeerName, PeerState, Topology, TopologyPeer};
@@ -74,7 +74,7 @@ impl World {
         self.pong(name, &[]);
     }
 
-    fn pong(&mut self, name: &'static str, held: &[Held]) {
+    fn pong(&mut self, name: &'static str, held: &[HeldSession]) {
         let frame = Frame::Pong { seq: 0, load: self.loads[name].clone(), held: held.to_vec() };
         self.core.frame(&name.into(), frame, self.now_ms, &mut self.out);
     }
@@ -188,7 +188,8 @@ fn a_prefill_that_was_interrupted_goes_on_where_it_was() {
     let mut world = World::new();
     world.submit(1, 500, 600);
     world.opened();
-    let held = |layers: Layers, have| Held { session: SessionId(1), attempt: 1, layers, have, waiting: 9 };
+    let held =
+        |layers: Layers, have| HeldSession { session: SessionId(1), attempt: 1, layers, have, waiting: 9 };
     world.pong("a", &[held(Layers::new(0, 2), 384)]);
     world.pong("b", &[held(Layers::new(2, 4), 256)]);
     world.lose("c");
@@ -200,7 +201,8 @@ fn waiting_in_the_line_of_an_engine_that_works_is_progress() {
     let mut world = World::new();
     world.submit(1, 500, 600);
     world.opened();
-    let held = Held { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 0, waiting: 500 };
+    let held =
+        HeldSession { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 0, waiting: 500 };
     for _ in 0..100 {
         world.loads.get_mut("a").unwrap().layer_rows += 128;
         world.pong("a", std::slice::from_ref(&held));
@@ -263,7 +265,7 @@ fn nobody_is_let_in_before_there_are_pages_for_it_and_nobody_younger_before_it()
     assert_eq!(world.opened().len(), 1);
     assert_eq!(world.core.counts(), (1, 2));
     assert!(world.phase(2).contains("34 pages"), "{}", world.phase(2));
-    let held = |layers| Held { session: SessionId(1), attempt: 1, layers, have: 1, waiting: 0 };
+    let held = |layers| HeldSession { session: SessionId(1), attempt: 1, layers, have: 1, waiting: 0 };
     for (i, name) in PEERS.into_iter().enumerate() {
         world.loads.get_mut(name).unwrap().spare_pages = 6;
         world.pong(name, &[held(Layers::new(2 * i as u32, 2 * i as u32 + 2))]);
@@ -323,7 +325,7 @@ fn a_prompt_that_waits_for_pages_holds_none_meanwhile() {
     let mut world = World::new();
     world.submit(1, 500, 600);
     assert_eq!(world.opened().len(), 1);
-    let held = |layers| Held { session: SessionId(1), attempt: 1, layers, have: 256, waiting: 0 };
+    let held = |layers| HeldSession { session: SessionId(1), attempt: 1, layers, have: 256, waiting: 0 };
     let on_a = held(Layers::new(0, 2));
     world.loads.get_mut("b").unwrap().spare_pages = 10;
     world.pong("a", std::slice::from_ref(&on_a));
@@ -354,7 +356,8 @@ fn a_prompt_that_waits_for_pages_holds_none_meanwhile() {
 fn a_prompt_that_waits_for_pages_does_not_go_back_to_a_peer_that_leads_nowhere() {
     let mut world = World::new();
     world.submit(1, 10, 100);
-    let held = Held { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 9, waiting: 0 };
+    let held =
+        HeldSession { session: SessionId(1), attempt: 1, layers: Layers::new(0, 2), have: 9, waiting: 0 };
     // Nothing is ever heard of b. Its layers are a's shadow, and a has no pages for them.
     world.loads.get_mut("a").unwrap().spare_pages = 0;
     world.pong("a", &[held]);

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use dunlin_protocol::frame::{PAGE_POSITIONS, PAGES_ROOM_AHEAD, WINDOW_ROWS};
-use dunlin_protocol::stage::{Computed, Input, Job, Output, Urgency};
+use dunlin_protocol::stage::{Computed, Input, Output, StageJob, Urgency};
 use dunlin_protocol::{
-    Destination, Frame, GatewayId, Hop, Open, Refusal, RowData, SamplingParams, Sender, SessionId,
-    StageConfig, StageEffect, StageNode, Windows,
+    Frame, GatewayId, Hop, Open, Recipient, Refusal, RowData, SamplingParams, Sender, SessionId, StageConfig,
+    StageEffect, StageNode, Windows,
 };
 use dunlin_swarm::Layers;
 
@@ -68,7 +68,7 @@ fn say(node: &mut StageNode, frame: Frame, out: &mut Vec<StageEffect>) {
 
 #[derive(Default)]
 struct Happened {
-    jobs: Vec<Job>,
+    jobs: Vec<StageJob>,
     rows: Vec<(u32, u32)>,
     room: Vec<u32>,
     refused: Vec<Refusal>,
@@ -87,7 +87,7 @@ fn happened(out: &mut Vec<StageEffect>) -> Happened {
             }
             StageEffect::Send { frame: Frame::Refused { reason, .. }, .. } => seen.refused.push(reason),
             StageEffect::Send { to, frame: Frame::Room { until, .. } } => {
-                assert_eq!(to, Destination::Upstream("a".into()));
+                assert_eq!(to, Recipient::Upstream("a".into()));
                 seen.room.push(until);
             }
             StageEffect::Forbidden { from, rule } => panic!("{from:?}: {rule}"),
@@ -98,13 +98,13 @@ fn happened(out: &mut Vec<StageEffect>) -> Happened {
 }
 
 /// The engine does a job.
-fn done(job: &Job) -> Computed {
-    let Job { session, attempt, layers, start, count, .. } = *job;
+fn done(job: &StageJob) -> Computed {
+    let StageJob { session, attempt, layers, start, count, .. } = *job;
     let output = Output::Rows(RowData::new(vec![0.0; count as usize * HIDDEN]));
     Computed { session, attempt, layers, start, count, output }
 }
 
-fn given(jobs: &[Job]) -> u32 {
+fn given(jobs: &[StageJob]) -> u32 {
     jobs.iter().map(|job| job.count).sum()
 }
 
@@ -157,7 +157,8 @@ fn a_hop_says_when_it_has_room_and_ignores_what_it_has_none_for() {
     // A batch of the engine may take other pieces than came.
     let mut at = 0;
     for count in [100, 28, 128] {
-        let job = Job { start: at, count, input: Input::Rows(RowData::default()), ..seen.jobs[0].clone() };
+        let job =
+            StageJob { start: at, count, input: Input::Rows(RowData::default()), ..seen.jobs[0].clone() };
         b.computed(done(&job), 0, &mut out);
         at += count;
     }
@@ -212,7 +213,7 @@ fn after_a_thousand_rows(windows: Windows) -> (StageNode, Vec<StageEffect>) {
     say(&mut a, Frame::Open(open(1, 0, 1, 2100)), &mut out);
     let job = happened(&mut out).jobs.remove(0);
     for position in 0..1000 {
-        a.computed(done(&Job { start: position, count: 1, ..job.clone() }), 0, &mut out);
+        a.computed(done(&StageJob { start: position, count: 1, ..job.clone() }), 0, &mut out);
         let token = Frame::Token {
             session: SessionId(1),
             attempt: 1,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::stage::{Computed, Job, Output};
+use dunlin_protocol::stage::{Computed, Output, StageJob};
 use dunlin_protocol::{Refusal, Windows};
 use dunlin_swarm::{Layers, Position};
 
@@ -104,7 +104,7 @@ impl Batcher {
     }
 
     /// Takes a job. Those of a segment in which one failed are dropped: its session begins again before anything else runs.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: StageJob) {
         if self.segments.get(&(job.session, job.layers)).is_none_or(|segment| !segment.is_poisoned) {
             self.line.push(job);
         }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+use dunlin_protocol::stage::{Input, Line, SampleRequest, StageJob, Urgency};
 use dunlin_protocol::windows::BATCH_ROWS;
 use dunlin_swarm::{Layers, Position};
 
@@ -108,7 +108,7 @@ pub struct Scheduler {
 #[derive(Debug, Default)]
 struct Queue {
     /// With the order of their arrival.
-    jobs: VecDeque<(u64, Job)>,
+    jobs: VecDeque<(u64, StageJob)>,
     rows: u32,
 }
 
@@ -123,7 +123,7 @@ struct Candidate {
 
 impl Scheduler {
     /// Takes a job; it runs after those of its segment that are here.
-    pub fn push(&mut self, job: Job) {
+    pub fn push(&mut self, job: StageJob) {
         self.arrivals += 1;
         self.rows += job.count;
         let queue = self.queues.entry((job.session, job.layers)).or_default();
@@ -289,7 +289,7 @@ pub fn layers_of(parts: &[Part]) -> Layers {
 mod tests {
     use std::sync::Arc;
 
-    use dunlin_protocol::stage::{Input, Job, Line, SampleRequest, Urgency};
+    use dunlin_protocol::stage::{Input, Line, SampleRequest, StageJob, Urgency};
     use dunlin_protocol::{RowData, SamplingParams, SessionId};
     use dunlin_swarm::Layers;
 
@@ -299,8 +299,8 @@ mod tests {
     const BUDGET: Budget = Budget { step_rows: 3, prefill_rows: 8, prefill_ends: 2 };
 
     /// A job of a session that is as old as its number is small.
-    fn job(session: u64, urgency: Urgency, start: u32, count: u32) -> Job {
-        Job {
+    fn job(session: u64, urgency: Urgency, start: u32, count: u32) -> StageJob {
+        StageJob {
             session: SessionId(session),
             attempt: 1,
             layers: Layers::new(0, 2),
@@ -314,11 +314,11 @@ mod tests {
         }
     }
 
-    fn step(session: u64, start: u32) -> Job {
+    fn step(session: u64, start: u32) -> StageJob {
         job(session, Urgency::Step, start, 1)
     }
 
-    fn prompt(session: u64, start: u32, count: u32) -> Job {
+    fn prompt(session: u64, start: u32, count: u32) -> StageJob {
         job(session, Urgency::Prompt, start, count)
     }
 
@@ -382,7 +382,7 @@ mod tests {
         };
         let mut scheduler = Scheduler::default();
         for session in 1..=5 {
-            scheduler.push(Job { last: true, sample: Some(sampled.clone()), ..prompt(session, 0, 1) });
+            scheduler.push(StageJob { last: true, sample: Some(sampled.clone()), ..prompt(session, 0, 1) });
         }
         assert_eq!(batch(&mut scheduler), [(1, 0, 1), (2, 0, 1)]);
         assert_eq!(batch(&mut scheduler), [(3, 0, 1), (4, 0, 1)]);
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn rows_that_came_one_by_one_run_together() {
         let mut scheduler = Scheduler::default();
-        let one = |position: u32| Job {
+        let one = |position: u32| StageJob {
             input: Input::Rows(RowData::new(vec![position as f32])),
             ..job(1, Urgency::Replay, position, 1)
         };
@@ -402,7 +402,7 @@ mod tests {
             tokens: Arc::new(Vec::new()),
             prompt_len: 1,
         };
-        scheduler.push(Job { sample: Some(sample), line: step(1, 0).line, ..one(18) });
+        scheduler.push(StageJob { sample: Some(sample), line: step(1, 0).line, ..one(18) });
         assert_eq!(scheduler.rows(), 19);
         assert_eq!(batch(&mut scheduler), [(1, 0, 8)]);
         assert_eq!(batch(&mut scheduler), [(1, 8, 8)]);
@@ -415,7 +415,7 @@ mod tests {
     fn a_part_ends_where_a_token_is_sampled() {
         let mut scheduler = Scheduler::default();
         let sample = SampleRequest { params: Arc::default(), tokens: Arc::new(Vec::new()), prompt_len: 1 };
-        scheduler.push(Job { sample: Some(sample), ..prompt(1, 0, 5) });
+        scheduler.push(StageJob { sample: Some(sample), ..prompt(1, 0, 5) });
         scheduler.push(step(1, 5));
         assert_eq!(batch(&mut scheduler), [(1, 0, 5)]);
         assert_eq!(batch(&mut scheduler), [(1, 5, 1)]);
@@ -437,7 +437,7 @@ mod tests {
     fn whoever_is_first_in_line_is_passed_over_by_one_batch_of_another_layer_range_at_most() {
         let mut scheduler = Scheduler::default();
         let elsewhere = Layers::new(2, 4);
-        scheduler.push(Job { layers: elsewhere, ..job(1, Urgency::Replay, 0, 20) });
+        scheduler.push(StageJob { layers: elsewhere, ..job(1, Urgency::Replay, 0, 20) });
         for round in 0..2 {
             scheduler.push(step(2, round));
             scheduler.push(step(3, round));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dunlin_model::file::Beside;
 use dunlin_model::{ModelError, ModelFile};
-use dunlin_store::{Location, Meter, Progress, Server, StoreError, cache};
+use dunlin_store::{Location, Meter, Server, StoreError, TransferProgress, cache};
 use tracing::info;
 
 use super::remote::{RemoteFile, RemoteFolder};
@@ -80,7 +80,7 @@ impl ModelPlace {
                 );
                 return Err(Problem { reason: "ModelInvalid", message });
             }
-            let mut meter = |p: Progress| {
+            let mut meter = |p: TransferProgress| {
                 info!(
                     place,
                     bytes = p.bytes,

@@ -65,7 +65,7 @@ mod tests {
     use dunlin_model::ModelFile;
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_protocol::SessionId;
-    use dunlin_protocol::stage::{Computed, Input, Job, Line, Urgency};
+    use dunlin_protocol::stage::{Computed, Input, Line, StageJob, Urgency};
     use dunlin_swarm::Layers;
 
     use super::Commands;
@@ -85,8 +85,8 @@ mod tests {
     }
 
     /// Its result comes at once: the engine has no layers.
-    fn job(session: u64) -> Job {
-        Job {
+    fn job(session: u64) -> StageJob {
+        StageJob {
             session: SessionId(session),
             attempt: 1,
             layers: Layers::new(0, 1),

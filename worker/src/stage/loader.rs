@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_engine::memory::{Budget, Fit, Needs, without_room};
+use dunlin_engine::memory::{Fit, MemoryBudget, Needs, without_room};
 use dunlin_engine::{Command, Engine};
 use dunlin_model::{Embedding, Head, LayerWeights, ModelError, ModelFile};
 use dunlin_swarm::{Layers, layer_set, ranges};
@@ -39,7 +39,7 @@ impl Hold {
 
 /// Sizes that the planner needs.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct ModelFacts {
     /// What the model takes in memory.
     pub needs: Needs,
     /// Room for weights and KV cache.
@@ -52,9 +52,9 @@ pub struct Facts {
 
 /// What the loader has to say.
 #[derive(Clone, Debug, Default)]
-pub struct Progress {
+pub struct LoadProgress {
     /// Known once the header is read.
-    pub facts: Option<Facts>,
+    pub facts: Option<ModelFacts>,
     /// A problem the user has to fix; cleared when it is gone.
     pub problem: Option<Problem>,
     /// What was asked for last, and what of it there is memory for.
@@ -64,14 +64,14 @@ pub struct Progress {
 /// A handle on the thread.
 pub struct Loader {
     wanted: std::sync::mpsc::Sender<Hold>,
-    progress: Arc<Mutex<Progress>>,
+    progress: Arc<Mutex<LoadProgress>>,
 }
 
 /// Makes the engine, without memory for KV cache, once the model's shape is known.
 pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32) -> std::io::Result<Engine> + Send>;
 
 /// What a stage is made from.
-pub struct Source {
+pub struct StageSource {
     /// Where the model is.
     pub place: ModelPlace,
     /// What is served beside it.
@@ -87,9 +87,9 @@ impl Loader {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(source: Source, start: StartEngine) -> std::io::Result<Self> {
+    pub fn start(source: StageSource, start: StartEngine) -> std::io::Result<Self> {
         let (wanted, inbox) = channel();
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let progress = Arc::new(Mutex::new(LoadProgress::default()));
         let shared = Arc::clone(&progress);
         std::thread::Builder::new()
             .name("loader".to_owned())
@@ -105,12 +105,12 @@ impl Loader {
 
     /// What it has to say.
     #[must_use]
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> LoadProgress {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn set(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
+fn set(progress: &Mutex<LoadProgress>, change: impl FnOnce(&mut LoadProgress)) {
     change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
@@ -118,7 +118,7 @@ fn set(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
     clippy::too_many_lines,
     reason = "the life of the thread: it opens the model, and then loads what it is told to hold"
 )]
-fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) {
+fn run(source: &StageSource, start: StartEngine, inbox: &Receiver<Hold>, progress: &Mutex<LoadProgress>) {
     let mut pause = RETRY.0;
     let (file, positions, budget) = loop {
         match open(source) {
@@ -141,13 +141,13 @@ fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &M
     };
     let config = file.config();
     info!(layers = config.layers, hidden = config.hidden, room = budget.room(), "the model is open");
-    let facts = Facts {
+    let facts = ModelFacts {
         needs: budget.needs().clone(),
         room: budget.room(),
         hidden: config.hidden,
         context_length: config.context_length,
     };
-    set(progress, |p| *p = Progress { facts: Some(facts), ..Progress::default() });
+    set(progress, |p| *p = LoadProgress { facts: Some(facts), ..LoadProgress::default() });
     let adapters = source.adapters.clone();
     let mut holder = Holder {
         file,
@@ -192,13 +192,13 @@ fn run(source: &Source, start: StartEngine, inbox: &Receiver<Hold>, progress: &M
 const OUT_OF_MEMORY: &str = "OutOfMemory";
 
 /// The model, the longest sequence it is served with, and what it takes.
-fn open(source: &Source) -> Result<(ModelFile, u32, Budget), Problem> {
+fn open(source: &StageSource) -> Result<(ModelFile, u32, MemoryBudget), Problem> {
     let file = source.place.open()?;
     let context = file.config().context_length;
     let positions = if source.max_seq_len == 0 { context } else { source.max_seq_len.min(context) };
     let adapters = source.adapters.iter().map(NamedAdapter::bytes).sum::<Result<u64, _>>()?;
     let needs = Needs::of(&file, positions, adapters).map_err(|error| problem(&error))?;
-    Ok((file, positions, Budget::new(source.memory, needs)))
+    Ok((file, positions, MemoryBudget::new(source.memory, needs)))
 }
 
 /// How far a step has come.
@@ -215,7 +215,7 @@ enum Step {
 struct Holder {
     file: ModelFile,
     engine: Engine,
-    budget: Budget,
+    budget: MemoryBudget,
     /// Those that the engine does not have yet.
     adapters: Vec<NamedAdapter>,
     /// Embedding and output matrix, if they are one: kept as long as one of them is wanted, so that it is never there twice.
@@ -228,7 +228,7 @@ struct Holder {
 }
 
 impl Holder {
-    fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<Progress>) -> Result<Step, Problem> {
+    fn step(&mut self, inbox: &Receiver<Hold>, progress: &Mutex<LoadProgress>) -> Result<Step, Problem> {
         // A stage that has layers has every adapter: nothing is loaded before.
         self.open_adapters()?;
         let status = self.engine.status();
@@ -332,7 +332,7 @@ mod tests {
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_swarm::Layers;
 
-    use super::{Hold, Loader, ModelPlace, Source};
+    use super::{Hold, Loader, ModelPlace, StageSource};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -351,7 +351,7 @@ mod tests {
             RandomModelSpec { layers: 3, hidden: 32, heads: 2, kv_heads: 1, ffn: 32, vocab: 300, seed: 1 };
         random_model::write(folder.path(), &spec).unwrap();
         let (engine_in, engines) = channel();
-        let source = Source {
+        let source = StageSource {
             place: ModelPlace::path(folder.path()),
             adapters: Vec::new(),
             max_seq_len: 32,

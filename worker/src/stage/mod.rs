@@ -13,7 +13,7 @@ use dunlin_engine::memory::{Fit, Needs};
 use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::stage::Computed;
-use dunlin_protocol::{Destination, Frame, Sender, StageConfig, StageEffect, StageNode, Windows};
+use dunlin_protocol::{Frame, Recipient, Sender, StageConfig, StageEffect, StageNode, Windows};
 use dunlin_swarm::limits::SESSIONS_MAX;
 use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
 use dunlin_swarm::{Load, Paging, PeerName, Topology, layer_set, ranges};
@@ -32,7 +32,7 @@ use crate::cli::StageArgs;
 use crate::model::adapters;
 use crate::{health, memory};
 use commands::Commands;
-use loader::{Hold, Loader, Source};
+use loader::{Hold, Loader, StageSource};
 
 /// Frames that may wait.
 const EVENTS_MAX: usize = 4096;
@@ -57,7 +57,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let slot = Arc::clone(&engine_slot);
     let threads = args.threads;
     let source =
-        Source { place, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
+        StageSource { place, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
     let loader = Loader::start(
         source,
         Box::new(move |file, positions| {
@@ -306,14 +306,14 @@ impl Stage {
         let mut more = Vec::new();
         for effect in out.drain(..) {
             match effect {
-                StageEffect::Send { to: Destination::Gateway(gateway), frame } => {
+                StageEffect::Send { to: Recipient::Gateway(gateway), frame } => {
                     // Without a stream it learns from that.
                     let _ = self.inbound.reply(&Sender::Gateway(gateway), &frame);
                 }
-                StageEffect::Send { to: Destination::Upstream(peer), frame } => {
+                StageEffect::Send { to: Recipient::Upstream(peer), frame } => {
                     let _ = self.inbound.reply(&Sender::Peer(peer), &frame);
                 }
-                StageEffect::Send { to: Destination::Peer { name, addr }, frame } => {
+                StageEffect::Send { to: Recipient::Peer { name, addr }, frame } => {
                     self.links.dial(&name, &addr);
                     if !self.links.send(&name, frame) {
                         warn!(peer = %name, "far more waits for it than it can have asked for");

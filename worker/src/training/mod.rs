@@ -22,7 +22,7 @@ use dunlin_kernels::Pool;
 use dunlin_model::ModelFile;
 use dunlin_store::Location;
 use dunlin_train::checkpoint::Texts;
-use dunlin_train::config::{ModelSource, model_config};
+use dunlin_train::config::{InitialModel, model_config};
 use dunlin_train::data::TextTokenizer;
 use dunlin_train::{Run, Stage, TrainingConfig};
 use dunlin_wire::{Credentials, LinksConfig, proto};
@@ -114,10 +114,10 @@ fn run_with(
     vocab: impl FnOnce() -> anyhow::Result<usize>,
 ) -> anyhow::Result<Run> {
     match (&config.model, model) {
-        (ModelSource::Checkpoint(_), Some(file)) if config.adapter.is_some() => {
+        (InitialModel::Checkpoint(_), Some(file)) if config.adapter.is_some() => {
             Run::over(config, file).needs_user()
         }
-        (ModelSource::Checkpoint(place), Some(file)) => {
+        (InitialModel::Checkpoint(place), Some(file)) => {
             if file.folder().is_none() {
                 let problem = format!(
                     "{place} is a GGUF file: training all of a model goes on from a folder with config.json and safetensors; over a GGUF file \
@@ -128,19 +128,19 @@ fn run_with(
             let model = file.config().clone();
             Run::new(config, model).needs_user()
         }
-        (ModelSource::Config(shape), _) => {
+        (InitialModel::Config(shape), _) => {
             let model = model_config(shape, vocab()?).needs_user()?;
             Run::new(config, model).needs_user()
         }
-        (ModelSource::Checkpoint(_), None) => bail!("the model was not opened"),
+        (InitialModel::Checkpoint(_), None) => bail!("the model was not opened"),
     }
 }
 
 /// The model that a run names, if it names one.
 fn model_of(config: &TrainingConfig) -> anyhow::Result<Option<ModelFile>> {
     match &config.model {
-        ModelSource::Config(_) => Ok(None),
-        ModelSource::Checkpoint(place) => open_model(place).map(Some),
+        InitialModel::Config(_) => Ok(None),
+        InitialModel::Checkpoint(place) => open_model(place).map(Some),
     }
 }
 
@@ -163,7 +163,7 @@ pub fn open_model(place: &str) -> anyhow::Result<ModelFile> {
 /// When that model cannot be read.
 pub fn first(run: &Arc<Run>, stage: u32, pool: &Pool) -> anyhow::Result<Stage> {
     let folder = match &run.config.model {
-        ModelSource::Checkpoint(folder) if run.config.adapter.is_none() => folder,
+        InitialModel::Checkpoint(folder) if run.config.adapter.is_none() => folder,
         _ => return Ok(Stage::initial(run, stage, pool)?),
     };
     let layout = run.layout(stage);

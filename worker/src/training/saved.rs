@@ -96,7 +96,7 @@ pub fn read_stage(
 pub fn write_stage(destination: Option<&Destination>, run: &Run, state: &Snapshot) -> anyhow::Result<String> {
     let (step, stage) = (state.step(), state.stage());
     let layout = run.layout(stage);
-    let files = checkpoint::Stage {
+    let files = checkpoint::StageValues {
         adapter: run.config.adapter.is_some(),
         stage,
         stages: run.config.stages,

@@ -9,8 +9,8 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use dunlin_kernels::ARITHMETIC_VERSION;
 use dunlin_protocol::training::{
-    Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Role, Step, ToTrainer, TrainerCore,
-    TrainerEffect,
+    Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Step, ToTrainer, TrainerCore,
+    TrainerEffect, TrainingRole,
 };
 use dunlin_swarm::PeerName;
 use dunlin_train::{Batch, Dataset, TrainingConfig};
@@ -161,7 +161,7 @@ impl Trainer {
         match event {
             ConductorLinkEvent::Up(sayer) => {
                 let me = Mate { name: self.name.clone(), addr: String::new(), host: String::new() };
-                let role = Role::Trainer { data: self.data.sha256().to_owned() };
+                let role = TrainingRole::Trainer { data: self.data.sha256().to_owned() };
                 let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role };
                 self.core.connected(out);
                 if sayer.try_send(hello.into()).is_ok() {

@@ -24,7 +24,7 @@ mod testing;
 pub use error::StoreError;
 pub use http::Limits;
 pub use location::{HttpLocation, Location};
-pub use progress::{Meter, Progress};
+pub use progress::{Meter, TransferProgress};
 pub use ranged::RangedFile;
 pub use reader::Reader;
 pub use s3::S3Location;

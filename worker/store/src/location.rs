@@ -45,7 +45,7 @@ impl HttpLocation {
 
 /// A place that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct WrongLocation {
     /// The field of the location, after the name of the location's own; empty for all of it.
     pub field: &'static str,
     /// What is wrong with it and what to do, in the words after its name.
@@ -69,8 +69,8 @@ impl Location {
     ///
     /// # Errors
     /// The first thing that is.
-    pub fn check(&self) -> Result<(), Wrong> {
-        let wrong = |field, problem| Err(Wrong { field, problem });
+    pub fn check(&self) -> Result<(), WrongLocation> {
+        let wrong = |field, problem| Err(WrongLocation { field, problem });
         match self {
             Self::Path(path) if path.as_os_str().is_empty() => {
                 wrong(".path", "is empty; use the path of a file".to_owned())

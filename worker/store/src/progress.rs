@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct TransferProgress {
     /// Bytes that are there.
     pub bytes: u64,
     /// Bytes in all, where the server says it.
@@ -15,14 +15,14 @@ pub struct Progress {
 
 /// Reports how far a transfer is, not too often.
 pub struct Meter<'a> {
-    tell: &'a mut dyn FnMut(Progress),
+    tell: &'a mut dyn FnMut(TransferProgress),
     every: Duration,
     told: (Instant, u64),
 }
 
 impl<'a> Meter<'a> {
     /// Calls `tell` every so often, as long as bytes come.
-    pub fn new(every: Duration, tell: &'a mut dyn FnMut(Progress)) -> Self {
+    pub fn new(every: Duration, tell: &'a mut dyn FnMut(TransferProgress)) -> Self {
         Self { tell, every, told: (Instant::now(), 0) }
     }
 
@@ -44,7 +44,7 @@ impl<'a> Meter<'a> {
         }
         let bytes_per_s = (bytes.saturating_sub(before) as f64 / passed.as_secs_f64().max(1e-3)) as u64;
         self.told = (now, bytes);
-        (self.tell)(Progress { bytes, total, bytes_per_s });
+        (self.tell)(TransferProgress { bytes, total, bytes_per_s });
     }
 }
 
@@ -62,7 +62,8 @@ mod tests {
         for second in 1..=25 {
             meter.count_at(start + Duration::from_secs(second), 1000 + second * 7, Some(5000));
         }
-        let expected = [1070, 1140].map(|bytes| Progress { bytes, total: Some(5000), bytes_per_s: 7 });
+        let expected =
+            [1070, 1140].map(|bytes| TransferProgress { bytes, total: Some(5000), bytes_per_s: 7 });
         assert_eq!(told, expected);
     }
 }

@@ -224,7 +224,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::Run;
-    use crate::config::{ModelSource, TrainingConfig, model_config};
+    use crate::config::{InitialModel, TrainingConfig, model_config};
 
     /// 13 million parameters in 4 layers were measured to take 80 bytes each.
     #[test]
@@ -235,7 +235,7 @@ mod tests {
             "optimizer": {"kind": "AdamW", "learningRate": 0.1},
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
-        let ModelSource::Config(shape) = &config.model else { unreachable!() };
+        let InitialModel::Config(shape) = &config.model else { unreachable!() };
         let model = model_config(shape, 256).unwrap();
         let run = Run::new(config, model).unwrap();
         let each = run.stage_bytes_min(0) as f64 / run.layout(0).len() as f64;
@@ -250,7 +250,7 @@ mod tests {
             "optimizer": {"kind": "AdamW", "learningRate": 0.1},
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
-        let ModelSource::Config(shape) = &config.model else { unreachable!() };
+        let InitialModel::Config(shape) = &config.model else { unreachable!() };
         let mut model = model_config(shape, 256).unwrap();
         (model.architecture, model.block.attention.qk_norm) = ("qwen3".to_owned(), true);
         let refused = Run::new(config, model).err().unwrap().to_string();
@@ -266,7 +266,7 @@ mod tests {
                 "stages": 2, "optimizer": {"kind": "AdamW", "learningRate": 0.1},
             });
             let config = TrainingConfig::from_json(&json.to_string()).unwrap();
-            let ModelSource::Config(shape) = &config.model else { unreachable!() };
+            let InitialModel::Config(shape) = &config.model else { unreachable!() };
             let model = model_config(shape, 256).unwrap();
             let costs = Run::new(config, model).unwrap().costs();
             // Two blocks each: four matrices of attention, three of the feed-forward part, eight rows before.

@@ -16,13 +16,13 @@ const LOCK: &str = "lock";
 const ATTEMPTS: u32 = 16;
 
 /// A folder among what is temporary on this machine.
-pub struct Scratch {
+pub struct ScratchFolder {
     path: PathBuf,
     /// As long as this is open.
     _lock: File,
 }
 
-impl Scratch {
+impl ScratchFolder {
     /// A new, empty folder, with `kind` in its name. What dead processes left is removed first.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchFolder {
     fn drop(&mut self) {
         // What cannot be removed now goes with a later sweep.
         let _ = fs::remove_dir_all(&self.path);
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn what_nobody_has_locked_goes_and_the_rest_stays() {
         let folder = Folder::new();
-        let alive = Scratch::new_in(folder.path(), "a").unwrap();
+        let alive = ScratchFolder::new_in(folder.path(), "a").unwrap();
         fs::write(alive.path().join("file"), b"1").unwrap();
         // As a process leaves it that is killed: with a lock that nobody holds, and without one.
         let dead = folder.path().join("dunlin-scratch-b-1");
@@ -134,7 +134,7 @@ mod tests {
             folder.path().join("dunlin-scratch-link"),
         )
         .unwrap();
-        let second = Scratch::new_in(folder.path(), "a").unwrap();
+        let second = ScratchFolder::new_in(folder.path(), "a").unwrap();
         let mut left =
             vec!["dunlin-scratch-file".to_owned(), "dunlin-scratch-link".into(), "elsewhere".into()];
         for scratch in [&alive, &second] {
@@ -154,7 +154,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let scratch = Scratch::new_in(folder.path(), "x").unwrap();
+                        let scratch = ScratchFolder::new_in(folder.path(), "x").unwrap();
                         fs::write(scratch.path().join("file"), b"1").unwrap();
                         sweep_in(folder.path());
                         assert_eq!(fs::read(scratch.path().join("file")).unwrap(), b"1");

@@ -63,7 +63,7 @@ impl StageError {
 
 /// What was computed for a call.
 #[derive(Debug, Default)]
-pub struct Computed {
+pub struct ComputedCall {
     /// Encoded rows, or gradients of rows.
     pub data: Vec<u8>,
     /// At the last stage: summed over tokens.
@@ -266,11 +266,16 @@ impl Stage {
     ///
     /// # Errors
     /// When the input is not sound or a value is not finite.
-    pub fn forward(&mut self, pool: &Pool, purpose: Purpose, input: &[u8]) -> Result<Computed, StageError> {
+    pub fn forward(
+        &mut self,
+        pool: &Pool,
+        purpose: Purpose,
+        input: &[u8],
+    ) -> Result<ComputedCall, StageError> {
         self.pack(pool, purpose)?;
         let input = self.input(input)?;
         let rows = self.model.forward(pool, input.as_input(), self.run.config.microbatch)?;
-        Ok(Computed { data: self.encode(&rows)?, loss: None })
+        Ok(ComputedCall { data: self.encode(&rows)?, loss: None })
     }
 
     /// The loss of a microbatch, at the last stage.
@@ -283,11 +288,11 @@ impl Stage {
         purpose: Purpose,
         input: &[u8],
         targets: &[u8],
-    ) -> Result<Computed, StageError> {
+    ) -> Result<ComputedCall, StageError> {
         self.pack(pool, purpose)?;
         let input = self.input(input)?;
         let loss = self.model.loss(pool, input.as_input(), &tokens(targets)?)?;
-        Ok(Computed { data: Vec::new(), loss: Some(loss) })
+        Ok(ComputedCall { data: Vec::new(), loss: Some(loss) })
     }
 
     /// Input gradients (none at the first stage) from inputs and output gradients, or targets at the last stage. The parameters' gradients
@@ -302,7 +307,7 @@ impl Stage {
         input: &[u8],
         output: &[u8],
         accumulate: bool,
-    ) -> Result<Computed, StageError> {
+    ) -> Result<ComputedCall, StageError> {
         self.pack(pool, Purpose { step, validation: false })?;
         let input = self.input(input)?;
         let last = self.index + 1 == self.run.config.stages;
@@ -324,7 +329,7 @@ impl Stage {
             Some(rows) => self.encode(&rows)?,
             None => Vec::new(),
         };
-        Ok(Computed { data, loss })
+        Ok(ComputedCall { data, loss })
     }
 
     /// Empties the sums of all steps.

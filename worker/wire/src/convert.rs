@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dunlin_protocol::sampling::{LOGIT_BIAS_MAX, LOGPROBS_MAX};
 use dunlin_protocol::{
-    FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
+    FinishReason, Frame, GatewayId, HeldSession, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
 };
 use dunlin_swarm::limits::{ADAPTER_NAME_BYTES_MAX, CONTEXT_TOKENS_MAX, LIST_ENTRIES_MAX, ROUTE_HOPS_MAX};
 use dunlin_swarm::{Layers, Load, ModelSizes, Paging};
@@ -273,7 +273,7 @@ fn refusal_from_wire(reason: Reason) -> Result<Refusal, Senseless> {
     })
 }
 
-fn held_to_wire(held: &Held) -> proto::Held {
+fn held_to_wire(held: &HeldSession) -> proto::Held {
     proto::Held {
         session: held.session.0,
         attempt: held.attempt,
@@ -283,10 +283,10 @@ fn held_to_wire(held: &Held) -> proto::Held {
     }
 }
 
-fn held_from_wire(held: proto::Held) -> Result<Held, Senseless> {
+fn held_from_wire(held: proto::Held) -> Result<HeldSession, Senseless> {
     let layers = layers_from_wire(held.layers)?;
     let proto::Held { session, attempt, have, waiting, .. } = held;
-    Ok(Held { session: SessionId(session), attempt, layers, have, waiting })
+    Ok(HeldSession { session: SessionId(session), attempt, layers, have, waiting })
 }
 
 /// What planning needs to know of a model.
@@ -357,7 +357,7 @@ mod tests {
     use std::sync::Arc;
 
     use dunlin_protocol::{
-        FinishReason, Frame, GatewayId, Held, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
+        FinishReason, Frame, GatewayId, HeldSession, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
     use dunlin_swarm::{Layers, Load, Paging};
 
@@ -414,7 +414,7 @@ mod tests {
             arithmetic: 7,
             paging: Paging { page_positions: 64, positions_ahead: 0 },
         };
-        let held = vec![Held { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
+        let held = vec![HeldSession { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
         let frames = [
             Frame::Open(open()),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dunlin_protocol::{Frame, GatewayId, Held, Sender};
+use dunlin_protocol::{Frame, GatewayId, HeldSession, Sender};
 use dunlin_swarm::Load;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::GATEWAY_LEASE_RANGE;
@@ -48,7 +48,7 @@ pub struct Vitals {
     /// How the peer is doing.
     pub load: Load,
     /// What it holds, by gateway.
-    pub held: BTreeMap<GatewayId, Vec<Held>>,
+    pub held: BTreeMap<GatewayId, Vec<HeldSession>>,
 }
 
 type Reply = Result<proto::Frame, Status>;
@@ -56,7 +56,7 @@ type Reply = Result<proto::Frame, Status>;
 /// The way back to a caller.
 #[derive(Clone)]
 struct Back {
-    replies: queue::Sender<Reply>,
+    replies: queue::QueueSender<Reply>,
     /// Nothing more is taken from it.
     closed: Arc<Notify>,
 }

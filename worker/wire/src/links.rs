@@ -85,7 +85,7 @@ pub struct Links {
 }
 
 struct Link {
-    frames: queue::Sender<Frame>,
+    frames: queue::QueueSender<Frame>,
     task: AbortHandle,
 }
 
@@ -175,7 +175,7 @@ const PINGS_KEPT: usize = 64;
 const OUTGOING_MAX: usize = 8;
 
 impl Keeper {
-    async fn run(self, mut queue: queue::Receiver<Frame>) {
+    async fn run(self, mut queue: queue::QueueReceiver<Frame>) {
         let mut redial = Redial::default();
         loop {
             let began = Instant::now();
@@ -190,7 +190,7 @@ impl Keeper {
     }
 
     /// One stream from its beginning to its end; why it ended.
-    async fn once(&self, queue: &mut queue::Receiver<Frame>) -> Result<String, String> {
+    async fn once(&self, queue: &mut queue::QueueReceiver<Frame>) -> Result<String, String> {
         let limit = self.config.connect;
         let channel = within(limit, "connecting", connect(&self.config, &self.peer.0, &self.addr)).await?;
         // Pings need not wait behind rows.
@@ -213,7 +213,7 @@ impl Keeper {
         mut incoming: Streaming<proto::Frame>,
         pings: mpsc::Sender<proto::Frame>,
         outgoing: mpsc::Sender<proto::Frame>,
-        queue: &mut queue::Receiver<Frame>,
+        queue: &mut queue::QueueReceiver<Frame>,
     ) -> String {
         let mut silence = Silence::new(self.config.ping, self.config.silence);
         let (mut ticks, mut beat) = (silence.ticks(), Heartbeat::default());
@@ -271,7 +271,7 @@ impl Keeper {
 /// The first frame that waits, once the stream takes one.
 async fn next<'a>(
     outgoing: &'a mpsc::Sender<proto::Frame>,
-    queue: &mut queue::Receiver<Frame>,
+    queue: &mut queue::QueueReceiver<Frame>,
 ) -> Option<(mpsc::Permit<'a, proto::Frame>, Frame)> {
     let permit = outgoing.reserve().await.ok()?;
     Some((permit, queue.recv().await?))

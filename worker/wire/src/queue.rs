@@ -11,26 +11,26 @@ use tokio::sync::mpsc;
 
 /// A queue of at most about `bytes_max` bytes.
 #[must_use]
-pub fn queue<T>(bytes_max: usize) -> (Sender<T>, Receiver<T>) {
+pub fn queue<T>(bytes_max: usize) -> (QueueSender<T>, QueueReceiver<T>) {
     let (items_in, items) = mpsc::unbounded_channel();
     let bytes = Arc::new(AtomicUsize::new(0));
-    (Sender { items: items_in, bytes: Arc::clone(&bytes), bytes_max }, Receiver { items, bytes })
+    (QueueSender { items: items_in, bytes: Arc::clone(&bytes), bytes_max }, QueueReceiver { items, bytes })
 }
 
 /// The end that gives.
-pub struct Sender<T> {
+pub struct QueueSender<T> {
     items: mpsc::UnboundedSender<(T, usize)>,
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
 }
 
-impl<T> Clone for Sender<T> {
+impl<T> Clone for QueueSender<T> {
     fn clone(&self) -> Self {
         Self { items: self.items.clone(), bytes: Arc::clone(&self.bytes), bytes_max: self.bytes_max }
     }
 }
 
-impl<T> Sender<T> {
+impl<T> QueueSender<T> {
     /// Puts an item of so many bytes at the end. False when the queue has more than it may, or nobody takes anything any more.
     #[must_use]
     pub fn send(&self, item: T, bytes: usize) -> bool {
@@ -50,12 +50,12 @@ impl<T> Sender<T> {
 }
 
 /// The end that takes.
-pub struct Receiver<T> {
+pub struct QueueReceiver<T> {
     items: mpsc::UnboundedReceiver<(T, usize)>,
     bytes: Arc<AtomicUsize>,
 }
 
-impl<T> Receiver<T> {
+impl<T> QueueReceiver<T> {
     fn taken(&self, item: Option<(T, usize)>) -> Option<T> {
         let (item, bytes) = item?;
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -75,7 +75,7 @@ impl<T> Receiver<T> {
     }
 }
 
-impl<T> tokio_stream::Stream for Receiver<T> {
+impl<T> tokio_stream::Stream for QueueReceiver<T> {
     type Item = T;
 
     fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_protocol::training::{Hello, PeerReport, Role as HelloRole, TrainerReport};
+use dunlin_protocol::training::{Hello, PeerReport, TrainerReport, TrainingRole as HelloRole};
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
 use tokio::sync::{Semaphore, mpsc, oneshot};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dunlin_protocol::Sender;
-use dunlin_protocol::training::{Hello, Mate, PeerReport, Role as HelloRole, ToPeer, TrainerReport};
+use dunlin_protocol::training::{Hello, Mate, PeerReport, ToPeer, TrainerReport, TrainingRole as HelloRole};
 use dunlin_swarm::Topology;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_wire::access::Rpc;

@@ -17,7 +17,7 @@ use super::archive::Entry;
 use super::redact::{lines, redact};
 use crate::cluster::{Cluster, listed};
 use crate::evidence::surroundings::OPERATOR_PODS;
-use crate::failure::{Call, CallFailure};
+use crate::failure::{ApiCall, CallFailure};
 use crate::pods::PodFacts;
 use crate::proxy::page;
 
@@ -82,7 +82,9 @@ async fn secrets(here: &Cluster) -> String {
 async fn versions(client: &Client) -> String {
     let server = match client.apiserver_version().await {
         Ok(info) => info.git_version,
-        Err(error) => Call { verb: "get", resource: "version", namespace: None }.failed(&error).to_string(),
+        Err(error) => {
+            ApiCall { verb: "get", resource: "version", namespace: None }.failed(&error).to_string()
+        }
     };
     pretty(&json!({"dunlin": env!("CARGO_PKG_VERSION"), "kubernetes": server}))
 }
@@ -134,8 +136,8 @@ async fn log(client: &Client, namespace: &str, pod: &str, previous: bool) -> Str
     };
     match Api::<Pod>::namespaced(client.clone(), namespace).logs(pod, &params).await {
         Ok(text) => lines(&text),
-        Err(error) => {
-            Call { verb: "get", resource: "pods/log", namespace: Some(namespace) }.failed(&error).to_string()
-        }
+        Err(error) => ApiCall { verb: "get", resource: "pods/log", namespace: Some(namespace) }
+            .failed(&error)
+            .to_string(),
     }
 }

@@ -16,7 +16,7 @@ use crate::doctor::{diagnose, report};
 use crate::evidence::{gather, surroundings};
 use crate::status::ask::Looks;
 use crate::status::render::render;
-use crate::swarm::{Chosen, Swarm, chosen};
+use crate::swarm::{AnySwarm, Chosen, chosen};
 
 /// Writes the bundle, and says where it is and how large.
 ///
@@ -34,7 +34,7 @@ pub async fn write(args: &BundleArgs) -> Result<bool> {
     );
     note("reading manifests, pods, Events, logs and metrics");
     let mut entries = look(&cluster, &swarms, now.as_second()).await;
-    let mut namespaces: Vec<String> = swarms.iter().map(Swarm::namespace).collect();
+    let mut namespaces: Vec<String> = swarms.iter().map(AnySwarm::namespace).collect();
     namespaces.sort();
     namespaces.dedup();
     for namespace in namespaces {
@@ -54,7 +54,7 @@ pub async fn write(args: &BundleArgs) -> Result<bool> {
 }
 
 /// What the doctor and the status say of each.
-async fn look(cluster: &Cluster, swarms: &[Swarm], now_s: i64) -> Vec<Entry> {
+async fn look(cluster: &Cluster, swarms: &[AnySwarm], now_s: i64) -> Vec<Entry> {
     let around = surroundings(cluster, now_s).await;
     let (mut texts, mut views, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for swarm in swarms {

@@ -4,7 +4,7 @@ use dunlin_terminal::words::{count, span};
 use std::collections::BTreeSet;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 use crate::pods::PodFacts;
 
 /// The waits of a container that gets no image.
@@ -20,7 +20,7 @@ const SIGNALLED: i32 = 128;
 
 /// What keeps containers from running.
 #[must_use]
-pub fn rules(evidence: &Evidence) -> Vec<Finding> {
+pub fn rules(evidence: &ClusterEvidence) -> Vec<Finding> {
     let mut found = nodes(evidence);
     for pod in evidence.pods.iter().filter(|pod| !pod.deleting) {
         let Some(finding) = ended(evidence, pod).or_else(|| waits(evidence, pod)) else { continue };
@@ -33,7 +33,7 @@ pub fn rules(evidence: &Evidence) -> Vec<Finding> {
 }
 
 /// Of a swarm that is Ready somebody else does what this pod does not.
-fn severity(evidence: &Evidence) -> Severity {
+fn severity(evidence: &ClusterEvidence) -> Severity {
     if evidence.swarm.is("Ready") { Severity::Warning } else { Severity::Problem }
 }
 
@@ -45,7 +45,7 @@ fn kind(pod: &PodFacts) -> String {
     }
 }
 
-fn ended(evidence: &Evidence, pod: &PodFacts) -> Option<Finding> {
+fn ended(evidence: &ClusterEvidence, pod: &PodFacts) -> Option<Finding> {
     let pool = if pod.pool.is_empty() {
         "gateway.resources".to_owned()
     } else {
@@ -111,7 +111,7 @@ fn restarts(pod: &PodFacts) -> usize {
     usize::try_from(pod.restarts).unwrap_or(0)
 }
 
-fn waits(evidence: &Evidence, pod: &PodFacts) -> Option<Finding> {
+fn waits(evidence: &ClusterEvidence, pod: &PodFacts) -> Option<Finding> {
     let about = format!("Pod {}", pod.name);
     let events = evidence.events.iter().filter(|e| e.about == about);
     if let Some((reason, message)) = &pod.waiting {
@@ -155,7 +155,7 @@ fn waits(evidence: &Evidence, pod: &PodFacts) -> Option<Finding> {
 }
 
 /// Nodes that do not report, or are pressed, with pods of the swarm.
-fn nodes(evidence: &Evidence) -> Vec<Finding> {
+fn nodes(evidence: &ClusterEvidence) -> Vec<Finding> {
     let pods = evidence.pods.iter().filter(|p| !p.is_over());
     let used: BTreeSet<&str> = pods.map(|p| p.node.as_str()).collect();
     let nodes = evidence.nodes.iter().flatten().filter(|n| used.contains(n.name.as_str()));

@@ -2,14 +2,14 @@
 
 use super::finding::{Finding, Severity};
 use super::{containers, manifest, operator, reach, refused, unplaced};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 
 /// Most findings that are told.
 pub const FINDINGS_MAX: usize = 32;
 
 /// What is wrong with a swarm: problems first, then warnings, then notes; of each, causes before what follows from them.
 #[must_use]
-pub fn diagnose(evidence: &Evidence) -> Vec<Finding> {
+pub fn diagnose(evidence: &ClusterEvidence) -> Vec<Finding> {
     let mut found = operator::rules(evidence);
     found.extend(manifest::names(evidence));
     let told = manifest::stalled(evidence);

@@ -3,7 +3,7 @@
 use dunlin_terminal::words::{count, span};
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 
 /// What to do about a reason of Stalled.
 const REMEDIES: &[(&str, &str)] = &[
@@ -31,7 +31,7 @@ const OF_PODS: &[&str] = &["CannotStart", "ImageUnavailable", "PodRefused", "Ref
 
 /// Claims and Secrets that are not there.
 #[must_use]
-pub fn names(evidence: &Evidence) -> Vec<Finding> {
+pub fn names(evidence: &ClusterEvidence) -> Vec<Finding> {
     let namespace = &evidence.swarm.namespace;
     let mut found = Vec::new();
     for claim in &evidence.claims {
@@ -63,7 +63,7 @@ pub fn names(evidence: &Evidence) -> Vec<Finding> {
 
 /// What the operator says must be mended.
 #[must_use]
-pub fn stalled(evidence: &Evidence) -> Option<Finding> {
+pub fn stalled(evidence: &ClusterEvidence) -> Option<Finding> {
     let stalled = evidence.swarm.condition("Stalled").filter(|c| c.status == "True")?;
     let remedy = REMEDIES
         .iter()
@@ -75,7 +75,7 @@ pub fn stalled(evidence: &Evidence) -> Option<Finding> {
 
 /// Whether that is about pods, of which more may be known.
 #[must_use]
-pub fn is_about_pods(evidence: &Evidence) -> bool {
+pub fn is_about_pods(evidence: &ClusterEvidence) -> bool {
     evidence
         .swarm
         .condition("Stalled")
@@ -84,7 +84,7 @@ pub fn is_about_pods(evidence: &Evidence) -> bool {
 
 /// What a swarm that needs no mending waits for.
 #[must_use]
-pub fn waiting(evidence: &Evidence) -> Vec<Finding> {
+pub fn waiting(evidence: &ClusterEvidence) -> Vec<Finding> {
     let swarm = &evidence.swarm;
     let note = |line: String| Finding::new(Severity::Note, line, "");
     if swarm.suspended {

@@ -20,4 +20,4 @@ mod tests;
 
 pub use diagnose::diagnose;
 pub use finding::{Finding, Severity};
-pub use report::{Report, report};
+pub use report::{DoctorReport, report};

@@ -3,7 +3,7 @@
 use dunlin_terminal::words::span;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::{Evidence, OperatorFacts};
+use crate::evidence::{ClusterEvidence, OperatorFacts};
 
 /// An operator looks at a new swarm within so many seconds.
 const FIRST_LOOK_S: i64 = 30;
@@ -12,7 +12,7 @@ const LEADERLESS_S: i64 = 90;
 
 /// What is wrong with the operator.
 #[must_use]
-pub fn rules(evidence: &Evidence) -> Vec<Finding> {
+pub fn rules(evidence: &ClusterEvidence) -> Vec<Finding> {
     let (operator, swarm) = (&evidence.operator, &evidence.swarm);
     let Some(pods) = &operator.pods else { return unseen(evidence).into_iter().collect() };
     let problem = |line: String, remedy: String| Finding::new(Severity::Problem, line, remedy);
@@ -71,7 +71,7 @@ fn leader(operator: &OperatorFacts) -> Option<Finding> {
 }
 
 /// Nobody has looked at the swarm.
-fn unseen(evidence: &Evidence) -> Option<Finding> {
+fn unseen(evidence: &ClusterEvidence) -> Option<Finding> {
     let swarm = &evidence.swarm;
     if swarm.observed.unwrap_or(-1) >= 0 || swarm.age_s <= FIRST_LOOK_S {
         return None;
@@ -85,7 +85,7 @@ fn unseen(evidence: &Evidence) -> Option<Finding> {
 
 /// Whether the definition in the cluster is of another version.
 #[must_use]
-pub fn schema(evidence: &Evidence) -> Option<Finding> {
+pub fn schema(evidence: &ClusterEvidence) -> Option<Finding> {
     if evidence.schema_lacks.is_empty() {
         return None;
     }

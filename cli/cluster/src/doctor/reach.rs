@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 
 /// What gateways do not reach.
 #[must_use]
-pub fn rules(evidence: &Evidence) -> Vec<Finding> {
+pub fn rules(evidence: &ClusterEvidence) -> Vec<Finding> {
     let is_ready = |name: &str| evidence.pods.iter().any(|p| p.name == name && p.ready && !p.deleting);
     let mut unreached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for gateway in &evidence.gateways {

@@ -3,14 +3,14 @@
 use dunlin_terminal::words::span;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 
 /// A refusal that is older says nothing about now.
 const RECENT_S: i64 = 600;
 
 /// What refuses pods.
 #[must_use]
-pub fn rules(evidence: &Evidence) -> Vec<Finding> {
+pub fn rules(evidence: &ClusterEvidence) -> Vec<Finding> {
     let conditions = evidence.swarm.conditions.iter().filter(|c| c.kind == "Stalled" && c.status == "True");
     let conditions = conditions.filter(|c| c.reason == "PodRefused" || c.reason == "Refused");
     let said = conditions.map(|c| (format!("condition Stalled: {}", c.reason), c.message.clone()));
@@ -30,7 +30,7 @@ pub fn rules(evidence: &Evidence) -> Vec<Finding> {
 }
 
 /// What a refusal says.
-fn refusal(evidence: &Evidence, message: &str) -> Finding {
+fn refusal(evidence: &ClusterEvidence, message: &str) -> Finding {
     let namespace = &evidence.swarm.namespace;
     let problem = |line: String, remedy: String| Finding::new(Severity::Problem, line, remedy);
     if let Some((_, quota)) = message.split_once("exceeded quota: ") {

@@ -4,14 +4,14 @@ use dunlin_terminal::print::{BAD, FAINT, GOOD, WARN, painted};
 use serde::Serialize;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 
 /// Most lines of evidence of one finding.
 const EVIDENCE_MAX: usize = 8;
 
 /// What the doctor says about one swarm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// `inferenceswarm/smollm2`.
     pub swarm: String,
     /// Its namespace.
@@ -30,7 +30,7 @@ pub struct Report {
 
 /// What is said about a swarm with these findings.
 #[must_use]
-pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
+pub fn report(evidence: &ClusterEvidence, findings: Vec<Finding>) -> DoctorReport {
     let swarm = &evidence.swarm;
     let ready = swarm.is("Ready");
     let first = findings.first();
@@ -46,7 +46,7 @@ pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
         (false, _, Some(first)) => format!("{who} is not Ready: {}", first.line),
         (false, _, None) => format!("{who} is not Ready{}", said("Ready")),
     };
-    Report {
+    DoctorReport {
         swarm: swarm.id.clone(),
         namespace: swarm.namespace.clone(),
         ready,
@@ -57,7 +57,7 @@ pub fn report(evidence: &Evidence, findings: Vec<Finding>) -> Report {
     }
 }
 
-impl Report {
+impl DoctorReport {
     /// The headline, then each finding with what shows it and what to do.
     #[must_use]
     pub fn text(&self) -> String {

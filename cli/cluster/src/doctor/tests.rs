@@ -3,7 +3,7 @@
 use super::*;
 use crate::evidence::facts::ConditionFacts;
 use crate::evidence::{
-    ClaimFacts, EventFacts, Evidence, GatewayFacts, LeaseFacts, NodeFacts, OperatorFacts, QuotaFacts,
+    ClaimFacts, ClusterEvidence, EventFacts, GatewayFacts, LeaseFacts, NodeFacts, OperatorFacts, QuotaFacts,
     SwarmFacts,
 };
 use crate::pods::{Ended, PodFacts};
@@ -19,8 +19,8 @@ fn condition(kind: &str, status: &str, reason: &str, message: &str) -> Condition
 }
 
 /// A swarm that waits for peers, in a cluster where all else is well.
-fn waiting() -> Evidence {
-    Evidence {
+fn waiting() -> ClusterEvidence {
+    ClusterEvidence {
         swarm: SwarmFacts {
             id: "inferenceswarm/m".into(),
             name: "m".into(),
@@ -48,18 +48,18 @@ fn waiting() -> Evidence {
         nodes: Some(
             ["n1", "n2"].map(|n| NodeFacts { name: n.into(), ready: true, ..NodeFacts::default() }).to_vec(),
         ),
-        ..Evidence::default()
+        ..ClusterEvidence::default()
     }
 }
 
-fn stalled(reason: &str, message: &str) -> Evidence {
+fn stalled(reason: &str, message: &str) -> ClusterEvidence {
     let mut evidence = waiting();
     evidence.swarm.conditions =
         vec![condition("Ready", "False", reason, message), condition("Stalled", "True", reason, message)];
     evidence
 }
 
-fn ready() -> Evidence {
+fn ready() -> ClusterEvidence {
     let mut evidence = waiting();
     evidence.swarm.conditions = vec![condition("Ready", "True", "Serving", "all 30 layers are served")];
     evidence
@@ -78,7 +78,7 @@ fn peer() -> PodFacts {
     }
 }
 
-fn unplaced(said: &str, misfits: &[(&str, &str)]) -> Evidence {
+fn unplaced(said: &str, misfits: &[(&str, &str)]) -> ClusterEvidence {
     let pod = PodFacts {
         node: String::new(),
         phase: "Pending".into(),
@@ -89,11 +89,11 @@ fn unplaced(said: &str, misfits: &[(&str, &str)]) -> Evidence {
     with_pod(pod)
 }
 
-fn with_pod(pod: PodFacts) -> Evidence {
-    Evidence { pods: vec![pod], ..waiting() }
+fn with_pod(pod: PodFacts) -> ClusterEvidence {
+    ClusterEvidence { pods: vec![pod], ..waiting() }
 }
 
-fn with_event(evidence: Evidence, about: &str, reason: &str, message: &str) -> Evidence {
+fn with_event(evidence: ClusterEvidence, about: &str, reason: &str, message: &str) -> ClusterEvidence {
     let event = EventFacts {
         about: about.into(),
         reason: reason.into(),
@@ -101,10 +101,10 @@ fn with_event(evidence: Evidence, about: &str, reason: &str, message: &str) -> E
         count: 3,
         ago_s: 5,
     };
-    Evidence { events: vec![event], ..evidence }
+    ClusterEvidence { events: vec![event], ..evidence }
 }
 
-fn ends(reason: &str, code: i32, words: &str) -> Evidence {
+fn ends(reason: &str, code: i32, words: &str) -> ClusterEvidence {
     with_pod(PodFacts {
         ended: Some(Ended { reason: reason.into(), code, words: words.into() }),
         restarts: 4,
@@ -118,10 +118,12 @@ fn waits(reason: &str, message: &str) -> PodFacts {
 
 /// Evidence, and the headline that it makes.
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
-fn cases() -> Vec<(Evidence, &'static str)> {
-    let operator =
-        |pods| Evidence { operator: OperatorFacts { pods: Some(pods), ..waiting().operator }, ..waiting() };
-    let quota = Evidence {
+fn cases() -> Vec<(ClusterEvidence, &'static str)> {
+    let operator = |pods| ClusterEvidence {
+        operator: OperatorFacts { pods: Some(pods), ..waiting().operator },
+        ..waiting()
+    };
+    let quota = ClusterEvidence {
         quotas: vec![QuotaFacts {
             name: "pods".into(),
             resource: "pods".into(),
@@ -137,7 +139,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
         (ready(), "inferenceswarm/m in default is Ready: all 30 layers are served"),
         // Who may not see the operator is not told that there is none.
         (
-            Evidence { operator: OperatorFacts::default(), ..waiting() },
+            ClusterEvidence { operator: OperatorFacts::default(), ..waiting() },
             "inferenceswarm/m in default is not Ready: 0 of 3 peers ready",
         ),
         (
@@ -153,7 +155,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
             "inferenceswarm/m in default is not Ready: no operator is ready in namespace dunlin-system: nobody carries the manifest out",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 operator: OperatorFacts {
                     lease: Some(LeaseFacts { holder: "x".into(), renewed_s: 400, lasts_s: 15 }),
                     ..waiting().operator
@@ -163,14 +165,14 @@ fn cases() -> Vec<(Evidence, &'static str)> {
             "inferenceswarm/m in default is not Ready: no operator leads: nobody carries the manifest out",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 operator: OperatorFacts { watches: Some("dunlin-system".into()), ..waiting().operator },
                 ..waiting()
             },
             "inferenceswarm/m in default is not Ready: the operator in dunlin-system looks only at namespace dunlin-system, and the swarm is in default",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 swarm: SwarmFacts { observed: Some(-1), conditions: vec![], ..waiting().swarm },
                 ..waiting()
             },
@@ -228,14 +230,14 @@ fn cases() -> Vec<(Evidence, &'static str)> {
             "inferenceswarm/m in default is not Ready: a peer of pool spot waits for its volume: 0/2 nodes are available: persistentvolumeclaim \"models\" not found.",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 claims: vec![ClaimFacts { name: "models".into(), ..ClaimFacts::default() }],
                 ..waiting()
             },
             "inferenceswarm/m in default is not Ready: the manifest names claim models, and there is none in namespace default",
         ),
         (
-            Evidence { secrets_missing: vec!["keys".into()], ..waiting() },
+            ClusterEvidence { secrets_missing: vec!["keys".into()], ..waiting() },
             "inferenceswarm/m in default is not Ready: Secret keys is not there: pods that need it do not start",
         ),
         (
@@ -286,7 +288,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
             "inferenceswarm/m in default is not Ready: node n1 gives pods no network: no addresses left",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 nodes: Some(vec![NodeFacts {
                     name: "n1".into(),
                     message: "Kubelet stopped posting node status.".into(),
@@ -297,7 +299,7 @@ fn cases() -> Vec<(Evidence, &'static str)> {
             "inferenceswarm/m in default is not Ready: node n1 is not ready: Kubelet stopped posting node status.",
         ),
         (
-            Evidence {
+            ClusterEvidence {
                 gateways: vec![GatewayFacts {
                     pod: "m-gateway-1".into(),
                     unreached: vec!["m-spot-a".into()],
@@ -313,15 +315,18 @@ fn cases() -> Vec<(Evidence, &'static str)> {
         ),
         (waiting(), "inferenceswarm/m in default is not Ready: 0 of 3 peers ready"),
         (
-            Evidence { swarm: SwarmFacts { suspended: true, ..ready().swarm }, ..ready() },
+            ClusterEvidence { swarm: SwarmFacts { suspended: true, ..ready().swarm }, ..ready() },
             "inferenceswarm/m in default is Ready: all 30 layers are served",
         ),
         (
-            Evidence { schema_lacks: vec!["spec.gateway".into()], ..ready() },
+            ClusterEvidence { schema_lacks: vec!["spec.gateway".into()], ..ready() },
             "inferenceswarm/m in default is Ready; the CustomResourceDefinition is of an older version: it lacks spec.gateway",
         ),
         (
-            Evidence { operator: OperatorFacts { pods: Some(vec![]), ..waiting().operator }, ..ready() },
+            ClusterEvidence {
+                operator: OperatorFacts { pods: Some(vec![]), ..waiting().operator },
+                ..ready()
+            },
             "inferenceswarm/m in default is Ready, but no operator runs in this cluster: nobody carries the manifest out or replaces lost peers",
         ),
     ]
@@ -351,7 +356,7 @@ fn a_problem_has_a_remedy() {
 #[test]
 fn what_the_operator_tells_of_one_pod_is_not_told_twice() {
     let pod = waits("ErrImagePull", "not found");
-    let evidence = Evidence {
+    let evidence = ClusterEvidence {
         pods: vec![pod],
         ..stalled("ImageUnavailable", "a peer cannot start: ErrImagePull: not found")
     };
@@ -377,7 +382,7 @@ fn pods_of_one_pool_with_one_reason_are_one_finding() {
 
 #[test]
 fn a_report_is_text_with_the_headline_first() {
-    let evidence = Evidence {
+    let evidence = ClusterEvidence {
         unread: vec!["you may not list nodes in the whole cluster".into()],
         ..unplaced(
             "0/2 nodes are available",

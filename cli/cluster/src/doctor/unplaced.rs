@@ -4,12 +4,12 @@ use dunlin_terminal::words::{count, span};
 use std::collections::BTreeMap;
 
 use super::finding::{Finding, Severity};
-use crate::evidence::Evidence;
+use crate::evidence::ClusterEvidence;
 use crate::pods::PodFacts;
 
 /// What keeps pods from nodes: one finding for each pool.
 #[must_use]
-pub fn rules(evidence: &Evidence) -> Vec<Finding> {
+pub fn rules(evidence: &ClusterEvidence) -> Vec<Finding> {
     let mut groups: BTreeMap<(&str, &str), Vec<&PodFacts>> = BTreeMap::new();
     for pod in evidence.pods.iter().filter(|p| p.unschedulable.is_some() && !p.deleting) {
         groups.entry((pod.role.as_str(), pod.pool.as_str())).or_default().push(pod);
@@ -17,7 +17,7 @@ pub fn rules(evidence: &Evidence) -> Vec<Finding> {
     groups.into_values().filter_map(|pods| group(evidence, &pods)).collect()
 }
 
-fn group(evidence: &Evidence, pods: &[&PodFacts]) -> Option<Finding> {
+fn group(evidence: &ClusterEvidence, pods: &[&PodFacts]) -> Option<Finding> {
     let first = pods.first()?;
     let said = first.unschedulable.clone().unwrap_or_default();
     let who =

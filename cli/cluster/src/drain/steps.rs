@@ -17,7 +17,7 @@ use super::look::{Look, look};
 use super::targets::{Targets, targets};
 use crate::args::DrainArgs;
 use crate::cluster::Cluster;
-use crate::failure::Call;
+use crate::failure::ApiCall;
 use crate::pods::PodFacts;
 
 /// Between two looks.
@@ -173,7 +173,7 @@ async fn may_go(here: &Cluster, pod: &Pod, terms: Terms) -> Result<Look> {
 
 /// Evicts `pod` as soon as its disruption budget allows.
 async fn evict(here: &Cluster, pod: &str, end: Instant) -> Result<()> {
-    let call = Call { verb: "create", resource: "pods/eviction", namespace: here.namespace.as_deref() };
+    let call = ApiCall { verb: "create", resource: "pods/eviction", namespace: here.namespace.as_deref() };
     let mut told = false;
     loop {
         match here.api::<Pod>().evict(pod, &EvictParams::default()).await {

@@ -9,7 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use crate::cluster::{Cluster, LIST_MAX, if_there};
-use crate::failure::Call;
+use crate::failure::ApiCall;
 use crate::pods::PodFacts;
 
 /// What is moved.
@@ -33,7 +33,7 @@ pub(super) async fn targets(cluster: &Cluster, target: &str) -> Result<Targets> 
         return Ok(Targets::One(Box::new(pod)));
     }
     let nodes: Api<Node> = Api::all(cluster.client.clone());
-    let call = |verb| Call { verb, resource: "nodes", namespace: None };
+    let call = |verb| ApiCall { verb, resource: "nodes", namespace: None };
     let node = if_there(nodes.get(target).await).map_err(|e| call("get").failed(&e))?;
     if node.is_none() {
         let place = cluster.namespace.as_deref().map_or(String::new(), |n| format!(" in namespace {n}"));
@@ -44,7 +44,7 @@ pub(super) async fn targets(cluster: &Cluster, target: &str) -> Result<Targets> 
     let params =
         ListParams::default().labels(SWARM).fields(&format!("spec.nodeName={target}")).limit(LIST_MAX);
     let pods = cluster.api::<Pod>().list(&params).await;
-    let list = Call { verb: "list", resource: "pods", namespace: cluster.namespace.as_deref() };
+    let list = ApiCall { verb: "list", resource: "pods", namespace: cluster.namespace.as_deref() };
     let mut pods = pods.map_err(|e| list.failed(&e))?.items;
     pods.retain(|pod| !PodFacts::of(pod, 0).is_over());
     // Gateways may take minutes to finish their answers: nobody waits for them.

@@ -6,7 +6,7 @@ use crate::pods::PodFacts;
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Evidence {
+pub struct ClusterEvidence {
     /// The object.
     pub swarm: SwarmFacts,
     /// Who carries its manifest out.

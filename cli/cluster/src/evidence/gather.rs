@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_crds::generated::Kind;
+use dunlin_crds::generated::ResourceKind;
 use dunlin_crds::names::{HTTP_PORT, ROLE_GATEWAY};
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolumeClaim, Pod, ResourceQuota, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -11,15 +11,17 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use serde_json::Value;
 
-use super::facts::{ClaimFacts, ConditionFacts, EventFacts, Evidence, GatewayFacts, QuotaFacts, SwarmFacts};
+use super::facts::{
+    ClaimFacts, ClusterEvidence, ConditionFacts, EventFacts, GatewayFacts, QuotaFacts, SwarmFacts,
+};
 use super::surroundings::{Surroundings, node};
 use crate::cluster::{Cluster, LIST_MAX};
-use crate::failure::{Call, CallFailure, is_missing};
+use crate::failure::{ApiCall, CallFailure, is_missing};
 use crate::pages::GatewayPage;
 use crate::placement::misfit;
 use crate::pods::PodFacts;
 use crate::proxy::pages;
-use crate::swarm::Swarm;
+use crate::swarm::AnySwarm;
 
 /// Most Events that are kept.
 const EVENTS_MAX: usize = 200;
@@ -29,7 +31,12 @@ const NAMES_MAX: usize = 32;
 const GATEWAYS_MAX: usize = 32;
 
 /// All that is known about `swarm` at the time `now_s`.
-pub async fn gather(cluster: &Cluster, swarm: &Swarm, around: &Surroundings, now_s: i64) -> Evidence {
+pub async fn gather(
+    cluster: &Cluster,
+    swarm: &AnySwarm,
+    around: &Surroundings,
+    now_s: i64,
+) -> ClusterEvidence {
     let here = cluster.of(&swarm.namespace());
     let selector = swarm.selector();
     let (pods, events, quotas) =
@@ -50,11 +57,11 @@ pub async fn gather(cluster: &Cluster, swarm: &Swarm, around: &Surroundings, now
     let secrets_missing = secrets_missing.map_err(&mut take).unwrap_or_default();
     unread.extend(gateways.iter().filter_map(|gateway| gateway.silent.clone()));
     let kind = match swarm {
-        Swarm::Inference(_) => Kind::Inference,
-        Swarm::Training(_) => Kind::Training,
+        AnySwarm::Inference(_) => ResourceKind::Inference,
+        AnySwarm::Training(_) => ResourceKind::Training,
     };
     let lacks = around.schema_lacks.iter().find(|(of, _)| *of == kind);
-    Evidence {
+    ClusterEvidence {
         swarm: swarm_facts(swarm, now_s),
         operator: around.operator.clone(),
         pods: pods.iter().map(|pod| pod_facts(pod, around.nodes.as_deref(), now_s)).collect(),
@@ -69,7 +76,7 @@ pub async fn gather(cluster: &Cluster, swarm: &Swarm, around: &Surroundings, now
     }
 }
 
-fn swarm_facts(swarm: &Swarm, now_s: i64) -> SwarmFacts {
+fn swarm_facts(swarm: &AnySwarm, now_s: i64) -> SwarmFacts {
     let (generation, observed) = swarm.generations();
     let condition = |c: &Condition| ConditionFacts {
         kind: c.type_.clone(),
@@ -101,7 +108,7 @@ fn pod_facts(pod: &Pod, nodes: Option<&[Node]>, now_s: i64) -> PodFacts {
 
 async fn events(here: &Cluster) -> Result<Vec<Event>, CallFailure> {
     let params = ListParams::default().fields("type=Warning").limit(LIST_MAX);
-    let call = Call { verb: "list", resource: "events", namespace: here.namespace.as_deref() };
+    let call = ApiCall { verb: "list", resource: "events", namespace: here.namespace.as_deref() };
     here.api::<Event>().list(&params).await.map(|list| list.items).map_err(|e| call.failed(&e))
 }
 
@@ -215,7 +222,7 @@ async fn secrets(here: &Cluster, names: &BTreeSet<String>) -> Result<Vec<String>
             Ok(_) => {}
             Err(error) if is_missing(&error) => missing.push(name.clone()),
             Err(error) => {
-                let call = Call { verb: "get", resource: "secrets", namespace: here.namespace.as_deref() };
+                let call = ApiCall { verb: "get", resource: "secrets", namespace: here.namespace.as_deref() };
                 return Err(call.failed(&error));
             }
         }

@@ -9,7 +9,7 @@ pub mod schema;
 pub mod surroundings;
 
 pub use facts::{
-    ClaimFacts, EventFacts, Evidence, GatewayFacts, LeaseFacts, NodeFacts, OperatorFacts, QuotaFacts,
+    ClaimFacts, ClusterEvidence, EventFacts, GatewayFacts, LeaseFacts, NodeFacts, OperatorFacts, QuotaFacts,
     SwarmFacts,
 };
 pub use gather::gather;

@@ -43,14 +43,14 @@ fn walk(schema: &Value, path: String, found: &mut BTreeSet<String>) {
 
 #[cfg(test)]
 mod tests {
-    use dunlin_crds::generated::{Kind, definition};
+    use dunlin_crds::generated::{ResourceKind, definition};
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn fields_that_an_older_definition_lacks_are_named_once() {
-        let ours = definition(Kind::Inference).unwrap();
+        let ours = definition(ResourceKind::Inference).unwrap();
         assert_eq!(lacks(&ours, &ours), [""; 0]);
         let mut older = ours.clone();
         let schema = &mut older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];

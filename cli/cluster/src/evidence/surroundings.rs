@@ -1,6 +1,6 @@
 //! What all swarms of a cluster share: the operator, the nodes, the CustomResourceDefinitions.
 
-use dunlin_crds::generated::{self, Kind};
+use dunlin_crds::generated::{self, ResourceKind};
 use dunlin_crds::names::MANAGER;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use super::facts::{LeaseFacts, NodeFacts, OperatorFacts};
 use super::schema;
 use crate::cluster::{Cluster, listed};
-use crate::failure::{Call, CallFailure};
+use crate::failure::{ApiCall, CallFailure};
 use crate::pods::PodFacts;
 
 /// Selects the operator's pods.
@@ -28,7 +28,7 @@ pub struct Surroundings {
     /// All nodes; `None` when they may not be read.
     pub nodes: Option<Vec<Node>>,
     /// Fields that the definition of each kind lacks.
-    pub schema_lacks: Vec<(Kind, Vec<String>)>,
+    pub schema_lacks: Vec<(ResourceKind, Vec<String>)>,
     /// What could not be read, and why.
     pub unread: Vec<String>,
 }
@@ -78,14 +78,18 @@ async fn operator(cluster: &Cluster, now_s: i64) -> Result<OperatorFacts, String
     })
 }
 
-async fn schemas(cluster: &Cluster) -> Result<Vec<(Kind, Vec<String>)>, String> {
+async fn schemas(cluster: &Cluster) -> Result<Vec<(ResourceKind, Vec<String>)>, String> {
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let mut lacks = Vec::new();
-    for (name, kind) in
-        [("inferenceswarms.dunlin.dev", Kind::Inference), ("trainingswarms.dunlin.dev", Kind::Training)]
-    {
-        let call =
-            Call { verb: "get", resource: "customresourcedefinitions.apiextensions.k8s.io", namespace: None };
+    for (name, kind) in [
+        ("inferenceswarms.dunlin.dev", ResourceKind::Inference),
+        ("trainingswarms.dunlin.dev", ResourceKind::Training),
+    ] {
+        let call = ApiCall {
+            verb: "get",
+            resource: "customresourcedefinitions.apiextensions.k8s.io",
+            namespace: None,
+        };
         let theirs = definitions.get(name).await.map_err(|e| call.failed(&e).to_string())?;
         let theirs = serde_json::to_value(theirs).unwrap_or_default();
         let ours = generated::definition(kind)

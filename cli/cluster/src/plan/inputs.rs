@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use dunlin_crds::names::{GRPC_PORT, ROLE_STAGE};
 use dunlin_crds::{InferenceSwarm, peers_wanted};
-use dunlin_planner::{Member, Wanted};
+use dunlin_planner::{LayoutGoal, Member};
 use dunlin_swarm::{Layers, PeerState, Topology};
 
 use crate::pages::{GatewayPage, figures};
@@ -22,7 +22,7 @@ pub const ASSUMED: &str = "taken for granted: layers are of one size, peers have
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inputs {
     /// What a layout is for.
-    pub wanted: Wanted,
+    pub wanted: LayoutGoal,
     /// Peers that may be given layers.
     pub members: Vec<Member>,
     /// By pool: its name, peers wanted, peers that are there, and of them those without a node.
@@ -49,12 +49,12 @@ pub fn inputs(
     let pools: Vec<_> = spec.pools.iter().zip(peers_wanted(&spec.pools, spec.replicas)).map(pool).collect();
     let peers = pools.iter().map(|(_, peers, ..)| *peers as usize).sum();
     let layer_bytes = vec![layer_bytes(metrics); topology.layers as usize];
-    let wanted = Wanted {
+    let wanted = LayoutGoal {
         model: topology.model.clone(),
         layer_bytes,
         peers,
         shadows: spec.redundancy.shadows as usize,
-        ..Wanted::default()
+        ..LayoutGoal::default()
     };
     let running = pods.iter().filter(|p| p.role == ROLE_STAGE && p.phase == "Running");
     let member = |pod: &PodFacts| {

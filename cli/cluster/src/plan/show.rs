@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::pods::PodFacts;
 use crate::proxy::pages;
 use crate::status::ask::{gateway_pages, read_topology};
-use crate::swarm::{Swarm, chosen};
+use crate::swarm::{AnySwarm, chosen};
 
 /// What works without a right that a plan needs.
 const WITHOUT: &str = "`dunlin status` shows the plan that is published without it";
@@ -28,7 +28,7 @@ pub async fn show(name: &str, cluster: &ClusterArgs, output: &OutputArgs) -> Res
     let cluster = Cluster::connect(cluster).await?;
     let swarm = chosen(&cluster, Some(name)).await?.swarms.remove(0);
     let (id, namespace) = (swarm.id(), swarm.namespace());
-    let Swarm::Inference(object) = &swarm else {
+    let AnySwarm::Inference(object) = &swarm else {
         bail!(
             "{id} has no plan: its conductor tells peers which stage to hold; `dunlin status` shows who holds which, and `dunlin plan \
              --model` lays a model out that is served"

@@ -161,7 +161,7 @@ impl PlanView {
 
 #[cfg(test)]
 mod tests {
-    use dunlin_planner::{Member, Wanted};
+    use dunlin_planner::{LayoutGoal, Member};
     use dunlin_swarm::PeerState;
 
     use super::*;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn planned(members: Vec<Member>, before: &Topology) -> PlanView {
-        let wanted = Wanted { layer_bytes: vec![1; 30], peers: 3, shadows: 1, ..Wanted::default() };
+        let wanted = LayoutGoal { layer_bytes: vec![1; 30], peers: 3, shadows: 1, ..LayoutGoal::default() };
         let there = members.len();
         let inputs = Inputs { wanted, members, pools: vec![("spot".into(), 3, there, 0)] };
         view("inferenceswarm/m", "default", before, &inputs).unwrap()
@@ -189,7 +189,7 @@ mod tests {
     fn what_is_as_planned_stays_and_a_lost_peer_is_waited_for() {
         let all = Layers::new(0, 30);
         let members: Vec<Member> = (1..=3).map(|i| member(i, all)).collect();
-        let wanted = Wanted { layer_bytes: vec![1; 30], peers: 3, shadows: 1, ..Wanted::default() };
+        let wanted = LayoutGoal { layer_bytes: vec![1; 30], peers: 3, shadows: 1, ..LayoutGoal::default() };
         // The first plan gives places, the second forgets what was held before.
         let first = layout(&wanted, &members, None, May::default()).unwrap().topology;
         let before = layout(&wanted, &members, Some(&first), May::default()).unwrap().topology;

@@ -10,13 +10,13 @@ use tokio::time::Instant;
 
 use super::serving::{self, Said};
 use super::training;
-use super::view::View;
+use super::view::StatusView;
 use crate::cluster::Cluster;
 use crate::failure::CallFailure;
 use crate::pages::{ConductorPage, GatewayPage};
 use crate::pods::PodFacts;
 use crate::proxy::{page, pages};
-use crate::swarm::Swarm;
+use crate::swarm::AnySwarm;
 
 /// Between two looks at how many tokens have been generated.
 const MOMENT: Duration = Duration::from_secs(1);
@@ -40,7 +40,12 @@ impl Looks {
     ///
     /// # Errors
     /// When its pods cannot be listed. Without the right to, the object alone is shown.
-    pub async fn look(&mut self, cluster: &Cluster, swarm: &Swarm, now_s: i64) -> Result<View, CallFailure> {
+    pub async fn look(
+        &mut self,
+        cluster: &Cluster,
+        swarm: &AnySwarm,
+        now_s: i64,
+    ) -> Result<StatusView, CallFailure> {
         let here = cluster.of(&swarm.namespace());
         let mut unread = Vec::new();
         let pods = unless_refused(here.list::<Pod>(&swarm.selector()).await, &mut unread)?;
@@ -48,17 +53,17 @@ impl Looks {
             pods.map(|pods| pods.iter().map(|pod| PodFacts::of(pod, now_s)).collect());
         let known = pods.as_deref().unwrap_or_default();
         let mut view = match swarm {
-            Swarm::Inference(object) => {
+            AnySwarm::Inference(object) => {
                 let topology = read_topology(&here, &swarm.name()).await;
                 let topology = unless_refused(topology, &mut unread)?.flatten();
                 let key = (swarm.namespace(), swarm.name());
                 let (said, sample) = gateways(&here, known, self.samples.get(&key)).await;
                 self.samples.insert(key, sample);
-                View::Serving(serving::view(object, topology.as_ref(), pods.as_deref(), &said))
+                StatusView::Serving(serving::view(object, topology.as_ref(), pods.as_deref(), &said))
             }
-            Swarm::Training(object) => {
+            AnySwarm::Training(object) => {
                 let said = conductor(&here, known).await;
-                View::Training(training::view(object, known, said))
+                StatusView::Training(training::view(object, known, said))
             }
         };
         view.head_mut().unread = unread;

@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use dunlin_terminal::print::{BAD, FAINT, GOOD, STRONG, WARN, painted, table};
 use dunlin_terminal::words::count;
 
-use super::view::{Head, MemberView, PeerView, ServingView, TrainingView, View};
+use super::view::{PeerView, RunPodView, ServingView, StatusView, SwarmHeader, TrainingView};
 use crate::layers::{LayerMap, words};
 
 /// A swarm in some lines.
 #[must_use]
-pub fn render(view: &View) -> String {
+pub fn render(view: &StatusView) -> String {
     let mut text = match view {
-        View::Serving(view) => serving(view),
-        View::Training(view) => training(view),
+        StatusView::Serving(view) => serving(view),
+        StatusView::Training(view) => training(view),
     };
     let unread = &view.head().unread;
     if !unread.is_empty() {
@@ -23,7 +23,7 @@ pub fn render(view: &View) -> String {
     text
 }
 
-fn headline(head: &Head) -> String {
+fn headline(head: &SwarmHeader) -> String {
     let (word, colour) = match (&head.degraded, head.ready) {
         (None, true) => ("Ready", GOOD),
         (Some(_), true) => ("Ready, below plan", WARN),
@@ -191,7 +191,7 @@ fn training(view: &TrainingView) -> String {
     lines.join("\n")
 }
 
-fn row([stage, layers]: [String; 2], member: &MemberView) -> [String; 8] {
+fn row([stage, layers]: [String; 2], member: &RunPodView) -> [String; 8] {
     let kind = if member.pool.is_empty() { "-" } else { kind(member.spot) };
     [
         stage,

@@ -8,10 +8,10 @@ use dunlin_swarm::{PeerState, Topology, TopologyPeer};
 use dunlin_terminal::words::span;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::view::{GatewayView, Head, PeerView, ServingView};
+use super::view::{GatewayView, PeerView, ServingView, SwarmHeader};
 use crate::pages::{GatewayPage, by_label};
 use crate::pods::PodFacts;
-use crate::swarm::Swarm;
+use crate::swarm::AnySwarm;
 
 /// What the gateways said.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +26,11 @@ pub struct Said {
 
 /// What both kinds say.
 #[must_use]
-pub fn head(swarm: &Swarm) -> Head {
+pub fn head(swarm: &AnySwarm) -> SwarmHeader {
     let find = |kind: &str| swarm.conditions().iter().find(|c| c.type_ == kind);
     let told = |of: fn(&Condition) -> &String| find("Ready").map(of).cloned().unwrap_or_default();
     let degraded = find("Degraded").filter(|c| c.status == "True").map(|c| c.message.clone());
-    Head {
+    SwarmHeader {
         id: swarm.id(),
         namespace: swarm.namespace(),
         ready: swarm.is_ready(),
@@ -73,7 +73,7 @@ pub fn view(
         format!("{ago} ago ({}), the next token after {} ms", r.reason, r.stall_ms)
     });
     ServingView {
-        head: head(&Swarm::Inference(Box::new(swarm.clone()))),
+        head: head(&AnySwarm::Inference(Box::new(swarm.clone()))),
         model: status.model.unwrap_or_default(),
         url: status.url.unwrap_or_default(),
         epoch: topology.map_or(status.epoch, |t| t.epoch),

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::ask::Looks;
 use super::render::render;
-use super::view::View;
+use super::view::StatusView;
 use crate::args::StatusArgs;
 use crate::cluster::Cluster;
 use crate::swarm::{Chosen, chosen};
@@ -25,7 +25,7 @@ pub async fn show(args: &StatusArgs) -> Result<bool> {
     let mut looks = Looks::default();
     loop {
         let Chosen { swarms, unread } = chosen(&cluster, args.name.as_deref()).await?;
-        let mut views: Vec<View> = Vec::new();
+        let mut views: Vec<StatusView> = Vec::new();
         for swarm in &swarms {
             views.push(looks.look(&cluster, swarm, Timestamp::now().as_second()).await?);
         }

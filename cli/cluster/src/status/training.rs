@@ -3,10 +3,10 @@
 use dunlin_crds::TrainingSwarm;
 
 use super::serving::{head, is_spot, state};
-use super::view::{MemberView, StageView, TrainingView};
+use super::view::{RunPodView, StageView, TrainingView};
 use crate::pages::ConductorPage;
 use crate::pods::PodFacts;
-use crate::swarm::Swarm;
+use crate::swarm::AnySwarm;
 
 /// Most notes that are shown.
 const NOTES_MAX: usize = 3;
@@ -25,7 +25,7 @@ pub fn view(
         Some(Err(why)) => (ConductorPage::default(), Some(why)),
         None => (ConductorPage::default(), None),
     };
-    let member = |pod: &PodFacts, rows_per_s| MemberView {
+    let member = |pod: &PodFacts, rows_per_s| RunPodView {
         name: pod.name.clone(),
         role: pod.role.clone(),
         node: pod.node.clone(),
@@ -38,12 +38,12 @@ pub fn view(
         let seen = page.stages.iter().filter(|s| s.stage == stage).flat_map(|s| &s.members);
         let known = seen.map(|seen| match pods.iter().find(|pod| pod.name == seen.name) {
             Some(pod) => member(pod, Some(seen.rows_per_second)),
-            None => MemberView {
+            None => RunPodView {
                 name: seen.name.clone(),
                 node: seen.host.clone(),
                 state: "gone".into(),
                 rows_per_s: Some(seen.rows_per_second),
-                ..MemberView::default()
+                ..RunPodView::default()
             },
         });
         known.collect::<Vec<_>>()
@@ -63,7 +63,7 @@ pub fn view(
         pods.iter().filter(|pod| !pod.is_over() && !placed(pod)).map(|pod| member(pod, None)).collect();
     let newest = page.notes.len().saturating_sub(NOTES_MAX);
     TrainingView {
-        head: head(&Swarm::Training(Box::new(swarm.clone()))),
+        head: head(&AnySwarm::Training(Box::new(swarm.clone()))),
         step: status.step,
         steps: status.steps,
         loss: status.loss,

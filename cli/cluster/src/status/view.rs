@@ -8,7 +8,7 @@ use serde::Serialize;
 /// A swarm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind")]
-pub enum View {
+pub enum StatusView {
     /// It serves.
     #[serde(rename = "InferenceSwarm")]
     Serving(ServingView),
@@ -17,17 +17,17 @@ pub enum View {
     Training(TrainingView),
 }
 
-impl View {
+impl StatusView {
     /// What both kinds say.
     #[must_use]
-    pub fn head(&self) -> &Head {
+    pub fn head(&self) -> &SwarmHeader {
         match self {
             Self::Serving(view) => &view.head,
             Self::Training(view) => &view.head,
         }
     }
 
-    pub(crate) fn head_mut(&mut self) -> &mut Head {
+    pub(crate) fn head_mut(&mut self) -> &mut SwarmHeader {
         match self {
             Self::Serving(view) => &mut view.head,
             Self::Training(view) => &mut view.head,
@@ -37,7 +37,7 @@ impl View {
 
 /// What both kinds say.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Head {
+pub struct SwarmHeader {
     /// `inferenceswarm/smollm2`.
     pub id: String,
     /// Its namespace.
@@ -59,7 +59,7 @@ pub struct Head {
 pub struct ServingView {
     /// What both kinds say.
     #[serde(flatten)]
-    pub head: Head,
+    pub head: SwarmHeader,
     /// The name clients ask for.
     pub model: String,
     /// Base of the API inside of the cluster.
@@ -127,7 +127,7 @@ pub struct GatewayView {
 pub struct TrainingView {
     /// What both kinds say.
     #[serde(flatten)]
-    pub head: Head,
+    pub head: SwarmHeader,
     /// Updates done.
     pub step: u64,
     /// Updates asked for.
@@ -145,7 +145,7 @@ pub struct TrainingView {
     /// Stages in the order of their layers.
     pub stages: Vec<StageView>,
     /// Peers without a stage, trainers and the conductor.
-    pub others: Vec<MemberView>,
+    pub others: Vec<RunPodView>,
     /// The last things that the conductor noted.
     pub notes: Vec<String>,
     /// Why the conductor could not be asked.
@@ -162,12 +162,12 @@ pub struct StageView {
     /// Peers that hold it and are current.
     pub peers: u32,
     /// Those of them that are known by name.
-    pub members: Vec<MemberView>,
+    pub members: Vec<RunPodView>,
 }
 
 /// A pod of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct MemberView {
+pub struct RunPodView {
     /// Pod name.
     pub name: String,
     /// `train-peer`, `trainer`, `conductor`.

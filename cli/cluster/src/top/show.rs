@@ -15,7 +15,7 @@ use crate::failure::CallFailure;
 use crate::pods::PodFacts;
 use crate::proxy::pages;
 use crate::status::ask::conductor;
-use crate::swarm::{Chosen, Swarm, chosen};
+use crate::swarm::{AnySwarm, Chosen, chosen};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ pub async fn show(args: &TopArgs) -> Result<bool> {
     }
 }
 
-async fn peers(cluster: &Cluster, swarm: &Swarm) -> Result<Vec<Row>, CallFailure> {
+async fn peers(cluster: &Cluster, swarm: &AnySwarm) -> Result<Vec<Row>, CallFailure> {
     let here = cluster.of(&swarm.namespace());
     let all = here.list::<Pod>(&swarm.selector()).await?;
     let all: Vec<PodFacts> = all.iter().map(|pod| PodFacts::of(pod, Timestamp::now().as_second())).collect();
@@ -59,7 +59,7 @@ async fn peers(cluster: &Cluster, swarm: &Swarm) -> Result<Vec<Row>, CallFailure
         said.map_or_else(|| Ok(String::new()), |(_, page)| page.clone())
     };
     let mut rows: Vec<Row> = peers.iter().map(|pod| row(&swarm.name(), pod, page(pod))).collect();
-    if let Swarm::Training(_) = swarm
+    if let AnySwarm::Training(_) = swarm
         && let Some(said) = conductor(&here, &all).await
     {
         let members = said.map(|page| page.stages.into_iter().flat_map(|s| s.members).collect::<Vec<_>>());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Policy, View};
+use super::{PipelineView, RebalancePolicy};
 
 /// Rates differ by rounding alone below this share.
 const EPSILON: f64 = 1e-9;
@@ -10,7 +10,7 @@ const EPSILON: f64 = 1e-9;
 /// Who serves what at some time. A peer that will not be there then has no stage.
 #[derive(Clone, Debug)]
 pub(super) struct Assignment<'a> {
-    view: &'a View,
+    view: &'a PipelineView,
     /// By peer, in the order of the view.
     pub at: Vec<Option<usize>>,
 }
@@ -24,7 +24,7 @@ struct Hop {
 }
 
 impl<'a> Assignment<'a> {
-    pub fn new(view: &'a View, at: Vec<Option<usize>>) -> Self {
+    pub fn new(view: &'a PipelineView, at: Vec<Option<usize>>) -> Self {
         Self { view, at }
     }
 
@@ -114,9 +114,9 @@ impl<'a> Assignment<'a> {
         self.counts().iter().zip(&self.view.stages).map(|(n, s)| s.peers_min.saturating_sub(*n)).sum()
     }
 
-    /// Moves peers along chains, as long as that raises the pipeline by [`Policy::gain_min`] or fills a stage up to its minimum. `may`: whether
+    /// Moves peers along chains, as long as that raises the pipeline by [`RebalancePolicy::gain_min`] or fills a stage up to its minimum. `may`: whether
     /// a peer may serve a stage. Nothing changes where nothing is won.
-    pub fn improve(&mut self, policy: &Policy, may: &dyn Fn(usize, usize) -> bool) {
+    pub fn improve(&mut self, policy: &RebalancePolicy, may: &dyn Fn(usize, usize) -> bool) {
         let start = self.at.clone();
         let mut best = self.at.clone();
         let mut reached = (self.below_minimum(), self.pipeline());

@@ -4,12 +4,12 @@
 //! rebalancing). A plan is a function of the whole view, so that it can be made anew on every event: a peer came, left, was told that it
 //! will leave, or has fetched what it was sent for. Five things may happen to a peer:
 //!
-//! * [`Kind::Join`] a free peer fetches a stage's state, then serves it
-//! * [`Kind::Switch`] a peer that has another stage's current state serves that one from the next step's edge on: nobody waits
-//! * [`Kind::Fetch`] a peer goes on serving and fetches another stage's state behind it, to switch later: because it is known to be needed, or
+//! * [`MoveKind::Join`] a free peer fetches a stage's state, then serves it
+//! * [`MoveKind::Switch`] a peer that has another stage's current state serves that one from the next step's edge on: nobody waits
+//! * [`MoveKind::Fetch`] a peer goes on serving and fetches another stage's state behind it, to switch later: because it is known to be needed, or
 //!   ahead of need (a shadow, kept current by applying that stage's averaged gradients)
-//! * [`Kind::Cold`] a peer without memory for a second state stops serving while it fetches, which costs throughput
-//! * [`Kind::Swap`] two such peers change places, when all peers of a stage are on one machine
+//! * [`MoveKind::Cold`] a peer without memory for a second state stops serving while it fetches, which costs throughput
+//! * [`MoveKind::Swap`] two such peers change places, when all peers of a stage are on one machine
 //!
 //! Switches go along chains: where nobody of a rich stage has the poor stage's state, somebody in between has, and is replaced.
 
@@ -27,7 +27,7 @@ pub use plan::rebalance;
 
 /// One stage of the pipeline.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stage {
+pub struct PipelineStage {
     /// Work of a row here, against the row of [`Peer::rows_per_s`]; 1 where all stages are cut alike.
     pub cost: f64,
     /// Peers that a move must leave here.
@@ -38,7 +38,7 @@ pub struct Stage {
     pub fetch_ms: u64,
 }
 
-impl Default for Stage {
+impl Default for PipelineStage {
     fn default() -> Self {
         Self { cost: 1.0, peers_min: 1, peers_wanted: 1, fetch_ms: 60_000 }
     }
@@ -115,11 +115,11 @@ impl Peer {
 
 /// The swarm as it is now.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct View {
+pub struct PipelineView {
     /// Now.
     pub now_ms: u64,
     /// All stages, in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<PipelineStage>,
     /// All peers; in the order of their names a plan does not depend on who came first.
     pub peers: Vec<Peer>,
     /// An averaging is under way: nobody may change its stage.
@@ -128,7 +128,7 @@ pub struct View {
 
 /// How eager a plan is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
+pub struct RebalancePolicy {
     /// Share by which moves must make the pipeline faster.
     pub gain_min: f64,
     /// A peer that moved stays for this long, unless a stage has fewer peers than its minimum.
@@ -141,7 +141,7 @@ pub struct Policy {
     pub shadows: bool,
 }
 
-impl Default for Policy {
+impl Default for RebalancePolicy {
     fn default() -> Self {
         Self { gain_min: 0.05, cooldown_ms: 60_000, step_ms: 10_000, moves_max: 32, shadows: true }
     }
@@ -149,7 +149,7 @@ impl Default for Policy {
 
 /// What a peer has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum MoveKind {
     /// Fetch, then serve.
     Join,
     /// Serve from the next step's edge on; the state is there. The old stage's state stays as a shadow.
@@ -175,7 +175,7 @@ pub struct Move {
     /// The stage it will serve, or whose state it fetches.
     pub to: usize,
     /// Whether it stops serving meanwhile.
-    pub kind: Kind,
+    pub kind: MoveKind,
     /// Why, for people.
     pub reason: String,
 }
@@ -184,12 +184,12 @@ impl fmt::Display for Move {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, to, reason, .. } = self;
         match (self.kind, self.from) {
-            (Kind::Join, _) => write!(f, "{peer} joins stage {to}")?,
-            (Kind::Switch, Some(from)) => write!(f, "{peer} switches from stage {from} to {to}")?,
-            (Kind::Swap, Some(from)) => write!(f, "{peer} of stage {from} swaps for stage {to}")?,
-            (Kind::Cold, Some(from)) => write!(f, "{peer} leaves stage {from} and fetches {to}")?,
-            (Kind::Fetch { drop: None }, Some(from)) => write!(f, "{peer} of stage {from} fetches {to}")?,
-            (Kind::Fetch { drop: Some(old) }, Some(from)) => {
+            (MoveKind::Join, _) => write!(f, "{peer} joins stage {to}")?,
+            (MoveKind::Switch, Some(from)) => write!(f, "{peer} switches from stage {from} to {to}")?,
+            (MoveKind::Swap, Some(from)) => write!(f, "{peer} of stage {from} swaps for stage {to}")?,
+            (MoveKind::Cold, Some(from)) => write!(f, "{peer} leaves stage {from} and fetches {to}")?,
+            (MoveKind::Fetch { drop: None }, Some(from)) => write!(f, "{peer} of stage {from} fetches {to}")?,
+            (MoveKind::Fetch { drop: Some(old) }, Some(from)) => {
                 write!(f, "{peer} of stage {from} fetches {to} and drops {old}")?;
             }
             (_, None) => write!(f, "{peer} goes to stage {to}")?,
@@ -200,7 +200,7 @@ impl fmt::Display for Move {
 
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+pub struct RebalancePlan {
     /// Moves, all of them meant together.
     pub moves: Vec<Move>,
     /// Why something that might be expected is not among them.

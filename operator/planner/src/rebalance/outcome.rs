@@ -1,28 +1,28 @@
 //! What becomes of a view when everybody does what the plan says: for simulations and tests.
 
-use super::{Fetching, Kind, Plan, View};
+use super::{Fetching, MoveKind, PipelineView, RebalancePlan};
 
-impl View {
+impl PipelineView {
     /// Begins everything that `plan` says. Peers that are no longer there do nothing.
-    pub fn carry_out(&mut self, plan: &Plan) {
+    pub fn carry_out(&mut self, plan: &RebalancePlan) {
         for step in &plan.moves {
             let Some(fetch_ms) = self.stages.get(step.to).map(|s| s.fetch_ms) else { continue };
             let Some(peer) = self.peers.iter_mut().find(|p| p.name == step.peer) else { continue };
             let fetching = Some(Fetching { stage: step.to, ready_ms: self.now_ms + fetch_ms });
             match step.kind {
-                Kind::Join => peer.fetching = fetching,
-                Kind::Switch => {
+                MoveKind::Join => peer.fetching = fetching,
+                MoveKind::Switch => {
                     peer.shadows.remove(&step.to);
                     peer.shadows.extend(peer.stage.replace(step.to));
                     peer.moved_ms = Some(self.now_ms);
                 }
-                Kind::Fetch { drop } => {
+                MoveKind::Fetch { drop } => {
                     if let Some(old) = drop {
                         peer.shadows.remove(&old);
                     }
                     peer.fetching = fetching;
                 }
-                Kind::Cold | Kind::Swap => {
+                MoveKind::Cold | MoveKind::Swap => {
                     peer.stage = None;
                     peer.fetching = fetching;
                     peer.moved_ms = Some(self.now_ms);

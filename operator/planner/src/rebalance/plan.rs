@@ -3,16 +3,16 @@
 
 use super::balance::Assignment;
 use super::spread::{Swap, swap};
-use super::{Kind, Move, Peer, Plan, Policy, View};
+use super::{Move, MoveKind, Peer, PipelineView, RebalancePlan, RebalancePolicy};
 
 /// Which peers to send where now.
 ///
 /// A peer with a notice counts until its deadline for switches, and not at all for whatever takes a fetch. Given the same view the
 /// plan is the same; after its switches and joins there is nothing more to switch or join.
 #[must_use]
-pub fn rebalance(view: &View, policy: &Policy) -> Plan {
+pub fn rebalance(view: &PipelineView, policy: &RebalancePolicy) -> RebalancePlan {
     if view.stages.is_empty() {
-        return Plan::default();
+        return RebalancePlan::default();
     }
     let mut planner = Planner {
         view,
@@ -22,7 +22,7 @@ pub fn rebalance(view: &View, policy: &Policy) -> Plan {
             .iter()
             .map(|p| if p.doomed_ms.is_some() { None } else { serves_later(view, p) })
             .collect(),
-        plan: Plan::default(),
+        plan: RebalancePlan::default(),
     };
     planner.joins();
     planner.switches();
@@ -36,20 +36,20 @@ pub fn rebalance(view: &View, policy: &Policy) -> Plan {
 }
 
 /// The stage that `peer` serves once it has what it waits for.
-fn serves_later(view: &View, peer: &Peer) -> Option<usize> {
+fn serves_later(view: &PipelineView, peer: &Peer) -> Option<usize> {
     peer.stage.or(peer.fetching.map(|f| f.stage)).filter(|s| *s < view.stages.len())
 }
 
 struct Planner<'a> {
-    view: &'a View,
-    policy: &'a Policy,
+    view: &'a PipelineView,
+    policy: &'a RebalancePolicy,
     /// By peer, the stage it serves when all joins, losses and moves so far have come to pass.
     later: Vec<Option<usize>>,
-    plan: Plan,
+    plan: RebalancePlan,
 }
 
 impl Planner<'_> {
-    fn push(&mut self, peer: usize, to: usize, kind: Kind, reason: String) {
+    fn push(&mut self, peer: usize, to: usize, kind: MoveKind, reason: String) {
         let of = &self.view.peers[peer];
         self.plan.moves.push(Move { peer: of.name.clone(), from: of.stage, to, kind, reason });
     }
@@ -94,7 +94,7 @@ impl Planner<'_> {
             if of.doomed_ms.is_none() {
                 self.later[peer] = Some(to);
             }
-            self.push(peer, to, Kind::Join, format!("the weakest, {:.2} rows/s", rates[to]));
+            self.push(peer, to, MoveKind::Join, format!("the weakest, {:.2} rows/s", rates[to]));
         }
     }
 
@@ -133,7 +133,7 @@ impl Planner<'_> {
                 "for a peer that goes on from there".to_owned()
             };
             let (slow, fast) = (self.plan.rows_per_s, self.plan.after_rows_per_s);
-            self.push(peer, to, Kind::Switch, format!("{why}, the pipeline from {slow:.2} to {fast:.2}"));
+            self.push(peer, to, MoveKind::Switch, format!("{why}, the pipeline from {slow:.2} to {fast:.2}"));
             if self.later[peer].is_some() {
                 self.later[peer] = Some(to);
             }
@@ -169,7 +169,7 @@ impl Planner<'_> {
                 let drop = self.to_drop(peer);
                 let why =
                     format!("with stage {to} there the pipeline will do {fast:.2} rows/s, else {slow:.2}");
-                self.push(p, to, Kind::Fetch { drop }, why);
+                self.push(p, to, MoveKind::Fetch { drop }, why);
             }
         }
     }
@@ -240,7 +240,7 @@ impl Planner<'_> {
                     .push(format!("{name} does not go to stage {to}: nobody would be left where it is"));
             } else if won > lost {
                 let why = format!("the pipeline will do {fast:.2} rows/s, else {slow:.2}: {brings}");
-                self.push(peer, to, Kind::Cold, why);
+                self.push(peer, to, MoveKind::Cold, why);
             } else {
                 let name = &self.view.peers[peer].name;
                 self.plan.held.push(format!("{name} does not go to stage {to}: {brings}"));
@@ -271,8 +271,8 @@ impl Planner<'_> {
         let (leaver, comer) = (&self.view.peers[leaves], &self.view.peers[comes]);
         let (Some(from), Some(to)) = (leaver.stage, comer.stage) else { return };
         let why = format!("all peers of stage {from} are on {}", leaver.host);
-        self.push(leaves, to, Kind::Swap, why.clone());
-        self.push(comes, from, Kind::Swap, why);
+        self.push(leaves, to, MoveKind::Swap, why.clone());
+        self.push(comes, from, MoveKind::Swap, why);
     }
 
     /// Peers other than those of the stage itself that have or fetch each stage's state, this plan included.
@@ -285,19 +285,19 @@ impl Planner<'_> {
         }
         for m in &self.plan.moves {
             match m.kind {
-                Kind::Fetch { drop } => {
+                MoveKind::Fetch { drop } => {
                     holders[m.to] += 1;
                     if let Some(old) = drop {
                         holders[old] = holders[old].saturating_sub(1);
                     }
                 }
-                Kind::Switch => {
+                MoveKind::Switch => {
                     holders[m.to] = holders[m.to].saturating_sub(1);
                     if let Some(from) = m.from {
                         holders[from] += 1;
                     }
                 }
-                Kind::Join | Kind::Cold | Kind::Swap => {}
+                MoveKind::Join | MoveKind::Cold | MoveKind::Swap => {}
             }
         }
         holders
@@ -317,7 +317,7 @@ impl Planner<'_> {
         let stages = self.view.stages.len();
         let mut sends = vec![0_usize; stages];
         let fetching = self.view.peers.iter().filter_map(|p| p.fetching.map(|f| f.stage));
-        let planned = self.plan.moves.iter().filter(|m| m.kind != Kind::Switch).map(|m| m.to);
+        let planned = self.plan.moves.iter().filter(|m| m.kind != MoveKind::Switch).map(|m| m.to);
         for stage in fetching.chain(planned).filter(|s| *s < stages) {
             sends[stage] += 1;
         }
@@ -343,7 +343,7 @@ impl Planner<'_> {
             if let Some(to) = to {
                 sends[to] += 1;
                 let why = format!("ahead of need, {} peers of other stages have it", holders[to]);
-                self.push(p, to, Kind::Fetch { drop: None }, why);
+                self.push(p, to, MoveKind::Fetch { drop: None }, why);
             }
         }
     }
@@ -352,7 +352,7 @@ impl Planner<'_> {
     fn holders_in(&self, own: usize, stage: usize) -> usize {
         let has = self.view.peers.iter().filter(|p| p.stage == Some(own) && self.will_have(p, stage)).count();
         let planned =
-            |m: &&Move| m.from == Some(own) && m.to == stage && matches!(m.kind, Kind::Fetch { .. });
+            |m: &&Move| m.from == Some(own) && m.to == stage && matches!(m.kind, MoveKind::Fetch { .. });
         has + self.plan.moves.iter().filter(planned).count()
     }
 }

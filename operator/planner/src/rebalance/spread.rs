@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Peer, View};
+use super::{Peer, PipelineView};
 
 /// A swap is worth its time when both live for so many times as long as their fetches take.
 const LIFE_PER_FETCH: u64 = 4;
@@ -17,14 +17,14 @@ pub(super) struct Swap {
 }
 
 /// The machines of a stage's peers but for one of them; `None` when that of somebody is not known.
-fn machines(view: &View, stage: usize, without: Option<usize>) -> Option<BTreeSet<&str>> {
+fn machines(view: &PipelineView, stage: usize, without: Option<usize>) -> Option<BTreeSet<&str>> {
     let peers = (0..).zip(&view.peers).filter(|(p, peer)| peer.stage == Some(stage) && Some(*p) != without);
     peers.map(|(_, peer)| Some(peer.host.as_str()).filter(|host| !host.is_empty())).collect()
 }
 
 /// The swap that brings a second machine to a stage that has several peers and one machine, and takes from no other stage what it gives; of peers
 /// that are most alike. `may`: whether a peer may leave its stage now.
-pub(super) fn swap(view: &View, may: &dyn Fn(&Peer) -> bool) -> Option<Swap> {
+pub(super) fn swap(view: &PipelineView, may: &dyn Fn(&Peer) -> bool) -> Option<Swap> {
     let stages = 0..view.stages.len();
     let peers_of = |stage| (0..view.peers.len()).filter(move |&p| view.peers[p].stage == Some(stage));
     let lives = |peer: &Peer, to: usize| {
@@ -67,12 +67,12 @@ pub(super) fn swap(view: &View, may: &dyn Fn(&Peer) -> bool) -> Option<Swap> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::super::{Kind, Peer, Policy, Stage, View, rebalance};
+    use super::super::{MoveKind, Peer, PipelineStage, PipelineView, RebalancePolicy, rebalance};
 
     /// Peers by stage, each by its machine.
-    fn view(stages: &[&[&str]]) -> View {
-        let stage = Stage { fetch_ms: 10_000, ..Stage::default() };
-        let mut view = View { stages: vec![stage; stages.len()], ..View::default() };
+    fn view(stages: &[&[&str]]) -> PipelineView {
+        let stage = PipelineStage { fetch_ms: 10_000, ..PipelineStage::default() };
+        let mut view = PipelineView { stages: vec![stage; stages.len()], ..PipelineView::default() };
         for (stage, hosts) in stages.iter().enumerate() {
             for host in *hosts {
                 let name = format!("p{}", view.peers.len()).as_str().into();
@@ -84,9 +84,9 @@ mod tests {
     }
 
     /// The machines of every stage when the plan has come to pass, if it has swaps.
-    fn swapped(mut view: View) -> Option<Vec<usize>> {
-        let plan = rebalance(&view, &Policy::default());
-        let swaps: Vec<_> = plan.moves.into_iter().filter(|m| m.kind == Kind::Swap).collect();
+    fn swapped(mut view: PipelineView) -> Option<Vec<usize>> {
+        let plan = rebalance(&view, &RebalancePolicy::default());
+        let swaps: Vec<_> = plan.moves.into_iter().filter(|m| m.kind == MoveKind::Swap).collect();
         for swap in &swaps {
             view.peers.iter_mut().find(|p| p.name == swap.peer)?.stage = Some(swap.to);
         }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_swap_waits_until_all_is_quiet_and_is_worth_its_time() {
-        let changed = |change: fn(&mut View)| {
+        let changed = |change: fn(&mut PipelineView)| {
             let mut view = view(&[&["a", "a"], &["b", "c"]]);
             view.now_ms = 100_000;
             change(&mut view);

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use super::super::layout::{GAP_PATIENCE, REBALANCE_PATIENCE};
 use super::*;
 use crate::observe::pods::Blocked;
-use crate::observe::view::GatewayView;
-use crate::peers::Answer;
-use crate::peers::report::Report;
+use crate::observe::view::GatewayPod;
+use crate::peers::WorkerRecord;
+use crate::peers::report::WorkerReport;
 use crate::pools::PoolDesired;
 use crate::testing::{desired, pool_desired, worker};
 use crate::turnover::FALLBACK_PATIENCE;
@@ -20,9 +20,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// A swarm of three that serves: pods `a`, `b`, `c` with layers 0-9, 10-19, 20-29.
 struct World {
     view: SwarmView,
-    answers: BTreeMap<String, Answer>,
+    answers: BTreeMap<String, WorkerRecord>,
     state: ServingState,
-    desired: Desired,
+    desired: InferenceDesired,
     /// Of every worker.
     room_bytes: u64,
     start: Instant,
@@ -63,12 +63,12 @@ impl World {
     /// `name` answers at `second`, holding what it held before.
     fn answer(&mut self, name: &str, state: WorkerState, second: u64) {
         let answer = self.answers.entry(name.into()).or_default();
-        let report = Report {
+        let report = WorkerReport {
             state,
             held: answer.report.as_ref().map(|r| r.held.clone()).unwrap_or_default(),
             model: Some(ModelSizes { layer_bytes: vec![1 << 20; 30], ..ModelSizes::default() }),
             room_bytes: Some(self.room_bytes),
-            ..Report::default()
+            ..WorkerReport::default()
         };
         answer.at = Some(self.start + Duration::from_secs(second));
         answer.was_ready |= state == WorkerState::Ready;
@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    fn decide(&mut self, second: u64) -> Decision {
+    fn decide(&mut self, second: u64) -> InferenceDecision {
         let now = self.start + Duration::from_secs(second);
         let (view, answers, since) = (&self.view, &self.answers, self.start);
         let evidence = Evidence { view, answers, since, now, silence: SILENCE };
@@ -112,7 +112,7 @@ async fn a_lost_place_is_kept_while_survivors_load_more_and_for_a_bounded_time()
     world.lose("b");
     assert_eq!(world.decide(4).create.len(), 1);
     let mut pending = worker("d", "spot");
-    (pending.phase, pending.ip) = (Phase::Pending(Some("no node".into())), None);
+    (pending.phase, pending.ip) = (PodPhase::Pending(Some("no node".into())), None);
     world.view.workers.insert("d".into(), pending);
     let patience = GAP_PATIENCE.as_secs();
     for second in 5..4 + patience {
@@ -138,7 +138,7 @@ async fn peers_of_an_operator_without_roles_go_when_others_hold_their_layers_and
     for name in ["a", "b", "c"] {
         world.view.workers.get_mut(name).unwrap().has_role = false;
     }
-    let gateway = |name: &str, has_role| GatewayView {
+    let gateway = |name: &str, has_role| GatewayPod {
         name: name.to_owned(),
         ip: None,
         running: true,
@@ -146,7 +146,7 @@ async fn peers_of_an_operator_without_roles_go_when_others_hold_their_layers_and
         has_role,
         uid: format!("uid-{name}"),
         hash: "g".into(),
-        ..GatewayView::default()
+        ..GatewayPod::default()
     };
     world.view.gateways.insert("older".into(), gateway("older", false));
     world.view.gateways.insert("newer".into(), gateway("newer", true));
@@ -170,13 +170,13 @@ async fn peers_of_an_operator_without_roles_go_when_others_hold_their_layers_and
 fn changed() -> World {
     let mut world = World::new();
     world.desired.gateways = 1;
-    let gateway = GatewayView {
+    let gateway = GatewayPod {
         name: "g".into(),
         running: true,
         ready: true,
         has_role: true,
         hash: "g".into(),
-        ..GatewayView::default()
+        ..GatewayPod::default()
     };
     world.view.gateways.insert("g".into(), gateway);
     for worker in world.view.workers.values_mut() {
@@ -220,7 +220,7 @@ async fn stages_wait_for_gateways_of_the_new_manifest_and_a_hopeless_one_is_told
     let mut world = changed();
     let blocked = Blocked { why: "ErrImagePull: no such tag".into(), reason: Some("ImageUnavailable") };
     let newer =
-        GatewayView { name: "h".into(), hash: "g".into(), blocked: Some(blocked), ..GatewayView::default() };
+        GatewayPod { name: "h".into(), hash: "g".into(), blocked: Some(blocked), ..GatewayPod::default() };
     world.view.gateways.get_mut("g").unwrap().hash = "older".into();
     world.view.gateways.insert("h".into(), newer);
     let decision = world.decide(4);
@@ -258,7 +258,7 @@ async fn peers_with_another_arithmetic_are_all_there_before_the_first_goes() {
 #[tokio::test(start_paused = true)]
 async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_not_serve() {
     let mut world = World::new();
-    let mut gateway = GatewayView {
+    let mut gateway = GatewayPod {
         name: "g".into(),
         ip: None,
         running: true,
@@ -286,16 +286,16 @@ async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_n
     // What only a gateway finds out about the model.
     world.view.gateways_refused = None;
     let error = Some(("ModelInvalid".to_owned(), "its chat template is none".to_owned()));
-    world.view.gateways.insert("g".into(), GatewayView { name: "g".into(), ..GatewayView::default() });
-    let report = Report { error: error.clone(), ..Report::default() };
-    world.answers.insert("g".into(), Answer { report: Some(report), ..Answer::default() });
+    world.view.gateways.insert("g".into(), GatewayPod { name: "g".into(), ..GatewayPod::default() });
+    let report = WorkerReport { error: error.clone(), ..WorkerReport::default() };
+    world.answers.insert("g".into(), WorkerRecord { report: Some(report), ..WorkerRecord::default() });
     assert_eq!(world.decide(4).facts.trouble, error);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_gateway_on_a_silent_node_is_deleted() {
     let mut world = World::new();
-    let gone = GatewayView { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayView::default() };
+    let gone = GatewayPod { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayPod::default() };
     world.view.gateways.insert("g".into(), gone);
     world.answer("g", WorkerState::Ready, 2);
     assert!(world.decide(4).delete.is_empty(), "it answers");
@@ -328,7 +328,8 @@ async fn peers_without_a_node_run_in_the_next_pool_until_theirs_has_room_again()
     world.lose("b");
     assert_eq!(pools(&world.decide(4)), ["spot"]);
     let mut unplaced = worker("d", "spot");
-    (unplaced.phase, unplaced.ip, unplaced.unplaced) = (Phase::Pending(Some("no node".into())), None, true);
+    (unplaced.phase, unplaced.ip, unplaced.unplaced) =
+        (PodPhase::Pending(Some("no node".into())), None, true);
     world.view.workers.insert("d".into(), unplaced);
     let patience = FALLBACK_PATIENCE.as_secs();
     world.answer_all(WorkerState::Ready, 5 + patience);
@@ -362,8 +363,9 @@ async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays
             world.answers.get_mut(*name).unwrap().speed = speed;
         }
     };
-    let reasons =
-        |decision: &Decision| -> Vec<String> { decision.events.iter().map(|h| h.reason.clone()).collect() };
+    let reasons = |decision: &InferenceDecision| -> Vec<String> {
+        decision.events.iter().map(|h| h.reason.clone()).collect()
+    };
     let even = ["a [0,10)", "b [10,20)", "c [20,30)"];
     speed(&mut world, [Some(1.0), Some(1.0), Some(0.3)]);
     let told = world.decide(4);
@@ -399,11 +401,11 @@ async fn a_peer_that_is_slow_for_long_is_told_of_and_gets_fewer_layers_and_stays
 #[tokio::test(start_paused = true)]
 async fn what_a_gateway_objects_to_is_for_a_user_to_mend() {
     let mut world = World::new();
-    let gateway = GatewayView { name: "g".to_owned(), running: true, ..GatewayView::default() };
+    let gateway = GatewayPod { name: "g".to_owned(), running: true, ..GatewayPod::default() };
     world.view.gateways.insert("g".into(), gateway);
     let error = ("ModelInvalid".to_owned(), "its chat template cannot be used".to_owned());
-    let report = Report { error: Some(error.clone()), ..Report::default() };
-    world.answers.insert("g".into(), Answer { report: Some(report), ..Answer::default() });
+    let report = WorkerReport { error: Some(error.clone()), ..WorkerReport::default() };
+    world.answers.insert("g".into(), WorkerRecord { report: Some(report), ..WorkerRecord::default() });
     assert_eq!(world.decide(4).facts.trouble, Some(error));
     world.answers.remove("g");
     assert_eq!(world.decide(5).facts.trouble, None);
@@ -443,7 +445,7 @@ async fn layers_of_a_lost_peer_stay_on_shadows_when_they_fit_into_nobody_s_span(
     }
 }
 
-fn pools(decision: &Decision) -> Vec<&str> {
+fn pools(decision: &InferenceDecision) -> Vec<&str> {
     decision.create.iter().map(|(_, c)| c.pool.name.as_str()).collect()
 }
 
@@ -469,7 +471,7 @@ async fn a_new_leader_takes_nobody_s_place_before_it_has_heard_everybody() {
 async fn what_another_start_does_not_help_is_a_trouble_in_its_own_words() {
     let mut world = World::with_room(200 << 20);
     let pod = world.view.workers.get_mut("a").unwrap();
-    (pod.phase, pod.needs_user) = (Phase::Lost("its container failed"), true);
+    (pod.phase, pod.needs_user) = (PodPhase::Lost("its container failed"), true);
     pod.last_error = Some("no such model".into());
     let decision = world.decide(1);
     assert_eq!(decision.facts.trouble, Some(("CannotStart".into(), "peer: no such model".into())));

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::observe::SwarmView;
-use crate::peers::observation::{Degraded, Stage};
-use crate::peers::report::Report;
-use crate::peers::{Answer, Checkpoint, RunPhase, WorkerState};
+use crate::peers::observation::{Degraded, ObservedStage};
+use crate::peers::report::WorkerReport;
+use crate::peers::{ObservedCheckpoint, RunPhase, WorkerRecord, WorkerState};
 use crate::swarm::{Reporter, SwarmKind};
 use crate::testing::{config, training_swarm, worker};
 
@@ -19,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(3);
 struct World {
     swarm: TrainingSwarm,
     view: SwarmView,
-    answers: BTreeMap<String, Answer>,
+    answers: BTreeMap<String, WorkerRecord>,
     state: RunState,
     start: Instant,
     second: u64,
@@ -48,8 +48,8 @@ impl World {
         world
     }
 
-    fn desired(&self) -> Desired {
-        Desired::new(&self.swarm, &config())
+    fn desired(&self) -> TrainingDesired {
+        TrainingDesired::new(&self.swarm, &config())
     }
 
     fn now(&self) -> Instant {
@@ -57,7 +57,7 @@ impl World {
     }
 
     /// Everybody who is not silenced answers, a second passes, and the operator decides.
-    fn decide(&mut self) -> Decision {
+    fn decide(&mut self) -> TrainingDecision {
         self.second += 1;
         let now = self.now();
         for answer in self.answers.values_mut().filter(|a| a.report.is_some()) {
@@ -79,7 +79,7 @@ impl World {
     }
 
     /// The cluster carries a decision out: pods run and answer, deleted ones are gone.
-    fn run(&mut self, decision: &Decision) -> Vec<String> {
+    fn run(&mut self, decision: &TrainingDecision) -> Vec<String> {
         let template = self.desired().template;
         let mut names = Vec::new();
         for (role, creation) in &decision.create {
@@ -97,12 +97,12 @@ impl World {
             };
             pods.insert(name.clone(), pod);
             if *role != Role::Trainer {
-                let report = Report { state: WorkerState::Ready, ..Report::default() };
-                let answer = Answer {
+                let report = WorkerReport { state: WorkerState::Ready, ..WorkerReport::default() };
+                let answer = WorkerRecord {
                     report: Some(report),
                     at: Some(self.now()),
                     was_ready: true,
-                    ..Answer::default()
+                    ..WorkerRecord::default()
                 };
                 self.answers.insert(name.clone(), answer);
             }
@@ -124,8 +124,9 @@ impl World {
             message: if phase == RunPhase::Failed { "the data is no UTF-8".into() } else { String::new() },
             step,
             steps: self.swarm.spec.steps.into(),
-            stages: vec![Stage { peers: 2, ..Stage::default() }; 2],
-            last_checkpoint: checkpoint.map(|step| Checkpoint { step, ..Checkpoint::default() }),
+            stages: vec![ObservedStage { peers: 2, ..ObservedStage::default() }; 2],
+            last_checkpoint: checkpoint
+                .map(|step| ObservedCheckpoint { step, ..ObservedCheckpoint::default() }),
             ..Observation::default()
         };
         for name in self.view.conductors.keys() {
@@ -138,15 +139,15 @@ impl World {
     }
 }
 
-fn roles(decision: &Decision) -> Vec<Role> {
+fn roles(decision: &TrainingDecision) -> Vec<Role> {
     decision.create.iter().map(|(role, _)| *role).collect()
 }
 
-fn deleted(decision: &Decision) -> Vec<&str> {
+fn deleted(decision: &TrainingDecision) -> Vec<&str> {
     decision.delete.iter().map(|d| d.name.as_str()).collect()
 }
 
-fn reasons(decision: &Decision) -> Vec<&str> {
+fn reasons(decision: &TrainingDecision) -> Vec<&str> {
     decision.events.iter().map(|h| h.reason.as_str()).collect()
 }
 
@@ -164,13 +165,13 @@ async fn a_lost_peer_is_replaced_in_the_same_pass_and_told_about_once() {
     let mut world = World::training();
     world.decide();
     let victim = world.peer(1).name.clone();
-    world.peer(1).phase = Phase::Lost("its container failed");
+    world.peer(1).phase = PodPhase::Lost("its container failed");
     let decision = world.decide();
     assert_eq!((roles(&decision), deleted(&decision)), (vec![Role::Peer], vec![victim.as_str()]));
     assert!(decision.create[0].1.replaces);
     assert_eq!(reasons(&decision), ["PeerLost"]);
     // Its termination takes its time; nobody waits for it.
-    world.run(&Decision { delete: vec![], ..decision.clone() });
+    world.run(&TrainingDecision { delete: vec![], ..decision.clone() });
     world.peer(1).deleting = true;
     let next = world.decide();
     assert!(next.create.is_empty() && next.events.is_empty());
@@ -187,7 +188,7 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
         let answer = world.answers.get_mut(&name).unwrap();
         // What it said is known; it says nothing new.
         let (report, at) = (answer.report.take(), answer.at);
-        *answer = Answer { report: None, at, was_ready: true, ..Answer::default() };
+        *answer = WorkerRecord { report: None, at, was_ready: true, ..WorkerRecord::default() };
         assert!(world.decide().create.is_empty());
         drop(report);
         world.second += 2;
@@ -201,7 +202,7 @@ async fn silence_of_a_peer_or_the_conductor_is_loss() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_with_notice_is_replaced_at_once_and_left_to_hand_over() {
     let mut world = World::training();
-    world.peer(0).phase = Phase::Draining("its node is being reclaimed");
+    world.peer(0).phase = PodPhase::Draining("its node is being reclaimed");
     let decision = world.decide();
     assert_eq!((roles(&decision), deleted(&decision).len()), (vec![Role::Peer], 0));
 }
@@ -211,16 +212,16 @@ async fn there_are_never_two_conductors_unless_one_is_lost() {
     let mut world = World::training();
     let old = world.view.conductors.keys().next().unwrap().clone();
     let conductor = world.view.conductors.get_mut(&old).unwrap();
-    conductor.phase = Phase::Draining("its node is being reclaimed");
+    conductor.phase = PodPhase::Draining("its node is being reclaimed");
     let decision = world.decide();
     assert_eq!((roles(&decision), deleted(&decision)), (vec![], vec![old.as_str()]));
     let conductor = world.view.conductors.get_mut(&old).unwrap();
-    (conductor.phase, conductor.deleting) = (Phase::Draining("it is being deleted"), true);
+    (conductor.phase, conductor.deleting) = (PodPhase::Draining("it is being deleted"), true);
     let decision = world.decide();
     assert!(decision.create.is_empty() && decision.delete.is_empty(), "it ends within its grace");
     // Its kubelet will never confirm it.
     let conductor = world.view.conductors.get_mut(&old).unwrap();
-    (conductor.phase, conductor.node_gone) = (Phase::Lost("its node is not ready"), true);
+    (conductor.phase, conductor.node_gone) = (PodPhase::Lost("its node is not ready"), true);
     assert!(world.decide().delete[0].now);
     world.view.conductors.clear();
     world.answers.remove(&old);
@@ -245,7 +246,7 @@ async fn surplus_peers_go_one_after_the_other() {
     assert_eq!(first.delete.len(), 1);
     let going = first.delete[0].name.clone();
     let peer = world.view.workers.get_mut(&going).unwrap();
-    (peer.phase, peer.deleting) = (Phase::Draining("it is being deleted"), true);
+    (peer.phase, peer.deleting) = (PodPhase::Draining("it is being deleted"), true);
     assert!(world.decide().delete.is_empty());
     world.view.workers.remove(&going);
     world.answers.remove(&going);
@@ -253,7 +254,7 @@ async fn surplus_peers_go_one_after_the_other() {
     // No more than one for each stage are left: nobody goes.
     let conductor = world.view.conductors.keys().next().unwrap().clone();
     let run = world.answers.get_mut(&conductor).unwrap().report.as_mut().unwrap().run.as_mut().unwrap();
-    run.stages = vec![Stage { peers: 1, ..Stage::default() }; 2];
+    run.stages = vec![ObservedStage { peers: 1, ..ObservedStage::default() }; 2];
     assert!(world.decide().delete.is_empty());
 }
 
@@ -264,7 +265,7 @@ async fn suspension_waits_for_the_checkpoint_then_lets_all_go_and_goes_on_from_i
     let decision = world.decide();
     assert!(decision.plan == Lifecycle::Wait && decision.delete.is_empty() && decision.facts.kind.waits);
     // A peer that is lost meanwhile is replaced: its stage is needed for the checkpoint.
-    world.peer(0).phase = Phase::Lost("its container failed");
+    world.peer(0).phase = PodPhase::Lost("its container failed");
     let decision = world.decide();
     assert_eq!(roles(&decision), [Role::Peer]);
     world.run(&decision);
@@ -293,16 +294,18 @@ async fn a_suspension_is_carried_through_and_new_pods_wait_for_the_old_ones() {
     let decision = world.decide();
     assert_eq!(decision.delete.len(), 6);
     let last = world.peer(3).name.clone();
-    let kept =
-        Decision { delete: decision.delete.iter().filter(|d| d.name != last).cloned().collect(), ..decision };
+    let kept = TrainingDecision {
+        delete: decision.delete.iter().filter(|d| d.name != last).cloned().collect(),
+        ..decision
+    };
     world.run(&kept);
     let peer = world.view.workers.get_mut(&last).unwrap();
-    (peer.phase, peer.deleting) = (Phase::Draining("it is being deleted"), true);
+    (peer.phase, peer.deleting) = (PodPhase::Draining("it is being deleted"), true);
     let decision = world.decide();
     assert!(decision.create.is_empty() && decision.delete.is_empty());
     // One on a node that is gone is not waited for.
     let peer = world.view.workers.get_mut(&last).unwrap();
-    (peer.phase, peer.node_gone) = (Phase::Lost("its node is not ready"), true);
+    (peer.phase, peer.node_gone) = (PodPhase::Lost("its node is not ready"), true);
     assert_eq!(world.decide().create.len(), 6);
 }
 
@@ -338,7 +341,7 @@ async fn pods_that_are_to_go_wait_for_a_conductor_for_a_bounded_time_and_only_fo
 async fn a_changed_manifest_takes_the_same_way_and_its_configuration_comes_after_the_old_pods() {
     let mut world = World::training();
     world.swarm.spec.optimizer.learning_rate = 0.01;
-    world.peer(0).phase = Phase::Lost("its container failed");
+    world.peer(0).phase = PodPhase::Lost("its container failed");
     let decision = world.decide();
     assert!(
         decision.plan == Lifecycle::Wait && decision.plan != Lifecycle::Train && decision.create.is_empty()
@@ -414,7 +417,7 @@ async fn a_failed_run_stalls_until_the_manifest_is_mended() {
     // A conductor that ends on top of that is made again with growing pauses, and the trouble stays told.
     for pause_s in [0, 4, 8] {
         let name = world.view.conductors.keys().next().unwrap().clone();
-        world.view.conductors.get_mut(&name).unwrap().phase = Phase::Lost("its container failed");
+        world.view.conductors.get_mut(&name).unwrap().phase = PodPhase::Lost("its container failed");
         let decision = world.decide();
         assert!(decision.facts.trouble.is_some());
         if pause_s == 0 {
@@ -445,7 +448,7 @@ async fn trainers_that_end_before_they_are_ready_are_made_again_with_growing_pau
         made += decision.create.len();
         world.run(&decision);
         for trainer in world.view.trainers.values_mut() {
-            (trainer.ready, trainer.phase) = (false, Phase::Lost("its container failed"));
+            (trainer.ready, trainer.phase) = (false, PodPhase::Lost("its container failed"));
         }
     }
     assert!((3..7).contains(&made), "{made} in 30 s");
@@ -457,7 +460,7 @@ async fn what_another_start_does_not_help_is_told_at_once_and_tried_again_seldom
     let mut world = World::training();
     for trainer in world.view.trainers.values_mut() {
         (trainer.ready, trainer.needs_user) = (false, true);
-        trainer.phase = Phase::Lost("its container failed");
+        trainer.phase = PodPhase::Lost("its container failed");
         trainer.last_error = Some("/data/a.txt, line 3: it is not UTF-8".to_owned());
     }
     let trouble =
@@ -477,7 +480,7 @@ async fn what_another_start_does_not_help_is_told_at_once_and_tried_again_seldom
     // Another manifest waits for nothing.
     for trainer in world.view.trainers.values_mut() {
         (trainer.ready, trainer.needs_user) = (false, true);
-        trainer.phase = Phase::Lost("its container failed");
+        trainer.phase = PodPhase::Lost("its container failed");
     }
     let decision = world.decide();
     assert!(decision.create.is_empty());

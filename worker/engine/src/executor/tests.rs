@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, PromptShape, random};
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelConfig, ModelFile};
-use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
+use dunlin_protocol::stage::{Computed, Input, Line, Output, StageJob, Urgency};
 use dunlin_protocol::{Refusal, SessionId};
 use dunlin_swarm::Layers;
 
@@ -62,8 +62,8 @@ fn executor_of(positions_max: usize, change: impl FnOnce(&mut ModelConfig)) -> E
     executor
 }
 
-fn job(session: u64, adapter: Option<&str>, start: u32, tokens: &[u32]) -> Job {
-    Job {
+fn job(session: u64, adapter: Option<&str>, start: u32, tokens: &[u32]) -> StageJob {
+    StageJob {
         session: SessionId(session),
         attempt: 1,
         // Rows are looked at, so the last layer is another stage's.

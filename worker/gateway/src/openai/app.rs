@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::error::ApiError;
 use super::intake::Intake;
 use crate::driver::Handle;
-use crate::metrics::Metrics;
+use crate::metrics::GatewayMetrics;
 use crate::model_text::ModelText;
 
 /// What handlers share.
@@ -25,7 +25,7 @@ pub struct App {
     /// Why the model is not there: what a user must mend.
     pub trouble: watch::Receiver<Option<proto::Problem>>,
     /// Figures.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<GatewayMetrics>,
     /// Numbers requests; begins at a number drawn at start.
     pub requests: Arc<AtomicU64>,
     /// Where bodies are read.

@@ -10,9 +10,9 @@ use super::error::ApiError;
 use super::logprobs::TokenLogProb;
 use super::params::Params;
 use crate::driver::{Answer, Event, Generation, Handle};
-use crate::metrics::Metrics;
+use crate::metrics::GatewayMetrics;
 use crate::model_text::{ModelText, ServedAdapter};
-use crate::text::{Counter, Writer};
+use crate::text::{Counter, TextWriter};
 
 /// A part of an answer.
 #[derive(Clone, Debug, Default)]
@@ -28,11 +28,11 @@ pub struct Piece {
 /// A session whose tokens become text.
 pub struct Choice {
     answer: Answer,
-    writer: Writer,
+    writer: TextWriter,
     /// All text so far, what a stop string may yet take back included: only its characters are counted.
     counter: Counter,
     model: Arc<ModelText>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<GatewayMetrics>,
     began: Instant,
     last: Instant,
     /// Tokens so far.
@@ -88,7 +88,7 @@ impl Choice {
     pub async fn start(
         handle: &Handle,
         model: &Arc<ModelText>,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<GatewayMetrics>,
         adapter: Option<&ServedAdapter>,
         prompt: &[u32],
         params: &Params,
@@ -101,7 +101,7 @@ impl Choice {
         let now = Instant::now();
         Ok(Self {
             answer,
-            writer: Writer::new(params.stop.clone()),
+            writer: TextWriter::new(params.stop.clone()),
             counter: Counter::default(),
             model: Arc::clone(model),
             metrics: Arc::clone(metrics),

@@ -17,7 +17,7 @@ use super::answer::answer;
 use super::app::App;
 use super::error::ApiError;
 use super::params::Endpoint;
-use super::request::{self, Asked};
+use super::request::{self, GenerationRequest};
 use super::status::{health, models, one_model, swarm};
 
 /// Longest request id that is echoed.
@@ -74,12 +74,12 @@ async fn request_id(State(app): State<App>, request: Request, next: Next) -> Res
 }
 
 async fn chat(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let (model, Asked { params, prompts }) = app.read(request, request::chat).await?;
+    let (model, GenerationRequest { params, prompts }) = app.read(request, request::chat).await?;
     answer(&app, &model, Endpoint::Chat, params, prompts).await
 }
 
 async fn completions(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    let (model, Asked { params, prompts }) = app.read(request, request::completions).await?;
+    let (model, GenerationRequest { params, prompts }) = app.read(request, request::completions).await?;
     answer(&app, &model, Endpoint::Completions, params, prompts).await
 }
 

@@ -16,7 +16,7 @@ const PROMPTS_MAX: usize = 16;
 
 /// What a request asks for.
 #[derive(Debug)]
-pub struct Asked {
+pub struct GenerationRequest {
     /// Everything but the prompts.
     pub params: Params,
     /// The prompts, as tokens.
@@ -27,24 +27,28 @@ pub struct Asked {
 ///
 /// # Errors
 /// When it makes no sense, or its prompt is too long for any answer.
-pub fn chat(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Result<Asked, ApiError> {
+pub fn chat(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Result<GenerationRequest, ApiError> {
     let body = body(headers, bytes)?;
     let params = Params::parse(Endpoint::Chat, &body)?;
     let template = model.template.as_ref().ok_or_else(ApiError::no_template)?;
     let prompt = template.render(messages(bytes)?, SystemTime::now());
     let refused = |e| ApiError::invalid("messages", format!("the chat template refuses them: {}", told(&e)));
     let prompt = prompt.map_err(refused)?;
-    Ok(Asked { params, prompts: vec![encode(model, &prompt, false, "messages")?] })
+    Ok(GenerationRequest { params, prompts: vec![encode(model, &prompt, false, "messages")?] })
 }
 
 /// A completions request.
 ///
 /// # Errors
 /// As [`chat`].
-pub fn completions(model: &ModelText, headers: &HeaderMap, bytes: &[u8]) -> Result<Asked, ApiError> {
+pub fn completions(
+    model: &ModelText,
+    headers: &HeaderMap,
+    bytes: &[u8],
+) -> Result<GenerationRequest, ApiError> {
     let body = body(headers, bytes)?;
     let params = Params::parse(Endpoint::Completions, &body)?;
-    Ok(Asked { params, prompts: prompts(&body, model)? })
+    Ok(GenerationRequest { params, prompts: prompts(&body, model)? })
 }
 
 /// The answer to a request for the tokens of a text.

@@ -16,7 +16,7 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::families::parts_of;
 use crate::file::{Stored, side_json, widen};
-use crate::safetensors::{self, Tensor};
+use crate::safetensors::{self, SafeTensor};
 use crate::source::{ByteSource, FileSource, LocalFolder};
 use crate::spec::Projection;
 
@@ -219,7 +219,7 @@ impl Said {
 struct Weights {
     folder: String,
     source: FileSource,
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, SafeTensor>,
 }
 
 impl Weights {

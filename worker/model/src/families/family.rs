@@ -8,8 +8,8 @@ use crate::config::ModelConfig;
 use crate::config::gguf_values::{Keys, RopeTensors};
 use crate::config::json_section::Section;
 use crate::error::ModelError;
-use crate::gguf::Tensor;
-use crate::spec::{Activation, Projection, Role, Rotary};
+use crate::gguf::GgufTensor;
+use crate::spec::{Activation, Projection, Rotary, TensorRole};
 
 /// Whose names and layouts a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(crate) struct Family {
     /// Tensors of GGUF files that say how frequencies are stretched.
     pub(crate) rope_tensors: &'static [&'static str],
     /// Tensors of a block that have other names than a Llama's.
-    pub(crate) names: &'static [(Role, InBoth)],
+    pub(crate) names: &'static [(TensorRole, InBoth)],
     pub(crate) fused: &'static [Fused],
     /// Why its models are not trained, if not for their blocks.
     pub(crate) untrained: Option<&'static str>,
@@ -82,13 +82,13 @@ pub(crate) struct Family {
 
 /// What stands in a GGUF file beside its keys.
 pub(crate) struct Beside<'a> {
-    pub(crate) tensors: &'a BTreeMap<String, Tensor>,
+    pub(crate) tensors: &'a BTreeMap<String, GgufTensor>,
     pub(crate) rope: &'a RopeTensors,
 }
 
 impl Family {
     /// The name of a tensor of a block.
-    pub(crate) fn tensor(&self, role: Role, form: Form) -> &'static str {
+    pub(crate) fn tensor(&self, role: TensorRole, form: Form) -> &'static str {
         let own = self.names.iter().find(|(own, _)| *own == role);
         of(own.map_or_else(|| llama(role), |(_, names)| *names), form)
     }
@@ -103,28 +103,28 @@ pub(crate) fn of(names: InBoth, form: Form) -> &'static str {
     }
 }
 
-fn llama(role: Role) -> InBoth {
+fn llama(role: TensorRole) -> InBoth {
     match role {
-        Role::AttentionNorm => ["input_layernorm.weight", "attn_norm.weight"],
-        Role::Matrix(Projection::Query) => ["self_attn.q_proj.weight", "attn_q.weight"],
-        Role::Matrix(Projection::Key) => ["self_attn.k_proj.weight", "attn_k.weight"],
-        Role::Matrix(Projection::Value) => ["self_attn.v_proj.weight", "attn_v.weight"],
-        Role::Matrix(Projection::Output) => ["self_attn.o_proj.weight", "attn_output.weight"],
-        Role::Matrix(Projection::Gate) => ["mlp.gate_proj.weight", "ffn_gate.weight"],
-        Role::Matrix(Projection::Up) => ["mlp.up_proj.weight", "ffn_up.weight"],
-        Role::Matrix(Projection::Down) => ["mlp.down_proj.weight", "ffn_down.weight"],
-        Role::Bias(Projection::Query) => ["self_attn.q_proj.bias", "attn_q.bias"],
-        Role::Bias(Projection::Key) => ["self_attn.k_proj.bias", "attn_k.bias"],
-        Role::Bias(Projection::Value) => ["self_attn.v_proj.bias", "attn_v.bias"],
-        Role::Bias(Projection::Output) => ["self_attn.o_proj.bias", "attn_output.bias"],
-        Role::Bias(Projection::Gate) => ["mlp.gate_proj.bias", "ffn_gate.bias"],
-        Role::Bias(Projection::Up) => ["mlp.up_proj.bias", "ffn_up.bias"],
-        Role::Bias(Projection::Down) => ["mlp.down_proj.bias", "ffn_down.bias"],
-        Role::QueryNorm => ["self_attn.q_norm.weight", "attn_q_norm.weight"],
-        Role::KeyNorm => ["self_attn.k_norm.weight", "attn_k_norm.weight"],
-        Role::MlpNorm => ["post_attention_layernorm.weight", "ffn_norm.weight"],
+        TensorRole::AttentionNorm => ["input_layernorm.weight", "attn_norm.weight"],
+        TensorRole::Matrix(Projection::Query) => ["self_attn.q_proj.weight", "attn_q.weight"],
+        TensorRole::Matrix(Projection::Key) => ["self_attn.k_proj.weight", "attn_k.weight"],
+        TensorRole::Matrix(Projection::Value) => ["self_attn.v_proj.weight", "attn_v.weight"],
+        TensorRole::Matrix(Projection::Output) => ["self_attn.o_proj.weight", "attn_output.weight"],
+        TensorRole::Matrix(Projection::Gate) => ["mlp.gate_proj.weight", "ffn_gate.weight"],
+        TensorRole::Matrix(Projection::Up) => ["mlp.up_proj.weight", "ffn_up.weight"],
+        TensorRole::Matrix(Projection::Down) => ["mlp.down_proj.weight", "ffn_down.weight"],
+        TensorRole::Bias(Projection::Query) => ["self_attn.q_proj.bias", "attn_q.bias"],
+        TensorRole::Bias(Projection::Key) => ["self_attn.k_proj.bias", "attn_k.bias"],
+        TensorRole::Bias(Projection::Value) => ["self_attn.v_proj.bias", "attn_v.bias"],
+        TensorRole::Bias(Projection::Output) => ["self_attn.o_proj.bias", "attn_output.bias"],
+        TensorRole::Bias(Projection::Gate) => ["mlp.gate_proj.bias", "ffn_gate.bias"],
+        TensorRole::Bias(Projection::Up) => ["mlp.up_proj.bias", "ffn_up.bias"],
+        TensorRole::Bias(Projection::Down) => ["mlp.down_proj.bias", "ffn_down.bias"],
+        TensorRole::QueryNorm => ["self_attn.q_norm.weight", "attn_q_norm.weight"],
+        TensorRole::KeyNorm => ["self_attn.k_norm.weight", "attn_k_norm.weight"],
+        TensorRole::MlpNorm => ["post_attention_layernorm.weight", "ffn_norm.weight"],
         // As Gemma's.
-        Role::AttentionPostNorm => ["post_attention_layernorm.weight", "post_attention_norm.weight"],
-        Role::MlpPostNorm => ["post_feedforward_layernorm.weight", "post_ffw_norm.weight"],
+        TensorRole::AttentionPostNorm => ["post_attention_layernorm.weight", "post_attention_norm.weight"],
+        TensorRole::MlpPostNorm => ["post_feedforward_layernorm.weight", "post_ffw_norm.weight"],
     }
 }

@@ -8,7 +8,7 @@ use crate::config::gguf_values::Keys;
 use crate::config::json_section::Section;
 use crate::config::{ModelConfig, json_rope};
 use crate::error::ModelError;
-use crate::spec::{Activation, Role, Rotary};
+use crate::spec::{Activation, Rotary, TensorRole};
 
 pub(super) const GEMMA3: Family = Family {
     title: "Gemma 3",
@@ -25,7 +25,7 @@ pub(super) const GEMMA3: Family = Family {
     ],
     gguf_keys: &["attention.sliding_window_pattern", "rope.freq_base_swa"],
     activation: Activation::GeluTanh,
-    names: &[(Role::MlpNorm, ["pre_feedforward_layernorm.weight", "ffn_norm.weight"])],
+    names: &[(TensorRole::MlpNorm, ["pre_feedforward_layernorm.weight", "ffn_norm.weight"])],
     rotary: |c, positions| json_rope::of_kind(c, positions, "full_attention", ("rope_theta", 1e6)),
     json,
     gguf,

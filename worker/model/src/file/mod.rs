@@ -23,7 +23,7 @@ use crate::gguf;
 use crate::mistaken;
 use crate::safetensors;
 use crate::source::{ByteSource, FileSource, Folder, LocalFolder};
-use crate::spec::Role;
+use crate::spec::TensorRole;
 use crate::tokenizer::{TokenFiles, Tokenizer};
 
 pub(crate) use names::{Names, Outer};
@@ -89,7 +89,7 @@ impl ModelFile {
         let parts = parts::read(source, beside)?;
         let rope = rope_tensors(&parts)?;
         let config = config::from_gguf(&file, &parts.header, &rope)?;
-        let place = |name: &str, t: &gguf::Tensor| Place {
+        let place = |name: &str, t: &gguf::GgufTensor| Place {
             shape: t.shape.clone(),
             stored: Stored::Ggml(t.format),
             source: parts.source_of(name),
@@ -272,7 +272,7 @@ impl ModelFile {
     }
 
     /// Name of a tensor of a block.
-    pub(crate) fn layer_name(&self, layer: u32, role: Role) -> String {
+    pub(crate) fn layer_name(&self, layer: u32, role: TensorRole) -> String {
         self.names.in_block(layer, role)
     }
 

@@ -1,7 +1,7 @@
 //! Names of the tensors of a model: GGUF's and Hugging Face's.
 
 use crate::families::family::{Family, Form, of};
-use crate::spec::Role;
+use crate::spec::TensorRole;
 
 /// The names that a file has.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ impl Names {
     }
 
     /// The name of a tensor of a block.
-    pub(crate) fn in_block(self, layer: u32, role: Role) -> String {
+    pub(crate) fn in_block(self, layer: u32, role: TensorRole) -> String {
         format!("{}{}", self.block(layer), self.family.tensor(role, self.form))
     }
 

@@ -8,7 +8,7 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, excerpt};
 use crate::families::family::{Form, Fused, of};
 use crate::safetensors::Dtype;
-use crate::spec::Role;
+use crate::spec::TensorRole;
 
 /// Tensors that a model may have and that say nothing that config.json does not: they end like this.
 const WITHOUT_EFFECT: [&str; 5] = [
@@ -75,10 +75,10 @@ struct Places<'a> {
 fn block(names: Names, c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
     let mut out = Vec::new();
     for (role, shape) in c.block.tensors(c.hidden) {
-        let of_role = |fused: &&Fused| fused.parts.iter().any(|part| Role::Matrix(*part) == role);
+        let of_role = |fused: &&Fused| fused.parts.iter().any(|part| TensorRole::Matrix(*part) == role);
         match names.family.fused.iter().find(of_role) {
             None => out.push((names.family.tensor(role, names.form), shape)),
-            Some(fused) if Role::Matrix(fused.parts[0]) == role => {
+            Some(fused) if TensorRole::Matrix(fused.parts[0]) == role => {
                 let rows = fused.parts.iter().map(|part| c.matrix(*part).0).sum();
                 out.push((of(fused.names, names.form), vec![rows, c.hidden]));
             }
@@ -100,7 +100,7 @@ fn cut(names: Names, c: &ModelConfig, tensors: &mut BTreeMap<String, Place>) {
                 let (n, k) = c.matrix(*part);
                 let place = Place { shape: vec![n, k], offset, bytes: n * row, ..whole };
                 offset += (n * row) as u64;
-                tensors.insert(names.in_block(layer, Role::Matrix(*part)), place);
+                tensors.insert(names.in_block(layer, TensorRole::Matrix(*part)), place);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dunlin_kernels::{Begin, Matrix, Pool, linear, linear_add, weight_gradient};
 
-use super::copies::Held;
+use super::copies::HeldValues;
 use super::layout::{ParameterLayout, slices};
 use crate::adapter::low_rank::{LowRank, file_row, in_file_order};
 use crate::adapter::peft::lora_name;
@@ -72,13 +72,13 @@ impl TrainedAdapter {
     }
 
     /// What of it is held.
-    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<HeldValues<'a>>) {
         for (pair, trained) in self.layer.pairs.iter().zip(&self.pairs) {
             let (Some(pair), Some(trained)) = (pair, trained) else { continue };
             for (place, copies) in
                 [(&trained.a_at, [&pair.a, &trained.a_t]), (&trained.b_at, [&pair.b, &trained.b_t])]
             {
-                out.extend(copies.map(|matrix| Held::of(place.clone(), matrix.into())));
+                out.extend(copies.map(|matrix| HeldValues::of(place.clone(), matrix.into())));
             }
         }
     }

@@ -7,7 +7,7 @@ use dunlin_kernels::{Isa, Matrix, bit_sum};
 
 /// Values that are held.
 #[derive(Clone, Debug)]
-pub struct Held<'a> {
+pub struct HeldValues<'a> {
     /// The parameters that they are a copy of, in the stage's vector; none for weights that stay as they are.
     pub of: Option<Range<usize>>,
     /// Where they are.
@@ -23,7 +23,7 @@ pub enum Bits<'a> {
     Bytes(&'a [u8]),
 }
 
-impl<'a> Held<'a> {
+impl<'a> HeldValues<'a> {
     pub(super) fn of(place: Range<usize>, bits: Bits<'a>) -> Self {
         Self { of: Some(place), bits }
     }

@@ -8,7 +8,7 @@ use dunlin_kernels::{
     weight_gradient,
 };
 
-use super::copies::{Bits, Held};
+use super::copies::{Bits, HeldValues};
 use super::error::TrainingError;
 use super::layer::fit;
 use super::layout::{NORM, ParameterLayout};
@@ -71,14 +71,14 @@ impl TrainedHead {
     }
 
     /// What of it is held.
-    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<HeldValues<'a>>) {
         let (norm, output) = (Bits::Values(&self.head.norm), Bits::from(&*self.head.output));
         match &self.trained {
-            None => out.extend([Held::frozen(norm), Held::frozen(output)]),
+            None => out.extend([HeldValues::frozen(norm), HeldValues::frozen(output)]),
             Some(trained) => out.extend([
-                Held::of(trained.norm_at.clone(), norm),
-                Held::of(trained.output_at.clone(), output),
-                Held::of(trained.output_at.clone(), (&trained.output_t).into()),
+                HeldValues::of(trained.norm_at.clone(), norm),
+                HeldValues::of(trained.output_at.clone(), output),
+                HeldValues::of(trained.output_at.clone(), (&trained.output_t).into()),
             ]),
         }
     }

@@ -11,19 +11,19 @@ use dunlin_kernels::{
 };
 
 use super::adapter::{AdapterWork, TrainedAdapter};
-use super::copies::{Bits, Held};
+use super::copies::{Bits, HeldValues};
 use super::error::TrainingError;
 use super::layout::{ParameterLayout, slices};
 use crate::adapter::{AdaptedRows, AdapterShape};
 use crate::block::{Activations, BlockWeights, Flaw, Inner, Parts, Projected};
 use crate::config::ModelConfig;
-use crate::spec::{Attention, Projection, Role};
+use crate::spec::{Attention, Projection, TensorRole};
 use crate::weights::LayerWeights;
 
 /// Where the tensors of a block are in the stage's vector.
 struct Places {
     /// Norms and biases.
-    vectors: BTreeMap<Role, Range<usize>>,
+    vectors: BTreeMap<TensorRole, Range<usize>>,
     /// By [`Projection`].
     matrices: [Range<usize>; 7],
 }
@@ -90,7 +90,7 @@ pub(super) fn fit(buffer: &mut Vec<f32>, len: usize) {
 impl Layer {
     /// A block of zeroes whose weights are all trained.
     pub(super) fn new(config: &ModelConfig, layout: &ParameterLayout, number: u32) -> Self {
-        let place = |role: Role| layout.range(&ParameterLayout::layer_name(config, number, role));
+        let place = |role: TensorRole| layout.range(&ParameterLayout::layer_name(config, number, role));
         let transposed = Projection::ALL.map(|which| {
             let (n, k) = config.matrix(which);
             Matrix::zeroed_f32(k, n)
@@ -98,7 +98,7 @@ impl Layer {
         let weights = LayerWeights::zeroed(config);
         let places = Places {
             vectors: weights.vectors().map(|(role, _)| (role, place(role))).collect(),
-            matrices: Projection::ALL.map(|which| place(Role::Matrix(which))),
+            matrices: Projection::ALL.map(|which| place(TensorRole::Matrix(which))),
         };
         Self {
             number,
@@ -138,22 +138,22 @@ impl Layer {
     }
 
     /// What of the block is held.
-    pub(super) fn held<'a>(&'a self, out: &mut Vec<Held<'a>>) {
+    pub(super) fn held<'a>(&'a self, out: &mut Vec<HeldValues<'a>>) {
         let w = &self.weights;
         match &self.trained {
             Trained::Adapter(adapter) => {
-                out.extend(Projection::ALL.map(|which| Held::frozen(w.matrix(which).into())));
-                out.extend(w.vectors().map(|(_, values)| Held::frozen(Bits::Values(values))));
+                out.extend(Projection::ALL.map(|which| HeldValues::frozen(w.matrix(which).into())));
+                out.extend(w.vectors().map(|(_, values)| HeldValues::frozen(Bits::Values(values))));
                 adapter.held(out);
             }
             Trained::Whole { places, transposed } => {
                 for (which, transposed) in Projection::ALL.into_iter().zip(&**transposed) {
                     let place = &places.matrices[which as usize];
-                    out.push(Held::of(place.clone(), w.matrix(which).into()));
-                    out.push(Held::of(place.clone(), transposed.into()));
+                    out.push(HeldValues::of(place.clone(), w.matrix(which).into()));
+                    out.push(HeldValues::of(place.clone(), transposed.into()));
                 }
                 for (role, values) in w.vectors() {
-                    out.push(Held::of(places.vectors[&role].clone(), Bits::Values(values)));
+                    out.push(HeldValues::of(places.vectors[&role].clone(), Bits::Values(values)));
                 }
             }
         }
@@ -232,7 +232,7 @@ impl Layer {
     fn own<'a, const N: usize>(
         &self,
         gradient: &'a mut Option<(&mut [f32], usize)>,
-        roles: [Role; N],
+        roles: [TensorRole; N],
     ) -> Option<[&'a mut [f32]; N]> {
         match &self.trained {
             Trained::Whole { places, .. } => slices(gradient, roles.map(|role| &places.vectors[&role])),
@@ -291,12 +291,12 @@ impl Layer {
         self.through(pool, Up, up, dnormed, true, adapter);
         if gradient.is_some() && self.trains(&[Down, Gate, Up]) {
             fit(normed, dx.len());
-            rms_norm(pool, middle, w.vector(Role::MlpNorm), eps, m, normed);
+            rms_norm(pool, middle, w.vector(TensorRole::MlpNorm), eps, m, normed);
             self.gradients(pool, product, ([Down], [&**dx]), gradient, adapter);
             self.gradients(pool, normed, ([Gate, Up], [gate, up]), gradient, adapter);
         }
-        let dw = self.own(gradient, [Role::MlpNorm]).map(|[dw]| dw);
-        rms_norm_backward(pool, middle, w.vector(Role::MlpNorm), eps, dnormed, dx, dw);
+        let dw = self.own(gradient, [TensorRole::MlpNorm]).map(|[dw]| dw);
+        rms_norm_backward(pool, middle, w.vector(TensorRole::MlpNorm), eps, dnormed, dx, dw);
     }
 
     fn attention_backward(
@@ -330,18 +330,18 @@ impl Layer {
         self.through(pool, Value, dv, dnormed, true, adapter);
         if gradient.is_some() && self.trains(&[Output, Query, Key, Value]) {
             fit(normed, dx.len());
-            rms_norm(pool, x, w.vector(Role::AttentionNorm), c.norm.eps, m, normed);
+            rms_norm(pool, x, w.vector(TensorRole::AttentionNorm), c.norm.eps, m, normed);
             self.gradients(pool, attended, ([Output], [&**dx]), gradient, adapter);
             let qkv = ([Query, Key, Value], [dq.as_slice(), dk, dv]);
             self.gradients(pool, normed, qkv, gradient, adapter);
             if c.attention.bias {
-                let bias = self.own(gradient, [Query, Key, Value].map(Role::Bias));
+                let bias = self.own(gradient, [Query, Key, Value].map(TensorRole::Bias));
                 for (db, dy) in bias.into_iter().flatten().zip([dq, dk, dv]) {
                     bias_gradient(pool, dy, db);
                 }
             }
         }
-        let dw = self.own(gradient, [Role::AttentionNorm]).map(|[dw]| dw);
-        rms_norm_backward(pool, x, w.vector(Role::AttentionNorm), c.norm.eps, dnormed, dx, dw);
+        let dw = self.own(gradient, [TensorRole::AttentionNorm]).map(|[dw]| dw);
+        rms_norm_backward(pool, x, w.vector(TensorRole::AttentionNorm), c.norm.eps, dnormed, dx, dw);
     }
 }

@@ -7,7 +7,7 @@ use crate::adapter::peft::{PROMPT, lora_name};
 use crate::config::ModelConfig;
 use crate::families::family::Form;
 use crate::families::named;
-use crate::spec::{Projection, Role};
+use crate::spec::{Projection, TensorRole};
 
 /// The name of the token embedding, which is also that of the output matrix when both are tied.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -103,7 +103,7 @@ impl ParameterLayout {
     }
 
     /// The name of a block's tensor.
-    pub(super) fn layer_name(config: &ModelConfig, layer: u32, role: Role) -> String {
+    pub(super) fn layer_name(config: &ModelConfig, layer: u32, role: TensorRole) -> String {
         let name = named(&config.architecture).tensor(role, Form::HuggingFace);
         format!("model.layers.{layer}.{name}")
     }

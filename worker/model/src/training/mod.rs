@@ -26,7 +26,7 @@ mod layer;
 mod untrained;
 
 pub use base::Base;
-pub use copies::{Bits, Held};
+pub use copies::{Bits, HeldValues};
 pub use dunlin_kernels::IGNORED;
 pub use error::TrainingError;
 pub use initialise::{initialise, initialise_adapter, load};

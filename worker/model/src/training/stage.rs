@@ -8,7 +8,7 @@ use dunlin_kernels::{
 };
 
 use super::base::Base;
-use super::copies::{Bits, Held};
+use super::copies::{Bits, HeldValues};
 use super::error::TrainingError;
 use super::head::{Goal, TrainedHead};
 use super::initialise::{initialise, initialise_adapter};
@@ -218,16 +218,16 @@ impl StageModel {
 
     /// Everything that is held of the parameters, and of weights that stay as they are: what computations read.
     #[must_use]
-    pub fn held(&self) -> Vec<Held<'_>> {
+    pub fn held(&self) -> Vec<HeldValues<'_>> {
         let mut held = Vec::new();
         match &self.first {
             Some(FirstRows::Embedding(values)) => {
-                held.push(Held::of(self.layout.range(EMBEDDING), Bits::Values(values)));
+                held.push(HeldValues::of(self.layout.range(EMBEDDING), Bits::Values(values)));
             }
             Some(FirstRows::Frozen { embedding, prompt }) => {
-                held.push(Held::frozen(Bits::Bytes(embedding.as_bytes())));
+                held.push(HeldValues::frozen(Bits::Bytes(embedding.as_bytes())));
                 if self.prompt_rows > 0 {
-                    held.push(Held::of(self.layout.range(PROMPT), Bits::Values(prompt)));
+                    held.push(HeldValues::of(self.layout.range(PROMPT), Bits::Values(prompt)));
                 }
             }
             None => {}

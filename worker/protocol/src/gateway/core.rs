@@ -11,7 +11,7 @@ use super::recovery::{Disturbance, Recovery};
 use super::routes::{NoWay, Routes};
 use super::session::{Phase, Session, SessionView};
 use super::shell::{Failure, GatewayConfig, GatewayEffect, Rejected, Submission};
-use crate::frame::{Attempt, Frame, Held, SessionId};
+use crate::frame::{Attempt, Frame, HeldSession, SessionId};
 use crate::sampling::FinishReason;
 
 /// Peers are compared this often.
@@ -262,7 +262,7 @@ impl GatewayCore {
         &mut self,
         peer: &PeerName,
         load: Load,
-        held: &[Held],
+        held: &[HeldSession],
         now_ms: u64,
         out: &mut Vec<GatewayEffect>,
     ) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dunlin_swarm::Position;
 
 use super::node::StageNode;
-use super::shell::{Computed, Destination, Output, StageEffect};
+use super::shell::{Computed, Output, Recipient, StageEffect};
 use crate::frame::{Attempt, Frame, Hop, RowData, SessionId};
 
 impl StageNode {
@@ -115,7 +115,7 @@ impl StageNode {
                 let finish = s.finish(token);
                 let (attempt, position) = (done.attempt, end);
                 let frame = Frame::Token { session, attempt, position, token, logprob, top, finish };
-                let gateway = Destination::Gateway(s.gateway.clone());
+                let gateway = Recipient::Gateway(s.gateway.clone());
                 if finish.is_none() {
                     let first = s.route[0].clone();
                     self.send(&first, frame.clone(), out);
@@ -154,7 +154,7 @@ impl StageNode {
         if before.peer == self.config.name {
             self.local.push_back(frame);
         } else {
-            out.push(StageEffect::Send { to: Destination::Upstream(before.peer), frame });
+            out.push(StageEffect::Send { to: Recipient::Upstream(before.peer), frame });
         }
     }
 }

@@ -15,5 +15,5 @@ pub use journal::Journal;
 pub use node::StageNode;
 pub use sender::Sender;
 pub use shell::{
-    Computed, Destination, Input, Job, Line, Output, SampleRequest, StageConfig, StageEffect, Urgency,
+    Computed, Input, Line, Output, Recipient, SampleRequest, StageConfig, StageEffect, StageJob, Urgency,
 };

@@ -8,8 +8,8 @@ use dunlin_swarm::{Layers, PeerName};
 
 use super::sender::Sender;
 use super::session::{Segment, Session};
-use super::shell::{Destination, StageConfig, StageEffect};
-use crate::frame::{Attempt, Frame, GatewayId, Held, Hop, Refusal, SessionId};
+use super::shell::{Recipient, StageConfig, StageEffect};
+use crate::frame::{Attempt, Frame, GatewayId, HeldSession, Hop, Refusal, SessionId};
 use crate::windows::Windows;
 
 /// An engine that has had no pages for the only session that has any for so many ticks will never have them.
@@ -122,11 +122,11 @@ impl StageNode {
 
     /// What it holds, by gateway.
     #[must_use]
-    pub fn held(&self) -> BTreeMap<GatewayId, Vec<Held>> {
-        let mut all: BTreeMap<GatewayId, Vec<Held>> = BTreeMap::new();
+    pub fn held(&self) -> BTreeMap<GatewayId, Vec<HeldSession>> {
+        let mut all: BTreeMap<GatewayId, Vec<HeldSession>> = BTreeMap::new();
         for (&session, s) in &self.sessions {
             let own = all.entry(s.gateway.clone()).or_default();
-            let held = |(&layers, g): (&Layers, &Segment)| Held {
+            let held = |(&layers, g): (&Layers, &Segment)| HeldSession {
                 session,
                 attempt: s.attempt,
                 layers,
@@ -311,7 +311,7 @@ impl StageNode {
         if hop.peer == self.config.name {
             self.local.push_back(frame);
         } else {
-            let to = Destination::Peer { name: hop.peer.clone(), addr: hop.addr.clone() };
+            let to = Recipient::Peer { name: hop.peer.clone(), addr: hop.addr.clone() };
             out.push(StageEffect::Send { to, frame });
         }
     }

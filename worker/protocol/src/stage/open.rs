@@ -1,9 +1,11 @@
 //! How a session begins on a stage, or begins again.
 
+use dunlin_swarm::PeerName;
+
 use super::node::StageNode;
 use super::session::{Segment, Session, counted_positions};
-use super::shell::{Destination, StageEffect};
-use crate::frame::{Frame, Open, Refusal};
+use super::shell::{Recipient, StageEffect};
+use crate::frame::{Frame, Open, Refusal, SessionId};
 
 impl StageNode {
     /// Rule: only a higher attempt changes anything; what is kept is cut to the first position to be received; a segment that cannot start
@@ -11,7 +13,7 @@ impl StageNode {
     pub(super) fn open(&mut self, open: Open, now_ms: u64, out: &mut Vec<StageEffect>) {
         let (session, index) = (open.session, open.index as usize);
         if let Err(reason) = self.check(&open) {
-            let gateway = Destination::Gateway(open.gateway.clone());
+            let gateway = Recipient::Gateway(open.gateway.clone());
             let frame = Frame::Refused { session, attempt: open.attempt, index: open.index, reason };
             out.push(StageEffect::Send { to: gateway, frame });
             return;
@@ -29,14 +31,7 @@ impl StageNode {
         let s = self.sessions.entry(session).or_insert_with(|| Session::new(&open));
         if open.attempt > s.attempt || s.segments.is_empty() {
             s.begin(&open);
-            let route = &s.route;
-            s.segments.retain(|&layers, _| {
-                let keep = route.iter().any(|hop| hop.peer == *me && hop.layers == layers);
-                if !keep {
-                    out.push(StageEffect::Free { session, layers });
-                }
-                keep
-            });
+            free_what_is_elsewhere_now(s, session, me, out);
         }
         s.used = self.uses;
         let hop = s.route[index].clone();
@@ -128,4 +123,21 @@ impl StageNode {
         }
         Ok(())
     }
+}
+
+/// Frees the segments of a session that its route has at other peers now.
+fn free_what_is_elsewhere_now(
+    s: &mut Session,
+    session: SessionId,
+    me: &PeerName,
+    out: &mut Vec<StageEffect>,
+) {
+    let route = &s.route;
+    s.segments.retain(|&layers, _| {
+        let keep = route.iter().any(|hop| hop.peer == *me && hop.layers == layers);
+        if !keep {
+            out.push(StageEffect::Free { session, layers });
+        }
+        keep
+    });
 }

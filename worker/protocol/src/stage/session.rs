@@ -7,7 +7,7 @@ use dunlin_swarm::limits::ROWS_BYTES_MAX;
 use dunlin_swarm::{Layers, Paging, Position};
 
 use super::journal::Journal;
-use super::shell::{Destination, Input, Job, Line, SampleRequest, StageEffect, Urgency};
+use super::shell::{Input, Line, Recipient, SampleRequest, StageEffect, StageJob, Urgency};
 use crate::frame::{Attempt, Frame, GatewayId, Hop, Open, Refusal, RowData, SessionId, WINDOW_ROWS};
 use crate::sampling::{FinishReason, SamplingParams};
 use crate::windows::Windows;
@@ -140,7 +140,7 @@ impl Session {
                 () if is_replay => Urgency::Replay,
                 () => Urgency::Prompt,
             };
-            out.push(StageEffect::Compute(Job {
+            out.push(StageEffect::Compute(StageJob {
                 session,
                 attempt,
                 layers,
@@ -197,7 +197,7 @@ impl Session {
         }
         self.refused = true;
         let frame = Frame::Refused { session, attempt: self.attempt, index: index as u32, reason };
-        out.push(StageEffect::Send { to: Destination::Gateway(self.gateway.clone()), frame });
+        out.push(StageEffect::Send { to: Recipient::Gateway(self.gateway.clone()), frame });
     }
 
     pub fn free_all(&self, session: SessionId, out: &mut Vec<StageEffect>) {

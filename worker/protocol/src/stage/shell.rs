@@ -34,7 +34,7 @@ pub struct StageConfig {
 
 /// Where a frame goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Destination {
+pub enum Recipient {
     /// To a peer, by a link of our own.
     Peer {
         /// Name of the peer.
@@ -90,7 +90,7 @@ pub struct SampleRequest {
 
 /// Work for the engine. Jobs of one segment are done in the order they were given.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Job {
+pub struct StageJob {
     /// Which session.
     pub session: SessionId,
     /// The attempt that it belongs to; a stage obeys the highest that it has seen.
@@ -156,12 +156,12 @@ pub enum StageEffect {
     /// Send a frame.
     Send {
         /// The gateway or peer that gets it.
-        to: Destination,
+        to: Recipient,
         /// The frame, as the session protocol has it.
         frame: Frame,
     },
     /// Give the engine a job.
-    Compute(Job),
+    Compute(StageJob),
     /// Forget the KV cache of positions from `to` on.
     Truncate {
         /// Which session.

@@ -6,11 +6,11 @@ pub type Step = u64;
 pub type Microbatch = u32;
 /// Which attempt at the steps that are open a microbatch is driven in: all of them are begun anew when a peer turns out to have computed with wrong values. Grows,
 /// also from one life of the conductor to the next.
-pub type Attempt = u64;
+pub type StepAttempt = u64;
 /// Attempts and rounds of one life of the conductor differ in so many low bits.
 pub const LIFE_BITS: u32 = 20;
 /// A key that a peer asks for: a microbatch of a step, in an attempt.
-pub type Claim = (Step, Microbatch, Attempt);
+pub type MicrobatchClaim = (Step, Microbatch, StepAttempt);
 /// Index of a stage in the pipeline.
 pub type StageId = u32;
 /// A set of tensors that one group of peers averages: the stage of that index; one past the last stage, the embedding that both ends hold.

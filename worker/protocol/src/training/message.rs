@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{Attempt, LIFE_BITS, Microbatch, ShardId, StageId, Step};
+use super::ids::{LIFE_BITS, Microbatch, ShardId, StageId, Step, StepAttempt};
 use super::mates::Mates;
 
 /// Somebody to talk to.
@@ -26,12 +26,12 @@ pub struct Hello {
     /// Version of the arithmetic that it computes with: others compute other bits.
     pub arithmetic: u32,
     /// What it does.
-    pub role: Role,
+    pub role: TrainingRole,
 }
 
 /// What a process does.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Role {
+pub enum TrainingRole {
     /// Computes a stage.
     Peer {
         /// What it has; `None` for a newcomer.
@@ -62,7 +62,7 @@ pub struct Held {
     /// It has that from others, and has made no update since: it is no witness of what the state should be.
     pub copied: bool,
     /// The attempt that its sums are of.
-    pub attempt: Attempt,
+    pub attempt: StepAttempt,
 }
 
 /// What the state of a stage is, as far as its peer can tell: parameters, and all that is kept beside them. Peers of a stage at one step have the same.
@@ -104,7 +104,7 @@ impl Held {
     /// Are its sums of an attempt that was given up when `other` was told to begin anew? What they contain may have been computed with wrong values.
     #[must_use]
     pub fn is_behind(&self, other: &Self) -> bool {
-        let life = |attempt: Attempt| attempt >> LIFE_BITS;
+        let life = |attempt: StepAttempt| attempt >> LIFE_BITS;
         let sums = self.sums.iter().any(|sums| !sums.is_empty());
         sums && self.attempt < other.attempt && life(self.attempt) == life(other.attempt)
     }
@@ -146,7 +146,7 @@ pub enum PeerReport {
         /// Its index within the step.
         microbatch: Microbatch,
         /// In which attempt it is driven.
-        attempt: Attempt,
+        attempt: StepAttempt,
     },
     /// I will not, after all.
     Released {
@@ -292,7 +292,7 @@ pub enum TrainerReport {
         /// Its index within the step.
         microbatch: Microbatch,
         /// The attempt that it was driven in; one of an earlier attempt counts nothing.
-        attempt: Attempt,
+        attempt: StepAttempt,
         /// Loss summed over tokens, for validation.
         loss: Option<f64>,
     },
@@ -303,7 +303,7 @@ pub enum TrainerReport {
         /// Its index within the step.
         microbatch: Microbatch,
         /// The attempt that it was driven in; one of an earlier attempt counts nothing.
-        attempt: Attempt,
+        attempt: StepAttempt,
         /// The peer that could not compute it.
         peer: PeerName,
         /// The peer that could.
@@ -318,7 +318,7 @@ pub enum TrainerReport {
         /// Its index within the step.
         microbatch: Microbatch,
         /// The attempt that it was driven in; one of an earlier attempt counts nothing.
-        attempt: Attempt,
+        attempt: StepAttempt,
         /// The peers that were asked.
         peers: Vec<PeerName>,
         /// What the last of them said: layer and operation.
@@ -328,7 +328,7 @@ pub enum TrainerReport {
 
 /// A stage to begin with: from a checkpoint, or from its initial values.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Load {
+pub struct StageStart {
     /// The stage to begin with.
     pub stage: StageId,
     /// The checkpoint's step; 0 without one means initial values.
@@ -363,7 +363,7 @@ pub enum ToPeer {
         granted: bool,
     },
     /// Begin with a stage.
-    Load(Load),
+    Load(StageStart),
     /// Get a stage's state from those that have it.
     Fetch(Fetch),
     /// Form the average of a shard.
@@ -408,7 +408,7 @@ pub enum ToPeer {
         /// The step whose sums are emptied.
         step: Step,
         /// The attempt that counts now.
-        attempt: Attempt,
+        attempt: StepAttempt,
     },
     /// What you compute or hold is not right: end, and begin anew as somebody else.
     Expelled {
@@ -440,7 +440,7 @@ pub enum ToTrainer {
         /// Forward only, for the loss.
         validation: bool,
         /// The attempt to drive it in. It comes back in the report and in claims.
-        attempt: Attempt,
+        attempt: StepAttempt,
     },
     /// The step is complete: what is left of it is of no use.
     Committed {

@@ -33,10 +33,10 @@ pub mod trainer;
 pub mod wiring;
 
 pub use conductor::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
-pub use ids::{AskId, Attempt, AverageId, Microbatch, ShardId, StageId, Step};
+pub use ids::{AskId, AverageId, Microbatch, ShardId, StageId, Step, StepAttempt};
 pub use message::{
-    Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, SaveFailure,
-    StateDigest, ToPeer, ToTrainer, TrainerReport,
+    Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Mate, PeerReport, SaveFailure, StageStart,
+    StateDigest, ToPeer, ToTrainer, TrainerReport, TrainingRole,
 };
 pub use peer::{Call, CallKind, Job, PeerConfig, PeerEffect, PeerNode, Refused, RequestId};
 pub use trainer::{CallId, CallOutcome, TrainerCore, TrainerEffect};

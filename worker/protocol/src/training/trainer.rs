@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{Attempt, Microbatch, StageId, Step};
+use super::ids::{Microbatch, StageId, Step, StepAttempt};
 use super::message::{Mate, ToTrainer, TrainerReport};
 use super::peer::{Call, CallKind};
 use super::speed::Speed;
@@ -90,7 +90,7 @@ pub struct TrainerCore {
 }
 
 struct Flight {
-    attempt: Attempt,
+    attempt: StepAttempt,
     validation: bool,
     stage: StageId,
     backward: bool,
@@ -108,7 +108,7 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(attempt: Attempt, validation: bool) -> Self {
+    fn new(attempt: StepAttempt, validation: bool) -> Self {
         Self {
             attempt,
             validation,

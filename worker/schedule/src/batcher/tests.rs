@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::stage::{Computed, Input, Job, Line, Output, Urgency};
+use dunlin_protocol::stage::{Computed, Input, Line, Output, StageJob, Urgency};
 use dunlin_protocol::{Refusal, SessionId, Windows};
 use dunlin_swarm::Layers;
 
@@ -59,8 +59,8 @@ fn batcher(pages: usize) -> (Batcher, Notes) {
     (Batcher::new(budget, 1, pages), Notes::default())
 }
 
-fn job(session: u64, start: u32, tokens: Vec<u32>) -> Job {
-    Job {
+fn job(session: u64, start: u32, tokens: Vec<u32>) -> StageJob {
+    StageJob {
         session: SessionId(session),
         attempt: 1,
         layers: LAYERS,

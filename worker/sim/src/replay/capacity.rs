@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::rebalance::{self, Fetching, Kind, Peer, Stage, View};
+use dunlin_planner::rebalance::{self, Fetching, MoveKind, Peer, PipelineStage, PipelineView};
 use dunlin_swarm::PeerName;
 
 use super::options::{Options, Policy};
@@ -14,7 +14,7 @@ use crate::serving::model::mix;
 pub(super) struct Swarm<'a> {
     options: &'a Options,
     seed: u64,
-    view: View,
+    view: PipelineView,
     /// When those that are there will be gone.
     until_ms: BTreeMap<PeerName, u64>,
     /// Where the steps' edges lie: their first one.
@@ -34,10 +34,13 @@ pub(super) fn run(options: &Options, lives: &[Life], seed: u64) -> Report {
     let mut swarm = Swarm {
         options,
         seed,
-        view: View {
+        view: PipelineView {
             now_ms: start_ms,
-            stages: vec![Stage { fetch_ms: options.download_ms, ..Stage::default() }; options.stages],
-            ..View::default()
+            stages: vec![
+                PipelineStage { fetch_ms: options.download_ms, ..PipelineStage::default() };
+                options.stages
+            ],
+            ..PipelineView::default()
         },
         until_ms: BTreeMap::new(),
         phase_ms: start_ms + mix(seed, 1) % options.step_ms,
@@ -210,13 +213,16 @@ impl Swarm<'_> {
             return;
         }
         self.view.averaging = !edge;
-        let policy = rebalance::Policy { step_ms: self.options.step_ms, ..rebalance::Policy::default() };
+        let policy = rebalance::RebalancePolicy {
+            step_ms: self.options.step_ms,
+            ..rebalance::RebalancePolicy::default()
+        };
         let plan = rebalance::rebalance(&self.view, &policy);
         for step in &plan.moves {
             match step.kind {
-                Kind::Join => self.report.joins += 1.0,
-                Kind::Switch | Kind::Cold | Kind::Swap => self.report.switches += 1.0,
-                Kind::Fetch { .. } => self.report.fetches += 1.0,
+                MoveKind::Join => self.report.joins += 1.0,
+                MoveKind::Switch | MoveKind::Cold | MoveKind::Swap => self.report.switches += 1.0,
+                MoveKind::Fetch { .. } => self.report.fetches += 1.0,
             }
         }
         self.view.carry_out(&plan);

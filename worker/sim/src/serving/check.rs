@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_protocol::frame::Held;
+use dunlin_protocol::frame::HeldSession;
 use dunlin_protocol::gateway::Failure;
 use dunlin_protocol::{Frame, GatewayId, SessionId, StageEffect};
 use dunlin_swarm::PeerName;
@@ -37,7 +37,7 @@ impl World {
     pub fn check_told(
         &mut self,
         name: &PeerName,
-        held: &BTreeMap<GatewayId, Vec<Held>>,
+        held: &BTreeMap<GatewayId, Vec<HeldSession>>,
         effects: &[StageEffect],
     ) {
         for effect in effects {

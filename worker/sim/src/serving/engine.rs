@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use dunlin_protocol::stage::{Computed, Input, Job, Output};
+use dunlin_protocol::stage::{Computed, Input, Output, StageJob};
 use dunlin_protocol::{Refusal, RowData, SessionId};
 use dunlin_schedule::{Batcher, PageTable, Part, Runner, Scheduler, SegmentKey};
 use dunlin_swarm::{Layers, Position};
@@ -20,7 +20,7 @@ const GONE: u64 = 0xdead;
 
 /// What an engine is told, in order.
 pub(super) enum Command {
-    Job(Job),
+    Job(StageJob),
     Truncate(SessionId, Layers, Position),
 }
 

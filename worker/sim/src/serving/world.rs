@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunlin_planner::shadow::shadows;
-use dunlin_planner::{Member, Wanted};
+use dunlin_planner::{LayoutGoal, Member};
 use dunlin_protocol::frame::Attempt;
 use dunlin_protocol::gateway::{Failure, Rejected, Submission};
 use dunlin_protocol::{
-    Destination, Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, SamplingParams, SessionId,
+    Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Recipient, SamplingParams, SessionId,
     StageConfig, StageEffect, StageNode,
 };
 use dunlin_swarm::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, ranges};
@@ -171,8 +171,11 @@ fn even(parts: u32) -> Vec<Layers> {
 
 /// Who of equal peers with these spans holds what for others, as the planner says: for each layer one, or nobody.
 fn planned_shadows(spans: &[Layers], one_each: bool) -> Vec<Vec<Layers>> {
-    let wanted =
-        Wanted { layer_bytes: vec![1; LAYERS as usize], shadows: usize::from(one_each), ..Wanted::default() };
+    let wanted = LayoutGoal {
+        layer_bytes: vec![1; LAYERS as usize],
+        shadows: usize::from(one_each),
+        ..LayoutGoal::default()
+    };
     let member = Member { room_bytes: u64::MAX, ..Member::default() };
     let had = vec![BTreeSet::new(); spans.len()];
     shadows(&wanted, &vec![&member; spans.len()], spans, &[], &had).layers.iter().map(ranges).collect()
@@ -381,13 +384,13 @@ impl World {
         for effect in effects {
             let command = match effect {
                 StageEffect::Send {
-                    to: Destination::Peer { name: other, .. } | Destination::Upstream(other),
+                    to: Recipient::Peer { name: other, .. } | Recipient::Upstream(other),
                     frame,
                 } => {
                     self.send(Who::Peer(name.clone()), Who::Peer(other), frame);
                     continue;
                 }
-                StageEffect::Send { to: Destination::Gateway(gateway), frame } => {
+                StageEffect::Send { to: Recipient::Gateway(gateway), frame } => {
                     let to = Who::Gateway(gateway.incarnation);
                     if let Frame::Refused { session, attempt, .. } = &frame {
                         self.refused.insert((name.clone(), *session, *attempt));

@@ -6,7 +6,7 @@ use dunlin_protocol::training::fetch::{FetchEvent, FetchId};
 use dunlin_protocol::training::reduce::ReduceEvent;
 use dunlin_protocol::training::serve::Wanted;
 use dunlin_protocol::training::{
-    AskId, AverageId, Call, CallId, Load, PeerReport, RequestId, StageId, Step, ToPeer, ToTrainer,
+    AskId, AverageId, Call, CallId, PeerReport, RequestId, StageId, StageStart, Step, ToPeer, ToTrainer,
     TrainerReport,
 };
 use dunlin_swarm::PeerName;
@@ -143,7 +143,7 @@ pub(super) enum Event {
     Loaded {
         peer: PeerName,
         fetch: FetchId,
-        load: Load,
+        load: StageStart,
     },
     Written {
         peer: PeerName,

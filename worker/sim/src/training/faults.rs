@@ -1,8 +1,8 @@
 //! What goes wrong.
 
 use dunlin_protocol::training::{
-    ConductorEvent, Contribution, Held, HeldSums, Hello, Mate, PeerReport, Phase, Role, StageId, StateDigest,
-    Step,
+    ConductorEvent, Contribution, Held, HeldSums, Hello, Mate, PeerReport, Phase, StageId, StateDigest, Step,
+    TrainingRole,
 };
 use dunlin_swarm::PeerName;
 
@@ -209,7 +209,7 @@ impl World {
             ..Held::default()
         };
         let me = Mate { name: name.clone(), addr: "nowhere".to_owned(), host: String::new() };
-        let role = Role::Peer { held: Some(held) };
+        let role = TrainingRole::Peer { held: Some(held) };
         self.conduct(ConductorEvent::Connected(Hello { me, arithmetic: ARITHMETIC, role }));
         let stream = self.count();
         self.accepted.insert(name.clone(), stream);

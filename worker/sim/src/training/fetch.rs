@@ -8,7 +8,7 @@ use std::ops::Range;
 use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::fetch::{FetchConfig, FetchEvent, FetchId, FetchWork, StageSize};
 use dunlin_protocol::training::serve::Wanted;
-use dunlin_protocol::training::{FetchFailure, Load, ShardId, StageId, Step};
+use dunlin_protocol::training::{FetchFailure, ShardId, StageId, StageStart, Step};
 use dunlin_swarm::PeerName;
 
 use super::events::{Event, Given};
@@ -132,8 +132,8 @@ impl World {
     }
 
     /// First values or a checkpoint are read.
-    pub(super) fn loaded(&mut self, name: &PeerName, id: FetchId, load: &Load) {
-        let &Load { stage, step, checkpoint } = load;
+    pub(super) fn loaded(&mut self, name: &PeerName, id: FetchId, load: &StageStart) {
+        let &StageStart { stage, step, checkpoint } = load;
         if checkpoint && self.damaged.contains(&step) {
             let (failure, why) = (FetchFailure::Damaged(step), "a wrong bit".to_owned());
             return self.fetch_event(name, FetchEvent::Failed(id, failure, why));

@@ -3,9 +3,9 @@
 //! A stream is first in, first out. When it breaks, what is on its way is lost, and each end learns of it in its own time. A client then
 //! connects again; nothing of an old stream arrives after the hello of a new one.
 
-use dunlin_planner::rebalance::Policy;
+use dunlin_planner::rebalance::RebalancePolicy;
 use dunlin_protocol::training::{
-    Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Load, Phase, Step, ToPeer,
+    Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase, StageStart, Step, ToPeer,
 };
 use dunlin_swarm::PeerName;
 
@@ -44,7 +44,7 @@ impl World {
             gather_ms: 3000,
             claim_ms_max: if script.is_some() { CLAIM_LONG_MS } else { 3000 },
             hand_over_ms: HAND_OVER_MS,
-            policy: Policy { cooldown_ms: self.scenario.cooldown_ms, ..Policy::default() },
+            policy: RebalancePolicy { cooldown_ms: self.scenario.cooldown_ms, ..RebalancePolicy::default() },
             fetch_ms: script.map_or(200, |s| s.fetch_ms),
             incarnation: self.life,
             arithmetic: ARITHMETIC,
@@ -225,7 +225,7 @@ impl World {
         for effect in effects {
             match effect {
                 ConductorEffect::ToPeer(name, message) => {
-                    if let ToPeer::Load(Load { step, checkpoint, .. }) = message {
+                    if let ToPeer::Load(StageStart { step, checkpoint, .. }) = message {
                         self.loads(step, checkpoint);
                         self.goes_back(step);
                     }

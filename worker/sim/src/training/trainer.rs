@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{
-    CallId, CallKind, CallOutcome, Hello, Mate, Role, ToTrainer, TrainerCore, TrainerEffect,
+    CallId, CallKind, CallOutcome, Hello, Mate, ToTrainer, TrainerCore, TrainerEffect, TrainingRole,
 };
 use dunlin_swarm::PeerName;
 
@@ -38,7 +38,7 @@ impl World {
         trainer.stream = Some(stream);
         trainer.core.connected(&mut out);
         let me = Mate { name: name.clone(), addr: name.to_string(), host: String::new() };
-        let role = Role::Trainer { data: String::new() };
+        let role = TrainingRole::Trainer { data: String::new() };
         self.up(name, Some(stream), Up::Hello(Hello { me, arithmetic: ARITHMETIC, role }));
         self.trainer_effects(name, out);
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dunlin_protocol::training::{Checkpoints, Step};
 use dunlin_train::Run;
-use dunlin_train::checkpoint::{CheckpointError, Claim, Destination, Owner, Scrutiny, Texts};
+use dunlin_train::checkpoint::{CheckpointError, Claim, ConductorLife, Destination, Scrutiny, Texts};
 use dunlin_train::config::Change;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -25,7 +25,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const WATCH: Duration = Duration::from_secs(10);
 
 /// What the conductor wants done.
-pub enum Order {
+pub enum KeeperOrder {
     /// The run makes steps: the destination is its own from now on.
     Claim,
     /// Find the newest checkpoint that is sound, reading all of it.
@@ -78,7 +78,7 @@ pub struct Opened {
 
 /// The conductor's side of the thread.
 pub struct Keeper {
-    orders: SyncSender<Order>,
+    orders: SyncSender<KeeperOrder>,
 }
 
 impl Keeper {
@@ -90,7 +90,7 @@ impl Keeper {
         destination: Destination,
         run: Arc<Run>,
         texts: Texts,
-        owner: Owner,
+        owner: ConductorLife,
         events: mpsc::Sender<Kept>,
     ) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(ORDERS_MAX);
@@ -101,7 +101,7 @@ impl Keeper {
     }
 
     /// Has something done.
-    pub fn give(&self, order: Order) {
+    pub fn give(&self, order: KeeperOrder) {
         if self.orders.try_send(order).is_err() {
             warn!("more is to be done with the destination of checkpoints than can wait");
         }
@@ -113,7 +113,7 @@ struct Worker {
     run: Arc<Run>,
     /// What goes beside the weights.
     texts: Arc<Texts>,
-    owner: Owner,
+    owner: ConductorLife,
     /// Once the destination is claimed.
     claim: Option<Claim>,
     events: mpsc::Sender<Kept>,
@@ -125,7 +125,7 @@ impl Worker {
         self.events.blocking_send(kept).is_ok()
     }
 
-    fn run(mut self, inbox: &Receiver<Order>) {
+    fn run(mut self, inbox: &Receiver<KeeperOrder>) {
         if !self.open() {
             return;
         }
@@ -210,9 +210,9 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, order: Order) -> bool {
+    fn obey(&mut self, order: KeeperOrder) -> bool {
         match order {
-            Order::Claim => match self.claimed().map(drop) {
+            KeeperOrder::Claim => match self.claimed().map(drop) {
                 Err(error) if error.is_refusal() => {
                     self.say(Kept::TakenOver(words(error)));
                     false
@@ -220,32 +220,32 @@ impl Worker {
                 // Before anything is written it is tried again.
                 _ => true,
             },
-            Order::Inspect => {
+            KeeperOrder::Inspect => {
                 let found = saved::find(&self.destination, Scrutiny::Digests);
                 self.say(Kept::Inspected(found.map(|found| found.checkpoints).map_err(words)))
             }
-            Order::Prepare => {
+            KeeperOrder::Prepare => {
                 let prepared = self.claimed().and_then(Claim::prepare);
                 self.told(prepared, Kept::Prepared)
             }
-            Order::Discard(step) => {
+            KeeperOrder::Discard(step) => {
                 if let Err(error) = self.claimed().and_then(|claim| claim.discard(step)) {
                     // It is done with the next preparation.
                     info!(step, "the files of an attempt stay for now: {}", words(error));
                 }
                 true
             }
-            Order::Seal(step, records, data) => {
+            KeeperOrder::Seal(step, records, data) => {
                 let (run, texts) = (Arc::clone(&self.run), Arc::clone(&self.texts));
                 let claim = self.claimed();
                 let sealed = claim.and_then(|claim| saved::seal(claim, step, &run, &texts, &data, &records));
                 self.told(sealed, |sealed| Kept::Sealed(step, sealed))
             }
-            Order::Confirm(step) => {
+            KeeperOrder::Confirm(step) => {
                 let confirmed = self.claimed().and_then(|claim| claim.confirm(step));
                 self.told(confirmed, |confirmed| Kept::Confirmed(step, confirmed))
             }
-            Order::End => {
+            KeeperOrder::End => {
                 if let Some(Err(error)) = self.claim.take().map(Claim::release) {
                     info!("the destination of checkpoints stays claimed: {}", words(error));
                 }

@@ -16,14 +16,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use dunlin_kernels::ARITHMETIC_VERSION;
-use dunlin_planner::rebalance::Policy;
+use dunlin_planner::rebalance::RebalancePolicy;
 use dunlin_protocol::training::{
-    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, Role, ToTrainer,
+    Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, ToTrainer, TrainingRole,
 };
 use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
-use dunlin_train::checkpoint::Owner;
+use dunlin_train::checkpoint::ConductorLife;
 use dunlin_wire::proto;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StreamId};
 use dunlin_wire::training::ToMember;
@@ -38,7 +38,7 @@ use crate::certificates::credentials;
 use crate::cli::ConductorArgs;
 use crate::exit::NeedsUser;
 use crate::health;
-use keeper::{Keeper, Kept, Opened, Order};
+use keeper::{Keeper, KeeperOrder, Kept, Opened};
 use record::{Record, lock};
 use streams::{Streams, Who};
 
@@ -85,7 +85,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         gather_ms: GATHER_MS,
         claim_ms_max: CLAIM_MS_MAX,
         hand_over_ms: DRAIN.as_millis() as u64,
-        policy: Policy::default(),
+        policy: RebalancePolicy::default(),
         fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
         incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
@@ -107,7 +107,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
     let keeper = match destination {
         None => None,
         Some(destination) => {
-            let owner = Owner::new(&args.process.name)?;
+            let owner = ConductorLife::new(&args.process.name)?;
             Some(Keeper::start(destination, Arc::clone(&run), texts, owner, kept_in)?)
         }
     };
@@ -232,7 +232,7 @@ impl Shell {
     /// Somebody is here. Dropping `sayer` ends the stream.
     fn opened(&mut self, id: StreamId, hello: Hello, sayer: mpsc::Sender<ToMember>) -> Result<(), String> {
         let name = hello.me.name.clone();
-        if let Role::Trainer { data } = &hello.role {
+        if let TrainingRole::Trainer { data } = &hello.role {
             let known = self.data.get_or_insert_with(|| data.clone()).clone();
             if known != *data {
                 let why = other_data(&name, data, &known);
@@ -242,8 +242,8 @@ impl Shell {
             }
         }
         let data = match &hello.role {
-            Role::Trainer { data } => Some(data.clone()),
-            Role::Peer { .. } => None,
+            TrainingRole::Trainer { data } => Some(data.clone()),
+            TrainingRole::Peer { .. } => None,
         };
         self.streams.opened(id, Who { name, data }, sayer);
         self.handle(ConductorEvent::Connected(hello));
@@ -294,7 +294,7 @@ impl Shell {
 
     /// The keeper of checkpoints ends first, if it can: a run that has none yet gives its place back.
     async fn end(&self, kept: &mut mpsc::Receiver<Kept>) {
-        self.order(Order::End);
+        self.order(KeeperOrder::End);
         let ended = async { while kept.recv().await.is_some_and(|kept| !matches!(kept, Kept::Ended)) {} };
         if timeout(END, ended).await.is_err() {
             info!("the destination of checkpoints does not answer");
@@ -344,7 +344,7 @@ impl Shell {
         }
     }
 
-    fn order(&self, order: Order) {
+    fn order(&self, order: KeeperOrder) {
         if let Some(keeper) = &self.keeper {
             keeper.give(order);
         }
@@ -363,17 +363,17 @@ impl Shell {
             }
             ConductorEffect::Committed(committed) => {
                 if !std::mem::replace(&mut self.claimed, true) {
-                    self.order(Order::Claim);
+                    self.order(KeeperOrder::Claim);
                 }
                 let tokens = self.run.config.tokens_per_step();
                 lock(&self.record).committed(&committed, tokens, self.started.elapsed());
             }
-            ConductorEffect::Inspect => self.order(Order::Inspect),
-            ConductorEffect::Discard { step } => self.order(Order::Discard(step)),
-            ConductorEffect::Prepare => self.order(Order::Prepare),
-            ConductorEffect::Confirm { step } => self.order(Order::Confirm(step)),
+            ConductorEffect::Inspect => self.order(KeeperOrder::Inspect),
+            ConductorEffect::Discard { step } => self.order(KeeperOrder::Discard(step)),
+            ConductorEffect::Prepare => self.order(KeeperOrder::Prepare),
+            ConductorEffect::Confirm { step } => self.order(KeeperOrder::Confirm(step)),
             ConductorEffect::Seal { step, records } => {
-                self.order(Order::Seal(step, records, self.data.clone().unwrap_or_default()));
+                self.order(KeeperOrder::Seal(step, records, self.data.clone().unwrap_or_default()));
             }
         }
         None

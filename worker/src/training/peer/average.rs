@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use super::super::values::{Clients, Fault};
 use super::alarm::Alarm;
 use super::clock::Clock;
-use super::engine::{Bench, Engine};
+use super::engine::{TrainingEngine, Workbench};
 
 /// The machine of an average says when a mate is lost.
 const UNLIMITED: Duration = Duration::MAX;
@@ -39,7 +39,7 @@ pub struct Exchange {
     /// Connections to mates.
     pub clients: Clients,
     /// The thread that has the sums.
-    pub engine: Engine,
+    pub engine: TrainingEngine,
     /// Who hears that memory has changed.
     pub alarm: Alarm,
     /// How gradients travel.
@@ -326,13 +326,13 @@ fn share(exchange: &Exchange, of: AverageId) -> BoxFuture<'static, Come> {
 
 /// The same, for mates: it is ordered from the engine before this returns.
 pub fn share_of(
-    engine: &Engine,
+    engine: &TrainingEngine,
     of: AverageId,
     alarm: &Alarm,
 ) -> impl Future<Output = Result<Share, String>> + use<> {
     let (share_in, share) = oneshot::channel();
     let alarm = alarm.clone();
-    engine.run(move |Bench { stage, pool }| {
+    engine.run(move |Workbench { stage, pool }| {
         let stage = stage.as_mut().filter(|stage| stage.step() == of.step);
         let share = stage.map(|stage| stage.share(pool, of.shard)).transpose();
         let share = share.map_err(|error| {
@@ -353,4 +353,4 @@ async fn next(mut stream: Box<Pieces>) -> Result<Option<(Bytes, Box<Pieces>)>, S
 }
 
 /// What was formed in the present step: of every shard the newest attempt.
-pub type Averages = BTreeMap<ShardId, (u64, Arc<Average>)>;
+pub type FormedAverages = BTreeMap<ShardId, (u64, Arc<Average>)>;

@@ -8,10 +8,10 @@ use dunlin_train::Stage;
 use tokio::sync::oneshot;
 
 /// Work on the stage, if there is one yet.
-type Work = Box<dyn FnOnce(&mut Bench) + Send>;
+type Work = Box<dyn FnOnce(&mut Workbench) + Send>;
 
 /// The stage and the threads that compute.
-pub struct Bench {
+pub struct Workbench {
     /// The stage that this peer holds, once it has one.
     pub stage: Option<Stage>,
     /// The threads of the kernels.
@@ -20,17 +20,17 @@ pub struct Bench {
 
 /// A handle of the thread; it ends with the last one.
 #[derive(Clone)]
-pub struct Engine(mpsc::Sender<Work>);
+pub struct TrainingEngine(mpsc::Sender<Work>);
 
 /// Ends when the thread does, which it does by itself only when work panics.
-pub type Ended = oneshot::Receiver<()>;
+pub type EngineEnd = oneshot::Receiver<()>;
 
-impl Engine {
+impl TrainingEngine {
     /// Starts the thread; `threads` compute.
     ///
     /// # Errors
     /// When there can be no more threads.
-    pub fn start(threads: usize) -> anyhow::Result<(Self, Ended)> {
+    pub fn start(threads: usize) -> anyhow::Result<(Self, EngineEnd)> {
         let (work_in, work) = mpsc::channel::<Work>();
         let (alive, ended) = oneshot::channel();
         std::thread::Builder::new()
@@ -38,7 +38,7 @@ impl Engine {
             .spawn(move || {
                 // Dropped with the thread's stack, however that ends.
                 let _alive: oneshot::Sender<()> = alive;
-                let mut bench = Bench { stage: None, pool: Pool::new(threads) };
+                let mut bench = Workbench { stage: None, pool: Pool::new(threads) };
                 for job in work {
                     job(&mut bench);
                 }
@@ -48,7 +48,7 @@ impl Engine {
     }
 
     /// Adds work. How much can be waiting is bounded by who asks: one call at a time, what the conductor wants, and as many pulls as are served at once.
-    pub fn run(&self, work: impl FnOnce(&mut Bench) + Send + 'static) {
+    pub fn run(&self, work: impl FnOnce(&mut Workbench) + Send + 'static) {
         // Whoever started the thread hears when it has ended.
         let _ = self.0.send(Box::new(work));
     }

@@ -4,7 +4,7 @@ use dunlin_protocol::training::fetch::FetchId;
 use dunlin_protocol::training::peer::Take;
 use dunlin_protocol::training::{AverageId, RequestId, StateDigest, Step};
 use dunlin_train::average::Average;
-use dunlin_train::stage::Computed;
+use dunlin_train::stage::ComputedCall;
 
 use super::super::values::Fault;
 use super::fetch::Outcome;
@@ -12,7 +12,7 @@ use super::fetch::Outcome;
 /// What happens to a peer.
 pub(super) enum Event {
     /// With the microseconds that it took.
-    Computed(RequestId, u64, Result<Computed, String>),
+    Computed(RequestId, u64, Result<ComputedCall, String>),
     Applied(Step, Result<StateDigest, String>),
     Added(Take, Result<(), String>),
     /// Memory has changed by itself.

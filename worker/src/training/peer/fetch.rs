@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use dunlin_protocol::training::fetch::{FetchConfig, FetchEvent, FetchId, FetchWork, StageSize};
-use dunlin_protocol::training::{FetchFailure, Load, StateDigest, Step};
+use dunlin_protocol::training::{FetchFailure, StageStart, StateDigest, Step};
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::{Run, Stage, root};
 use dunlin_wire::proto::pull_request::What;
@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::super::saved;
 use super::super::values::Clients;
-use super::engine::{Bench, Engine};
+use super::engine::{TrainingEngine, Workbench};
 use super::event::Event;
 use super::kept::Kept;
 use super::serve::root_of;
@@ -61,7 +61,7 @@ impl Drop for Begun {
 pub(super) struct Fetching {
     run: Arc<Run>,
     clients: Clients,
-    engine: Engine,
+    engine: TrainingEngine,
     events: mpsc::Sender<Event>,
     destination: Option<Destination>,
     begun: BTreeMap<FetchId, Begun>,
@@ -82,7 +82,7 @@ pub(super) fn config(run: &Run, updates_bytes_max: u64) -> FetchConfig {
 
 impl Fetching {
     /// Nothing is wanted yet.
-    pub fn new(run: Arc<Run>, clients: Clients, engine: Engine, events: mpsc::Sender<Event>) -> Self {
+    pub fn new(run: Arc<Run>, clients: Clients, engine: TrainingEngine, events: mpsc::Sender<Event>) -> Self {
         let destination = run.config.checkpoint.as_ref().map(|c| c.destination.clone());
         let (begun, got) = (BTreeMap::new(), BTreeMap::new());
         Self { run, clients, engine, events, destination, begun, got, kept: None }
@@ -206,7 +206,7 @@ impl Fetching {
     }
 
     /// First values or a checkpoint.
-    fn read(&mut self, id: FetchId, Load { stage, step, checkpoint }: Load) {
+    fn read(&mut self, id: FetchId, StageStart { stage, step, checkpoint }: StageStart) {
         let (run, destination) = (Arc::clone(&self.run), self.destination.clone());
         self.by_engine(id, move |bench| {
             let loaded = match destination.filter(|_| checkpoint) {
@@ -221,7 +221,7 @@ impl Fetching {
     /// The engine takes a state, with its root: others may get it from here.
     fn install(&mut self, id: FetchId, stage: u32, of: &[FetchId]) -> anyhow::Result<()> {
         let run = Arc::clone(&self.run);
-        let take = |bench: &mut Bench, stage: Stage| {
+        let take = |bench: &mut Workbench, stage: Stage| {
             let root = Some(root_of(&stage.snapshot(), &bench.pool));
             let at = Fetched::At(stage.step(), StateDigest { fingerprint: stage.fingerprint(), root });
             bench.stage = Some(stage);
@@ -288,7 +288,7 @@ impl Fetching {
     fn by_engine(
         &mut self,
         id: FetchId,
-        work: impl FnOnce(&mut Bench) -> Result<Fetched, Stopped> + Send + 'static,
+        work: impl FnOnce(&mut Workbench) -> Result<Fetched, Stopped> + Send + 'static,
     ) {
         let events = self.events.clone();
         self.engine.run(move |bench| {

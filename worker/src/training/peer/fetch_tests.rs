@@ -8,7 +8,7 @@ use dunlin_kernels::Pool;
 use dunlin_protocol::training::fetch::{FetchEffect, FetchEvent, Fetcher};
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{Fetch, Mate, StateDigest, Step};
-use dunlin_train::config::{ModelSource, TrainingConfig, model_config};
+use dunlin_train::config::{InitialModel, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::TrainStageService;
 use dunlin_wire::{Caller, LinksConfig, Role, proto};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::super::values::Clients;
 use super::clock::Clock;
-use super::engine::Engine;
+use super::engine::TrainingEngine;
 use super::event::Event;
 use super::fetch::{self, Fetching};
 use super::giving::{Giving, Order};
@@ -39,14 +39,14 @@ fn run() -> Arc<Run> {
         "optimizer": {"kind": "Sgd", "learningRate": 1e-3},
     });
     let config = TrainingConfig::from_json(&json.to_string()).unwrap();
-    let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
+    let InitialModel::Config(shape) = &config.model else { unreachable!("the model is above") };
     let model = model_config(shape, 256).unwrap();
     Arc::new(Run::new(config, model).unwrap())
 }
 
 /// A peer that makes updates when it is told to, and gives them to whoever asks.
 struct Maker {
-    engine: Engine,
+    engine: TrainingEngine,
     mate: Mate,
     values: usize,
     /// It gives as long as this is here.
@@ -56,7 +56,7 @@ struct Maker {
 impl Maker {
     async fn start(run: &Arc<Run>) -> Self {
         let stage = Stage::initial(run, 0, &Pool::new(1)).unwrap();
-        let (values, (engine, _)) = (stage.layout().len(), Engine::start(1).unwrap());
+        let (values, (engine, _)) = (stage.layout().len(), TrainingEngine::start(1).unwrap());
         engine.run(move |bench| bench.stage = Some(stage));
         let (stage_in, inbound) = mpsc::channel(16);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -100,7 +100,7 @@ impl Newcomer {
         let hello = proto::Hello { name: CALLER.to_owned(), ..proto::Hello::default() };
         let clients = Clients::new(LinksConfig::new(hello, None), CALL_BYTES);
         let (events_in, events) = mpsc::channel(16);
-        let (engine, _) = Engine::start(1).unwrap();
+        let (engine, _) = TrainingEngine::start(1).unwrap();
         let machine = Fetcher::new(fetch::config(run, updates_bytes_max));
         let fetching = Fetching::new(Arc::clone(run), clients, engine, events_in);
         Self { machine, clock: Clock::start(), fetching, events, ready: None }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::alarm::Alarm;
 use super::average::Averaging;
 use super::clock::Clock;
-use super::engine::Engine;
+use super::engine::TrainingEngine;
 use super::serve::{Pulled, Pulls, Served};
 
 /// What is said to it.
@@ -32,7 +32,7 @@ pub(super) struct Giving {
 
 impl Giving {
     /// Gives what the engine has of a stage to these.
-    pub fn new(engine: Engine, stage: StageId, mates: Mates) -> Self {
+    pub fn new(engine: TrainingEngine, stage: StageId, mates: Mates) -> Self {
         let (pulls, served) = Pulls::new(engine, Alarm::silent());
         let machine = Serving::new(ServeConfig::default());
         let mut giving = Self { machine, clock: Clock::start(), stage, pulls, served };

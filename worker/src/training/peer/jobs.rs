@@ -10,7 +10,7 @@ use dunlin_train::stage::Purpose;
 use tokio::time::Instant;
 
 use super::Peer;
-use super::engine::Bench;
+use super::engine::Workbench;
 use super::event::Event;
 use super::serve::root_of;
 
@@ -18,7 +18,7 @@ impl Peer {
     /// Work of the engine that ends with an event. Without a stage there is none to do.
     pub(super) fn with_stage(&self, work: impl FnOnce(&mut Stage, &Pool) -> Event + Send + 'static) {
         let events = self.events.clone();
-        self.engine.run(move |Bench { stage, pool }| {
+        self.engine.run(move |Workbench { stage, pool }| {
             if let Some(stage) = stage {
                 // The receiver is gone only when the process ends.
                 let _ = events.blocking_send(work(stage, pool));
@@ -57,7 +57,7 @@ impl Peer {
             }
             Job::Check => {
                 let alarm = self.alarm.clone();
-                self.engine.run(move |Bench { stage, pool }| {
+                self.engine.run(move |Workbench { stage, pool }| {
                     if let Some(Err(error)) = stage.as_mut().map(|stage| stage.check(pool)) {
                         alarm.raise_blocking(error.to_string());
                     }

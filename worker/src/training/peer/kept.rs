@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dunlin_protocol::training::Step;
-use dunlin_train::scratch::Scratch;
+use dunlin_train::scratch::ScratchFolder;
 use tokio::fs;
 
 use super::super::values::{from_bytes, to_bytes};
 
 /// A folder of updates. Dropped, it is removed.
 pub(super) struct Kept {
-    folder: Scratch,
+    folder: ScratchFolder,
     /// Files that were begun.
     files: AtomicU64,
 }
@@ -22,7 +22,7 @@ impl Kept {
     /// # Errors
     /// When there is nowhere to put it.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { folder: Scratch::new("updates")?, files: AtomicU64::new(0) })
+        Ok(Self { folder: ScratchFolder::new("updates")?, files: AtomicU64::new(0) })
     }
 
     /// Where the update of a step is.

@@ -8,7 +8,7 @@ use dunlin_kernels::Pool;
 use dunlin_kernels::gradient_sum::{to_f32, to_fixed};
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{AverageId, Mate};
-use dunlin_train::config::{GradientWire, ModelSource, TrainingConfig, model_config};
+use dunlin_train::config::{GradientWire, InitialModel, TrainingConfig, model_config};
 use dunlin_train::{Run, Stage};
 use dunlin_wire::train::TrainStageService;
 use dunlin_wire::{Caller, LinksConfig, proto};
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::super::values::Clients;
 use super::alarm::Alarm;
 use super::average::{self, Exchange};
-use super::engine::Engine;
+use super::engine::TrainingEngine;
 use super::giving::{Giving, Order};
 use super::{memory, server};
 
@@ -44,7 +44,7 @@ pub struct Options {
 
 /// What came of a round.
 #[derive(Clone, Copy, Debug)]
-pub struct Outcome {
+pub struct RoundOutcome {
     /// From the start of the round until this member held the average.
     pub seconds: f64,
     /// Of the bits of the average, the same for all members.
@@ -54,7 +54,7 @@ pub struct Outcome {
 }
 
 /// One of several processes that form averages.
-pub struct Member {
+pub struct AveragingMember {
     exchange: Exchange,
     /// Where averages go, so that others get their part of them.
     orders: mpsc::Sender<Order>,
@@ -66,7 +66,7 @@ pub struct Member {
     values: Vec<f32>,
 }
 
-impl Member {
+impl AveragingMember {
     /// Makes values of its own, and gives them to the others from then on.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Member {
         stage.add_sums(0, &sums)?;
         drop(sums);
         let count = stage.layout().len();
-        let (engine, _) = Engine::start(1)?;
+        let (engine, _) = TrainingEngine::start(1)?;
         engine.run(move |bench| bench.stage = Some(stage));
 
         let (stage_in, inbound) = mpsc::channel(256);
@@ -121,7 +121,7 @@ impl Member {
     ///
     /// # Errors
     /// When a member is gone or says something wrong.
-    pub async fn average(&mut self) -> anyhow::Result<Outcome> {
+    pub async fn average(&mut self) -> anyhow::Result<RoundOutcome> {
         self.round += 1;
         let id = AverageId { step: 0, shard: 0, round: self.round };
         let begin = Instant::now();
@@ -136,7 +136,7 @@ impl Member {
         let digest = average.values.iter().fold(0, fold);
         let error = error(&average.values, self.group.len());
         self.values = average.values;
-        Ok(Outcome { seconds, digest, error })
+        Ok(RoundOutcome { seconds, digest, error })
     }
 }
 
@@ -150,7 +150,7 @@ fn block(args: &Options) -> anyhow::Result<Run> {
         "wire": {"gradients": args.gradients},
     });
     let config = TrainingConfig::from_json(&config.to_string())?;
-    let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
+    let InitialModel::Config(shape) = &config.model else { unreachable!("the model is above") };
     let model = model_config(shape, 256)?;
     Ok(Run::new(config, model)?)
 }

@@ -52,7 +52,7 @@ mod tests {
             "optimizer": {"kind": "AdamW", "learningRate": 0.1},
         });
         let config = TrainingConfig::from_json(&json.to_string()).unwrap();
-        let dunlin_train::config::ModelSource::Config(shape) = &config.model else { unreachable!() };
+        let dunlin_train::config::InitialModel::Config(shape) = &config.model else { unreachable!() };
         let model = dunlin_train::config::model_config(shape, 256).unwrap();
         let run = Run::new(config, model).unwrap();
         let needed = run.stage_bytes_min(1);

@@ -47,7 +47,7 @@ use dunlin_swarm::timing::DRAIN;
 use dunlin_train::Run;
 use dunlin_train::checkpoint::Destination;
 use dunlin_train::scratch;
-use dunlin_train::stage::Computed;
+use dunlin_train::stage::ComputedCall;
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::proto;
 use dunlin_wire::train::{ConductorLinkEvent, StageInbound, TrainStageService, dial_conductor};
@@ -65,9 +65,9 @@ use crate::cli::TrainPeerArgs;
 use crate::exit::NeedsUser;
 use crate::health;
 use alarm::Alarm;
-use average::Averages;
+use average::FormedAverages;
 use clock::Clock;
-use engine::{Ended, Engine};
+use engine::{EngineEnd, TrainingEngine};
 use event::Event;
 use fetch::Fetching;
 use serve::{Pulled, Pulls, Served};
@@ -112,7 +112,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         calls_max,
         arithmetic: ARITHMETIC_VERSION,
     };
-    let (engine, ended) = Engine::start(args.threads)?;
+    let (engine, ended) = TrainingEngine::start(args.threads)?;
     let alarm = Alarm::new(events_in.clone());
     let clients = Clients::new(links, call_bytes_max);
     let (pulls, served) = Pulls::new(engine.clone(), alarm.clone());
@@ -132,7 +132,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         pulls,
         engine,
         alarm,
-        averages: Averages::new(),
+        averages: FormedAverages::new(),
         arrived: BTreeMap::new(),
         spare: BTreeMap::new(),
         calls: BTreeMap::new(),
@@ -161,7 +161,7 @@ struct Waiting {
     request: proto::ComputeRequest,
     reply: oneshot::Sender<proto::ComputeReply>,
     /// What was computed for it.
-    computed: Option<Computed>,
+    computed: Option<ComputedCall>,
 }
 
 struct Peer {
@@ -171,11 +171,11 @@ struct Peer {
     clock: Clock,
     run: Arc<Run>,
     clients: Clients,
-    engine: Engine,
+    engine: TrainingEngine,
     pulls: Pulls,
     alarm: Alarm,
     /// Averages of the present step.
-    averages: Averages,
+    averages: FormedAverages,
     /// Sums of mates that leave, until the engine adds them: of each mate those that came last.
     arrived: BTreeMap<PeerName, Vec<i64>>,
     /// Memory of averages that were applied, for the next ones.
@@ -201,7 +201,7 @@ impl Peer {
         mut link: mpsc::Receiver<ConductorLinkEvent>,
         mut events: mpsc::Receiver<Event>,
         mut questions: mpsc::Receiver<ControlRequest>,
-        (mut served, mut ended): (Served, Ended),
+        (mut served, mut ended): (Served, EngineEnd),
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut out = Vec::new();

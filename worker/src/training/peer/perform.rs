@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::super::saved;
 use super::average::{self, Exchange};
-use super::engine::Bench;
+use super::engine::Workbench;
 use super::event::Event;
 use super::{Peer, Waiting};
 
@@ -65,7 +65,7 @@ impl Peer {
             DriverEffect::Retire => {
                 // The last chance to say that what others got from here was not right.
                 let (events, alarm) = (self.events.clone(), self.alarm.clone());
-                self.engine.run(move |Bench { stage, pool }| {
+                self.engine.run(move |Workbench { stage, pool }| {
                     match stage.as_mut().map(|stage| stage.check(pool)) {
                         Some(Err(error)) => alarm.raise_blocking(error.to_string()),
                         _ => drop(events.blocking_send(Event::Sound)),

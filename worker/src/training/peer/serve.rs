@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::alarm::Alarm;
 use super::average::{Asking, Averaging, share_of};
-use super::engine::{Bench, Engine};
+use super::engine::{TrainingEngine, Workbench};
 use super::pieces::{index, refuse, send, send_bytes};
 
 /// Pulls that were served to the end.
@@ -53,7 +53,7 @@ pub struct Pulled {
 
 impl Pulls {
     /// Nobody asks yet. What comes of `Served` the driver has to hear.
-    pub fn new(engine: Engine, alarm: Alarm) -> (Self, Served) {
+    pub fn new(engine: TrainingEngine, alarm: Alarm) -> (Self, Served) {
         let (served_in, served) = mpsc::channel(PULLS_MAX);
         let pulls = Self {
             giver: Giver { engine, alarm },
@@ -148,7 +148,7 @@ impl Pulls {
             }
             Wanted::AllSums(step) => {
                 let alarm = giver.alarm.clone();
-                let sums = giver.ask(move |Bench { stage, pool }| {
+                let sums = giver.ask(move |Workbench { stage, pool }| {
                     let sums = stage.as_mut()?.sums(pool, step);
                     sums.inspect_err(|error| alarm.raise_blocking(error.to_string())).ok()?
                 });
@@ -204,7 +204,7 @@ fn wanted(what: What) -> Wanted {
 /// Gives mates what the engine has.
 #[derive(Clone)]
 struct Giver {
-    engine: Engine,
+    engine: TrainingEngine,
     alarm: Alarm,
 }
 
@@ -267,7 +267,7 @@ impl Giver {
     }
 
     /// What the engine says, when it gets to it.
-    fn ask<T: Send + 'static, Q: FnOnce(&mut Bench) -> T + Send + 'static>(
+    fn ask<T: Send + 'static, Q: FnOnce(&mut Workbench) -> T + Send + 'static>(
         &self,
         question: Q,
     ) -> impl Future<Output = Result<T, String>> + use<T, Q> {

@@ -10,14 +10,14 @@ use super::error::CheckpointError;
 use super::identity::Identity;
 use super::manifest::{FileRecord, StageRecord};
 use super::{tensors, texts};
-use crate::config::ModelSource;
+use crate::config::InitialModel;
 
 /// Names and bytes of the files beside the weights.
 pub(super) fn texts(
     shape: &AdapterShape,
     identity: Identity<'_>,
 ) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
-    let ModelSource::Checkpoint(base) = &identity.config.model else {
+    let InitialModel::Checkpoint(base) = &identity.config.model else {
         return Err(CheckpointError::Mismatch("an adapter of a model that is no file".to_owned()));
     };
     let json = peft::config_json(shape, identity.model, base);

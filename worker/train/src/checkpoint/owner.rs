@@ -27,7 +27,7 @@ const VERSION: u32 = 1;
 
 /// One life of a conductor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub struct ConductorLife {
     /// No other life has it.
     pub nonce: String,
     /// What people know it by.
@@ -36,7 +36,7 @@ pub struct Owner {
     pub since: String,
 }
 
-impl Owner {
+impl ConductorLife {
     /// A new life, of the process that people know by `name`.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ struct Record {
     identity: String,
     /// The run, as its owner has it.
     config: TrainingConfig,
-    owner: Owner,
+    owner: ConductorLife,
 }
 
 /// The right to write checkpoints of a run to its destination, as long as nobody else takes it.
@@ -84,8 +84,8 @@ impl Claim {
     pub fn take(
         destination: &Destination,
         config: &TrainingConfig,
-        owner: Owner,
-    ) -> Result<(Self, Option<Owner>), CheckpointError> {
+        owner: ConductorLife,
+    ) -> Result<(Self, Option<ConductorLife>), CheckpointError> {
         let before = Self::admit(destination, config)?;
         let identity = sha256(config.identity().to_string().as_bytes());
         let record = Record { version: VERSION, identity, config: config.clone(), owner };
@@ -102,7 +102,7 @@ impl Claim {
     pub fn admit(
         destination: &Destination,
         config: &TrainingConfig,
-    ) -> Result<Option<Owner>, CheckpointError> {
+    ) -> Result<Option<ConductorLife>, CheckpointError> {
         let Some(before) = read(destination)? else { return Ok(None) };
         let refused = config.changes_since(&before.config).refused;
         if refused.is_empty() {
@@ -113,7 +113,7 @@ impl Claim {
         if checkpoint.is_some() || !damaged.is_empty() {
             return Err(error);
         }
-        let Owner { name, since, .. } = before.owner;
+        let ConductorLife { name, since, .. } = before.owner;
         Err(CheckpointError::Refused(format!(
             "{error}. It has no checkpoint so far: if {name}, which came at {since}, no longer runs, remove {destination}/{FILE}"
         )))
@@ -149,7 +149,7 @@ impl Claim {
         match read(&self.destination)? {
             None => self.write(),
             Some(found) if found.owner.nonce == self.record.owner.nonce => Ok(()),
-            Some(Record { owner: Owner { name, since, .. }, .. }) => {
+            Some(Record { owner: ConductorLife { name, since, .. }, .. }) => {
                 Err(CheckpointError::TakenOver(format!(
                     "{name} has taken over {} at {since}: two runs had one checkpoint.destination, and the later one goes on from the newest \
                      checkpoint. For a run of its own choose another destination",

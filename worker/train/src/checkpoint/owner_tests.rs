@@ -5,7 +5,7 @@ use dunlin_kernels::ARITHMETIC_VERSION;
 use super::disk::Disk;
 use super::manifest::goes_on;
 use super::tests::{assert_whole, config, each_stage, identified, newest, replace, truncate, write};
-use super::{CheckpointError, Claim, Destination, Manifest, Owner, Scrutiny};
+use super::{CheckpointError, Claim, ConductorLife, Destination, Manifest, Scrutiny};
 use crate::config::TrainingConfig;
 use crate::testing::Folder;
 
@@ -17,7 +17,7 @@ fn claim(
 ) -> Result<Claim, CheckpointError> {
     let mut config = config();
     change(&mut config);
-    Claim::take(destination, &config, Owner::new(name).unwrap()).map(|(claim, _)| claim)
+    Claim::take(destination, &config, ConductorLife::new(name).unwrap()).map(|(claim, _)| claim)
 }
 
 #[test]

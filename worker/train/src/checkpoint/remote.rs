@@ -18,10 +18,10 @@ use super::manifest::{FileRecord, Manifest, StageRecord};
 use super::names::{FILE, folder, stage_files};
 use super::read::{Checkpoint, Latest, Scrutiny, check_bytes, files_of, newest_of};
 use super::tensor::TensorSpec;
-use super::write::{Stage, beside, make_manifest, write_stage};
+use super::write::{StageValues, beside, make_manifest, write_stage};
 use crate::config::TrainingConfig;
 use crate::optimizer::OptimizerState;
-use crate::scratch::Scratch;
+use crate::scratch::ScratchFolder;
 
 /// Name of the list of complete checkpoints.
 const LATEST: &str = "latest.json";
@@ -43,8 +43,9 @@ pub(super) struct Remote {
 }
 
 /// A folder of this machine that goes with its handle.
-fn scratch() -> Result<Scratch, CheckpointError> {
-    Scratch::new("checkpoint").map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
+fn scratch() -> Result<ScratchFolder, CheckpointError> {
+    ScratchFolder::new("checkpoint")
+        .map_err(|source| CheckpointError::Write { path: std::env::temp_dir(), source })
 }
 
 /// The name of a file of a step, below the place.
@@ -192,7 +193,11 @@ impl Remote {
         Ok(())
     }
 
-    pub(super) fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
+    pub(super) fn write_stage(
+        &self,
+        step: u64,
+        stage: &StageValues<'_>,
+    ) -> Result<StageRecord, CheckpointError> {
         let scratch = scratch()?;
         let record = write_stage(scratch.path(), step, stage)?;
         let made = folder(scratch.path(), step);

@@ -7,7 +7,7 @@ use super::manifest::{Manifest, StageRecord};
 use super::read::{Checkpoint, Latest, Scrutiny, latest, open};
 use super::remote::Remote;
 use super::tensor::TensorSpec;
-use super::write::{Stage, discard, retain, write_manifest, write_stage};
+use super::write::{StageValues, discard, retain, write_manifest, write_stage};
 use crate::config::TrainingConfig;
 use crate::optimizer::OptimizerState;
 
@@ -36,7 +36,7 @@ impl Destination {
     ///
     /// # Errors
     /// When tensors do not fit together or a file cannot be written.
-    pub fn write_stage(&self, step: u64, stage: &Stage<'_>) -> Result<StageRecord, CheckpointError> {
+    pub fn write_stage(&self, step: u64, stage: &StageValues<'_>) -> Result<StageRecord, CheckpointError> {
         match self.folder() {
             Some(path) => write_stage(path, step, stage),
             None => Remote::new(self)?.write_stage(step, stage),

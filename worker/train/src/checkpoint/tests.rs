@@ -7,10 +7,10 @@ use super::disk::Disk;
 use super::read::latest;
 use super::write::{retain, retain_on, write_manifest_on, write_stage_on};
 use super::{
-    Checkpoint, CheckpointError, Claim, Destination, EMBEDDING, Identity, Manifest, Owner, Scrutiny, Stage,
-    StageRecord, Tensor, TensorSpec, Texts, model,
+    Checkpoint, CheckpointError, Claim, ConductorLife, Destination, EMBEDDING, Identity, Manifest, Scrutiny,
+    StageRecord, StageValues, Tensor, TensorSpec, Texts, model,
 };
-use crate::config::{ModelSource, TrainingConfig, model_config};
+use crate::config::{InitialModel, TrainingConfig, model_config};
 use crate::testing::Folder;
 
 const LAYERS: u32 = 3;
@@ -25,7 +25,7 @@ pub(super) fn config() -> TrainingConfig {
 }
 
 fn model(config: &TrainingConfig) -> ModelConfig {
-    let ModelSource::Config(shape) = &config.model else { unreachable!() };
+    let InitialModel::Config(shape) = &config.model else { unreachable!() };
     model_config(shape, 256).unwrap()
 }
 
@@ -92,14 +92,14 @@ fn cuts(stages: u32) -> Vec<std::ops::Range<u32>> {
 pub(super) fn each_stage(
     step: u64,
     stages: u32,
-    put: impl Fn(&Stage<'_>) -> Result<StageRecord, CheckpointError>,
+    put: impl Fn(&StageValues<'_>) -> Result<StageRecord, CheckpointError>,
 ) -> Result<Vec<StageRecord>, CheckpointError> {
     let put_one = |(stage, layers): (usize, std::ops::Range<u32>)| {
         let (specs, _) = layout(layers.clone());
         let all: Vec<Vec<f32>> = (0..3).map(|slot| values(&specs, slot, step)).collect();
         let parameters = tensors(&specs, &all[0]);
         let slots = vec![tensors(&specs, &all[1]), tensors(&specs, &all[2])];
-        put(&Stage { adapter: false, stage: stage as u32, stages, layers, parameters, slots })
+        put(&StageValues { adapter: false, stage: stage as u32, stages, layers, parameters, slots })
     };
     cuts(stages).into_iter().enumerate().map(put_one).collect()
 }
@@ -341,7 +341,7 @@ fn stages_that_do_not_fit_together_make_no_checkpoint() {
     let folder = Folder::new();
     let (specs, _) = layout(0..1);
     let all = values(&specs, 0, 1);
-    let stage = |slots| Stage {
+    let stage = |slots| StageValues {
         adapter: false,
         stage: 0,
         stages: 1,
@@ -384,7 +384,7 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
         serde_json::from_value(serde_json::json!({"s3": s3, "credentials": credentials})).unwrap()
     };
     let bucket = place("checkpoints", "runs/tiny", None);
-    let mut claim = Claim::take(&bucket, &config(), Owner::new("a test").unwrap()).unwrap().0;
+    let mut claim = Claim::take(&bucket, &config(), ConductorLife::new("a test").unwrap()).unwrap().0;
     let mut save = |step: u64, stages: u32, keep: usize| {
         let records = each_stage(step, stages, |stage| bucket.write_stage(step, stage)).unwrap();
         let removed = identified(step, |identity| claim.seal(identity, records, keep)).unwrap().1;
@@ -417,11 +417,11 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
     claim.prepare().unwrap();
     assert!(newest() == Some(30) && read(30, 1));
     // The next life takes it, and another run does not.
-    Claim::take(&bucket, &config(), Owner::new("another").unwrap()).unwrap();
+    Claim::take(&bucket, &config(), ConductorLife::new("another").unwrap()).unwrap();
     assert!(matches!(claim.check(), Err(CheckpointError::TakenOver(_))));
     let mut other = config();
     other.seed += 1;
-    let refused = Claim::take(&bucket, &other, Owner::new("another").unwrap()).err().unwrap();
+    let refused = Claim::take(&bucket, &other, ConductorLife::new("another").unwrap()).err().unwrap();
     assert!(refused.to_string().contains("seed was 9"), "{refused}");
 
     let keys = Folder::new();
@@ -430,7 +430,7 @@ fn s3_keeps_checkpoints_as_a_folder_does() {
     let error = |destination: Destination| {
         let read = destination.latest(Scrutiny::Lengths).unwrap_err();
         let said = |error: CheckpointError| std::error::Error::source(&error).unwrap().to_string();
-        let claimed = Claim::take(&destination, &config(), Owner::new("a test").unwrap());
+        let claimed = Claim::take(&destination, &config(), ConductorLife::new("a test").unwrap());
         (said(read), said(claimed.err().unwrap()))
     };
     let (read, claimed) = error(place("checkpoints", "runs/tiny", Some(keys.path())));

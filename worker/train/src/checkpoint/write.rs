@@ -25,7 +25,7 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// A stage at one step.
 #[derive(Clone, Debug)]
-pub struct Stage<'a> {
+pub struct StageValues<'a> {
     /// Its tensors are of an adapter, not of a model.
     pub adapter: bool,
     /// Index of the stage in the pipeline, from 0.
@@ -40,7 +40,7 @@ pub struct Stage<'a> {
     pub slots: Vec<Vec<Tensor<'a>>>,
 }
 
-impl Stage<'_> {
+impl StageValues<'_> {
     /// What [`Destination::write_stage`](super::Destination::write_stage) would say of this, without writing anything.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ pub(super) fn discard(destination: &Path, step: u64) -> Result<(), CheckpointErr
 pub(super) fn write_stage(
     destination: &Path,
     step: u64,
-    stage: &Stage<'_>,
+    stage: &StageValues<'_>,
 ) -> Result<StageRecord, CheckpointError> {
     write_stage_on(&Disk::default(), destination, step, stage)
 }
@@ -115,7 +115,7 @@ pub(super) fn write_stage_on(
     disk: &Disk,
     destination: &Path,
     step: u64,
-    stage: &Stage<'_>,
+    stage: &StageValues<'_>,
 ) -> Result<StageRecord, CheckpointError> {
     let folder = folder(destination, step);
     disk.make(&folder)?;

@@ -12,7 +12,7 @@ use dunlin_swarm::run::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::model::ModelSource;
+use super::model::InitialModel;
 use super::schema::{DataConfig, TrainingConfig};
 use crate::checkpoint::Destination;
 use crate::optimizer::Optimizer;
@@ -55,7 +55,7 @@ pub struct Changes {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Bound<'a> {
-    model: &'a ModelSource,
+    model: &'a InitialModel,
     adapter: &'a Option<AdapterShape>,
     data: DataConfig,
     sequence_length: usize,

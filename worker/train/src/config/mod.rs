@@ -14,5 +14,5 @@ pub use dunlin_swarm::run::{
     OptimizerSpec, PromptShape, ScheduleKind, ScheduleSpec, ValidationSpec, WireSpec,
 };
 pub use error::ConfigError;
-pub use model::{ModelSource, model_config};
+pub use model::{InitialModel, model_config};
 pub use schema::{DataConfig, TokenizerConfig, TrainingConfig};

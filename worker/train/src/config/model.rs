@@ -12,7 +12,7 @@ use super::error::ConfigError;
 /// What is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum ModelSource {
+pub enum InitialModel {
     /// A shape; weights are random.
     Config(ModelShape),
     /// A folder with `config.json` and safetensors, or the URL of one; its weights are where training begins. Under an adapter, a GGUF file as

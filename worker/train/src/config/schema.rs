@@ -8,7 +8,7 @@ use dunlin_swarm::run::{self, CheckpointSpec, OptimizerSpec, ValidationSpec, Wir
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
-use super::model::ModelSource;
+use super::model::InitialModel;
 use super::strict::strict;
 use crate::checkpoint::Destination;
 
@@ -18,7 +18,7 @@ use crate::checkpoint::Destination;
 pub struct TrainingConfig {
     /// What is trained.
     #[serde(deserialize_with = "strict")]
-    pub model: ModelSource,
+    pub model: InitialModel,
     /// What is trained beside the model, which stays as it is then; all of the model, if not there.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "strict")]
     pub adapter: Option<AdapterShape>,
@@ -111,8 +111,8 @@ impl TrainingConfig {
     #[must_use]
     pub fn tokenizer(&self) -> TokenizerConfig {
         let model = match &self.model {
-            ModelSource::Config(_) => None,
-            ModelSource::Checkpoint(place) => Some(place),
+            InitialModel::Config(_) => None,
+            InitialModel::Checkpoint(place) => Some(place),
         };
         match (&self.data.tokenizer, model) {
             (None, None) => TokenizerConfig::Bytes,

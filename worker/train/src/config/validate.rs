@@ -10,7 +10,7 @@ use dunlin_swarm::limits::{
 use dunlin_swarm::run::OptimizerSpec;
 
 use super::error::ConfigError;
-use super::model::{ModelSource, model_config};
+use super::model::{InitialModel, model_config};
 use super::schema::{DataConfig, TokenizerConfig, TrainingConfig};
 
 const BYTE_TOKENS: usize = 256;
@@ -85,7 +85,7 @@ impl TrainingConfig {
     fn validate_model(&self) -> Result<(), ConfigError> {
         within("stages", self.stages, 1, 4096)?;
         match &self.model {
-            ModelSource::Config(shape) => {
+            InitialModel::Config(shape) => {
                 let tokens = match self.tokenizer() {
                     TokenizerConfig::Bytes => BYTE_TOKENS,
                     TokenizerConfig::Model => {
@@ -116,10 +116,10 @@ impl TrainingConfig {
                 }
                 Ok(())
             }
-            ModelSource::Checkpoint(place) if place.is_empty() => {
+            InitialModel::Checkpoint(place) if place.is_empty() => {
                 wrong("model.checkpoint", "is empty; use the folder or URL of a model")
             }
-            ModelSource::Checkpoint(_) => Ok(()),
+            InitialModel::Checkpoint(_) => Ok(()),
         }
     }
 }
@@ -127,7 +127,7 @@ impl TrainingConfig {
 impl TrainingConfig {
     fn validate_adapter(&self) -> Result<(), ConfigError> {
         let Some(adapter) = &self.adapter else { return Ok(()) };
-        if matches!(self.model, ModelSource::Config(_)) {
+        if matches!(self.model, InitialModel::Config(_)) {
             return wrong(
                 "adapter",
                 "is for a model that stays as it is; say model.checkpoint, not model.config",

@@ -9,7 +9,7 @@ use super::{Purpose, Stage};
 use crate::average::tests::form;
 use crate::average::{Average, part};
 use crate::codec::Codec;
-use crate::config::{ModelSource, TrainingConfig, model_config};
+use crate::config::{InitialModel, TrainingConfig, model_config};
 use crate::run::Run;
 
 /// Two stages of one block, with one embedding.
@@ -27,7 +27,7 @@ fn run_with(activations: &str, gradients: &str, delayed_updates: bool) -> Arc<Ru
         "wire": {"activations": activations, "gradients": gradients},
     });
     let config = TrainingConfig::from_json(&config.to_string()).unwrap();
-    let ModelSource::Config(shape) = &config.model else { unreachable!("the model is above") };
+    let InitialModel::Config(shape) = &config.model else { unreachable!("the model is above") };
     let model = model_config(shape, 256).unwrap();
     Arc::new(Run::new(config, model).unwrap())
 }

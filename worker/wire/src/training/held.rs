@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::training::{Contribution, Held, HeldSums, Hello, Role, ShardId, StateDigest};
+use dunlin_protocol::training::{Contribution, Held, HeldSums, Hello, ShardId, StateDigest, TrainingRole};
 use dunlin_swarm::limits::MICROBATCHES_MAX;
 
 use super::check::{MessageError, OPEN_STEPS_MAX, STAGES_MAX, TENSORS_MAX, digest, list, need, short};
@@ -11,8 +11,10 @@ use crate::proto::training as wire;
 
 pub(super) fn hello_to_wire(Hello { me, arithmetic, role }: Hello) -> wire::Hello {
     let role = match role {
-        Role::Peer { held } => wire::hello::Role::Peer(wire::PeerRole { held: held.map(held_to_wire) }),
-        Role::Trainer { data } => wire::hello::Role::Trainer(wire::TrainerRole { data }),
+        TrainingRole::Peer { held } => {
+            wire::hello::Role::Peer(wire::PeerRole { held: held.map(held_to_wire) })
+        }
+        TrainingRole::Trainer { data } => wire::hello::Role::Trainer(wire::TrainerRole { data }),
     };
     wire::Hello { me: Some(mate_to_wire(me)), arithmetic, role: Some(role) }
 }
@@ -22,9 +24,11 @@ pub(super) fn hello_from_wire(hello: wire::Hello) -> Result<Hello, MessageError>
         me: mate_from_wire(need(hello.me, "hello.me")?)?,
         arithmetic: hello.arithmetic,
         role: match need(hello.role, "hello.role")? {
-            wire::hello::Role::Peer(peer) => Role::Peer { held: peer.held.map(held_from_wire).transpose()? },
+            wire::hello::Role::Peer(peer) => {
+                TrainingRole::Peer { held: peer.held.map(held_from_wire).transpose()? }
+            }
             wire::hello::Role::Trainer(trainer) => {
-                Role::Trainer { data: short(trainer.data, "hello.trainer.data")? }
+                TrainingRole::Trainer { data: short(trainer.data, "hello.trainer.data")? }
             }
         },
     })

@@ -1,6 +1,6 @@
 //! What a peer is told.
 
-use dunlin_protocol::training::{Fetch, Load, ToPeer};
+use dunlin_protocol::training::{Fetch, StageStart, ToPeer};
 
 use super::check::{MessageError, need, text};
 use super::held::{contributions_from_wire, contributions_to_wire};
@@ -13,7 +13,9 @@ use wire::to_peer::What;
 pub(super) fn to_wire(order: ToPeer) -> wire::ToPeer {
     let what = match order {
         ToPeer::Grant { step, microbatch, granted } => What::Grant(wire::Grant { step, microbatch, granted }),
-        ToPeer::Load(Load { stage, step, checkpoint }) => What::Load(wire::Load { stage, step, checkpoint }),
+        ToPeer::Load(StageStart { stage, step, checkpoint }) => {
+            What::Load(wire::Load { stage, step, checkpoint })
+        }
         ToPeer::Fetch(Fetch { stage, step, mates, whole }) => {
             What::Fetch(wire::Fetch { stage, step, mates: list_to_wire(mates), whole })
         }
@@ -38,7 +40,9 @@ pub(super) fn to_wire(order: ToPeer) -> wire::ToPeer {
 pub(super) fn from_wire(order: wire::ToPeer) -> Result<ToPeer, MessageError> {
     Ok(match need(order.what, "to_peer.what")? {
         What::Grant(wire::Grant { step, microbatch, granted }) => ToPeer::Grant { step, microbatch, granted },
-        What::Load(wire::Load { stage, step, checkpoint }) => ToPeer::Load(Load { stage, step, checkpoint }),
+        What::Load(wire::Load { stage, step, checkpoint }) => {
+            ToPeer::Load(StageStart { stage, step, checkpoint })
+        }
         What::Fetch(fetch) => ToPeer::Fetch(Fetch {
             stage: fetch.stage,
             step: fetch.step,

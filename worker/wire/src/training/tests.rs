@@ -3,8 +3,8 @@
 
 use dunlin_protocol::training::mates::Mates;
 use dunlin_protocol::training::{
-    Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, SaveFailure,
-    StateDigest, ToPeer, ToTrainer, TrainerReport,
+    Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Mate, PeerReport, SaveFailure, StageStart,
+    StateDigest, ToPeer, ToTrainer, TrainerReport, TrainingRole,
 };
 use dunlin_swarm::PeerName;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -82,8 +82,8 @@ prop_compose! {
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
-    let peer = option::of(held()).prop_map(|held| Role::Peer { held });
-    let role = prop_oneof![peer, "[0-9a-f]{0,64}".prop_map(|data| Role::Trainer { data })];
+    let peer = option::of(held()).prop_map(|held| TrainingRole::Peer { held });
+    let role = prop_oneof![peer, "[0-9a-f]{0,64}".prop_map(|data| TrainingRole::Trainer { data })];
     (mate(), short(), role).prop_map(|(me, arithmetic, role)| Hello { me, arithmetic, role })
 }
 
@@ -160,7 +160,7 @@ fn to_peer() -> impl Strategy<Value = ToPeer> {
             microbatch,
             granted
         }),
-        (short(), long(), any::<bool>()).prop_map(|(stage, step, checkpoint)| ToPeer::Load(Load {
+        (short(), long(), any::<bool>()).prop_map(|(stage, step, checkpoint)| ToPeer::Load(StageStart {
             stage,
             step,
             checkpoint

@@ -90,7 +90,7 @@ fn a_swarm_that_serves() {
         pod("m-gateway-1", "gateway", "n4"),
         pod("m-gateway-2", "gateway", "n4"),
     ];
-    let view = View::Serving(serving::view(&swarm(true), Some(&topology(30)), Some(&pods), &said));
+    let view = StatusView::Serving(serving::view(&swarm(true), Some(&topology(30)), Some(&pods), &said));
     let expected = "\
 inferenceswarm/m in default: Ready, below plan (2 of 3 peers ready)
 model smol, plan 5: 30 layers, 30 held, 20 with shadows
@@ -123,7 +123,7 @@ fn a_swarm_before_its_first_plan() {
         ..swarm(false)
     };
     let pods = [PodFacts { ready: false, ..pod("m-spot-0", "stage", "n1") }];
-    let view = View::Serving(serving::view(&object, None, Some(&pods), &Said::default()));
+    let view = StatusView::Serving(serving::view(&object, None, Some(&pods), &Said::default()));
     let expected = "\
 inferenceswarm/m in default: not Ready (WaitingForPeers, 0 of 3 peers ready)
 model smol, plan 4: layers not known yet
@@ -137,7 +137,8 @@ m-spot-0  n1    spot  spot  not ready  -
 
 #[test]
 fn without_the_right_to_pods_the_object_and_the_plan_are_shown() {
-    let mut view = View::Serving(serving::view(&swarm(true), Some(&topology(30)), None, &Said::default()));
+    let mut view =
+        StatusView::Serving(serving::view(&swarm(true), Some(&topology(30)), None, &Said::default()));
     let why = "you may not list pods in namespace default: you need a Role or ClusterRole with the verb list on pods";
     view.head_mut().unread = vec![why.to_owned()];
     let text = plain(&render(&view));
@@ -151,7 +152,7 @@ fn without_the_right_to_pods_the_object_and_the_plan_are_shown() {
 
 #[test]
 fn with_many_layers_a_character_stands_for_several() {
-    let view = View::Serving(serving::view(
+    let view = StatusView::Serving(serving::view(
         &swarm(true),
         Some(&topology(120)),
         Some(&[pod("m-spot-0", "stage", "n1")]),
@@ -195,7 +196,7 @@ fn a_swarm_that_trains() {
         pod("t-spot-c", "train-peer", "n3"),
         pod("t-conductor", "conductor", "n4"),
     ];
-    let view = View::Training(training::view(&object, &pods, Some(Ok(page))));
+    let view = StatusView::Training(training::view(&object, &pods, Some(Ok(page))));
     let expected = "\
 trainingswarm/t in lab: Ready (Training, updates are being made)
 step 40 of 100, loss 2.3457, tokens/s 1234

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::machines::averages::Outcome;
-use super::machines::peer::{PeerState, Place};
+use super::machines::averages::AveragingOutcome;
+use super::machines::peer::{PeerRecord, Place};
 use super::machines::usual::Task;
 use super::turn::Turn;
 use super::{Committed, Conductor, ConductorEffect, Phase};
@@ -48,7 +48,7 @@ impl Conductor {
     /// With delayed updates the averages of a step begin as soon as the step before is decided. Whoever waited for that, and gets the update that
     /// it missed, takes part all the same: there is time, as the microbatches of the next step are being done.
     pub(super) fn nearly_there(&self, now_ms: u64, stage: StageId) -> bool {
-        let comes = |p: &PeerState| p.place == Place::Fetching { stage } && p.step + 1 == self.work.step();
+        let comes = |p: &PeerRecord| p.place == Place::Fetching { stage } && p.step + 1 == self.work.step();
         self.config.delayed_updates
             && self.measured.is_after_edge(now_ms, NEWCOMERS_MS_MIN)
             && self.peers.any(comes)
@@ -102,16 +102,16 @@ impl Conductor {
             format!("{} hold different averages of step {step}", names.join(" and "))
         };
         match self.averages.outcome(|name| self.peers.host(name)) {
-            Outcome::Open => {}
-            Outcome::Complete(squares) => self.commit(turn, &squares),
-            Outcome::Odd(names) => {
+            AveragingOutcome::Open => {}
+            AveragingOutcome::Complete(squares) => self.commit(turn, &squares),
+            AveragingOutcome::Odd(names) => {
                 self.expel(turn, names, &format!("its average of step {step} is not that of most others"));
             }
-            Outcome::Again(shard, names) => {
+            AveragingOutcome::Again(shard, names) => {
                 turn.note(format!("{}: they are formed once more", differ(&names)));
                 self.form_anew(turn, shard);
             }
-            Outcome::Tied(names) => self.tied(turn, &differ(&names)),
+            AveragingOutcome::Tied(names) => self.tied(turn, &differ(&names)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use dunlin_swarm::PeerName;
 
-use super::machines::peer::{PeerState, Place};
+use super::machines::peer::{PeerRecord, Place};
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
@@ -22,7 +22,7 @@ impl Conductor {
 
     /// Those whose time is nearly up.
     pub(super) fn leave_in_time(&mut self, turn: &mut Turn<'_>) {
-        let due = |p: &PeerState| {
+        let due = |p: &PeerRecord| {
             !p.leaving && p.doomed_ms.is_some_and(|at| turn.now_ms + self.config.hand_over_ms >= at)
         };
         for name in self.peers.those(due) {

@@ -41,14 +41,14 @@ use std::sync::Arc;
 use dunlin_swarm::PeerName;
 
 use super::ids::{LIFE_BITS, Step};
-use super::message::{Hello, PeerReport, Role, ToPeer, ToTrainer};
+use super::message::{Hello, PeerReport, ToPeer, ToTrainer, TrainingRole};
 use machines::averages::Averages;
 use machines::doubts::Doubts;
 use machines::gathering::Gathering;
 use machines::measured::Measured;
 use machines::membership::Membership;
-use machines::saving::{Answer, Saving};
-use machines::trust::{Standing, Trust};
+use machines::saving::{Saving, WriterOutcome};
+use machines::trust::{PeerTrust, Standing};
 use machines::usual::Usual;
 use machines::work::Work;
 pub use shell::{
@@ -69,7 +69,7 @@ pub struct Conductor {
     suspend: bool,
     measured: Measured,
     usual: Usual,
-    trust: Trust,
+    trust: PeerTrust,
     doubts: Doubts,
 }
 
@@ -88,7 +88,7 @@ impl Conductor {
             suspend: false,
             measured: Measured::new(config.stages, config.fetch_ms),
             usual: Usual::default(),
-            trust: Trust::default(),
+            trust: PeerTrust::default(),
             doubts: Doubts::default(),
             config,
         }
@@ -187,20 +187,20 @@ impl Conductor {
         if let Some(why) = self.why_not(&hello) {
             turn.note(format!("{name} is turned away: {why}"));
             match hello.role {
-                Role::Peer { .. } => turn.tell(&name, ToPeer::Expelled { why }),
-                Role::Trainer { .. } => turn.tell_trainer(&name, ToTrainer::Refused { why }),
+                TrainingRole::Peer { .. } => turn.tell(&name, ToPeer::Expelled { why }),
+                TrainingRole::Trainer { .. } => turn.tell_trainer(&name, ToTrainer::Refused { why }),
             }
             turn.drop_stream(&name);
             return;
         }
         let held = self.believable(&hello);
         match hello.role {
-            Role::Trainer { .. } => {
+            TrainingRole::Trainer { .. } => {
                 self.work.trainer_joins(name.clone());
                 let roster = self.roster();
                 turn.tell_trainer(&name, roster);
             }
-            Role::Peer { .. } => self.peer_joins(turn, hello.me, held),
+            TrainingRole::Peer { .. } => self.peer_joins(turn, hello.me, held),
         }
     }
 
@@ -255,7 +255,7 @@ impl Conductor {
             PeerReport::TakeFailed { step, from } => self.take_failed(turn, step, &from),
             PeerReport::Leaving { within_ms } => self.doomed(turn, name, within_ms),
             PeerReport::Saved { step, record } => {
-                self.written(turn, name, step, Answer::Written(record));
+                self.written(turn, name, step, WriterOutcome::Written(record));
             }
             PeerReport::SaveFailed { step, failure, why } => {
                 self.save_failed(turn, name, step, failure, &why);

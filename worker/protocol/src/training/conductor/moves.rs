@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::rebalance::{self, Fetching, Kind, Move, Peer, Plan, Policy, Stage, View};
+use dunlin_planner::rebalance::{
+    self, Fetching, Move, MoveKind, Peer, PipelineStage, PipelineView, RebalancePlan, RebalancePolicy,
+};
 use dunlin_planner::speed::even_out;
 use dunlin_swarm::PeerName;
 
-use super::machines::peer::{Moving, PeerState, Place};
+use super::machines::peer::{Moving, PeerRecord, Place};
 use super::turn::Turn;
 use super::{Conductor, ConductorEffect, Moved, Phase};
 use crate::training::ids::StageId;
@@ -49,7 +51,7 @@ impl Conductor {
 
     /// Has a stage only peers that will be gone, and is nobody on the way to it?
     fn needs_somebody(&self, stage: StageId) -> bool {
-        let comes = |p: &PeerState| match p.place {
+        let comes = |p: &PeerRecord| match p.place {
             Place::Fetching { stage: to } | Place::Parked { stage: to } => {
                 to == stage && p.doomed_ms.is_none()
             }
@@ -62,10 +64,10 @@ impl Conductor {
             && !self.peers.any(comes)
     }
 
-    fn policy(&self) -> Policy {
+    fn policy(&self) -> RebalancePolicy {
         let policy = &self.config.policy;
         // Peers hold one state at a time.
-        Policy {
+        RebalancePolicy {
             step_ms: self.measured.step_ms().unwrap_or(policy.step_ms),
             shadows: false,
             ..policy.clone()
@@ -73,12 +75,12 @@ impl Conductor {
     }
 
     /// What the planner makes of the swarm as it is now.
-    fn plan(&self, now_ms: u64, averaging: bool) -> Plan {
+    fn plan(&self, now_ms: u64, averaging: bool) -> RebalancePlan {
         let peers = self.peers.all().iter().filter_map(|(name, p)| self.seen(now_ms, name, p)).collect();
         rebalance::rebalance(&self.view(now_ms, peers, averaging), &self.policy())
     }
 
-    fn view(&self, now_ms: u64, mut peers: Vec<Peer>, averaging: bool) -> View {
+    fn view(&self, now_ms: u64, mut peers: Vec<Peer>, averaging: bool) -> PipelineView {
         let rates: Vec<f64> = peers.iter().map(|p| p.rows_per_s).collect();
         for (peer, rate) in peers.iter_mut().zip(even_out(&rates, ALIKE)) {
             peer.rows_per_s = rate;
@@ -87,13 +89,14 @@ impl Conductor {
         let stay = peers.iter().filter(|p| p.doomed_ms.is_none()).count();
         // A pair for every stage, if there are so many.
         let peers_wanted = if stay >= PAIR * self.config.stages as usize { PAIR } else { 1 };
-        let stage = |(stage, &fetch_ms)| Stage { cost: cost(stage), fetch_ms, peers_wanted, peers_min: 1 };
+        let stage =
+            |(stage, &fetch_ms)| PipelineStage { cost: cost(stage), fetch_ms, peers_wanted, peers_min: 1 };
         let stages = self.measured.fetch_ms().iter().enumerate().map(stage).collect();
-        View { now_ms, stages, peers, averaging }
+        PipelineView { now_ms, stages, peers, averaging }
     }
 
     /// A peer as the planner sees it; `None` for one that is about to end.
-    fn seen(&self, now_ms: u64, name: &PeerName, peer: &PeerState) -> Option<Peer> {
+    fn seen(&self, now_ms: u64, name: &PeerName, peer: &PeerRecord) -> Option<Peer> {
         let fetching = |stage: StageId| {
             let stage = stage as usize;
             let begun_ms = peer.fetch_since_ms.unwrap_or(now_ms);
@@ -126,12 +129,12 @@ impl Conductor {
         self.measured.life_ms(present, Peer::default().expected_life_ms)
     }
 
-    fn obey(&mut self, turn: &mut Turn<'_>, plan: Plan, may_leave_for: impl Fn(StageId) -> bool) {
+    fn obey(&mut self, turn: &mut Turn<'_>, plan: RebalancePlan, may_leave_for: impl Fn(StageId) -> bool) {
         for step in plan.moves {
             let to = step.to as StageId;
             match step.kind {
-                Kind::Join => self.join(turn, &step.peer, to),
-                kind @ (Kind::Cold | Kind::Swap) if may_leave_for(to) => {
+                MoveKind::Join => self.join(turn, &step.peer, to),
+                kind @ (MoveKind::Cold | MoveKind::Swap) if may_leave_for(to) => {
                     self.leave_for(turn, &step.peer, to, kind, step.reason);
                 }
                 // Those need a second state.
@@ -155,12 +158,13 @@ impl Conductor {
         turn: &mut Turn<'_>,
         name: &PeerName,
         to: StageId,
-        kind: Kind,
+        kind: MoveKind,
         reason: String,
     ) {
         let Some(from) = self.peers.member_stage(name) else { return };
         // Speed is not worth that; one who swaps is followed by somebody else.
-        let risks = kind != Kind::Swap && !self.needs_somebody(to) && self.leaves_to_one_machine(name, from);
+        let risks =
+            kind != MoveKind::Swap && !self.needs_somebody(to) && self.leaves_to_one_machine(name, from);
         let stays = |other: &PeerName| other != name && self.peers.stays(other);
         let relieved = self.peers.of(from).any(stays);
         if from == to
@@ -222,8 +226,8 @@ impl Conductor {
         for stage in &mut view.stages {
             stage.fetch_ms = 0;
         }
-        let plan = |view: &View| rebalance::rebalance(view, &self.policy()).moves;
-        for join in plan(&view).into_iter().filter(|m| m.kind == Kind::Join) {
+        let plan = |view: &PipelineView| rebalance::rebalance(view, &self.policy()).moves;
+        for join in plan(&view).into_iter().filter(|m| m.kind == MoveKind::Join) {
             go_to(&mut view.peers, &join);
         }
         let served = |stage: usize| view.peers.iter().any(|p| p.stage == Some(stage));
@@ -232,7 +236,7 @@ impl Conductor {
             for peer in &mut view.peers {
                 peer.shadows = stages.clone().filter(|s| peer.stage != Some(*s)).collect();
             }
-            moves = plan(&view).into_iter().filter(|m| m.kind == Kind::Switch).collect();
+            moves = plan(&view).into_iter().filter(|m| m.kind == MoveKind::Switch).collect();
         }
         for Move { peer, from, to, reason, .. } in moves.iter().cloned() {
             if let Some(from) = from {

@@ -10,7 +10,7 @@ use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::StageId;
-use crate::training::message::{Load, ToPeer, ToTrainer};
+use crate::training::message::{StageStart, ToPeer, ToTrainer};
 
 /// A manifest that takes longer is not waited for.
 const SEAL_MS_MAX: u64 = 60_000;
@@ -40,7 +40,7 @@ impl Conductor {
     fn load(&mut self, turn: &mut Turn<'_>, name: PeerName, stage: StageId) {
         self.peers.place(&name, Place::Fetching { stage });
         let checkpoint = self.saving.newest().is_some();
-        turn.tell(&name, ToPeer::Load(Load { stage, step: self.work.step(), checkpoint }));
+        turn.tell(&name, ToPeer::Load(StageStart { stage, step: self.work.step(), checkpoint }));
     }
 
     /// The last peer of a stage is gone, with the newest state of its layers.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use dunlin_swarm::PeerName;
 
 use super::machines::peer::Place;
-use super::machines::saving::{Answer, Wrong};
+use super::machines::saving::{WriterOutcome, Wrong};
 use super::turn::Turn;
 use super::{Conductor, Phase};
 use crate::training::ids::{StageId, Step};
@@ -77,8 +77,8 @@ impl Conductor {
         why: &str,
     ) {
         let answer = match failure {
-            SaveFailure::Destination => Answer::Refused(why.to_owned()),
-            SaveFailure::OtherStep => Answer::Missed,
+            SaveFailure::Destination => WriterOutcome::Refused(why.to_owned()),
+            SaveFailure::OtherStep => WriterOutcome::Missed,
         };
         if self.written(turn, name, step, answer) {
             turn.note(format!("{name} could not write the checkpoint of step {step}: {why}"));
@@ -88,7 +88,7 @@ impl Conductor {
     /// A peer that was writing is gone.
     pub(super) fn forget_saver(&mut self, turn: &mut Turn<'_>, name: &PeerName) {
         if let Some(step) = self.saving.under_way() {
-            self.written(turn, name, step, Answer::Missed);
+            self.written(turn, name, step, WriterOutcome::Missed);
         }
     }
 
@@ -98,7 +98,7 @@ impl Conductor {
         turn: &mut Turn<'_>,
         name: &PeerName,
         step: Step,
-        answer: Answer,
+        answer: WriterOutcome,
     ) -> bool {
         let Some(wrong) = self.saving.written(turn, &self.phase, name, step, answer) else { return false };
         self.disagree(turn, step, wrong);

@@ -6,7 +6,7 @@ use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{
-    FetchFailure, Held, Hello, Load, Mate, PeerReport, Role, SaveFailure, StateDigest, ToPeer,
+    FetchFailure, Held, Hello, Mate, PeerReport, SaveFailure, StageStart, StateDigest, ToPeer, TrainingRole,
 };
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];
@@ -15,7 +15,7 @@ const PEERS: [&str; 4] = ["a", "b", "c", "d"];
 fn holder(name: &str, host: &str, stage: StageId, step: Step) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
     let held = Some(Held { stage, step, ..Held::default() });
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: Role::Peer { held } })
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held } })
 }
 
 /// A run of two stages and ten steps that saves.
@@ -56,7 +56,7 @@ impl Run {
     /// What every peer that was told to load was told last, and to which stage it belongs. Forgets what was told.
     fn loads(&mut self) -> BTreeSet<(String, StageId, Step, bool)> {
         let load = |effect: ConductorEffect| match effect {
-            ConductorEffect::ToPeer(name, ToPeer::Load(Load { stage, step, checkpoint })) => {
+            ConductorEffect::ToPeer(name, ToPeer::Load(StageStart { stage, step, checkpoint })) => {
                 Some((name.to_string(), stage, step, checkpoint))
             }
             _ => None,

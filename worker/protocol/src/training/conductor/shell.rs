@@ -1,6 +1,6 @@
 //! Between the conductor and its shell: what a run is, what happens, and what is to be done.
 
-use dunlin_planner::rebalance::Policy;
+use dunlin_planner::rebalance::RebalancePolicy;
 use dunlin_swarm::PeerName;
 
 use crate::training::ids::{StageId, Step};
@@ -40,7 +40,7 @@ pub struct ConductorConfig {
     /// A peer that will be gone serves on until so long before.
     pub hand_over_ms: u64,
     /// How eagerly peers change their stage. Its step is measured, and its shadows are not kept.
-    pub policy: Policy,
+    pub policy: RebalancePolicy,
     /// Time in which the state of a stage is fetched, as long as that was not measured.
     pub fetch_ms: u64,
     /// Distinguishes this life of the conductor from others: larger than those before.

@@ -12,7 +12,7 @@ use super::machines::trust::TIES_MAX;
 use super::machines::verdict::{Statement, Verdict};
 use super::turn::Turn;
 use crate::training::ids::{StageId, Step};
-use crate::training::message::{Held, Hello, Role, StateDigest};
+use crate::training::message::{Held, Hello, StateDigest, TrainingRole};
 
 /// A root is proved every so many steps in any case.
 const PROVED_EVERY: Step = 16;
@@ -20,7 +20,7 @@ const PROVED_EVERY: Step = 16;
 impl Conductor {
     /// Is a hello one that can be of this run? What peers hold is what they say: what cannot be is not believed.
     pub(super) fn believable(&self, hello: &Hello) -> Option<Held> {
-        let Role::Peer { held: Some(held) } = &hello.role else { return None };
+        let TrainingRole::Peer { held: Some(held) } = &hello.role else { return None };
         let config = &self.config;
         let known = |m: &u32| *m < config.microbatches;
         let sums = held.sums.iter().all(|sums| {

@@ -7,7 +7,7 @@ use dunlin_swarm::PeerName;
 use super::Conductor;
 use super::machines::usual::Task;
 use super::turn::Turn;
-use crate::training::ids::{Attempt, Microbatch, StageId, Step};
+use crate::training::ids::{Microbatch, StageId, Step, StepAttempt};
 use crate::training::ledger::Claimed;
 use crate::training::message::{Contribution, StateDigest, ToPeer, TrainerReport};
 
@@ -47,7 +47,7 @@ impl Conductor {
         &mut self,
         turn: &mut Turn<'_>,
         name: &PeerName,
-        (step, microbatch, attempt): (Step, Microbatch, Attempt),
+        (step, microbatch, attempt): (Step, Microbatch, StepAttempt),
     ) {
         let Some(stage) = self.peers.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
         // One that leaves takes nothing new; the call was on its way already. What it was given may be of an attempt that was given up.

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_planner::rebalance::{Kind, Policy};
+use dunlin_planner::rebalance::{MoveKind, RebalancePolicy};
 
 use dunlin_swarm::PeerName;
 
@@ -8,7 +8,9 @@ use super::turn::Turn;
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
-use crate::training::message::{Fetch, Hello, Load, Mate, PeerReport, Role, StateDigest, ToPeer};
+use crate::training::message::{
+    Fetch, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer, TrainingRole,
+};
 
 pub(super) const GATHER_MS: u64 = 2000;
 
@@ -29,7 +31,7 @@ pub(super) fn config(stages: StageId) -> ConductorConfig {
         gather_ms: GATHER_MS,
         claim_ms_max: 1000,
         hand_over_ms: 1000,
-        policy: Policy::default(),
+        policy: RebalancePolicy::default(),
         fetch_ms: 100,
         incarnation: 1,
         arithmetic: 1,
@@ -42,7 +44,7 @@ fn conductor(stages: StageId) -> Conductor {
 
 pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: Role::Peer { held: None } })
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: None } })
 }
 
 /// The stage that each peer was sent to last.
@@ -50,7 +52,7 @@ fn stages(effects: &[ConductorEffect]) -> BTreeMap<String, StageId> {
     let sent = |effect: &ConductorEffect| match effect {
         ConductorEffect::ToPeer(
             name,
-            ToPeer::Load(Load { stage, .. }) | ToPeer::Fetch(Fetch { stage, .. }),
+            ToPeer::Load(StageStart { stage, .. }) | ToPeer::Fetch(Fetch { stage, .. }),
         ) => Some((name.to_string(), *stage)),
         _ => None,
     };
@@ -123,7 +125,7 @@ fn speed_is_no_reason_to_leave_a_stage_to_one_machine() {
         let from = conductor.peers.member_stage(&name).unwrap();
         let reason = "it is faster there".to_owned();
         let (mut out, to) = (Vec::new(), 1 - from);
-        conductor.leave_for(&mut Turn::new(GATHER_MS, &mut out), &name, to, Kind::Cold, reason);
+        conductor.leave_for(&mut Turn::new(GATHER_MS, &mut out), &name, to, MoveKind::Cold, reason);
         assert_eq!(conductor.peers.member_stage(&name).is_none(), goes, "{machines:?}");
     }
 }

@@ -8,8 +8,8 @@ use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{
-    Contribution, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StateDigest, ToPeer, ToTrainer,
-    TrainerReport,
+    Contribution, Held, HeldSums, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer, ToTrainer,
+    TrainerReport, TrainingRole,
 };
 
 /// A run of peers, a (name, machine, stage) each.
@@ -38,7 +38,7 @@ impl Run {
             run.hear(hello(name, host));
         }
         let trainer = Mate { name: "t".into(), addr: String::new(), host: String::new() };
-        let role = Role::Trainer { data: String::new() };
+        let role = TrainingRole::Trainer { data: String::new() };
         run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: 1, role }));
         run.pass(GATHER_MS);
         run.load();
@@ -65,7 +65,7 @@ impl Run {
     /// Everybody who is told to load has done so.
     fn load(&mut self) {
         for effect in self.taken() {
-            if let ConductorEffect::ToPeer(name, ToPeer::Load(Load { stage, step, .. })) = effect {
+            if let ConductorEffect::ToPeer(name, ToPeer::Load(StageStart { stage, step, .. })) = effect {
                 self.peers.retain(|(n, _)| *n != name);
                 self.peers.push((name.clone(), stage));
                 self.report(name.as_str(), PeerReport::Ready { stage, step, state: digest(1000 + step) });
@@ -360,7 +360,7 @@ fn holds(name: &str, stage: StageId, step: Step) -> ConductorEvent {
 
 fn said(name: &str, held: Held) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: Role::Peer { held: Some(held) } })
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: Some(held) } })
 }
 
 /// A conductor without memory, and what it hears.
@@ -523,7 +523,7 @@ fn peers_of_another_arithmetic_and_those_that_were_expelled_are_turned_away() {
     let mut run = Run::new(1, &[("a", "n1"), ("b", "n2"), ("c", "n3")]);
     run.taken();
     let me = Mate { name: "d".into(), addr: String::new(), host: String::new() };
-    run.hear(ConductorEvent::Connected(Hello { me, arithmetic: 2, role: Role::Peer { held: None } }));
+    run.hear(ConductorEvent::Connected(Hello { me, arithmetic: 2, role: TrainingRole::Peer { held: None } }));
     assert!(run.notes().contains("version 2 of the arithmetic, this run with 1"), "{}", run.notes());
     assert!(run.taken().contains(&ConductorEffect::Drop("d".into())));
     run.report("c", PeerReport::Corrupt { what: "a bit".to_owned() });
@@ -561,7 +561,7 @@ fn a_false_failure_changes_nothing_and_what_nobody_can_compute_ends_the_run() {
     run.out = out;
     // Nor is one trainer, as long as there is another.
     let trainer = Mate { name: "u".into(), addr: String::new(), host: String::new() };
-    let role = Role::Trainer { data: String::new() };
+    let role = TrainingRole::Trainer { data: String::new() };
     run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: 1, role }));
     assert!(fails(&mut run, "t", &["a", "c"]), "{:?}", run.out);
     assert_eq!(*run.conductor.phase(), Phase::Running);

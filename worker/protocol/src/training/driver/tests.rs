@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::fetch::{FetchConfig, FetchEvent, FetchWork, StageSize};
 use super::super::ids::AverageId;
 use super::super::mates::Mates;
-use super::super::message::{Fetch, Load, Mate, PeerReport, StateDigest, ToPeer};
+use super::super::message::{Fetch, Mate, PeerReport, StageStart, StateDigest, ToPeer};
 use super::super::peer::{Call, CallKind, Job, PeerConfig};
 use super::super::serve::{ServeConfig, ServeEffect, Wanted};
 use super::{DriverEffect, DriverEvent, PeerDriver};
@@ -33,7 +33,7 @@ fn newcomer() -> PeerDriver {
 /// Has what `out` wants to be read or installed, and serves stage 0 at step 0.
 fn serving() -> PeerDriver {
     let mut driver = newcomer();
-    let mut out = hear(&mut driver, ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }));
+    let mut out = hear(&mut driver, ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }));
     for _ in 0..2 {
         let event = out.iter().find_map(|effect| match effect {
             DriverEffect::Fetch(id, FetchWork::Read(_)) => Some(FetchEvent::Came(*id)),
@@ -95,7 +95,7 @@ fn averages_fail_before_their_sums_change() {
     let changes = [
         ToPeer::Apply { step: 0, scale: 1.0, prove: false },
         ToPeer::Clear { step: 0, attempt: 1 },
-        ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }),
+        ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }),
     ];
     for change in changes {
         let mut driver = serving();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use dunlin_swarm::PeerName;
 
 use super::super::ids::{StageId, Step};
-use super::super::message::{Fetch, FetchFailure, Load, Mate, StateDigest};
+use super::super::message::{Fetch, FetchFailure, Mate, StageStart, StateDigest};
 
 /// Something that was begun, and the values that have come of it. Never used again.
 pub type FetchId = u64;
@@ -48,7 +48,7 @@ impl FetchConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub enum FetchEvent {
     /// The conductor wants this peer to have first values or a checkpoint.
-    Load(Load),
+    Load(StageStart),
     /// The conductor wants it to have what mates have. With the step of what is here, where that is only brought up to date.
     Fetch(Fetch, Option<Step>),
     /// It takes part in the steps of its stage, and makes the updates itself from now on.
@@ -73,7 +73,7 @@ pub enum FetchEvent {
 #[derive(Clone, Debug, PartialEq)]
 pub enum FetchWork {
     /// Read first values or a checkpoint. Then [`FetchEvent::Came`].
-    Read(Load),
+    Read(StageStart),
     /// Ask the engine which state it has, which is that of this step behind an update that is under way. Then [`FetchEvent::At`].
     Where(Step),
     /// Pull these chunks of every vector of the state. Then [`FetchEvent::Part`].

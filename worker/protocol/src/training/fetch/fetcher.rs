@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use super::super::ids::{StageId, Step};
-use super::super::message::{Fetch, FetchFailure, Load, Mate, StateDigest};
+use super::super::message::{Fetch, FetchFailure, Mate, StageStart, StateDigest};
 use super::collector::{Collector, Ids, Round};
 use super::event::{FetchConfig, FetchEffect, FetchEvent, FetchId, FetchWork, StageSize};
 use super::parts::{Part, contradicted};
@@ -87,7 +87,7 @@ impl Fetcher {
         }
     }
 
-    fn load(&mut self, load: Load, out: &mut Vec<FetchEffect>) {
+    fn load(&mut self, load: StageStart, out: &mut Vec<FetchEffect>) {
         self.give_up(out);
         self.end_collector(out);
         let id = self.ids.next();
@@ -250,10 +250,11 @@ impl Fetcher {
                 self.again(now_ms, why, Some(step), out);
             }
             Doing::Update(round) if round.id == id => {
-                if !round.next(&mut self.ids, &task.mates, task.stage, out) {
-                    let step = round.step;
-                    self.again(now_ms, why, Some(step), out);
+                let step = round.step;
+                if round.next(&mut self.ids, &task.mates, task.stage, out) {
+                    return;
                 }
+                self.again(now_ms, why, Some(step), out);
             }
             // An answer to what was given up.
             _ => {}

@@ -1,5 +1,5 @@
 use super::super::ids::Step;
-use super::super::message::{Fetch, FetchFailure, Load, Mate, StateDigest};
+use super::super::message::{Fetch, FetchFailure, Mate, StageStart, StateDigest};
 use super::{FetchConfig, FetchEffect, FetchEvent, FetchId, FetchWork, Fetcher, StageSize};
 
 /// A fetcher in a time of its own, and what it wants.
@@ -254,7 +254,7 @@ fn a_checkpoint_is_read_and_what_was_wanted_before_is_dropped() {
     let mut rig = Rig::new(9);
     rig.fetch(5, &["a"], None);
     let (part, update) = (rig.parts()[0].0, rig.updates()[0].0);
-    let load = Load { stage: 1, step: 4, checkpoint: true };
+    let load = StageStart { stage: 1, step: 4, checkpoint: true };
     rig.handle(FetchEvent::Load(load.clone()));
     let read = rig.only(|work| matches!(work, FetchWork::Read(..)));
     let drops = [FetchEffect::Drop(part), FetchEffect::Drop(update)];
@@ -267,7 +267,7 @@ fn a_checkpoint_is_read_and_what_was_wanted_before_is_dropped() {
     );
     rig.at(4);
     assert_eq!(rig.is_ready(), Some((4, None)));
-    let load = Load { stage: 1, step: 4, checkpoint: true };
+    let load = StageStart { stage: 1, step: 4, checkpoint: true };
     rig.handle(FetchEvent::Load(load));
     let read = rig.only(|work| matches!(work, FetchWork::Read(..)));
     rig.handle(FetchEvent::Failed(read, FetchFailure::Damaged(4), "a bit".to_owned()));

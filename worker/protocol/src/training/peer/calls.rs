@@ -1,6 +1,6 @@
 //! What trainers ask, and what of it is added to the sums.
 
-use super::super::ids::Attempt;
+use super::super::ids::StepAttempt;
 use super::super::message::{Contribution, PeerReport};
 use super::{Call, CallKind, Job, PeerEffect, PeerNode, Refused, RequestId, Right, Running};
 
@@ -22,7 +22,7 @@ impl PeerNode {
     }
 
     /// Calls of earlier attempts are of no use to anybody.
-    pub(super) fn attempt_begins(&mut self, attempt: Attempt, out: &mut Vec<PeerEffect>) {
+    pub(super) fn attempt_begins(&mut self, attempt: StepAttempt, out: &mut Vec<PeerEffect>) {
         if attempt <= self.attempt {
             return;
         }

@@ -171,7 +171,7 @@ impl PeerNode {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::message::{Load, Mate, StateDigest, ToPeer};
+    use super::super::super::message::{Mate, StageStart, StateDigest, ToPeer};
     use super::super::{Job, PeerConfig, PeerEffect, PeerNode};
 
     fn mate(name: &str) -> Mate {
@@ -182,7 +182,7 @@ mod tests {
     fn serving() -> PeerNode {
         let config = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
         let mut node = PeerNode::new(mate("a"), config);
-        node.hear(ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), &mut Vec::new());
+        node.hear(ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }), &mut Vec::new());
         node.ready(0, 0, StateDigest::default(), None, &mut Vec::new());
         node
     }
@@ -199,7 +199,7 @@ mod tests {
         let changes = [
             (ToPeer::Apply { step: 0, scale: 1.0, prove: false }, "Apply"),
             (ToPeer::Clear { step: 0, attempt: 1 }, "Clear"),
-            (ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), "Clear"),
+            (ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }), "Clear"),
         ];
         for (change, job) in changes {
             let mut node = serving();

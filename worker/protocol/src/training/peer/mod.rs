@@ -13,9 +13,11 @@ mod state;
 
 use std::collections::BTreeMap;
 
-use super::ids::{Attempt, Microbatch, ShardId, StageId, Step};
+use super::ids::{Microbatch, ShardId, StageId, Step, StepAttempt};
 use super::mates::Mates;
-use super::message::{Contribution, Fetch, Held, HeldSums, Hello, Load, Mate, PeerReport, Role, StateDigest};
+use super::message::{
+    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, StageStart, StateDigest, TrainingRole,
+};
 
 /// A trainer's call; its tensors are the shell's.
 pub type RequestId = u64;
@@ -43,7 +45,7 @@ pub struct Call {
     /// Its index within the step.
     pub microbatch: Microbatch,
     /// In which attempt at the open steps.
-    pub attempt: Attempt,
+    pub attempt: StepAttempt,
     /// What to compute.
     pub kind: CallKind,
 }
@@ -137,7 +139,7 @@ pub enum PeerEffect {
     /// Tell the conductor; lost while there is no stream, the next hello makes up for it.
     Tell(PeerReport),
     /// Get the state of a stage: initial values or a checkpoint. Then [`PeerNode::ready`].
-    Load(Load),
+    Load(StageStart),
     /// Get it from mates. Then [`PeerNode::ready`].
     Fetch {
         /// What the conductor wants.
@@ -197,9 +199,9 @@ pub struct PeerNode {
     /// The state is what others had, and no update has been made here since.
     copied: bool,
     /// Calls of earlier ones are not answered any more.
-    attempt: Attempt,
+    attempt: StepAttempt,
     /// The attempt that was the newest when something was first added to sums that were empty.
-    sums_of: Attempt,
+    sums_of: StepAttempt,
     /// It has the state; otherwise it is being fetched.
     serving: bool,
     rights: BTreeMap<(Step, Microbatch), Right>,
@@ -360,7 +362,7 @@ impl PeerNode {
             copied: self.copied,
             attempt: if self.has_sums() { self.sums_of } else { self.attempt },
         });
-        Hello { me: self.me.clone(), arithmetic: self.config.arithmetic, role: Role::Peer { held } }
+        Hello { me: self.me.clone(), arithmetic: self.config.arithmetic, role: TrainingRole::Peer { held } }
     }
 
     /// This peer will be gone in so many milliseconds.

@@ -149,12 +149,12 @@ impl PeerNode {
 #[cfg(test)]
 mod tests {
     use super::super::super::ids::Step;
-    use super::super::super::message::{Fetch, Held, Load, Mate, Role, StateDigest, ToPeer};
+    use super::super::super::message::{Fetch, Held, Mate, StageStart, StateDigest, ToPeer, TrainingRole};
     use super::super::{PeerConfig, PeerNode};
 
     fn held(node: &mut PeerNode) -> Held {
         match node.connected(&mut Vec::new()).role {
-            Role::Peer { held: Some(held) } => held,
+            TrainingRole::Peer { held: Some(held) } => held,
             other => panic!("{other:?}"),
         }
     }
@@ -171,7 +171,7 @@ mod tests {
             node.hear(ToPeer::Apply { step, scale: 1.0, prove: false }, &mut Vec::new());
             node.applied(step + 1, StateDigest::default(), &mut Vec::new());
         };
-        node.hear(ToPeer::Load(Load { stage: 0, step: 0, checkpoint: false }), &mut out);
+        node.hear(ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }), &mut out);
         node.ready(0, 0, digest(), None, &mut out);
         assert!(held(&mut node).copied);
         apply(&mut node, 0);

@@ -56,7 +56,7 @@ impl Average {
 }
 
 /// What came of the averages of a step.
-pub enum Outcome {
+pub enum AveragingOutcome {
     /// Not everybody holds every average yet.
     Open,
     /// All hold the same: the sum of squares of every tensor, in canonical order.
@@ -209,9 +209,9 @@ impl Averages {
 
     /// What has come of them, if everybody holds all. Who holds another than most machines, of which `host` knows the names, is wrong. When nobody can tell who is, they are formed
     /// once more: a bit that flipped on the way does not do so again.
-    pub fn outcome(&mut self, host: impl Fn(&PeerName) -> String) -> Outcome {
+    pub fn outcome(&mut self, host: impl Fn(&PeerName) -> String) -> AveragingOutcome {
         if !self.shards.iter().all(|s| s.under_way.as_ref().is_some_and(Average::is_complete)) {
-            return Outcome::Open;
+            return AveragingOutcome::Open;
         }
         for (id, shard) in (0..).zip(&mut self.shards) {
             let squares = shard.under_way.iter().flat_map(|average| &average.squares);
@@ -223,16 +223,20 @@ impl Averages {
                 .collect();
             match judge(&said, |a, b| a == b) {
                 Verdict::Agreed => {}
-                Verdict::Odd(names) => return Outcome::Odd(names),
+                Verdict::Odd(names) => return AveragingOutcome::Odd(names),
                 Verdict::Tied => {
                     shard.differed += 1;
                     let names = said.into_keys().collect();
                     let again = shard.differed <= DIFFER_MAX;
-                    return if again { Outcome::Again(id, names) } else { Outcome::Tied(names) };
+                    return if again {
+                        AveragingOutcome::Again(id, names)
+                    } else {
+                        AveragingOutcome::Tied(names)
+                    };
                 }
             }
         }
-        Outcome::Complete(self.squares())
+        AveragingOutcome::Complete(self.squares())
     }
 
     /// In canonical order of tensors: the shared embedding is the first, then stage by stage.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_swarm::PeerName;
 
 use crate::training::conductor::shell::MemberView;
-use crate::training::ids::{Claim, StageId, Step};
+use crate::training::ids::{MicrobatchClaim, StageId, Step};
 use crate::training::mates::Mates;
 use crate::training::message::{Held, Mate};
 use crate::training::speed::Speed;
@@ -13,7 +13,7 @@ use crate::training::wiring::BACKWARD_ROWS;
 
 /// A peer, as far as is known.
 #[derive(Clone, Debug)]
-pub struct PeerState {
+pub struct PeerRecord {
     pub mate: Mate,
     pub place: Place,
     /// When it will be gone, once it said so.
@@ -37,7 +37,7 @@ pub struct PeerState {
     /// Since when it has brought nothing, or owes nothing.
     pub quiet_since_ms: u64,
     /// What it asked for meanwhile.
-    pub claims: BTreeSet<Claim>,
+    pub claims: BTreeSet<MicrobatchClaim>,
     /// How often it got a state that is not the right one.
     pub wrong_states: u32,
     /// The newest step of which a mate has taken its sums, since they were emptied without an update.
@@ -46,7 +46,7 @@ pub struct PeerState {
     pub mates: Mates,
 }
 
-impl PeerState {
+impl PeerRecord {
     /// A peer that comes with what it holds, if it is anything.
     pub fn new(now_ms: u64, mate: Mate, held: Option<Held>) -> Self {
         Self {

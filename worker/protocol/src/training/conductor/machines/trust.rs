@@ -19,7 +19,7 @@ type Said = BTreeMap<PeerName, Statement<StateDigest>>;
 
 /// What is known against peers.
 #[derive(Default)]
-pub struct Trust {
+pub struct PeerTrust {
     states: BTreeMap<(StageId, Step), Said>,
     /// The newest last.
     expelled: VecDeque<Expelled>,
@@ -40,7 +40,7 @@ pub enum Standing<'a> {
     },
 }
 
-impl Trust {
+impl PeerTrust {
     /// What was said is of no use any longer. Who was expelled stays so.
     pub fn forget_states(&mut self) {
         self.states.clear();

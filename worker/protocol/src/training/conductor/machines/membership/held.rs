@@ -6,7 +6,7 @@ use dunlin_swarm::PeerName;
 
 use super::Membership;
 use crate::training::conductor::machines::peer::Place;
-use crate::training::ids::Claim;
+use crate::training::ids::MicrobatchClaim;
 use crate::training::message::{Held, PeerReport};
 
 /// Claims that a peer can have made before the run goes on; more than calls can wait at one.
@@ -51,7 +51,7 @@ impl Membership {
     }
 
     /// Claims that were made before the run went on.
-    pub fn take_claims(&mut self) -> Vec<(PeerName, BTreeSet<Claim>)> {
+    pub fn take_claims(&mut self) -> Vec<(PeerName, BTreeSet<MicrobatchClaim>)> {
         self.peers.iter_mut().map(|(name, p)| (name.clone(), std::mem::take(&mut p.claims))).collect()
     }
 

@@ -3,7 +3,7 @@
 use dunlin_swarm::PeerName;
 
 use super::Membership;
-use crate::training::conductor::machines::peer::{Moving, PeerState, Place};
+use crate::training::conductor::machines::peer::{Moving, PeerRecord, Place};
 use crate::training::ids::{StageId, Step};
 
 impl Membership {
@@ -39,7 +39,7 @@ impl Membership {
     }
 
     /// A peer is to go. Not when it was before.
-    pub fn start_leaving(&mut self, name: &PeerName) -> Option<&PeerState> {
+    pub fn start_leaving(&mut self, name: &PeerName) -> Option<&PeerRecord> {
         let peer = self.peers.get_mut(name).filter(|p| !p.leaving)?;
         peer.leaving = true;
         Some(peer)
@@ -51,7 +51,7 @@ impl Membership {
     }
 
     /// A peer is to stay where it is after all.
-    pub fn cancel_move(&mut self, name: &PeerName) -> Option<&PeerState> {
+    pub fn cancel_move(&mut self, name: &PeerName) -> Option<&PeerRecord> {
         let peer = self.peers.get_mut(name)?;
         peer.moving = None;
         Some(peer)
@@ -84,7 +84,7 @@ impl Membership {
 
     /// A mate could not take the sums of a peer.
     pub fn take_failed(&mut self, from: &PeerName) {
-        if let Some(PeerState { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
+        if let Some(PeerRecord { place: Place::HandingOver { to, .. }, .. }) = self.peers.get_mut(from) {
             *to = None;
         }
     }

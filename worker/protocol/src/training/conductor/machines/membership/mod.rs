@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use super::peer::{PeerState, Place};
+use super::peer::{PeerRecord, Place};
 use crate::training::ids::{StageId, Step};
 use crate::training::mates::Mates;
 use crate::training::message::{Held, Mate};
 
 /// Everybody who computes, by name.
 pub struct Membership {
-    peers: BTreeMap<PeerName, PeerState>,
+    peers: BTreeMap<PeerName, PeerRecord>,
     /// Since when each stage has no peer.
     lost_ms: Vec<Option<u64>>,
     /// Something of this changed since others were told.
@@ -35,12 +35,12 @@ impl Membership {
     }
 
     /// All peers.
-    pub fn all(&self) -> &BTreeMap<PeerName, PeerState> {
+    pub fn all(&self) -> &BTreeMap<PeerName, PeerRecord> {
         &self.peers
     }
 
     /// What is known of a peer.
-    pub fn get(&self, name: &PeerName) -> Option<&PeerState> {
+    pub fn get(&self, name: &PeerName) -> Option<&PeerRecord> {
         self.peers.get(name)
     }
 
@@ -55,23 +55,23 @@ impl Membership {
     }
 
     /// Names of the peers of which something is true.
-    pub fn those(&self, is: impl Fn(&PeerState) -> bool) -> Vec<PeerName> {
+    pub fn those(&self, is: impl Fn(&PeerRecord) -> bool) -> Vec<PeerName> {
         self.peers.iter().filter(|(_, p)| is(p)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Names of the peers for which `stage` gives one, and that.
-    pub fn those_at(&self, stage: impl Fn(&PeerState) -> Option<StageId>) -> Vec<(PeerName, StageId)> {
+    pub fn those_at(&self, stage: impl Fn(&PeerRecord) -> Option<StageId>) -> Vec<(PeerName, StageId)> {
         self.peers.iter().filter_map(|(name, p)| Some((name.clone(), stage(p)?))).collect()
     }
 
     /// Is something true of any peer?
-    pub fn any(&self, is: impl Fn(&PeerState) -> bool) -> bool {
+    pub fn any(&self, is: impl Fn(&PeerRecord) -> bool) -> bool {
         self.peers.values().any(is)
     }
 
     /// Peers that serve a stage.
     pub fn of(&self, stage: StageId) -> impl Iterator<Item = &PeerName> {
-        let serves = move |peer: &PeerState| peer.place == Place::Member { stage };
+        let serves = move |peer: &PeerRecord| peer.place == Place::Member { stage };
         self.peers.iter().filter(move |(_, peer)| serves(peer)).map(|(name, _)| name)
     }
 
@@ -112,7 +112,7 @@ impl Membership {
     }
 
     /// Something becomes known of a peer, if it is there.
-    fn with(&mut self, name: &PeerName, learn: impl FnOnce(&mut PeerState)) {
+    fn with(&mut self, name: &PeerName, learn: impl FnOnce(&mut PeerRecord)) {
         if let Some(peer) = self.peers.get_mut(name) {
             learn(peer);
         }
@@ -120,11 +120,11 @@ impl Membership {
 
     /// A peer comes.
     pub fn join(&mut self, now_ms: u64, mate: Mate, held: Option<Held>) {
-        self.peers.insert(mate.name.clone(), PeerState::new(now_ms, mate, held));
+        self.peers.insert(mate.name.clone(), PeerRecord::new(now_ms, mate, held));
     }
 
     /// A peer is gone.
-    pub fn gone(&mut self, name: &PeerName) -> Option<PeerState> {
+    pub fn gone(&mut self, name: &PeerName) -> Option<PeerRecord> {
         let peer = self.peers.remove(name)?;
         self.changed = true;
         Some(peer)
@@ -213,7 +213,7 @@ impl Membership {
 
     /// A peer could not get the state of a stage. False when it did not try.
     pub fn fetch_failed(&mut self, name: &PeerName) -> bool {
-        let fetches = |p: &&mut PeerState| matches!(p.place, Place::Fetching { .. });
+        let fetches = |p: &&mut PeerRecord| matches!(p.place, Place::Fetching { .. });
         let Some(peer) = self.peers.get_mut(name).filter(fetches) else { return false };
         peer.place = Place::Idle;
         peer.fetch_since_ms = None;

@@ -12,7 +12,7 @@ use crate::training::ids::{StageId, Step};
 use crate::training::message::Mate;
 
 /// Who writes, and how far they are.
-pub struct Attempt {
+pub struct SavingAttempt {
     step: Step,
     writers: BTreeMap<StageId, Writer>,
     /// Others of the same stages, who say what should have been written.
@@ -26,11 +26,11 @@ struct Writer {
     name: PeerName,
     host: String,
     /// `None` as long as it has not answered.
-    answer: Option<Answer>,
+    answer: Option<WriterOutcome>,
 }
 
 /// What comes of a writer.
-pub enum Answer {
+pub enum WriterOutcome {
     /// What is in its files, for the manifest.
     Written(String),
     /// The destination does not take them.
@@ -65,7 +65,7 @@ impl Writer {
 
     fn record(&self) -> Option<&String> {
         match &self.answer {
-            Some(Answer::Written(record)) => Some(record),
+            Some(WriterOutcome::Written(record)) => Some(record),
             _ => None,
         }
     }
@@ -75,7 +75,7 @@ impl Writer {
     }
 }
 
-impl Attempt {
+impl SavingAttempt {
     /// These write the state after a step, and those say what must be written.
     pub fn new(step: Step, writers: BTreeMap<StageId, Mate>, checkers: Vec<(StageId, Mate)>) -> Self {
         let of = |(stage, mate)| (stage, Writer::of(mate));
@@ -111,7 +111,7 @@ impl Attempt {
     }
 
     /// A writer or checker is done. False when nobody waits for it.
-    pub fn answered(&mut self, name: &PeerName, answer: Answer) -> bool {
+    pub fn answered(&mut self, name: &PeerName, answer: WriterOutcome) -> bool {
         let checkers = self.checkers.iter_mut().map(|(_, checker)| checker);
         let mut all = self.writers.values_mut().chain(checkers);
         let Some(writer) = all.find(|w| w.name == *name && w.answer.is_none()) else { return false };
@@ -126,7 +126,7 @@ impl Attempt {
         }
         let Some(records) = self.writers.values().map(|w| w.record().cloned()).collect() else {
             let refused = |w: &Writer| match &w.answer {
-                Some(Answer::Refused(why)) => Some((w.name.clone(), w.host.clone(), why.clone())),
+                Some(WriterOutcome::Refused(why)) => Some((w.name.clone(), w.host.clone(), why.clone())),
                 _ => None,
             };
             return Written::Missing(self.writers.values().filter_map(refused).collect());

@@ -12,8 +12,8 @@ use dunlin_swarm::PeerName;
 use crate::training::conductor::shell::{Checkpoints, ConductorEffect, Phase};
 use crate::training::conductor::turn::Turn;
 use crate::training::ids::Step;
-use attempt::Attempt;
-pub use attempt::{Answer, Wrong};
+use attempt::SavingAttempt;
+pub use attempt::{WriterOutcome, Wrong};
 use known::Known;
 use trouble::Trouble;
 
@@ -29,7 +29,7 @@ pub struct Saving {
     known: Known,
     /// One is due at the next edge of a step.
     due: bool,
-    under_way: Option<Attempt>,
+    under_way: Option<SavingAttempt>,
     destination: Destination,
     /// Step of an attempt that nobody waits for any longer: its files may be there.
     abandoned: Option<Step>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use super::attempt::{Answer, Attempt, Written, Wrong};
+use super::attempt::{SavingAttempt, WriterOutcome, Written, Wrong};
 use super::{AGAIN_MS, Confirmation, Destination, Saving};
 use crate::training::conductor::shell::{ConductorEffect, Phase};
 use crate::training::conductor::turn::Turn;
@@ -42,17 +42,17 @@ impl Saving {
             turn.tell(&checker.name, ToPeer::Save { step, check: true });
         }
         self.due = false;
-        self.under_way = Some(Attempt::new(step, writers, checkers));
+        self.under_way = Some(SavingAttempt::new(step, writers, checkers));
     }
 
     /// The step of the attempt that is under way.
     pub fn under_way(&self) -> Option<Step> {
-        self.under_way.as_ref().map(Attempt::step)
+        self.under_way.as_ref().map(SavingAttempt::step)
     }
 
     /// The manifest of this step is being written.
     pub fn seals(&self) -> Option<Step> {
-        self.under_way.as_ref().filter(|attempt| attempt.seals()).map(Attempt::step)
+        self.under_way.as_ref().filter(|attempt| attempt.seals()).map(SavingAttempt::step)
     }
 
     /// Is a peer to write, or to say what is to be written?
@@ -74,7 +74,7 @@ impl Saving {
         phase: &Phase,
         name: &PeerName,
         step: Step,
-        answer: Answer,
+        answer: WriterOutcome,
     ) -> Option<Wrong> {
         let attempt = self.under_way.as_mut().filter(|attempt| attempt.step() == step)?;
         if !attempt.answered(name, answer) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use dunlin_swarm::PeerName;
 
 use crate::training::conductor::shell::ConductorConfig;
-use crate::training::ids::{Attempt, LIFE_BITS, Microbatch, StageId, Step};
+use crate::training::ids::{LIFE_BITS, Microbatch, StageId, Step, StepAttempt};
 use crate::training::ledger::Ledger;
 
 /// Everything that is to be done for the steps that are open, and who does it.
@@ -23,7 +23,7 @@ pub struct Work {
     /// Of the update before it, if there was one and it is known.
     scale: Option<f32>,
     /// At the open steps.
-    attempt: Attempt,
+    attempt: StepAttempt,
     /// The oldest first.
     open: VecDeque<Open>,
     /// Losses of the validation with the parameters of the oldest.
@@ -74,7 +74,7 @@ impl Work {
     }
 
     /// What trainers and peers do in an earlier attempt counts nothing.
-    pub fn attempt(&self) -> Attempt {
+    pub fn attempt(&self) -> StepAttempt {
         self.attempt
     }
 
