@@ -53,11 +53,14 @@ impl Record {
         !self.over
     }
 
-    /// Somebody is handed `topology`; what is wrong with that. While the API server does not answer, the operator hands out what it cannot publish:
-    /// of an epoch that nobody has published there may be several.
+    /// Somebody is handed `topology`; what is wrong with that. A new leader knows of nothing but what is published: what is not, and is obeyed, shares
+    /// its epoch with another one as soon as somebody else leads.
     pub fn obeyed(&self, topology: &Topology) -> Option<String> {
-        let known = self.published.get(&topology.epoch)?;
-        (*known != *topology).then(|| format!("there are two topologies of epoch {}", topology.epoch))
+        match self.published.get(&topology.epoch) {
+            Some(known) if known == topology => None,
+            Some(_) => Some(format!("there are two topologies of epoch {}", topology.epoch)),
+            None => Some(format!("epoch {} is handed out, and nobody has published it", topology.epoch)),
+        }
     }
 
     /// `topology` is published; what is wrong with that.

@@ -15,6 +15,8 @@ pub enum Flaw {
     IgnoresNotice,
     /// A new leader does not read what was published.
     Forgets,
+    /// It hands out what it could not publish.
+    HandsOut,
 }
 
 impl Flaw {
@@ -42,7 +44,7 @@ impl Flaw {
                     worker.phase = PodPhase::Running;
                 }
             }
-            Self::Forgets => {}
+            Self::Forgets | Self::HandsOut => {}
         }
         (view, answers)
     }

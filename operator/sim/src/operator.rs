@@ -72,6 +72,8 @@ pub(crate) struct Operator {
     pub published: Option<Option<u64>>,
     /// What was written last.
     pub written: Option<Topology>,
+    /// The newest topology that is known to be published: what everybody is handed.
+    pub given: Option<Topology>,
     /// Pods just made, until a watch shows them.
     pub made: Vec<(Pod, u64)>,
     /// Names of pods to be, by pool: an attempt of which nothing is known is repeated under the same name.
@@ -106,6 +108,7 @@ impl Operator {
             since: None,
             published: None,
             written: None,
+            given: None,
             made: Vec::new(),
             names: BTreeMap::new(),
             failures: 0,
@@ -131,6 +134,7 @@ impl Operator {
     pub fn recover(&mut self, found: Option<(u64, Topology)>) {
         let version = found.as_ref().map(|(version, _)| *version);
         let found = found.map(|(_, topology)| topology).filter(|_| self.flaw != Some(Flaw::Forgets));
+        self.given = self.given.take().into_iter().chain(found.clone()).max_by_key(|known| known.epoch);
         self.state.topology = reconciled(self.state.topology.take(), found);
         self.published = Some(version);
     }
@@ -189,7 +193,8 @@ impl Operator {
 
     /// Everybody's newest order: it is given at once.
     pub fn order(&mut self, view: &SwarmView, now: u64) {
-        let Some(topology) = &self.state.topology else { return };
+        let decided = self.state.topology.as_ref().filter(|_| self.flaw == Some(Flaw::HandsOut));
+        let Some(topology) = decided.or(self.given.as_ref()) else { return };
         let json: Arc<str> = serde_json::to_string(topology).unwrap_or_default().into();
         let order = |drain| WorkerOrder {
             topology: Some((topology.epoch, Arc::clone(&json))),

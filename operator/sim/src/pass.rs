@@ -181,7 +181,8 @@ impl World {
         if !heard {
             return Err(timeout("publish the topology"));
         }
-        (operator.published, operator.written) = (Some(Some(version)), Some(topology));
+        (operator.published, operator.written) = (Some(Some(version)), Some(topology.clone()));
+        operator.given = Some(topology);
         Ok(())
     }
 

@@ -84,3 +84,8 @@ fn an_operator_that_counts_on_pods_that_are_about_to_go_is_found_out() {
 fn an_operator_that_forgets_what_was_published_is_found_out() {
     assert!(found_out(Flaw::Forgets).is_some());
 }
+
+#[test]
+fn an_operator_that_hands_out_what_it_could_not_publish_is_found_out() {
+    assert!(found_out(Flaw::HandsOut).is_some());
+}

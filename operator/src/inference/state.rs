@@ -33,6 +33,9 @@ pub struct ServingState {
 pub struct ServingResources {
     /// The version of the published topology that our next one replaces; `None` when it must be read first.
     pub published: Option<Published>,
+    /// The newest topology that is known to be published: what everybody is handed, whatever has been decided since. A new leader reads it, so no
+    /// epoch is ever that of two.
+    pub given: Option<Topology>,
     /// When the gateways' certificate was found good; `None` when it must be looked at.
     pub gateway_trusted: Option<Instant>,
 }

@@ -393,6 +393,31 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_published_is_handed_to_nobody() {
+    // The first one can, and no other.
+    let mut world = world("PATCH configmaps");
+    let manifest = swarm(1, false);
+    world.reconcile(&manifest).await.unwrap();
+    world.run_pods();
+    let reconciled = async |world: &World| {
+        for _ in 0..4 {
+            let _ = world.reconcile(&manifest).await;
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+        }
+    };
+    reconciled(&world).await;
+    let published = world.published.topology();
+    world.fail(&published.peers[0].name);
+    reconciled(&world).await;
+    assert!(world.topology().epoch > published.epoch, "there is something newer");
+    assert_eq!(world.published.topology(), published);
+    // Who leads next reads that and goes on from there: nobody may be ahead of it.
+    let answers = world.context.monitor.answers(&key());
+    let known: Vec<u64> = answers.values().map(|answer| answer.report.as_ref().unwrap().epoch).collect();
+    assert_eq!(known, [published.epoch; 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn evictions_leave_all_stages_but_one_and_a_suspended_swarm_holds_up_no_drain() {
     let mut world = world("");
     world.reconcile(&swarm(1, false)).await.unwrap();

@@ -44,12 +44,13 @@ impl Writer for InferenceSwarm {
         match context.applier.config_map(&owner.namespace, &owner.topology()).await {
             Ok(map) => {
                 let found = map.as_ref().and_then(topology::read);
+                own.given = own.given.take().into_iter().chain(found.clone()).max_by_key(|known| known.epoch);
                 memory.state.topology = topology::reconciled(memory.state.topology.take(), found);
                 let version = map.and_then(|map| map.metadata.resource_version);
                 own.published = Some(version.map_or(Published::Nothing, Published::Version));
                 Ok(())
             }
-            // Workers are still told what we know; nothing is published before it has been read.
+            // Workers are still told what was published; nothing new is before it has been read.
             Err(failure) if memory.since.is_some() => {
                 warn!(%failure, "the published topology");
                 Ok(())
@@ -79,12 +80,16 @@ impl Writer for InferenceSwarm {
         let written = pass.context.applier.publish(&map, replaced.as_deref()).await?;
         resources.applied.remember(&map, version(&written), now);
         resources.own.published = written.resource_version.map(Published::Version);
+        resources.own.given = Some(current.clone());
         Ok(())
     }
 
-    /// Hands everybody the current topology; the monitor repeats it until it is acknowledged.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error> {
-        let Some(topology) = &pass.state.topology else { return Ok(Vec::new()) };
+    /// Hands everybody the published topology; the monitor repeats it until it is acknowledged.
+    fn orders(
+        pass: &Pass<'_, Self>,
+        resources: &ResourcesOf<Self>,
+    ) -> Result<Vec<(String, WorkerOrder)>, Error> {
+        let Some(topology) = &resources.own.given else { return Ok(Vec::new()) };
         let json = serde_json::to_string(topology).map_err(|source| Error::json("the topology", source))?;
         let (epoch, json): (_, Arc<str>) = (topology.epoch, json.into());
         let order = |drain| WorkerOrder { topology: Some((epoch, Arc::clone(&json))), drain, suspend: false };

@@ -164,7 +164,8 @@ pub trait Writer: SwarmKind {
         ready(Ok(()))
     }
 
-    /// Publishes what orders follow from. Nothing else is written when that fails, and no orders are given when another leader has published.
+    /// Publishes what orders follow from. Nothing else is written when that fails: orders then follow from what was published before, and none are
+    /// given when another leader has published.
     fn publish(
         _pass: &Pass<'_, Self>,
         _resources: &mut ResourcesOf<Self>,
@@ -172,11 +173,14 @@ pub trait Writer: SwarmKind {
         ready(Ok(()))
     }
 
-    /// What workers should know and do, by pod name.
+    /// What workers should know and do, by pod name: of what is published, and nothing else.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error>;
+    fn orders(
+        pass: &Pass<'_, Self>,
+        resources: &ResourcesOf<Self>,
+    ) -> Result<Vec<(String, WorkerOrder)>, Error>;
 
     /// Objects that are there before any pod.
     fn objects(pass: &Pass<'_, Self>) -> Vec<Value>;

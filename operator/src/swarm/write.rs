@@ -1,8 +1,8 @@
 //! Carries out a decision, in the order in which its parts are needed.
 //!
 //! Orders are given as soon as what they follow from is published, before anything else is written: who hands over or takes layers on need not
-//! wait for pods to be made, nor for an API server that does not answer. They are withheld only when another leader has published meanwhile: it
-//! is the one to obey.
+//! wait for pods to be made. While nothing can be published, they follow from what was published last: a new leader would not know of anything
+//! newer, and give its number to something else. They are withheld when another leader has published meanwhile: it is the one to obey.
 
 use kube::ResourceExt;
 
@@ -21,7 +21,7 @@ pub(super) async fn all<S: Swarm>(
 ) -> Result<(), Error> {
     let published = S::publish(pass, resources).await;
     if !published.as_ref().is_err_and(Error::is_conflict) {
-        for (name, order) in S::orders(pass)? {
+        for (name, order) in S::orders(pass, resources)? {
             pass.context.monitor.order(key, &name, order);
         }
     }

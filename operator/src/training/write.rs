@@ -13,11 +13,15 @@ use crate::apply::pods::PoolTemplate;
 use crate::error::Error;
 use crate::labels::{Owner, ROLE_CONDUCTOR, ROLE_PEER};
 use crate::peers::WorkerOrder;
+use crate::swarm::contract::ResourcesOf;
 use crate::swarm::{Pass, Writer};
 
 impl Writer for TrainingSwarm {
     /// Peers of which the node has notice hand over, and the conductor stops when the run is to.
-    fn orders(pass: &Pass<'_, Self>) -> Result<Vec<(String, WorkerOrder)>, Error> {
+    fn orders(
+        pass: &Pass<'_, Self>,
+        _resources: &ResourcesOf<Self>,
+    ) -> Result<Vec<(String, WorkerOrder)>, Error> {
         let suspend = pass.decision.plan == Lifecycle::Wait;
         let peers = pass.view.workers.values();
         let peers =
