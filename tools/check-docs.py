@@ -255,7 +255,7 @@ def rooms() -> None:
     same("crate", "docs/architecture.md", members, {spans(row[0])[0].rstrip("/") for row in rows if row[1]})
     cli = code("worker/src")["worker/src/cli.rs"]
     cli = re.sub(r"#\[command\(hide = true\)\]\s*\w+", "", cli)
-    variants = re.findall(r"^    (\w+)\(", re.search(r"pub enum Role \{(.*?)^\}", cli, re.S | re.M)[1], re.M)
+    variants = re.findall(r"^    (\w+)\(", re.search(r"pub enum WorkerRole \{(.*?)^\}", cli, re.S | re.M)[1], re.M)
     ours = {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in variants}
     row = next(line for line in page.splitlines() if line.startswith("| `worker/` |"))
     same("role", "docs/architecture.md", ours, set(spans(row)) - {"worker/"})
