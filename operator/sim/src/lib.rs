@@ -6,7 +6,7 @@
 //! * [`world`] events: who does what when · [`incidents`] what goes wrong or is changed · [`flaw`] what no operator may have
 //! * [`cluster`] what the API server has · [`kubelets`] what happens there by itself · [`process`] the process of a stage
 //! * [`operator`] the operator's process · [`pass`] one pass of it · [`talks`] what it asks workers
-//! * [`check`] what must hold
+//! * [`record`] what is known about a run · [`check`] what must hold
 
 mod check;
 mod cluster;
@@ -16,6 +16,7 @@ mod kubelets;
 mod operator;
 mod pass;
 mod process;
+mod record;
 pub mod scenario;
 pub mod seeds;
 mod talks;

@@ -11,10 +11,10 @@ use dunlin_swarm::Topology;
 use serde_json::json;
 use tokio::time::{Duration, Instant};
 
-use crate::check::Record;
 use crate::cluster::{Cluster, News};
 use crate::operator::Operator;
 use crate::process::Stage;
+use crate::record::Record;
 use crate::scenario::{Incident, Outcome, Scenario};
 
 /// The scheduler, kubelets, the platform and this simulation's judge look this often.

@@ -10,8 +10,6 @@ use super::world::{ADAPTERS, Event, Who, World};
 
 /// Layers of its model.
 pub const MODEL_LAYERS: u32 = LAYERS;
-/// Time passes for peers and gateways this often: seldom, as such runs are minutes long.
-pub(super) const TICK_MS: u64 = 100;
 /// What a row takes in one layer: answers last for seconds, so that there are some whenever something happens.
 const ROW_US: u64 = 20_000;
 

@@ -21,6 +21,8 @@ pub(super) const PING_MS: u64 = 200;
 pub(super) const SILENCE_MS: u64 = 650;
 const LEASE_MS: u64 = 10_000;
 const TICK_MS: u64 = 25;
+/// The same where somebody else says who is there: seldom, as such runs are minutes long.
+const HOSTED_TICK_MS: u64 = 100;
 /// Adapters of the model.
 pub(super) const ADAPTERS: [&str; 2] = ["a", "b"];
 /// Everything is finished this long after the last fault, and after what answers take one after the other, or something is stuck.
@@ -137,7 +139,7 @@ pub(super) struct World {
     pub last_fault: u64,
     /// Whom a peer told that it goes no further, and in which attempt.
     pub refused: BTreeSet<(PeerName, SessionId, Attempt)>,
-    /// Somebody else says who is there and what each gateway knows; see [`super::hosted`].
+    /// Somebody else says who is there and what each gateway knows (`hosted.rs`).
     pub hosted: bool,
     pub out: Outcome,
 }
@@ -534,7 +536,7 @@ impl World {
             self.stage_effects(&name, effects);
             self.starved(&name);
         }
-        self.at(if self.hosted { super::hosted::TICK_MS } else { TICK_MS }, Event::Tick);
+        self.at(if self.hosted { HOSTED_TICK_MS } else { TICK_MS }, Event::Tick);
     }
 
     /// A stage hears whether its engine lacks pages. Whoever has to make room hears of it.

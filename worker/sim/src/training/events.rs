@@ -12,7 +12,7 @@ use dunlin_protocol::training::{
 use dunlin_swarm::PeerName;
 
 use super::averaging::Value;
-use super::fetch::{Part, Update};
+use super::got::{Part, Update};
 use super::numbers::{State, Sums};
 use super::scenario::Loss;
 

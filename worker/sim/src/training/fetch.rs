@@ -1,70 +1,22 @@
 //! The state of a stage in virtual time: gets what the driver wants of mates and checkpoints.
-//!
-//! A state has [`CHUNKS`] chunks of a word each, so that one that is put together of two is noticed.
-
-use std::collections::BTreeMap;
-use std::ops::Range;
 
 use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::fetch::{FetchConfig, FetchEvent, FetchId, FetchWork, StageSize};
 use dunlin_protocol::training::serve::Wanted;
-use dunlin_protocol::training::{FetchFailure, ShardId, StageId, StageStart, Step};
+use dunlin_protocol::training::{FetchFailure, StageId, StageStart, Step};
 use dunlin_swarm::PeerName;
 
 use super::events::{Event, Given};
-use super::numbers::{State, Weights};
+use super::got::{CHUNKS, Got, put_together};
 use super::peer_shell::{Work, digest};
 use super::pulling::Purpose;
 use super::scenario::Scenario;
 use super::world::World;
 
-/// Of a state.
-const CHUNKS: usize = 4;
 /// Updates that may be kept where a state takes long.
 const KEPT_MAX: u64 = 1000;
 /// Elsewhere there is room for fewer than this.
 const KEPT_FEW: u64 = 4;
-
-/// What is got, until the engine takes it.
-#[derive(Clone)]
-pub(super) enum Got {
-    /// First values or a checkpoint.
-    Read(Step, State),
-    Part(Part),
-    Update(Update),
-}
-
-/// Chunks of a state.
-#[derive(Clone)]
-pub(super) struct Part {
-    pub(super) step: Step,
-    /// What its giver says that the state is.
-    pub(super) says: State,
-    pub(super) range: Range<usize>,
-    pub(super) words: Vec<u64>,
-}
-
-impl Part {
-    /// What a peer has there.
-    pub(super) fn of(step: Step, state: State, chunks: &Range<u64>) -> Self {
-        let range = chunks.start as usize..chunks.end as usize;
-        let words = words(&state).get(range.clone()).unwrap_or_default().to_vec();
-        Self { step, says: state, range, words }
-    }
-
-    /// Is it what its giver says?
-    fn fits(&self) -> bool {
-        words(&self.says).get(self.range.clone()) == Some(&self.words)
-    }
-}
-
-/// What led from `step` to the next.
-#[derive(Clone)]
-pub(super) struct Update {
-    pub(super) step: Step,
-    pub(super) averages: BTreeMap<ShardId, i64>,
-    pub(super) scale: f32,
-}
 
 /// Bounds of a fetch.
 pub(super) fn config(scenario: &Scenario) -> FetchConfig {
@@ -225,28 +177,4 @@ impl World {
         self.check(name, stage, at + 1, state);
         self.fetch_event(name, FetchEvent::At(id, at + 1, digest(&state, false)));
     }
-}
-
-fn words(state: &State) -> [u64; CHUNKS] {
-    [state.now.own, state.now.shared, state.before.own, state.before.shared]
-}
-
-/// A state of what was read, or of parts that have each chunk once, in order, as they are at one step.
-fn put_together(got: Vec<Got>) -> Option<(Step, State)> {
-    let (mut all, mut steps) = (Vec::new(), Vec::new());
-    for got in got {
-        match got {
-            Got::Read(step, state) => return Some((step, state)),
-            Got::Part(part) if part.range.start == all.len() => {
-                steps.push(part.step);
-                all.extend(part.words);
-            }
-            Got::Part(_) | Got::Update(_) => return None,
-        }
-    }
-    let step = *steps.first()?;
-    let [own, shared, own_before, shared_before] = all[..] else { return None };
-    let state =
-        State { now: Weights { own, shared }, before: Weights { own: own_before, shared: shared_before } };
-    steps.iter().all(|other| *other == step).then_some((step, state))
 }

@@ -9,7 +9,7 @@
 //! * [`scenario`] what is run, and what came of it
 //! * `peer_shell` what a peer has; `peer` how it begins, and what its driver wants done; `lives` how it ends
 //! * `engine` its jobs one after the other: `calls` of trainers, `update`, `saving`
-//! * `pulls` what peers ask of each other (`pulling`: pulls under way): `average` (`averaging`: what a member has of one), `fetch`
+//! * `pulls` what peers ask of each other (`pulling`: pulls under way): `average` (`averaging`: what a member has of one), `fetch` (`got`: what has come)
 //! * `trainer_shell` the shell around a trainer, `trainer` what it does
 //! * `net` streams to the conductor, and the conductor's effects
 //! * `faults` what goes wrong, `flaw` in a peer that goes on
@@ -24,6 +24,7 @@ mod events;
 mod faults;
 mod fetch;
 mod flaw;
+mod got;
 mod lives;
 mod net;
 pub mod numbers;

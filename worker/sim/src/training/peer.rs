@@ -8,7 +8,7 @@ use dunlin_protocol::training::{Job, Mate, PeerConfig, PeerReport, Refused};
 use dunlin_swarm::PeerName;
 
 use super::events::{Answer, Down, Event, Requests, Up};
-use super::fetch::Update;
+use super::got::Update;
 use super::numbers::{ARITHMETIC, State};
 use super::peer_shell::{PeerShell, Work};
 use super::pulling::Purpose;

@@ -14,8 +14,8 @@ use dunlin_swarm::PeerName;
 
 use super::averaging::Averaging;
 use super::events::{Answer, Asked, Requests};
-use super::fetch::{Got, Update};
 use super::flaw::Flaw;
+use super::got::{Got, Update};
 use super::numbers::{Shape, State, Sums};
 use super::pulling::{Pull, Taker};
 use crate::serving::model::mix;

@@ -9,7 +9,7 @@ use dunlin_swarm::PeerName;
 
 use super::averaging::Come;
 use super::events::{Event, Given};
-use super::fetch::Part;
+use super::got::Part;
 use super::peer_shell::Work;
 use super::pulling::{Pull, Purpose, Taker};
 use super::scenario::Kinds;

@@ -6,8 +6,8 @@ use dunlin_protocol::training::driver::DriverEvent;
 use dunlin_protocol::training::{AverageId, Conductor, ShardId, StageId, Step};
 use dunlin_swarm::PeerName;
 
-use super::fetch::Update;
 use super::flaw::Flaw;
+use super::got::Update;
 use super::numbers::State;
 use super::peer_shell::digest;
 use super::world::World;

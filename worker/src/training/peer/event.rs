@@ -7,7 +7,7 @@ use dunlin_train::average::Average;
 use dunlin_train::stage::ComputedCall;
 
 use super::super::values::Fault;
-use super::fetch::Outcome;
+use super::fetched::Outcome;
 
 /// What happens to a peer.
 pub(super) enum Event {

@@ -16,28 +16,12 @@ use super::super::saved;
 use super::super::values::Clients;
 use super::engine::{TrainingEngine, Workbench};
 use super::event::Event;
+use super::fetched::{Fetched, Outcome};
 use super::kept::Kept;
 use super::serve::root_of;
 use super::state::{self, Part};
 use super::unfetched::Unfetched;
 use crate::exit::NeedsUser;
-
-/// What has come of something.
-pub(super) enum Fetched {
-    /// First values or a checkpoint.
-    Stage(Box<Stage>),
-    /// With the root of all of the state, as its giver has it.
-    Part(Box<Part>, String),
-    Update(Vec<f32>),
-    Kept,
-    /// The parts back, and those that are not what their givers say.
-    Checked(Vec<(FetchId, Box<Part>)>, Vec<(FetchId, String)>),
-    /// The engine has this state.
-    At(Step, StateDigest),
-}
-
-/// How it ended.
-pub(super) type Outcome = Result<Fetched, Unfetched>;
 
 /// Values that are here, until they are used or dropped.
 enum Got {
@@ -210,7 +194,7 @@ impl Fetching {
         let (run, destination) = (Arc::clone(&self.run), self.destination.clone());
         self.by_engine(id, move |bench| {
             let loaded = match destination.filter(|_| checkpoint) {
-                None => super::first(&run, stage, &bench.pool).map_err(Unfetched::from_model),
+                None => super::super::first(&run, stage, &bench.pool).map_err(Unfetched::from_model),
                 Some(destination) => saved::read_stage(&destination, step, &run, stage, &bench.pool)
                     .map_err(|e| Unfetched::Failed(saved::blame(&e, step), format!("{e:#}"))),
             };

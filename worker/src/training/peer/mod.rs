@@ -20,6 +20,7 @@ mod event;
 mod fetch;
 #[cfg(test)]
 mod fetch_tests;
+mod fetched;
 mod giving;
 mod happened;
 mod jobs;
@@ -59,7 +60,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::values::Clients;
-use super::{advertised, first, links, read_config};
+use super::{advertised, links, read_config};
 use crate::certificates::credentials;
 use crate::cli::TrainPeerArgs;
 use crate::exit::NeedsUser;
