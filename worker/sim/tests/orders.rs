@@ -32,6 +32,10 @@ const MATTERS: &[Pair] = &[
 /// Pairs whose order does not matter, and why.
 const FREE: &[(&str, &[Pair])] = &[
     (
+        "a claim is kept until the step that it is of begins, whether or not the conductor has heard of the update before it",
+        &[("tell Claim", "tell Applied")],
+    ),
+    (
         "one is a job of the engine, what it works on is fixed by jobs before it, and nobody hears of the other until both are done",
         &[
             ("cancel averages", "run Apply"),
@@ -43,6 +47,12 @@ const FREE: &[(&str, &[Pair])] = &[
             ("reply", "run Compute"),
             ("run Check", "cancel averages"),
             ("run Clear", "drop averages"),
+            ("run Clear", "refuse"),
+            ("run Clear", "tell Ready"),
+            ("tell", "run Compute"),
+            ("tell Applied", "run Compute"),
+            ("tell Claim", "run Compute"),
+            ("tell Ready", "run Compute"),
         ],
     ),
     (
@@ -67,6 +77,8 @@ const FREE: &[(&str, &[Pair])] = &[
             ("refuse", "tell Claim"),
             ("refuse chunks", "average failed"),
             ("reply", "tell Claim"),
+            ("tell Done", "reply"),
+            ("tell Released", "refuse"),
         ],
     ),
     (
@@ -96,6 +108,7 @@ const FREE: &[(&str, &[Pair])] = &[
             ("refuse", "cancel averages"),
             ("refuse", "drop averages"),
             ("reply", "cancel averages"),
+            ("tell", "drop fetched"),
         ],
     ),
 ];

@@ -110,7 +110,14 @@ impl Scenario {
             seed,
             peers: 2 + (mix(seed, 1) % 3) as u32,
             sessions: 1 + (mix(seed, 2) % 6) as u32 + if is_scarce { 6 } else { 0 },
-            running_max: if is_scarce { 16 } else { 4 },
+            // Few enough in some of them that others wait, and find no place to wait.
+            running_max: if !is_scarce {
+                4
+            } else if mix(seed, 12).is_multiple_of(3) {
+                3
+            } else {
+                16
+            },
             queue_max: if is_scarce { 2 } else { 64 },
             budget: if few.is_multiple_of(3) { small } else { Budget::ENGINE },
             cancels: mix(seed, 8).is_multiple_of(4),

@@ -24,6 +24,10 @@ impl World {
             let at = peer.step;
             self.violation(format!("{name} saves step {step} and is at {at}"));
         }
+        if broken {
+            // It strikes now, and costs the pause before the next attempt.
+            self.last_fault = self.now;
+        }
         let works = check || (!broken && !self.is_away());
         let after = 5 + self.draw(150);
         self.at(after, Event::Written { peer: name.clone(), step, stage, state, works });
