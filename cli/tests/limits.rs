@@ -192,8 +192,10 @@ fn a_swarm_whose_kv_cache_is_full_stays_within_its_memory() {
     let prompts: Vec<Vec<u64>> =
         (0..length.div_ceil(each)).map(|i| (0..each).map(|at| (i * 7 + at * 13) % 500).collect()).collect();
     let full = std::thread::scope(|scope| {
+        // Every batch has a token of each answer and up to 128 rows of prompts: in so many batches, prompts take more than all the room before the first answer ends.
         let ask = |prompt: &Vec<u64>| {
-            post(&local.url, "/v1/completions", &json!({"prompt": prompt, "max_tokens": 8}))
+            let body = json!({"prompt": prompt, "max_tokens": 64, "ignore_eos": true});
+            post(&local.url, "/v1/completions", &body)
         };
         let answers: Vec<_> = prompts.iter().map(|prompt| scope.spawn(move || ask(prompt))).collect();
         let mut least = u64::MAX;
