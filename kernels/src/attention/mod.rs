@@ -8,7 +8,6 @@ mod pages;
 pub mod reference;
 mod row;
 
-use row::GROUP;
 pub use row::{AttentionRow, HEAD_DIM_MAX, PAGE};
 
 use crate::pool::{Pool, Shards};
@@ -92,27 +91,32 @@ pub fn attention(pool: &Pool, q: &[f32], rows: &[AttentionRow<'_>], heads: Heads
             "attention: a page has another size"
         );
     }
+    let isa = pages::isa(pool.isa(), head_dim);
     let group = heads / kv_heads;
-    let shards = Shards::new(out);
+    let out = Shards::new(out);
+    // The rows of one head, then those of the next one.
     pool.split(rows.len() * kv_heads, &|items| {
-        for item in items {
-            let (r, kv_head) = (item / kv_heads, item % kv_heads);
-            for first in (0..group).step_by(GROUP) {
-                let count = GROUP.min(group - first);
-                let at = r * width + (kv_head * group + first) * head_dim;
-                let q = &q[at..at + count * head_dim];
-                // SAFETY: (row, head) ranges of different items do not overlap and lie inside of `out`.
-                let out = unsafe { std::slice::from_raw_parts_mut(shards.at(at), count * head_dim) };
-                let group = pages::Group {
-                    q,
-                    row: &rows[r],
-                    keys: kv_head * head_dim * PAGE,
-                    values: (kv_heads + kv_head) * head_dim * PAGE,
-                    head_dim,
-                    scale,
-                };
-                group.run(pool.isa(), out);
+        let mut item = items.start;
+        while item < items.end {
+            let (kv_head, r) = (item / rows.len(), item % rows.len());
+            let rest = &rows[r..rows.len().min(r + items.end - item)];
+            let together = rest.iter().take_while(|row| row.sees_pages_of(&rest[0])).count();
+            let all = pages::Group {
+                rows: &rest[..together],
+                heads: group,
+                q: q[r * width + kv_head * group * head_dim..].as_ptr(),
+                out: out.at(r * width + kv_head * group * head_dim),
+                row: width,
+                keys: kv_head * head_dim * PAGE,
+                values: (kv_heads + kv_head) * head_dim * PAGE,
+                head_dim,
+                scale,
+            };
+            for part in all.parts(isa) {
+                // SAFETY: the pool has these instructions. The lengths are those of the assertions above, and (row, head) of different items do not overlap.
+                unsafe { part.run(isa) };
             }
+            item += together;
         }
     });
 }

@@ -1,24 +1,28 @@
-//! Some query heads that share a KV head against the pages of a row, over lanes: each value of a page is loaded once for all of them.
+//! Some queries that see the same pages and share a KV head against those pages, over lanes: each value of a page is loaded once for all of them.
+//!
+//! Queries are heads of a row, and of the rows behind it.
 
 use std::ops::Range;
 
-use super::row::{AttentionRow, GROUP, HEAD_DIM_MAX, PAGE};
+use super::row::{AttentionRow, HEAD_DIM_MAX, HEADS, PAGE};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::lanes::Avx2;
+use crate::lanes::{Avx2, Avx512};
 use crate::lanes::{Portable, SoftmaxLanes, compiled};
 use crate::math::exp_lane;
 
-/// Lanes of a register: the widths of heads are multiples of it.
-const WIDTH: usize = 8;
-/// Registers that the positions of a page fill.
-const REGISTERS: usize = PAGE / WIDTH;
-
-/// Up to [`GROUP`] query heads.
+/// Rows that see parts of the same pages, and some heads of each.
+#[derive(Clone, Copy)]
 pub(super) struct Group<'a> {
-    /// `[head][head_dim]`.
-    pub(super) q: &'a [f32],
-    pub(super) row: &'a AttentionRow<'a>,
+    pub(super) rows: &'a [AttentionRow<'a>],
+    /// Of every row, the same ones.
+    pub(super) heads: usize,
+    /// The first head of the first row; the others behind it.
+    pub(super) q: *const f32,
+    /// The same of the output.
+    pub(super) out: *mut f32,
+    /// Values from a row to the next one.
+    pub(super) row: usize,
     /// Where the keys of the KV head begin in a page.
     pub(super) keys: usize,
     /// Where its values do.
@@ -28,7 +32,21 @@ pub(super) struct Group<'a> {
     pub(super) scale: f32,
 }
 
-/// The softmax of what has been seen by each of `G` heads.
+/// The instructions for heads of this width: sixteen lanes, if they fill the width.
+pub(super) fn isa(isa: Isa, head_dim: usize) -> Isa {
+    if isa == Isa::Avx512 && !head_dim.is_multiple_of(16) { Isa::Avx2 } else { isa }
+}
+
+/// The most queries that are computed together: enough sums to keep the units busy that multiply, and no more than fit the registers.
+fn queries_max(isa: Isa) -> usize {
+    match isa {
+        Isa::Scalar => 4,
+        Isa::Avx2 => 6,
+        Isa::Avx512 => 12,
+    }
+}
+
+/// The softmax of what has been seen by each of `G` queries.
 struct Running<const G: usize> {
     max: [f32; G],
     sum: [f32; G],
@@ -40,159 +58,226 @@ struct Weights<const G: usize> {
     keep: [f32; G],
 }
 
-/// Functions for these lanes.
-macro_rules! heads {
-    ($isa:ident, $lanes:ident) => {
+/// Functions for these lanes, of which `registers` hold the positions of a page: for so many queries.
+macro_rules! queries {
+    ($isa:ident, $lanes:ident, $registers:literal, [$($queries:literal),*]) => {
         /// # Safety
         /// The machine has the instructions; otherwise as [`Group::attend`].
-        unsafe fn $isa(group: &Group<'_>, out: &mut [f32]) {
+        unsafe fn $isa(group: &Group<'_>) {
             compiled! { $isa,
-                unsafe fn run<const G: usize>(group: &Group<'_>, out: &mut [f32]) {
+                unsafe fn run<const G: usize>(group: &Group<'_>) {
                     // SAFETY: promised.
-                    unsafe { group.attend::<$lanes, G>($lanes::new(), out) }
+                    unsafe { group.attend::<$lanes, G, $registers>($lanes::new()) }
                 }
             }
             // SAFETY: promised.
             unsafe {
-                match group.q.len() / group.head_dim {
-                    1 => run::<1>(group, out),
-                    2 => run::<2>(group, out),
-                    3 => run::<3>(group, out),
-                    _ => run::<GROUP>(group, out),
+                match group.queries() {
+                    $($queries => run::<$queries>(group),)*
+                    queries => unreachable!("no groups of {queries} queries"),
                 }
             }
         }
     };
 }
 
-heads!(portable, Portable);
+queries!(portable, Portable, 2, [1, 2, 3, 4]);
 #[cfg(target_arch = "x86_64")]
-heads!(avx2, Avx2);
+queries!(avx2, Avx2, 2, [1, 2, 3, 4, 5, 6]);
+#[cfg(target_arch = "x86_64")]
+queries!(avx512, Avx512, 1, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
 
-impl Group<'_> {
-    /// Sets `out`, `[head][head_dim]`.
-    pub(super) fn run(&self, isa: Isa, out: &mut [f32]) {
-        // SAFETY (both): the pool checked that this machine has the instructions; `attention` checked the lengths.
-        match isa {
-            Isa::Scalar => unsafe { portable(self, out) },
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => unsafe { avx2(self, out) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unsafe { portable(self, out) },
+impl<'a> Group<'a> {
+    fn queries(&self) -> usize {
+        self.rows.len() * self.heads
+    }
+
+    /// The same in groups that can be computed together.
+    pub(super) fn parts(&self, isa: Isa) -> impl Iterator<Item = Group<'a>> {
+        let Self { rows, heads, .. } = *self;
+        (0..heads).step_by(HEADS).flat_map(move |head| {
+            let heads = HEADS.min(heads - head);
+            let count = queries_max(isa) / heads;
+            rows.chunks(count).enumerate().map(move |(i, rows)| {
+                let skip = i * count * self.row + head * self.head_dim;
+                Group { rows, heads, q: self.q.wrapping_add(skip), out: self.out.wrapping_add(skip), ..*self }
+            })
+        })
+    }
+
+    /// Sets the output.
+    ///
+    /// # Safety
+    /// The rows have pages for their lengths, each with keys and values of this KV head, and queries and output have values for all of them; nobody else uses that
+    /// output. It is one of the [`parts`](Self::parts) for these instructions, and the machine has the instructions.
+    pub(super) unsafe fn run(&self, isa: Isa) {
+        debug_assert!(self.heads <= HEADS && self.head_dim <= HEAD_DIM_MAX);
+        // SAFETY: promised.
+        unsafe {
+            match isa {
+                Isa::Scalar => portable(self),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2(self),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512(self),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => portable(self),
+            }
         }
     }
 
     /// # Safety
-    /// `q` and `out` have `G` heads; the row has pages for its length, each with the keys and values of this head.
+    /// As [`Self::run`]; the group has `G` queries.
     #[inline(always)]
-    unsafe fn attend<L: SoftmaxLanes, const G: usize>(&self, lanes: L, out: &mut [f32]) {
-        const { assert!(L::WIDTH == WIDTH) };
+    unsafe fn attend<L: SoftmaxLanes, const G: usize, const H: usize>(&self, lanes: L) {
+        const { assert!(H * L::WIDTH == PAGE) };
+        let width = self.head_dim;
+        // Value `d` of every query, then the next one.
+        let mut q = [[0f32; G]; HEAD_DIM_MAX];
+        for g in 0..G {
+            for (d, q) in q.iter_mut().enumerate().take(width) {
+                // SAFETY: promised.
+                q[g] = unsafe { *self.q.add(self.at(g) + d) };
+            }
+        }
         let mut running = Running { max: [f32::NEG_INFINITY; G], sum: [0.0; G] };
         // Weighted sums of values, not yet divided.
         let mut sums = [[0f32; HEAD_DIM_MAX]; G];
         let mut weights = Weights { weights: [[0.0; PAGE]; G], keep: [1.0; G] };
-        for (page, seen) in self.row.pages_seen() {
+        for (p, page) in self.rows[0].pages_seen() {
+            let mut seen = [const { 0..0 }; G];
+            for g in 0..G {
+                seen[g] = self.rows[g / self.heads].seen(p);
+            }
             // SAFETY: promised.
             unsafe {
-                let scores = self.scores::<L, G>(lanes, page.as_ptr().add(self.keys));
-                self.weigh(lanes, scores, &seen, &mut running, &mut weights);
-                let values = page.as_ptr().add(self.values);
-                self.add_values(lanes, values, &weights, &seen, &mut sums);
+                let scores = scores::<L, G, H>(lanes, &q[..width], page.as_ptr().add(self.keys));
+                weigh(lanes, self.scale, scores, &seen, &mut running, &mut weights);
+                add_values(lanes, width, page.as_ptr().add(self.values), &weights, &seen, &mut sums);
             }
         }
         for g in 0..G {
             let inverse = 1.0 / running.sum[g];
-            for d in 0..self.head_dim {
-                out[g * self.head_dim + d] = sums[g][d] * inverse;
+            for d in 0..width {
+                // SAFETY: promised.
+                unsafe { *self.out.add(self.at(g) + d) = sums[g][d] * inverse };
             }
         }
     }
 
-    /// Scores of the positions of a page, not yet scaled.
-    ///
-    /// # Safety
-    /// `q` has `G` heads, and a page of keys begins at `keys`.
+    /// Where query `g` begins.
     #[inline(always)]
-    unsafe fn scores<L: SoftmaxLanes, const G: usize>(
-        &self,
-        lanes: L,
-        keys: *const f32,
-    ) -> [[L::Floats; REGISTERS]; G] {
-        let q = self.q.as_ptr();
-        let mut scores = [[lanes.zero(); REGISTERS]; G];
-        for d in 0..self.head_dim {
-            // SAFETY: promised.
-            unsafe {
-                let k = [lanes.load(keys.add(d * PAGE)), lanes.load(keys.add(d * PAGE + WIDTH))];
-                for g in 0..G {
-                    let q = lanes.all(*q.add(g * self.head_dim + d));
-                    for h in 0..REGISTERS {
-                        scores[g][h] = lanes.fma(q, k[h], scores[g][h]);
-                    }
+    fn at(&self, g: usize) -> usize {
+        g / self.heads * self.row + g % self.heads * self.head_dim
+    }
+}
+
+/// Scores of the positions of a page, not yet scaled.
+///
+/// # Safety
+/// A page of keys begins at `keys`, with a value for each of `q`.
+#[inline(always)]
+unsafe fn scores<L: SoftmaxLanes, const G: usize, const H: usize>(
+    lanes: L,
+    q: &[[f32; G]],
+    keys: *const f32,
+) -> [[L::Floats; H]; G] {
+    let mut scores = [[lanes.zero(); H]; G];
+    for (d, q) in q.iter().enumerate() {
+        // SAFETY: promised.
+        unsafe {
+            let mut k = [lanes.zero(); H];
+            for h in 0..H {
+                k[h] = lanes.load(keys.add(d * PAGE + h * L::WIDTH));
+            }
+            for g in 0..G {
+                let q = lanes.all(q[g]);
+                for h in 0..H {
+                    scores[g][h] = lanes.fma(q, k[h], scores[g][h]);
                 }
             }
         }
-        scores
     }
+    scores
+}
 
-    /// A step of the online softmax: sets `out`, and goes on with maxima and sums.
-    #[inline(always)]
-    fn weigh<L: SoftmaxLanes, const G: usize>(
-        &self,
-        lanes: L,
-        mut scores: [[L::Floats; REGISTERS]; G],
-        seen: &Range<usize>,
-        Running { max, sum }: &mut Running<G>,
-        out: &mut Weights<G>,
-    ) {
-        for g in 0..G {
-            for h in 0..REGISTERS {
-                let scaled = lanes.mul(scores[g][h], lanes.all(self.scale));
-                scores[g][h] = lanes.seen(scaled, h * WIDTH, seen);
-            }
-            let page_max = lanes.largest(lanes.max(scores[g][0], scores[g][1]));
-            let new_max = if page_max > max[g] { page_max } else { max[g] };
-            out.keep[g] = if new_max == max[g] { 1.0 } else { exp_lane(max[g] - new_max) };
-            max[g] = new_max;
-            let less = lanes.all(-new_max);
-            let e = [lanes.exp(lanes.add(scores[g][0], less)), lanes.exp(lanes.add(scores[g][1], less))];
-            sum[g] = sum[g].mul_add(out.keep[g], lanes.sum(lanes.add(e[0], e[1])));
-            for h in 0..REGISTERS {
-                // SAFETY: the registers have as many values as a page has positions.
-                unsafe { lanes.store(out.weights[g].as_mut_ptr().add(h * WIDTH), e[h]) };
-            }
+/// A step of the online softmax: sets `out`, and goes on with maxima and sums.
+#[inline(always)]
+fn weigh<L: SoftmaxLanes, const G: usize, const H: usize>(
+    lanes: L,
+    scale: f32,
+    mut scores: [[L::Floats; H]; G],
+    seen: &[Range<usize>; G],
+    Running { max, sum }: &mut Running<G>,
+    out: &mut Weights<G>,
+) {
+    for g in 0..G {
+        for h in 0..H {
+            let scaled = lanes.mul(scores[g][h], lanes.all(scale));
+            scores[g][h] = lanes.seen(scaled, h * L::WIDTH, &seen[g]);
         }
+        let mut page_max = scores[g][0];
+        for h in 1..H {
+            page_max = lanes.max(page_max, scores[g][h]);
+        }
+        let page_max = lanes.largest(page_max);
+        let new_max = if page_max > max[g] { page_max } else { max[g] };
+        out.keep[g] = if new_max == max[g] { 1.0 } else { exp_lane(max[g] - new_max) };
+        max[g] = new_max;
+        let less = lanes.all(-new_max);
+        let mut e_sum = lanes.zero();
+        for h in 0..H {
+            let e = lanes.exp(lanes.add(scores[g][h], less));
+            e_sum = if h == 0 { e } else { lanes.add(e_sum, e) };
+            // SAFETY: the registers have as many values as a page has positions.
+            unsafe { lanes.store(out.weights[g].as_mut_ptr().add(h * L::WIDTH), e) };
+        }
+        sum[g] = sum[g].mul_add(out.keep[g], lanes.sum(e_sum));
     }
+}
 
-    /// Goes on with the weighted sums of values.
-    ///
-    /// # Safety
-    /// A page of values begins at `values`.
-    #[inline(always)]
-    unsafe fn add_values<L: SoftmaxLanes, const G: usize>(
-        &self,
-        lanes: L,
-        values: *const f32,
-        Weights { weights, keep }: &Weights<G>,
-        seen: &Range<usize>,
-        sums: &mut [[f32; HEAD_DIM_MAX]; G],
-    ) {
-        for d in (0..self.head_dim).step_by(WIDTH) {
-            // SAFETY: d + WIDTH <= head_dim <= HEAD_DIM_MAX, and t < PAGE.
-            unsafe {
-                let mut o = [lanes.zero(); G];
-                for g in 0..G {
-                    o[g] = lanes.mul(lanes.load(sums[g].as_ptr().add(d)), lanes.all(keep[g]));
-                }
-                for t in seen.clone() {
-                    let v = lanes.load(values.add(t * self.head_dim + d));
+/// Goes on with the weighted sums of values, which have `width` values.
+///
+/// # Safety
+/// A page of values begins at `values`.
+#[inline(always)]
+unsafe fn add_values<L: SoftmaxLanes, const G: usize>(
+    lanes: L,
+    width: usize,
+    values: *const f32,
+    Weights { weights, keep }: &Weights<G>,
+    seen: &[Range<usize>; G],
+    sums: &mut [[f32; HEAD_DIM_MAX]; G],
+) {
+    let start = seen.iter().fold(0, |all, seen| all.max(seen.start));
+    let end = seen.iter().fold(PAGE, |all, seen| all.min(seen.end));
+    let is_same = seen.iter().all(|seen| *seen == (start..end));
+    // A value of a position that a query does not see is not multiplied by zero: it may be anything.
+    for d in (0..width).step_by(L::WIDTH) {
+        // SAFETY: d + WIDTH <= width <= HEAD_DIM_MAX, and t < PAGE.
+        unsafe {
+            let mut o = [lanes.zero(); G];
+            for g in 0..G {
+                o[g] = lanes.mul(lanes.load(sums[g].as_ptr().add(d)), lanes.all(keep[g]));
+            }
+            let values = values.add(d);
+            if is_same {
+                for t in start..end {
+                    let v = lanes.load(values.add(t * width));
                     for g in 0..G {
                         o[g] = lanes.fma(lanes.all(weights[g][t]), v, o[g]);
                     }
                 }
+            } else {
                 for g in 0..G {
-                    lanes.store(sums[g].as_mut_ptr().add(d), o[g]);
+                    for t in seen[g].clone() {
+                        let v = lanes.load(values.add(t * width));
+                        o[g] = lanes.fma(lanes.all(weights[g][t]), v, o[g]);
+                    }
                 }
+            }
+            for g in 0..G {
+                lanes.store(sums[g].as_mut_ptr().add(d), o[g]);
             }
         }
     }

@@ -6,8 +6,8 @@ use std::ops::Range;
 pub const PAGE: usize = 16;
 /// Largest head dimension.
 pub const HEAD_DIM_MAX: usize = 256;
-/// Query heads of one KV head that are computed together.
-pub(super) const GROUP: usize = 4;
+/// Query heads of one KV head, and of one row, that are computed together.
+pub(super) const HEADS: usize = 4;
 
 /// What one query row attends to.
 #[derive(Clone, Copy)]
@@ -21,10 +21,25 @@ pub struct AttentionRow<'a> {
 }
 
 impl<'a> AttentionRow<'a> {
-    /// The pages with positions that it sees, and which of their slots those are.
-    pub(super) fn pages_seen(&self) -> impl Iterator<Item = (&'a [f32], Range<usize>)> + use<'a> {
-        let Self { pages, from, len } = *self;
-        let pages = pages.iter().enumerate().take(len.div_ceil(PAGE)).skip(from / PAGE);
-        pages.map(move |(p, page)| (*page, from.saturating_sub(p * PAGE)..PAGE.min(len - p * PAGE)))
+    /// The numbers of the pages with positions that it sees.
+    fn numbers(&self) -> Range<usize> {
+        self.from / PAGE..self.len.div_ceil(PAGE)
+    }
+
+    /// The pages with positions that it sees, with their numbers.
+    pub(super) fn pages_seen(&self) -> impl Iterator<Item = (usize, &'a [f32])> + use<'a> {
+        let pages = self.pages;
+        self.numbers().map(move |p| (p, pages[p]))
+    }
+
+    /// The slots of page `p` that it sees.
+    #[inline(always)]
+    pub(super) fn seen(&self, p: usize) -> Range<usize> {
+        self.from.saturating_sub(p * PAGE)..PAGE.min(self.len - p * PAGE)
+    }
+
+    /// Sees it parts of the same pages as `other`?
+    pub(super) fn sees_pages_of(&self, other: &Self) -> bool {
+        std::ptr::eq(self.pages, other.pages) && self.numbers() == other.numbers()
     }
 }

@@ -1,8 +1,10 @@
 //! AVX-512 F, BW, VL and VNNI: sixteen lanes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::{Lanes, WeightLanes};
+use super::{Avx2, Lanes, SoftmaxLanes, WeightLanes};
+use crate::math::{EXP_CONSTANTS, EXP_MIN, EXP_POLY};
 
 /// The machine has AVX-512 F, BW, VL and VNNI, which is the proof for every `unsafe` below that reads no memory.
 #[derive(Clone, Copy)]
@@ -178,5 +180,73 @@ impl WeightLanes for Avx512 {
     #[inline(always)]
     fn add_signed(self, sum: __m512i, weights: __m512i, q: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), q) }
+    }
+}
+
+impl Avx512 {
+    /// Eight lanes of the same machine.
+    #[inline(always)]
+    fn halves(self) -> Avx2 {
+        // SAFETY: a machine with AVX-512 has AVX2, FMA and F16C.
+        unsafe { Avx2::new() }
+    }
+
+    /// Lanes 0 to 7, and 8 to 15.
+    #[inline(always)]
+    fn split(self, x: __m512) -> [__m256; 2] {
+        unsafe {
+            [_mm512_castps512_ps256(x), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1))]
+        }
+    }
+}
+
+impl SoftmaxLanes for Avx512 {
+    #[inline(always)]
+    fn exp(self, x: __m512) -> __m512 {
+        let [log2_e, ln2_high, ln2_low, max] = EXP_CONSTANTS;
+        unsafe {
+            let not_small = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_MIN), _CMP_GE_OQ);
+            let large = _mm512_cmp_ps_mask(x, _mm512_set1_ps(max), _CMP_GT_OQ);
+            let n = _mm512_roundscale_ps(
+                _mm512_mul_ps(x, _mm512_set1_ps(log2_e)),
+                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC,
+            );
+            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(ln2_high), x);
+            let r = _mm512_fmadd_ps(n, _mm512_set1_ps(ln2_low), r);
+            let mut p = _mm512_set1_ps(EXP_POLY[0]);
+            for &c in &EXP_POLY[1..] {
+                p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+            }
+            let e = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.0));
+            let exponent = _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23);
+            let scaled = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(e), exponent));
+            let e = _mm512_maskz_mov_ps(not_small, scaled);
+            _mm512_mask_blend_ps(large, e, _mm512_set1_ps(f32::INFINITY))
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        let [low, high] = self.split(x);
+        self.halves().largest(self.halves().max(low, high))
+    }
+
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        let [low, high] = self.split(x);
+        self.halves().sum(self.halves().add(low, high))
+    }
+
+    #[inline(always)]
+    fn seen(self, x: __m512, first: usize, seen: &Range<usize>) -> __m512 {
+        let end = (1u32 << seen.end.saturating_sub(first).min(16)) - 1;
+        let start = (1u32 << seen.start.saturating_sub(first).min(16)) - 1;
+        let inside = end & !start;
+        unsafe { _mm512_mask_blend_ps(inside as u16, _mm512_set1_ps(f32::NEG_INFINITY), x) }
     }
 }
