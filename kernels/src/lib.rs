@@ -58,4 +58,4 @@ pub use weight_gradient::{Begin, bias_gradient, weight_gradient};
 pub const UNQUANTISED_SINCE: u32 = 1;
 
 /// Version of ARITHMETIC.md: peers of different versions may compute different bits.
-pub const ARITHMETIC_VERSION: u32 = 2;
+pub const ARITHMETIC_VERSION: u32 = 3;

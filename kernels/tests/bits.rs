@@ -27,12 +27,19 @@ const CASES: &[(Format, usize, usize)] = &[
     (Format::Q6_K, 24, 256),
     (Format::Q6_K, 48, 768),
     (Format::Q5_0, 24, 256),
+    (Format::Q5_0, 40, 320),
     (Format::Q5_1, 24, 256),
+    (Format::Q5_1, 40, 320),
     (Format::Q2_K, 24, 256),
+    (Format::Q2_K, 48, 768),
     (Format::Q3_K, 24, 256),
+    (Format::Q3_K, 48, 768),
     (Format::Q5_K, 24, 256),
+    (Format::Q5_K, 48, 768),
     (Format::IQ4_NL, 24, 256),
+    (Format::IQ4_NL, 40, 320),
     (Format::IQ4_XS, 24, 256),
+    (Format::IQ4_XS, 48, 768),
 ];
 
 /// Rows with blocks that are all zero, denormal or huge.
@@ -103,17 +110,18 @@ const HASHES: &[(Format, usize, usize, u64)] = &[
     (Format::Q4_1, 32, 1536, 0xccc7_98d7_d5da_00bc),
     (Format::Q4_K, 48, 512, 0xf595_fce6_c349_3fdd),
     (Format::Q6_K, 24, 256, 0x26c0_33b3_1888_7e33),
-    (Format::Q5_0, 24, 256, 0x018f_d3ea_c79d_2333),
-    (Format::Q5_1, 24, 256, 0x894d_3144_005d_32e3),
-    (Format::Q2_K, 24, 256, 0x3997_7c89_d119_74fe),
-    (Format::Q3_K, 24, 256, 0xd8a8_d04a_935d_ea4f),
-    (Format::Q5_K, 24, 256, 0x7cf6_d998_8c0c_e154),
-    (Format::IQ4_NL, 24, 256, 0xf0d2_2887_3f14_6be3),
-    (Format::IQ4_XS, 24, 256, 0xcd51_cbf4_8130_6b5f),
+    (Format::Q5_0, 24, 256, 0xadcd_8c0a_5bb1_ff95),
+    (Format::Q5_1, 24, 256, 0x0498_b617_10fe_e406),
+    (Format::Q2_K, 24, 256, 0x40ba_b083_e96c_fde2),
+    (Format::Q3_K, 24, 256, 0x0f78_9fce_3deb_e8b1),
+    (Format::Q5_K, 24, 256, 0x9f9d_8522_f458_f859),
+    (Format::IQ4_NL, 24, 256, 0x96d2_c645_c2d0_d29b),
+    (Format::IQ4_XS, 24, 256, 0xffb1_19c5_95df_2730),
 ];
 
 #[test]
 fn hashes_are_those_of_this_version() {
+    let mut others = Vec::new();
     for &(format, n, k, want) in HASHES {
         let mut random = Random(99);
         let bytes = file_bytes(&mut random, format, n, k);
@@ -121,8 +129,11 @@ fn hashes_are_those_of_this_version() {
         let x = odd_rows(&mut random, 3, k);
         let mut y = vec![0.0; 3 * n];
         linear(&Pool::new(1), &w, &x, 3, &mut y);
-        assert_eq!(hash(&y), want, "{format:?} {n}x{k}: 0x{:016x}", hash(&y));
+        if hash(&y) != want {
+            others.push(format!("{format:?} {n}x{k}: 0x{:016x}", hash(&y)));
+        }
     }
+    assert!(others.is_empty(), "other hashes: {others:#?}");
 }
 
 /// The largest sums that weights and inputs can make are exact with all instructions.
@@ -283,14 +294,8 @@ fn linear_is_close_to_the_definition() {
                 size += (f64::from(*w) * f64::from(*x)).abs();
             }
             // Quantised formats round activations to int8 as well.
-            let tolerance = if !matches!(
-                format,
-                Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q4_K | Format::Q6_K
-            ) {
-                1e-6
-            } else {
-                8e-3
-            };
+            let tolerance =
+                if matches!(format, Format::F32 | Format::F16 | Format::BF16) { 1e-6 } else { 8e-3 };
             let error = (f64::from(y[i]) - want).abs();
             assert!(error <= tolerance * size + 1e-9, "{format:?} output {i}: {} not {want}", y[i]);
         }

@@ -10,7 +10,7 @@ use dunlin_kernels::{
     gradient_sum, linear, linear_transposed, loss, norm, page_len, rms_norm, rms_norm_backward, rope,
     rope_rows, softmax, swiglu, swiglu_backward, weight_gradient, write_kv,
 };
-use support::{Random, bits, file_bytes};
+use support::{Random, bits, f16_scales, file_bytes};
 
 fn pools() -> impl Iterator<Item = Pool> {
     Isa::all().into_iter().flat_map(|isa| [1, 2, 3].map(|threads| Pool::with_isa(threads, isa)))
@@ -61,13 +61,17 @@ fn products_of_every_format() {
         (Format::Q4_K, 24, 512),
         (Format::Q4_K, 17, 768),
         (Format::Q6_K, 17, 512),
-        (Format::Q5_0, 9, 64),
-        (Format::Q5_1, 9, 64),
-        (Format::Q2_K, 9, 256),
-        (Format::Q3_K, 9, 256),
-        (Format::Q5_K, 9, 256),
-        (Format::IQ4_NL, 9, 64),
-        (Format::IQ4_XS, 9, 256),
+        (Format::Q5_0, 40, 320),
+        (Format::Q5_1, 24, 544),
+        (Format::Q2_K, 24, 512),
+        (Format::Q2_K, 17, 768),
+        (Format::Q3_K, 24, 512),
+        (Format::Q3_K, 17, 768),
+        (Format::Q5_K, 24, 512),
+        (Format::Q5_K, 17, 768),
+        (Format::IQ4_NL, 40, 320),
+        (Format::IQ4_XS, 24, 512),
+        (Format::IQ4_XS, 17, 768),
     ] {
         let bytes = file_bytes(&mut random, format, n, k);
         let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
@@ -85,19 +89,92 @@ fn products_of_every_format() {
     }
 }
 
+const QUANTISED: [Format; 12] = [
+    Format::Q8_0,
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Q2_K,
+    Format::Q3_K,
+    Format::Q4_K,
+    Format::Q5_K,
+    Format::Q6_K,
+    Format::IQ4_NL,
+    Format::IQ4_XS,
+];
+
+/// The largest sums that weights and inputs can make are exact with all instructions.
+#[test]
+fn products_hold_at_their_limits() {
+    let (n, k) = (16, 512);
+    for format in QUANTISED {
+        let (values, size) = format.block();
+        for byte in [0x00, 0x0f, 0x7f, 0x80, 0xf0, 0xff] {
+            // Scales are small and finite whatever the byte: a block is equal bytes but for them.
+            let mut bytes = file_bytes(&mut Random(1), format, n, k);
+            let kept = file_bytes(&mut Random(2), format, n, k);
+            for (block, kept) in bytes.chunks_exact_mut(size).zip(kept.chunks_exact(size)) {
+                block.fill(byte);
+                for at in f16_scales(format) {
+                    block[*at..at + 2].copy_from_slice(&kept[*at..at + 2]);
+                }
+            }
+            for x in [127.0, -127.0] {
+                let x = vec![x; 8 * k];
+                let want = linear::reference::linear(format, n, k, &bytes, &x, 8);
+                let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+                for pool in pools() {
+                    for m in [1, 3, 8] {
+                        let mut got = vec![f32::NAN; m * n];
+                        linear(&pool, &w, &x[..m * k], m, &mut got);
+                        same(&pool, &format!("{format:?} of {values} times {byte:#x}"), &got, &want[..m * n]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whole numbers are their own activations, so that products are those of the values of a row, but for the rounding of sums.
+#[test]
+fn products_with_whole_numbers_are_those_of_the_values() {
+    let (n, k) = (21, 768);
+    let mut random = Random(3);
+    let mut x: Vec<f32> = (0..k).map(|_| (random.next() % 255) as f32 - 127.0).collect();
+    x.iter_mut().step_by(32).for_each(|largest| *largest = 127.0);
+    for format in QUANTISED {
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        let mut y = vec![f32::NAN; n];
+        linear(&Pool::new(1), &w, &x, 1, &mut y);
+        for (i, y) in y.iter().enumerate() {
+            let mut row = vec![0.0; k];
+            w.row(i, &mut row);
+            let products = || row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let (exact, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+            let error = (f64::from(*y) - exact).abs() / size;
+            assert!(error < 1e-6, "{format:?}, output {i}: {y} is {exact}, off by {error:e} of its terms");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_in_a_block_is_nowhere_finite() {
     let mut random = Random(32);
-    let bytes = file_bytes(&mut random, Format::Q8_0, 16, 64);
-    let w = Matrix::from_ggml(Format::Q8_0, 16, 64, &bytes).unwrap();
-    for value in [f32::NAN, f32::INFINITY] {
-        let mut x = random.floats(64);
-        x[40] = value;
-        let want = linear::reference::linear(Format::Q8_0, 16, 64, &bytes, &x, 1);
-        for pool in pools() {
-            let mut got = vec![0.0; 16];
-            linear(&pool, &w, &x, 1, &mut got);
-            assert!(got.iter().chain(&want).all(|y| y.is_nan()), "{got:?}, {want:?}");
+    for format in QUANTISED {
+        let (n, k) = (16, 512);
+        let bytes = file_bytes(&mut random, format, n, k);
+        let w = Matrix::from_ggml(format, n, k, &bytes).unwrap();
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut x = random.floats(k);
+            x[40] = value;
+            let want = linear::reference::linear(format, n, k, &bytes, &x, 1);
+            for pool in pools() {
+                let mut got = vec![0.0; n];
+                linear(&pool, &w, &x, 1, &mut got);
+                assert!(got.iter().chain(&want).all(|y| y.is_nan()), "{format:?}: {got:?}, {want:?}");
+            }
         }
     }
 }

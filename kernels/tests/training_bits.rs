@@ -138,6 +138,8 @@ fn a_map_held_in_one_direction_has_the_bits_of_its_transpose() {
         (Format::BF16, 300, 33),
         (Format::Q8_0, 300, 64),
         (Format::Q4_0, 40, 32),
+        (Format::Q5_1, 40, 64),
+        (Format::Q3_K, 24, 256),
     ] {
         let w = Matrix::from_ggml(format, n, k, &file_bytes(&mut random, format, n, k)).unwrap();
         let mut wide = vec![0.0; n * k];

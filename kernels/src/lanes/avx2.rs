@@ -80,9 +80,9 @@ impl WeightLanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn small(self, from: *const u8) -> __m256 {
+    unsafe fn unsigned(self, from: *const u8) -> __m256i {
         // SAFETY: promised.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
     }
 
     #[inline(always)]
@@ -139,16 +139,20 @@ impl WeightLanes for Avx2 {
     }
 
     #[inline(always)]
-    fn above<const AT: usize>(self, bits: __m256i, low: __m256i) -> __m256i {
+    fn moved(self, bytes: __m256i, left: i32, mask: u8) -> __m256i {
         unsafe {
-            let moved = match AT {
-                0 => _mm256_slli_epi16(bits, 4),
-                2 => _mm256_slli_epi16(bits, 2),
-                4 => bits,
-                _ => _mm256_srli_epi16(bits, 2),
+            let moved = if left < 0 {
+                _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(-left))
+            } else {
+                _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(left))
             };
-            _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)))
+            _mm256_and_si256(moved, _mm256_set1_epi8(mask.cast_signed()))
         }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, b) }
     }
 
     /// In 16 bits, from nothing.
@@ -175,6 +179,20 @@ impl WeightLanes for Avx2 {
     #[inline(always)]
     fn open_signed(self, _: i32) -> __m256i {
         unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    fn signed_weights(self, bytes: __m256i) -> __m256i {
+        bytes
+    }
+
+    #[inline(always)]
+    fn chosen_weights(self, values: &[i8; 16], bytes: __m256i) -> __m256i {
+        // SAFETY: sixteen bytes are read from an array of as many.
+        unsafe {
+            let values = _mm_loadu_si128(values.as_ptr().cast());
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), bytes)
+        }
     }
 
     /// The sign goes over to the activations. Two products fit 16 bits: at most 2 * 128 * 127 = 32512.

@@ -80,9 +80,9 @@ impl WeightLanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn small(self, from: *const u8) -> __m512 {
+    unsafe fn unsigned(self, from: *const u8) -> __m512i {
         // SAFETY: promised.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
     }
 
     #[inline(always)]
@@ -139,16 +139,20 @@ impl WeightLanes for Avx512 {
     }
 
     #[inline(always)]
-    fn above<const AT: usize>(self, bits: __m512i, low: __m512i) -> __m512i {
+    fn moved(self, bytes: __m512i, left: i32, mask: u8) -> __m512i {
         unsafe {
-            let moved = match AT {
-                0 => _mm512_slli_epi16(bits, 4),
-                2 => _mm512_slli_epi16(bits, 2),
-                4 => bits,
-                _ => _mm512_srli_epi16(bits, 2),
+            let moved = if left < 0 {
+                _mm512_srl_epi16(bytes, _mm_cvtsi32_si128(-left))
+            } else {
+                _mm512_sll_epi16(bytes, _mm_cvtsi32_si128(left))
             };
-            _mm512_or_si512(low, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask.cast_signed()))
         }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
     }
 
     #[inline(always)]
@@ -177,9 +181,25 @@ impl WeightLanes for Avx512 {
         unsafe { _mm512_set1_epi32(-128 * sum_of_q) }
     }
 
+    /// Plus 128.
+    #[inline(always)]
+    fn signed_weights(self, bytes: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) }
+    }
+
+    #[inline(always)]
+    fn chosen_weights(self, values: &[i8; 16], bytes: __m512i) -> __m512i {
+        let values = values.map(|value| value ^ -128);
+        // SAFETY: sixteen bytes are read from an array of as many.
+        unsafe {
+            let values = _mm_loadu_si128(values.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), bytes)
+        }
+    }
+
     #[inline(always)]
     fn add_signed(self, sum: __m512i, weights: __m512i, q: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), q) }
+        unsafe { _mm512_dpbusd_epi32(sum, weights, q) }
     }
 }
 

@@ -61,11 +61,11 @@ pub(crate) trait WeightLanes: Lanes {
     /// `WIDTH` bf16 values are readable at `from`.
     unsafe fn bf16(self, from: *const u8) -> Self::Floats;
 
-    /// Unsigned bytes as floats.
+    /// Unsigned bytes as integers.
     ///
     /// # Safety
     /// `WIDTH` bytes are readable at `from`.
-    unsafe fn small(self, from: *const u8) -> Self::Floats;
+    unsafe fn unsigned(self, from: *const u8) -> Self::Integers;
 
     /// Signed bytes as integers.
     ///
@@ -103,8 +103,11 @@ pub(crate) trait WeightLanes: Lanes {
     /// The upper four bits of every byte.
     fn high(self, bytes: Self::Integers) -> Self::Integers;
 
-    /// Bits `AT` and `AT + 1` of every byte (`AT` is 0, 2, 4 or 6) above four bits `low` of it.
-    fn above<const AT: usize>(self, bits: Self::Integers, low: Self::Integers) -> Self::Integers;
+    /// Some bits of every byte moved to the left by `left`, or to the right if that is negative, as far as `mask` has them: they end inside of the byte.
+    /// Fast if `left` is a constant for the compiler.
+    fn moved(self, bytes: Self::Integers, left: i32, mask: u8) -> Self::Integers;
+
+    fn or(self, a: Self::Integers, b: Self::Integers) -> Self::Integers;
 
     /// Begins partial sums of products that are added to `sum` at last.
     fn open(self, sum: Self::Integers) -> Self::Integers;
@@ -126,6 +129,12 @@ pub(crate) trait WeightLanes: Lanes {
 
     /// What sums of signed weights with activations begin with, that in all add up to `sum_of_q`.
     fn open_signed(self, sum_of_q: i32) -> Self::Integers;
+
+    /// Signed bytes as [`Self::add_signed`] takes them.
+    fn signed_weights(self, bytes: Self::Integers) -> Self::Integers;
+
+    /// For every byte from 0 to 15 the value that it stands for, as [`Self::add_signed`] takes them.
+    fn chosen_weights(self, values: &[i8; 16], bytes: Self::Integers) -> Self::Integers;
 
     /// Adds four products of every lane, of signed weights with activations from -127 to 127.
     fn add_signed(self, sum: Self::Integers, weights: Self::Integers, q: Self::Integers) -> Self::Integers;

@@ -90,9 +90,9 @@ impl WeightLanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn small(self, from: *const u8) -> [f32; WIDTH] {
+    unsafe fn unsigned(self, from: *const u8) -> [i32; WIDTH] {
         // SAFETY: promised.
-        unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() }.map(f32::from)
+        unsafe { from.cast::<[u8; WIDTH]>().read_unaligned() }.map(i32::from)
     }
 
     #[inline(always)]
@@ -149,8 +149,14 @@ impl WeightLanes for Portable {
     }
 
     #[inline(always)]
-    fn above<const AT: usize>(self, bits: [i32; WIDTH], low: [i32; WIDTH]) -> [i32; WIDTH] {
-        from_fn(|i| low[i] | (bits[i] >> AT & 0x0303_0303) << 4)
+    fn moved(self, bytes: [i32; WIDTH], left: i32, mask: u8) -> [i32; WIDTH] {
+        let mask = i32::from_le_bytes([mask; 4]);
+        bytes.map(|bytes| if left < 0 { bytes >> -left } else { bytes << left } & mask)
+    }
+
+    #[inline(always)]
+    fn or(self, a: [i32; WIDTH], b: [i32; WIDTH]) -> [i32; WIDTH] {
+        from_fn(|i| a[i] | b[i])
     }
 
     #[inline(always)]
@@ -176,6 +182,17 @@ impl WeightLanes for Portable {
     #[inline(always)]
     fn open_signed(self, _: i32) -> [i32; WIDTH] {
         [0; WIDTH]
+    }
+
+    #[inline(always)]
+    fn signed_weights(self, bytes: [i32; WIDTH]) -> [i32; WIDTH] {
+        bytes
+    }
+
+    #[inline(always)]
+    fn chosen_weights(self, values: &[i8; 16], bytes: [i32; WIDTH]) -> [i32; WIDTH] {
+        let value = |byte: u8| values[usize::from(byte % 16)].cast_unsigned();
+        bytes.map(|bytes| i32::from_le_bytes(bytes.to_le_bytes().map(value)))
     }
 
     #[inline(always)]

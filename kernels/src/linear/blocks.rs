@@ -1,4 +1,4 @@
-//! Products with quantised weights, block by block (ARITHMETIC.md, 2). What a format has of its own is in [`super::formats`].
+//! Products with quantised weights, block by block (ARITHMETIC.md, 2). What a format has of its own is in [`super::formats`] and [`super::super_blocks`].
 
 use std::marker::PhantomData;
 
@@ -11,6 +11,8 @@ pub(super) enum Minimum {
     None,
     Added,
     Subtracted,
+    /// In integers that are summed as the products are, with one scale, and subtracted.
+    Integers,
 }
 
 /// What a block of 32 inputs adds to a register of outputs of each row.
@@ -19,8 +21,18 @@ pub(super) struct Part<L: WeightLanes, const R: usize> {
     pub(super) sums: [L::Integers; R],
     /// Scales of the weights.
     pub(super) d: L::Floats,
-    /// Their minima, where the format has them.
+    /// Their minima, where the format has them, or the scales of these.
     pub(super) m: L::Floats,
+    /// Minima times activations, where they are integers.
+    pub(super) minima: [L::Integers; R],
+}
+
+impl<L: WeightLanes, const R: usize> Part<L, R> {
+    /// Without minima.
+    #[inline(always)]
+    pub(super) fn scaled(lanes: L, sums: [L::Integers; R], d: L::Floats) -> Self {
+        Self { sums, d, m: lanes.zero(), minima: [lanes.all_integers(0); R] }
+    }
 }
 
 /// A packing of quantised weights.
@@ -165,14 +177,18 @@ impl<F: BlockFormat> TileKernel for Blocks<F> {
             for h in 0..H {
                 // SAFETY: b < blocks, r < R: inside of panel and activations.
                 unsafe {
-                    let Part { sums: products, d, m } = F::part::<L, R>(lanes, panel, &x, b, h, shared[h]);
+                    let part = F::part::<L, R>(lanes, panel, &x, b, h, shared[h]);
                     for r in 0..R {
-                        let scale = lanes.mul(d, lanes.all(x.d(r, b)));
-                        let acc = lanes.fma(lanes.to_floats(products[r]), scale, sums.acc[r][h]);
+                        let scale = lanes.mul(part.d, lanes.all(x.d(r, b)));
+                        let acc = lanes.fma(lanes.to_floats(part.sums[r]), scale, sums.acc[r][h]);
                         sums.acc[r][h] = match F::MINIMUM {
                             Minimum::None => acc,
-                            Minimum::Added => lanes.fma(m, lanes.all(x.s(r, b)), acc),
-                            Minimum::Subtracted => lanes.fused_sub(m, lanes.all(x.s(r, b)), acc),
+                            Minimum::Added => lanes.fma(part.m, lanes.all(x.s(r, b)), acc),
+                            Minimum::Subtracted => lanes.fused_sub(part.m, lanes.all(x.s(r, b)), acc),
+                            Minimum::Integers => {
+                                let scale = lanes.mul(part.m, lanes.all(x.d(r, b)));
+                                lanes.fused_sub(lanes.to_floats(part.minima[r]), scale, acc)
+                            }
                         };
                     }
                 }

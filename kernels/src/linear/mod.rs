@@ -4,7 +4,8 @@
 //! computed together, in which order, on which thread, with which instructions.
 //!
 //! * [`product`] which rows and panels are computed together · [`tile`] some of both · [`activations`] rows for quantised weights
-//! * [`dense`], [`blocks`] the sums of a tile, over [`crate::lanes`] · [`formats`] what is particular to each packing of quantised weights
+//! * [`dense`], [`blocks`] the sums of a tile, over [`crate::lanes`] · [`formats`], [`super_blocks`] what is particular to each packing of quantised weights
+//! * [`sums`] the integer sums of a block
 //! * [`tiles`] these compiled for every instruction set · [`many`] the sums of many rows, as in training
 //! * [`transposed`] the same with the weights the other way round · [`reference`] all of it in plain loops, from the bytes of a file
 
@@ -15,6 +16,8 @@ mod formats;
 mod many;
 mod product;
 pub mod reference;
+mod sums;
+mod super_blocks;
 mod tile;
 mod tiles;
 mod transposed;

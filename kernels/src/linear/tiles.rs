@@ -2,7 +2,8 @@
 
 use super::blocks::{BlockFormat, Blocks};
 use super::dense::{Bf16, Dense, F16, F32, Value};
-use super::formats::{Q4, Q4K, Q6K, Q8};
+use super::formats::{Iq4, Q8, WithMinimum};
+use super::super_blocks::{Iq4Xs, Minima, Q2K, Sixteens};
 use super::tile::{Tile, TileKernel};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -48,9 +49,15 @@ macro_rules! tiles {
                     Packing::F16 => dense::<F16>(tile, rows, panels),
                     Packing::Bf16 => dense::<Bf16>(tile, rows, panels),
                     Packing::Q8 => quantised::<Q8>(tile, rows),
-                    Packing::Q4 => quantised::<Q4>(tile, rows),
-                    Packing::Q4K => quantised::<Q4K>(tile, rows),
-                    Packing::Q6K => quantised::<Q6K>(tile, rows),
+                    Packing::Q4 => quantised::<WithMinimum<4>>(tile, rows),
+                    Packing::Q5 => quantised::<WithMinimum<5>>(tile, rows),
+                    Packing::Iq4 => quantised::<Iq4>(tile, rows),
+                    Packing::Q2K => quantised::<Q2K>(tile, rows),
+                    Packing::Q3K => quantised::<Sixteens<3>>(tile, rows),
+                    Packing::Q4K => quantised::<Minima<4>>(tile, rows),
+                    Packing::Q5K => quantised::<Minima<5>>(tile, rows),
+                    Packing::Q6K => quantised::<Sixteens<6>>(tile, rows),
+                    Packing::Iq4Xs => quantised::<Iq4Xs>(tile, rows),
                 }
             }
         }

@@ -1,33 +1,27 @@
-//! From rows of a file to panels, and back to a row.
+//! From rows of a file to panels.
 
-use half::{bf16, f16};
+use half::f16;
 
+use super::bits;
 use super::format::Format;
-use super::ggml::{as_f16, q4_k_scale, q6_k_value};
-use super::packing::{
-    BLOCK, PANEL, Packing, Q4_BLOCK_BYTES, Q4K_BLOCK_BYTES, Q6K_BLOCK_BYTES, Q6K_PART_BYTES, Q8_BLOCK_BYTES,
+use super::ggml::{
+    iq4_xs_scale, nibble, q2_k_value, q3_k_scale, q3_k_value, q4_k_scale, q4_k_value, q5_k_value, q5_value,
+    q6_k_value,
 };
+use super::packing::{BLOCK, PANEL, Packing, plane_bytes};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
 
 /// Packs the bytes of rows of `k` values as they are in a file into whole panels, which are zero.
 pub(super) fn rows(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
-    let n = bytes.len().checked_div(format.bytes(k).unwrap_or(0)).unwrap_or(0);
     match format {
         Format::F32 => dense(k, bytes.as_chunks::<4>().0, out, |value| value),
         Format::F16 | Format::BF16 => dense(k, bytes.as_chunks::<2>().0, out, |value| value),
-        Format::Q8_0 => q8_0(n, k, bytes, out),
-        Format::Q4_0 => q4_0(n, k, bytes, out),
-        Format::Q4_1 => q4_1(n, k, bytes, out),
-        Format::Q4_K => q4_k(n, k, bytes, out),
-        Format::Q6_K => q6_k(n, k, bytes, out),
-        // The others have no packing of their own.
-        widened => {
-            // A panel at a time: as f16 it is two to six times as large.
-            let panels = bytes.chunks(PANEL * bytes.len().checked_div(n).unwrap_or(1).max(1));
-            for (bytes, out) in panels.zip(out.chunks_exact_mut((k * PANEL * 2).max(1))) {
-                dense(k, &as_f16(widened, bytes), out, u16::to_le_bytes);
-            }
+        Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL => {
+            blocks_of_32(format, k, bytes, out);
+        }
+        Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K | Format::IQ4_XS => {
+            super_blocks(format, k, bytes, out);
         }
     }
 }
@@ -77,179 +71,125 @@ vectorised! {
 }
 
 /// Calls `put(block of the file, packed block, column)` for every block of every row.
-fn blocks(
-    n: usize,
-    k: usize,
-    bytes: &[u8],
-    (values, file_bytes, packed_bytes): (usize, usize, usize),
-    out: &mut [u8],
-    put: impl Fn(&[u8], &mut [u8], usize),
-) {
+fn blocks(format: Format, k: usize, bytes: &[u8], out: &mut [u8], put: impl Fn(&[u8], &mut [u8], usize)) {
+    let ((values, file_bytes), (_, packed_bytes)) = (format.block(), Packing::of(format).block());
     let per_row = k / values;
-    for row in 0..n {
-        let panel = row / PANEL * per_row * packed_bytes;
-        for b in 0..per_row {
-            let from = &bytes[(row * per_row + b) * file_bytes..][..file_bytes];
-            put(from, &mut out[panel + b * packed_bytes..][..packed_bytes], row % PANEL);
+    for (row, blocks) in bytes.chunks_exact((per_row * file_bytes).max(1)).enumerate() {
+        let panel = &mut out[row / PANEL * per_row * packed_bytes..];
+        for (from, to) in blocks.chunks_exact(file_bytes).zip(panel.chunks_exact_mut(packed_bytes)) {
+            put(from, to, row % PANEL);
         }
     }
 }
 
-fn q8_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 34, Q8_BLOCK_BYTES), out, |from, to, c| {
-        to[c * 2..][..2].copy_from_slice(&from[..2]);
-        for i in 0..BLOCK {
-            to[32 + (i / 4 * PANEL + c) * 4 + i % 4] = from[2 + i];
-        }
-    });
-}
-
-/// 16 bytes of nibbles (value `i` low, value `16 + i` high) into column `c` of `[4][16][4]`.
-fn nibbles(from: &[u8], to: &mut [u8], c: usize) {
-    for i in 0..16 {
-        to[(i / 4 * PANEL + c) * 4 + i % 4] = from[i];
+/// Blocks of 32 values.
+fn blocks_of_32(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
+    let mut blocks = |put: fn(&[u8], &mut [u8], usize)| blocks(format, k, bytes, out, put);
+    match format {
+        Format::Q4_0 => blocks(|from, to, c| {
+            around_the_middle(4, from, to, c);
+            bits::put(4, &mut to[64..], c, |i| nibble(&from[2..], i));
+        }),
+        Format::Q4_1 => blocks(|from, to, c| {
+            two_halves(from, to, c);
+            bits::put(4, &mut to[64..], c, |i| nibble(&from[4..], i));
+        }),
+        Format::Q5_0 => blocks(|from, to, c| {
+            around_the_middle(5, from, to, c);
+            bits::put(5, &mut to[64..], c, |i| q5_value(&from[2..], i));
+        }),
+        Format::Q5_1 => blocks(|from, to, c| {
+            two_halves(from, to, c);
+            bits::put(5, &mut to[64..], c, |i| q5_value(&from[4..], i));
+        }),
+        Format::IQ4_NL => blocks(|from, to, c| {
+            half(from, to, c);
+            bits::put(4, &mut to[32..], c, |i| nibble(&from[2..], i));
+        }),
+        // Q8_0.
+        _ => blocks(|from, to, c| {
+            half(from, to, c);
+            for i in 0..BLOCK {
+                to[32 + (i / 4 * PANEL + c) * 4 + i % 4] = from[2 + i];
+            }
+        }),
     }
 }
 
-fn q4_1(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 20, Q4_BLOCK_BYTES), out, |from, to, c| {
-        to[c * 2..][..2].copy_from_slice(&from[..2]);
-        to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
-        nibbles(&from[4..], &mut to[64..], c);
-    });
+/// Blocks of 256 values.
+fn super_blocks(format: Format, k: usize, bytes: &[u8], out: &mut [u8]) {
+    let mut blocks = |put: fn(&[u8], &mut [u8], usize)| blocks(format, k, bytes, out, put);
+    match format {
+        Format::Q2_K => blocks(|from, to, c| {
+            two_halves(&from[80..], to, c);
+            scales(16, &mut to[64..], c, |s| from[s]);
+            eight(2, &mut to[320..], c, |i| q2_k_value(from, i));
+        }),
+        Format::Q3_K => blocks(|from, to, c| {
+            half(&from[108..], to, c);
+            scales(16, &mut to[32..], c, |s| q3_k_scale(from, s).cast_unsigned());
+            eight(3, &mut to[288..], c, |i| q3_k_value(from, i));
+        }),
+        Format::Q4_K => blocks(|from, to, c| {
+            scales_and_minima(from, to, c);
+            eight(4, &mut to[320..], c, |i| q4_k_value(from, i));
+        }),
+        Format::Q5_K => blocks(|from, to, c| {
+            scales_and_minima(from, to, c);
+            eight(5, &mut to[320..], c, |i| q5_k_value(from, i));
+        }),
+        Format::Q6_K => blocks(|from, to, c| {
+            half(&from[208..], to, c);
+            scales(16, &mut to[32..], c, |s| from[192 + s]);
+            eight(6, &mut to[288..], c, |i| q6_k_value(from, i));
+        }),
+        // IQ4_XS.
+        _ => blocks(|from, to, c| {
+            half(from, to, c);
+            scales(8, &mut to[32..], c, |u| iq4_xs_scale(from, u).cast_unsigned());
+            eight(4, &mut to[160..], c, |i| nibble(&from[8 + i / BLOCK * 16..], i % BLOCK));
+        }),
+    }
 }
 
-fn q4_0(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (BLOCK, 18, Q4_BLOCK_BYTES), out, |from, to, c| {
-        let d = f16::from_le_bytes([from[0], from[1]]);
-        // A power of two times an f16 is an f16, short of overflow, which no sane scale comes near.
-        let m = f16::from_f32(-8.0 * d.to_f32());
-        to[c * 2..][..2].copy_from_slice(&d.to_le_bytes());
-        to[32 + c * 2..][..2].copy_from_slice(&m.to_le_bytes());
-        nibbles(&from[2..], &mut to[64..], c);
-    });
+/// An f16 of a block.
+fn half(from: &[u8], to: &mut [u8], c: usize) {
+    to[c * 2..][..2].copy_from_slice(&from[..2]);
 }
 
-fn q4_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (256, 144, Q4K_BLOCK_BYTES), out, |from, to, c| {
-        to[c * 2..][..2].copy_from_slice(&from[..2]);
-        to[32 + c * 2..][..2].copy_from_slice(&from[2..4]);
-        for u in 0..8 {
-            let (scale, min) = q4_k_scale(&from[4..16], u);
-            to[64 + u * PANEL + c] = scale;
-            to[192 + u * PANEL + c] = min;
-            // In the file sub-blocks 2v and 2v + 1 share 32 bytes, low and high nibbles.
-            let shared = &from[16 + u / 2 * 32..][..32];
-            let value = |i: usize| if u % 2 == 0 { shared[i] & 15 } else { shared[i] >> 4 };
-            let mut own = [0u8; 16];
-            for (i, byte) in own.iter_mut().enumerate() {
-                *byte = value(i) | value(16 + i) << 4;
-            }
-            nibbles(&own, &mut to[320 + u * 256..], c);
-        }
-    });
+/// Two of them.
+fn two_halves(from: &[u8], to: &mut [u8], c: usize) {
+    half(from, to, c);
+    half(&from[2..], &mut to[2 * PANEL..], c);
 }
 
-fn q6_k(n: usize, k: usize, bytes: &[u8], out: &mut [u8]) {
-    blocks(n, k, bytes, (256, 210, Q6K_BLOCK_BYTES), out, |from, to, c| {
-        to[c * 2..][..2].copy_from_slice(&from[208..210]);
-        for (i, scale) in from[192..208].iter().enumerate() {
-            to[32 + i * PANEL + c] = *scale;
-        }
-        for (u, to) in to[288..].chunks_exact_mut(Q6K_PART_BYTES).enumerate() {
-            let value = |i: usize| q6_k_value(from, u * BLOCK + i);
-            let mut low = [0u8; 16];
-            for (i, byte) in low.iter_mut().enumerate() {
-                *byte = value(i) & 15 | value(16 + i) << 4;
-            }
-            nibbles(&low, to, c);
-            for v in 0..2 {
-                for j in 0..4 {
-                    let upper = |at: usize| value(at + v * 8 + j) >> 4;
-                    to[256 + (v * PANEL + c) * 4 + j] =
-                        upper(0) | upper(16) << 2 | upper(4) << 4 | upper(20) << 6;
-                }
-            }
-        }
-    });
+/// The scale of a block of unsigned values around the middle of so many bits, and as a minimum what they are too large by.
+fn around_the_middle(bits: u8, from: &[u8], to: &mut [u8], c: usize) {
+    let d = f16::from_le_bytes([from[0], from[1]]);
+    // A power of two times an f16 is an f16, short of overflow, which no sane scale comes near.
+    let m = f16::from_f32(-f32::from(1u8 << (bits - 1)) * d.to_f32());
+    half(from, to, c);
+    half(&m.to_le_bytes(), &mut to[2 * PANEL..], c);
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+/// So many bytes of a column.
+fn scales(count: usize, to: &mut [u8], c: usize, scale: impl Fn(usize) -> u8) {
+    for i in 0..count {
+        to[i * PANEL + c] = scale(i);
+    }
 }
 
-/// 4-bit value `i` of column `c`.
-fn nibble(packed: &[u8], c: usize, i: usize) -> f32 {
-    let byte = packed[(i % 16 / 4 * PANEL + c) * 4 + i % 4];
-    f32::from(if i < 16 { byte & 15 } else { byte >> 4 })
+/// What stands before the values of Q4_K and Q5_K.
+fn scales_and_minima(from: &[u8], to: &mut [u8], c: usize) {
+    two_halves(from, to, c);
+    scales(8, &mut to[64..], c, |u| q4_k_scale(&from[4..16], u).0);
+    scales(8, &mut to[192..], c, |u| q4_k_scale(&from[4..16], u).1);
 }
 
-/// 6-bit value `i` of column `c` of 32 inputs of Q6_K.
-fn six_bits(part: &[u8], c: usize, i: usize) -> u8 {
-    let low = part[(i % 16 / 4 * PANEL + c) * 4 + i % 4] >> (i / 16 * 4) & 15;
-    let upper = part[256 + (i % 16 / 8 * PANEL + c) * 4 + i % 4] >> (i / 16 * 2 + i / 4 % 2 * 4) & 3;
-    low | upper << 4
-}
-
-/// Column `c` of a panel as f32.
-pub(super) fn row(packing: Packing, panel: &[u8], c: usize, out: &mut [f32]) {
-    match packing {
-        Packing::F32 => {
-            for (i, out) in out.iter_mut().enumerate() {
-                let at = (i * PANEL + c) * 4;
-                *out = f32::from_le_bytes([panel[at], panel[at + 1], panel[at + 2], panel[at + 3]]);
-            }
-        }
-        Packing::F16 => {
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = half_at(panel, (i * PANEL + c) * 2);
-            }
-        }
-        Packing::Bf16 => {
-            for (i, out) in out.iter_mut().enumerate() {
-                let at = (i * PANEL + c) * 2;
-                *out = bf16::from_le_bytes([panel[at], panel[at + 1]]).to_f32();
-            }
-        }
-        Packing::Q8 => {
-            for (out, b) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(Q8_BLOCK_BYTES)) {
-                let d = half_at(b, c * 2);
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = d * f32::from(b[32 + (i / 4 * PANEL + c) * 4 + i % 4].cast_signed());
-                }
-            }
-        }
-        Packing::Q4 => {
-            for (out, b) in out.chunks_exact_mut(BLOCK).zip(panel.chunks_exact(Q4_BLOCK_BYTES)) {
-                let (d, m) = (half_at(b, c * 2), half_at(b, 32 + c * 2));
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = d * nibble(&b[64..], c, i) + m;
-                }
-            }
-        }
-        Packing::Q4K => {
-            for (out, b) in out.chunks_exact_mut(256).zip(panel.chunks_exact(Q4K_BLOCK_BYTES)) {
-                let (d, dmin) = (half_at(b, c * 2), half_at(b, 32 + c * 2));
-                for (u, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-                    let d = d * f32::from(b[64 + u * PANEL + c]);
-                    let m = dmin * f32::from(b[192 + u * PANEL + c]);
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out = d * nibble(&b[320 + u * 256..], c, i) - m;
-                    }
-                }
-            }
-        }
-        Packing::Q6K => {
-            for (out, b) in out.chunks_exact_mut(256).zip(panel.chunks_exact(Q6K_BLOCK_BYTES)) {
-                let d = half_at(b, c * 2);
-                let parts = b[288..].chunks_exact(Q6K_PART_BYTES);
-                for (u, (out, part)) in out.chunks_exact_mut(BLOCK).zip(parts).enumerate() {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let scale = f32::from(b[32 + (u * 2 + i / 16) * PANEL + c].cast_signed());
-                        *out = d * scale * (f32::from(six_bits(part, c, i)) - 32.0);
-                    }
-                }
-            }
-        }
+/// 256 values, 32 at a time.
+#[inline(always)]
+fn eight(bits: usize, to: &mut [u8], c: usize, value: impl Fn(usize) -> u8) {
+    for (u, to) in to.chunks_exact_mut(plane_bytes(bits)).enumerate() {
+        bits::put(bits, to, c, |i| value(u * BLOCK + i));
     }
 }

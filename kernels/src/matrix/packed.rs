@@ -3,6 +3,7 @@
 use super::format::{Format, PackError};
 use super::pack;
 use super::packing::{PANEL, Packing};
+use super::unpack;
 use crate::buffer::Buffer;
 use crate::pool::Pool;
 
@@ -145,6 +146,6 @@ impl Matrix {
     pub fn row(&self, i: usize, out: &mut [f32]) {
         assert!(i < self.n && out.len() == self.k, "row {i} of {} x {}", self.n, self.k);
         let panel = &self.data[i / PANEL * self.panel_bytes()..][..self.panel_bytes()];
-        pack::row(self.packing, panel, i % PANEL, out);
+        unpack::row(self.packing, panel, i % PANEL, out);
     }
 }

@@ -33,8 +33,7 @@ impl Packer {
 
     /// Takes the bytes of the next rows.
     ///
-    /// Q4_0 is kept as scale and minimum (`-8 d`, exact); formats without a packing of their own (Q2_K, Q3_K, Q5_K, Q5_0, Q5_1, IQ4_NL, IQ4_XS) as f16, rounded to
-    /// 11 bits, less than their own step.
+    /// Q4_0 and Q5_0 are kept as scale and minimum (`-8 d` and `-16 d`, exact).
     ///
     /// # Errors
     /// When they are not whole rows, not whole panels before the end, or more than are missing.

@@ -6,16 +6,36 @@ use super::format::Format;
 pub(crate) const PANEL: usize = 16;
 /// Inputs of a quantisation block.
 pub(crate) const BLOCK: usize = 32;
-/// Bytes of one packed block of 32 inputs and 16 columns.
-pub(crate) const Q8_BLOCK_BYTES: usize = 32 + 512;
-/// As above.
-pub(crate) const Q4_BLOCK_BYTES: usize = 64 + 256;
-/// Bytes of one packed super-block of 256 inputs and 16 columns.
-pub(crate) const Q4K_BLOCK_BYTES: usize = 64 + 256 + 8 * 256;
-/// As above.
-pub(crate) const Q6K_BLOCK_BYTES: usize = 32 + 256 + 8 * Q6K_PART_BYTES;
-/// Bytes of 32 inputs in it.
-pub(crate) const Q6K_PART_BYTES: usize = 256 + 128;
+/// An f16 for every column.
+const HALVES: usize = 2 * PANEL;
+/// Bytes of one packed block of 32 inputs and 16 columns of int8.
+pub(crate) const Q8_BLOCK_BYTES: usize = HALVES + BLOCK * PANEL;
+/// As above, of IQ4.
+pub(crate) const IQ4_BLOCK_BYTES: usize = HALVES + plane_bytes(4);
+/// Bytes of one packed super-block of 256 inputs and 16 columns of IQ4_XS.
+pub(crate) const IQ4_XS_BLOCK_BYTES: usize = HALVES + 8 * PANEL + 8 * plane_bytes(4);
+/// As above, of Q2_K.
+pub(crate) const Q2_K_BLOCK_BYTES: usize = 2 * HALVES + 16 * PANEL + 8 * plane_bytes(2);
+
+/// Bytes of 32 inputs and 16 columns of so many bits: see [`super::bits`].
+pub(crate) const fn plane_bytes(bits: usize) -> usize {
+    bits * BLOCK * PANEL / 8
+}
+
+/// Bytes of one packed block of 32 inputs and 16 columns that have scale and minimum (Q4, Q5).
+pub(crate) const fn minimum_block_bytes(bits: usize) -> usize {
+    2 * HALVES + plane_bytes(bits)
+}
+
+/// Bytes of one packed super-block of 256 inputs and 16 columns in which every 32 have scale and minimum (Q4_K, Q5_K).
+pub(crate) const fn minima_block_bytes(bits: usize) -> usize {
+    2 * HALVES + 2 * 8 * PANEL + 8 * plane_bytes(bits)
+}
+
+/// Bytes of one packed super-block of 256 inputs and 16 columns in which every sixteen have a scale (Q3_K, Q6_K).
+pub(crate) const fn sixteens_block_bytes(bits: usize) -> usize {
+    HALVES + 16 * PANEL + 8 * plane_bytes(bits)
+}
 
 /// How the values are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,28 +45,33 @@ pub(crate) enum Packing {
     Bf16,
     Q8,
     Q4,
+    Q5,
+    Iq4,
+    Q2K,
+    Q3K,
     Q4K,
+    Q5K,
     Q6K,
+    Iq4Xs,
 }
 
 impl Packing {
     pub(super) fn of(format: Format) -> Self {
         match format {
             Format::F32 => Self::F32,
-            Format::F16
-            | Format::Q5_0
-            | Format::Q5_1
-            | Format::Q2_K
-            | Format::Q3_K
-            | Format::Q5_K
-            | Format::IQ4_NL
-            | Format::IQ4_XS => Self::F16,
+            Format::F16 => Self::F16,
             // Unless the whole matrix turns out to fit f16.
             Format::BF16 => Self::Bf16,
             Format::Q8_0 => Self::Q8,
             Format::Q4_0 | Format::Q4_1 => Self::Q4,
+            Format::Q5_0 | Format::Q5_1 => Self::Q5,
+            Format::Q2_K => Self::Q2K,
+            Format::Q3_K => Self::Q3K,
             Format::Q4_K => Self::Q4K,
+            Format::Q5_K => Self::Q5K,
             Format::Q6_K => Self::Q6K,
+            Format::IQ4_NL => Self::Iq4,
+            Format::IQ4_XS => Self::Iq4Xs,
         }
     }
 
@@ -59,11 +84,17 @@ impl Packing {
     pub(super) fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4 * PANEL),
-            Self::F16 | Self::Bf16 => (1, 2 * PANEL),
+            Self::F16 | Self::Bf16 => (1, HALVES),
             Self::Q8 => (BLOCK, Q8_BLOCK_BYTES),
-            Self::Q4 => (BLOCK, Q4_BLOCK_BYTES),
-            Self::Q4K => (256, Q4K_BLOCK_BYTES),
-            Self::Q6K => (256, Q6K_BLOCK_BYTES),
+            Self::Q4 => (BLOCK, minimum_block_bytes(4)),
+            Self::Q5 => (BLOCK, minimum_block_bytes(5)),
+            Self::Iq4 => (BLOCK, IQ4_BLOCK_BYTES),
+            Self::Q2K => (256, Q2_K_BLOCK_BYTES),
+            Self::Q3K => (256, sixteens_block_bytes(3)),
+            Self::Q4K => (256, minima_block_bytes(4)),
+            Self::Q5K => (256, minima_block_bytes(5)),
+            Self::Q6K => (256, sixteens_block_bytes(6)),
+            Self::Iq4Xs => (256, IQ4_XS_BLOCK_BYTES),
         }
     }
 }

@@ -55,19 +55,20 @@ pub fn file_bytes(random: &mut Random, format: Format, n: usize, k: usize) -> Ve
     for block in out.chunks_exact_mut(bytes) {
         let d = f16::from_f32(0.01 + 0.002 * random.float()).to_le_bytes();
         let m = f16::from_f32(0.02 * random.float()).to_le_bytes();
-        match format {
-            Format::Q6_K => block[208..210].copy_from_slice(&d),
-            Format::Q3_K => block[108..110].copy_from_slice(&d),
-            Format::Q2_K => {
-                block[80..82].copy_from_slice(&d);
-                block[82..84].copy_from_slice(&m);
-            }
-            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => {
-                block[..2].copy_from_slice(&d);
-                block[2..4].copy_from_slice(&m);
-            }
-            _ => block[..2].copy_from_slice(&d),
+        for (at, value) in f16_scales(format).iter().zip([d, m]) {
+            block[*at..at + 2].copy_from_slice(&value);
         }
     }
     out
+}
+
+/// Where the f16 scale of a quantised block is, and its f16 minimum if it has one.
+pub fn f16_scales(format: Format) -> &'static [usize] {
+    match format {
+        Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::Q6_K => &[208],
+        _ => &[0],
+    }
 }

@@ -35,12 +35,6 @@ fn scales(format: Format) -> &'static [usize] {
     }
 }
 
-/// Does it stay as it is when it is packed?
-fn is_kept(format: Format) -> bool {
-    use Format::{F16, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0};
-    [F16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K].contains(&format)
-}
-
 /// Eight pairs of 6 bits in 12 bytes: get_scale_min_k4.
 fn scale_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
@@ -237,12 +231,11 @@ fn rows(format: Format, n: usize, k: usize, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// Products of the small numbers in a block fit in f32, and the one sum is rounded once, so there is no tolerance: values are the exact
-/// ones as f32. What has no packing of its own is kept as f16, rounded again.
+/// ones as f32.
 fn assert_same(format: Format, found: &[f32], exact: impl Iterator<Item = f32>, what: &str) {
     let exact: Vec<f32> = exact.collect();
     assert_eq!(found.len(), exact.len());
     for (i, (found, exact)) in found.iter().zip(exact).enumerate() {
-        let exact = if is_kept(format) { exact } else { f16::from_f32(exact).to_f32() };
         assert!(*found == exact, "{what}, {format:?}, value {i}: {found} is not {exact}");
     }
 }

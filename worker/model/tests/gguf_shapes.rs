@@ -1,4 +1,4 @@
-//! GGUF files of the shapes that most people have, small and of random weights, in a mix of types as `Q4_K_M` is: Q4_K, with Q6_K where it matters most.
+//! GGUF files of the shapes that most people have, small and of random weights, in a mix of types as `Q4_K_M` is: Q4_K, with Q6_K where it matters most; and one shape in other mixes.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and print")]
 
 mod support;
@@ -19,6 +19,8 @@ use support::vocabulary;
 /// What makes a family's file another than the next one's.
 struct Shape {
     name: &'static str,
+    /// Types of most weights, and of those that matter most.
+    types: [&'static str; 2],
     architecture: &'static str,
     /// The way its text is split; SentencePiece without.
     pre: Option<&'static str>,
@@ -41,6 +43,7 @@ const HEADS: u64 = 4;
 
 const LLAMA_2: Shape = Shape {
     name: "Llama 2",
+    types: ["Q4_K", "Q6_K"],
     architecture: "llama",
     pre: None,
     kv_heads: HEADS,
@@ -53,7 +56,7 @@ const LLAMA_2: Shape = Shape {
     divisors: false,
 };
 
-fn shapes() -> [Shape; 10] {
+fn shapes() -> [Shape; 16] {
     let llama_3 = || Shape { pre: Some("llama-bpe"), kv_heads: 1, divisors: true, ..LLAMA_2 };
     [
         LLAMA_2,
@@ -84,6 +87,12 @@ fn shapes() -> [Shape; 10] {
             ..LLAMA_2
         },
         Shape { name: "Phi-3", architecture: "phi3", fused: true, ..LLAMA_2 },
+        Shape { name: "Llama 2 in Q5_K", types: ["Q5_K", "Q6_K"], ..LLAMA_2 },
+        Shape { name: "Llama 2 in Q3_K", types: ["Q3_K", "Q5_K"], ..LLAMA_2 },
+        Shape { name: "Llama 2 in Q2_K", types: ["Q2_K", "Q3_K"], ..LLAMA_2 },
+        Shape { name: "Llama 2 in IQ4_XS", types: ["IQ4_XS", "Q5_K"], ..LLAMA_2 },
+        Shape { name: "Llama 2 in IQ4_NL", types: ["IQ4_NL", "Q5_0"], ..LLAMA_2 },
+        Shape { name: "Llama 2 in Q5_1", types: ["Q5_1", "Q8_0"], ..LLAMA_2 },
     ]
 }
 
@@ -93,9 +102,26 @@ fn noise(i: usize) -> u64 {
     (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 20
 }
 
+/// Scale and, where the format has one, minimum of a block of bytes without a pattern, with which its values are about 1/25 large and have no mean.
+fn scales(format: &str) -> [f32; 2] {
+    match format {
+        "Q8_0" => [6e-4, 0.0],
+        "Q5_0" => [5e-3, 0.0],
+        "Q5_1" => [3e-3, -4.65e-2],
+        "Q2_K" => [4e-3, 6e-3],
+        "Q3_K" => [1.2e-3, 0.0],
+        "Q5_K" => [1e-4, 1.55e-3],
+        "Q6_K" => [3e-5, 0.0],
+        "IQ4_XS" => [4e-5, 0.0],
+        "IQ4_NL" => [7e-4, 0.0],
+        // Q4_K.
+        _ => [2e-4, 1.5e-3],
+    }
+}
+
 /// A tensor whose values are about 1/25 large and have no mean, or about 1 for a norm.
 fn tensor(name: &str, format: &str, dimensions: &[u64]) -> Tensor {
-    let (kind, values, bytes, _) = block(format);
+    let (kind, values, bytes, places) = block(format);
     let count = dimensions.iter().product::<u64>() as usize;
     let seed = name.bytes().fold(7usize, |seed, byte| seed.wrapping_mul(31).wrapping_add(usize::from(byte)));
     let float = |i: usize| (noise(seed.wrapping_add(i)) % 2001) as f32 / 1000.0 - 1.0;
@@ -111,12 +137,8 @@ fn tensor(name: &str, format: &str, dimensions: &[u64]) -> Tensor {
             let mut data: Vec<u8> =
                 (0..count / values * bytes).map(|i| noise(seed.wrapping_add(i)) as u8).collect();
             for block in data.chunks_exact_mut(bytes) {
-                let half = |value: f32| f16::from_f32(value).to_le_bytes();
-                if format == "Q6_K" {
-                    block[208..].copy_from_slice(&half(3e-5));
-                } else {
-                    block[..2].copy_from_slice(&half(2e-4));
-                    block[2..4].copy_from_slice(&half(1.5e-3));
+                for (at, value) in places.iter().zip(scales(format)) {
+                    block[*at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
                 }
             }
             data
@@ -138,6 +160,7 @@ fn file(shape: &Shape) -> Vec<u8> {
     let Shape {
         architecture, pre, kv_heads, head, tied, biases, qk_norm, post_norms, fused, divisors, ..
     } = *shape;
+    let [most, precious] = shape.types;
     file.set_text("general.architecture", architecture);
     for (key, value) in [
         ("block_count", LAYERS),
@@ -156,28 +179,28 @@ fn file(shape: &Shape) -> Vec<u8> {
     let mut add = |name: &str, format: &str, dimensions: &[u64]| {
         file.tensors.push(tensor(name, format, dimensions));
     };
-    add("token_embd.weight", if tied { "Q6_K" } else { "Q4_K" }, &[HIDDEN, vocab]);
+    add("token_embd.weight", if tied { precious } else { most }, &[HIDDEN, vocab]);
     for layer in 0..LAYERS {
         // As in Q4_K_M: half of the values' and of the last matrices.
-        let more = if layer == 0 { "Q6_K" } else { "Q4_K" };
+        let more = if layer == 0 { precious } else { most };
         let (q, kv) = (HEADS * head, kv_heads * head);
         for (name, format, dimensions) in [
             ("attn_norm.weight", "F32", vec![HIDDEN]),
-            ("attn_output.weight", "Q4_K", vec![q, HIDDEN]),
+            ("attn_output.weight", most, vec![q, HIDDEN]),
             ("ffn_norm.weight", "F32", vec![HIDDEN]),
             ("ffn_down.weight", more, vec![FFN, HIDDEN]),
         ] {
             add(&format!("blk.{layer}.{name}"), format, &dimensions);
         }
         let matrices: &[(&str, &str, u64)] = if fused {
-            &[("attn_qkv", more, q + 2 * kv), ("ffn_up", "Q4_K", 2 * FFN)]
+            &[("attn_qkv", more, q + 2 * kv), ("ffn_up", most, 2 * FFN)]
         } else {
             &[
-                ("attn_q", "Q4_K", q),
-                ("attn_k", "Q4_K", kv),
+                ("attn_q", most, q),
+                ("attn_k", most, kv),
                 ("attn_v", more, kv),
-                ("ffn_gate", "Q4_K", FFN),
-                ("ffn_up", "Q4_K", FFN),
+                ("ffn_gate", most, FFN),
+                ("ffn_up", most, FFN),
             ]
         };
         for (name, format, rows) in matrices {
@@ -201,7 +224,7 @@ fn file(shape: &Shape) -> Vec<u8> {
     }
     add("output_norm.weight", "F32", &[HIDDEN]);
     if !tied {
-        add("output.weight", "Q6_K", &[HIDDEN, vocab]);
+        add("output.weight", precious, &[HIDDEN, vocab]);
     }
     if divisors {
         add("rope_freqs.weight", "F32", &[head / 2]);
@@ -263,7 +286,7 @@ fn largest(logits: &[f32]) -> usize {
 
 /// The answer that is the likeliest here, token by token beside what llama.cpp would have said there.
 ///
-/// Both multiply 4-bit and 6-bit weights with inputs of 8 bits, in blocks of their own, so logits differ by some hundredths of how far they lie apart
+/// Both multiply quantised weights with inputs of 8 bits, in blocks of their own, so logits differ by some hundredths of how far they lie apart
 /// from one another (above: less than 3 % for ours alone), and where two tokens are as likely one program may say the one and one the other. Nothing else may differ.
 #[test]
 #[ignore = "needs llama.cpp: `make test-gguf` builds it"]

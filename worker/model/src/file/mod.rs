@@ -32,7 +32,7 @@ use parts::Parts;
 pub use side::file_if_there;
 pub(crate) use side::side_json;
 use side::{CONFIG_MAX, json_if_there, open};
-use stored::{Place, panel_bytes, piece_bytes};
+use stored::{Place, piece_bytes};
 pub(crate) use stored::{Stored, widen};
 
 /// tokenizer.json may not be longer than this.
@@ -336,13 +336,7 @@ impl ModelFile {
     #[must_use]
     pub fn load_bytes_max(&self) -> u64 {
         let buffer = |place: &Place| match place.shape.as_slice() {
-            [n, _] => {
-                let panel = panel_bytes(place.bytes, *n);
-                piece_bytes(place.bytes, *n)
-                    + panel
-                    + place.stored.widened(panel)
-                    + place.stored.counts_bytes()
-            }
+            [n, _] => piece_bytes(place.bytes, *n) + place.stored.counts_bytes(),
             _ => place.bytes,
         };
         self.tensors.values().map(|place| buffer(place) as u64).max().unwrap_or(0)

@@ -37,17 +37,6 @@ impl Stored {
         }
     }
 
-    /// Bytes of `panel` bytes on the way into the packed weights, at most: as f16.
-    pub(super) fn widened(self, panel: usize) -> usize {
-        match self {
-            Self::Plain(_) => panel,
-            Self::Ggml(format) => {
-                let (values, bytes) = format.block();
-                panel.div_ceil(bytes).saturating_mul(2 * values).max(panel)
-            }
-        }
-    }
-
     /// What is held beside the packed weights to find out how bf16 is held.
     pub(super) fn counts_bytes(self) -> usize {
         match self {
@@ -58,7 +47,7 @@ impl Stored {
 }
 
 /// Bytes of so many of a tensor's `n` rows that they make a panel.
-pub(super) fn panel_bytes(tensor: usize, n: usize) -> usize {
+fn panel_bytes(tensor: usize, n: usize) -> usize {
     tensor.checked_div(n).unwrap_or(0).saturating_mul(Packer::ROWS).min(tensor)
 }
 
