@@ -12,8 +12,9 @@ use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::{Local, LocalTraining};
 use dunlin_e2e::training::weights;
 use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_protocol::training::{Hello, Mate, PeerReport, TrainingRole as HelloRole};
-use dunlin_swarm::Topology;
+use dunlin_swarm::{Layers, ModelId, PeerState, Topology, TopologyPeer};
 use dunlin_wire::access::Rpc;
 use dunlin_wire::proto::control_client::ControlClient;
 use dunlin_wire::proto::frame::Body;
@@ -287,7 +288,13 @@ fn a_peer_that_is_nobodys_mate_gets_no_values() {
 
 fn hello(name: &str, gateway: bool) -> proto::Frame {
     let arithmetic = dunlin_kernels::ARITHMETIC_VERSION;
-    let hello = proto::Hello { name: name.to_owned(), incarnation: 1, gateway, arithmetic, lease_ms: 0 };
+    let hello = proto::Hello {
+        name: name.to_owned(),
+        incarnation: 1,
+        gateway,
+        arithmetic,
+        ..proto::Hello::default()
+    };
     proto::Frame { body: Some(Body::Hello(hello)) }
 }
 
@@ -366,4 +373,58 @@ fn strangers_change_nothing_in_an_answer() {
     let swarm: Value = serde_json::from_str(&swarm).unwrap();
     let now: Vec<_> = swarm["peers"].as_array().unwrap().iter().map(|p| text(p, "name")).collect();
     assert_eq!(now, peers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), "nobody was replaced");
+}
+
+/// Orders of an operator. Who has been told no model is of that of the first topology that says one.
+#[test]
+fn plans_of_another_model_are_obeyed_by_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec =
+        RandomModelSpec { layers: 4, hidden: 64, heads: 2, kv_heads: 1, ffn: 128, vocab: 600, seed: 1 };
+    random_model::write(folder.path(), &spec).unwrap();
+    let forger = Forger::new();
+    let local = Local::start_with_options(dunlin(), folder.path(), &forger.options(), 2, 1).unwrap();
+    let text = |p: &Value, key: &str| p[key].as_str().unwrap().to_owned();
+    let plan = |epoch, digest: &str| {
+        let peer = |p: &Value| {
+            let bound = |i: usize| p["layers"][i].as_u64().unwrap() as u32;
+            TopologyPeer {
+                name: text(p, "name").into(),
+                addr: text(p, "addr"),
+                span: Layers::new(bound(0), bound(1)),
+                state: PeerState::Ready,
+                ..TopologyPeer::default()
+            }
+        };
+        let model = ModelId { name: "m".to_owned(), digest: digest.to_owned() };
+        Topology { epoch, model, layers: 4, peers: local.peers.iter().map(peer).collect() }
+    };
+    let told = |plan: &Topology| {
+        let stages = local.peers.iter().map(|p| (text(p, "name"), text(p, "addr")));
+        let gateway = ("gateway".to_owned(), local.gateway_addr.clone());
+        let statuses = stages.chain([gateway]).map(|(name, addr)| {
+            forger.runtime.block_on(async {
+                let mut client =
+                    ControlClient::new(forger.channel(Role::Operator, "operator", &name, &addr).await);
+                let status = match name.as_str() {
+                    "gateway" => client.push_topology(topology::push(plan)).await,
+                    _ => client.assign(topology::assignment(plan)).await,
+                };
+                let status = status.unwrap().into_inner();
+                (status.epoch, status.model_digest)
+            })
+        });
+        statuses.collect::<Vec<_>>()
+    };
+    let own = (1000, "own".to_owned());
+    assert_eq!(told(&plan(1000, "own")), vec![own.clone(); 3]);
+    let question = Question::greedy(&local.model().unwrap(), "a", 5);
+    chat::ask(&local.url, &question).unwrap();
+    assert_eq!(told(&plan(2000, "other")), vec![own; 3]);
+    let (status, why) = chat::get(&format!("{}/health", local.url)).unwrap();
+    assert!(status == 503 && why.contains("another model since epoch 2000"), "{status}: {why}");
+    assert!(chat::ask(&local.url, &question).is_err());
+    // The manifest is changed back.
+    assert_eq!(told(&plan(3000, "own")), vec![(3000, "own".to_owned()); 3]);
+    chat::ask(&local.url, &question).unwrap();
 }

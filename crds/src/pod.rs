@@ -42,8 +42,8 @@ pub struct PodTemplateSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(
-        validation = Rule::new("self.all(e, !(e.name in ['POD_NAME', 'NODE_NAME', 'TMPDIR', 'DUNLIN_LOG_JSON']))")
-            .message("POD_NAME, NODE_NAME, TMPDIR and DUNLIN_LOG_JSON are the operator's")
+        validation = Rule::new("self.all(e, !(e.name in ['POD_NAME', 'NODE_NAME', 'TMPDIR', 'DUNLIN_LOG_JSON', 'DUNLIN_MODEL_DIGEST']))")
+            .message("POD_NAME, NODE_NAME, TMPDIR, DUNLIN_LOG_JSON and DUNLIN_MODEL_DIGEST are the operator's")
     )]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub env: Vec<EnvSpec>,

@@ -17,7 +17,7 @@ pub mod topology;
 
 pub use layers::{Layers, layer_set, ranges};
 pub use limits::{LAYERS_MAX, PEERS_MAX};
-pub use model::{ModelId, ModelSizes};
+pub use model::{ModelId, ModelSizes, is_other_model};
 pub use peer::{Load, Loads, Paging, PeerName, PeerState};
 pub use topology::{Epoch, NoRoute, RouteHop, Topology, TopologyError, TopologyPeer};
 

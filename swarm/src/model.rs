@@ -11,6 +11,13 @@ pub struct ModelId {
     pub digest: String,
 }
 
+/// Whether two processes are of different models, by the digests that they say of themselves. Whoever says none (it is empty) may be of any: builds
+/// from before, and the processes of a swarm on one machine.
+#[must_use]
+pub fn is_other_model(own: &str, said: &str) -> bool {
+    !own.is_empty() && !said.is_empty() && own != said
+}
+
 /// Sizes of a model, as its workers read them from its header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelSizes {
@@ -20,4 +27,16 @@ pub struct ModelSizes {
     pub shared_bytes: u64,
     /// KV cache of one sequence of the greatest length in one layer, in bytes.
     pub sequence_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_other_model;
+
+    #[test]
+    fn who_says_no_digest_is_of_no_other_model() {
+        assert!(is_other_model("a", "b"));
+        assert!(!is_other_model("a", "a"));
+        assert!(!is_other_model("", "b") && !is_other_model("a", "") && !is_other_model("", ""));
+    }
 }

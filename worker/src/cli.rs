@@ -102,6 +102,9 @@ pub struct ModelArgs {
     /// Its sha256; nothing is served from a file with another one.
     #[arg(long, requires = "model_url")]
     pub model_sha256: Option<String>,
+    /// By which the operator tells the model of this process from others: it works with no process that says another one. Not said: with all.
+    #[arg(long, env = "DUNLIN_MODEL_DIGEST", default_value = "")]
+    pub model_digest: String,
     /// Folder for downloads.
     #[arg(long, default_value = "/var/cache/dunlin")]
     pub cache: PathBuf,

@@ -73,22 +73,17 @@ pub async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let incarnation = seconds.as_nanos() as u64 ^ u64::from(std::process::id()) << 48;
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
     health::serve(args.process.health, Arc::clone(&ready), String::new).await?;
-    let mut loaded = model.clone();
-    tokio::spawn(async move {
-        // Ready means that requests are answered, be it with 503: which peers there are is not this pod's state.
-        if loaded.wait_for(Option::is_some).await.is_ok() {
-            ready.store(true, std::sync::atomic::Ordering::Relaxed);
-        }
-    });
     serve(GatewayOptions {
         name: args.process.name,
         incarnation,
+        model_digest: args.model.model_digest,
         http,
         control: args.process.listen,
         credentials,
         topology: args.topology,
         model,
         trouble,
+        ready,
         running_max: args.running_max,
         queue_max: args.queue_max,
         drain: Duration::from_secs(args.drain_s),

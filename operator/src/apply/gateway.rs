@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use crate::apply::budget::{Guarantee, budget};
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT, HTTP_PORT};
-use crate::apply::parts::{Container, Image, Mount, apart, container, pod_spec, tls_volume};
+use crate::apply::parts::{
+    Container, Image, Mount, apart, container, model_environment, pod_spec, tls_volume,
+};
 use crate::apply::passthrough;
 use crate::apply::pods::pod_hash;
 use crate::labels::{CERTIFICATE, CERTIFICATE_ROLE, Owner, POD_HASH, ROLE_GATEWAY, leaf};
@@ -37,6 +39,8 @@ pub struct Gateway<'a> {
     pub extra: &'a PodTemplateSpec,
     /// The name clients ask for.
     pub model: &'a str,
+    /// Fingerprint of the model's source.
+    pub digest: &'a str,
     /// Size limit of what it downloads, in bytes.
     pub cache_bytes: u64,
     /// `--model-url`, `--adapter` and the like.
@@ -127,6 +131,9 @@ impl Gateway<'_> {
                 {"name": "cache", "mountPath": "/var/cache/dunlin"},
             ]),
         })]);
+        if let Some(environment) = spec["containers"][0]["env"].as_array_mut() {
+            environment.push(model_environment(self.digest));
+        }
         spec["terminationGracePeriodSeconds"] = json!(UNLISTED_S + self.drain_s + END_S);
         // Clients stop being sent here before the gateway stops listening.
         spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": UNLISTED_S}}});
@@ -206,6 +213,7 @@ mod tests {
             resources: &resources,
             extra: &PodTemplateSpec::default(),
             model: "m",
+            digest: "d",
             cache_bytes: 1 << 30,
             model_args: &[],
             mounts: &[Mount::claim("adapters-0", "/adapters/b", "b", true)],

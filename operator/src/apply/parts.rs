@@ -72,6 +72,12 @@ pub fn common_args(role: &str) -> Vec<String> {
     args.map(str::to_owned).to_vec()
 }
 
+/// By which the processes of a swarm that serves know that they are of one model.
+#[must_use]
+pub fn model_environment(digest: &str) -> Value {
+    json!({"name": "DUNLIN_MODEL_DIGEST", "value": digest})
+}
+
 /// A container with what all containers share added.
 pub(super) struct Container<'a> {
     pub name: &'a str,

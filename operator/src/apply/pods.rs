@@ -110,6 +110,8 @@ pub struct WorkerPod<'a> {
     pub resources: Option<Value>,
     /// Volumes, beside certificate, cache and temporary files.
     pub mounts: Vec<Mount>,
+    /// Variables of its environment as Kubernetes writes them, beside those of every worker.
+    pub environment: Vec<Value>,
     /// Fingerprint of what the pod is made from.
     pub template: &'a str,
     /// Epoch of the plan that asks for it.
@@ -192,6 +194,7 @@ impl WorkerPod<'_> {
         // What is temporary may be large, and this disk is sized by the pool.
         if let Some(environment) = spec["containers"][0]["env"].as_array_mut() {
             environment.push(json!({"name": "TMPDIR", "value": "/var/cache/dunlin"}));
+            environment.extend_from_slice(&self.environment);
         }
         spec["volumes"] = json!([
             tls_volume(&leaf(self.name)),
@@ -253,6 +256,7 @@ mod tests {
                 .map(|claim| Mount::claim("models", MODELS_DIR, claim, true))
                 .into_iter()
                 .collect(),
+            environment: vec![],
             template: "abc",
             epoch: Some(3),
         }

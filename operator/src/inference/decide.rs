@@ -76,16 +76,19 @@ fn stages(
     state: &mut ServingState,
 ) -> Workers {
     let view = evidence.view;
-    let unreachable = unreachable(evidence, state);
+    let unreachable = unreachable(desired, evidence, state);
     let unplaced = state.turnover.unplaced(&view.workers, evidence.answers, evidence.now);
     // Those whose certificates say no role cannot reach the peers that take the places of theirs; so they go after all gateways like them.
     let superseded: BTreeSet<String> =
         view.workers.values().filter(|w| !w.has_role).map(|w| w.name.clone()).collect();
     let gateways_renewed = view.gateways.values().all(|g| g.has_role);
+    let stays = |name: &str, leaving: &BTreeSet<&str>| {
+        view.workers[name].template == desired.digest && !leaving.contains(name)
+    };
     let held_without = |leaving: &BTreeSet<&str>| {
         (gateways_renewed || superseded.is_empty())
             && layers > 0
-            && held(evidence, |name| !leaving.contains(name)).len() == layers as usize
+            && held(evidence, |name| stays(name, leaving)).len() == layers as usize
     };
     // No answer may go from one arithmetic to another, so no pipeline has peers of both.
     let arithmetic = |names: &BTreeSet<&str>| -> BTreeSet<u32> {
@@ -134,12 +137,18 @@ fn lost_gateways<'a>(evidence: &'a Evidence<'_>) -> impl Iterator<Item = Deletio
 
 /// Peers that answer us and that some gateway has not reached for long. At most one at a time, and none while others are missing: a gateway
 /// that is cut off itself must not have the whole swarm replaced.
-fn unreachable(evidence: &Evidence<'_>, state: &mut ServingState) -> BTreeSet<String> {
+fn unreachable(
+    desired: &InferenceDesired,
+    evidence: &Evidence<'_>,
+    state: &mut ServingState,
+) -> BTreeSet<String> {
     let (view, now) = (evidence.view, evidence.now);
     let reports = view.gateways.keys().filter_map(|name| evidence.report(name));
-    let reported: BTreeSet<&String> = reports.flat_map(|r| r.lost.iter()).collect();
-    state.suspects.retain(|name, _| reported.contains(name) && view.workers.contains_key(name));
-    for name in reported.into_iter().filter(|name| view.workers.contains_key(*name)) {
+    // Gateways of a model from before lack stages of it, which go.
+    let ours = |name: &&String| view.workers.get(*name).is_some_and(|w| w.template == desired.digest);
+    let reported: BTreeSet<&String> = reports.flat_map(|r| r.lost.iter()).filter(ours).collect();
+    state.suspects.retain(|name, _| reported.contains(name));
+    for name in reported {
         state.suspects.entry(name.clone()).or_insert(now);
     }
     let others_fine =

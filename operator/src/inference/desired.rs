@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::apply::gateway::{self, Gateway};
 use crate::apply::network::GRPC_PORT;
-use crate::apply::parts::{Image, Mount};
+use crate::apply::parts::{Image, Mount, model_environment};
 use crate::apply::pods::{ADAPTERS_DIR, MODELS_DIR, Nodes, PoolTemplate, WorkerPod, stage_args};
 use crate::config::Config;
 use crate::key::Kind;
@@ -144,6 +144,7 @@ impl InferenceDesired {
             ports: &[("grpc", GRPC_PORT)],
             resources: None,
             mounts: self.mounts.clone(),
+            environment: vec![model_environment(&self.digest)],
             template: &self.digest,
             epoch,
         }
@@ -158,6 +159,7 @@ impl InferenceDesired {
             replicas: self.gateways,
             drain_s: self.drain_s,
             model: &self.model,
+            digest: &self.digest,
             cache_bytes: self.gateway_cache_bytes,
             resources: &self.gateway_resources,
             extra: &self.gateway_extra,
@@ -358,6 +360,27 @@ mod tests {
             assert!(hashes.iter().all(|(pod, gateway)| *pod != of.0 && *gateway != of.1), "{changed:?}");
             assert_eq!(desired.digest, none.digest);
             hashes.push(of);
+        }
+    }
+
+    #[test]
+    fn stages_and_gateways_are_told_the_model_that_topologies_are_of_and_another_source_is_another_one() {
+        let digest = |pod: &Value| {
+            let variables = pod["spec"]["containers"][0]["env"].as_array().unwrap().iter();
+            let said: Vec<&Value> = variables.filter(|v| v["name"] == "DUNLIN_MODEL_DIGEST").collect();
+            assert_eq!(said.len(), 1, "{pod}");
+            said[0]["value"].as_str().unwrap().to_owned()
+        };
+        let mut told = Vec::new();
+        for source in [ON_A_VOLUME, ("models", "other"), ("other", "llama")] {
+            let desired = desired(Some(source), &[]);
+            let (owner, pool) = (owner(), &desired.pools[0].template);
+            let stage = desired.stage(&owner, "m-spot-x7x7x", pool, true, None).manifest();
+            let deployment = desired.gateway(&owner).manifests().pop().unwrap();
+            let pods = [stage, deployment["spec"]["template"].clone()];
+            assert_eq!(pods.each_ref().map(digest), [desired.digest.clone(), desired.digest.clone()]);
+            assert!(!told.contains(&desired.digest), "{source:?}");
+            told.push(desired.digest);
         }
     }
 

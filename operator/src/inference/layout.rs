@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use dunlin_planner::cut::unusual;
 use dunlin_planner::{Layout, LayoutGoal, LintFinding, May, Member, Reason, Shortage, layout, lint, report};
-use dunlin_swarm::{Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, layer_set};
+use dunlin_swarm::{
+    Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, is_other_model, layer_set,
+};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -13,6 +15,7 @@ use super::state::ServingState;
 use crate::apply::network::GRPC_PORT;
 use crate::observe::PodPhase;
 use crate::peers::WorkerState;
+use crate::peers::report::WorkerReport;
 use crate::roster::{Readiness, Roster};
 use crate::status::events::SwarmEvent;
 use crate::swarm::Evidence;
@@ -116,7 +119,13 @@ fn is_time(
 /// Sizes of the model, from any worker that was made for it.
 pub(super) fn model(desired: &InferenceDesired, evidence: &Evidence<'_>) -> Option<ModelSizes> {
     let ours = evidence.view.workers.values().filter(|w| w.template == desired.digest);
-    ours.filter_map(|w| evidence.report(&w.name)?.model.clone()).find(|m| !m.layer_bytes.is_empty())
+    let reports = ours.filter_map(|w| evidence.report(&w.name)).filter(|report| is_of(desired, report));
+    reports.filter_map(|report| report.model.clone()).find(|m| !m.layer_bytes.is_empty())
+}
+
+/// Whether a worker is of the wanted model by its own word.
+fn is_of(desired: &InferenceDesired, report: &WorkerReport) -> bool {
+    !is_other_model(&desired.digest, &report.model_digest)
 }
 
 /// The peer `name` of `topology` if it executes layers in it.
@@ -151,7 +160,7 @@ fn member(
     let report = evidence.report(name);
     // A new leader knows the published topology before it has heard everybody: nobody loses its place for that.
     let held: Vec<Layers> = match (report, before) {
-        (Some(report), _) if report.state == WorkerState::Failed => return None,
+        (Some(report), _) if report.state == WorkerState::Failed || !is_of(desired, report) => return None,
         (Some(report), _) => report.held.clone(),
         (None, Some(before)) if worker.phase == PodPhase::Running => before.hold(),
         (None, _) => return None,

@@ -103,6 +103,7 @@ fn report(status: proto::Status) -> WorkerReport {
         held: held.filter(sane).map(|l| Layers::new(l.start, l.end)).collect(),
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
         model: status.model.filter(layers).map(convert::model_sizes),
+        model_digest: text(&status.model_digest),
         arithmetic: status.load.as_ref().map_or(0, |load| load.arithmetic),
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),

@@ -37,6 +37,8 @@ pub struct WorkerReport {
     pub rows_per_s_per_layer: f64,
     /// The model, once its header is read.
     pub model: Option<ModelSizes>,
+    /// Digest of its model's source; empty when it does not say it.
+    pub model_digest: String,
     /// Version of the arithmetic that it computes with; 0 when it does not say it.
     pub arithmetic: u32,
     /// Room for weights and KV cache in bytes, once the model's header is read.

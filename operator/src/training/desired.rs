@@ -162,6 +162,7 @@ impl TrainingDesired {
             ports,
             resources: if role == Role::Trainer { self.trainer_resources.clone() } else { None },
             mounts: [config].into_iter().chain(mounts.iter().cloned()).collect(),
+            environment: vec![],
             template: &self.template,
             epoch: None,
         }

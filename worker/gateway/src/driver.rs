@@ -11,7 +11,7 @@ use dunlin_protocol::{
 use dunlin_swarm::{PeerName, Topology};
 use dunlin_wire::{LinkEvent, Links, LinksConfig, Pulse};
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
@@ -94,6 +94,7 @@ enum Command {
 #[derive(Clone)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
+    other_model: watch::Receiver<bool>,
 }
 
 /// A running session; dropping it ends it.
@@ -149,10 +150,16 @@ impl Handle {
         Ok(Answer { events, session, commands: self.commands.clone(), over: false })
     }
 
-    /// Gives the gateway a topology; older epochs are ignored.
+    /// Gives the gateway a topology; older epochs are ignored, and other models refused.
     pub async fn set_topology(&self, topology: Topology) {
         // The driver is gone only when the process ends.
         let _ = self.commands.send(Command::Topology(topology)).await;
+    }
+
+    /// Whether the swarm has another model than this gateway, as far as is known here.
+    #[must_use]
+    pub fn other_model(&self) -> watch::Receiver<bool> {
+        self.other_model.clone()
     }
 
     /// Ends every session with an error: the process is about to end.
@@ -187,7 +194,7 @@ impl Handle {
             }
             let _ = reply.send(Ok((SessionId(1), events)));
         });
-        Self { commands: commands_in }
+        Self { commands: commands_in, other_model: watch::channel(false).1 }
     }
 }
 
@@ -197,6 +204,7 @@ pub struct Driver {
     links: Links,
     link_events: mpsc::Receiver<LinkEvent>,
     commands: mpsc::Receiver<Command>,
+    other_model: watch::Sender<bool>,
     listeners: BTreeMap<SessionId, mpsc::Sender<Event>>,
     metrics: Arc<GatewayMetrics>,
     recent: Recent,
@@ -217,12 +225,14 @@ impl Driver {
         let pulse = Pulse::default();
         let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
         let (events_in, link_events) = mpsc::channel(EVENTS_MAX);
+        let (other_model, other_model_out) = watch::channel(false);
         let next_session = config.id.incarnation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let driver = Self {
             core: GatewayCore::new(config),
             links: Links::new(links, events_in, pulse.clone(), wire),
             link_events,
             commands,
+            other_model,
             listeners: BTreeMap::new(),
             metrics,
             recent: Recent::default(),
@@ -230,7 +240,7 @@ impl Driver {
             started: Instant::now(),
             pulse,
         };
-        (driver, Handle { commands: commands_in })
+        (driver, Handle { commands: commands_in, other_model: other_model_out })
     }
 
     /// Runs until every handle is dropped.
@@ -327,12 +337,7 @@ impl Driver {
                 self.listeners.remove(&session);
                 self.core.cancel(session, now_ms, out);
             }
-            Command::Topology(topology) => {
-                let epoch = topology.epoch;
-                self.core.set_topology(topology, now_ms, out);
-                self.links.set_epoch(epoch);
-                self.metrics.epoch(self.core.topology().map_or(0, |t| t.epoch));
-            }
+            Command::Topology(topology) => self.topology(topology, out),
             Command::Snapshot(reply) => {
                 let snapshot = SwarmSnapshot {
                     topology: self.core.topology().cloned(),
@@ -360,6 +365,14 @@ impl Driver {
         }
     }
 
+    fn topology(&mut self, topology: Topology, out: &mut Vec<GatewayEffect>) {
+        self.core.set_topology(topology, self.now_ms(), out);
+        let epoch = self.core.topology().map_or(0, |t| t.epoch);
+        self.links.set_epoch(epoch);
+        self.metrics.epoch(epoch);
+        self.other_model.send_replace(self.core.other_model().is_some());
+    }
+
     fn perform(&mut self, out: &mut Vec<GatewayEffect>) {
         let now_ms = self.now_ms();
         let mut more = Vec::new();
@@ -385,6 +398,10 @@ impl Driver {
                 GatewayEffect::Failed { session, error } => {
                     warn!(%session, ?error, "a session failed");
                     self.last(session, Event::Failed(error));
+                }
+                GatewayEffect::TopologyRefused(other) => {
+                    warn!(why = %other, "a topology is refused");
+                    self.metrics.topology_refused();
                 }
                 GatewayEffect::Recovered { session, recovery } => {
                     info!(

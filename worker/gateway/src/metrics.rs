@@ -31,6 +31,7 @@ pub struct GatewayMetrics {
     replayed_rows: Counter,
     peers: Gauge,
     epoch: Gauge,
+    topologies_refused: Counter,
 }
 
 impl Default for GatewayMetrics {
@@ -51,6 +52,7 @@ impl Default for GatewayMetrics {
             replayed_rows: Counter::default(),
             peers: Gauge::default(),
             epoch: Gauge::default(),
+            topologies_refused: Counter::default(),
         };
         let mut r = Registry::default();
         r.register("vllm:num_requests_running", "Sessions that run", new.running.clone());
@@ -70,6 +72,11 @@ impl Default for GatewayMetrics {
         r.register("dunlin_replayed_rows", "Rows computed again", new.replayed_rows.clone());
         r.register("dunlin_peers", "Peers with a working link", new.peers.clone());
         r.register("dunlin_epoch", "Epoch of the topology", new.epoch.clone());
+        r.register(
+            "dunlin_topologies_refused",
+            "Topologies of another model than the gateway's",
+            new.topologies_refused.clone(),
+        );
         Self { registry: r, ..new }
     }
 }
@@ -89,6 +96,11 @@ impl GatewayMetrics {
     /// Sets the epoch of the topology that the gateway follows.
     pub fn epoch(&self, epoch: u64) {
         self.epoch.set(epoch as i64);
+    }
+
+    /// A topology of another model came.
+    pub fn topology_refused(&self) {
+        self.topologies_refused.inc();
     }
 
     /// A session went on.

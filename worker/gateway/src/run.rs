@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
@@ -34,6 +34,8 @@ pub struct GatewayOptions {
     pub name: String,
     /// Drawn at start.
     pub incarnation: u64,
+    /// Digest of the model's source, by which the operator tells models apart; empty: that of the first topology.
+    pub model_digest: String,
     /// The HTTP API.
     pub http: TcpListener,
     /// The control service.
@@ -46,6 +48,8 @@ pub struct GatewayOptions {
     pub model: watch::Receiver<Option<Arc<ModelText>>>,
     /// Why the model is not there: what a user must mend.
     pub trouble: watch::Receiver<Option<proto::Problem>>,
+    /// Whether requests are to be sent here: once the model is there, and as long as the swarm has no other one.
+    pub ready: Arc<AtomicBool>,
     /// Sessions that run at once.
     pub running_max: usize,
     /// Sessions that wait for their turn.
@@ -67,11 +71,13 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
         incarnation: options.incarnation,
         gateway: true,
         lease_ms: GATEWAY_LEASE.as_millis() as u64,
+        model_digest: options.model_digest.clone(),
         ..proto::Hello::default()
     };
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let config = GatewayConfig {
         id,
+        model_digest: options.model_digest,
         started_ms: u64::try_from(since_1970.as_millis()).unwrap_or(0),
         running_max: options.running_max,
         queue_max: options.queue_max,
@@ -93,6 +99,7 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     let figures = Arc::clone(&metrics);
     let (model, trouble) = (options.model.clone(), options.trouble.clone());
     tokio::spawn(control_loop(options.name, questions, handle.clone(), model, trouble, figures));
+    tokio::spawn(keep_ready(options.model.clone(), handle.other_model(), options.ready));
     if let Some(path) = options.topology {
         tokio::spawn(watch_topology(path, handle.clone()));
     }
@@ -140,6 +147,25 @@ pub async fn serve(options: GatewayOptions) -> anyhow::Result<()> {
     outcome
 }
 
+/// Ready means that requests are answered, be it with 503: which peers there are is not this pod's state. What only gateways of another model can
+/// answer is not sent here.
+async fn keep_ready(
+    mut model: watch::Receiver<Option<Arc<ModelText>>>,
+    mut other_model: watch::Receiver<bool>,
+    ready: Arc<AtomicBool>,
+) {
+    // Whoever tells of the one or the other is gone when the process ends.
+    if model.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    loop {
+        ready.store(!*other_model.borrow_and_update(), Ordering::Relaxed);
+        if other_model.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// The task that owns the sessions never ends by itself.
 fn driver_ended(ended: Result<(), JoinError>) -> anyhow::Error {
     match ended {
@@ -174,6 +200,7 @@ async fn control_loop(
             behind: snapshot.behind.into_iter().map(|name| name.0).collect(),
             tokens: metrics.tokens(),
             problem: trouble.borrow().clone(),
+            model_digest: topology.model.digest,
             ..proto::Status::default()
         };
         // The caller may have gone away.
@@ -202,4 +229,36 @@ async fn watch_topology(path: PathBuf, handle: Handle) {
 
 async fn read(path: &Path) -> Option<String> {
     tokio::fs::read_to_string(path).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::model;
+
+    #[tokio::test]
+    async fn a_gateway_is_ready_with_its_model_as_long_as_the_swarm_has_no_other_one() {
+        let (model_in, model_out) = watch::channel(None);
+        let (other_in, other_out) = watch::channel(false);
+        let ready = Arc::new(AtomicBool::new(false));
+        tokio::spawn(keep_ready(model_out, other_out, Arc::clone(&ready)));
+        let becomes = async |wanted| {
+            let look = async {
+                while ready.load(Ordering::Relaxed) != wanted {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(20), look).await.is_ok()
+        };
+        other_in.send_replace(true);
+        model_in.send_replace(Some(Arc::new(model())));
+        // Whoever opened it ends then.
+        drop(model_in);
+        other_in.send_replace(false);
+        assert!(becomes(true).await);
+        other_in.send_replace(true);
+        assert!(becomes(false).await);
+        other_in.send_replace(false);
+        assert!(becomes(true).await);
+    }
 }

@@ -55,6 +55,7 @@ impl World {
     fn new() -> Self {
         let core = GatewayCore::new(GatewayConfig {
             id: GatewayId { name: "g".into(), incarnation: 1 },
+            model_digest: String::new(),
             started_ms: 0,
             running_max: 8,
             queue_max: 8,

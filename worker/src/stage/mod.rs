@@ -3,6 +3,7 @@
 mod commands;
 mod loader;
 mod metrics;
+mod obeyed;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use dunlin_swarm::timing::{DRAIN, GATEWAY_LEASE};
 use dunlin_swarm::{Load, Paging, PeerName, Topology, layer_set, ranges};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{
-    Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Vitals, WireRuntime, convert, proto,
+    Inbound, InboundEvent, InboundIdentity, LinkEvent, Links, LinksConfig, Pulse, Vitals, WireRuntime,
+    convert, proto,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,7 +34,8 @@ use crate::cli::StageArgs;
 use crate::model::adapters;
 use crate::{health, memory};
 use commands::Commands;
-use loader::{Hold, Loader, StageSource};
+use loader::{Loader, StageSource};
+use obeyed::{Assigned, Obeyed};
 
 /// Frames that may wait.
 const EVENTS_MAX: usize = 4096;
@@ -76,7 +79,13 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     )?;
     let pulse = Pulse::default();
     let (inbound_in, inbound_events) = mpsc::channel(EVENTS_MAX);
-    let inbound = Inbound::new(&args.process.name, ARITHMETIC_VERSION, inbound_in, pulse.clone());
+    let model_digest = args.model.model_digest;
+    let own = InboundIdentity {
+        name: args.process.name.clone(),
+        arithmetic: ARITHMETIC_VERSION,
+        model_digest: model_digest.clone(),
+    };
+    let inbound = Inbound::new(own, inbound_in, pulse.clone());
     let (questions_in, questions) = mpsc::channel(64);
     let listener = TcpListener::bind(args.process.listen)
         .await
@@ -95,6 +104,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         gateway: false,
         arithmetic: ARITHMETIC_VERSION,
         lease_ms: 0,
+        model_digest: model_digest.clone(),
     };
     let ready = Arc::new(AtomicBool::new(false));
     let metrics = Arc::new(metrics::StageMetrics::default());
@@ -118,8 +128,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         loader,
         links: Links::new(LinksConfig::new(hello, Some(credentials)), links_in, pulse, wire.handle()),
         inbound,
-        topology: None,
-        hold: Hold::default(),
+        obeyed: Obeyed::new(args.process.name.as_str().into(), model_digest),
         journal_bytes_max: 0,
         draining: false,
         started: Instant::now(),
@@ -152,9 +161,7 @@ struct Stage {
     loader: Loader,
     links: Links,
     inbound: Inbound,
-    topology: Option<Topology>,
-    /// What the topology gives to us.
-    hold: Hold,
+    obeyed: Obeyed,
     /// What the node was told.
     journal_bytes_max: u64,
     draining: bool,
@@ -240,7 +247,7 @@ impl Stage {
     fn question(&mut self, request: ControlRequest, drained_by: &mut Option<Instant>) {
         match request.question {
             Question::Status | Question::PushTopology(_) => {}
-            Question::Assign(topology) => self.assign(topology),
+            Question::Assign(topology) => self.assign(&topology),
             Question::Drain { deadline_ms } => {
                 self.draining = true;
                 drained_by.get_or_insert(Instant::now() + Duration::from_millis(deadline_ms).min(DRAIN));
@@ -250,24 +257,19 @@ impl Stage {
         let _ = request.answer.send(self.status());
     }
 
-    /// Rule: older epochs and other models are not obeyed.
-    fn assign(&mut self, topology: Topology) {
-        if self.topology.as_ref().is_some_and(|known| known.epoch > topology.epoch) {
-            return warn!(epoch = topology.epoch, "an older epoch is not obeyed");
+    fn assign(&mut self, topology: &Topology) {
+        let epoch = topology.epoch;
+        match self.obeyed.take(topology) {
+            Err(why) => return warn!(%why, "a topology is not obeyed"),
+            Ok(Assigned::Nothing) => return info!(epoch, "not in this topology any more"),
+            Ok(Assigned::Same) => {}
+            Ok(Assigned::Others) => {
+                let hold = self.obeyed.hold();
+                info!(epoch, span = %hold.span, shadows = ?hold.shadows, "new layers");
+                self.loader.want(hold.clone());
+            }
         }
-        let Some(own) = topology.peer(&self.name) else {
-            info!(epoch = topology.epoch, "not in this topology any more");
-            self.topology = Some(topology);
-            return;
-        };
-        let hold = Hold { span: own.span, shadows: own.shadows.clone() };
-        if hold != self.hold {
-            info!(epoch = topology.epoch, span = %hold.span, shadows = ?hold.shadows, "new layers");
-            self.loader.want(hold.clone());
-            self.hold = hold;
-        }
-        self.links.set_epoch(topology.epoch);
-        self.topology = Some(topology);
+        self.links.set_epoch(epoch);
     }
 
     fn tick(&mut self, out: &mut Vec<StageEffect>) {
@@ -355,7 +357,7 @@ impl Stage {
 
     /// What of the layers that are given to us there is memory for; nothing while that is not known.
     fn fit(&self) -> Option<Fit> {
-        self.loader.progress().fit.filter(|(of, _)| *of == self.hold).map(|(_, fit)| fit)
+        self.loader.progress().fit.filter(|(of, _)| of == self.obeyed.hold()).map(|(_, fit)| fit)
     }
 
     fn state(&self) -> proto::State {
@@ -381,7 +383,7 @@ impl Stage {
         proto::Status {
             name: self.name.0.clone(),
             state: state.into(),
-            epoch: self.topology.as_ref().map_or(0, |t| t.epoch),
+            epoch: self.obeyed.epoch(),
             load: Some(convert::load_to_wire(&self.load())),
             sessions: u32::try_from(self.node.session_count()).unwrap_or(u32::MAX),
             room_bytes: progress.facts.as_ref().map_or(0, |facts| facts.room),
@@ -393,6 +395,7 @@ impl Stage {
             lost: Vec::new(),
             behind: Vec::new(),
             tokens: 0,
+            model_digest: self.obeyed.model_digest().to_owned(),
         }
     }
 }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dunlin_protocol::{Frame, GatewayId, HeldSession, Sender};
-use dunlin_swarm::Load;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::GATEWAY_LEASE_RANGE;
+use dunlin_swarm::{Load, is_other_model};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
@@ -61,11 +61,21 @@ struct Back {
     closed: Arc<Notify>,
 }
 
+/// What a peer is to those who call it.
+#[derive(Clone, Debug, Default)]
+pub struct InboundIdentity {
+    /// Its name.
+    pub name: String,
+    /// The version that it computes with: others send it no rows.
+    pub arithmetic: u32,
+    /// Digest of its model's source: nobody of another model sends it anything. Empty: not known.
+    pub model_digest: String,
+}
+
 /// The server of [`Stage`](proto::stage_server::Stage) and the way back to its callers.
 #[derive(Clone)]
 pub struct Inbound {
-    name: String,
-    arithmetic: u32,
+    own: InboundIdentity,
     events: mpsc::Sender<InboundEvent>,
     callers: Present<Sender, Back>,
     vitals: Arc<Mutex<Arc<Vitals>>>,
@@ -76,18 +86,10 @@ pub struct Inbound {
 pub type StageServer = proto::stage_server::StageServer<Inbound>;
 
 impl Inbound {
-    /// Frames go to `events`; pings are answered for as long as the loop that takes them has a pulse. `arithmetic` is the version that this
-    /// peer, `name`, computes with: others send it no rows.
+    /// Frames go to `events`; pings are answered for as long as the loop that takes them has a pulse. `own`: who this peer is.
     #[must_use]
-    pub fn new(name: &str, arithmetic: u32, events: mpsc::Sender<InboundEvent>, pulse: Pulse) -> Self {
-        Self {
-            name: name.to_owned(),
-            arithmetic,
-            events,
-            callers: Present::default(),
-            vitals: Arc::default(),
-            pulse,
-        }
+    pub fn new(own: InboundIdentity, events: mpsc::Sender<InboundEvent>, pulse: Pulse) -> Self {
+        Self { own, events, callers: Present::default(), vitals: Arc::default(), pulse }
     }
 
     /// The service to add to a server.
@@ -122,16 +124,22 @@ impl Inbound {
         });
     }
 
-    /// A caller that computes with another arithmetic says so before it sends rows.
+    /// A caller of another model, or a stage that computes with another arithmetic, says so before it sends anything.
     fn check(&self, hello: &proto::Hello) -> Result<(), Status> {
-        let (own, other) = (self.arithmetic, hello.arithmetic);
-        if hello.gateway || own == other {
+        let InboundIdentity { name, arithmetic: own, model_digest } = &self.own;
+        let (caller, other) = (&hello.name, hello.arithmetic);
+        let why = if is_other_model(model_digest, &hello.model_digest) {
+            format!(
+                "{caller} is of the model {:.64}, {name} of {model_digest}: tokens and rows of one mean nothing to the other",
+                hello.model_digest
+            )
+        } else if !hello.gateway && *own != other {
+            format!(
+                "{caller} computes with version {other} of the arithmetic, {name} with version {own}: rows of one mean nothing to the other"
+            )
+        } else {
             return Ok(());
-        }
-        let why = format!(
-            "{} computes with version {other} of the arithmetic, {} with version {own}: rows of one mean nothing to the other",
-            hello.name, self.name
-        );
+        };
         warn!("a stream is refused: {why}");
         Err(Status::failed_precondition(why))
     }

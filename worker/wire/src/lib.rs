@@ -36,7 +36,7 @@ pub mod training;
 pub use authority::{Authority, Validity};
 pub use connection::{incoming, incoming_in_plain_text};
 pub use identity::{Caller, Role};
-pub use inbound::{Inbound, InboundEvent, StageServer, Vitals};
+pub use inbound::{Inbound, InboundEvent, InboundIdentity, StageServer, Vitals};
 pub use links::{LinkEvent, Links, LinksConfig};
 pub use runtime::{Pulse, WireRuntime};
 pub use signed::{Signable, Signed};

@@ -18,8 +18,8 @@ use dunlin_wire::proto::training as wire;
 use dunlin_wire::train::{ConductorInbound, ConductorService, StageInbound, TrainStageService};
 use dunlin_wire::training::{Message, ToConductor, ToMember};
 use dunlin_wire::{
-    Authority, Credentials, Inbound, InboundEvent, LinksConfig, Pulse, Role, TlsFiles, Validity, incoming,
-    links, proto, topology,
+    Authority, Credentials, Inbound, InboundEvent, InboundIdentity, LinksConfig, Pulse, Role, TlsFiles,
+    Validity, incoming, links, proto, topology,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -27,6 +27,9 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status, Streaming};
+
+/// Digest of the server's model.
+const MODEL: &str = "5e1f";
 
 /// A server with every service, whoever would offer them, and what reached it.
 struct World {
@@ -50,7 +53,8 @@ impl World {
         let (others_in, others) = mpsc::channel(64);
         let (questions_in, questions) = mpsc::channel(64);
         let (stage_in, stage) = mpsc::channel(64);
-        let inbound = Inbound::new("server", 1, frames_in, Pulse::default());
+        let own = InboundIdentity { name: "server".into(), arithmetic: 1, model_digest: MODEL.into() };
+        let inbound = Inbound::new(own, frames_in, Pulse::default());
         let router = Server::builder()
             .add_service(inbound.service())
             .add_service(ControlService::service(questions_in))
@@ -149,6 +153,7 @@ fn hello(name: &str, incarnation: u64, gateway: bool) -> proto::Frame {
             gateway,
             arithmetic: 1,
             lease_ms: 0,
+            model_digest: MODEL.to_owned(),
         })),
     }
 }
@@ -367,6 +372,29 @@ async fn a_gateway_says_how_long_it_may_be_silent_and_is_refused_what_makes_no_s
         assert!(refused.message().contains(&format!("lease_ms {said}")), "{refused:?}");
     }
     assert_eq!(world.reached(), []);
+}
+
+#[tokio::test]
+async fn whoever_is_of_another_model_is_refused_by_name_and_who_says_none_is_let_in() {
+    let mut world = World::new().await;
+    for (role, name) in [(Role::Gateway, "gateway"), (Role::Stage, "peer-1")] {
+        let certificate = world.certificate(role, name);
+        let say = |digest: &str| {
+            let mut begin = hello(name, 1, role == Role::Gateway);
+            let Some(Body::Hello(hello)) = &mut begin.body else { panic!() };
+            hello.model_digest = digest.to_owned();
+            [begin, ping()]
+        };
+        let refused = exchange(world.channel(&certificate).await, &say("0the7")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let why = format!("{name} is of the model 0the7, server of {MODEL}");
+        assert!(refused.message().contains(&why), "{refused:?}");
+        assert_eq!(world.reached(), []);
+        for digest in [MODEL, ""] {
+            let _stream = exchange(world.channel(&certificate).await, &say(digest)).await.unwrap();
+            world.next_frame().await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use dunlin_protocol::frame::WINDOW_ROWS;
 use dunlin_protocol::{Frame, RowData, SessionId};
 use dunlin_swarm::{Load, PeerName};
 use dunlin_wire::{
-    Authority, Credentials, Inbound, InboundEvent, LinkEvent, Links, LinksConfig, Pulse, Role, Validity,
-    Vitals, WireRuntime, proto,
+    Authority, Credentials, Inbound, InboundEvent, InboundIdentity, LinkEvent, Links, LinksConfig, Pulse,
+    Role, Validity, Vitals, WireRuntime, proto,
 };
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -34,7 +34,8 @@ async fn stage(stuck: Duration) -> Stage {
     let credentials = Credentials::fixed(tls).unwrap();
     let wire = WireRuntime::start().unwrap();
     let (events_in, events) = mpsc::channel(16);
-    let inbound = Inbound::new("b", 1, events_in, Pulse::new(stuck));
+    let own = InboundIdentity { name: "b".to_owned(), arithmetic: 1, ..InboundIdentity::default() };
+    let inbound = Inbound::new(own, events_in, Pulse::new(stuck));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let router = tonic::transport::Server::builder().add_service(inbound.service());

@@ -293,6 +293,46 @@ async fn what_keeps_gateways_from_running_is_told_and_stalls_a_swarm_that_does_n
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_changed_model_is_planned_with_its_own_stages_alone() {
+    let mut world = World::new();
+    let before = world.state.topology.clone().unwrap();
+    world.desired.digest = "changed".into();
+    let decision = world.decide(4);
+    let gone: Vec<&str> = decision.delete.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!((gone, decision.create.len()), (vec!["a", "b", "c"], 3));
+    // They end their answers, and hold layers of the same numbers. Their gateway no longer reaches one of them.
+    let report = WorkerReport { lost: BTreeSet::from(["a".to_owned()]), ..WorkerReport::default() };
+    world.answers.insert("g".into(), WorkerRecord { report: Some(report), ..WorkerRecord::default() });
+    world.view.gateways.insert("g".into(), GatewayPod { name: "g".into(), ..GatewayPod::default() });
+    for name in ["a", "b", "c"] {
+        world.view.workers.get_mut(name).unwrap().deleting = true;
+    }
+    for name in ["d", "e", "f"] {
+        world.join(name);
+        world.view.workers.get_mut(name).unwrap().template = "changed".into();
+        world.answer(name, WorkerState::Loading, 5);
+    }
+    let says = |world: &mut World, digest: &str| {
+        world.answers.get_mut("f").unwrap().report.as_mut().unwrap().model_digest = digest.into();
+    };
+    says(&mut world, "t");
+    let decision = world.decide(5);
+    assert!(world.state.suspects.is_empty(), "{:?}", world.state.suspects);
+    assert_eq!(decision.facts.kind.served, 0, "no layer of the new model is served yet");
+    assert_eq!(
+        world.state.topology,
+        Some(before.clone()),
+        "one of three is of another model by its own word"
+    );
+    says(&mut world, "changed");
+    world.decide(6);
+    let after = world.state.topology.clone().unwrap();
+    assert_eq!(world.spans(), ["d [0,10)", "e [10,20)", "f [20,30)"]);
+    assert_eq!((after.peers.len(), after.model.digest.as_str()), (3, "changed"));
+    assert!(after.epoch > before.epoch, "gateways and stages of the model before refuse it by its digest");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_gateway_on_a_silent_node_is_deleted() {
     let mut world = World::new();
     let gone = GatewayPod { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayPod::default() };

@@ -177,6 +177,7 @@ impl From<Failure> for ApiError {
             Failure::NonFinite { layer } => {
                 Self::internal(format!("the model produced a value that is not finite in layer {layer}"))
             }
+            Failure::OtherModel(other) => Self::unavailable(other.to_string(), 1),
             Failure::Ending => Self::ending(),
             Failure::Refused { message } => Self::internal(format!("a stage refused: {message}")),
         }

@@ -100,6 +100,7 @@ mod tests {
     use axum::http::{Request, StatusCode};
     use axum::response::Response;
     use dunlin_protocol::{GatewayConfig, GatewayId};
+    use dunlin_swarm::{ModelId, Topology};
     use dunlin_wire::{LinksConfig, proto};
     use serde_json::{Value, json};
     use tokio::sync::watch;
@@ -107,6 +108,7 @@ mod tests {
 
     use super::router;
     use crate::driver::{Driver, Handle};
+    use crate::metrics::GatewayMetrics;
     use crate::model_text::ModelText;
     use crate::openai::App;
     use crate::testing::{VOCAB, model};
@@ -123,9 +125,15 @@ mod tests {
     }
 
     async fn answer(model: ModelText, request: Request<Body>) -> Response {
+        answer_of(without_stages(Arc::default()), model, request).await
+    }
+
+    /// The way to a gateway of the model with the digest `own` that reaches no stages.
+    fn without_stages(metrics: Arc<GatewayMetrics>) -> Handle {
         let id = GatewayId { name: "g".to_owned(), incarnation: 1 };
         let config = GatewayConfig {
             id,
+            model_digest: "own".to_owned(),
             started_ms: 0,
             running_max: 1,
             queue_max: 1,
@@ -133,9 +141,38 @@ mod tests {
             retry_after_s: 1,
         };
         let links = LinksConfig::new(proto::Hello::default(), None);
-        let (driver, handle) = Driver::new(config, links, Arc::default(), tokio::runtime::Handle::current());
+        let (driver, handle) = Driver::new(config, links, metrics, tokio::runtime::Handle::current());
         tokio::spawn(driver.run());
-        answer_of(handle, model, request).await
+        handle
+    }
+
+    #[tokio::test]
+    async fn a_topology_of_another_model_is_counted_and_told_to_whoever_asks() {
+        let metrics = Arc::<GatewayMetrics>::default();
+        let handle = without_stages(Arc::clone(&metrics));
+        let of = |epoch, digest: &str| {
+            let model = ModelId { name: "base".to_owned(), digest: digest.to_owned() };
+            Topology { epoch, model, layers: 1, ..Topology::default() }
+        };
+        let ask = async || {
+            let request = Request::get("/health").body(Body::empty()).unwrap();
+            let response = answer_of(handle.clone(), model(), request).await;
+            let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+        handle.set_topology(of(1, "own")).await;
+        let said = ask().await;
+        assert!(said.contains("no peer holds layer 0"), "{said}");
+        handle.set_topology(of(2, "other")).await;
+        let said = ask().await;
+        assert!(said.contains("the swarm has another model since epoch 2"), "{said}");
+        assert!(*handle.other_model().borrow());
+        handle.set_topology(of(3, "own")).await;
+        let said = ask().await;
+        assert!(said.contains("no peer holds layer 0") && !*handle.other_model().borrow(), "{said}");
+        let counted = metrics.render();
+        assert!(counted.contains("dunlin_topologies_refused_total 1\n"), "{counted}");
+        assert!(counted.contains("dunlin_epoch 3\n"), "{counted}");
     }
 
     async fn answer_of(handle: Handle, model: ModelText, request: Request<Body>) -> Response {

@@ -1,16 +1,17 @@
-//! The rules of a gateway: who comes in, what arrives, what time brings. See docs/protocol.md for the whole; each handler states its own.
-//! How sessions go on after a disturbance is in [`super::resume`].
+//! The rules of a gateway: what arrives, what time brings. See docs/protocol.md for the whole; each handler states its own.
+//! Who comes in is in [`super::admission`], how sessions go on after a disturbance in [`super::resume`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dunlin_swarm::{Load, Loads, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 
+use super::own_model::{OtherModel, OwnModel};
 use super::pace::Pace;
 use super::recovery::{Disturbance, Recovery};
-use super::routes::{NoWay, Routes};
+use super::routes::Routes;
 use super::session::{Phase, Session, SessionView};
-use super::shell::{Failure, GatewayConfig, GatewayEffect, Rejected, Submission};
+use super::shell::{Failure, GatewayConfig, GatewayEffect};
 use crate::frame::{Attempt, Frame, HeldSession, SessionId};
 use crate::sampling::FinishReason;
 
@@ -22,12 +23,13 @@ const ASLEEP_MS: u64 = 500;
 /// All sessions of one gateway.
 pub struct GatewayCore {
     pub(super) config: GatewayConfig,
+    pub(super) model: OwnModel,
     pub(super) routes: Routes,
     pub(super) pace: Pace,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) queue: VecDeque<SessionId>,
     /// What the first in the queue waits for, in words for people, if not for its turn.
-    held_up: Option<String>,
+    pub(super) held_up: Option<String>,
     looked_ms: u64,
     shares: bool,
     ticked_ms: Option<u64>,
@@ -38,6 +40,7 @@ impl GatewayCore {
     #[must_use]
     pub fn new(config: GatewayConfig) -> Self {
         Self {
+            model: OwnModel::new(config.model_digest.clone()),
             config,
             routes: Routes::default(),
             pace: Pace::default(),
@@ -54,6 +57,12 @@ impl GatewayCore {
     #[must_use]
     pub fn topology(&self) -> Option<&Topology> {
         self.routes.topology()
+    }
+
+    /// That the swarm has another model than this gateway, if the newest topology says so.
+    #[must_use]
+    pub fn other_model(&self) -> Option<&OtherModel> {
+        self.model.other()
     }
 
     /// What peers reported last.
@@ -104,44 +113,6 @@ impl GatewayCore {
         views
     }
 
-    /// Can a new session be routed now?
-    ///
-    /// # Errors
-    /// Which layers nobody holds.
-    pub fn ready(&mut self) -> Result<(), NoWay> {
-        self.routes.fresh().map(drop)
-    }
-
-    /// Takes a sequence to be continued.
-    ///
-    /// # Errors
-    /// When there is no room, no holder for some layers, or no sense in it.
-    pub fn submit(
-        &mut self,
-        submission: Submission,
-        now_ms: u64,
-        out: &mut Vec<GatewayEffect>,
-    ) -> Result<(), Rejected> {
-        let retry_after_s = self.config.retry_after_s;
-        if submission.tokens.is_empty() || submission.tokens.len() >= submission.max_len as usize {
-            return Err(Rejected::Invalid { message: "no prompt, or no room for an answer".to_owned() });
-        }
-        if self.sessions.contains_key(&submission.session) {
-            return Err(Rejected::Invalid { message: "the session exists".to_owned() });
-        }
-        if let Err(no_way) = self.routes.fresh() {
-            return Err(Rejected::NoCapacity { retry_after_s, message: no_way.to_string() });
-        }
-        if self.counts().0 >= self.config.running_max && self.queue.len() >= self.config.queue_max {
-            return Err(Rejected::Busy { retry_after_s });
-        }
-        let id = submission.session;
-        self.sessions.insert(id, Session::new(submission, now_ms));
-        self.queue.push_back(id);
-        self.start_queued(now_ms, out);
-        Ok(())
-    }
-
     /// The client is gone.
     pub fn cancel(&mut self, session: SessionId, now_ms: u64, out: &mut Vec<GatewayEffect>) {
         self.end(session, now_ms, out);
@@ -156,9 +127,17 @@ impl GatewayCore {
         }
     }
 
-    /// A topology arrived; older epochs are ignored. Sessions leave peers that are no longer in it.
+    /// A topology arrived; older epochs are ignored, and those of another model refused: sessions go on with the peers that they have. Sessions
+    /// leave peers that are no longer in it.
     pub fn set_topology(&mut self, topology: Topology, now_ms: u64, out: &mut Vec<GatewayEffect>) {
-        if self.topology().is_some_and(|known| known.epoch > topology.epoch || *known == topology) {
+        let obeyed = self.topology().map(|known| known.epoch);
+        if obeyed.is_some_and(|known| known > topology.epoch) {
+            return;
+        }
+        if let Err(other) = self.model.admit(&topology, obeyed) {
+            return out.push(GatewayEffect::TopologyRefused(other));
+        }
+        if self.topology() == Some(&topology) {
             return;
         }
         let old: BTreeSet<PeerName> =
@@ -336,27 +315,6 @@ impl GatewayCore {
         self.shares = !self.shares;
         if self.shares {
             self.share_lines(now_ms, out);
-        }
-    }
-
-    /// Rule: first come, first let in; nobody is let in before there are pages for it.
-    fn start_queued(&mut self, now_ms: u64, out: &mut Vec<GatewayEffect>) {
-        self.held_up = None;
-        while self.counts().0 < self.config.running_max {
-            let Some(&id) = self.queue.front() else { return };
-            let way = match self.routes.fresh() {
-                Ok(way) => way,
-                Err(no_way) => {
-                    self.held_up = Some(no_way.to_string());
-                    return;
-                }
-            };
-            if let Some(lack) = self.lacks_pages(id, &way.hops, now_ms) {
-                self.held_up = Some(lack);
-                return;
-            }
-            self.queue.pop_front();
-            self.begin(id, way, now_ms, out);
         }
     }
 

@@ -21,6 +21,8 @@ const AVOID_MS: u64 = 5000;
 const FRUITLESS_BEFORE_RESTART: u32 = 2;
 /// A session that gave its pages back waits this long for others to be free before it stands in line for them.
 const PATIENCE_MS: u64 = 5000;
+/// When the swarm has another model, peers that a session has been without for this long do not come back.
+const STAYS_LOST_MS: u64 = 5000;
 /// Sessions that leave slow peers at once: the others go on slowly meanwhile.
 const MOVES_MAX: usize = 4;
 
@@ -201,10 +203,17 @@ impl GatewayCore {
         self.attempt(id, now_ms, out);
     }
 
-    /// The next attempt on the best way there is, or a wait for one. Waiting is not failing: it says nothing about what peers hold.
+    /// The next attempt on the best way there is, or a wait for one. Waiting is not failing: it says nothing about what peers hold. Without a way, a
+    /// session of a model that the swarm no longer has ends.
     fn attempt(&mut self, id: SessionId, now_ms: u64, out: &mut Vec<GatewayEffect>) {
         match self.way(id, now_ms) {
-            Err(no_way) => self.wait(id, &no_way.to_string(), Disturbance::PeerLost, now_ms),
+            Err(no_way) => {
+                let other = self.model.other().filter(|_| self.has_stood_still(id, now_ms)).cloned();
+                match other {
+                    Some(other) => self.fail(id, Failure::OtherModel(other), now_ms, out),
+                    None => self.wait(id, &no_way.to_string(), Disturbance::PeerLost, now_ms),
+                }
+            }
             Ok(way) => match self.lacks_pages(id, &way.hops, now_ms) {
                 Some(lack) => {
                     self.let_go(id, out);
@@ -225,6 +234,12 @@ impl GatewayCore {
         if let Some(s) = self.sessions.get_mut(&id) {
             s.let_go();
         }
+    }
+
+    /// For so long that it is not a link that will be there again. With nothing computed, there is nothing to wait for.
+    fn has_stood_still(&self, id: SessionId, now_ms: u64) -> bool {
+        let disturbed = self.sessions.get(&id).and_then(|s| s.disturbed);
+        disturbed.is_none_or(|disturbed| now_ms.saturating_sub(disturbed.since_ms) >= STAYS_LOST_MS)
     }
 
     /// Opens the session on the hops of `way`.

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use dunlin_swarm::PeerName;
+use thiserror::Error;
 
+use super::own_model::OtherModel;
 use super::recovery::Recovery;
+use super::routes::NoWay;
 use crate::frame::{Frame, GatewayId, SessionId};
 use crate::sampling::{FinishReason, SamplingParams};
 use crate::windows::Windows;
@@ -14,6 +17,8 @@ use crate::windows::Windows;
 pub struct GatewayConfig {
     /// Name and incarnation.
     pub id: GatewayId,
+    /// Digest of the model's source. Topologies of another model are not obeyed. If it is empty, it is that of the first topology.
+    pub model_digest: String,
     /// When `now_ms` was 0, in milliseconds since 1970.
     pub started_ms: u64,
     /// Sessions that run at once.
@@ -45,6 +50,17 @@ pub struct Submission {
     pub adapter: Option<Arc<str>>,
     /// It fails when not finished by then.
     pub deadline_ms: u64,
+}
+
+/// Why no new session can run.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum NotReady {
+    /// The swarm has another model than this gateway.
+    #[error(transparent)]
+    OtherModel(#[from] OtherModel),
+    /// Some layers have no holder.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
 }
 
 /// Why a submission is not taken.
@@ -87,6 +103,8 @@ pub enum Failure {
         /// What it said.
         message: String,
     },
+    /// The swarm has another model, and no stage of the session's own is left.
+    OtherModel(OtherModel),
     /// The gateway is about to end.
     Ending,
 }
@@ -140,6 +158,8 @@ pub enum GatewayEffect {
         /// What the client is told.
         error: Failure,
     },
+    /// A topology is not obeyed: it is of another model.
+    TopologyRefused(OtherModel),
     /// A session goes on after a disturbance: for the metrics, and for `/swarm`.
     Recovered {
         /// Which session.

@@ -252,6 +252,7 @@ impl World {
     pub fn start_gateway(&mut self, id: u64) {
         let core = GatewayCore::new(GatewayConfig {
             id: gateway_id(id),
+            model_digest: String::new(),
             started_ms: 0,
             running_max: self.scenario.running_max,
             queue_max: self.scenario.queue_max,
@@ -466,6 +467,7 @@ impl World {
                     self.say(|| format!("session {session} fails: {error:?}"));
                     self.ended(session, Some(error));
                 }
+                GatewayEffect::TopologyRefused(why) => self.say(|| format!("gateway {id}: {why}")),
                 GatewayEffect::Recovered { session, recovery } => {
                     *self.out.recoveries.entry(recovery.reason).or_default() += 1;
                     self.out.replayed_rows += recovery.replayed_rows;
