@@ -174,6 +174,9 @@ impl Batcher {
 
     /// Pages for a part's rows, if there is sense in it.
     fn admit(&mut self, runner: &mut impl Runner, part: &Part) -> Result<(), Refusal> {
+        if part.count == 0 {
+            return Err(Refusal::BadRequest { message: "a job without rows".to_owned() });
+        }
         runner.check(part)?;
         let have = self.segments.entry(part.key).or_default().written;
         if have != part.start {

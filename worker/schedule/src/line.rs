@@ -16,7 +16,7 @@ use dunlin_swarm::{Layers, Position};
 
 use crate::pages::{PageTable, SegmentKey};
 
-/// Rows of one segment that run in this batch.
+/// Rows of one segment that run in this batch; none of a job without rows, which is refused when its turn comes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// The segment: a session and layers.
@@ -201,13 +201,17 @@ impl Scheduler {
         let mut all: Vec<(Candidate, Position)> = self
             .waiting()
             .map(|w| {
-                let rows = w.wanted(budget);
+                let rows = if w.first_rows == 0 { 0 } else { w.wanted(budget) };
                 (Candidate { key: w.key, line: w.line, arrival: w.arrival, rows }, w.start)
             })
             .collect();
         all.sort_unstable_by_key(|(c, _)| (c.line.born_ms, c.key));
         let mut free = pages.free();
         all.retain_mut(|(candidate, start)| {
+            // A job without rows needs no pages to be refused.
+            if candidate.rows == 0 {
+                return true;
+            }
             let start = *start as usize;
             let reach = pages.reach(&candidate.key, free);
             let fits = reach.saturating_sub(start).min(candidate.rows as usize);
@@ -223,7 +227,7 @@ impl Scheduler {
         all.into_iter().map(|(candidate, _)| candidate).collect()
     }
 
-    /// Takes up to `limit` rows off the jobs of a segment, up to the end of the first that samples.
+    /// Takes up to `limit` rows off the jobs of a segment, up to the end of the first that samples. A job without rows is a part of its own.
     fn take(&mut self, key: SegmentKey, limit: u32, hidden: usize) -> Option<Part> {
         let queue = self.queues.get_mut(&key)?;
         let (_, first) = queue.jobs.front()?;
@@ -237,12 +241,12 @@ impl Scheduler {
             last: first.last,
             sample: None,
         };
+        if first.count == 0 {
+            queue.jobs.pop_front();
+        }
         while part.count < limit && part.sample.is_none() {
-            let Some((_, job)) =
-                queue.jobs.front_mut().filter(|(_, job)| job.start == part.start + part.count)
-            else {
-                break;
-            };
+            let goes_on = |job: &StageJob| job.start == part.start + part.count && job.count > 0;
+            let Some((_, job)) = queue.jobs.front_mut().filter(|(_, job)| goes_on(job)) else { break };
             let count = job.count.min(limit - part.count);
             part.count += count;
             if count == job.count {

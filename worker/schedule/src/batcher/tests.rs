@@ -115,6 +115,30 @@ fn a_part_that_cannot_be_computed_fails_alone_and_its_segment_with_it_until_it_b
 }
 
 #[test]
+fn a_job_without_rows_is_refused_when_its_turn_comes_and_keeps_nobody_waiting() {
+    let refused = || Some(Refusal::BadRequest { message: "a job without rows".to_owned() });
+    for urgency in [Urgency::Step, Urgency::Replay, Urgency::Prompt] {
+        // One page for each of the two layers, and 1 has them: a refusal needs none.
+        let (mut batcher, mut notes) = batcher(2);
+        let empty = |session, start| StageJob {
+            line: Line { urgency, born_ms: session },
+            ..job(session, start, Vec::new())
+        };
+        batcher.push(job(1, 0, vec![1; 5]));
+        batcher.push(empty(1, 5));
+        batcher.push(empty(2, 700));
+        let results: Vec<_> = (0..2).flat_map(|_| step(&mut batcher, &mut notes)).collect();
+        let of = |session| results.iter().filter(move |r| r.0 == session).cloned().collect::<Vec<_>>();
+        assert_eq!(of(1), [(1, 5, None), (1, 5, refused())], "{urgency:?}");
+        assert_eq!(of(2), [(2, 700, refused())], "{urgency:?}");
+        assert!(batcher.line().is_empty() && !batcher.line().is_starved() && batcher.line().rows() == 0);
+        batcher.truncate((SessionId(1), LAYERS), 5, &mut notes);
+        batcher.push(job(1, 5, vec![1]));
+        assert_eq!(step(&mut batcher, &mut notes), [(1, 6, None)], "{urgency:?}");
+    }
+}
+
+#[test]
 fn whoever_lacks_what_a_part_needs_says_so_and_takes_no_page() {
     let (mut batcher, mut notes) = batcher(8);
     let lack = Refusal::NotHolding { layers: LAYERS };
