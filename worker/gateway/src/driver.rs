@@ -383,6 +383,8 @@ impl Driver {
                 GatewayEffect::Send { peer, frame } => {
                     if !self.links.send(&peer, frame) && self.core.up().contains(&peer) {
                         warn!(%peer, "far more waits for it than it can have asked for");
+                        // Only a new stream says that it is there again.
+                        self.links.redial(&peer);
                         self.core.peer_lost(&peer, now_ms, &mut more);
                     }
                 }

@@ -293,16 +293,16 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// About how many bytes it takes.
+    /// About how many bytes it takes while it waits. Tokens and biases of an opening are not counted: they are those that its session has anyway,
+    /// shared with it. A session of the longest sequence may open at any time, however many others do: what would not fit into a queue once
+    /// would not do so ever.
     #[must_use]
     pub fn bytes(&self) -> usize {
         const SMALL: usize = 64;
         SMALL
             + match self {
                 Self::Rows { data, .. } => size_of_val(data.as_slice()),
-                Self::Open(open) => {
-                    4 * open.tokens.len() + SMALL * open.route.len() + 8 * open.sampling.logit_bias.len()
-                }
+                Self::Open(open) => SMALL * open.route.len(),
                 Self::Pong { held, .. } => size_of_val(held.as_slice()),
                 Self::Token { top, .. } => size_of_val(top.as_slice()),
                 Self::Room { .. } | Self::Close { .. } | Self::Refused { .. } | Self::Ping { .. } => 0,

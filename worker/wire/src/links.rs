@@ -85,6 +85,7 @@ pub struct Links {
 }
 
 struct Link {
+    addr: String,
     frames: queue::QueueSender<Frame>,
     task: AbortHandle,
 }
@@ -123,7 +124,7 @@ impl Links {
             pulse: self.pulse.clone(),
         };
         let task = self.runtime.spawn(keeper.run(queue)).abort_handle();
-        self.links.insert(peer.clone(), Link { frames, task });
+        self.links.insert(peer.clone(), Link { addr: addr.to_owned(), frames, task });
     }
 
     /// Gives the link up.
@@ -131,8 +132,15 @@ impl Links {
         self.links.remove(peer);
     }
 
+    /// Begins anew with a peer that reads nothing of what it asked for: what waits for it is dropped, and the link works again when it says so.
+    pub fn redial(&mut self, peer: &PeerName) {
+        if let Some(link) = self.links.remove(peer) {
+            self.dial(peer, &link.addr);
+        }
+    }
+
     /// Sends a frame; it waits for as long as the peer takes to read what is before it. False when there is no such link, or when far more
-    /// waits than any session may send: then the frame is lost, and the caller treats the link as down.
+    /// waits than all sessions may send: then the frame is lost, and the caller treats the link as down and begins it anew.
     #[must_use]
     pub fn send(&self, peer: &PeerName, frame: Frame) -> bool {
         let bytes = frame.bytes();

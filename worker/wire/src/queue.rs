@@ -1,7 +1,8 @@
 //! Queues that are bounded by the bytes in them: frames of rows are large, others small.
 //!
 //! Nothing is refused in normal operation. What waits for a peer is bounded by the room it has announced to each session
-//! (`dunlin_protocol::frame::WINDOW_ROWS`); the bound here is for one that breaks its word.
+//! (`dunlin_protocol::frame::WINDOW_ROWS`), and its openings by their routes, as their tokens are those that the session has anyway; the bound
+//! here is for one that breaks its word.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

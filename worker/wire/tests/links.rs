@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_protocol::frame::WINDOW_ROWS;
-use dunlin_protocol::{Frame, RowData, SessionId};
-use dunlin_swarm::{Load, PeerName};
+use dunlin_protocol::{Frame, GatewayId, Hop, Open, RowData, SessionId};
+use dunlin_swarm::limits::{CONTEXT_TOKENS_MAX, ROUTE_HOPS_MAX, SESSIONS_MAX};
+use dunlin_swarm::{Layers, Load, PeerName};
+use dunlin_wire::queue::queue;
 use dunlin_wire::{
     Authority, Credentials, Inbound, InboundEvent, InboundIdentity, LinkEvent, Links, LinksConfig, Pulse,
     Role, Validity, Vitals, WireRuntime, proto,
@@ -149,6 +152,57 @@ async fn many_rows_wait_for_each_other_and_none_is_lost() {
             assert!(matches!(event, LinkEvent::Pong(..)), "{event:?}");
         }
     }
+}
+
+/// After a loss, sessions begin again all at once, and with a peer that lets nothing through for a while all of their openings wait.
+#[test]
+fn openings_of_the_longest_sequences_wait_beside_each_other_and_none_is_refused() {
+    let tokens = Arc::new(vec![7; CONTEXT_TOKENS_MAX as usize]);
+    let hop = Hop { peer: "b".into(), addr: "b:1".to_owned(), layers: Layers::new(0, 1), from: 0 };
+    let open = Open {
+        session: SessionId(1),
+        attempt: 1,
+        gateway: GatewayId { name: "g".to_owned(), incarnation: 1 },
+        index: 0,
+        route: vec![hop; ROUTE_HOPS_MAX],
+        tokens,
+        prompt_len: 1,
+        max_len: CONTEXT_TOKENS_MAX,
+        sampling: Arc::default(),
+        eos: Arc::default(),
+        adapter: None,
+        arithmetic: 1,
+        born_ms: 0,
+    };
+    let bytes_max = LinksConfig::new(proto::Hello::default(), None).queue_bytes_max;
+    let (waiting, _reader) = queue(bytes_max);
+    let bytes = Frame::Open(open).bytes();
+    assert!((0..SESSIONS_MAX).all(|_| waiting.send((), bytes)), "one is refused");
+}
+
+#[tokio::test]
+async fn a_link_that_is_begun_anew_says_when_it_works_again() {
+    let mut stage = stage(LIMIT).await;
+    let wire = WireRuntime::start().unwrap();
+    let (mut links, mut events, pulse) = stage.dialled_by_a(1, &wire);
+    let b = PeerName::from("b");
+    assert!(matches!(event(&mut events).await, LinkEvent::Up(_)));
+    links.redial(&b);
+    links.redial(&"nobody".into());
+    assert!(links.has(&b) && links.len() == 1);
+    loop {
+        pulse.beat();
+        stage.inbound.publish(Vitals::default());
+        match event(&mut events).await {
+            LinkEvent::Up(peer) => break assert_eq!(peer, b),
+            LinkEvent::Pong(..) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // What is sent from now on arrives.
+    let close = Frame::Close { session: SessionId(1), attempt: 1 };
+    assert!(links.send(&b, close.clone()));
+    while timeout(LIMIT, stage.events.recv()).await.unwrap().unwrap().frame != close {}
 }
 
 #[tokio::test]
