@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dunlin_protocol::training::{Mate, StageId, Step};
 use dunlin_swarm::PeerName;
 use dunlin_wire::proto::pull_request::What;
-use dunlin_wire::train::{Pieces, dial_stage};
+use dunlin_wire::train::{Pieces, PullError, dial_stage};
 use dunlin_wire::{LinksConfig, proto};
 use tonic::transport::Channel;
 
@@ -146,19 +146,22 @@ impl Clients {
         stage: StageId,
         what: What,
         patience: Duration,
-    ) -> Result<Pieces, String> {
-        let mut client = self.of(mate).await?;
+    ) -> Result<Pieces, PullError> {
+        let mut client = self.of(mate).await.map_err(PullError::Broken)?;
         Pieces::ask(&mut client, proto::PullRequest { stage, what: Some(what) }, patience).await
     }
 
-    /// The end of an attempt to get something of a mate: when it failed, the next begins with a new connection.
+    /// The end of an attempt to get something of a mate: when it broke, the next begins with a new connection. A refusal came over a sound one,
+    /// which others may be using.
     ///
     /// # Errors
     /// The same with the mate's name.
-    pub fn blame<T>(&self, mate: &Mate, outcome: Result<T, String>) -> Result<T, Fault> {
-        outcome.map_err(|why| {
-            self.forget(&mate.name);
-            Fault { mate: Some(mate.name.clone()), why }
+    pub fn blame<T>(&self, mate: &Mate, outcome: Result<T, PullError>) -> Result<T, Fault> {
+        outcome.map_err(|error| {
+            if matches!(error, PullError::Broken(_)) {
+                self.forget(&mate.name);
+            }
+            Fault { mate: Some(mate.name.clone()), why: error.into() }
         })
     }
 
@@ -180,14 +183,68 @@ impl Clients {
                 step = piece.step;
                 values.extend(from_bytes::<N, T>(&piece.data));
                 if values.len() > count {
-                    return Err("more values than asked for".to_owned());
+                    return Err(PullError::Broken("more values than asked for".to_owned()));
                 }
             }
             if values.len() != count {
-                return Err(format!("{} of {count} values came", values.len()));
+                return Err(PullError::Broken(format!("{} of {count} values came", values.len())));
             }
             Ok((step, values))
         };
         self.blame(mate, pulled.await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use dunlin_wire::train::{StageInbound, TrainStageService};
+    use dunlin_wire::{Caller, Role};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tonic::Status;
+    use tonic::transport::Server;
+
+    use super::*;
+
+    /// A mate that answers each pull with the next of `answers`, or with nothing at all.
+    async fn mate(answers: Vec<Option<Status>>) -> Mate {
+        let (calls, mut called) = mpsc::channel(4);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let router = Server::builder().add_service(TrainStageService::service(calls, 1 << 20, 4));
+        let caller = Caller::unproven(Role::Peer, "caller");
+        let incoming = dunlin_wire::incoming_in_plain_text(listener, caller).unwrap();
+        tokio::spawn(router.serve_with_incoming(incoming));
+        tokio::spawn(async move {
+            for answer in answers {
+                let Some(StageInbound::Pull(_, _, pieces)) = called.recv().await else { panic!() };
+                if let Some(status) = answer {
+                    pieces.send(Err(status)).await.unwrap();
+                }
+            }
+        });
+        Mate { name: "mate".into(), addr, host: String::new() }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_nothing_against_the_connection_that_it_came_over() {
+        let broken = |status: Status| (Some(status), false);
+        let refused = |status: Status| (Some(status), true);
+        let cases = [
+            refused(Status::failed_precondition("this peer is not at that step")),
+            refused(Status::permission_denied("nobody's mate")),
+            broken(Status::unavailable("the peer ends")),
+            (None, false),
+        ];
+        let mate = mate(cases.iter().map(|(answer, _)| answer.clone()).collect()).await;
+        let hello = proto::Hello { name: "caller".to_owned(), ..proto::Hello::default() };
+        let clients = Clients::new(LinksConfig::new(hello, None), 1 << 20);
+        for (answer, keeps) in cases {
+            let pulled = clients.pull::<4, f32>(&mate, 0, What::AllSums(1), 3).await;
+            assert_eq!(pulled.unwrap_err().mate.as_ref(), Some(&mate.name));
+            assert_eq!(clients.open().contains_key(&mate.name), keeps, "{answer:?}");
+        }
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::{TRAINING_PING as PING, TRAINING_SILENCE as SILENCE};
+use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 use tracing::warn;
 
 use crate::keepalive::{Redial, Silence, chain, converse, within};
@@ -94,6 +95,35 @@ pub async fn dial_stage(
         .max_encoding_message_size(call_bytes_max))
 }
 
+/// Why something does not come of a mate.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PullError {
+    /// It answers, and says why it gives nothing: the connection to it works.
+    #[error("{0}")]
+    Refused(String),
+    /// It does not answer, ends without what was asked for, or cannot be reached.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl From<Status> for PullError {
+    fn from(status: Status) -> Self {
+        let why = chain(&status);
+        match status.code() {
+            Code::PermissionDenied | Code::FailedPrecondition => Self::Refused(why),
+            _ => Self::Broken(why),
+        }
+    }
+}
+
+impl From<PullError> for String {
+    fn from(error: PullError) -> Self {
+        match error {
+            PullError::Refused(why) | PullError::Broken(why) => why,
+        }
+    }
+}
+
 /// An answer that comes piece by piece. Nothing for `patience` is a failure.
 pub struct Pieces {
     stream: Streaming<proto::Piece>,
@@ -109,9 +139,9 @@ impl Pieces {
         client: &mut TrainStageClient<tonic::transport::Channel>,
         request: proto::PullRequest,
         patience: Duration,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, PullError> {
         let response = timeout(patience, client.pull(request)).await.map_err(|_| late())?;
-        let stream = response.map_err(|status| chain(&status))?.into_inner();
+        let stream = response?.into_inner();
         Ok(Self { stream, patience })
     }
 
@@ -119,12 +149,12 @@ impl Pieces {
     ///
     /// # Errors
     /// What the peer said, or that it says nothing more.
-    pub async fn next(&mut self) -> Result<Option<proto::Piece>, String> {
+    pub async fn next(&mut self) -> Result<Option<proto::Piece>, PullError> {
         let piece = timeout(self.patience, self.stream.next()).await.map_err(|_| late())?;
-        piece.transpose().map_err(|status| chain(&status))
+        Ok(piece.transpose()?)
     }
 }
 
-fn late() -> String {
-    "the mate does not answer".to_owned()
+fn late() -> PullError {
+    PullError::Broken("the mate does not answer".to_owned())
 }

@@ -3,7 +3,7 @@
 //!
 //! An average takes the memory of its result, and of what may be on its way on a stream (16 MiB a mate).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use dunlin_train::codec::{Codec, CodecError};
 use dunlin_train::config::GradientWire;
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
-use dunlin_wire::train::Pieces;
+use dunlin_wire::train::{Pieces, PullError};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -112,6 +112,7 @@ pub fn begin(
         begun: FuturesUnordered::new(),
         formed: Vec::new(),
         takers: BTreeMap::new(),
+        refused: BTreeSet::new(),
         events: VecDeque::new(),
         done: Some(done_in),
     };
@@ -125,7 +126,7 @@ pub fn begin(
 /// What comes of what was begun.
 enum Come {
     Share(Result<Share, String>),
-    Piece(PartRef, Result<Option<(Bytes, Box<Pieces>)>, String>),
+    Piece(PartRef, Result<Option<(Bytes, Box<Pieces>)>, PullError>),
 }
 
 /// What a member has of an average.
@@ -147,6 +148,8 @@ struct Forming {
     /// Chunks of the own part, encoded.
     formed: Vec<Bytes>,
     takers: BTreeMap<AskId, mpsc::Sender<Result<Bytes, String>>>,
+    /// Members that said why they give nothing.
+    refused: BTreeSet<usize>,
     events: VecDeque<ReduceEvent>,
     done: Option<oneshot::Sender<Result<Average, Fault>>>,
 }
@@ -200,7 +203,12 @@ impl Forming {
                 ReduceEvent::PieceArrived(part)
             }
             Come::Piece(part, Ok(None)) => ReduceEvent::PullEnded(part, None),
-            Come::Piece(part, Err(why)) => ReduceEvent::PullEnded(part, Some(why)),
+            Come::Piece(part, Err(error)) => {
+                if matches!(error, PullError::Refused(_)) {
+                    self.refused.insert(part.member);
+                }
+                ReduceEvent::PullEnded(part, Some(error.into()))
+            }
         });
     }
 
@@ -258,7 +266,10 @@ impl Forming {
             ReduceEffect::Failed(mate, why) => {
                 (self.share, self.begun) = (None, FuturesUnordered::new());
                 self.streams.clear();
-                if let Some(mate) = &mate {
+                let member = |name: &PeerName| self.machine.group().iter().position(|m| m.name == *name);
+                let has_refused = |name: &PeerName| member(name).is_some_and(|m| self.refused.contains(&m));
+                // A refusal came over a sound connection.
+                if let Some(mate) = mate.as_ref().filter(|mate| !has_refused(mate)) {
                     self.exchange.clients.forget(mate);
                 }
                 self.tell(Err(Fault { mate, why }));
@@ -348,7 +359,7 @@ pub fn share_of(
     }
 }
 
-async fn next(mut stream: Box<Pieces>) -> Result<Option<(Bytes, Box<Pieces>)>, String> {
+async fn next(mut stream: Box<Pieces>) -> Result<Option<(Bytes, Box<Pieces>)>, PullError> {
     Ok(stream.next().await?.map(|piece| (piece.data, stream)))
 }
 
