@@ -5,7 +5,8 @@ use std::time::Duration;
 use dunlin_planner::cut::unusual;
 use dunlin_planner::{Layout, LayoutGoal, LintFinding, May, Member, Reason, Shortage, layout, lint, report};
 use dunlin_swarm::{
-    Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, is_other_model, layer_set,
+    Epoch, Layers, ModelId, ModelSizes, PeerName, PeerState, Topology, TopologyPeer, is_other_model,
+    layer_set,
 };
 use tokio::time::Instant;
 use tracing::debug;
@@ -28,6 +29,8 @@ pub(super) const FIRST_PLAN_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const GAP_PATIENCE: Duration = Duration::from_secs(120);
 /// Newcomers without a place wait this long for others that are still on their way, so that layers move once.
 pub(super) const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
+/// No plan gets so far: who reports more is not believed.
+const EPOCH_MAX: Epoch = 1 << 53;
 /// A layout that would be much faster by measured speed must be so for this long.
 pub(super) const REBALANCE_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -71,7 +74,10 @@ pub(super) fn plan(
         grow: for_long(state.spare, GROWTH_PATIENCE),
         rebalance: for_long(state.imbalance, REBALANCE_PATIENCE),
     };
-    let layout = layout(&wanted, &members, state.topology.as_ref(), may).map_err(|e| e.to_string())?;
+    let known = state.topology.as_ref();
+    let mut layout = layout(&wanted, &members, known, may).map_err(|e| e.to_string())?;
+    state.epoch_seen = reported(evidence).fold(state.epoch_seen, Epoch::max);
+    layout.topology.epoch = next_epoch(known, &layout.topology, state.epoch_seen);
     if layout.reason == Reason::First
         && let Some(shortage @ Shortage::Span { .. }) = layout.shortage
     {
@@ -93,6 +99,20 @@ pub(super) fn plan(
         events: speeds(&layout, &members, state),
         shortage: layout.shortage,
     })
+}
+
+/// Epochs that stages and gateways obey, by their own word.
+fn reported(evidence: &Evidence<'_>) -> impl Iterator<Item = Epoch> {
+    let view = evidence.view;
+    let names = view.workers.keys().chain(view.gateways.keys());
+    names.filter_map(|name| Some(evidence.report(name)?.epoch)).filter(|epoch| *epoch <= EPOCH_MAX)
+}
+
+/// The epoch of `planned`, made from `known`: nobody obeys one that is not newer than all `seen`, unless it is the one that everybody knows. What was
+/// published may have been deleted, or an old one brought back, while no operator looked.
+fn next_epoch(known: Option<&Topology>, planned: &Topology, seen: Epoch) -> Epoch {
+    let is_known = known == Some(planned);
+    if planned.epoch > seen || (is_known && planned.epoch == seen) { planned.epoch } else { seen + 1 }
 }
 
 /// Somebody is there to plan with, and a first plan has waited for those that are on their way. Without anybody what is published stays: those

@@ -40,8 +40,9 @@ impl SwarmKind for InferenceSwarm {
         desired::InferenceDesired::new(self, config)
     }
 
-    /// The topology is in a ConfigMap of its own.
+    /// The topology is in a ConfigMap of its own; somebody may have deleted that.
     fn restored(&self) -> Self::State {
-        Self::State::default()
+        let epoch_seen = self.status.as_ref().map_or(0, |status| status.epoch);
+        Self::State { epoch_seen, ..Self::State::default() }
     }
 }

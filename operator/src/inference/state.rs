@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_swarm::{PeerName, Topology};
+use dunlin_swarm::{Epoch, PeerName, Topology};
 use tokio::time::Instant;
 
 use crate::turnover::Turnover;
@@ -12,6 +12,8 @@ use crate::turnover::Turnover;
 pub struct ServingState {
     /// The topology that was decided last; of a new leader, what the one before it published.
     pub topology: Option<Topology>,
+    /// The greatest epoch that the status or a worker has told of: what is planned next is newer, also if what was published is gone.
+    pub epoch_seen: Epoch,
     /// When the first worker answered before there was a topology.
     pub first_answer: Option<Instant>,
     /// Since when a place of the layout is empty.
@@ -50,9 +52,9 @@ pub enum Published {
 }
 
 impl ServingState {
-    /// That of the topology; 0 before there is one.
+    /// That of the topology, or the one that was told of last; 0 before there is any.
     #[must_use]
-    pub fn epoch(&self) -> u64 {
-        self.topology.as_ref().map_or(0, |topology| topology.epoch)
+    pub fn epoch(&self) -> Epoch {
+        self.topology.as_ref().map_or(0, |topology| topology.epoch).max(self.epoch_seen)
     }
 }

@@ -393,6 +393,24 @@ async fn a_topology_that_another_operator_published_is_not_overwritten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_topology_that_was_deleted_while_no_operator_ran_is_followed_by_a_newer_one() {
+    let mut world = world("");
+    let manifest = swarm(1, false);
+    world.reconcile(&manifest).await.unwrap();
+    world.run_pods();
+    world.settle(&manifest).await;
+    let before = world.topology();
+    let status = world.seen.bodies("PATCH inferenceswarms/").pop().unwrap()["status"].clone();
+    let told = InferenceSwarm { status: serde_json::from_value(status).unwrap(), ..(*manifest).clone() };
+    assert_eq!(told.status.as_ref().unwrap().epoch, before.epoch);
+    *world.published.0.lock().unwrap() = None;
+    world.controller = Arc::new(Controller::new(Arc::clone(&world.context)));
+    world.settle(&Arc::new(told)).await;
+    assert!(world.published.topology().epoch > before.epoch, "workers would not obey it");
+    assert_eq!(world.published.topology(), world.topology());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_published_is_handed_to_nobody() {
     // The first one can, and no other.
     let mut world = world("PATCH configmaps");

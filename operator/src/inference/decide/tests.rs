@@ -333,6 +333,38 @@ async fn a_changed_model_is_planned_with_its_own_stages_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_plan_is_newer_than_all_that_the_status_or_a_worker_knows() {
+    // An operator that finds nothing published.
+    let planned = |epoch_seen, reports: [u64; 3]| {
+        let mut world = World::with_room(200 << 20);
+        world.state.epoch_seen = epoch_seen;
+        for (name, epoch) in ["a", "b", "c"].into_iter().zip(reports) {
+            world.answers.get_mut(name).unwrap().report.as_mut().unwrap().epoch = epoch;
+        }
+        world.decide(1);
+        world.state.topology.unwrap().epoch
+    };
+    assert_eq!(planned(0, [0, 0, 0]), 1);
+    assert_eq!(planned(9, [0, 0, 0]), 10);
+    assert_eq!(planned(3, [0, 7, 2]), 8);
+    assert_eq!(planned(3, [0, u64::MAX, 2]), 4, "nobody is so far");
+    // One that finds an old one, of the same peers.
+    let mut world = World::new();
+    world.decide(4);
+    let before = world.state.topology.clone().unwrap();
+    let gateway = WorkerReport { epoch: before.epoch + 5, ..WorkerReport::default() };
+    world.view.gateways.insert("g".into(), GatewayPod { name: "g".into(), ..GatewayPod::default() });
+    world.answers.insert("g".into(), WorkerRecord { report: Some(gateway), ..WorkerRecord::default() });
+    world.decide(5);
+    let after = world.state.topology.clone().unwrap();
+    assert_eq!(after, dunlin_swarm::Topology { epoch: before.epoch + 6, ..before });
+    // Everybody takes that.
+    world.answers.get_mut("g").unwrap().report.as_mut().unwrap().epoch = after.epoch;
+    world.decide(6);
+    assert_eq!((world.state.epoch(), world.state.topology.as_ref()), (after.epoch, Some(&after)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_gateway_on_a_silent_node_is_deleted() {
     let mut world = World::new();
     let gone = GatewayPod { name: "g".into(), uid: "u".into(), node_gone: true, ..GatewayPod::default() };
