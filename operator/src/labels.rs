@@ -1,6 +1,7 @@
 //! Names and labels of everything the operator makes: stable, because users select by them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use dunlin_wire::Role;
 use kube::ResourceExt;
@@ -189,6 +190,9 @@ pub fn fingerprint(value: &Value) -> String {
     let digest = sha2::Sha256::digest(value.to_string().as_bytes());
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
+
+/// Where random numbers come from.
+pub type Chance = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A random number from the process's hash seed: good for names and jitter, not for keys.
 #[must_use]

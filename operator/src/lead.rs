@@ -8,17 +8,18 @@ use std::time::Duration;
 use dunlin_crds::{InferenceSwarm, TrainingSwarm};
 use futures::{Stream, StreamExt, stream};
 use kube::runtime::controller::{Config as ControllerConfig, Error as ControllerError};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{ObjectRef, store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 
+use crate::api::{ApiClient, ApiServer};
 use crate::apply::Applier;
 use crate::config::Config;
 use crate::key::{Kind, SwarmKey};
-use crate::labels::MANAGER;
+use crate::labels::{MANAGER, random};
 use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
 use crate::peers::{Connect, Monitor};
@@ -73,26 +74,26 @@ async fn lead(mut parts: ControllerParts) {
     }
     info!("leading");
     let reporter = Reporter { controller: MANAGER.into(), instance: Some(parts.config.identity.clone()) };
-    let triggers = parts.triggers;
+    let (client, triggers) = (parts.client, parts.triggers);
+    let api: Arc<dyn ApiServer> = Arc::new(ApiClient::new(client.clone(), reporter));
     let context = Arc::new(Context {
-        applier: Applier::new(parts.client.clone(), Arc::clone(&parts.metrics)),
-        monitor: Monitor::new(parts.connect, triggers.clone(), parts.config.silence_max()),
-        recorder: Recorder::new(parts.client.clone(), reporter),
-        client: parts.client,
+        applier: Applier::new(Arc::clone(&api), Arc::clone(&parts.metrics), Arc::new(random)),
+        monitor: Box::new(Monitor::new(parts.connect, triggers.clone(), parts.config.silence_max())),
+        api,
         caches: parts.caches,
         metrics: parts.metrics,
         config: parts.config,
     });
     futures::join!(
-        control::<InferenceSwarm>(&triggers, &context),
-        control::<TrainingSwarm>(&triggers, &context)
+        control::<InferenceSwarm>(client.clone(), &triggers, &context),
+        control::<TrainingSwarm>(client, &triggers, &context)
     );
 }
 
 /// Reconciles the swarms of one kind, for ever.
-async fn control<S: Swarm>(triggers: &broadcast::Sender<SwarmKey>, context: &Arc<Context>) {
+async fn control<S: Swarm>(client: Client, triggers: &broadcast::Sender<SwarmKey>, context: &Arc<Context>) {
     let controller = Arc::new(Controller::<S>::new(Arc::clone(context)));
-    let (client, namespace) = (context.client.clone(), &context.config.watch_namespace);
+    let namespace = &context.config.watch_namespace;
     let api: Api<S> =
         if namespace.is_empty() { Api::all(client) } else { Api::namespaced(client, namespace) };
     let config = ControllerConfig::default().debounce(DEBOUNCE).concurrency(CONCURRENCY);

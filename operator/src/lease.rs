@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use crate::apply::{call, is_code};
+use crate::api::{call, is_code};
 use crate::error::Error;
 
 /// Others wait this long after the last renewal they saw.

@@ -4,11 +4,13 @@
 //! * [`key`] which swarm · [`pools`] those of its manifest, in numbers · [`targets`] whom to ask · [`labels`] how all of it is called
 //! * [`swarm`] the controller of both kinds of swarm: the order of its steps · [`inference`], [`training`] what each kind decides and writes
 //! * [`roster`], [`turnover`] which pods stay, go and are missing, [`roll`] those from before a change among them, [`deletion`] one to delete
+//! * [`api`] what the API server is asked, as values, and the client that performs it
 //! * [`trust`] certificates · [`making`] new pods
 //! * [`apply`] manifests and server-side apply, [`spot`] how platforms mark nodes, [`quantity`] amounts of Kubernetes · [`status`] conditions, Events
 //! * [`lease`] who may write · [`lead`] one term of it · [`error`] why a pass failed, and when to try again
 //! * [`config`] the command line · [`health`] probes, [`metrics`] counters, [`telemetry`] logs and traces
 
+pub mod api;
 pub mod apply;
 pub mod config;
 pub mod deletion;

@@ -18,7 +18,7 @@ use crate::apply::holds::{HoldKey, Holds};
 use crate::deletion::Deletion;
 use crate::error::Error;
 use crate::key::SwarmKey;
-use crate::labels::{Owner, leaf, pod_name, random, role_label};
+use crate::labels::{Owner, leaf, pod_name, role_label};
 use crate::observe::{Caches, PodPhase, WorkerView};
 use crate::roster::Creation;
 use crate::status::events::SwarmEvent;
@@ -57,10 +57,10 @@ impl Making {
         self.made.iter().map(|(pod, _)| pod.clone()).collect()
     }
 
-    fn name(&mut self, owner: &Owner, pool: &str, generation: u64) -> String {
+    fn name(&mut self, owner: &Owner, pool: &str, generation: u64, random: u64) -> String {
         self.names.retain(|(_, of), _| *of == generation);
         let name = self.names.entry((pool.to_owned(), generation));
-        name.or_insert_with(|| pod_name(&owner.name, pool, random())).clone()
+        name.or_insert_with(|| pod_name(&owner.name, pool, random)).clone()
     }
 }
 
@@ -104,9 +104,9 @@ impl Maker<'_> {
         self.holds.check(&key, of, now).map_err(refused)?;
         // One that gets no certificate would wait in vain.
         self.holds.check(&secrets(), of, now)?;
-        let name = self.making.name(self.owner, pool, of);
+        let name = self.making.name(self.owner, pool, of, self.applier.draw());
         let went = self.applier.create_pod(&manifest(&name)).await;
-        let went = self.holds.note(key, of, went, Instant::now()).map_err(refused);
+        let went = self.holds.note(key, of, went, Instant::now(), self.applier.draw()).map_err(refused);
         let pod = match went {
             Ok(pod) => pod,
             Err(failure) => {
@@ -140,7 +140,7 @@ impl Maker<'_> {
         let mut secret = leaf_secret(self.owner, &leaf(name), role_label(role), &certificate);
         hand_to_pod(&mut secret, name, uid);
         let went = self.applier.create_secret(&secret).await;
-        self.holds.note(secrets(), of, went, Instant::now())?;
+        self.holds.note(secrets(), of, went, Instant::now(), self.applier.draw())?;
         self.making.certified.insert(name.to_owned());
         Ok(())
     }

@@ -47,7 +47,7 @@ impl Trust {
             None => {
                 let ours = generate(owner).map_err(Arc::new)?;
                 let went = applier.create_or_get(&authority_secret(owner, &ours)).await;
-                applied.holds.note(key.clone(), 0, went, Instant::now())?
+                applied.holds.note(key.clone(), 0, went, Instant::now(), applier.draw())?
             }
         };
         let authority = load(owner, &secret.data.unwrap_or_default()).map_err(Arc::new)?;

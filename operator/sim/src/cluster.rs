@@ -14,6 +14,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
+use crate::objects::Objects;
+
 /// What a watch tells.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
@@ -72,15 +74,15 @@ pub(crate) struct Machine {
     pub object: Node,
 }
 
-/// The published topology: its version, and what is in it.
-pub(crate) type Published = Option<(u64, Topology)>;
-
 /// The cluster around one swarm.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
     pub pods: BTreeMap<String, PodCell>,
     pub nodes: BTreeMap<String, Machine>,
-    pub published: Published,
+    /// What is neither pod nor node.
+    pub objects: Objects,
+    /// The topology in the ConfigMap among them.
+    pub published: Option<Topology>,
     /// Replicas and template of the gateways' Deployment.
     pub gateways: Option<(u32, Pod)>,
     /// What watches have not been told yet.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_operator::observe::{PodPhase, SwarmView};
 use dunlin_operator::peers::{WorkerRecord, WorkerState};
 use dunlin_swarm::Topology;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::watcher::Event;
 
 /// A fault of the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,32 +21,21 @@ pub enum Flaw {
 }
 
 impl Flaw {
-    /// What an operator with this flaw sees of a cluster like this.
-    pub(crate) fn shown(
-        self,
-        mut view: SwarmView,
-        mut answers: BTreeMap<String, WorkerRecord>,
-        topology: Option<&Topology>,
-    ) -> (SwarmView, BTreeMap<String, WorkerRecord>) {
-        match self {
-            Self::TrustsPods => {
-                for worker in view.workers.values().filter(|worker| worker.phase == PodPhase::Running) {
-                    let given = topology.and_then(|topology| topology.peer(&worker.name.as_str().into()));
-                    let report = answers.get_mut(&worker.name).and_then(|answer| answer.report.as_mut());
-                    if let (Some(given), Some(report)) = (given, report) {
-                        (report.state, report.held) = (WorkerState::Ready, given.hold());
-                    }
-                }
+    /// What an operator hears of workers that takes them to have what `topology` gives them.
+    pub(crate) fn trust(answers: &mut BTreeMap<String, WorkerRecord>, topology: &Topology) {
+        for (name, answer) in answers {
+            let given = topology.peer(&name.as_str().into());
+            let report = answer.report.as_mut().filter(|report| report.state != WorkerState::Draining);
+            if let (Some(given), Some(report)) = (given, report) {
+                (report.state, report.held) = (WorkerState::Ready, given.hold());
             }
-            Self::IgnoresNotice => {
-                for worker in
-                    view.workers.values_mut().filter(|worker| matches!(worker.phase, PodPhase::Draining(_)))
-                {
-                    worker.phase = PodPhase::Running;
-                }
-            }
-            Self::Forgets | Self::HandsOut => {}
         }
-        (view, answers)
+    }
+
+    /// What an operator sees of a node of which it does not read the taints.
+    pub(crate) fn forget_notice(event: &mut Event<Node>) {
+        if let Event::Apply(node) | Event::InitApply(node) = event {
+            node.spec = None;
+        }
     }
 }

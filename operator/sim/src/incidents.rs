@@ -1,5 +1,8 @@
 //! What goes wrong, and what users change.
 
+use dunlin_crds::names;
+use kube::ResourceExt;
+
 use crate::scenario::Incident;
 use crate::world::{Event, World};
 
@@ -21,17 +24,14 @@ impl World {
             Incident::Notice(seconds) => self.give_notice(seconds * 1000),
             Incident::Restart => self.restart(),
             Incident::Cut => {
-                self.calls_left = Some(self.draw(4) as u32);
+                self.calls_left = Some(self.draw(8) as u32);
                 // There is a pass to be cut off in.
                 self.kill();
             }
             Incident::Gateway => self.restart_gateway(),
             Incident::Cutoff | Incident::Unheard => self.cut_off(incident == Incident::Cutoff),
             Incident::Conflict => {
-                let version = self.cluster.number();
-                if let Some((known, _)) = &mut self.cluster.published {
-                    *known = version;
-                }
+                self.cluster.objects.touch("ConfigMap", &names::topology(&self.swarm.name_any()));
                 self.say(|| "fault: somebody else has written what is published".to_owned());
                 self.kill();
             }

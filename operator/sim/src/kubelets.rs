@@ -1,7 +1,7 @@
 //! What happens to pods and nodes by itself: a node is found, containers start and end, deletions are carried out, dead nodes are noticed, new ones
 //! are ordered, the Deployment of the gateways has its pods.
 
-use dunlin_operator::labels::{ROLE, ROLE_GATEWAY};
+use dunlin_operator::labels::{ROLE, ROLE_GATEWAY, leaf};
 use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::GRACE;
 use k8s_openapi::api::core::v1::Pod;
@@ -71,7 +71,7 @@ impl World {
         match step {
             Step::Unplaced => {}
             Step::Starting(_) if deleted_ms.is_some() => self.cluster.remove(name),
-            Step::Starting(at) if at <= self.now => self.start_stage(name),
+            Step::Starting(at) if at <= self.now && self.is_certified(name) => self.start_stage(name),
             Step::Starting(_) => {}
             Step::Started if self.stages.contains_key(name) => self.run_stage(name, deleted_ms),
             Step::Started if deleted_ms.is_some() => self.cluster.remove(name),
@@ -92,6 +92,11 @@ impl World {
             }
             None => self.cluster.unschedulable(name),
         }
+    }
+
+    /// There is a Secret with the certificate of `holder`, without which no container starts.
+    fn is_certified(&self, holder: &str) -> bool {
+        self.cluster.objects.has("Secret", &leaf(holder))
     }
 
     fn start_stage(&mut self, name: &str) {
@@ -172,11 +177,12 @@ impl World {
             let process = GatewayProcess { id, starts_ms, runs: false, mount_ms: starts_ms, ends_ms: None };
             self.gateways.insert(name.to_owned(), process);
         }
-        let published = self.cluster.published.as_ref().map(|(_, topology)| topology.clone());
+        let published = self.cluster.published.clone();
         let drain_ms = 1000 * u64::from(self.swarm.spec.gateway.drain_seconds);
+        let is_certified = self.is_certified(&format!("{}-gateway", self.swarm.name_any()));
         let Some(gateway) = self.gateways.get_mut(name) else { return };
         let id = gateway.id;
-        if !gateway.runs && gateway.starts_ms <= now {
+        if !gateway.runs && gateway.starts_ms <= now && is_certified {
             gateway.runs = true;
             gateway.mount_ms = now;
             self.net.start_gateway(id);

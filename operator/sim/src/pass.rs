@@ -1,217 +1,186 @@
-//! One pass of the operator: it looks, and what it decided is done, call by call. Each call may fail, be done without an answer, or be the last one
-//! before the process ends.
+//! The operator's calls, one after the other: each takes time, may fail, be done without an answer, or be the last one before the process ends.
 
-use dunlin_crds::InferenceSwarm;
+use dunlin_operator::api::ApiVerb;
+use dunlin_operator::apply::topology;
 use dunlin_operator::error::Error;
-use dunlin_operator::labels::pod_name;
-use dunlin_operator::swarm::{Policy, Reporter};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use serde_json::{Value, json};
 
-use crate::operator::{Looked, Operator};
+use crate::flaw::Flaw;
+use crate::objects::key;
+use crate::operator::{Call, Step};
 use crate::world::{Event, World};
 
-/// Why a pass ended early.
-enum Failure {
-    /// As the operator calls it.
-    Known(Error),
-    /// The process has ended.
-    Over,
-}
-
-/// While pods of an earlier leader have not been heard yet.
-const UNHEARD_MS: u64 = 1000;
+/// A call arrives within so long, and so does its answer.
+const CALL_MS: u64 = 10;
 
 impl World {
     /// The operator looks, if it is there.
     pub fn look(&mut self) {
+        if let Some(operator) = &mut self.operator {
+            operator.begin(&self.swarm);
+            self.go_on();
+        }
+    }
+
+    /// The pass goes on until it calls again, or is over.
+    fn go_on(&mut self) {
         let Some(mut operator) = self.operator.take() else { return };
-        match self.pass(&mut operator) {
-            Ok(pause_ms) => {
-                operator.failures = 0;
-                operator.wake_ms = self.now + pause_ms - pause_ms / 4 * self.draw(1000) / 1000;
-            }
-            Err(Failure::Known(error)) => {
-                operator.failures += 1;
-                let pause = error.backoff(operator.failures, self.draw(1000));
-                operator.wake_ms = self.now + pause.as_millis() as u64;
-                self.say(|| format!("the operator could not: {}", error.sentence()));
-            }
-            Err(Failure::Over) => {
-                self.say(|| "fault: the operator's process ended in the middle of a pass".to_owned());
-                self.calls_left = None;
-                let after = 1000 + self.draw(20_000);
-                return self.at(after, Event::Lead);
-            }
-        }
+        let step = operator.go_on(&self.swarm, &mut self.clock, self.now);
         self.operator = Some(operator);
+        match step {
+            None => {}
+            Some(Step::Calls(call)) => {
+                self.check_order(&call.verb);
+                let after = 1 + self.draw(CALL_MS);
+                self.at(after, Event::Call(self.term, call));
+                self.count_call();
+            }
+            Some(Step::Ended { pause_ms, failure: Some(failure) }) => {
+                if let Error::Plan(finding) = &failure {
+                    self.violation(format!("the plan breaks a rule: {finding}"));
+                }
+                let sentence = failure.sentence();
+                self.say(|| format!("the operator could not: {sentence}; again in {pause_ms} ms"));
+            }
+            Some(Step::Ended { .. }) => {}
+        }
     }
 
-    /// Whether a call arrives, and whether its answer does.
-    fn call(&mut self, action: &str) -> Result<bool, Failure> {
-        if let Some(left) = &mut self.calls_left {
-            match left.checked_sub(1) {
-                Some(fewer) => *left = fewer,
-                None => return Err(Failure::Over),
-            }
+    /// The process may end here: what it has asked for arrives all the same.
+    fn count_call(&mut self) {
+        let Some(left) = &mut self.calls_left else { return };
+        if let Some(fewer) = left.checked_sub(1) {
+            *left = fewer;
+            return;
         }
+        self.say(|| "fault: the operator's process ended in the middle of a pass".to_owned());
+        (self.calls_left, self.operator) = (None, None);
+        let after = 1000 + self.draw(20_000);
+        self.at(after, Event::Lead);
+    }
+
+    /// A call arrives, of the operator of this term.
+    pub fn called(&mut self, term: u64, call: Call) {
+        let Call { action, verb, answer: to } = call;
         let flaky = self.now < self.flaky_until_ms;
-        match () {
-            () if self.now < self.outage_until_ms => Err(timeout(action)),
-            () if flaky && self.draw(3) == 0 => Err(timeout(action)),
-            () => Ok(!(flaky && self.draw(3) == 0)),
-        }
-    }
-
-    fn pass(&mut self, operator: &mut Operator) -> Result<u64, Failure> {
-        if operator.published.is_none() {
-            match self.call("read the topology") {
-                Ok(true) => operator.recover(self.cluster.published.clone()),
-                Ok(false) | Err(Failure::Known(_)) if operator.has_looked() => {}
-                Ok(false) => return Err(timeout("read the topology")),
-                Err(failure) => return Err(failure),
-            }
-        }
-        let epoch_before = operator.state.epoch();
-        let at = self.time();
-        let looked = match operator.look(&self.swarm, at, self.now) {
-            Ok(looked) => looked,
-            Err(finding) => {
-                self.violation(format!("the plan breaks a rule: {finding}"));
-                return Err(Failure::Known(Error::Plan(finding)));
-            }
+        let timeout = || Error::Timeout { action: action.clone(), limit_s: 10 };
+        let is_publication =
+            matches!(&verb, ApiVerb::Create(o) | ApiVerb::Apply(o) if o["kind"] == "ConfigMap");
+        let mut answer = if self.now < self.outage_until_ms || flaky && self.draw(3) == 0 {
+            Err(timeout())
+        } else {
+            let done = self.perform(&action, verb);
+            if flaky && self.draw(3) == 0 { Err(timeout()) } else { done }
         };
-        if let Some(summary) =
-            looked.decision.plan.summary.as_ref().filter(|_| operator.state.epoch() != epoch_before)
+        if is_publication && answer.is_err() && self.scenario.flaw == Some(Flaw::HandsOut) {
+            answer = Ok(json!({"metadata": {"resourceVersion": "0"}}));
+        }
+        let after = 1 + self.draw(CALL_MS);
+        let published = is_publication && answer.is_ok();
+        self.at(after, Event::Answer { term, published, answer, to });
+    }
+
+    /// The answer arrives, if somebody waits for it.
+    pub fn answered(&mut self, term: u64, published: bool, send: impl FnOnce()) {
+        if term != self.term || self.operator.is_none() {
+            return;
+        }
+        if let (Some(operator), Some(topology)) = (&mut self.operator, &self.cluster.published)
+            && published
         {
-            let epoch = operator.state.epoch();
-            self.say(|| format!("epoch {epoch}: {summary}"));
+            operator.so_far.published(topology.epoch);
+            operator.talks.published(topology);
         }
-        for event in &looked.decision.events {
-            self.say(|| format!("{}: {}", event.reason, event.note));
-        }
-        let written = self.write(operator, &looked);
-        if looked.decision.unheard > 0 {
-            return written.map(|()| UNHEARD_MS);
-        }
-        let before = self.swarm.status.clone().unwrap_or_default();
-        let status = self.swarm.next_status(
-            &before,
-            &looked.desired,
-            &looked.decision,
-            &operator.state,
-            &operator.config,
-        );
-        if status != before && self.call("write the status")? {
-            self.swarm.status = Some(status);
-        }
-        written?;
-        Ok(InferenceSwarm::pause(&looked.decision, &operator.state).as_millis() as u64)
+        send();
+        self.go_on();
     }
 
-    /// Everything, most urgent first.
-    fn write(&mut self, operator: &mut Operator, looked: &Looked) -> Result<(), Failure> {
-        let published = self.publish(operator);
-        let is_conflict = |failure: &Failure| matches!(failure, Failure::Known(error) if error.is_conflict());
-        if matches!(published, Err(Failure::Over)) {
-            return published;
-        }
-        if !published.as_ref().is_err_and(is_conflict) {
-            operator.order(&looked.view, self.now);
-        }
-        published?;
-        self.deploy(looked)?;
-        for (_, creation) in &looked.decision.create {
-            let pool = &creation.pool;
-            let random = self.draw(u64::MAX);
-            let name = operator.names.entry(pool.name.clone());
-            let name = name.or_insert_with(|| pod_name("s", &pool.name, random)).clone();
-            let (marked, epoch) = (looked.view.spot_nodes_marked, Some(operator.state.epoch()));
-            let manifest = looked.desired.stage(&looked.owner, &name, pool, marked, epoch).manifest();
-            let heard = self.call("create a pod")?;
-            let pod: Pod = serde_json::from_value(manifest).expect("the operator's manifest is one of a pod");
-            let made = self.make(pod);
-            if !heard {
-                return Err(timeout("create a pod"));
+    /// What the API server makes of a call.
+    fn perform(&mut self, action: &str, verb: ApiVerb) -> Result<Value, Error> {
+        let refused = |code: u16| {
+            let reason = if code == 409 { "Conflict" } else { "Invalid" };
+            let status = kube::core::Status { code, reason: reason.into(), ..kube::core::Status::default() };
+            Error::api(action.to_owned(), kube::Error::Api(Box::new(status)))
+        };
+        match verb {
+            ApiVerb::Get { kind, name, .. } => {
+                let mut found = self.cluster.objects.get(kind, &name);
+                if kind == "ConfigMap" && self.scenario.flaw == Some(Flaw::Forgets) && !found.is_null() {
+                    found["data"] = Value::Null;
+                }
+                Ok(found)
             }
-            operator.names.remove(&pool.name);
-            operator.made.push((made, self.now));
-        }
-        for deletion in looked.view.strays.iter().chain(&looked.decision.delete) {
-            let heard = self.call("delete a pod")?;
-            let (name, at_once) = (&deletion.name, deletion.now);
-            self.say(|| format!("{name} is deleted{}", if at_once { " at once" } else { "" }));
-            self.record.deleted();
-            self.cluster.delete(name, &deletion.uid, at_once, self.now);
-            if !heard {
-                return Err(timeout("delete a pod"));
+            ApiVerb::Create(object) => {
+                let kept = self.cluster.objects.create(object).map_err(refused)?;
+                self.kept(&kept);
+                Ok(kept)
+            }
+            ApiVerb::Apply(object) if object["kind"] == "Pod" => Ok(self.make(object)),
+            ApiVerb::Apply(object) => {
+                let kept = self.cluster.objects.apply(object).map_err(refused)?;
+                self.kept(&kept);
+                Ok(kept)
+            }
+            ApiVerb::Delete { name, uid, now, .. } => {
+                self.say(|| format!("{name} is deleted{}", if now { " at once" } else { "" }));
+                self.record.deleted();
+                self.cluster.delete(&name, &uid, now, self.now);
+                Ok(Value::Null)
+            }
+            ApiVerb::Status { mut body, .. } => {
+                let status = serde_json::from_value(body["status"].take());
+                self.tell_status(status.expect("the operator's status is one"));
+                Ok(Value::Null)
+            }
+            ApiVerb::Tell { event, .. } => {
+                self.say(|| format!("{}: {}", event.reason, event.note.as_deref().unwrap_or_default()));
+                Ok(Value::Null)
             }
         }
-        Ok(())
     }
 
-    fn make(&mut self, pod: Pod) -> Pod {
+    fn tell_status(&mut self, status: dunlin_crds::InferenceSwarmStatus) {
+        let before = self.swarm.status.take().unwrap_or_default();
+        if let Some(plan) = status.plan.as_ref().filter(|_| status.epoch != before.epoch) {
+            self.say(|| format!("epoch {}: {}", status.epoch, plan.summary));
+        }
+        self.swarm.status = Some(status);
+    }
+
+    fn make(&mut self, object: Value) -> Value {
+        let pod: Pod = serde_json::from_value(object).expect("the operator's manifest is one of a pod");
         let name = pod.name_any();
         if !self.cluster.pods.contains_key(&name) {
             self.say(|| format!("{name} is made"));
             self.out.pods += 1;
             self.record.made();
         }
-        self.cluster.make(pod)
+        serde_json::to_value(self.cluster.make(pod)).unwrap_or_default()
     }
 
-    /// The topology, as the successor of what is known to be published.
-    fn publish(&mut self, operator: &mut Operator) -> Result<(), Failure> {
-        let Some(topology) = operator.state.topology.clone() else { return Ok(()) };
-        if operator.written.as_ref() == Some(&topology) && operator.published.is_some() {
-            return Ok(());
+    /// An object is there that others go by.
+    fn kept(&mut self, object: &Value) {
+        match key(object).0.as_str() {
+            "ConfigMap" => {
+                let map = serde_json::from_value(object.clone()).ok();
+                let Some(topology) = map.as_ref().and_then(topology::read) else { return };
+                if let Some(violation) = self.record.published(&topology) {
+                    self.violation(violation);
+                }
+                self.out.epoch = topology.epoch;
+                self.cluster.published = Some(topology);
+            }
+            "Deployment" => {
+                let mut template = object["spec"]["template"].clone();
+                template["metadata"]["namespace"] = object["metadata"]["namespace"].clone();
+                let template =
+                    serde_json::from_value(template).expect("the operator's template is one of pods");
+                let replicas = object["spec"]["replicas"].as_u64().unwrap_or_default();
+                self.cluster.gateways = Some((u32::try_from(replicas).unwrap_or(u32::MAX), template));
+            }
+            _ => {}
         }
-        let Some(replaces) = operator.published.take() else { return Err(Failure::Known(Error::Unread)) };
-        let heard = self.call("publish the topology")?;
-        let there = self.cluster.published.as_ref().map(|(version, _)| *version);
-        if there != replaces {
-            return Err(conflict());
-        }
-        let version = self.cluster.number();
-        if let Some(violation) = self.record.published(&topology) {
-            self.violation(violation);
-        }
-        self.out.epoch = topology.epoch;
-        self.cluster.published = Some((version, topology.clone()));
-        if !heard {
-            return Err(timeout("publish the topology"));
-        }
-        (operator.published, operator.written) = (Some(Some(version)), Some(topology.clone()));
-        operator.given = Some(topology);
-        Ok(())
     }
-
-    /// The Deployment of the gateways.
-    fn deploy(&mut self, looked: &Looked) -> Result<(), Failure> {
-        let replicas = looked.desired.gateways;
-        let known = self.cluster.gateways.as_ref();
-        let hash = |pod: &Pod| pod.labels().get(dunlin_operator::labels::POD_HASH).cloned();
-        let is_new = known.is_none_or(|(count, pod)| {
-            *count != replicas || hash(pod).as_deref() != Some(looked.desired.gateway_hash.as_str())
-        });
-        if !is_new {
-            return Ok(());
-        }
-        let manifest = looked.desired.gateway(&looked.owner).manifests().pop().unwrap_or_default();
-        let mut template = manifest["spec"]["template"].clone();
-        template["metadata"]["namespace"] = manifest["metadata"]["namespace"].clone();
-        let heard = self.call("apply the Deployment")?;
-        let template = serde_json::from_value(template).expect("the operator's template is one of pods");
-        self.cluster.gateways = Some((replicas, template));
-        if heard { Ok(()) } else { Err(timeout("apply the Deployment")) }
-    }
-}
-
-fn timeout(action: &str) -> Failure {
-    Failure::Known(Error::Timeout { action: action.to_owned(), limit_s: 10 })
-}
-
-fn conflict() -> Failure {
-    let status = kube::core::Status { code: 409, reason: "Conflict".into(), ..kube::core::Status::default() };
-    Failure::Known(Error::api("publish the topology".into(), kube::Error::Api(Box::new(status))))
 }

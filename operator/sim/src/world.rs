@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use clap::Parser;
 use dunlin_crds::InferenceSwarm;
 use dunlin_operator::config::Config;
+use dunlin_operator::error::Error;
 use dunlin_sim::model::mix;
 use dunlin_sim::serving::hosted::{Hosted, MODEL_LAYERS};
 use dunlin_swarm::Topology;
-use serde_json::json;
-use tokio::time::{Duration, Instant};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
+use crate::clock::Clock;
 use crate::cluster::{Cluster, News};
-use crate::operator::Operator;
+use crate::operator::{Call, Operator};
 use crate::process::Stage;
 use crate::record::Record;
 use crate::scenario::{Incident, Outcome, Scenario};
@@ -26,6 +28,15 @@ pub(crate) enum Event {
     Tick,
     /// A watch of the operator's process of this term tells something.
     Watch(u64, News),
+    /// A call of it arrives.
+    Call(u64, Call),
+    /// The answer arrives. `published`: it says that a topology is published.
+    Answer {
+        term: u64,
+        published: bool,
+        answer: Result<Value, Error>,
+        to: oneshot::Sender<Result<Value, Error>>,
+    },
     /// A session begins.
     Ask,
     Incident(Incident),
@@ -63,8 +74,7 @@ pub(crate) struct World {
     order: u64,
     draws: u64,
     events: BTreeMap<(u64, u64), Event>,
-    /// Time 0.
-    base: Instant,
+    pub clock: Clock,
     pub cluster: Cluster,
     pub net: Hosted,
     pub stages: BTreeMap<String, Stage>,
@@ -116,7 +126,7 @@ impl World {
             order: 0,
             draws: 0,
             events: BTreeMap::new(),
-            base: Instant::now(),
+            clock: Clock::new(),
             cluster: Cluster::default(),
             net: Hosted::new(scenario.seed, scenario.trace),
             stages: BTreeMap::new(),
@@ -160,9 +170,9 @@ impl World {
 
     fn step(&mut self) {
         let event = self.events.first_key_value().map(|(key, _)| key.0);
-        let wake = self.operator.as_ref().map(|operator| operator.wake_ms.max(self.now));
-        let talks = self.operator.iter().flat_map(|operator| operator.talks.values());
-        let talk = talks.map(|talk| talk.due_ms.max(self.now)).min();
+        let operator = self.operator.as_ref();
+        let wake = operator.and_then(Operator::looks_ms).map(|at| at.max(self.now));
+        let talk = operator.and_then(|operator| operator.talks.due_ms()).map(|at| at.max(self.now));
         let next = [event, wake, talk].into_iter().flatten().min().unwrap_or(self.now + TICK_MS);
         self.net.run_until(next);
         self.now = next;
@@ -195,6 +205,10 @@ impl World {
                 {
                     operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
                 }
+            }
+            Event::Call(term, call) => self.called(term, call),
+            Event::Answer { term, published, answer, to } => {
+                self.answered(term, published, || drop(to.send(answer)));
             }
             Event::Ask => {
                 if self.now >= self.quiet_until_ms {
@@ -242,8 +256,9 @@ impl World {
         self.term += 1;
         self.led_ms = self.now;
         self.cluster.news.clear();
-        self.operator = Some(Operator::new(config, &self.cluster, self.scenario.flaw, self.now));
-        let term = self.term;
+        let (term, flaw) = (self.term, self.scenario.flaw);
+        let seed = mix(self.scenario.seed, term);
+        self.operator = Some(Operator::new(config, &self.cluster, flaw, seed, self.now));
         self.say(|| format!("operator {term} leads"));
     }
 
@@ -282,10 +297,6 @@ impl World {
     pub fn violation(&mut self, what: String) {
         let line = format!("{} ms: {what}", self.now);
         self.out.violations.push(line);
-    }
-
-    pub fn time(&self) -> Instant {
-        self.base + Duration::from_millis(self.now)
     }
 
     pub fn draw(&mut self, below: u64) -> u64 {

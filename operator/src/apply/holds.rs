@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use crate::error::{Error, WriteAttempt};
-use crate::labels::random;
 
 /// Kind and name of an object, or of what stands for several.
 pub type HoldKey = (String, String);
@@ -37,7 +36,7 @@ impl Holds {
         }
     }
 
-    /// Remembers how writing `key` went, and numbers the failure. Of one without an answer nothing is known, so it does not rest.
+    /// Remembers how writing `key` went, and numbers the failure; `random` spreads how long it rests. Of one without an answer nothing is known, so it does not rest.
     ///
     /// # Errors
     /// The failure that was passed in.
@@ -47,6 +46,7 @@ impl Holds {
         of: u64,
         went: Result<T, Error>,
         now: Instant,
+        random: u64,
     ) -> Result<T, Error> {
         let failure = match went {
             Ok(made) => {
@@ -58,7 +58,7 @@ impl Holds {
         };
         let before = self.0.get(&key).filter(|hold| hold.of == of).map_or(0, |hold| hold.times);
         let times = before.saturating_add(1);
-        let until = now + failure.rest(times, random());
+        let until = now + failure.rest(times, random);
         self.0.insert(key, Hold { of, times, until, failure: failure.clone() });
         Err(attempted(failure, WriteAttempt { times, held: false }))
     }
@@ -87,16 +87,16 @@ mod tests {
         let (mut holds, now) = (Holds::default(), Instant::now());
         let key = || ("Pod".to_owned(), "spot".to_owned());
         assert!(holds.check(&key(), 1, now).is_ok());
-        let first = holds.note(key(), 1, Err::<(), _>(failure(403)), now).unwrap_err();
+        let first = holds.note(key(), 1, Err::<(), _>(failure(403)), now, 7).unwrap_err();
         assert!(!first.is_held() && first.trouble().is_none());
         let later = now + Duration::from_secs(59);
         assert!(holds.check(&key(), 1, later).unwrap_err().is_held());
         assert!(holds.check(&key(), 2, later).is_ok(), "a changed manifest");
         let due = now + Duration::from_secs(60);
         assert!(holds.check(&key(), 1, due).is_ok());
-        let second = holds.note(key(), 1, Err::<(), _>(failure(403)), due).unwrap_err();
+        let second = holds.note(key(), 1, Err::<(), _>(failure(403)), due, 7).unwrap_err();
         assert!(second.trouble().is_some(), "it lasts");
-        assert!(holds.note(key(), 1, Ok(()), due).is_ok());
+        assert!(holds.note(key(), 1, Ok(()), due, 7).is_ok());
         assert!(holds.check(&key(), 1, due).is_ok());
     }
 
@@ -104,12 +104,12 @@ mod tests {
     fn other_failures_rest_longer_and_longer_and_what_is_unknown_not_at_all() {
         let (mut holds, now) = (Holds::default(), Instant::now());
         let key = || ("Service".to_owned(), "m".to_owned());
-        let _ = holds.note(key(), 1, Err::<(), _>(failure(503)), now);
+        let _ = holds.note(key(), 1, Err::<(), _>(failure(503)), now, 7);
         assert!(holds.check(&key(), 1, now + Duration::from_millis(200)).is_err());
         assert!(holds.check(&key(), 1, now + Duration::from_millis(500)).is_ok());
         let silent = Error::Timeout { action: "apply".into(), limit_s: 10 };
         let mut holds = Holds::default();
-        let _ = holds.note(key(), 1, Err::<(), _>(silent), now);
+        let _ = holds.note(key(), 1, Err::<(), _>(silent), now, 7);
         assert!(holds.check(&key(), 1, now).is_ok());
     }
 }

@@ -14,26 +14,24 @@ pub mod pods;
 pub mod topology;
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::{ApiResource, GroupVersionKind, ObjectMeta};
-use kube::{Client, ResourceExt};
+use kube::api::DynamicObject;
+use kube::core::ObjectMeta;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use crate::api::{ApiServer, ApiVerb, is_code, read};
 use crate::apply::holds::{HoldKey, Holds};
 use crate::error::Error;
-use crate::labels::MANAGER;
+use crate::labels::Chance;
 use crate::metrics::OperatorMetrics;
 use crate::observe::{Seen, version};
 
-/// Deadline of one call.
-const CALL: Duration = Duration::from_secs(10);
 /// An unchanged object is written again after this long, whatever the watches say.
 const REFRESH: Duration = Duration::from_secs(3600);
 
@@ -95,15 +93,22 @@ fn fingerprint(object: &Value) -> u64 {
 /// The only writer of objects other than the swarm's status.
 #[derive(Clone)]
 pub struct Applier {
-    client: Client,
+    api: Arc<dyn ApiServer>,
     metrics: Arc<OperatorMetrics>,
+    chance: Chance,
 }
 
 impl Applier {
-    /// Writes through `client`.
+    /// Writes through `api`. Names and pauses follow from `chance`.
     #[must_use]
-    pub fn new(client: Client, metrics: Arc<OperatorMetrics>) -> Self {
-        Self { client, metrics }
+    pub fn new(api: Arc<dyn ApiServer>, metrics: Arc<OperatorMetrics>, chance: Chance) -> Self {
+        Self { api, metrics, chance }
+    }
+
+    /// A random number, for names and pauses.
+    #[must_use]
+    pub fn draw(&self) -> u64 {
+        (self.chance)()
     }
 
     /// Applies `object` unless it was written like this a short while ago, or could not be.
@@ -127,7 +132,7 @@ impl Applier {
         let key = key(object);
         applied.holds.check(&key, of, Instant::now())?;
         let went = self.apply(object).await;
-        Ok(version(&applied.holds.note(key, of, went, Instant::now())?.metadata))
+        Ok(version(&applied.holds.note(key, of, went, Instant::now(), self.draw())?.metadata))
     }
 
     /// Makes the pod of `manifest`. Its name is chosen anew for each pod, so it is left out of the API server's words: they then stay the same
@@ -137,12 +142,7 @@ impl Applier {
     /// The API server's refusal.
     pub async fn create_pod(&self, manifest: &Value) -> Result<Pod, Error> {
         let (_, name) = key(manifest);
-        let api: Api<Pod> = Api::namespaced(
-            self.client.clone(),
-            manifest["metadata"]["namespace"].as_str().unwrap_or_default(),
-        );
-        let params = PatchParams::apply(MANAGER).force();
-        let made = call("create a pod".into(), api.patch(&name, &params, &Patch::Apply(manifest))).await;
+        let made = self.ask("create a pod".into(), ApiVerb::Apply(manifest.clone())).await;
         let pod = made.map_err(|failure| nameless(failure, &name))?;
         self.metrics.applied.inc();
         Ok(pod)
@@ -153,13 +153,11 @@ impl Applier {
     /// # Errors
     /// The API server's refusal.
     pub async fn create_secret(&self, object: &Value) -> Result<(), Error> {
-        let secret: Secret =
-            serde_json::from_value(object.clone()).map_err(|source| Error::json("a Secret", source))?;
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace().unwrap_or_default());
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match call("create the Secret of a pod".into(), api.create(&params, &secret)).await {
+        let (_, name) = key(object);
+        let action = "create the Secret of a pod".to_owned();
+        match self.api.call(action, ApiVerb::Create(object.clone())).await {
             Err(Error::Api { source, .. }) if is_code(&source, 409) => Ok(()),
-            other => other.map(drop).map_err(|failure| nameless(failure, &secret.name_any())),
+            other => other.map(drop).map_err(|failure| nameless(failure, &name)),
         }
     }
 
@@ -169,10 +167,7 @@ impl Applier {
     /// The API server's refusal.
     pub async fn apply(&self, object: &Value) -> Result<DynamicObject, Error> {
         let (kind, name) = key(object);
-        let api = self.dynamic(object);
-        let params = PatchParams::apply(MANAGER).force();
-        let written =
-            call(format!("apply {kind} {name}"), api.patch(&name, &params, &Patch::Apply(object))).await?;
+        let written = self.ask(format!("apply {kind} {name}"), ApiVerb::Apply(object.clone())).await?;
         self.metrics.applied.inc();
         Ok(written)
     }
@@ -183,22 +178,15 @@ impl Applier {
     /// A conflict when somebody else has published since; the API server's refusal.
     pub async fn publish(&self, object: &Value, version: Option<&str>) -> Result<ObjectMeta, Error> {
         let (kind, name) = key(object);
-        let api = self.dynamic(object);
-        let action = format!("publish {kind} {name}");
-        let written = match version {
-            None => {
-                let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-                let object = serde_json::from_value(object.clone())
-                    .map_err(|source| Error::json("the topology", source))?;
-                call(action, api.create(&params, &object)).await?
-            }
+        let mut object = object.clone();
+        let verb = match version {
+            None => ApiVerb::Create(object),
             Some(version) => {
-                let mut object = object.clone();
                 object["metadata"]["resourceVersion"] = Value::from(version);
-                let params = PatchParams::apply(MANAGER).force();
-                call(action, api.patch(&name, &params, &Patch::Apply(&object))).await?
+                ApiVerb::Apply(object)
             }
         };
+        let written: DynamicObject = self.ask(format!("publish {kind} {name}"), verb).await?;
         self.metrics.applied.inc();
         Ok(written.metadata)
     }
@@ -209,13 +197,10 @@ impl Applier {
     /// The API server's refusal.
     pub async fn create_or_get(&self, object: &Value) -> Result<Secret, Error> {
         let (_, name) = key(object);
-        let secret: Secret =
-            serde_json::from_value(object.clone()).map_err(|source| Error::json("a Secret", source))?;
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &secret.namespace().unwrap_or_default());
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match call(format!("create Secret {name}"), api.create(&params, &secret)).await {
-            Err(Error::Api { source, .. }) if is_code(&source, 409) => {
-                call(format!("get Secret {name}"), api.get(&name)).await
+        match self.ask(format!("create Secret {name}"), ApiVerb::Create(object.clone())).await {
+            Err(conflict) if conflict.is_conflict() => {
+                let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+                self.secret(namespace, &name).await?.ok_or(conflict)
             }
             other => other,
         }
@@ -226,8 +211,7 @@ impl Applier {
     /// # Errors
     /// When the API server does not say.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        call(format!("get Secret {name}"), api.get_opt(name)).await
+        self.get("Secret", namespace, name).await
     }
 
     /// The ConfigMap `name`, if there is one.
@@ -235,8 +219,7 @@ impl Applier {
     /// # Errors
     /// When the API server does not say.
     pub async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, Error> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        call(format!("get ConfigMap {name}"), api.get_opt(name)).await
+        self.get("ConfigMap", namespace, name).await
     }
 
     /// Deletes a pod; `now` without waiting for its node to confirm, for nodes that are gone. One that is gone already is fine.
@@ -244,51 +227,27 @@ impl Applier {
     /// # Errors
     /// The API server's refusal.
     pub async fn delete_pod(&self, namespace: &str, name: &str, uid: &str, now: bool) -> Result<(), Error> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let params = DeleteParams {
-            grace_period_seconds: now.then_some(0),
-            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match call(format!("delete Pod {name}"), api.delete(name, &params)).await {
+        let (action, uid) = (format!("delete Pod {name}"), uid.to_owned());
+        let verb = ApiVerb::Delete { namespace: namespace.to_owned(), name: name.to_owned(), uid, now };
+        match self.api.call(action, verb).await {
             Err(Error::Api { source, .. }) if is_code(&source, 404) || is_code(&source, 409) => Ok(()),
             other => other.map(drop),
         }
     }
 
-    fn dynamic(&self, object: &Value) -> Api<DynamicObject> {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let version = text(&object["apiVersion"]);
-        let (group, version) = version.split_once('/').unwrap_or(("", &version));
-        let kind = text(&object["kind"]);
-        let plural = match kind.as_str() {
-            "NetworkPolicy" => "networkpolicies".to_owned(),
-            _ => format!("{}s", kind.to_lowercase()),
-        };
-        let gvk = GroupVersionKind::gvk(group, version, &kind);
-        let resource = ApiResource::from_gvk_with_plural(&gvk, &plural);
-        Api::namespaced_with(self.client.clone(), &text(&object["metadata"]["namespace"]), &resource)
+    async fn get<T: DeserializeOwned>(
+        &self,
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.ask(format!("get {kind} {name}"), ApiVerb::Get { kind, namespace, name }).await
     }
-}
 
-/// Whether an answer has this HTTP status.
-#[must_use]
-pub fn is_code(error: &kube::Error, code: u16) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == code)
-}
-
-/// An API call under the common deadline.
-///
-/// # Errors
-/// The call's error, or that there was no answer.
-pub async fn call<T>(
-    action: String,
-    future: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, Error> {
-    match timeout(CALL, future).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(Error::api(action, source)),
-        Err(_) => Err(Error::Timeout { action, limit_s: CALL.as_secs() }),
+    /// Calls, and reads the answer.
+    async fn ask<T: DeserializeOwned>(&self, action: String, verb: ApiVerb) -> Result<T, Error> {
+        read(&action, self.api.call(action.clone(), verb).await?)
     }
 }
 

@@ -9,17 +9,19 @@ use http::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kube::client::Body;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::watcher;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::api::{ApiClient, ApiServer};
 use crate::apply::Applier;
 use crate::config::Config;
 use crate::error::Error;
 use crate::key::SwarmKey;
+use crate::labels::random;
 use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
 use crate::peers::report::WorkerReport;
@@ -155,11 +157,12 @@ fn world(refuse: &'static str) -> World {
     let server = serve(server, seen.clone(), published.clone(), refuse);
     let metrics = Arc::new(OperatorMetrics::default());
     let (triggers, _) = broadcast::channel(16);
+    let reporter = Reporter { controller: "test".into(), instance: None };
+    let api: Arc<dyn ApiServer> = Arc::new(ApiClient::new(client, reporter));
     let context = Arc::new(Context {
-        applier: Applier::new(client.clone(), Arc::clone(&metrics)),
-        monitor: Monitor::new(Arc::new(Workers), triggers, Duration::from_secs(3)),
-        recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
-        client,
+        applier: Applier::new(Arc::clone(&api), Arc::clone(&metrics), Arc::new(random)),
+        monitor: Box::new(Monitor::new(Arc::new(Workers), triggers, Duration::from_secs(3))),
+        api,
         config: Config::try_parse_from(["dunlin-operator", "--worker-image", "w:1"]).unwrap(),
         caches: Caches::default(),
         metrics,

@@ -14,4 +14,4 @@ pub use client::GrpcConnector;
 pub use monitor::Monitor;
 pub use observation::{Observation, ObservedCheckpoint, RunPhase};
 pub use report::{WorkerRecord, WorkerState};
-pub use talk::{Connect, Target, WorkerOrder};
+pub use talk::{Connect, Conversations, Target, WorkerOrder};

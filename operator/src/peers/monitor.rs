@@ -14,7 +14,7 @@ use tracing::{debug, info};
 
 use super::pace::Speed;
 use super::report::{WorkerRecord, WorkerReport};
-use super::talk::{Connect, Target, WorkerOrder, WorkerQuestion};
+use super::talk::{Connect, Conversations, Target, WorkerOrder, WorkerQuestion};
 use crate::key::SwarmKey;
 
 /// Pause between questions to one worker.
@@ -54,9 +54,10 @@ impl Monitor {
     pub fn new(connect: Arc<dyn Connect>, triggers: broadcast::Sender<SwarmKey>, silence: Duration) -> Self {
         Self { swarms: Arc::default(), connect, triggers, silence }
     }
+}
 
-    /// Talks to exactly `targets` of `swarm` from now on.
-    pub fn follow(&self, swarm: &SwarmKey, targets: Vec<Target>) {
+impl Conversations for Monitor {
+    fn follow(&self, swarm: &SwarmKey, targets: Vec<Target>) {
         let mut swarms = lock(&self.swarms);
         let entries = swarms.entry(swarm.clone()).or_default();
         entries.retain(|name, entry| targets.iter().any(|t| t.name == *name && t.addr == entry.addr));
@@ -90,21 +91,17 @@ impl Monitor {
         }
     }
 
-    /// Ends all conversations of `swarm`.
-    pub fn forget(&self, swarm: &SwarmKey) {
+    fn forget(&self, swarm: &SwarmKey) {
         lock(&self.swarms).remove(swarm);
     }
 
-    /// What is known about the workers of `swarm`, by pod name.
-    #[must_use]
-    pub fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, WorkerRecord> {
+    fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, WorkerRecord> {
         let swarms = lock(&self.swarms);
         let entries = swarms.get(swarm).into_iter().flatten();
         entries.map(|(name, entry)| (name.clone(), entry.answer.clone())).collect()
     }
 
-    /// Gives a worker its newest order; nothing happens when it has it already.
-    pub fn order(&self, swarm: &SwarmKey, name: &str, order: WorkerOrder) {
+    fn order(&self, swarm: &SwarmKey, name: &str, order: WorkerOrder) {
         if let Some(entry) = lock(&self.swarms).get(swarm).and_then(|entries| entries.get(name)) {
             entry.order.send_if_modified(|current| {
                 let changed = current.as_ref() != Some(&order);

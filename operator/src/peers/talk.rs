@@ -1,5 +1,6 @@
-//! What a conversation with a worker consists of: orders, the questions that carry them, and somebody who asks.
+//! What a conversation with a worker consists of: orders, the questions that carry them, and somebody who asks; and all of them together.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use dunlin_swarm::Epoch;
 use dunlin_wire::{Role, TlsFiles};
 
-use super::report::WorkerReport;
+use super::report::{WorkerRecord, WorkerReport};
+use crate::key::SwarmKey;
 
 /// What a worker should know and do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,4 +85,19 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// When certificates or address cannot be used at all.
     fn connect(&self, target: &Target) -> Result<Box<dyn Talk>, String>;
+}
+
+/// All conversations of a leader, as far as a pass needs them.
+pub trait Conversations: Send + Sync {
+    /// Talks to exactly `targets` of `swarm` from now on.
+    fn follow(&self, swarm: &SwarmKey, targets: Vec<Target>);
+
+    /// Ends all conversations of `swarm`.
+    fn forget(&self, swarm: &SwarmKey);
+
+    /// What is known about the workers of `swarm`, by pod name.
+    fn answers(&self, swarm: &SwarmKey) -> BTreeMap<String, WorkerRecord>;
+
+    /// Gives a worker its newest order; nothing happens when it has it already.
+    fn order(&self, swarm: &SwarmKey, name: &str, order: WorkerOrder);
 }

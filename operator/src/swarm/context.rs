@@ -1,26 +1,25 @@
 //! What reconciliations of all swarms share.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::controller::Action;
-use kube::runtime::events::Recorder;
 use tracing::{error, info};
 
+use crate::api::{ApiServer, ApiVerb};
 use crate::apply::Applier;
 use crate::config::Config;
 use crate::error::Error;
 use crate::key::SwarmKey;
-use crate::labels::random;
 use crate::metrics::{OperatorMetrics, SwarmLabels};
 use crate::observe::Caches;
-use crate::peers::Monitor;
+use crate::peers::Conversations;
 use crate::status::events::SwarmEvent;
 
 /// What reconciliations share.
 pub struct Context {
-    /// Client of the API server.
-    pub client: kube::Client,
+    /// The API server.
+    pub api: Arc<dyn ApiServer>,
     /// Command line.
     pub config: Config,
     /// Writer of objects.
@@ -28,9 +27,7 @@ pub struct Context {
     /// What the watches have seen.
     pub caches: Caches,
     /// Conversations with workers.
-    pub monitor: Monitor,
-    /// Writer of Events.
-    pub recorder: Recorder,
+    pub monitor: Box<dyn Conversations>,
     /// Counters.
     pub metrics: Arc<OperatorMetrics>,
 }
@@ -42,10 +39,10 @@ impl Context {
         self.metrics.forget(&SwarmLabels::of(swarm));
     }
 
-    /// When to try again after `failure`, the `attempt`-th in a row.
+    /// How long to wait after `failure`, the `attempt`-th in a row.
     #[must_use]
-    pub fn retry(&self, swarm: &SwarmKey, failure: &Error, attempt: u32) -> Action {
-        let pause = failure.backoff(attempt, random());
+    pub fn retry(&self, swarm: &SwarmKey, failure: &Error, attempt: u32) -> Duration {
+        let pause = failure.backoff(attempt, self.applier.draw());
         let (kind, namespace, name) = (swarm.kind.name(), &swarm.namespace, &swarm.name);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         error!(
@@ -57,7 +54,7 @@ impl Context {
             pause_ms,
             "reconciliation failed"
         );
-        Action::requeue(pause)
+        pause
     }
 
     /// Events are for people: one that cannot be written must not hold up a replacement.
@@ -65,9 +62,8 @@ impl Context {
         let namespace = swarm.namespace.clone().unwrap_or_default();
         for event in events {
             info!(reason = event.reason, note = event.note, "event");
-            let object = event.object(&namespace);
-            let published = self.recorder.publish(&object, swarm);
-            if let Err(failure) = crate::apply::call("publish an Event".into(), published).await {
+            let verb = ApiVerb::Tell { swarm: swarm.clone(), event: Box::new(event.object(&namespace)) };
+            if let Err(failure) = self.api.call("publish an Event".into(), verb).await {
                 error!(%failure, "an Event was not written");
             }
         }

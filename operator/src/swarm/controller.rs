@@ -1,6 +1,7 @@
 //! One reconciliation of one swarm, and when to try again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -33,13 +34,22 @@ impl<S: Swarm> Controller<S> {
     ///
     /// # Errors
     /// What kept it from doing so; [`Self::retry`] says when to try again.
-    #[instrument(skip_all, fields(namespace = swarm.namespace(), swarm = swarm.name_any()))]
     pub async fn reconcile(swarm: Arc<S>, this: Arc<Self>) -> Result<Action, Error> {
+        let pause = Self::pass(swarm, this).await?;
+        Ok(pause.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    /// The same; how long until the swarm is looked at again though nothing is new, `None` for ever.
+    ///
+    /// # Errors
+    /// What kept it from doing so; [`Self::pause`] says when to try again.
+    #[instrument(skip_all, fields(namespace = swarm.namespace(), swarm = swarm.name_any()))]
+    pub async fn pass(swarm: Arc<S>, this: Arc<Self>) -> Result<Option<Duration>, Error> {
         let (started, key) = (Instant::now(), key(swarm.as_ref()));
         if swarm.meta().deletion_timestamp.is_some() {
             // Owner references delete the children; making new ones would only get in the way. Claims with checkpoints are not ours.
             this.forget(&key);
-            return Ok(Action::await_change());
+            return Ok(None);
         }
         let uid = swarm.uid().unwrap_or_default();
         let new = || Memory { state: swarm.restored(), ..Memory::default() };
@@ -48,15 +58,21 @@ impl<S: Swarm> Controller<S> {
         memory.failures = if result.is_ok() { 0 } else { memory.failures.saturating_add(1) };
         this.memories.put(&key, uid, memory);
         this.context.metrics.reconciled(started.elapsed(), result.as_ref().err().map(Error::category));
-        result
+        result.map(Some)
     }
 
     /// When to try again after an error.
     #[must_use]
     pub fn retry(swarm: Arc<S>, failure: &Error, this: Arc<Self>) -> Action {
-        let key = key(swarm.as_ref());
-        let attempt = this.memories.ask(&key, |memory| memory.failures).unwrap_or(1);
-        this.context.retry(&key, failure, attempt)
+        Action::requeue(this.pause(swarm.as_ref(), failure))
+    }
+
+    /// How long to wait after an error.
+    #[must_use]
+    pub fn pause(&self, swarm: &S, failure: &Error) -> Duration {
+        let key = key(swarm);
+        let attempt = self.memories.ask(&key, |memory| memory.failures).unwrap_or(1);
+        self.context.retry(&key, failure, attempt)
     }
 
     /// Drops everything that is kept about a deleted swarm.

@@ -3,7 +3,6 @@
 use std::mem::take;
 use std::time::Duration;
 
-use kube::runtime::controller::Action;
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -14,7 +13,7 @@ use super::write;
 use crate::config::Config;
 use crate::error::Error;
 use crate::key::SwarmKey;
-use crate::labels::{Owner, random};
+use crate::labels::Owner;
 use crate::observe::SwarmView;
 use crate::status::conditions::unreached;
 use crate::targets::targets;
@@ -23,13 +22,14 @@ use crate::trust::authority_key;
 /// Pause while pods of an earlier leader have not been heard yet; each answer ends it.
 const UNHEARD: Duration = Duration::from_secs(1);
 
-/// Observes, decides, applies, and reports even when something could not be applied: the status then says what is in the way.
+/// Observes, decides, applies, and reports even when something could not be applied: the status then says what is in the way. Returns how long until
+/// the swarm is looked at again though nothing is new.
 pub(super) async fn pass<S: Swarm>(
     swarm: &S,
     key: &SwarmKey,
     context: &Context,
     memory: &mut MemoryOf<S>,
-) -> Result<Action, Error> {
+) -> Result<Duration, Error> {
     let owner = Owner::new(key, swarm, &context.config.inherited_labels);
     let generation = swarm.meta().generation.unwrap_or_default();
     let desired = swarm.desired(&context.config);
@@ -62,7 +62,7 @@ pub(super) async fn pass<S: Swarm>(
     if decision.unheard > 0 {
         // A new leader does not say of a swarm at work that it is not: it looks again when everybody has answered, or has had the time.
         context.publish(&swarm.object_ref(&()), &events).await;
-        return written.map(|()| Action::requeue(UNHEARD));
+        return written.map(|()| UNHEARD);
     }
     // A conflict is over with the next pass.
     if let Err(failure) = written.as_ref()
@@ -81,7 +81,7 @@ pub(super) async fn pass<S: Swarm>(
     written.or_else(|failure| if failure.is_held() { Ok(()) } else { Err(failure) })?;
     let pause = S::pause(&decision, state);
     // Spread, so that a thousand swarms do not move in step.
-    Ok(Action::requeue(pause - pause / 4 * u32::try_from(random() % 1000).unwrap_or(0) / 1000))
+    Ok(pause - pause / 4 * u32::try_from(context.applier.draw() % 1000).unwrap_or(0) / 1000)
 }
 
 /// Writes the status where it is another than `before`.
@@ -94,7 +94,7 @@ async fn tell<S: Swarm>(
     if before == status {
         return Ok(());
     }
-    crate::status::write::<S>(&context.client, key, status).await
+    crate::status::write::<S>(context.api.as_ref(), key, status).await
 }
 
 /// What the status says of a swarm that nobody has looked at.

@@ -6,12 +6,14 @@ use std::time::Duration;
 use http::Response;
 use kube::Client;
 use kube::client::Body;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::*;
+use crate::api::{ApiClient, ApiServer};
 use crate::apply::Applier;
+use crate::labels::random;
 use crate::metrics::OperatorMetrics;
 use crate::observe::Caches;
 use crate::peers::report::WorkerReport;
@@ -74,11 +76,12 @@ fn serve(mut server: Server, seen: Seen) -> tokio::task::JoinHandle<()> {
 fn leader(client: &Client, caches: &Caches) -> Arc<Context> {
     let metrics = Arc::new(OperatorMetrics::default());
     let (triggers, _) = broadcast::channel(16);
+    let reporter = Reporter { controller: "test".into(), instance: None };
+    let api: Arc<dyn ApiServer> = Arc::new(ApiClient::new(client.clone(), reporter));
     Arc::new(Context {
-        applier: Applier::new(client.clone(), Arc::clone(&metrics)),
-        monitor: Monitor::new(Arc::new(Workers), triggers, SILENCE),
-        recorder: Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None }),
-        client: client.clone(),
+        applier: Applier::new(Arc::clone(&api), Arc::clone(&metrics), Arc::new(random)),
+        monitor: Box::new(Monitor::new(Arc::new(Workers), triggers, SILENCE)),
+        api,
         config: config(),
         caches: caches.clone(),
         metrics,
