@@ -5,10 +5,11 @@
 //! * [`trace`] runs in which nodes come and go as in a recorded trace
 //! * [`world`] events: who does what when · [`incidents`] what goes wrong or is changed · [`flaw`] what no operator may have
 //! * [`cluster`] what the API server has, of which [`objects`] are neither pods nor nodes · [`kubelets`] what happens there by itself · [`process`] the process of a stage
-//! * [`operator`] the operator's process, which reads [`clock`] · [`pass`] what becomes of its calls · [`talks`] what it asks workers
-//! * [`order`] which of two effects must be the first
+//! * [`operator`] the operator's process, which reads [`clock`] · [`pass`] what becomes of its calls · [`talks`] its conversations, and [`asking`] what is said in them
+//! * [`order`] which of two effects must be the first, by what a pass has done [`so_far`]
 //! * [`record`] what is known about a run · [`check`] what must hold
 
+mod asking;
 mod check;
 mod clock;
 mod cluster;
@@ -23,6 +24,7 @@ mod process;
 mod record;
 pub mod scenario;
 pub mod seeds;
+mod so_far;
 mod talks;
 pub mod trace;
 mod world;

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Clock;
 use crate::cluster::{Cluster, News};
 use crate::flaw::Flaw;
-use crate::order::PassSoFar;
+use crate::so_far::PassSoFar;
 use crate::talks::Talks;
 
 /// A call to the API server, and who waits for the answer.

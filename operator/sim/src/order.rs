@@ -3,37 +3,10 @@
 
 use dunlin_operator::api::ApiVerb;
 use dunlin_operator::labels::EPOCH;
-use dunlin_swarm::Epoch;
 use serde_json::Value;
 
 use crate::objects::key;
-use crate::talks::Talks;
 use crate::world::World;
-
-/// What a pass has done so far.
-#[derive(Debug, Default)]
-pub(crate) struct PassSoFar {
-    /// Orders that had been given when it began.
-    orders: u64,
-    /// The topology that it has published.
-    published: Option<Epoch>,
-    /// It has deleted a pod.
-    has_deleted: bool,
-    /// It has said what came of it.
-    has_told: bool,
-}
-
-impl PassSoFar {
-    /// Of a pass that begins.
-    pub fn of(talks: &Talks) -> Self {
-        Self { orders: talks.orders(), ..Self::default() }
-    }
-
-    /// The topology of `epoch` is published, and the operator knows it.
-    pub fn published(&mut self, epoch: Epoch) {
-        self.published = Some(epoch);
-    }
-}
 
 impl World {
     /// The operator calls `verb`.

@@ -9,12 +9,11 @@ use std::time::Duration;
 use dunlin_operator::key::SwarmKey;
 use dunlin_operator::peers::report::WorkerReport;
 use dunlin_operator::peers::talk::WorkerQuestion;
-use dunlin_operator::peers::{Conversations, Target, WorkerOrder, WorkerRecord, WorkerState};
+use dunlin_operator::peers::{Conversations, Target, WorkerOrder, WorkerRecord};
 use dunlin_swarm::{Epoch, Topology};
 use tokio::time::Instant;
 
 use crate::flaw::Flaw;
-use crate::world::{DEBOUNCE_MS, LAYERS, World};
 
 /// Pause between questions to one worker.
 const INTERVAL_MS: u64 = 1000;
@@ -107,7 +106,7 @@ impl Talks {
     }
 
     /// Whom to ask what now.
-    fn due(&self, now: u64) -> Vec<(String, WorkerQuestion)> {
+    pub fn due(&self, now: u64) -> Vec<(String, WorkerQuestion)> {
         let mut known = self.lock();
         let due = known.talks.iter_mut().filter(|(_, talk)| talk.due_ms <= now);
         due.map(|(name, talk)| {
@@ -120,7 +119,13 @@ impl Talks {
     }
 
     /// An answer, or that there is none; whether that is news.
-    fn hear(&self, name: &str, question: &WorkerQuestion, answer: Option<WorkerReport>, at: Instant) -> bool {
+    pub fn hear(
+        &self,
+        name: &str,
+        question: &WorkerQuestion,
+        answer: Option<WorkerReport>,
+        at: Instant,
+    ) -> bool {
         let mut known = self.lock();
         let Some(talk) = known.talks.get_mut(name) else { return false };
         let Some(report) = answer else { return talk.answer.is_silent(at, self.silence) };
@@ -134,49 +139,5 @@ impl Talks {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl World {
-    /// Questions of the operator that are due.
-    pub fn ask_due(&mut self) {
-        let Some(mut operator) = self.operator.take() else { return };
-        for (name, question) in operator.talks.due(self.now) {
-            let answer = self.answer(&name, &question);
-            if operator.talks.hear(&name, &question, answer, self.clock.at(self.now)) {
-                operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
-            }
-        }
-        self.operator = Some(operator);
-    }
-
-    /// What a worker answers, if it does.
-    fn answer(&mut self, name: &str, question: &WorkerQuestion) -> Option<WorkerReport> {
-        let topology = match question {
-            WorkerQuestion::Take(_, json) => Topology::parse(json).ok(),
-            _ => None,
-        };
-        if let Some(gateway) = self.gateways.get(name).filter(|gateway| gateway.runs) {
-            let id = gateway.id;
-            if let Some(topology) = topology {
-                self.obeyed(&topology);
-                self.net.push(id, topology);
-            }
-            let state = if self.net.is_ready(id) { WorkerState::Ready } else { WorkerState::Loading };
-            let (epoch, lost) =
-                self.net.known(id).map(|(known, lost)| (known.epoch, lost)).unwrap_or_default();
-            return Some(WorkerReport { state, epoch, lost, ..WorkerReport::default() });
-        }
-        let now = self.now;
-        let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;
-        if *question == WorkerQuestion::Drain {
-            stage.drain(false, now);
-        }
-        let obeys = topology.filter(|topology| stage.assign(name, topology));
-        let report = stage.report(LAYERS, now);
-        if let Some(topology) = obeys {
-            self.obeyed(&topology);
-        }
-        Some(report)
     }
 }
