@@ -350,17 +350,18 @@ async fn a_plan_is_newer_than_all_that_the_status_or_a_worker_knows() {
     assert_eq!(planned(3, [0, u64::MAX, 2]), 4, "nobody is so far");
     // One that finds an old one, of the same peers.
     let mut world = World::new();
-    world.decide(4);
+    world.decide(3);
     let before = world.state.topology.clone().unwrap();
     let gateway = WorkerReport { epoch: before.epoch + 5, ..WorkerReport::default() };
     world.view.gateways.insert("g".into(), GatewayPod { name: "g".into(), ..GatewayPod::default() });
-    world.answers.insert("g".into(), WorkerRecord { report: Some(gateway), ..WorkerRecord::default() });
-    world.decide(5);
+    let gateway = WorkerRecord { report: Some(gateway), at: Some(world.start), ..WorkerRecord::default() };
+    world.answers.insert("g".into(), gateway);
+    world.decide(4);
     let after = world.state.topology.clone().unwrap();
     assert_eq!(after, dunlin_swarm::Topology { epoch: before.epoch + 6, ..before });
     // Everybody takes that.
     world.answers.get_mut("g").unwrap().report.as_mut().unwrap().epoch = after.epoch;
-    world.decide(6);
+    world.decide(4);
     assert_eq!((world.state.epoch(), world.state.topology.as_ref()), (after.epoch, Some(&after)));
 }
 
