@@ -33,6 +33,8 @@ for add, key in [
 writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
 names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
 for name, entry in header.items():
+    if name == "__metadata__":
+        continue
     start, end = entry["data_offsets"]
     values = numpy.frombuffer(raw[begin + start : begin + end], numpy.float32).reshape(entry["shape"])
     writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), values)
