@@ -35,33 +35,59 @@ impl<L: WeightLanes, const R: usize> Part<L, R> {
     }
 }
 
+/// What all blocks of a super-block share.
+#[derive(Clone, Copy)]
+pub(super) struct SuperScales<L: WeightLanes> {
+    /// Of the weights.
+    pub(super) d: L::Floats,
+    /// Of the minima.
+    pub(super) m: L::Floats,
+}
+
+impl<L: WeightLanes> SuperScales<L> {
+    /// Those of a format without any.
+    #[inline(always)]
+    fn zero(lanes: L) -> Self {
+        Self { d: lanes.zero(), m: lanes.zero() }
+    }
+
+    /// Of super-block `c` of a panel, for the columns of register `h`.
+    ///
+    /// # Safety
+    /// The panel has such a super-block of format `F`, and such columns.
+    #[inline(always)]
+    unsafe fn read<F: BlockFormat>(lanes: L, panel: *const u8, c: usize, h: usize) -> Self {
+        // SAFETY: promised.
+        unsafe {
+            let d = panel.add(c * F::SUPER_BLOCK_BYTES + h * L::WIDTH * 2);
+            let m = match F::MINIMUM {
+                Minimum::None => lanes.zero(),
+                _ => lanes.f16(d.add(PANEL * 2)),
+            };
+            Self { d: lanes.f16(d), m }
+        }
+    }
+}
+
 /// A packing of quantised weights.
 pub(super) trait BlockFormat {
     const MINIMUM: Minimum;
 
-    /// What all blocks of a chunk share.
-    type Shared<L: WeightLanes>: Copy;
-
-    /// What stands there before the first chunk.
-    fn nothing_shared<L: WeightLanes>(lanes: L) -> Self::Shared<L>;
-
-    /// Of chunk `c` of a panel, for the columns of register `h`.
-    ///
-    /// # Safety
-    /// The panel has such a chunk and such columns.
-    unsafe fn shared<L: WeightLanes>(lanes: L, panel: *const u8, c: usize, h: usize) -> Self::Shared<L>;
+    /// Bytes of a super-block, which is a chunk: it begins with an f16 scale of each column, and if there are minima, with their scales behind them. 0 where
+    /// every block has all of its own.
+    const SUPER_BLOCK_BYTES: usize = 0;
 
     /// Block `b` of a panel with `R` rows of activations, for the columns of register `h`.
     ///
     /// # Safety
-    /// The panel and the rows have such a block, the panel such columns; `shared` is that of the block's chunk.
+    /// The panel and the rows have such a block, the panel such columns; `of_all` are the scales of its super-block, or zero.
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
         panel: *const u8,
         x: &Inputs,
         b: usize,
         h: usize,
-        shared: Self::Shared<L>,
+        of_all: SuperScales<L>,
     ) -> Part<L, R>;
 }
 
@@ -162,22 +188,24 @@ impl<F: BlockFormat> TileKernel for Blocks<F> {
         let x = Inputs::of(tile);
         let panel = tile.panel_data(0);
         let mut sums = Sums::<L, R, H>::new(lanes);
-        let mut shared = [F::nothing_shared(lanes); H];
+        let mut scales = [SuperScales::zero(lanes); H];
         // One loop over all blocks, not one of eight for each chunk: with few rows, weights that come from memory were read a tenth slower.
         for b in 0..x.blocks {
             if b.is_multiple_of(CHUNK_BLOCKS) {
                 if b > 0 {
                     sums.close(b == CHUNK_BLOCKS);
                 }
-                for (h, shared) in shared.iter_mut().enumerate() {
-                    // SAFETY: there is a chunk that begins with block `b`.
-                    *shared = unsafe { F::shared(lanes, panel, b / CHUNK_BLOCKS, h) };
+                if F::SUPER_BLOCK_BYTES > 0 {
+                    for h in 0..H {
+                        // SAFETY: there is a chunk that begins with block `b`.
+                        scales[h] = unsafe { SuperScales::read::<F>(lanes, panel, b / CHUNK_BLOCKS, h) };
+                    }
                 }
             }
             for h in 0..H {
                 // SAFETY: b < blocks, r < R: inside of panel and activations.
                 unsafe {
-                    let part = F::part::<L, R>(lanes, panel, &x, b, h, shared[h]);
+                    let part = F::part::<L, R>(lanes, panel, &x, b, h, scales[h]);
                     for r in 0..R {
                         let scale = lanes.mul(part.d, lanes.all(x.d(r, b)));
                         let acc = lanes.fma(lanes.to_floats(part.sums[r]), scale, sums.acc[r][h]);

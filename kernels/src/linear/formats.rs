@@ -1,6 +1,6 @@
 //! Integer sums, scales and minima of a block in packings whose blocks have 32 inputs; the packings are in the table of [`crate::matrix`].
 
-use super::blocks::{BlockFormat, Inputs, Minimum, Part};
+use super::blocks::{BlockFormat, Inputs, Minimum, Part, SuperScales};
 use super::sums::{FOURS, chosen_sums, sums};
 use crate::lanes::WeightLanes;
 use crate::matrix::{IQ4_BLOCK_BYTES, Q8_BLOCK_BYTES, minimum_block_bytes};
@@ -13,14 +13,6 @@ pub(super) struct Iq4;
 impl BlockFormat for Q8 {
     const MINIMUM: Minimum = Minimum::None;
 
-    type Shared<L: WeightLanes> = ();
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(_: L) {}
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
-
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
@@ -28,7 +20,7 @@ impl BlockFormat for Q8 {
         x: &Inputs,
         b: usize,
         h: usize,
-        (): Self::Shared<L>,
+        _: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
@@ -61,14 +53,6 @@ impl BlockFormat for Q8 {
 impl<const BITS: usize> BlockFormat for WithMinimum<BITS> {
     const MINIMUM: Minimum = Minimum::Added;
 
-    type Shared<L: WeightLanes> = ();
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(_: L) {}
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
-
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
@@ -76,7 +60,7 @@ impl<const BITS: usize> BlockFormat for WithMinimum<BITS> {
         x: &Inputs,
         b: usize,
         h: usize,
-        (): Self::Shared<L>,
+        _: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
@@ -91,14 +75,6 @@ impl<const BITS: usize> BlockFormat for WithMinimum<BITS> {
 impl BlockFormat for Iq4 {
     const MINIMUM: Minimum = Minimum::None;
 
-    type Shared<L: WeightLanes> = ();
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(_: L) {}
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(_: L, _: *const u8, _: usize, _: usize) {}
-
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
         lanes: L,
@@ -106,7 +82,7 @@ impl BlockFormat for Iq4 {
         x: &Inputs,
         b: usize,
         h: usize,
-        (): Self::Shared<L>,
+        _: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {

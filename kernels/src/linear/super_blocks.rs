@@ -1,6 +1,6 @@
 //! Integer sums, scales and minima of a block in packings whose blocks have 256 inputs, which are a chunk; the packings are in the table of [`crate::matrix`].
 
-use super::blocks::{BlockFormat, Inputs, Minimum, Part};
+use super::blocks::{BlockFormat, Inputs, Minimum, Part, SuperScales};
 use super::sums::{chosen_sums, half_sums, sums};
 use super::tile::CHUNK_BLOCKS;
 use crate::lanes::WeightLanes;
@@ -27,28 +27,7 @@ unsafe fn super_block(panel: *const u8, b: usize, bytes: usize) -> (*const u8, u
 
 impl<const BITS: usize> BlockFormat for Minima<BITS> {
     const MINIMUM: Minimum = Minimum::Subtracted;
-
-    /// Scale and minimum.
-    type Shared<L: WeightLanes> = (L::Floats, L::Floats);
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(lanes: L) -> (L::Floats, L::Floats) {
-        (lanes.zero(), lanes.zero())
-    }
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(
-        lanes: L,
-        panel: *const u8,
-        c: usize,
-        h: usize,
-    ) -> (L::Floats, L::Floats) {
-        // SAFETY: promised.
-        unsafe {
-            let halves = panel.add(c * const { minima_block_bytes(BITS) } + h * L::WIDTH * 2);
-            (lanes.f16(halves), lanes.f16(halves.add(32)))
-        }
-    }
+    const SUPER_BLOCK_BYTES: usize = minima_block_bytes(BITS);
 
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
@@ -57,15 +36,15 @@ impl<const BITS: usize> BlockFormat for Minima<BITS> {
         x: &Inputs,
         b: usize,
         h: usize,
-        (d, dmin): Self::Shared<L>,
+        of_all: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
-            let (w, u) = super_block(panel, b, const { minima_block_bytes(BITS) });
+            let (w, u) = super_block(panel, b, Self::SUPER_BLOCK_BYTES);
             let sums = sums::<L, R, BITS>(lanes, w.add(320 + u * const { plane_bytes(BITS) }), x, (b, h));
             let bytes = w.add(64 + u * PANEL + h * L::WIDTH);
-            let d = lanes.mul(d, lanes.to_floats(lanes.unsigned(bytes)));
-            let m = lanes.mul(dmin, lanes.to_floats(lanes.unsigned(bytes.add(128))));
+            let d = lanes.mul(of_all.d, lanes.to_floats(lanes.unsigned(bytes)));
+            let m = lanes.mul(of_all.m, lanes.to_floats(lanes.unsigned(bytes.add(128))));
             Part { m, ..Part::scaled(lanes, sums, d) }
         }
     }
@@ -88,20 +67,7 @@ fn each_scaled<L: WeightLanes, const R: usize>(
 
 impl<const BITS: usize> BlockFormat for Sixteens<BITS> {
     const MINIMUM: Minimum = Minimum::None;
-
-    /// The scale.
-    type Shared<L: WeightLanes> = L::Floats;
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(lanes: L) -> L::Floats {
-        lanes.zero()
-    }
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(lanes: L, panel: *const u8, c: usize, h: usize) -> L::Floats {
-        // SAFETY: promised.
-        unsafe { lanes.f16(panel.add(c * const { sixteens_block_bytes(BITS) } + h * L::WIDTH * 2)) }
-    }
+    const SUPER_BLOCK_BYTES: usize = sixteens_block_bytes(BITS);
 
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
@@ -110,44 +76,23 @@ impl<const BITS: usize> BlockFormat for Sixteens<BITS> {
         x: &Inputs,
         b: usize,
         h: usize,
-        d: Self::Shared<L>,
+        of_all: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
-            let (w, u) = super_block(panel, b, const { sixteens_block_bytes(BITS) });
+            let (w, u) = super_block(panel, b, Self::SUPER_BLOCK_BYTES);
             let weights = w.add(288 + u * const { plane_bytes(BITS) });
             let halves = half_sums::<L, R, BITS>(lanes, weights, x, (b, h), 1 << (BITS - 1));
             let scales = w.add(32 + u * 2 * PANEL + h * L::WIDTH);
             let scales = [lanes.signed(scales), lanes.signed(scales.add(PANEL))];
-            Part::scaled(lanes, each_scaled(lanes, halves, scales), d)
+            Part::scaled(lanes, each_scaled(lanes, halves, scales), of_all.d)
         }
     }
 }
 
 impl BlockFormat for Q2K {
     const MINIMUM: Minimum = Minimum::Integers;
-
-    /// Scale and minimum.
-    type Shared<L: WeightLanes> = (L::Floats, L::Floats);
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(lanes: L) -> (L::Floats, L::Floats) {
-        (lanes.zero(), lanes.zero())
-    }
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(
-        lanes: L,
-        panel: *const u8,
-        c: usize,
-        h: usize,
-    ) -> (L::Floats, L::Floats) {
-        // SAFETY: promised.
-        unsafe {
-            let halves = panel.add(c * Q2_K_BLOCK_BYTES + h * L::WIDTH * 2);
-            (lanes.f16(halves), lanes.f16(halves.add(32)))
-        }
-    }
+    const SUPER_BLOCK_BYTES: usize = Q2_K_BLOCK_BYTES;
 
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
@@ -156,11 +101,11 @@ impl BlockFormat for Q2K {
         x: &Inputs,
         b: usize,
         h: usize,
-        (d, dmin): Self::Shared<L>,
+        of_all: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
-            let (w, u) = super_block(panel, b, Q2_K_BLOCK_BYTES);
+            let (w, u) = super_block(panel, b, Self::SUPER_BLOCK_BYTES);
             let weights = w.add(320 + u * const { plane_bytes(2) });
             let halves = half_sums::<L, R, 2>(lanes, weights, x, (b, h), 0);
             let both = w.add(64 + u * 2 * PANEL + h * L::WIDTH);
@@ -173,27 +118,14 @@ impl BlockFormat for Q2K {
                 activations[r] = [lanes.all_integers(first), lanes.all_integers(last)];
             }
             let minima = each_scaled(lanes, activations, minima);
-            Part { m: dmin, minima, ..Part::scaled(lanes, each_scaled(lanes, halves, scales), d) }
+            Part { m: of_all.m, minima, ..Part::scaled(lanes, each_scaled(lanes, halves, scales), of_all.d) }
         }
     }
 }
 
 impl BlockFormat for Iq4Xs {
     const MINIMUM: Minimum = Minimum::None;
-
-    /// The scale.
-    type Shared<L: WeightLanes> = L::Floats;
-
-    #[inline(always)]
-    fn nothing_shared<L: WeightLanes>(lanes: L) -> L::Floats {
-        lanes.zero()
-    }
-
-    #[inline(always)]
-    unsafe fn shared<L: WeightLanes>(lanes: L, panel: *const u8, c: usize, h: usize) -> L::Floats {
-        // SAFETY: promised.
-        unsafe { lanes.f16(panel.add(c * IQ4_XS_BLOCK_BYTES + h * L::WIDTH * 2)) }
-    }
+    const SUPER_BLOCK_BYTES: usize = IQ4_XS_BLOCK_BYTES;
 
     #[inline(always)]
     unsafe fn part<L: WeightLanes, const R: usize>(
@@ -202,14 +134,14 @@ impl BlockFormat for Iq4Xs {
         x: &Inputs,
         b: usize,
         h: usize,
-        d: Self::Shared<L>,
+        of_all: SuperScales<L>,
     ) -> Part<L, R> {
         // SAFETY: promised.
         unsafe {
-            let (w, u) = super_block(panel, b, IQ4_XS_BLOCK_BYTES);
+            let (w, u) = super_block(panel, b, Self::SUPER_BLOCK_BYTES);
             let sums = chosen_sums(lanes, w.add(160 + u * const { plane_bytes(4) }), x, (b, h));
             let scale = lanes.to_floats(lanes.signed(w.add(32 + u * PANEL + h * L::WIDTH)));
-            Part::scaled(lanes, sums, lanes.mul(d, scale))
+            Part::scaled(lanes, sums, lanes.mul(of_all.d, scale))
         }
     }
 }
