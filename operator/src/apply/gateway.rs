@@ -120,6 +120,7 @@ impl Gateway<'_> {
             name: "gateway",
             image: self.image,
             args: self.args(),
+            environment: vec![model_environment(self.digest)],
             ports: json!([
                 {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
                 {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
@@ -131,9 +132,6 @@ impl Gateway<'_> {
                 {"name": "cache", "mountPath": "/var/cache/dunlin"},
             ]),
         })]);
-        if let Some(environment) = spec["containers"][0]["env"].as_array_mut() {
-            environment.push(model_environment(self.digest));
-        }
         spec["terminationGracePeriodSeconds"] = json!(UNLISTED_S + self.drain_s + END_S);
         // Clients stop being sent here before the gateway stops listening.
         spec["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": UNLISTED_S}}});

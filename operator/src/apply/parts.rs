@@ -83,6 +83,8 @@ pub(super) struct Container<'a> {
     pub name: &'a str,
     pub image: &'a Image,
     pub args: Vec<String>,
+    /// Variables as Kubernetes writes them.
+    pub environment: Vec<Value>,
     pub ports: Value,
     pub resources: Value,
     pub mounts: Value,
@@ -102,16 +104,18 @@ pub(super) fn container(container: &Container<'_>) -> Value {
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
     mounts.extend(container.mounts.as_array().cloned().unwrap_or_default());
+    let mut environment = vec![
+        json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}),
+        json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}}),
+        json!({"name": "DUNLIN_LOG_JSON", "value": "true"}),
+    ];
+    environment.extend_from_slice(&container.environment);
     json!({
         "name": container.name,
         "image": container.image.reference,
         "imagePullPolicy": container.image.pull_policy,
         "args": container.args,
-        "env": [
-            {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
-            {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}},
-            {"name": "DUNLIN_LOG_JSON", "value": "true"},
-        ],
+        "env": environment,
         "ports": container.ports,
         "resources": container.resources,
         "volumeMounts": mounts,

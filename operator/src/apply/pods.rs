@@ -183,19 +183,18 @@ impl WorkerPod<'_> {
         let port =
             |(name, port): &(&str, u16)| json!({"name": name, "containerPort": port, "protocol": "TCP"});
         let ports = self.ports.iter().chain(&[("health", HEALTH_PORT)]).map(port).collect::<Vec<_>>();
+        // What is temporary may be large, and this disk is sized by the pool.
+        let mut environment = vec![json!({"name": "TMPDIR", "value": "/var/cache/dunlin"})];
+        environment.extend_from_slice(&self.environment);
         spec["containers"] = json!([container(&Container {
             name: self.role,
             image: self.image,
             args: self.args.clone(),
+            environment,
             ports: json!(ports),
             resources: self.resources.clone().unwrap_or_else(|| self.pool.resources()),
             mounts: json!([{"name": "cache", "mountPath": "/var/cache/dunlin"}]),
         })]);
-        // What is temporary may be large, and this disk is sized by the pool.
-        if let Some(environment) = spec["containers"][0]["env"].as_array_mut() {
-            environment.push(json!({"name": "TMPDIR", "value": "/var/cache/dunlin"}));
-            environment.extend_from_slice(&self.environment);
-        }
         spec["volumes"] = json!([
             tls_volume(&leaf(self.name)),
             {"name": "cache", "emptyDir": {"sizeLimit": self.pool.disk_bytes.to_string()}},
