@@ -140,6 +140,15 @@ impl World {
         self.out.drain(..).filter_map(open).collect()
     }
 
+    /// Positions of tokens that were said since the last look.
+    fn emitted(&mut self) -> Vec<u32> {
+        let said = |effect| match effect {
+            GatewayEffect::Emit { position, .. } => Some(position),
+            _ => None,
+        };
+        self.out.drain(..).filter_map(said).collect()
+    }
+
     fn phase(&self, session: u64) -> String {
         self.core.views().into_iter().find(|v| v.session == SessionId(session)).unwrap().phase
     }
@@ -398,6 +407,27 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     let opened = world.opened();
     assert_eq!(opened.len(), 1);
     assert!(opened[0].1.iter().all(|(name, _)| name == "b"), "{opened:?}");
+}
+
+#[test]
+fn a_token_of_another_arithmetic_that_comes_late_is_no_part_of_the_answer() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    world.opened();
+    // Before the first token comes, all of the next version are there, and a layer of the first is with nobody any more.
+    for name in PEERS {
+        world.loads.get_mut(name).unwrap().arithmetic = 2;
+        world.pong(name, &[]);
+    }
+    world.lose("b");
+    world.up("b");
+    world.pass(3000);
+    let attempt = world.opened()[0].0;
+    assert!(attempt > 1);
+    world.token(1, attempt - 1, 10);
+    assert_eq!(world.emitted(), [0; 0], "it is of the first version");
+    world.token(1, attempt, 10);
+    assert_eq!(world.emitted(), [10]);
 }
 
 #[test]

@@ -192,8 +192,9 @@ impl GatewayCore {
         }
     }
 
-    /// Rule: a token is emitted when it is the next one, whatever the attempt it comes from: its bits do not depend on that. One that
-    /// skips a position shows that a token was lost on the way; the session is resumed where its gateway stands.
+    /// Rule: a token is emitted when it is the next one, whatever the attempt it comes from: its bits do not depend on that, as long as all
+    /// since then are of one arithmetic. One that skips a position shows that a token was lost on the way; the session is resumed where its
+    /// gateway stands.
     #[expect(clippy::too_many_arguments, reason = "the fields of a frame")]
     fn token(
         &mut self,
@@ -206,7 +207,8 @@ impl GatewayCore {
         out: &mut Vec<GatewayEffect>,
     ) {
         let Some(s) = self.sessions.get_mut(&id) else { return };
-        if s.phase != Phase::Running || attempt > s.attempt || (position as usize) < s.tokens.len() {
+        let is_ours = (s.arithmetic_since..=s.attempt).contains(&attempt);
+        if s.phase != Phase::Running || !is_ours || (position as usize) < s.tokens.len() {
             return;
         }
         if position as usize > s.tokens.len() {

@@ -245,7 +245,6 @@ impl GatewayCore {
     /// Opens the session on the hops of `way`.
     pub(super) fn begin(&mut self, id: SessionId, way: Way, now_ms: u64, out: &mut Vec<GatewayEffect>) {
         let Some(s) = self.sessions.get_mut(&id) else { return };
-        s.arithmetic = Some(way.arithmetic);
         let up = self.routes.up();
         let left: BTreeSet<PeerName> = s
             .route
@@ -253,7 +252,7 @@ impl GatewayCore {
             .map(|h| h.peer.clone())
             .filter(|peer| up.contains(peer) && !way.hops.iter().any(|h| h.peer == *peer))
             .collect();
-        let replayed = s.begin(way.hops, now_ms);
+        let replayed = s.begin(way, now_ms);
         if let Some(disturbed) = &mut s.disturbed {
             disturbed.rows += replayed;
         }

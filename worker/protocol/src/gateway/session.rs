@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dunlin_swarm::{Layers, Paging, PeerName, Position, RouteHop};
+use dunlin_swarm::{Layers, Paging, PeerName, Position};
 
 use super::recovery::{Disturbance, Disturbed};
+use super::routes::Way;
 use super::shell::Submission;
 use crate::frame::{Attempt, GatewayId, Hop, Open, SessionId};
 use crate::sampling::SamplingParams;
@@ -62,8 +63,10 @@ pub(super) struct Session {
     pub deadline_ms: u64,
     /// When the gateway took it: its place in every line.
     pub born_ms: u64,
-    /// Version of the arithmetic of the peers it began on, once it has begun.
+    /// Version of the arithmetic of the peers it is on; it stays once the session has said something.
     pub arithmetic: Option<u32>,
+    /// The first attempt with this version. What comes of earlier ones has other bits.
+    pub arithmetic_since: Attempt,
     pub phase: Phase,
     pub attempt: Attempt,
     pub route: Vec<Hop>,
@@ -103,6 +106,7 @@ impl Session {
             deadline_ms: submission.deadline_ms,
             born_ms: now_ms,
             arithmetic: None,
+            arithmetic_since: 0,
             phase: Phase::Queued,
             attempt: 0,
             route: Vec::new(),
@@ -158,13 +162,17 @@ impl Session {
         self.reported.insert(key) || known.is_none_or(|known| have > known)
     }
 
-    /// Begins another attempt on `hops`; returns the rows that have to be computed again.
-    pub(super) fn begin(&mut self, hops: Vec<RouteHop>, now_ms: u64) -> u64 {
+    /// Begins another attempt on `way`; returns the rows that have to be computed again.
+    pub(super) fn begin(&mut self, way: Way, now_ms: u64) -> u64 {
         self.note_filled();
         let resume_from = self.resume_from();
         self.attempt += 1;
+        if self.arithmetic.replace(way.arithmetic) != Some(way.arithmetic) {
+            self.arithmetic_since = self.attempt;
+        }
         let known = std::mem::take(&mut self.known);
-        self.route = hops
+        self.route = way
+            .hops
             .into_iter()
             .map(|hop| {
                 let key = (hop.peer, hop.layers);
