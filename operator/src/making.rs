@@ -57,6 +57,11 @@ impl Making {
         self.made.iter().map(|(pod, _)| pod.clone()).collect()
     }
 
+    /// A pod is deleted: it is no longer to be expected, if the watch has not shown it yet.
+    fn forget(&mut self, name: &str) {
+        self.made.retain(|(pod, _)| pod.name_any() != name);
+    }
+
     fn name(&mut self, owner: &Owner, pool: &str, generation: u64, random: u64) -> String {
         self.names.retain(|(_, of), _| *of == generation);
         let name = self.names.entry((pool.to_owned(), generation));
@@ -185,10 +190,14 @@ pub async fn delete(
     applier: &Applier,
     owner: &Owner,
     deletions: &[Deletion],
+    making: &mut Making,
     refusals: &mut Refusals,
 ) -> Result<(), Error> {
     for pod in deletions {
-        refusals.pass(applier.delete_pod(&owner.namespace, &pod.name, &pod.uid, pod.now).await)?;
+        let went = applier.delete_pod(&owner.namespace, &pod.name, &pod.uid, pod.now).await;
+        if refusals.pass(went)?.is_some() {
+            making.forget(&pod.name);
+        }
     }
     Ok(())
 }

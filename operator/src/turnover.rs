@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::observe::WorkerView;
-use crate::peers::WorkerRecord;
 use crate::roster::{Readiness, Roster};
 
 /// Peers for which the scheduler finds no node for this long run in another pool with room.
@@ -65,15 +64,15 @@ pub struct LostPod {
 }
 
 impl Turnover {
-    /// Peers that found no node for long, until they serve: so nothing runs to and fro between pools while a node comes up.
+    /// Peers that found no node for long, until they serve, or could if they were needed: so nothing runs to and fro between pools while a node
+    /// comes up.
     pub fn unplaced(
         &mut self,
         workers: &BTreeMap<String, WorkerView>,
-        answers: &BTreeMap<String, WorkerRecord>,
+        served: &dyn Fn(&str) -> bool,
         now: Instant,
     ) -> BTreeSet<String> {
         let late = |since: &Instant| now.duration_since(*since) >= FALLBACK_PATIENCE;
-        let served = |name: &str| answers.get(name).is_some_and(|a| a.was_ready);
         for worker in workers.values().filter(|w| w.unplaced) {
             self.unplaced.entry(worker.name.clone()).or_insert(now);
         }

@@ -35,7 +35,8 @@ impl World {
             let state = if self.net.is_ready(id) { WorkerState::Ready } else { WorkerState::Loading };
             let (epoch, lost) =
                 self.net.known(id).map(|(known, lost)| (known.epoch, lost)).unwrap_or_default();
-            return Some(WorkerReport { state, epoch, lost, ..WorkerReport::default() });
+            let needed = self.net.needed(id);
+            return Some(WorkerReport { state, epoch, lost, needed, ..WorkerReport::default() });
         }
         let now = self.now;
         let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;

@@ -23,8 +23,8 @@ const QUIET_MS: u64 = 130_000;
 const PAUSES_MS: u64 = 120_000;
 /// A new leader has heard everybody by then.
 const LEADS_MS: u64 = 30_000;
-/// Answers that run then are given after that.
-const ANSWERS_MS: u64 = 60_000;
+/// Answers that run or wait then are given after that, also if two peers have to give all those of a swarm that had more.
+const ANSWERS_MS: u64 = 600_000;
 
 impl World {
     /// Looks at everything from outside.

@@ -101,6 +101,7 @@ impl World {
         let Some(name) = self.some_stage() else { return };
         self.say(|| format!("fault: the container of {name} fails"));
         self.record.harm();
+        self.net.excuse(&name.as_str().into());
         self.end_stage(&name, true);
         self.cluster.ended(&name, 137);
     }
@@ -108,11 +109,18 @@ impl World {
     fn give_notice(&mut self, after_ms: u64) {
         let Some(node) = self.some_node().filter(|node| !self.cluster.nodes[node].notice) else { return };
         self.say(|| format!("fault: the node {node} will be taken in {} s", after_ms / 1000));
-        self.cluster.notice(&node);
-        self.record.harm();
+        self.warn(&node);
         self.last_incident_ms = self.last_incident_ms.max(self.now + after_ms);
         self.at(after_ms, Event::Stop(node));
         self.at(REPLACED_MS, Event::Replaced(self.out.incidents));
+    }
+
+    /// The platform will take a node, and says so.
+    pub fn warn(&mut self, node: &str) {
+        self.cluster.notice(node);
+        self.record.harm();
+        let on_it = self.cluster.pods.iter().filter(|(_, cell)| cell.node() == Some(node));
+        on_it.for_each(|(name, _)| self.net.excuse(&name.as_str().into()));
     }
 
     fn restart(&mut self) {
@@ -146,6 +154,7 @@ impl World {
         let whom = if from_all { "nobody but the operator reaches" } else { "the operator does not reach" };
         self.say(|| format!("fault: for {for_ms} ms {whom} {name}"));
         self.record.harm_until(self.now + for_ms + REPLACED_MS);
+        self.net.excuse(&name.as_str().into());
         if from_all {
             self.net.silence(&name.as_str().into(), for_ms);
         } else if let Some(stage) = self.stages.get_mut(&name) {

@@ -165,6 +165,7 @@ impl World {
         for name in names {
             // Half of the time somebody on the way tells that it is gone; else only its silence does.
             let resets = self.draw(2) == 0;
+            self.net.excuse(&name.as_str().into());
             self.end_stage(&name, resets);
         }
     }

@@ -125,11 +125,8 @@ impl Scenario {
             1 => Some(0),
             _ => Some(1),
         };
-        let peers = 2 + draw(2, 4) as u32;
         Self {
-            peers,
-            // What is left of two can do alone what is asked of them: no answer is late because there are too many.
-            session_ms: if peers == 2 { 12_000 } else { 5000 },
+            peers: 2 + draw(2, 4) as u32,
             spare: draw(3, 2) as u32,
             steady,
             shadows: [1, 1, 1, 0, 2][draw(4, 5) as usize],

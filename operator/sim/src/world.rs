@@ -233,8 +233,7 @@ impl World {
             }
             Event::Warn(node) => {
                 self.say(|| format!("fault: the node {node} will be taken"));
-                self.cluster.notice(&node);
-                self.record.harm();
+                self.warn(&node);
             }
             Event::Replaced(incidents) => self.check_replaced(incidents),
             Event::Stop(node) => self.stop_node(&node),

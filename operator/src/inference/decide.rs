@@ -8,8 +8,9 @@ use dunlin_wire::Role;
 
 use super::conditions::ServingFacts;
 use super::desired::InferenceDesired;
-use super::facts::{facts, held};
+use super::facts::facts;
 use super::layout::{model, placed, plan};
+use super::needed::Holdings;
 use super::state::ServingState;
 use crate::deletion::Deletion;
 use crate::observe::{PodPhase, SwarmView, WorkerView};
@@ -77,18 +78,19 @@ fn stages(
 ) -> Workers {
     let view = evidence.view;
     let unreachable = unreachable(desired, evidence, state);
-    let unplaced = state.turnover.unplaced(&view.workers, evidence.answers, evidence.now);
+    // Who has nothing to hold, because others have all layers, takes the place of one in another pool as soon as that may go.
+    let topology = state.topology.as_ref();
+    let is_spare =
+        |name: &str| topology.and_then(|t| t.peer(&name.into())).is_some_and(|p| p.hold().is_empty());
+    let served = |name: &str| evidence.was_ready(name) || is_spare(name);
+    let unplaced = state.turnover.unplaced(&view.workers, &served, evidence.now);
     // Those whose certificates say no role cannot reach the peers that take the places of theirs; so they go after all gateways like them.
     let superseded: BTreeSet<String> =
         view.workers.values().filter(|w| !w.has_role).map(|w| w.name.clone()).collect();
     let gateways_renewed = view.gateways.values().all(|g| g.has_role);
-    let stays = |name: &str, leaving: &BTreeSet<&str>| {
-        view.workers[name].template == desired.digest && !leaving.contains(name)
-    };
-    let held_without = |leaving: &BTreeSet<&str>| {
-        (gateways_renewed || superseded.is_empty())
-            && layers > 0
-            && held(evidence, |name| stays(name, leaving)).len() == layers as usize
+    let holdings = Holdings { desired, evidence, layers };
+    let dispensable = |leaving: &BTreeSet<&str>| {
+        (gateways_renewed || superseded.is_empty()) && holdings.suffice_without(leaving)
     };
     // No answer may go from one arithmetic to another, so no pipeline has peers of both.
     let arithmetic = |names: &BTreeSet<&str>| -> BTreeSet<u32> {
@@ -106,7 +108,7 @@ fn stages(
             silent,
             superseded: &superseded,
             unplaced: &unplaced,
-            dispensable: &held_without,
+            dispensable: &dispensable,
             ..evidence.of(&view.workers)
         },
         edition: &desired.edition,
@@ -114,15 +116,18 @@ fn stages(
         served: &|name| evidence.was_ready(name),
         is_ready: &|name| evidence.report(name).is_some_and(|r| r.state == WorkerState::Ready),
         mix: &mix,
-        // No gateway may ask for what new peers do not have, a removed adapter say.
-        may_roll: !desired.suspended && gateways_are_new(desired, view),
+        // No gateway may ask for what new peers do not have, a removed adapter say; and a manifest with which gateways do not get Ready ends
+        // with them, unless it is their stages that keep them from it.
+        may_roll: !desired.suspended
+            && gateways_are_new(desired, view)
+            && (view.gateways_ready() > 0 || !holdings.serve()),
     };
     Workers::of(rules, &mut state.turnover)
 }
 
-/// Gateways of the manifest answer, and no others.
+/// There are gateways of the manifest, and no others.
 fn gateways_are_new(desired: &InferenceDesired, view: &SwarmView) -> bool {
-    view.gateways_ready() > 0 && view.gateways.values().all(|gateway| gateway.hash == desired.gateway_hash)
+    !view.gateways.is_empty() && view.gateways.values().all(|gateway| gateway.hash == desired.gateway_hash)
 }
 
 /// Gateways that are silent on nodes that are: their Deployment replaces them when they are deleted, and not before Kubernetes gives up the node.
@@ -136,7 +141,8 @@ fn lost_gateways<'a>(evidence: &'a Evidence<'_>) -> impl Iterator<Item = Deletio
 }
 
 /// Peers that answer us and that some gateway has not reached for long. At most one at a time, and none while others are missing: a gateway
-/// that is cut off itself must not have the whole swarm replaced.
+/// that is cut off itself must not have the whole swarm replaced. One that was found so is so until gateways reach it, whatever becomes of others:
+/// its replacement is one that is missing.
 fn unreachable(
     desired: &InferenceDesired,
     evidence: &Evidence<'_>,
@@ -148,13 +154,15 @@ fn unreachable(
     let ours = |name: &&String| view.workers.get(*name).is_some_and(|w| w.template == desired.digest);
     let reported: BTreeSet<&String> = reports.flat_map(|r| r.lost.iter()).filter(ours).collect();
     state.suspects.retain(|name, _| reported.contains(name));
+    state.unreachable.retain(|name| reported.contains(name));
     for name in reported {
         state.suspects.entry(name.clone()).or_insert(now);
     }
-    let others_fine =
-        state.suspects.len() == 1 && view.workers.values().all(|w| w.phase == PodPhase::Running);
-    let late = state.suspects.iter().filter(|(_, since)| now.duration_since(**since) >= UNREACHABLE_MAX);
-    late.filter(|_| others_fine).map(|(name, _)| name.clone()).collect()
+    if state.suspects.len() == 1 && view.workers.values().all(|w| w.phase == PodPhase::Running) {
+        let late = state.suspects.iter().filter(|(_, since)| now.duration_since(**since) >= UNREACHABLE_MAX);
+        state.unreachable.extend(late.map(|(name, _)| name.clone()));
+    }
+    state.unreachable.clone()
 }
 
 /// Peers of the topology that run and have not answered us since we took over.

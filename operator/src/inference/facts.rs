@@ -1,31 +1,13 @@
 //! What is told about a swarm, from what is known and what was decided about its pods. Pure.
 
-use std::collections::BTreeMap;
-
-use dunlin_swarm::layer_set;
-
 use super::conditions::ServingFacts;
 use super::desired::InferenceDesired;
+use super::needed::{Holdings, held};
 use crate::observe::SwarmView;
-use crate::peers::WorkerState;
 use crate::pools::scaled;
 use crate::roster::{Readiness, Roster};
 use crate::status::facts::InferenceFacts;
 use crate::swarm::{Evidence, Workers};
-
-/// Who can execute each layer now, by reports of workers: what is read already serves while more is being read.
-pub(super) fn held(evidence: &Evidence<'_>, counts: impl Fn(&str) -> bool) -> BTreeMap<u32, u32> {
-    let mut holders = BTreeMap::new();
-    for name in evidence.view.workers.keys().filter(|name| counts(name)) {
-        let Some(report) = evidence.report(name) else { continue };
-        if matches!(report.state, WorkerState::Ready | WorkerState::Loading | WorkerState::Draining) {
-            for layer in layer_set(&report.held) {
-                *holders.entry(layer).or_insert(0) += 1;
-            }
-        }
-    }
-    holders
-}
 
 /// What the conditions are made from. `layers`: of the model, 0 while unknown.
 pub(super) fn facts(
@@ -66,7 +48,11 @@ pub(super) fn facts(
         pods: count(view.workers.len() + view.gateways.len()),
         outdated: count(outdated),
         trouble: reported(evidence, roster).or(hopeless),
-        waiting: stages.held.clone().or(obstacles.pending),
+        waiting: stages
+            .held
+            .clone()
+            .or(obstacles.pending)
+            .or_else(|| ending(desired, evidence, stages, layers)),
         kind: ServingFacts {
             layers,
             served: layers_held(1),
@@ -76,6 +62,20 @@ pub(super) fn facts(
             gateways_ready,
         },
     }
+}
+
+/// That older peers stay only for the answers that they end, in words.
+fn ending(
+    desired: &InferenceDesired,
+    evidence: &Evidence<'_>,
+    stages: &Workers,
+    layers: u32,
+) -> Option<String> {
+    let roll = &stages.roll;
+    let going = roll.going.iter().map(String::as_str).collect();
+    let waits = !roll.going.is_empty() && roll.awaited.is_empty();
+    let is_bound = waits && Holdings { desired, evidence, layers }.is_bound_to(&going);
+    is_bound.then(|| "older peers end answers that have begun: newer ones have another arithmetic".to_owned())
 }
 
 /// What a worker says that a user must mend; what only a gateway refuses nobody else tells.

@@ -1,7 +1,7 @@
 //! Swarms that serve a model, as the controller of [`crate::swarm`] knows them.
 //!
 //! * [`desired`] the manifest in numbers · [`state`] what decisions hand on to one another
-//! * [`decide`](mod@decide) which pods stay, go and are missing · [`layout`] who holds which layers
+//! * [`decide`](mod@decide) which pods stay, go and are missing · [`layout`] who holds which layers · [`needed`] whom it can do without
 //! * [`facts`], [`conditions`], [`status`] what is told about it · [`write`] the objects
 
 mod conditions;
@@ -9,6 +9,7 @@ mod decide;
 pub mod desired;
 mod facts;
 mod layout;
+mod needed;
 pub mod state;
 mod status;
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub struct ServingState {
     pub slow: BTreeSet<PeerName>,
     /// Since when a gateway cannot reach a peer that answers us.
     pub suspects: BTreeMap<String, Instant>,
+    /// Those of them that are taken for lost.
+    pub unreachable: BTreeSet<String>,
     /// Losses of peers, and peers that wait for a node.
     pub turnover: Turnover,
 }

@@ -125,7 +125,9 @@ impl Writer for InferenceSwarm {
     }
 
     fn pod(pass: &Pass<'_, Self>, _role: Role, pool: &PoolTemplate, name: &str) -> Value {
-        let (marked, epoch) = (pass.view.spot_nodes_marked, Some(pass.state.epoch()));
+        // Of what is published: later ones that were told of may be somebody else's yet.
+        let epoch = Some(pass.state.topology.as_ref().map_or(0, |topology| topology.epoch));
+        let marked = pass.view.spot_nodes_marked;
         pass.desired.stage(pass.owner, name, pool, marked, epoch).manifest()
     }
 }

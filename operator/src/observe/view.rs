@@ -21,7 +21,7 @@ pub struct GatewayPod {
     pub name: String,
     /// Pod IP.
     pub ip: Option<String>,
-    /// Its container runs and it is not being deleted.
+    /// Its container runs; one that is being deleted has answers to give yet.
     pub running: bool,
     /// Ready condition.
     pub ready: bool,
@@ -115,14 +115,15 @@ impl SwarmView {
 
 fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayPod {
     let status = pod.status.clone().unwrap_or_default();
-    let running = status.phase.as_deref() == Some("Running") && pod.metadata.deletion_timestamp.is_none();
+    // One that is about to end has answers to give yet.
+    let running = status.phase.as_deref() == Some("Running");
     let blocked = blocked(&status);
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
     GatewayPod {
         name: pod.name_any(),
         ip: status.pod_ip.filter(|ip| !ip.is_empty()),
         running,
-        ready: running && ready,
+        ready: running && ready && pod.metadata.deletion_timestamp.is_none(),
         blocked,
         has_role: has_role(pod),
         uid: pod.uid().unwrap_or_default(),

@@ -21,6 +21,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// Largest status taken from a worker.
 const STATUS_BYTES_MAX: usize = 1 << 20;
+/// Versions of the arithmetic that one swarm can have at once.
+const VERSIONS_MAX: usize = 16;
 const DRAIN_MS: u64 = DRAIN_ON_NOTICE.as_millis() as u64;
 
 /// Connects over gRPC.
@@ -108,6 +110,7 @@ fn report(status: proto::Status) -> WorkerReport {
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
+        needed: status.needed.into_iter().take(VERSIONS_MAX).collect(),
         run: None,
     }
 }

@@ -47,6 +47,8 @@ pub struct WorkerReport {
     pub error: Option<(String, String)>,
     /// Peers that a gateway found lost.
     pub lost: BTreeSet<String>,
+    /// Versions of the arithmetic that answers of a gateway need, which end with no other than they have begun with, and that the next one would take.
+    pub needed: BTreeSet<u32>,
     /// How far a conductor's run is.
     pub run: Option<Observation>,
 }
@@ -61,6 +63,7 @@ impl WorkerReport {
             || old.model != self.model
             || old.error != self.error
             || old.lost != self.lost
+            || old.needed != self.needed
             || old.run.as_ref().map(Observation::without_progress)
                 != self.run.as_ref().map(Observation::without_progress)
     }

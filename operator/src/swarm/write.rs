@@ -34,7 +34,7 @@ pub(super) async fn all<S: Swarm>(
     S::deploy(pass, resources, &mut refusals).await?;
     pods(pass, resources, &mut refusals, events).await?;
     for deletions in [&pass.view.strays, &pass.decision.delete] {
-        delete(applier, pass.owner, deletions, &mut refusals).await?;
+        delete(applier, pass.owner, deletions, &mut resources.making, &mut refusals).await?;
     }
     refusals.end()
 }

@@ -32,7 +32,8 @@ impl RunWorkers {
         state: &mut RunState,
     ) -> Self {
         let view = evidence.view;
-        let unplaced = state.peers.unplaced(&view.workers, evidence.answers, evidence.now);
+        let served = |name: &str| evidence.was_ready(name);
+        let unplaced = state.peers.unplaced(&view.workers, &served, evidence.now);
         let ready = view.trainers.values().filter(|w| w.ready).map(|w| w.name.clone());
         state.trainers_served.extend(ready);
         state.trainers_served.retain(|name| view.trainers.contains_key(name));

@@ -1,6 +1,6 @@
 //! The task that owns sessions. Handlers talk to it through a [`Handle`]; it talks to stages through links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub struct SwarmSnapshot {
     pub slow: Vec<PeerName>,
     /// Sessions.
     pub sessions: Vec<SessionView>,
+    /// Versions of the arithmetic that answers need.
+    pub needed: BTreeSet<u32>,
     /// The last recoveries, the newest first, each with the milliseconds since.
     pub recoveries: Vec<(Recovered, u64)>,
     /// Why no new session can run, if so.
@@ -346,6 +348,7 @@ impl Driver {
                     behind: self.core.behind().into_iter().collect(),
                     slow: self.core.slow().into_iter().collect(),
                     sessions: self.core.views(),
+                    needed: self.core.needed(),
                     recoveries: self
                         .recent
                         .iter()

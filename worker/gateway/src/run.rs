@@ -201,6 +201,7 @@ async fn control_loop(
             tokens: metrics.tokens(),
             problem: trouble.borrow().clone(),
             model_digest: topology.model.digest,
+            needed: snapshot.needed.into_iter().collect(),
             ..proto::Status::default()
         };
         // The caller may have gone away.

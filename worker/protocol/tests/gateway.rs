@@ -407,6 +407,19 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     let opened = world.opened();
     assert_eq!(opened.len(), 1);
     assert!(opened[0].1.iter().all(|(name, _)| name == "b"), "{opened:?}");
+    // Nobody brings back a peer of the first version: the session does not keep its place from others until its deadline.
+    let failed = |world: &mut World| {
+        let over = |effect| match effect {
+            GatewayEffect::Failed { error, .. } => Some(error),
+            _ => None,
+        };
+        world.out.drain(..).find_map(over)
+    };
+    world.pass(110_000);
+    assert_eq!(failed(&mut world), None);
+    world.pass(10_000);
+    let over = failed(&mut world);
+    assert!(matches!(over, Some(Failure::OtherArithmetic { .. })), "{over:?}");
 }
 
 #[test]

@@ -245,14 +245,38 @@ async fn peers_with_another_arithmetic_are_all_there_before_the_first_goes() {
         newer(&mut world, name);
     }
     newer(&mut world, "d");
-    world.decide(5);
+    for name in ["a", "b", "c"] {
+        world.answer(name, WorkerState::Ready, 5);
+    }
+    assert_eq!(names(&world.decide(5)), [""; 0], "newer ones have no layers yet");
     world.load(6);
     for name in ["d", "e", "f"] {
         newer(&mut world, name);
     }
-    let gone: Vec<String> = world.decide(6).delete.into_iter().map(|d| d.name).collect();
-    assert_eq!(gone, ["a", "b", "c"]);
+    // An answer that began before would have other bits with the newer ones.
+    let need = |world: &mut World, versions: &[u32]| {
+        let report = WorkerReport { needed: versions.iter().copied().collect(), ..WorkerReport::default() };
+        let record = WorkerRecord { report: Some(report), at: Some(world.start), ..WorkerRecord::default() };
+        world.answers.insert("g".into(), record);
+    };
+    need(&mut world, &[0, 2]);
+    let decision = world.decide(6);
+    assert_eq!(names(&decision), [""; 0]);
     assert_eq!(world.spans(), ["d [0,10)", "e [10,20)", "f [20,30)"]);
+    assert!(decision.facts.waiting.unwrap().contains("another arithmetic"));
+    // Nobody can end it any more once a layer is with no older one.
+    let answers = world.answers.clone();
+    for name in ["b", "c"] {
+        world.answers.get_mut(name).unwrap().report.as_mut().unwrap().held.clear();
+    }
+    assert_eq!(names(&world.decide(6)), ["a", "b", "c"]);
+    world.answers = answers;
+    need(&mut world, &[2]);
+    assert_eq!(names(&world.decide(6)), ["a", "b", "c"]);
+}
+
+fn names(decision: &InferenceDecision) -> Vec<&str> {
+    decision.delete.iter().map(|deletion| deletion.name.as_str()).collect()
 }
 
 #[tokio::test(start_paused = true)]

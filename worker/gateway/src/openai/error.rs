@@ -178,6 +178,12 @@ impl From<Failure> for ApiError {
                 Self::internal(format!("the model produced a value that is not finite in layer {layer}"))
             }
             Failure::OtherModel(other) => Self::unavailable(other.to_string(), 1),
+            Failure::OtherArithmetic { lacking } => Self::unavailable(
+                format!(
+                    "the answer began on peers of an earlier build that were lost, and others would go on with other bits ({lacking}): ask again"
+                ),
+                1,
+            ),
             Failure::Ending => Self::ending(),
             Failure::Refused { message } => Self::internal(format!("a stage refused: {message}")),
         }

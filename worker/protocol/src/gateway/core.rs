@@ -101,6 +101,14 @@ impl GatewayCore {
         (self.sessions.len() - self.queue.len(), self.queue.len())
     }
 
+    /// Versions of the arithmetic that its answers need, which end with no other than they have begun with, and that the next one would take.
+    #[must_use]
+    pub fn needed(&mut self) -> BTreeSet<u32> {
+        let on = self.sessions.values().filter(|s| s.has_begun() || s.phase == Phase::Running);
+        let next = self.routes.fresh().ok().map(|way| way.arithmetic);
+        on.filter_map(|s| s.arithmetic).chain(next).collect()
+    }
+
     /// Every session, for people.
     #[must_use]
     pub fn views(&self) -> Vec<SessionView> {

@@ -6,7 +6,7 @@ use dunlin_swarm::{PeerName, RouteHop};
 
 use super::core::GatewayCore;
 use super::recovery::Disturbance;
-use super::routes::Way;
+use super::routes::{NoWay, Way};
 use super::session::{Phase, Session, WaitsFor};
 use super::shell::{Failure, GatewayEffect};
 use crate::frame::{Attempt, Frame, Refusal, SessionId};
@@ -23,6 +23,9 @@ const FRUITLESS_BEFORE_RESTART: u32 = 2;
 const PATIENCE_MS: u64 = 5000;
 /// When the swarm has another model, peers that a session has been without for this long do not come back.
 const STAYS_LOST_MS: u64 = 5000;
+/// When others serve with another arithmetic, those that a session has been without for this long do not come back: longer than the silence of a
+/// node that was cut off, or than it takes to read layers anew. It keeps its place from others for no longer.
+const OUTDATED_MS: u64 = 120_000;
 /// Sessions that leave slow peers at once: the others go on slowly meanwhile.
 const MOVES_MAX: usize = 4;
 
@@ -204,16 +207,13 @@ impl GatewayCore {
     }
 
     /// The next attempt on the best way there is, or a wait for one. Waiting is not failing: it says nothing about what peers hold. Without a way, a
-    /// session of a model that the swarm no longer has ends.
+    /// session of a model or of an arithmetic that the swarm no longer has ends.
     fn attempt(&mut self, id: SessionId, now_ms: u64, out: &mut Vec<GatewayEffect>) {
         match self.way(id, now_ms) {
-            Err(no_way) => {
-                let other = self.model.other().filter(|_| self.has_stood_still(id, now_ms)).cloned();
-                match other {
-                    Some(other) => self.fail(id, Failure::OtherModel(other), now_ms, out),
-                    None => self.wait(id, &no_way.to_string(), Disturbance::PeerLost, now_ms),
-                }
-            }
+            Err(no_way) => match self.is_over(id, &no_way, now_ms) {
+                Some(failure) => self.fail(id, failure, now_ms, out),
+                None => self.wait(id, &no_way.to_string(), Disturbance::PeerLost, now_ms),
+            },
             Ok(way) => match self.lacks_pages(id, &way.hops, now_ms) {
                 Some(lack) => {
                     self.let_go(id, out);
@@ -236,10 +236,17 @@ impl GatewayCore {
         }
     }
 
-    /// For so long that it is not a link that will be there again. With nothing computed, there is nothing to wait for.
-    fn has_stood_still(&self, id: SessionId, now_ms: u64) -> bool {
-        let disturbed = self.sessions.get(&id).and_then(|s| s.disturbed);
-        disturbed.is_none_or(|disturbed| now_ms.saturating_sub(disturbed.since_ms) >= STAYS_LOST_MS)
+    /// Why there will not be a way for a session any more, if so: the swarm has another model, or serves with another arithmetic, and whom it lacks has
+    /// been away for too long. With nothing computed, there is nothing to wait for.
+    fn is_over(&mut self, id: SessionId, no_way: &NoWay, now_ms: u64) -> Option<Failure> {
+        let s = self.sessions.get(&id)?;
+        let stood_ms = s.disturbed.map(|disturbed| now_ms.saturating_sub(disturbed.since_ms));
+        if let Some(other) = self.model.other() {
+            return stood_ms.is_none_or(|ms| ms >= STAYS_LOST_MS).then(|| Failure::OtherModel(other.clone()));
+        }
+        let is_late = s.has_begun() && stood_ms.is_some_and(|ms| ms >= OUTDATED_MS);
+        let others_serve = is_late && self.routes.fresh().is_ok();
+        others_serve.then(|| Failure::OtherArithmetic { lacking: no_way.to_string() })
     }
 
     /// Opens the session on the hops of `way`.

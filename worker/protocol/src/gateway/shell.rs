@@ -105,6 +105,11 @@ pub enum Failure {
     },
     /// The swarm has another model, and no stage of the session's own is left.
     OtherModel(OtherModel),
+    /// The swarm serves with another version of the arithmetic, and some layers have had no peer of the session's own for long.
+    OtherArithmetic {
+        /// What nobody holds, and who has which version.
+        lacking: String,
+    },
     /// The gateway is about to end.
     Ending,
 }

@@ -82,6 +82,12 @@ impl Hosted {
         }
     }
 
+    /// It is lost, or will be: an answer with its arithmetic may fail because no peer of it has a layer any more.
+    pub fn excuse(&mut self, name: &PeerName) {
+        let world = &mut self.0;
+        world.excused.extend(world.peers.get(name).map(|peer| peer.arithmetic));
+    }
+
     /// Nobody reaches it for so long; whoever asks it outside of the network may.
     pub fn silence(&mut self, name: &PeerName, for_ms: u64) {
         if let Some(peer) = self.0.peers.get_mut(name) {
@@ -140,6 +146,13 @@ impl Hosted {
         let topology = core.topology()?;
         let lost = topology.peers.iter().filter(|peer| !core.up().contains(&peer.name));
         Some((topology, lost.map(|peer| peer.name.0.clone()).collect()))
+    }
+
+    /// Versions of the arithmetic that its answers need.
+    #[must_use]
+    pub fn needed(&mut self, id: u64) -> BTreeSet<u32> {
+        let gateway = self.0.gateways.get_mut(&id).filter(|gateway| gateway.alive);
+        gateway.map(|gateway| gateway.core.needed()).unwrap_or_default()
     }
 
     /// It could take a session now.

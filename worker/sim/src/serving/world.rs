@@ -141,6 +141,8 @@ pub(super) struct World {
     pub refused: BTreeSet<(PeerName, SessionId, Attempt)>,
     /// Somebody else says who is there and what each gateway knows (`hosted.rs`).
     pub hosted: bool,
+    /// Versions of the arithmetic that may have lost all holders of a layer: their answers may fail for that.
+    pub excused: BTreeSet<u32>,
     pub out: Outcome,
 }
 
@@ -202,6 +204,7 @@ impl World {
             last_fault: 0,
             refused: BTreeSet::new(),
             hosted: false,
+            excused: BTreeSet::new(),
             out: Outcome::default(),
             scenario,
         }
