@@ -38,6 +38,8 @@ struct Crashes {
     needs_user: bool,
     /// What they were made from. Others may do better.
     edition: String,
+    /// Pods that served when the last of them ended: that they go on says nothing about new ones.
+    others: BTreeSet<String>,
 }
 
 impl Crashes {
@@ -94,9 +96,9 @@ impl Turnover {
     ) -> Vec<LostPod> {
         let mut losses = Vec::new();
         self.lost.retain(|name| workers.contains_key(name));
-        if roster.readiness.iter().any(|(name, s)| *s == Readiness::Ready && served(name)) {
-            self.crashed = None;
-        }
+        let ready = roster.readiness.iter().filter(|(name, s)| **s == Readiness::Ready && served(name));
+        let serving: BTreeSet<String> = ready.map(|(name, _)| name.clone()).collect();
+        self.crashed = self.crashed.take().filter(|crashes| serving.is_subset(&crashes.others));
         for (name, readiness) in &roster.readiness {
             let Readiness::Lost(why) = readiness else { continue };
             if !self.lost.insert(name.clone()) {
@@ -113,7 +115,8 @@ impl Turnover {
                     let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);
                     let words = words.or(before.and_then(|b| b.words));
                     let (needs_user, edition) = (worker.needs_user, edition_of(worker));
-                    self.crashed = Some(Crashes { times, last: now, words, needs_user, edition });
+                    let others = serving.clone();
+                    self.crashed = Some(Crashes { times, last: now, words, needs_user, edition, others });
                 }
             }
         }

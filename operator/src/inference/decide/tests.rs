@@ -575,3 +575,24 @@ async fn what_another_start_does_not_help_is_a_trouble_in_its_own_words() {
     assert!(decision.create.is_empty(), "it would end like the last one");
     assert!(decision.facts.waiting.unwrap().starts_with("peers end before they are ready (no such model)"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn replacements_that_end_before_they_serve_are_made_with_growing_pauses_though_others_serve() {
+    let mut world = World::new();
+    world.lose("c");
+    let mut made = 0;
+    for second in 4..64 {
+        world.answer_all(WorkerState::Ready, second);
+        let decision = world.decide(second);
+        for deletion in &decision.delete {
+            world.view.workers.remove(&deletion.name);
+        }
+        for _ in &decision.create {
+            made += 1;
+            let mut pod = worker(&format!("d{made}"), "spot");
+            pod.phase = PodPhase::Lost("its container failed");
+            world.view.workers.insert(pod.name.clone(), pod);
+        }
+    }
+    assert!((4..=7).contains(&made), "{made} in a minute");
+}
