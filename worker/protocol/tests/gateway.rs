@@ -423,6 +423,34 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
 }
 
 #[test]
+fn a_new_session_takes_the_arithmetic_of_peers_that_stay() {
+    let mut world = World::new();
+    // Older peers come for newer ones, which stay until they are not needed.
+    let mut topology = topology(2, &PEERS);
+    for peer in &mut topology.peers {
+        if peer.name.as_str() == "a" {
+            (peer.span, peer.shadows) = (Layers::new(0, 6), Vec::new());
+        } else {
+            (peer.span, peer.state) = (Layers::default(), PeerState::Draining);
+        }
+    }
+    for name in ["b", "c"] {
+        let load = world.loads.get_mut(name).unwrap();
+        (load.arithmetic, load.held) = (2, vec![Layers::new(0, 6)]);
+        world.pong(name, &[]);
+    }
+    world.core.set_topology(topology, world.now_ms, &mut world.out);
+    world.submit(1, 10, 100);
+    let opened = world.opened();
+    assert!(opened[0].1.iter().all(|(name, _)| name != "a"), "it has not loaded its layers: {opened:?}");
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 6)];
+    world.pong("a", &[]);
+    world.submit(2, 10, 100);
+    let opened = world.opened();
+    assert!(opened[0].1.iter().all(|(name, _)| name == "a"), "{opened:?}");
+}
+
+#[test]
 fn a_token_of_another_arithmetic_that_comes_late_is_no_part_of_the_answer() {
     let mut world = World::new();
     world.submit(1, 10, 100);

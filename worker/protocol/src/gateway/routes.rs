@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dunlin_planner::{degrade, route};
-use dunlin_swarm::{Layers, Load, Loads, NoRoute, PeerName, RouteHop, Topology};
+use dunlin_swarm::{Layers, Load, Loads, NoRoute, PeerName, PeerState, RouteHop, Topology, TopologyPeer};
 use thiserror::Error;
 
 /// Degraded topologies that are kept; more than this many sets of peers to leave out are rare.
@@ -113,7 +113,7 @@ impl Routes {
     }
 
     /// The best way that keeps what it can of `keep`, goes around slow peers and those in `avoid` while there is another one, and stays with
-    /// one version of the arithmetic: `pinned`, or the newest that has a way.
+    /// one version of the arithmetic: `pinned`, or the newest that has a way, of peers that stay if there is one.
     pub fn find(
         &mut self,
         keep: &[(PeerName, Layers)],
@@ -128,11 +128,13 @@ impl Routes {
         };
         let known: BTreeMap<PeerName, Option<u32>> =
             topology.peers.iter().map(|p| (p.name.clone(), version(&p.name))).collect();
-        let there: BTreeSet<u32> = known.values().copied().flatten().collect();
+        // Rather one of peers that stay, and then rather the newest: what is rolled back goes to an older one.
+        let version_of = |peer: &TopologyPeer| Some((peer.state != PeerState::Draining, known[&peer.name]?));
+        let there: BTreeSet<(bool, u32)> = topology.peers.iter().filter_map(version_of).collect();
         let versions = match pinned {
             Some(version) => vec![version],
             None if there.is_empty() => vec![0],
-            None => there.into_iter().rev().collect(),
+            None => there.into_iter().rev().map(|(_, version)| version).collect(),
         };
         let mut error = None;
         for arithmetic in versions {
