@@ -25,6 +25,8 @@ pub struct Turnover {
     crashed: Option<Crashes>,
     /// Lost pods that were told about already.
     lost: BTreeSet<String>,
+    /// Pods that have served: nobody asks them any more once they are lost.
+    served: BTreeSet<String>,
 }
 
 /// Pods in a row that ended before they served.
@@ -96,6 +98,8 @@ impl Turnover {
     ) -> Vec<LostPod> {
         let mut losses = Vec::new();
         self.lost.retain(|name| workers.contains_key(name));
+        self.served.retain(|name| workers.contains_key(name));
+        self.served.extend(workers.keys().filter(|name| served(name)).cloned());
         let ready = roster.readiness.iter().filter(|(name, s)| **s == Readiness::Ready && served(name));
         let serving: BTreeSet<String> = ready.map(|(name, _)| name.clone()).collect();
         self.crashed = self.crashed.take().filter(|crashes| serving.is_subset(&crashes.others));
@@ -110,7 +114,7 @@ impl Turnover {
                 let words = worker.last_error.clone();
                 let why = words.iter().fold(why.clone(), |why, words| format!("{why}: {words}"));
                 losses.push(LostPod { name: name.clone(), why });
-                if (!served(name) || worker.needs_user) && !worker.node_gone {
+                if (!self.served.contains(name) || worker.needs_user) && !worker.node_gone {
                     let before = self.crashed.take();
                     let times = before.as_ref().map_or(0, |b| b.times).saturating_add(1);
                     let words = words.or(before.and_then(|b| b.words));

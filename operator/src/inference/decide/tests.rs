@@ -596,3 +596,20 @@ async fn replacements_that_end_before_they_serve_are_made_with_growing_pauses_th
     }
     assert!((4..=7).contains(&made), "{made} in a minute");
 }
+
+#[tokio::test(start_paused = true)]
+async fn peers_that_have_served_are_replaced_at_once_however_many_are_lost() {
+    let mut world = World::new();
+    for (second, name) in [(4, "a"), (5, "b"), (6, "c")] {
+        world.answer_all(WorkerState::Ready, second);
+        world.view.workers.get_mut(name).unwrap().phase = PodPhase::Lost("its container failed");
+        // Nobody asks a container that has ended.
+        world.answers.remove(name);
+        let decision = world.decide(second);
+        assert_eq!((decision.create.len(), decision.facts.waiting), (1, None), "{name}");
+        let new = format!("{name}2");
+        world.lose(name);
+        world.join(&new);
+        world.answer(&new, WorkerState::Loading, second);
+    }
+}
