@@ -98,7 +98,7 @@ fn stages(
     };
     let mix = |older: &BTreeSet<&str>, newer: &BTreeSet<&str>| {
         let (older, newer) = (arithmetic(older), arithmetic(newer));
-        older.is_empty() || newer.is_subset(&older)
+        older.is_empty() || newer.is_empty() || older == newer
     };
     let rules = Rules {
         role: Role::Stage,
