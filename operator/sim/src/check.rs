@@ -15,8 +15,9 @@ const UNSERVED_MAX_MS: u64 = 165_000;
 /// Everything is as planned within this time, and so much more for each peer: changes replace them one after the other.
 const SETTLES_MS: u64 = 300_000;
 const SETTLES_PEER_MS: u64 = 90_000;
-/// Peers may still read what nobody needs yet when all that is asked for is there.
-const STEADY_MS: u64 = 30_000;
+/// Peers may still read what nobody needs yet when all that is asked for is there; and what an API server whose answers were lost has not taken yet is
+/// tried again within a minute.
+const STEADY_MS: u64 = 70_000;
 /// A swarm that has settled stays as it is for this long: two looks without a trigger.
 const QUIET_MS: u64 = 130_000;
 /// Pods that end as soon as they have started are made again with growing pauses.
