@@ -11,7 +11,7 @@ use dunlin_e2e::chat::{self, Question, Stream};
 use dunlin_e2e::cluster::repository;
 use dunlin_e2e::local::{Local, LocalTraining};
 use dunlin_e2e::training::weights;
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_model::random_model::{self, RandomModelSpec};
 use dunlin_protocol::training::{Hello, Mate, PeerReport, TrainingRole as HelloRole};
 use dunlin_swarm::{Layers, ModelId, PeerState, Topology, TopologyPeer};
@@ -151,7 +151,7 @@ impl Run {
 async fn say_hello(channel: Channel, name: &str, trainer: bool) -> Option<Status> {
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
     let me = Mate { name: name.into(), addr: "127.0.0.1:1".into(), host: String::new() };
-    let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role };
+    let hello = Hello { me, arithmetic: Some(OWN_NUMERICS), role };
     let corrupt = PeerReport::Corrupt { what: "a lie".to_owned() };
     let (say, said) = mpsc::channel(4);
     for lie in [ToConductor::from(hello), corrupt.into()] {
@@ -287,12 +287,11 @@ fn a_peer_that_is_nobodys_mate_gets_no_values() {
 }
 
 fn hello(name: &str, gateway: bool) -> proto::Frame {
-    let arithmetic = dunlin_kernels::ARITHMETIC_VERSION;
     let hello = proto::Hello {
         name: name.to_owned(),
         incarnation: 1,
         gateway,
-        arithmetic,
+        arithmetic: OWN_NUMERICS.version(),
         ..proto::Hello::default()
     };
     proto::Frame { body: Some(Body::Hello(hello)) }

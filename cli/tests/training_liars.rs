@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dunlin_e2e::local::LocalTraining;
 use dunlin_e2e::wait;
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::training::{
     Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, StateDigest, ToPeer, ToTrainer,
     TrainerReport, TrainingRole as HelloRole,
@@ -39,7 +39,7 @@ impl Liar {
         let entered = runtime.enter();
         dial_conductor(run.links(role, name), conductor["addr"].as_str().unwrap().to_owned(), events_in);
         let me = Mate { name: name.into(), addr: "127.0.0.1:1".to_owned(), host: "elsewhere".to_owned() };
-        let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role: says };
+        let hello = Hello { me, arithmetic: Some(OWN_NUMERICS), role: says };
         drop(entered);
         Self { runtime, events, hello, sayer: None }
     }

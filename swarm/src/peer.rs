@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Layers;
+use crate::numerics::NumericsClass;
 
 /// A peer's name is one life of it: a pod name, never used twice.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -51,7 +52,7 @@ pub enum PeerState {
 }
 
 /// How a peer counts the KV pages of a session. It says so with its load, and gateways count as it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paging {
     /// Positions of a page.
     pub page_positions: u32,
@@ -78,8 +79,7 @@ impl Default for Paging {
 }
 
 /// What a peer reports about itself five times a second.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
     /// Rows waiting for the engine.
     pub queue_rows: u32,
@@ -93,8 +93,8 @@ pub struct Load {
     pub paging: Paging,
     /// Rows put through a layer since the engine started: a count that stands still only when the engine does.
     pub layer_rows: u64,
-    /// Version of the arithmetic it computes with: peers of two versions are never on one route.
-    pub arithmetic: u32,
+    /// Which bits it computes, if it says so: peers of two classes are never on one route.
+    pub arithmetic: Option<NumericsClass>,
     /// Measured rows per second through one layer, one row at a time.
     pub rows_per_s_per_layer: f64,
     /// Layers it can execute now.

@@ -2,8 +2,8 @@
 //! are ordered, the Deployment of the gateways has its pods.
 
 use dunlin_operator::labels::{ROLE, ROLE_GATEWAY, leaf};
-use dunlin_swarm::PeerName;
 use dunlin_swarm::timing::GRACE;
+use dunlin_swarm::{NumericsClass, PeerName};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -102,7 +102,8 @@ impl World {
     fn start_stage(&mut self, name: &str) {
         let image = |pod: &Pod| pod.spec.as_ref()?.containers.first()?.image.clone();
         let image = image(&self.cluster.pods[name].pod).unwrap_or_default();
-        let arithmetic = image.rsplit(':').next().and_then(|version| version.parse().ok()).unwrap_or(1);
+        let version = image.rsplit(':').next().and_then(|version| version.parse().ok());
+        let arithmetic = version.and_then(NumericsClass::from_number).unwrap_or(NumericsClass::FIRST);
         let header_ms = 300 + self.draw(2000);
         let layer_ms = self.scenario.layer_ms / 2 + self.draw(self.scenario.layer_ms);
         let stage = Stage::new(self.now, header_ms, layer_ms, ROOM_BYTES, arithmetic);

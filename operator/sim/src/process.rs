@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dunlin_operator::peers::WorkerState;
 use dunlin_operator::peers::report::WorkerReport;
 use dunlin_swarm::timing::{DRAIN, DRAIN_ON_NOTICE};
-use dunlin_swarm::{Epoch, Layers, ModelSizes, Topology, layer_set, ranges};
+use dunlin_swarm::{Epoch, Layers, ModelSizes, NumericsClass, Topology, layer_set, ranges};
 
 /// A stage that runs.
 #[derive(Clone, Debug)]
@@ -16,8 +16,8 @@ pub(crate) struct Stage {
     layer_ms: u64,
     /// Room for layers, in bytes.
     room_bytes: u64,
-    /// What it computes with.
-    pub arithmetic: u32,
+    /// Which bits it computes.
+    pub arithmetic: NumericsClass,
     /// The newest topology that it obeys.
     pub epoch: Epoch,
     /// Layers that it executes, then those that it holds for others.
@@ -33,7 +33,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub fn new(now: u64, header_ms: u64, layer_ms: u64, room_bytes: u64, arithmetic: u32) -> Self {
+    pub fn new(now: u64, header_ms: u64, layer_ms: u64, room_bytes: u64, arithmetic: NumericsClass) -> Self {
         Self {
             header_ms: now + header_ms,
             layer_ms,
@@ -119,7 +119,7 @@ impl Stage {
             epoch: self.epoch,
             held: ranges(&self.held),
             model: open.then_some(sizes),
-            arithmetic: self.arithmetic,
+            arithmetic: Some(self.arithmetic),
             room_bytes: open.then_some(self.room_bytes),
             ..WorkerReport::default()
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dunlin_swarm::layer_set;
+use dunlin_swarm::{NumericsClass, layer_set};
 
 use super::desired::InferenceDesired;
 use crate::observe::WorkerView;
@@ -37,8 +37,8 @@ pub(super) struct Holdings<'a> {
 impl Holdings<'_> {
     /// An answer can begin: stages of one arithmetic have all layers together. Others may have been lost and replaced by newer ones.
     pub fn serve(&self) -> bool {
-        let mut versions = self.versions().into_iter();
-        self.layers > 0 && versions.any(|version| self.has_all(|worker| self.is_of(worker, version)))
+        let mut classes = self.classes().into_iter();
+        self.layers > 0 && classes.any(|class| self.has_all(|worker| self.is_of(worker, class)))
     }
 
     /// Every layer has a holder without `leaving`, and no answer that has begun needs one of them.
@@ -50,15 +50,15 @@ impl Holdings<'_> {
     /// No answer goes from one arithmetic to another. So those that have begun with one need peers of it, as long as these have all layers
     /// together: then some of `leaving` must stay until such answers are over. Each ends in time: the gateway has a limit for it.
     pub fn is_bound_to(&self, leaving: &BTreeSet<&str>) -> bool {
-        let versions = self.versions();
+        let classes = self.classes();
         // What a gateway that has not answered this leader yet may need is not known.
-        if versions.len() > 1 && self.has_silent_gateway() {
-            return leaving.iter().any(|name| self.version(name).is_some());
+        if classes.len() > 1 && self.has_silent_gateway() {
+            return leaving.iter().any(|name| self.evidence.report(name).is_some());
         }
-        self.needed().intersection(&versions).any(|&version| {
+        self.needed().intersection(&classes).any(|&class| {
             let stays = |worker: &WorkerView| !leaving.contains(worker.name.as_str());
-            self.has_all(|worker| self.is_of(worker, version))
-                && !self.has_all(|worker| self.is_of(worker, version) && stays(worker))
+            self.has_all(|worker| self.is_of(worker, class))
+                && !self.has_all(|worker| self.is_of(worker, class) && stays(worker))
         })
     }
 
@@ -69,21 +69,18 @@ impl Holdings<'_> {
         held(self.evidence, counts).len() == self.layers as usize
     }
 
-    fn is_of(&self, worker: &WorkerView, version: u32) -> bool {
-        self.version(&worker.name) == Some(version)
+    /// By its own word.
+    fn is_of(&self, worker: &WorkerView, class: Option<NumericsClass>) -> bool {
+        self.evidence.report(&worker.name).is_some_and(|report| report.arithmetic == class)
     }
 
-    /// What a stage computes with, by its own word.
-    fn version(&self, name: &str) -> Option<u32> {
-        Some(self.evidence.report(name)?.arithmetic)
+    fn classes(&self) -> BTreeSet<Option<NumericsClass>> {
+        let reports = self.evidence.view.workers.keys().filter_map(|name| self.evidence.report(name));
+        reports.map(|report| report.arithmetic).collect()
     }
 
-    fn versions(&self) -> BTreeSet<u32> {
-        self.evidence.view.workers.keys().filter_map(|name| self.version(name)).collect()
-    }
-
-    /// Versions of the arithmetic that gateways need.
-    fn needed(&self) -> BTreeSet<u32> {
+    /// Classes that gateways need.
+    fn needed(&self) -> BTreeSet<Option<NumericsClass>> {
         let reports = self.evidence.view.gateways.keys().filter_map(|name| self.evidence.report(name));
         reports.flat_map(|report| report.needed.iter().copied()).collect()
     }

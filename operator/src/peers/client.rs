@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use dunlin_swarm::Layers;
 use dunlin_swarm::timing::DRAIN_ON_NOTICE;
-use dunlin_swarm::{LAYERS_MAX, PEERS_MAX, Topology};
+use dunlin_swarm::{LAYERS_MAX, Layers, NumericsClass, PEERS_MAX, Topology};
 use dunlin_wire::Role;
 use dunlin_wire::proto::{self, control_client::ControlClient, train_client::TrainClient};
 use dunlin_wire::{convert, topology};
@@ -106,11 +105,11 @@ fn report(status: proto::Status) -> WorkerReport {
         rows_per_s_per_layer: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
         model: status.model.filter(layers).map(convert::model_sizes),
         model_digest: text(&status.model_digest),
-        arithmetic: status.load.as_ref().map_or(0, |load| load.arithmetic),
+        arithmetic: status.load.as_ref().and_then(|load| NumericsClass::from_number(load.arithmetic)),
         room_bytes: Some(status.room_bytes).filter(|room| *room > 0),
         error: status.problem.map(|p| (text(&p.reason), text(&p.message))),
         lost: status.lost.into_iter().take(PEERS_MAX).collect(),
-        needed: status.needed.into_iter().take(VERSIONS_MAX).collect(),
+        needed: status.needed.into_iter().take(VERSIONS_MAX).map(NumericsClass::from_number).collect(),
         run: None,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use dunlin_swarm::{Epoch, Layers, ModelSizes};
+use dunlin_swarm::{Epoch, Layers, ModelSizes, NumericsClass};
 use tokio::time::Instant;
 
 use super::observation::Observation;
@@ -39,16 +39,16 @@ pub struct WorkerReport {
     pub model: Option<ModelSizes>,
     /// Digest of its model's source; empty when it does not say it.
     pub model_digest: String,
-    /// Version of the arithmetic that it computes with; 0 when it does not say it.
-    pub arithmetic: u32,
+    /// Which bits it computes, if it says so.
+    pub arithmetic: Option<NumericsClass>,
     /// Room for weights and KV cache in bytes, once the model's header is read.
     pub room_bytes: Option<u64>,
     /// (reason, message) of what a user must mend.
     pub error: Option<(String, String)>,
     /// Peers that a gateway found lost.
     pub lost: BTreeSet<String>,
-    /// Versions of the arithmetic that answers of a gateway need, which end with no other than they have begun with, and that the next one would take.
-    pub needed: BTreeSet<u32>,
+    /// Classes of peers that answers of a gateway need, which end with no other than they have begun with, and that the next one would take.
+    pub needed: BTreeSet<Option<NumericsClass>>,
     /// How far a conductor's run is.
     pub run: Option<Observation>,
 }

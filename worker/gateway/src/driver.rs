@@ -8,7 +8,7 @@ use dunlin_protocol::gateway::{Failure, Rejected, SessionView, Submission};
 use dunlin_protocol::{
     FinishReason, GatewayConfig, GatewayCore, GatewayEffect, SamplingParams, SessionId, Windows,
 };
-use dunlin_swarm::{PeerName, Topology};
+use dunlin_swarm::{NumericsClass, PeerName, Topology};
 use dunlin_wire::{LinkEvent, Links, LinksConfig, Pulse};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -76,8 +76,8 @@ pub struct SwarmSnapshot {
     pub slow: Vec<PeerName>,
     /// Sessions.
     pub sessions: Vec<SessionView>,
-    /// Versions of the arithmetic that answers need.
-    pub needed: BTreeSet<u32>,
+    /// Classes of peers that answers need.
+    pub needed: BTreeSet<Option<NumericsClass>>,
     /// The last recoveries, the newest first, each with the milliseconds since.
     pub recoveries: Vec<(Recovered, u64)>,
     /// Why no new session can run, if so.

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, anyhow};
 use axum::serve::ListenerExt;
 use dunlin_protocol::{GatewayConfig, GatewayId};
-use dunlin_swarm::Topology;
 use dunlin_swarm::timing::GATEWAY_LEASE;
+use dunlin_swarm::{NumericsClass, Topology};
 use dunlin_wire::control::{ControlRequest, ControlService, Question};
 use dunlin_wire::{Credentials, LinksConfig, WireRuntime, proto};
 use tokio::net::TcpListener;
@@ -201,7 +201,7 @@ async fn control_loop(
             tokens: metrics.tokens(),
             problem: trouble.borrow().clone(),
             model_digest: topology.model.digest,
-            needed: snapshot.needed.into_iter().collect(),
+            needed: snapshot.needed.into_iter().map(NumericsClass::number_of).collect(),
             ..proto::Status::default()
         };
         // The caller may have gone away.

@@ -10,6 +10,7 @@
 //! * [`tokenizer`] text to tokens and back, also piece by piece
 //! * [`sampler`] the next token, seeded by position
 //! * [`generate`] a whole model in one process: for tests, perplexity and comparisons
+//! * `numerics` which bits all of this is
 //! * [`training`] a span of layers forward and backward
 //! * [`random_model`] a random Llama for tests and benchmarks
 
@@ -31,12 +32,14 @@ pub mod weights;
 mod error;
 mod families;
 mod mistaken;
+mod numerics;
 
 pub use adapter::Adapter;
 pub use block::{Block, BlockWeights, KvPages, RowOf};
 pub use config::ModelConfig;
 pub use error::{ModelError, NonFinite};
 pub use file::ModelFile;
+pub use numerics::OWN_NUMERICS;
 pub use sampler::{Sampled, sample};
 pub use source::{ByteSource, FileSource};
 pub use tokenizer::{Decoder, Tokenizer};

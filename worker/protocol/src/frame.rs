@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use dunlin_swarm::{Epoch, Layers, Load, Paging, PeerName, Position};
+use dunlin_swarm::{Epoch, Layers, Load, NumericsClass, Paging, PeerName, Position};
 
 use crate::sampling::{FinishReason, SamplingParams};
 
@@ -139,8 +139,8 @@ pub struct Open {
     pub eos: Arc<Vec<u32>>,
     /// The adapter that every row is computed with; none for the model itself. Always the same in a session.
     pub adapter: Option<Arc<str>>,
-    /// Version of the arithmetic that every row is computed with; 0 when the gateway does not say it. What has been answered never changes it.
-    pub arithmetic: u32,
+    /// Which bits every row is, if the gateway says so. What has been answered never changes it.
+    pub arithmetic: Option<NumericsClass>,
     /// When the gateway took the request, in milliseconds since 1970 by its clock: older sessions go first wherever there is a line. All
     /// stages have the same number, so that two sessions are everywhere in the same order.
     pub born_ms: u64,
@@ -168,10 +168,10 @@ pub enum Refusal {
         /// Name of the adapter, as the session has it.
         name: String,
     },
-    /// It computes with another version of the arithmetic than the session: not one row may come from it.
+    /// It computes other bits than those of the session: not one row may come from it.
     OtherArithmetic {
-        /// Its own.
-        own: u32,
+        /// Its own class.
+        own: NumericsClass,
     },
     /// It cannot reach the next hop.
     LinkDown {

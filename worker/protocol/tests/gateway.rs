@@ -8,7 +8,7 @@ use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, HeldSession, Open, Refusal, SamplingParams,
     SessionId, Windows,
 };
-use dunlin_swarm::{Layers, Load, Paging, PeerName, PeerState, Topology, TopologyPeer};
+use dunlin_swarm::{Layers, Load, NumericsClass, Paging, PeerName, PeerState, Topology, TopologyPeer};
 
 /// Three peers with two layers each, and the next one's as shadows.
 const PEERS: [&str; 3] = ["a", "b", "c"];
@@ -36,7 +36,7 @@ fn load(topology: &Topology, name: &str) -> Load {
         free_pages: 1000,
         spare_pages: 1000,
         total_pages: 1000,
-        arithmetic: 1,
+        arithmetic: Some(NumericsClass::FIRST),
         rows_per_s_per_layer: 1000.0,
         held: topology.peer(&name.into()).map(TopologyPeer::hold).unwrap_or_default(),
         ..Load::default()
@@ -397,7 +397,7 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     world.pong("a", &[]);
     world.lose("b");
     let b = world.loads.get_mut("b").unwrap();
-    (b.arithmetic, b.held) = (2, vec![Layers::new(0, 6)]);
+    (b.arithmetic, b.held) = (NumericsClass::from_number(2), vec![Layers::new(0, 6)]);
     world.up("b");
     world.pass(3000);
     assert!(world.opened().is_empty());
@@ -436,7 +436,7 @@ fn a_new_session_takes_the_arithmetic_of_peers_that_stay() {
     }
     for name in ["b", "c"] {
         let load = world.loads.get_mut(name).unwrap();
-        (load.arithmetic, load.held) = (2, vec![Layers::new(0, 6)]);
+        (load.arithmetic, load.held) = (NumericsClass::from_number(2), vec![Layers::new(0, 6)]);
         world.pong(name, &[]);
     }
     world.core.set_topology(topology, world.now_ms, &mut world.out);
@@ -457,7 +457,7 @@ fn a_token_of_another_arithmetic_that_comes_late_is_no_part_of_the_answer() {
     world.opened();
     // Before the first token comes, all of the next version are there, and a layer of the first is with nobody any more.
     for name in PEERS {
-        world.loads.get_mut(name).unwrap().arithmetic = 2;
+        world.loads.get_mut(name).unwrap().arithmetic = NumericsClass::from_number(2);
         world.pong(name, &[]);
     }
     world.lose("b");
@@ -472,6 +472,31 @@ fn a_token_of_another_arithmetic_that_comes_late_is_no_part_of_the_answer() {
 }
 
 #[test]
+fn a_session_that_began_on_peers_that_say_no_arithmetic_stays_with_their_like() {
+    let mut world = World::new();
+    for name in PEERS {
+        world.loads.get_mut(name).unwrap().arithmetic = None;
+        world.pong(name, &[]);
+    }
+    world.submit(1, 10, 100);
+    world.opened();
+    (10..20).for_each(|position| world.token(1, 1, position));
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+    world.pong("a", &[]);
+    world.lose("b");
+    let b = world.loads.get_mut("b").unwrap();
+    (b.arithmetic, b.held) = (Some(NumericsClass::FIRST), vec![Layers::new(0, 6)]);
+    world.up("b");
+    world.pass(3000);
+    assert!(world.opened().is_empty());
+    let phase = world.phase(1);
+    assert!(phase.contains("version 0 of the arithmetic; b (1) differ"), "{phase}");
+    world.loads.get_mut("b").unwrap().arithmetic = None;
+    world.pong("b", &[]);
+    assert_eq!(world.opened().len(), 1);
+}
+
+#[test]
 fn a_session_says_its_arithmetic_and_goes_around_who_has_another() {
     let mut world = World::new();
     world.submit(1, 10, 100);
@@ -479,10 +504,10 @@ fn a_session_says_its_arithmetic_and_goes_around_who_has_another() {
         GatewayEffect::Send { frame: Frame::Open(open), .. } => Some(open.arithmetic),
         _ => None,
     });
-    assert_eq!(said, Some(1));
+    assert_eq!(said, Some(Some(NumericsClass::FIRST)));
     world.opened();
     // b has begun anew since its last pong. a has its layers, too.
-    world.refuse(1, 1, 1, Refusal::OtherArithmetic { own: 2 });
+    world.refuse(1, 1, 1, Refusal::OtherArithmetic { own: NumericsClass::from_number(2).unwrap() });
     assert!(world.phase(1).contains("one has version 2"), "{}", world.phase(1));
     world.pass(100);
     let opened = world.opened();

@@ -9,7 +9,7 @@ use dunlin_protocol::{
     Frame, GatewayId, Hop, Open, Recipient, Refusal, RowData, SamplingParams, Sender, SessionId, StageConfig,
     StageEffect, StageNode, Windows,
 };
-use dunlin_swarm::Layers;
+use dunlin_swarm::{Layers, NumericsClass};
 
 const HIDDEN: usize = 2;
 const ROUTE: [&str; 3] = ["a", "b", "c"];
@@ -18,7 +18,7 @@ fn node(name: &str) -> StageNode {
     let mut node = StageNode::new(StageConfig {
         name: name.into(),
         hidden: HIDDEN,
-        arithmetic: 1,
+        arithmetic: NumericsClass::FIRST,
         positions_max: 4096,
         windows: Windows::default(),
         pages: 10_000,
@@ -50,7 +50,7 @@ fn open(session: u64, index: u32, prompt: u32, max_len: u32) -> Open {
         sampling: Arc::new(SamplingParams::default()),
         eos: Arc::default(),
         adapter: None,
-        arithmetic: 1,
+        arithmetic: Some(NumericsClass::FIRST),
         born_ms: 0,
     }
 }
@@ -288,16 +288,16 @@ fn a_sequence_that_the_engine_could_not_compute_is_refused() {
 #[test]
 fn a_session_of_other_arithmetic_is_refused_by_name() {
     let (mut a, mut out) = (node("a"), Vec::new());
-    let other = Open { arithmetic: 2, ..open(1, 0, 10, 100) };
+    let other = Open { arithmetic: NumericsClass::from_number(2), ..open(1, 0, 10, 100) };
     say(&mut a, Frame::Open(other.clone()), &mut out);
     let seen = happened(&mut out);
     assert!(
-        seen.jobs.is_empty() && seen.refused == [Refusal::OtherArithmetic { own: 1 }],
+        seen.jobs.is_empty() && seen.refused == [Refusal::OtherArithmetic { own: NumericsClass::FIRST }],
         "{:?}",
         seen.refused
     );
     // Of a gateway that does not say it, links decide.
-    say(&mut a, Frame::Open(Open { arithmetic: 0, ..other }), &mut out);
+    say(&mut a, Frame::Open(Open { arithmetic: None, ..other }), &mut out);
     assert_eq!(happened(&mut out).jobs.len(), 1);
 }
 

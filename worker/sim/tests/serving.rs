@@ -2,6 +2,12 @@
 
 use dunlin_protocol::gateway::Disturbance;
 use dunlin_sim::serving::{Fault, Outcome, Scenario, run};
+use dunlin_swarm::NumericsClass;
+
+/// Another class than that of all in the beginning.
+fn second() -> NumericsClass {
+    NumericsClass::from_number(2).expect("2 is a version")
+}
 
 fn sound(scenario: &Scenario) -> Outcome {
     let outcome = run(scenario);
@@ -27,7 +33,7 @@ fn undisturbed(seed: u64, outcome: &Outcome) {
 #[test]
 fn a_holder_that_comes_back_after_two_seconds_gets_only_the_lost_layers_replayed() {
     for seed in 0..50 {
-        let kill = Fault::Kill { place: 1, replaced_ms: 2000, arithmetic: 1 };
+        let kill = Fault::Kill { place: 1, replaced_ms: 2000, arithmetic: NumericsClass::FIRST };
         let scenario = Scenario {
             shadows: false,
             prompt_max: 100,
@@ -144,7 +150,7 @@ fn answers_leave_a_peer_that_is_ten_times_as_slow_and_new_ones_avoid_it() {
 fn a_replacement_with_other_arithmetic_gets_new_sessions_only() {
     for seed in 0..20 {
         // Whoever has the shadow of the lost one goes on with what began on it; new sessions have a way of each version.
-        let kill = |place| Fault::Kill { place, replaced_ms: 300, arithmetic: 2 };
+        let kill = |place| Fault::Kill { place, replaced_ms: 300, arithmetic: second() };
         let scenario = Scenario {
             sessions: 8,
             asked_ms: 3000,
@@ -160,8 +166,9 @@ fn a_replacement_with_other_arithmetic_gets_new_sessions_only() {
 fn an_update_to_other_arithmetic_changes_no_answer() {
     for seed in 0..40 {
         // New sessions come all the while, and peers are lost and replaced by both versions in the middle of it.
-        let lost = Fault::Kill { place: (seed % 3) as usize, replaced_ms: 200, arithmetic: 1 };
-        let plan = vec![(800, lost), (1500, Fault::Update { arithmetic: 2 })];
+        let lost =
+            Fault::Kill { place: (seed % 3) as usize, replaced_ms: 200, arithmetic: NumericsClass::FIRST };
+        let plan = vec![(800, lost), (1500, Fault::Update { arithmetic: second() })];
         let scenario = Scenario {
             sessions: 24,
             asked_ms: 6000,
@@ -186,7 +193,7 @@ fn eight_to_replay(seed: u64, peers: u32, replaced_ms: u64) -> Scenario {
         is_exact: true,
         running_max: 64,
         row_us: 300,
-        plan: vec![(5500, Fault::Kill { place: 1, replaced_ms, arithmetic: 1 })],
+        plan: vec![(5500, Fault::Kill { place: 1, replaced_ms, arithmetic: NumericsClass::FIRST })],
         ..Scenario::quiet(seed)
     }
 }

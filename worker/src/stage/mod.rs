@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dunlin_engine::memory::{Fit, Needs};
 use dunlin_engine::{Command, Engine, EngineConfig};
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Frame, Recipient, Sender, StageConfig, StageEffect, StageNode, Windows};
 use dunlin_swarm::limits::SESSIONS_MAX;
@@ -82,7 +82,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let model_digest = args.model.model_digest;
     let own = InboundIdentity {
         name: args.process.name.clone(),
-        arithmetic: ARITHMETIC_VERSION,
+        arithmetic: OWN_NUMERICS,
         model_digest: model_digest.clone(),
     };
     let inbound = Inbound::new(own, inbound_in, pulse.clone());
@@ -102,7 +102,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         name: args.process.name.clone(),
         incarnation: 0,
         gateway: false,
-        arithmetic: ARITHMETIC_VERSION,
+        arithmetic: OWN_NUMERICS.version(),
         lease_ms: 0,
         model_digest: model_digest.clone(),
     };
@@ -113,7 +113,7 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let stage = Stage {
         name: args.process.name.as_str().into(),
         node: StageNode::new(StageConfig {
-            arithmetic: ARITHMETIC_VERSION,
+            arithmetic: OWN_NUMERICS,
             name: args.process.name.as_str().into(),
             hidden: 0,
             positions_max: 0,
@@ -348,7 +348,7 @@ impl Stage {
             total_pages: status.total_pages,
             paging: Paging::OWN,
             layer_rows: status.layer_rows,
-            arithmetic: ARITHMETIC_VERSION,
+            arithmetic: Some(OWN_NUMERICS),
             rows_per_s_per_layer: status.rows_per_s_per_layer,
             held: status.held,
             draining: self.draining,
@@ -394,6 +394,7 @@ impl Stage {
             weight_bytes: self.commands.engine().map_or(0, |e| e.status().weight_bytes),
             lost: Vec::new(),
             behind: Vec::new(),
+            needed: Vec::new(),
             tokens: 0,
             model_digest: self.obeyed.model_digest().to_owned(),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::training::{
     Call, CallId, CallKind, CallOutcome, Hello, Mate, Microbatch, Step, ToTrainer, TrainerCore,
     TrainerEffect, TrainingRole,
@@ -162,7 +162,7 @@ impl Trainer {
             ConductorLinkEvent::Up(sayer) => {
                 let me = Mate { name: self.name.clone(), addr: String::new(), host: String::new() };
                 let role = TrainingRole::Trainer { data: self.data.sha256().to_owned() };
-                let hello = Hello { me, arithmetic: ARITHMETIC_VERSION, role };
+                let hello = Hello { me, arithmetic: Some(OWN_NUMERICS), role };
                 self.core.connected(out);
                 if sayer.try_send(hello.into()).is_ok() {
                     self.conductor = Some(sayer);

@@ -8,7 +8,7 @@ use dunlin_protocol::{
     FinishReason, Frame, GatewayId, HeldSession, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
 };
 use dunlin_swarm::limits::{ADAPTER_NAME_BYTES_MAX, CONTEXT_TOKENS_MAX, LIST_ENTRIES_MAX, ROUTE_HOPS_MAX};
-use dunlin_swarm::{Layers, Load, ModelSizes, Paging};
+use dunlin_swarm::{Layers, Load, ModelSizes, NumericsClass, Paging};
 use thiserror::Error;
 
 use crate::proto;
@@ -196,7 +196,7 @@ fn open_to_wire(open: &Open) -> proto::Open {
         eos: open.eos.to_vec(),
         adapter: open.adapter.as_deref().unwrap_or_default().to_owned(),
         born_ms: open.born_ms,
-        arithmetic: open.arithmetic,
+        arithmetic: NumericsClass::number_of(open.arithmetic),
     }
 }
 
@@ -239,7 +239,7 @@ fn open_from_wire(open: proto::Open) -> Result<Open, Senseless> {
         eos: Arc::new(open.eos),
         adapter: (!open.adapter.is_empty()).then(|| open.adapter.into()),
         born_ms: open.born_ms,
-        arithmetic: open.arithmetic,
+        arithmetic: NumericsClass::from_number(open.arithmetic),
     })
 }
 
@@ -250,7 +250,7 @@ fn refusal_to_wire(refusal: &Refusal) -> Reason {
         Refusal::NoJournal => Reason::NoJournal(true),
         Refusal::NotHolding { layers } => Reason::NotHolding(layers_to_wire(*layers)),
         Refusal::NoAdapter { name } => Reason::NoAdapter(name.clone()),
-        Refusal::OtherArithmetic { own } => Reason::OtherArithmetic(*own),
+        Refusal::OtherArithmetic { own } => Reason::OtherArithmetic(own.version()),
         Refusal::LinkDown { to } => Reason::LinkDown(to.0.clone()),
         Refusal::NonFinite { layer } => Reason::NonFinite(*layer),
         Refusal::TooManySessions => Reason::TooManySessions(true),
@@ -265,7 +265,10 @@ fn refusal_from_wire(reason: Reason) -> Result<Refusal, Senseless> {
         Reason::NoJournal(_) => Refusal::NoJournal,
         Reason::NotHolding(layers) => Refusal::NotHolding { layers: layers_from_wire(Some(layers))? },
         Reason::NoAdapter(name) => Refusal::NoAdapter { name },
-        Reason::OtherArithmetic(own) => Refusal::OtherArithmetic { own },
+        Reason::OtherArithmetic(own) => Refusal::OtherArithmetic {
+            own: NumericsClass::from_number(own)
+                .ok_or(Senseless("a refusal for another arithmetic that names none"))?,
+        },
         Reason::LinkDown(to) => Refusal::LinkDown { to: to.into() },
         Reason::NonFinite(layer) => Refusal::NonFinite { layer },
         Reason::TooManySessions(_) => Refusal::TooManySessions,
@@ -315,7 +318,7 @@ pub fn load_to_wire(load: &Load) -> proto::Load {
         draining: load.draining,
         spare_pages: Some(load.spare_pages),
         layer_rows: load.layer_rows,
-        arithmetic: load.arithmetic,
+        arithmetic: NumericsClass::number_of(load.arithmetic),
         page_positions: load.paging.page_positions,
         positions_ahead: load.paging.positions_ahead,
     }
@@ -347,7 +350,7 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         draining: load.draining,
         spare_pages: load.spare_pages.unwrap_or(load.free_pages),
         layer_rows: load.layer_rows,
-        arithmetic: load.arithmetic,
+        arithmetic: NumericsClass::from_number(load.arithmetic),
         paging,
     })
 }
@@ -359,7 +362,7 @@ mod tests {
     use dunlin_protocol::{
         FinishReason, Frame, GatewayId, HeldSession, Hop, Open, Refusal, RowData, SamplingParams, SessionId,
     };
-    use dunlin_swarm::{Layers, Load, Paging};
+    use dunlin_swarm::{Layers, Load, NumericsClass, Paging};
 
     use super::{from_wire, load_from_wire, load_to_wire, to_wire};
     use crate::proto;
@@ -383,7 +386,7 @@ mod tests {
             eos: Arc::new(vec![2]),
             adapter: Some("formal".into()),
             born_ms: 1234,
-            arithmetic: 5,
+            arithmetic: NumericsClass::from_number(5),
         }
     }
 
@@ -411,14 +414,14 @@ mod tests {
             draining: true,
             spare_pages: 6,
             layer_rows: u64::MAX,
-            arithmetic: 7,
+            arithmetic: NumericsClass::from_number(7),
             paging: Paging { page_positions: 64, positions_ahead: 0 },
         };
         let held = vec![HeldSession { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
         let frames = [
             Frame::Open(open()),
-            Frame::Open(Open { adapter: None, ..open() }),
+            Frame::Open(Open { adapter: None, arithmetic: None, ..open() }),
             Frame::Rows { session, attempt: 1, index: 2, start: 3, count: 2, data },
             Frame::Token {
                 session,
@@ -436,13 +439,14 @@ mod tests {
             refused(Refusal::NoJournal),
             refused(Refusal::NotHolding { layers: Layers::new(3, 4) }),
             refused(Refusal::NoAdapter { name: "formal".into() }),
-            refused(Refusal::OtherArithmetic { own: 2 }),
+            refused(Refusal::OtherArithmetic { own: NumericsClass::from_number(2).unwrap() }),
             refused(Refusal::LinkDown { to: "x".into() }),
             refused(Refusal::NonFinite { layer: 30 }),
             refused(Refusal::TooManySessions),
             refused(Refusal::BadRequest { message: "why".into() }),
             Frame::Ping { seq: 1, epoch: 2 },
             Frame::Pong { seq: 1, load, held },
+            Frame::Pong { seq: 1, load: Load::default(), held: Vec::new() },
         ];
         for frame in frames {
             assert_eq!(from_wire(to_wire(&frame)).as_ref(), Ok(&frame));
@@ -457,6 +461,9 @@ mod tests {
         assert!(from_wire(wire).is_err());
         let rows = proto::Rows { count: 3, data: vec![0; 8].into(), ..proto::Rows::default() };
         assert!(from_wire(proto::Frame { body: Some(proto::frame::Body::Rows(rows)) }).is_err());
+        let reason = Some(proto::refused::Reason::OtherArithmetic(0));
+        let refused = proto::Refused { reason, ..proto::Refused::default() };
+        assert!(from_wire(proto::Frame { body: Some(proto::frame::Body::Refused(refused)) }).is_err());
         assert!(from_wire(proto::Frame { body: None }).is_err());
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dunlin_protocol::{Frame, GatewayId, HeldSession, Sender};
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
 use dunlin_swarm::timing::GATEWAY_LEASE_RANGE;
-use dunlin_swarm::{Load, is_other_model};
+use dunlin_swarm::{Load, NumericsClass, is_other_model};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_stream::Stream;
@@ -62,12 +62,12 @@ struct Back {
 }
 
 /// What a peer is to those who call it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct InboundIdentity {
     /// Its name.
     pub name: String,
-    /// The version that it computes with: others send it no rows.
-    pub arithmetic: u32,
+    /// Which bits it computes: who computes others sends it no rows.
+    pub arithmetic: NumericsClass,
     /// Digest of its model's source: nobody of another model sends it anything. Empty: not known.
     pub model_digest: String,
 }
@@ -127,15 +127,16 @@ impl Inbound {
     /// A caller of another model, or a stage that computes with another arithmetic, says so before it sends anything.
     fn check(&self, hello: &proto::Hello) -> Result<(), Status> {
         let InboundIdentity { name, arithmetic: own, model_digest } = &self.own;
-        let (caller, other) = (&hello.name, hello.arithmetic);
+        let (caller, theirs) = (&hello.name, NumericsClass::from_number(hello.arithmetic));
         let why = if is_other_model(model_digest, &hello.model_digest) {
             format!(
                 "{caller} is of the model {:.64}, {name} of {model_digest}: tokens and rows of one mean nothing to the other",
                 hello.model_digest
             )
-        } else if !hello.gateway && *own != other {
+        } else if !hello.gateway && theirs != Some(*own) {
             format!(
-                "{caller} computes with version {other} of the arithmetic, {name} with version {own}: rows of one mean nothing to the other"
+                "{caller} computes with version {} of the arithmetic, {name} with version {own}: rows of one mean nothing to the other",
+                NumericsClass::number_of(theirs)
             )
         } else {
             return Ok(());

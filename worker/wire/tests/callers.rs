@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dunlin_protocol::Sender;
 use dunlin_protocol::training::{Hello, Mate, PeerReport, ToPeer, TrainerReport, TrainingRole as HelloRole};
-use dunlin_swarm::Topology;
 use dunlin_swarm::limits::MESSAGE_BYTES_MAX;
+use dunlin_swarm::{NumericsClass, Topology};
 use dunlin_wire::access::Rpc;
 use dunlin_wire::control::{ControlRequest, ControlService};
 use dunlin_wire::proto::control_client::ControlClient;
@@ -53,7 +53,11 @@ impl World {
         let (others_in, others) = mpsc::channel(64);
         let (questions_in, questions) = mpsc::channel(64);
         let (stage_in, stage) = mpsc::channel(64);
-        let own = InboundIdentity { name: "server".into(), arithmetic: 1, model_digest: MODEL.into() };
+        let own = InboundIdentity {
+            name: "server".into(),
+            arithmetic: NumericsClass::FIRST,
+            model_digest: MODEL.into(),
+        };
         let inbound = Inbound::new(own, frames_in, Pulse::default());
         let router = Server::builder()
             .add_service(inbound.service())
@@ -178,7 +182,7 @@ async fn exchange(
 fn greeting(name: &str, trainer: bool) -> wire::ToConductor {
     let me = Mate { name: name.into(), addr: "a:1".into(), host: String::new() };
     let role = if trainer { HelloRole::Trainer { data: "d".into() } } else { HelloRole::Peer { held: None } };
-    ToConductor::from(Hello { me, arithmetic: 1, role }).to_wire()
+    ToConductor::from(Hello { me, arithmetic: Some(NumericsClass::FIRST), role }).to_wire()
 }
 
 /// A stream to a conductor that begins with `hello`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dunlin_protocol::frame::WINDOW_ROWS;
 use dunlin_protocol::{Frame, GatewayId, Hop, Open, RowData, SessionId};
 use dunlin_swarm::limits::{CONTEXT_TOKENS_MAX, ROUTE_HOPS_MAX, SESSIONS_MAX};
-use dunlin_swarm::{Layers, Load, PeerName};
+use dunlin_swarm::{Layers, Load, NumericsClass, PeerName};
 use dunlin_wire::queue::queue;
 use dunlin_wire::{
     Authority, Credentials, Inbound, InboundEvent, InboundIdentity, LinkEvent, Links, LinksConfig, Pulse,
@@ -37,7 +37,11 @@ async fn stage(stuck: Duration) -> Stage {
     let credentials = Credentials::fixed(tls).unwrap();
     let wire = WireRuntime::start().unwrap();
     let (events_in, events) = mpsc::channel(16);
-    let own = InboundIdentity { name: "b".to_owned(), arithmetic: 1, ..InboundIdentity::default() };
+    let own = InboundIdentity {
+        name: "b".to_owned(),
+        arithmetic: NumericsClass::FIRST,
+        model_digest: String::new(),
+    };
     let inbound = Inbound::new(own, events_in, Pulse::new(stuck));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -171,7 +175,7 @@ fn openings_of_the_longest_sequences_wait_beside_each_other_and_none_is_refused(
         sampling: Arc::default(),
         eos: Arc::default(),
         adapter: None,
-        arithmetic: 1,
+        arithmetic: None,
         born_ms: 0,
     };
     let bytes_max = LinksConfig::new(proto::Hello::default(), None).queue_bytes_max;

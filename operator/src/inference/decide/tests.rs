@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_swarm::{ModelSizes, TopologyPeer};
+use dunlin_swarm::{ModelSizes, NumericsClass, TopologyPeer};
 use tokio::time::Instant;
 
 use super::super::layout::{GAP_PATIENCE, REBALANCE_PATIENCE};
@@ -232,7 +232,8 @@ async fn stages_wait_for_gateways_of_the_new_manifest_and_a_hopeless_one_is_told
 async fn peers_with_another_arithmetic_are_all_there_before_the_first_goes() {
     let mut world = changed();
     let newer = |world: &mut World, name: &str| {
-        world.answers.get_mut(name).unwrap().report.as_mut().unwrap().arithmetic = 2;
+        world.answers.get_mut(name).unwrap().report.as_mut().unwrap().arithmetic =
+            NumericsClass::from_number(2);
     };
     world.decide(4);
     world.join("d");
@@ -255,7 +256,10 @@ async fn peers_with_another_arithmetic_are_all_there_before_the_first_goes() {
     }
     // An answer that began before would have other bits with the newer ones.
     let need = |world: &mut World, versions: &[u32]| {
-        let report = WorkerReport { needed: versions.iter().copied().collect(), ..WorkerReport::default() };
+        let report = WorkerReport {
+            needed: versions.iter().map(|v| NumericsClass::from_number(*v)).collect(),
+            ..WorkerReport::default()
+        };
         let record = WorkerRecord { report: Some(report), at: Some(world.start), ..WorkerRecord::default() };
         world.answers.insert("g".into(), record);
     };

@@ -3,6 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use dunlin_swarm::NumericsClass;
 use serde_json::{Value, json};
 
 use super::app::App;
@@ -68,7 +69,7 @@ pub async fn swarm(State(app): State<App>) -> axum::Json<Value> {
             json!({
                 "name": peer.name, "node": peer.node, "pool": peer.pool, "spot": peer.spot, "span": peer.span,
                 "shadows": peer.shadows, "state": peer.state, "up": snapshot.up.contains(&peer.name),
-                "slow": snapshot.slow.contains(&peer.name), "arithmetic": load.arithmetic,
+                "slow": snapshot.slow.contains(&peer.name), "arithmetic": NumericsClass::number_of(load.arithmetic),
                 "queue_rows": load.queue_rows, "free_pages": load.free_pages, "total_pages": load.total_pages,
                 "rows_per_s_per_layer": load.rows_per_s_per_layer, "held": load.held, "draining": load.draining,
             })

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use dunlin_swarm::{Load, Loads, PeerName, PeerState, Topology, TopologyPeer, layer_set};
+use dunlin_swarm::{Load, Loads, NumericsClass, PeerName, PeerState, Topology, TopologyPeer, layer_set};
 
 use super::own_model::{OtherModel, OwnModel};
 use super::pace::Pace;
@@ -101,12 +101,12 @@ impl GatewayCore {
         (self.sessions.len() - self.queue.len(), self.queue.len())
     }
 
-    /// Versions of the arithmetic that its answers need, which end with no other than they have begun with, and that the next one would take.
+    /// Classes of peers that its answers need, which end with no other than they have begun with, and that the next one would take.
     #[must_use]
-    pub fn needed(&mut self) -> BTreeSet<u32> {
+    pub fn needed(&mut self) -> BTreeSet<Option<NumericsClass>> {
         let on = self.sessions.values().filter(|s| s.has_begun() || s.phase == Phase::Running);
         let next = self.routes.fresh().ok().map(|way| way.arithmetic);
-        on.filter_map(|s| s.arithmetic).chain(next).collect()
+        on.map(|s| s.arithmetic).chain(next).collect()
     }
 
     /// Every session, for people.

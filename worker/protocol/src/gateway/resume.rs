@@ -6,7 +6,7 @@ use dunlin_swarm::{PeerName, RouteHop};
 
 use super::core::GatewayCore;
 use super::recovery::Disturbance;
-use super::routes::{NoWay, Way};
+use super::routes::{NoWay, WantedNumerics, Way};
 use super::session::{Phase, Session, WaitsFor};
 use super::shell::{Failure, GatewayEffect};
 use crate::frame::{Attempt, Frame, Refusal, SessionId};
@@ -294,9 +294,10 @@ impl GatewayCore {
         let avoid = s.avoid.iter().filter(|(_, until_ms)| now_ms < **until_ms);
         let avoid: BTreeSet<PeerName> = avoid.map(|(name, _)| name.clone()).collect();
         // A session that has answered nothing yet may begin anew with any arithmetic.
-        let pinned = s.arithmetic.filter(|_| s.has_begun());
+        let is_bound = s.attempt > 0 && s.has_begun();
+        let wanted = if is_bound { WantedNumerics::Same(s.arithmetic) } else { WantedNumerics::Newest };
         let keepers = s.keepers();
-        self.routes.find(&keepers, &avoid, pinned)
+        self.routes.find(&keepers, &avoid, wanted)
     }
 
     /// What is lacking in KV pages for a session to begin on `hops`, in words for people. A peer counts the pages that sessions there may

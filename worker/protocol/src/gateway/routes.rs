@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use dunlin_planner::{degrade, route};
-use dunlin_swarm::{Layers, Load, Loads, NoRoute, PeerName, PeerState, RouteHop, Topology, TopologyPeer};
+use dunlin_swarm::{
+    Layers, Load, Loads, NoRoute, NumericsClass, PeerName, PeerState, RouteHop, Topology, TopologyPeer,
+};
 use thiserror::Error;
 
 /// Degraded topologies that are kept; more than this many sets of peers to leave out are rare.
@@ -14,31 +16,48 @@ const KEPT_MAX: usize = 32;
 /// A way through all layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
-    /// Version of the arithmetic of its peers.
-    pub arithmetic: u32,
+    /// What all of its peers say that they compute.
+    pub arithmetic: Option<NumericsClass>,
     pub hops: Vec<RouteHop>,
+}
+
+/// Peers that a way may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WantedNumerics {
+    /// Those of the newest class that has a way.
+    Newest,
+    /// Those that say this.
+    Same(Option<NumericsClass>),
 }
 
 /// There is no way through all layers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub struct NoWay {
-    /// What nobody holds; nothing when there is no topology yet.
-    pub missing: Option<NoRoute>,
-    /// The version that all peers of the way must have.
-    pub arithmetic: Option<u32>,
-    /// Peers that could help if it was theirs, with theirs.
-    pub others: Vec<(PeerName, u32)>,
+pub enum NoWay {
+    /// Nobody has said yet who holds what.
+    NoTopology,
+    /// The peers that all compute the same do not hold all layers.
+    Missing {
+        /// What none of them holds.
+        missing: NoRoute,
+        /// What they say that they compute.
+        arithmetic: Option<NumericsClass>,
+        /// Peers that could help if they computed that, with what they say.
+        others: Vec<(PeerName, Option<NumericsClass>)>,
+    },
 }
 
 impl fmt::Display for NoWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(missing) = &self.missing else {
+        let Self::Missing { missing, arithmetic, others } = self else {
             return f.write_str("the gateway has no topology yet: the operator sends it");
         };
         write!(f, "{missing}")?;
-        if let (Some(wanted), [_, ..]) = (self.arithmetic, &self.others[..]) {
-            let others: Vec<String> = self.others.iter().map(|(name, v)| format!("{name} ({v})")).collect();
-            write!(f, " with version {wanted} of the arithmetic; {} differ", others.join(", "))?;
+        if !others.is_empty() {
+            let version = NumericsClass::number_of;
+            let differ = |(name, said): &(PeerName, _)| format!("{name} ({})", version(*said));
+            let others: Vec<String> = others.iter().map(differ).collect();
+            let (wanted, others) = (version(*arithmetic), others.join(", "));
+            write!(f, " with version {wanted} of the arithmetic; {others} differ")?;
         }
         Ok(())
     }
@@ -107,39 +126,40 @@ impl Routes {
         if let Some(known) = &self.fresh {
             return known.clone();
         }
-        let way = self.find(&[], &BTreeSet::new(), None);
+        let way = self.find(&[], &BTreeSet::new(), WantedNumerics::Newest);
         self.fresh = Some(way.clone());
         way
     }
 
-    /// The best way that keeps what it can of `keep`, goes around slow peers and those in `avoid` while there is another one, and stays with
-    /// one version of the arithmetic: `pinned`, or the newest that has a way, of peers that stay if there is one.
+    /// The best way that keeps what it can of `keep`, goes around slow peers and those in `avoid` while there is another one, and has
+    /// `wanted` peers alone, which are of one class.
     pub fn find(
         &mut self,
         keep: &[(PeerName, Layers)],
         avoid: &BTreeSet<PeerName>,
-        pinned: Option<u32>,
+        wanted: WantedNumerics,
     ) -> Result<Way, NoWay> {
         let Some(topology) = &self.topology else {
-            return Err(NoWay { missing: None, arithmetic: None, others: Vec::new() });
+            return Err(NoWay::NoTopology);
         };
-        let version = |name: &PeerName| {
-            self.loads.get(name).filter(|_| self.up.contains(name)).map(|load| load.arithmetic)
-        };
-        let known: BTreeMap<PeerName, Option<u32>> =
-            topology.peers.iter().map(|p| (p.name.clone(), version(&p.name))).collect();
+        let names: BTreeSet<PeerName> = topology.peers.iter().map(|p| p.name.clone()).collect();
+        let said = |name: &PeerName| Some((name.clone(), self.loads.get(name)?.arithmetic));
+        let there: BTreeMap<PeerName, Option<NumericsClass>> =
+            names.iter().filter(|name| self.up.contains(*name)).filter_map(said).collect();
         // Rather one of peers that stay, and then rather the newest: what is rolled back goes to an older one.
-        let version_of = |peer: &TopologyPeer| Some((peer.state != PeerState::Draining, known[&peer.name]?));
-        let there: BTreeSet<(bool, u32)> = topology.peers.iter().filter_map(version_of).collect();
-        let versions = match pinned {
-            Some(version) => vec![version],
-            None if there.is_empty() => vec![0],
-            None => there.into_iter().rev().map(|(_, version)| version).collect(),
+        let class_of =
+            |peer: &TopologyPeer| Some((peer.state != PeerState::Draining, *there.get(&peer.name)?));
+        let known: BTreeSet<(bool, Option<NumericsClass>)> =
+            topology.peers.iter().filter_map(class_of).collect();
+        let classes = match wanted {
+            WantedNumerics::Same(class) => vec![class],
+            WantedNumerics::Newest if known.is_empty() => vec![None],
+            WantedNumerics::Newest => known.into_iter().rev().map(|(_, class)| class).collect(),
         };
         let mut error = None;
-        for arithmetic in versions {
+        for arithmetic in classes {
             let lost: BTreeSet<PeerName> =
-                known.iter().filter(|(_, v)| **v != Some(arithmetic)).map(|(n, _)| n.clone()).collect();
+                names.iter().filter(|name| there.get(*name) != Some(&arithmetic)).cloned().collect();
             let slow_too: BTreeSet<PeerName> = avoid.union(&self.slow).cloned().collect();
             let mut tried = None;
             for around in [&slow_too, avoid, &BTreeSet::new()] {
@@ -150,14 +170,14 @@ impl Routes {
                 match route(&self.without(&without), &self.loads, keep) {
                     Ok(hops) => return Ok(Way { arithmetic, hops }),
                     Err(no_route) if around.is_empty() => {
-                        error.get_or_insert_with(|| no_way(no_route, arithmetic, &known));
+                        error.get_or_insert_with(|| no_way(no_route, arithmetic, &there));
                     }
                     Err(_) => {}
                 }
                 tried = Some(without);
             }
         }
-        Err(error.unwrap_or(NoWay { missing: None, arithmetic: None, others: Vec::new() }))
+        Err(error.unwrap_or(NoWay::NoTopology))
     }
 
     fn without(&mut self, lost: &BTreeSet<PeerName>) -> Arc<Topology> {
@@ -173,13 +193,12 @@ impl Routes {
     }
 }
 
-fn no_way(missing: NoRoute, arithmetic: u32, known: &BTreeMap<PeerName, Option<u32>>) -> NoWay {
-    let other = |(name, version): (&PeerName, &Option<u32>)| {
-        version.filter(|version| *version != arithmetic).map(|version| (name.clone(), version))
-    };
-    NoWay {
-        missing: Some(missing),
-        arithmetic: Some(arithmetic),
-        others: known.iter().filter_map(other).collect(),
-    }
+/// `there`: all that are there, with what they say that they compute.
+fn no_way(
+    missing: NoRoute,
+    arithmetic: Option<NumericsClass>,
+    there: &BTreeMap<PeerName, Option<NumericsClass>>,
+) -> NoWay {
+    let others = there.iter().filter(|(_, said)| **said != arithmetic);
+    NoWay::Missing { missing, arithmetic, others: others.map(|(name, said)| (name.clone(), *said)).collect() }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use dunlin_swarm::{Layers, Paging, PeerName, Position};
+use dunlin_swarm::{Layers, NumericsClass, Paging, PeerName, Position};
 
 use super::recovery::{Disturbance, Disturbed};
 use super::routes::Way;
@@ -63,9 +63,9 @@ pub(super) struct Session {
     pub deadline_ms: u64,
     /// When the gateway took it: its place in every line.
     pub born_ms: u64,
-    /// Version of the arithmetic of the peers it is on; it stays once the session has said something.
-    pub arithmetic: Option<u32>,
-    /// The first attempt with this version. What comes of earlier ones has other bits.
+    /// What the peers of its route say that they compute; nothing before it has one. It stays once the session has said something.
+    pub arithmetic: Option<NumericsClass>,
+    /// The first attempt with this class. What comes of earlier ones has other bits.
     pub arithmetic_since: Attempt,
     pub phase: Phase,
     pub attempt: Attempt,
@@ -167,8 +167,8 @@ impl Session {
         self.note_filled();
         let resume_from = self.resume_from();
         self.attempt += 1;
-        if self.arithmetic.replace(way.arithmetic) != Some(way.arithmetic) {
-            self.arithmetic_since = self.attempt;
+        if self.arithmetic != way.arithmetic {
+            (self.arithmetic, self.arithmetic_since) = (way.arithmetic, self.attempt);
         }
         let known = std::mem::take(&mut self.known);
         self.route = way
@@ -275,7 +275,7 @@ impl Session {
             sampling: Arc::clone(&self.sampling),
             eos: Arc::clone(&self.eos),
             adapter: self.adapter.clone(),
-            arithmetic: self.arithmetic.unwrap_or_default(),
+            arithmetic: self.arithmetic,
             born_ms: started_ms.saturating_add(self.born_ms),
         }
     }

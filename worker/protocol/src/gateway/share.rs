@@ -103,7 +103,7 @@ impl GatewayCore {
                 && !slow.contains(name)
                 && !s.avoid.contains_key(name)
                 && !load.draining
-                && s.arithmetic == Some(load.arithmetic)
+                && s.arithmetic == load.arithmetic
                 && load.held.iter().any(|held| held.covers(hop.layers))
         };
         let choices = self.loads().iter().filter(|(name, load)| is_choice(name, load));
@@ -119,7 +119,7 @@ impl GatewayCore {
             .map(|h| RouteHop { peer: h.peer.clone(), addr: h.addr.clone(), layers: h.layers })
             .collect();
         hops[index] = RouteHop { peer: other.clone(), addr, layers: hop.layers };
-        Some((other.clone(), Way { arithmetic: s.arithmetic?, hops }))
+        Some((other.clone(), Way { arithmetic: s.arithmetic, hops }))
     }
 }
 

@@ -92,8 +92,9 @@ impl StageNode {
         if self.sessions.get(&open.session).is_some_and(|s| s.adapter != open.adapter) {
             return bad("the session has another adapter");
         }
-        if ![0, self.config.arithmetic].contains(&open.arithmetic) {
-            return Err(Refusal::OtherArithmetic { own: self.config.arithmetic });
+        let own = self.config.arithmetic;
+        if open.arithmetic.is_some_and(|said| said != own) {
+            return Err(Refusal::OtherArithmetic { own });
         }
         if !self.held.iter().any(|held| held.covers(hop.layers)) {
             return Err(Refusal::NotHolding { layers: hop.layers });

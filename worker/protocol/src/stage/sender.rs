@@ -84,7 +84,7 @@ mod tests {
             sampling: Arc::new(SamplingParams::default()),
             eos: Arc::default(),
             adapter: None,
-            arithmetic: 1,
+            arithmetic: None,
             born_ms: 0,
         })
     }

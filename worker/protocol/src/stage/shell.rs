@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dunlin_swarm::{Layers, PeerName, Position};
+use dunlin_swarm::{Layers, NumericsClass, PeerName, Position};
 
 use super::sender::Sender;
 use crate::frame::{Attempt, Frame, GatewayId, Refusal, RowData, SessionId};
@@ -16,8 +16,8 @@ pub struct StageConfig {
     pub name: PeerName,
     /// Values in a row.
     pub hidden: usize,
-    /// Version of the arithmetic that its engine computes with.
-    pub arithmetic: u32,
+    /// Which bits its engine computes.
+    pub arithmetic: NumericsClass,
     /// Longest sequence that its engine can compute.
     pub positions_max: u32,
     /// What layers of the model keep of a sequence.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::ids::{LIFE_BITS, Microbatch, ShardId, StageId, Step, StepAttempt};
 use super::mates::Mates;
@@ -23,8 +23,8 @@ pub struct Mate {
 pub struct Hello {
     /// Who it is and where others reach it.
     pub me: Mate,
-    /// Version of the arithmetic that it computes with: others compute other bits.
-    pub arithmetic: u32,
+    /// Which bits it computes, if it says so.
+    pub arithmetic: Option<NumericsClass>,
     /// What it does.
     pub role: TrainingRole,
 }

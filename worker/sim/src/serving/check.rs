@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunlin_protocol::frame::HeldSession;
 use dunlin_protocol::gateway::Failure;
 use dunlin_protocol::{Frame, GatewayId, SessionId, StageEffect};
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::model::{With, expected};
 use super::world::{Asked, World};
@@ -23,9 +23,9 @@ impl World {
     /// All hops of a route compute with the same arithmetic.
     pub fn check_open(&mut self, frame: &Frame) {
         let Frame::Open(open) = frame else { return };
-        let versions: BTreeSet<u32> =
+        let classes: BTreeSet<NumericsClass> =
             open.route.iter().filter_map(|hop| Some(self.peers.get(&hop.peer)?.arithmetic)).collect();
-        if versions.len() > 1 {
+        if classes.len() > 1 {
             let (session, route) = (open.session, &open.route);
             self.out
                 .violations
@@ -56,9 +56,9 @@ impl World {
     }
 
     pub fn judge(&mut self) {
-        let versions: BTreeSet<u32> = self.peers.values().map(|peer| peer.arithmetic).collect();
+        let classes: BTreeSet<NumericsClass> = self.peers.values().map(|peer| peer.arithmetic).collect();
         for (session, asked) in &self.asked {
-            match self.judge_answer(*session, asked, &versions) {
+            match self.judge_answer(*session, asked, &classes) {
                 Ok(failed) => self.out.failed += u32::from(failed),
                 Err(what) => self.out.violations.push(format!("session {session} {what}")),
             }
@@ -87,10 +87,10 @@ impl World {
         &self,
         session: SessionId,
         asked: &Asked,
-        versions: &BTreeSet<u32>,
+        classes: &BTreeSet<NumericsClass>,
     ) -> Result<bool, String> {
         let (len, seed) = (asked.max_len as usize, session.0 - 1);
-        let wanted = |&arithmetic: &u32| {
+        let wanted = |&arithmetic: &NumericsClass| {
             let with = With {
                 adapter: asked.adapter.as_deref(),
                 arithmetic,
@@ -100,9 +100,10 @@ impl World {
             (arithmetic, expected(&asked.prompt, len, seed, with))
         };
         // An answer is of one arithmetic from its first token to its last.
-        let begins =
-            |(_, (want, _)): &(u32, (Vec<u32>, bool))| asked.got == want[..asked.got.len().min(want.len())];
-        let found = versions.iter().map(wanted).find(begins);
+        let begins = |(_, (want, _)): &(NumericsClass, (Vec<u32>, bool))| {
+            asked.got == want[..asked.got.len().min(want.len())]
+        };
+        let found = classes.iter().map(wanted).find(begins);
         let (arithmetic, (want, fails)) = found.ok_or("got other tokens")?;
         let gateway = &self.gateways[&asked.gateway];
         if asked.cancelled || (!asked.done && !gateway.alive) {

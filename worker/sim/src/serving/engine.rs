@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use dunlin_protocol::stage::{Computed, Input, Output, StageJob};
 use dunlin_protocol::{Refusal, RowData, SessionId};
 use dunlin_schedule::{Batcher, PageTable, Part, Runner, Scheduler, SegmentKey};
-use dunlin_swarm::{Layers, Position};
+use dunlin_swarm::{Layers, NumericsClass, Position};
 
 use super::fairness::{Fairness, Stood, Tried};
 use super::flaw::Flaw;
@@ -39,8 +39,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// With the pages and the budget of a scenario, and this version of the arithmetic.
-    pub fn new(scenario: &Scenario, arithmetic: u32) -> Self {
+    /// With the pages and the budget of a scenario, computing these bits.
+    pub fn new(scenario: &Scenario, arithmetic: NumericsClass) -> Self {
         let mut budget = scenario.budget;
         if scenario.flaw == Some(Flaw::IgnoresBudget) {
             budget.step_rows *= 2;
@@ -146,7 +146,7 @@ impl Engine {
 
 /// The fake model's layers, and memory of pages that is as small as it is said to be.
 struct Hashes {
-    arithmetic: u32,
+    arithmetic: NumericsClass,
     overflows: bool,
     slides: bool,
     /// Pages that there is memory for.
@@ -175,7 +175,7 @@ impl Kept {
 }
 
 impl Hashes {
-    fn new(scenario: &Scenario, arithmetic: u32) -> Self {
+    fn new(scenario: &Scenario, arithmetic: NumericsClass) -> Self {
         Self {
             arithmetic,
             overflows: scenario.overflows,

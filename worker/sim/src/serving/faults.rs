@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::scenario::Fault;
 use super::world::{Event, Who, World};
@@ -86,7 +86,7 @@ impl World {
     }
 
     /// A peer beside each, with the same layers; then the older ones go.
-    fn update(&mut self, arithmetic: u32) {
+    fn update(&mut self, arithmetic: NumericsClass) {
         self.say(|| format!("all are replaced by peers with version {arithmetic} of the arithmetic"));
         for (i, peer) in (0..).zip(self.topology.peers.clone()) {
             self.at(100 * i, Event::Join(peer.span, peer.shadows.clone(), arithmetic));
@@ -120,8 +120,8 @@ impl World {
         self.topology.epoch += 1;
     }
 
-    /// A peer is killed. `replaced`: after how long by one of which arithmetic, if not by chance.
-    fn kill(&mut self, name: &PeerName, replaced: Option<(u64, u32)>) {
+    /// A peer is killed. `replaced`: after how long by one of which class, if not by chance.
+    fn kill(&mut self, name: &PeerName, replaced: Option<(u64, NumericsClass)>) {
         let Some(place) = self.topology.peer(name).cloned() else { return };
         self.say(|| format!("{name} is killed"));
         self.remove(name);
@@ -139,7 +139,7 @@ impl World {
                 self.at(after, Event::Broken { at: other, other: Who::Peer(name.clone()) });
             }
         }
-        let (after, arithmetic) = replaced.unwrap_or_else(|| (300 + self.draw(2500), 1));
+        let (after, arithmetic) = replaced.unwrap_or_else(|| (300 + self.draw(2500), NumericsClass::FIRST));
         self.at(after, Event::Join(place.span, place.shadows, arithmetic));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_swarm::{Layers, PeerName, Topology};
+use dunlin_swarm::{Layers, NumericsClass, PeerName, Topology};
 
 use super::model::{LAYERS, mix};
 use super::scenario::{Outcome, Scenario};
@@ -42,8 +42,8 @@ impl Hosted {
         world.now = now_ms;
     }
 
-    /// A peer starts, without layers, with this version of the arithmetic.
-    pub fn start_peer(&mut self, name: &PeerName, arithmetic: u32) {
+    /// A peer starts, without layers, and computes these bits.
+    pub fn start_peer(&mut self, name: &PeerName, arithmetic: NumericsClass) {
         self.0.start_peer(name, Vec::new(), arithmetic);
         if let Some(peer) = self.0.peers.get_mut(name) {
             peer.node.set_adapters(ADAPTERS.map(Into::into).into());
@@ -148,9 +148,9 @@ impl Hosted {
         Some((topology, lost.map(|peer| peer.name.0.clone()).collect()))
     }
 
-    /// Versions of the arithmetic that its answers need.
+    /// Classes of peers that its answers need.
     #[must_use]
-    pub fn needed(&mut self, id: u64) -> BTreeSet<u32> {
+    pub fn needed(&mut self, id: u64) -> BTreeSet<Option<NumericsClass>> {
         let gateway = self.0.gateways.get_mut(&id).filter(|gateway| gateway.alive);
         gateway.map(|gateway| gateway.core.needed()).unwrap_or_default()
     }

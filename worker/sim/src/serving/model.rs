@@ -1,7 +1,7 @@
 //! A model whose rows are hashes.
 
 use dunlin_protocol::Windows;
-use dunlin_swarm::Layers;
+use dunlin_swarm::{Layers, NumericsClass};
 
 /// Layers of the model.
 pub const LAYERS: u32 = 6;
@@ -63,8 +63,8 @@ fn layer(cache: &mut Cache, layer: u32, weights: u64, slides: bool, input: u64) 
 pub struct With<'a> {
     /// None: the model itself.
     pub adapter: Option<&'a str>,
-    /// Version, from 1.
-    pub arithmetic: u32,
+    /// Which bits they are.
+    pub arithmetic: NumericsClass,
     /// A few rows give a value that is not finite in one of the layers or behind the last one, whoever computes them.
     pub overflows: bool,
     /// Every second layer looks at a window only.
@@ -84,7 +84,7 @@ pub(super) fn through<'a>(
     mut row: u64,
 ) -> Result<u64, u32> {
     let bytes = with.adapter.into_iter().flat_map(str::bytes);
-    let first = u64::from(with.arithmetic - 1);
+    let first = u64::from(with.arithmetic.version() - 1);
     let weights = bytes.fold(first, |hash, byte| mix(hash, u64::from(byte)));
     for (cache, index) in caches.into_iter().zip(layers.iter()) {
         if with.overflows && index == OVERFLOWS_IN && mix(row, 97).is_multiple_of(OVERFLOWS_ONE_IN) {

@@ -109,7 +109,7 @@ impl World {
                 spare_pages: peer.node.spare_pages(),
                 total_pages: peer.engine.pages().total() as u32,
                 layer_rows: peer.engine.layer_rows(),
-                arithmetic: peer.arithmetic,
+                arithmetic: Some(peer.arithmetic),
                 rows_per_s_per_layer: 1e6 / (row_us * peer.slow) as f64,
                 held: peer.held.clone(),
                 draining: peer.draining,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_protocol::gateway::Disturbance;
 use dunlin_schedule::Budget;
+use dunlin_swarm::NumericsClass;
 
 use super::flaw::Flaw;
 use super::model::mix;
@@ -66,20 +67,20 @@ pub struct Scenario {
 /// Something that goes wrong with the peer that has this place in the topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is killed and its streams are reset; another takes its place so many milliseconds later, with this version of the arithmetic.
+    /// It is killed and its streams are reset; another takes its place so many milliseconds later, which computes these bits.
     Kill {
         /// Index of the peer in the topology.
         place: usize,
         /// Until there is another.
         replaced_ms: u64,
-        /// What that one computes with.
-        arithmetic: u32,
+        /// Which bits that one computes.
+        arithmetic: NumericsClass,
     },
-    /// All are replaced, one after the other, as the operator does it: those with this version of the arithmetic are all there before the
+    /// All are replaced, one after the other, as the operator does it: those that compute these bits are all there before the
     /// first of the others is told to go, and each goes when nothing of any session is left on it.
     Update {
-        /// What the newer ones compute with.
-        arithmetic: u32,
+        /// Which bits the newer ones compute.
+        arithmetic: NumericsClass,
     },
     /// It takes this many times as long for everything.
     Slow {

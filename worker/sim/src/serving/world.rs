@@ -11,7 +11,7 @@ use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, Recipient, SamplingParams, SessionId,
     StageConfig, StageEffect, StageNode,
 };
-use dunlin_swarm::{Layers, ModelId, PeerName, PeerState, Topology, TopologyPeer, ranges};
+use dunlin_swarm::{Layers, ModelId, NumericsClass, PeerName, PeerState, Topology, TopologyPeer, ranges};
 
 use super::engine::{Command, Engine};
 use super::model::{HIDDEN, LAYERS, mix, windows};
@@ -62,7 +62,7 @@ pub(super) enum Event {
     Fault(u32),
     Planned(Fault),
     /// A replacement for a lost peer joins, or silence ends.
-    Join(Layers, Vec<Layers>, u32),
+    Join(Layers, Vec<Layers>, NumericsClass),
     Unsilence(PeerName),
     /// A peer is told to go.
     Retire(PeerName),
@@ -83,7 +83,7 @@ pub(super) struct Peer {
     pub bare: bool,
     /// Everything takes this many times as long.
     pub slow: u64,
-    pub arithmetic: u32,
+    pub arithmetic: NumericsClass,
     /// It is about to go.
     pub draining: bool,
     /// Layers that it has.
@@ -141,8 +141,8 @@ pub(super) struct World {
     pub refused: BTreeSet<(PeerName, SessionId, Attempt)>,
     /// Somebody else says who is there and what each gateway knows (`hosted.rs`).
     pub hosted: bool,
-    /// Versions of the arithmetic that may have lost all holders of a layer: their answers may fail for that.
-    pub excused: BTreeSet<u32>,
+    /// Classes of peers that may have lost all holders of a layer: their answers may fail for that.
+    pub excused: BTreeSet<NumericsClass>,
     pub out: Outcome,
 }
 
@@ -214,7 +214,7 @@ impl World {
         let mut world = Self::empty(scenario);
         let spans = even(world.scenario.peers);
         for (span, shadows) in spans.iter().zip(planned_shadows(&spans, world.scenario.shadows)) {
-            world.join(*span, shadows, 1);
+            world.join(*span, shadows, NumericsClass::FIRST);
         }
         for id in 0..world.scenario.gateways {
             world.start_gateway(id);
@@ -267,7 +267,7 @@ impl World {
         self.gateways.insert(id, gateway);
     }
 
-    fn join(&mut self, span: Layers, shadows: Vec<Layers>, arithmetic: u32) {
+    fn join(&mut self, span: Layers, shadows: Vec<Layers>, arithmetic: NumericsClass) {
         self.made += 1;
         let name = PeerName(format!("p{}", self.made));
         let all: BTreeSet<u32> = shadows.iter().chain([&span]).flat_map(|l| l.iter()).collect();
@@ -295,7 +295,7 @@ impl World {
         }
     }
 
-    pub fn start_peer(&mut self, name: &PeerName, held: Vec<Layers>, arithmetic: u32) {
+    pub fn start_peer(&mut self, name: &PeerName, held: Vec<Layers>, arithmetic: NumericsClass) {
         let mut node = StageNode::new(StageConfig {
             name: name.clone(),
             hidden: HIDDEN,

@@ -210,7 +210,7 @@ impl World {
         };
         let me = Mate { name: name.clone(), addr: "nowhere".to_owned(), host: String::new() };
         let role = TrainingRole::Peer { held: Some(held) };
-        self.conduct(ConductorEvent::Connected(Hello { me, arithmetic: ARITHMETIC, role }));
+        self.conduct(ConductorEvent::Connected(Hello { me, arithmetic: Some(ARITHMETIC), role }));
         let stream = self.count();
         self.accepted.insert(name.clone(), stream);
         let after = 500 + self.draw(3000);

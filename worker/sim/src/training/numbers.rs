@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{Microbatch, ShardId, StageId, Step, clip};
+use dunlin_swarm::NumericsClass;
 
 use crate::serving::model::mix;
 
-/// The version that everybody computes with.
-pub(super) const ARITHMETIC: u32 = 1;
+/// Which bits everybody computes.
+pub(super) const ARITHMETIC: NumericsClass = NumericsClass::FIRST;
 
 /// Parameters and optimizer of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

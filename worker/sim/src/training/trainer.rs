@@ -39,7 +39,7 @@ impl World {
         trainer.core.connected(&mut out);
         let me = Mate { name: name.clone(), addr: name.to_string(), host: String::new() };
         let role = TrainingRole::Trainer { data: String::new() };
-        self.up(name, Some(stream), Up::Hello(Hello { me, arithmetic: ARITHMETIC, role }));
+        self.up(name, Some(stream), Up::Hello(Hello { me, arithmetic: Some(ARITHMETIC), role }));
         self.trainer_effects(name, out);
     }
 

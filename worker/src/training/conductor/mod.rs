@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_planner::rebalance::RebalancePolicy;
 use dunlin_protocol::training::{
     Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Hello, ToTrainer, TrainingRole,
@@ -89,7 +89,7 @@ pub async fn run(args: ConductorArgs) -> anyhow::Result<()> {
         fetch_ms: FETCH_MS,
         // Milliseconds since 1970 grow from one life to the next, and leave room for the rounds of each.
         incarnation: u64::try_from(now.as_millis()).unwrap_or(u64::MAX) & ((1 << 43) - 1),
-        arithmetic: ARITHMETIC_VERSION,
+        arithmetic: OWN_NUMERICS,
     };
     let record = Arc::new(Mutex::new(record));
     let listener = TcpListener::bind(args.process.listen)

@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::training::driver::{DriverEffect, DriverEvent, PeerDriver};
 use dunlin_protocol::training::serve::ServeConfig;
 use dunlin_protocol::training::{Call, CallKind, Mate, PeerConfig, RequestId, ShardId};
@@ -111,7 +111,7 @@ pub async fn run(args: TrainPeerArgs) -> anyhow::Result<()> {
         microbatches: u32::try_from(run.config.microbatches())?,
         delayed_updates: run.config.optimizer.delayed_updates,
         calls_max,
-        arithmetic: ARITHMETIC_VERSION,
+        arithmetic: OWN_NUMERICS,
     };
     let (engine, ended) = TrainingEngine::start(args.threads)?;
     let alarm = Alarm::new(events_in.clone());

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use dunlin_kernels::{ARITHMETIC_VERSION, UNQUANTISED_SINCE};
+use dunlin_kernels::UNQUANTISED_SINCE;
+use dunlin_model::OWN_NUMERICS;
+use dunlin_swarm::NumericsClass;
 use serde::{Deserialize, Serialize};
 
 use super::destination::Destination;
@@ -15,8 +17,8 @@ pub(super) const BYTES_MAX: u64 = 16 << 20;
 /// 1 had no `arithmetic`; all that wrote it had the first.
 const VERSION: u32 = 2;
 
-fn first_arithmetic() -> u32 {
-    1
+fn first_arithmetic() -> NumericsClass {
+    NumericsClass::FIRST
 }
 
 /// Whether a run that was trained with version `was` of the arithmetic ends with the same weights when it goes on with version `now`, which
@@ -71,9 +73,9 @@ pub struct StageRecord {
 pub struct Manifest {
     /// Of this form: 2, or 1 of one that was written earlier.
     pub version: u32,
-    /// Version of the arithmetic that trained it (`kernels/ARITHMETIC.md`).
+    /// Which bits it was trained with.
     #[serde(default = "first_arithmetic")]
-    pub arithmetic: u32,
+    pub arithmetic: NumericsClass,
     /// Updates so far; also the step whose batch comes next, as steps are counted from 0.
     pub step: u64,
     /// Seed of the run.
@@ -152,11 +154,11 @@ impl Manifest {
             return Err(CheckpointError::of_another_run(&destination.to_string(), &changes.refused));
         }
         // A model that stays as it is beside an adapter may be quantised, and what is trained without one never is.
-        let versions = (UNQUANTISED_SINCE, ARITHMETIC_VERSION);
-        if !goes_on(self.arithmetic, config.adapter.is_some(), versions) {
+        let versions = (UNQUANTISED_SINCE, OWN_NUMERICS.version());
+        if !goes_on(self.arithmetic.version(), config.adapter.is_some(), versions) {
             return Err(CheckpointError::Refused(format!(
                 "the checkpoint of step {} in {destination} was trained with version {} of the arithmetic, and this program has version \
-                 {ARITHMETIC_VERSION}: the run would not end with the weights that it would have had. Go on with the program that wrote it, or begin \
+                 {OWN_NUMERICS}: the run would not end with the weights that it would have had. Go on with the program that wrote it, or begin \
                  another run with model.checkpoint: {}",
                 self.step,
                 self.arithmetic,
@@ -164,9 +166,9 @@ impl Manifest {
             )));
         }
         let mut taken = changes.taken;
-        if self.arithmetic != ARITHMETIC_VERSION {
-            let said = |version: u32| Some(version.to_string());
-            let (before, now) = (said(self.arithmetic), said(ARITHMETIC_VERSION));
+        if self.arithmetic != OWN_NUMERICS {
+            let said = |class: NumericsClass| Some(class.to_string());
+            let (before, now) = (said(self.arithmetic), said(OWN_NUMERICS));
             taken.push(Change { field: "arithmetic".to_owned(), before, now });
         }
         Ok(taken)

@@ -1,6 +1,7 @@
 //! Whose a destination is, and which run goes on from what is there.
 
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
+use dunlin_swarm::NumericsClass;
 
 use super::disk::Disk;
 use super::manifest::goes_on;
@@ -161,16 +162,19 @@ fn a_manifest_admits_its_own_run_with_its_own_arithmetic() {
     assert_eq!(said, ["optimizer.clip 1.0 -> nothing", "steps 100 -> 200"]);
     let (refusal, why) = admit(&manifest, &|c| c.global_batch = 4).unwrap_err();
     assert!(refusal && why.contains("globalBatch was 2"), "{why}");
-    let other = Manifest { arithmetic: manifest.arithmetic + 1, ..manifest.clone() };
+    let (ours, theirs) = (OWN_NUMERICS, OWN_NUMERICS.version() + 1);
+    let other = Manifest { arithmetic: NumericsClass::from_number(theirs).unwrap(), ..manifest.clone() };
     let (refusal, why) = admit(&other, &|_| {}).unwrap_err();
-    let (theirs, ours) = (ARITHMETIC_VERSION + 1, ARITHMETIC_VERSION);
     let both = format!("version {theirs} of the arithmetic, and this program has version {ours}");
     assert!(refusal && why.contains(&both), "{why}");
     // Those that were written before the arithmetic was in them all had the first.
     let path = folder.path().join("step-00000010/training.json");
-    let present = format!("\"version\": 2,\n  \"arithmetic\": {ARITHMETIC_VERSION}");
+    let present = format!("\"version\": 2,\n  \"arithmetic\": {ours}");
     replace(&path, &present, "\"version\": 1");
-    assert_eq!(newest(folder.path()).manifest, Manifest { version: 1, arithmetic: 1, ..manifest });
+    assert_eq!(
+        newest(folder.path()).manifest,
+        Manifest { version: 1, arithmetic: NumericsClass::FIRST, ..manifest }
+    );
     // One of a later form may be sound: it is not passed over.
     replace(&path, "\"version\": 1", "\"version\": 3");
     let error = destination.latest(Scrutiny::Lengths).unwrap_err();

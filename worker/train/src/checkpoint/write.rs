@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use dunlin_kernels::ARITHMETIC_VERSION;
+use dunlin_model::OWN_NUMERICS;
 use dunlin_model::adapter::peft;
 use dunlin_model::training::layout::EMBEDDING;
 use serde_json::json;
@@ -190,7 +190,7 @@ pub(super) fn make_manifest(
     }
     let manifest = Manifest {
         version: Manifest::version(),
-        arithmetic: ARITHMETIC_VERSION,
+        arithmetic: OWN_NUMERICS,
         step: identity.step,
         seed: identity.config.seed,
         data_sha256: identity.data_sha256.to_owned(),

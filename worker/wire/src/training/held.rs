@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunlin_protocol::training::{Contribution, Held, HeldSums, Hello, ShardId, StateDigest, TrainingRole};
+use dunlin_swarm::NumericsClass;
 use dunlin_swarm::limits::MICROBATCHES_MAX;
 
 use super::check::{MessageError, OPEN_STEPS_MAX, STAGES_MAX, TENSORS_MAX, digest, list, need, short};
@@ -16,13 +17,14 @@ pub(super) fn hello_to_wire(Hello { me, arithmetic, role }: Hello) -> wire::Hell
         }
         TrainingRole::Trainer { data } => wire::hello::Role::Trainer(wire::TrainerRole { data }),
     };
+    let arithmetic = NumericsClass::number_of(arithmetic);
     wire::Hello { me: Some(mate_to_wire(me)), arithmetic, role: Some(role) }
 }
 
 pub(super) fn hello_from_wire(hello: wire::Hello) -> Result<Hello, MessageError> {
     Ok(Hello {
         me: mate_from_wire(need(hello.me, "hello.me")?)?,
-        arithmetic: hello.arithmetic,
+        arithmetic: NumericsClass::from_number(hello.arithmetic),
         role: match need(hello.role, "hello.role")? {
             wire::hello::Role::Peer(peer) => {
                 TrainingRole::Peer { held: peer.held.map(held_from_wire).transpose()? }

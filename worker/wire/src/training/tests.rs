@@ -6,7 +6,7 @@ use dunlin_protocol::training::{
     Contribution, Fetch, FetchFailure, Held, HeldSums, Hello, Mate, PeerReport, SaveFailure, StageStart,
     StateDigest, ToPeer, ToTrainer, TrainerReport, TrainingRole,
 };
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -84,7 +84,8 @@ prop_compose! {
 fn hello() -> impl Strategy<Value = Hello> {
     let peer = option::of(held()).prop_map(|held| TrainingRole::Peer { held });
     let role = prop_oneof![peer, "[0-9a-f]{0,64}".prop_map(|data| TrainingRole::Trainer { data })];
-    (mate(), short(), role).prop_map(|(me, arithmetic, role)| Hello { me, arithmetic, role })
+    let arithmetic = short().prop_map(NumericsClass::from_number);
+    (mate(), arithmetic, role).prop_map(|(me, arithmetic, role)| Hello { me, arithmetic, role })
 }
 
 fn peer_report() -> impl Strategy<Value = PeerReport> {

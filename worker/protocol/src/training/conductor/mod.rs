@@ -38,7 +38,7 @@ mod turn;
 
 use std::sync::Arc;
 
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::ids::{LIFE_BITS, Step};
 use super::message::{Hello, PeerReport, ToPeer, ToTrainer, TrainingRole};
@@ -209,8 +209,9 @@ impl Conductor {
         let (ours, theirs) = (self.config.arithmetic, hello.arithmetic);
         match self.trust.standing(&hello.me.name) {
             Standing::Expelled { why } => Some(why.to_owned()),
-            Standing::Trusted if ours != theirs => Some(format!(
-                "it computes with version {theirs} of the arithmetic, this run with {ours}: give all processes the same image"
+            Standing::Trusted if theirs != Some(ours) => Some(format!(
+                "it computes with version {} of the arithmetic, this run with {ours}: give all processes the same image",
+                NumericsClass::number_of(theirs)
             )),
             Standing::Trusted => None,
         }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_swarm::NumericsClass;
+
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::ids::{StageId, Step};
@@ -15,7 +17,11 @@ const PEERS: [&str; 4] = ["a", "b", "c", "d"];
 fn holder(name: &str, host: &str, stage: StageId, step: Step) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
     let held = Some(Held { stage, step, ..Held::default() });
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held } })
+    ConductorEvent::Connected(Hello {
+        me,
+        arithmetic: Some(NumericsClass::FIRST),
+        role: TrainingRole::Peer { held },
+    })
 }
 
 /// A run of two stages and ten steps that saves.

@@ -1,7 +1,7 @@
 //! Between the conductor and its shell: what a run is, what happens, and what is to be done.
 
 use dunlin_planner::rebalance::RebalancePolicy;
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{Hello, PeerReport, ToPeer, ToTrainer, TrainerReport};
@@ -45,8 +45,8 @@ pub struct ConductorConfig {
     pub fetch_ms: u64,
     /// Distinguishes this life of the conductor from others: larger than those before.
     pub incarnation: u64,
-    /// The version of the arithmetic that this run is computed with.
-    pub arithmetic: u32,
+    /// Which bits this run is.
+    pub arithmetic: NumericsClass,
 }
 
 /// What happens.

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_planner::rebalance::{MoveKind, RebalancePolicy};
 
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::turn::Turn;
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
@@ -34,7 +34,7 @@ pub(super) fn config(stages: StageId) -> ConductorConfig {
         policy: RebalancePolicy::default(),
         fetch_ms: 100,
         incarnation: 1,
-        arithmetic: 1,
+        arithmetic: NumericsClass::FIRST,
     }
 }
 
@@ -44,7 +44,11 @@ fn conductor(stages: StageId) -> Conductor {
 
 pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: None } })
+    ConductorEvent::Connected(Hello {
+        me,
+        arithmetic: Some(NumericsClass::FIRST),
+        role: TrainingRole::Peer { held: None },
+    })
 }
 
 /// The stage that each peer was sent to last.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_swarm::PeerName;
+use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::tests::{GATHER_MS, config, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
@@ -39,7 +39,11 @@ impl Run {
         }
         let trainer = Mate { name: "t".into(), addr: String::new(), host: String::new() };
         let role = TrainingRole::Trainer { data: String::new() };
-        run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: 1, role }));
+        run.hear(ConductorEvent::Connected(Hello {
+            me: trainer,
+            arithmetic: Some(NumericsClass::FIRST),
+            role,
+        }));
         run.pass(GATHER_MS);
         run.load();
         run
@@ -360,7 +364,11 @@ fn holds(name: &str, stage: StageId, step: Step) -> ConductorEvent {
 
 fn said(name: &str, held: Held) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: Some(held) } })
+    ConductorEvent::Connected(Hello {
+        me,
+        arithmetic: Some(NumericsClass::FIRST),
+        role: TrainingRole::Peer { held: Some(held) },
+    })
 }
 
 /// A conductor without memory, and what it hears.
@@ -523,7 +531,11 @@ fn peers_of_another_arithmetic_and_those_that_were_expelled_are_turned_away() {
     let mut run = Run::new(1, &[("a", "n1"), ("b", "n2"), ("c", "n3")]);
     run.taken();
     let me = Mate { name: "d".into(), addr: String::new(), host: String::new() };
-    run.hear(ConductorEvent::Connected(Hello { me, arithmetic: 2, role: TrainingRole::Peer { held: None } }));
+    run.hear(ConductorEvent::Connected(Hello {
+        me,
+        arithmetic: NumericsClass::from_number(2),
+        role: TrainingRole::Peer { held: None },
+    }));
     assert!(run.notes().contains("version 2 of the arithmetic, this run with 1"), "{}", run.notes());
     assert!(run.taken().contains(&ConductorEffect::Drop("d".into())));
     run.report("c", PeerReport::Corrupt { what: "a bit".to_owned() });
@@ -562,7 +574,7 @@ fn a_false_failure_changes_nothing_and_what_nobody_can_compute_ends_the_run() {
     // Nor is one trainer, as long as there is another.
     let trainer = Mate { name: "u".into(), addr: String::new(), host: String::new() };
     let role = TrainingRole::Trainer { data: String::new() };
-    run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: 1, role }));
+    run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: Some(NumericsClass::FIRST), role }));
     assert!(fails(&mut run, "t", &["a", "c"]), "{:?}", run.out);
     assert_eq!(*run.conductor.phase(), Phase::Running);
     assert!(run.notes().contains("asked by t; it is driven once more"), "{}", run.notes());

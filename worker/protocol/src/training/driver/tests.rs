@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_swarm::NumericsClass;
+
 use super::super::fetch::{FetchConfig, FetchEvent, FetchWork, StageSize};
 use super::super::ids::AverageId;
 use super::super::mates::Mates;
@@ -25,7 +27,12 @@ fn hear(driver: &mut PeerDriver, message: ToPeer) -> Vec<DriverEffect> {
 }
 
 fn newcomer() -> PeerDriver {
-    let peer = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
+    let peer = PeerConfig {
+        microbatches: 4,
+        delayed_updates: false,
+        calls_max: 8,
+        arithmetic: NumericsClass::FIRST,
+    };
     let fetch = FetchConfig::new(vec![StageSize { chunks: 4, updates_max: 4 }; 2]);
     PeerDriver::new(mate("a"), peer, ServeConfig::default(), fetch)
 }

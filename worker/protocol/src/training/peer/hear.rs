@@ -171,6 +171,8 @@ impl PeerNode {
 
 #[cfg(test)]
 mod tests {
+    use dunlin_swarm::NumericsClass;
+
     use super::super::super::message::{Mate, StageStart, StateDigest, ToPeer};
     use super::super::{Job, PeerConfig, PeerEffect, PeerNode};
 
@@ -180,7 +182,12 @@ mod tests {
 
     /// Serves stage 0 at step 0.
     fn serving() -> PeerNode {
-        let config = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
+        let config = PeerConfig {
+            microbatches: 4,
+            delayed_updates: false,
+            calls_max: 8,
+            arithmetic: NumericsClass::FIRST,
+        };
         let mut node = PeerNode::new(mate("a"), config);
         node.hear(ToPeer::Load(StageStart { stage: 0, step: 0, checkpoint: false }), &mut Vec::new());
         node.ready(0, 0, StateDigest::default(), None, &mut Vec::new());

@@ -13,6 +13,8 @@ mod state;
 
 use std::collections::BTreeMap;
 
+use dunlin_swarm::NumericsClass;
+
 use super::ids::{Microbatch, ShardId, StageId, Step, StepAttempt};
 use super::mates::Mates;
 use super::message::{
@@ -31,8 +33,8 @@ pub struct PeerConfig {
     pub delayed_updates: bool,
     /// Calls that may wait; more are refused.
     pub calls_max: usize,
-    /// The version of the arithmetic.
-    pub arithmetic: u32,
+    /// Which bits it computes.
+    pub arithmetic: NumericsClass,
 }
 
 /// What a trainer asks.
@@ -362,7 +364,8 @@ impl PeerNode {
             copied: self.copied,
             attempt: if self.has_sums() { self.sums_of } else { self.attempt },
         });
-        Hello { me: self.me.clone(), arithmetic: self.config.arithmetic, role: TrainingRole::Peer { held } }
+        let arithmetic = Some(self.config.arithmetic);
+        Hello { me: self.me.clone(), arithmetic, role: TrainingRole::Peer { held } }
     }
 
     /// This peer will be gone in so many milliseconds.

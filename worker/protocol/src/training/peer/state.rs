@@ -148,6 +148,8 @@ impl PeerNode {
 
 #[cfg(test)]
 mod tests {
+    use dunlin_swarm::NumericsClass;
+
     use super::super::super::ids::Step;
     use super::super::super::message::{Fetch, Held, Mate, StageStart, StateDigest, ToPeer, TrainingRole};
     use super::super::{PeerConfig, PeerNode};
@@ -163,7 +165,12 @@ mod tests {
     #[test]
     fn a_state_is_a_copy_until_an_update_is_made_here() {
         let me = Mate { name: "a".into(), addr: String::new(), host: String::new() };
-        let config = PeerConfig { microbatches: 4, delayed_updates: false, calls_max: 8, arithmetic: 1 };
+        let config = PeerConfig {
+            microbatches: 4,
+            delayed_updates: false,
+            calls_max: 8,
+            arithmetic: NumericsClass::FIRST,
+        };
         let (mut node, mut out) = (PeerNode::new(me, config), Vec::new());
         let digest = StateDigest::default;
         let fetch = |step| ToPeer::Fetch(Fetch { stage: 0, step, mates: Vec::new(), whole: false });
