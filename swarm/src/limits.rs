@@ -19,6 +19,9 @@ pub const ADAPTER_NAME_BYTES_MAX: usize = 253;
 
 /// Largest message taken from a peer, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 96 << 20;
+/// Rows of a session that a hop takes in each attempt before it has said how many it takes: the hop before sends so many unasked, and no more. A number of all versions,
+/// for neither of two neighbours could hear another one in time.
+pub const FIRST_WINDOW_ROWS: u32 = 256;
 /// Rows travel in frames of at most about this many bytes, so that other sessions' frames need not wait long behind them.
 pub const ROWS_BYTES_MAX: usize = 1 << 20;
 

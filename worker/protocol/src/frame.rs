@@ -7,8 +7,8 @@ use dunlin_swarm::{Epoch, Layers, Load, NumericsClass, Paging, PeerName, Positio
 
 use crate::sampling::{FinishReason, SamplingParams};
 
-/// Rows that a hop takes ahead of what it has computed: its neighbour sends no more until it hears of room ([`Frame::Room`]). Enough for
-/// the next batch to be there when one is done; the bound of what a session can pile up on a peer.
+/// Rows that a hop of this build takes ahead of what it has computed, once it has said so ([`Frame::Room`]). Enough for the next batch to be there when one is done;
+/// the bound of what a session can pile up on a peer. What it takes before that is [`FIRST_WINDOW_ROWS`](dunlin_swarm::limits::FIRST_WINDOW_ROWS).
 pub const WINDOW_ROWS: u32 = 256;
 /// Positions of a page of KV cache of this build. Others say theirs: [`Load::paging`].
 pub const PAGE_POSITIONS: u32 = Paging::OWN.page_positions;

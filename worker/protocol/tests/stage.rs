@@ -9,6 +9,7 @@ use dunlin_protocol::{
     Frame, GatewayId, Hop, Open, Recipient, Refusal, RowData, SamplingParams, Sender, SessionId, StageConfig,
     StageEffect, StageNode, Windows,
 };
+use dunlin_swarm::limits::FIRST_WINDOW_ROWS;
 use dunlin_swarm::{Layers, NumericsClass};
 
 const HIDDEN: usize = 2;
@@ -113,7 +114,11 @@ fn a_first_hop_computes_no_more_than_the_next_one_takes_and_a_window() {
     let (mut a, mut out) = (node("a"), Vec::new());
     say(&mut a, Frame::Open(open(1, 0, 2000, 2100)), &mut out);
     let mut seen = happened(&mut out);
-    assert_eq!(given(&seen.jobs), 2 * WINDOW_ROWS, "tokens that nobody takes are not computed");
+    assert_eq!(
+        given(&seen.jobs),
+        FIRST_WINDOW_ROWS + WINDOW_ROWS,
+        "tokens that nobody takes are not computed"
+    );
     for job in seen.jobs.drain(..) {
         assert_eq!(job.line.urgency, Urgency::Prompt);
         a.computed(done(&job), 0, &mut out);
@@ -121,14 +126,14 @@ fn a_first_hop_computes_no_more_than_the_next_one_takes_and_a_window() {
     let seen = happened(&mut out);
     assert_eq!(
         (given(&seen.jobs), seen.rows),
-        (0, vec![(0, WINDOW_ROWS)]),
+        (0, vec![(0, FIRST_WINDOW_ROWS)]),
         "no more is sent than there is room for"
     );
     let room = |until| Frame::Room { session: SessionId(1), attempt: 1, index: 1, until };
-    say(&mut a, room(WINDOW_ROWS + 128), &mut out);
+    say(&mut a, room(FIRST_WINDOW_ROWS + 128), &mut out);
     let seen = happened(&mut out);
-    assert_eq!((given(&seen.jobs), seen.rows), (128, vec![(WINDOW_ROWS, 128)]));
-    say(&mut a, room(WINDOW_ROWS + 128), &mut out);
+    assert_eq!((given(&seen.jobs), seen.rows), (128, vec![(FIRST_WINDOW_ROWS, 128)]));
+    say(&mut a, room(FIRST_WINDOW_ROWS + 128), &mut out);
     say(&mut a, room(7), &mut out);
     assert!(out.is_empty(), "said twice it is the same room, and it never shrinks");
 }
@@ -146,14 +151,14 @@ fn a_hop_says_when_it_has_room_and_ignores_what_it_has_none_for() {
         count,
         data: RowData::new(vec![0.0; count as usize * HIDDEN]),
     };
-    say(&mut b, rows(0, WINDOW_ROWS + 1), &mut out);
+    say(&mut b, rows(0, FIRST_WINDOW_ROWS + 1), &mut out);
     assert!(out.is_empty(), "there is no room for the last of them");
     say(&mut b, rows(0, 100), &mut out);
-    say(&mut b, rows(100, WINDOW_ROWS - 100), &mut out);
+    say(&mut b, rows(100, FIRST_WINDOW_ROWS - 100), &mut out);
     let seen = happened(&mut out);
-    assert_eq!(given(&seen.jobs), WINDOW_ROWS);
+    assert_eq!(given(&seen.jobs), FIRST_WINDOW_ROWS);
     let held = b.held().into_values().flatten().next().unwrap();
-    assert_eq!((held.have, held.waiting), (0, WINDOW_ROWS));
+    assert_eq!((held.have, held.waiting), (0, FIRST_WINDOW_ROWS));
     // A batch of the engine may take other pieces than came.
     let mut at = 0;
     for count in [100, 28, 128] {
@@ -170,12 +175,12 @@ fn rows_that_the_next_hop_does_not_take_stand_in_no_line() {
     let (mut a, mut out) = (node("a"), Vec::new());
     say(&mut a, Frame::Open(open(1, 0, 2000, 2100)), &mut out);
     let held = |a: &StageNode| a.held().into_values().flatten().next().unwrap();
-    assert_eq!((held(&a).have, held(&a).waiting), (0, 2 * WINDOW_ROWS));
+    assert_eq!((held(&a).have, held(&a).waiting), (0, FIRST_WINDOW_ROWS + WINDOW_ROWS));
     for job in happened(&mut out).jobs {
         a.computed(done(&job), 0, &mut out);
     }
     // The engine has nothing to do for it, however busy it is: if nothing goes on, that is for the next hop to explain.
-    assert_eq!((held(&a).have, held(&a).waiting), (2 * WINDOW_ROWS, 0));
+    assert_eq!((held(&a).have, held(&a).waiting), (FIRST_WINDOW_ROWS + WINDOW_ROWS, 0));
 }
 
 #[test]

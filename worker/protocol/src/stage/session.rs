@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use dunlin_swarm::limits::ROWS_BYTES_MAX;
+use dunlin_swarm::limits::{FIRST_WINDOW_ROWS, ROWS_BYTES_MAX};
 use dunlin_swarm::{Layers, Paging, Position};
 
 use super::journal::Journal;
@@ -52,7 +52,7 @@ pub(super) struct Segment {
     /// Positions whose input has arrived; what is not given yet is in `inbox`.
     pub received: Position,
     pub inbox: VecDeque<RowData>,
-    /// The hop before was told that rows before this position may be sent.
+    /// The hop before knows that rows before this position may be sent.
     pub granted: Position,
     /// Output rows; empty on the last hop.
     pub journal: Journal,
@@ -234,10 +234,11 @@ impl Segment {
         self.reached = self.most_given();
         (self.have, self.given, self.received) = (from, from, from);
         self.inbox.clear();
-        self.granted = from + WINDOW_ROWS;
+        // Neither has heard the other yet.
+        self.granted = from + FIRST_WINDOW_ROWS;
         self.journal.truncate(from);
         self.sent = next_from.unwrap_or(from);
-        self.limit = self.sent + WINDOW_ROWS;
+        self.limit = self.sent + FIRST_WINDOW_ROWS;
     }
 
     /// The most positions that the engine may ever have had.
