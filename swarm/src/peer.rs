@@ -59,11 +59,13 @@ pub struct Paging {
     /// A session is let in when there are pages for this many positions beyond what it has (but no more than it can get), and as many count as
     /// taken for each that is there: sessions then seldom have to give pages back, and short answers never.
     pub positions_ahead: u32,
+    /// Positions that a layer with a window has beyond it, at most: those before the window that it keeps, and those of a batch.
+    pub positions_behind: u32,
 }
 
 impl Paging {
     /// Of this build, and of those that do not say theirs.
-    pub const OWN: Self = Self { page_positions: 16, positions_ahead: 256 };
+    pub const OWN: Self = Self { page_positions: 16, positions_ahead: 256, positions_behind: 384 };
 
     /// Positions whose pages count as taken by a session of `len` tokens, which gets at most `len_max`.
     #[must_use]

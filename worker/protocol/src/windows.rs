@@ -1,10 +1,10 @@
 //! What layers keep of a sequence: all of it, or what is within a window.
 //!
-//! The planner, gateways, stages and engines count pages of KV cache by this value, so that all of them come to the same number.
+//! Gateways, stages and engines count pages of KV cache by this value, and by what each stage says of its own ([`Paging`]), so that all of them come to the same number.
 
 use std::sync::Arc;
 
-use dunlin_swarm::{Layers, Position};
+use dunlin_swarm::{Layers, Paging, Position};
 
 use crate::frame::{PAGE_POSITIONS, WINDOW_ROWS};
 
@@ -13,6 +13,11 @@ use crate::frame::{PAGE_POSITIONS, WINDOW_ROWS};
 pub const KEPT_BEHIND: u32 = WINDOW_ROWS;
 /// Rows of one sequence in one batch, at most.
 pub const BATCH_ROWS: u32 = 128;
+
+const _: () = {
+    assert!(Paging::OWN.positions_behind == KEPT_BEHIND + BATCH_ROWS, "a stage says what it keeps");
+    assert!(KEPT_BEHIND >= BATCH_ROWS, "a sequence can go on from before its last batch");
+};
 
 /// By layer, how many positions its rows see, their own among them; a layer that is not here sees everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,20 +60,20 @@ impl Windows {
     /// Pages that a sequence of `positions` positions takes in these layers, at most.
     #[must_use]
     pub fn pages(&self, layers: Layers, positions: Position) -> u32 {
-        self.pages_of(layers, positions, PAGE_POSITIONS)
+        self.pages_of(layers, positions, Paging::OWN)
     }
 
-    /// The same where a page has `page_positions`.
+    /// The same on a peer that counts as `paging` says.
     #[must_use]
-    pub fn pages_of(&self, layers: Layers, positions: Position, page_positions: u32) -> u32 {
+    pub fn pages_of(&self, layers: Layers, positions: Position, paging: Paging) -> u32 {
+        let Paging { page_positions, positions_behind, .. } = paging;
         let all = positions.div_ceil(page_positions);
         if self.0.is_empty() {
             return layers.len() * all;
         }
         // Neither end of what is kept need be that of a page.
-        let kept = |window: u32| {
-            window.saturating_add(KEPT_BEHIND + BATCH_ROWS).div_ceil(page_positions).saturating_add(1)
-        };
+        let kept =
+            |window: u32| window.saturating_add(positions_behind).div_ceil(page_positions).saturating_add(1);
         layers.iter().map(|layer| self.of(layer).map_or(all, |window| all.min(kept(window)))).sum()
     }
 }

@@ -295,8 +295,8 @@ fn pages_are_counted_as_the_peer_counts_them() {
     let mut world = World::new();
     for (name, paging, spare) in [
         // 2 * ceil(16 / 64), 2 * ceil((16 + 1024) / 16) and 2 * ceil((16 + 256) / 16).
-        ("a", Paging { page_positions: 64, positions_ahead: 0 }, 2),
-        ("b", Paging { page_positions: 16, positions_ahead: 1024 }, 129),
+        ("a", Paging { page_positions: 64, positions_ahead: 0, ..Paging::OWN }, 2),
+        ("b", Paging { positions_ahead: 1024, ..Paging::OWN }, 129),
         ("c", Paging::OWN, 34),
     ] {
         let load = world.loads.get_mut(name).unwrap();
@@ -328,6 +328,20 @@ fn a_long_sequence_needs_no_more_pages_than_windows_keep() {
     assert_eq!(world.core.counts(), (1, 0));
     world.submit(2, 3000, 4000);
     assert!(world.phase(2).contains("408 pages"), "{}", world.phase(2));
+}
+
+#[test]
+fn what_a_layer_has_beyond_its_window_is_counted_as_its_peer_says() {
+    let mut world = World::new();
+    let b = world.loads.get_mut("b").unwrap();
+    // 16 positions and 1024: 66 pages in each of two layers.
+    (b.paging.positions_behind, b.free_pages, b.spare_pages) = (1024, 131, 131);
+    world.pong("b", &[]);
+    world.submit_to(1, 3000, 4000, Windows::new([Some(16); 6]));
+    assert!(world.phase(1).starts_with("memory on b: 132 pages"), "{}", world.phase(1));
+    world.loads.get_mut("b").unwrap().spare_pages = 132;
+    world.pong("b", &[]);
+    assert_eq!(world.opened().len(), 1);
 }
 
 #[test]

@@ -321,6 +321,7 @@ pub fn load_to_wire(load: &Load) -> proto::Load {
         arithmetic: NumericsClass::number_of(load.arithmetic),
         page_positions: load.paging.page_positions,
         positions_ahead: load.paging.positions_ahead,
+        positions_behind: Some(load.paging.positions_behind),
     }
 }
 
@@ -333,14 +334,8 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         load.held.len() <= LIST_ENTRIES_MAX && load.rows_per_s_per_layer.is_finite(),
         "a load that cannot be",
     )?;
+    let paging = paging_from_wire(&load)?;
     let held = load.held.into_iter().map(|l| layers_from_wire(Some(l))).collect::<Result<_, _>>()?;
-    let said = Paging { page_positions: load.page_positions, positions_ahead: load.positions_ahead };
-    let paging = if said.page_positions == 0 { Paging::OWN } else { said };
-    check(paging.page_positions <= CONTEXT_TOKENS_MAX, "a load whose page_positions is beyond any sequence")?;
-    check(
-        paging.positions_ahead <= CONTEXT_TOKENS_MAX,
-        "a load whose positions_ahead is beyond any sequence",
-    )?;
     Ok(Load {
         queue_rows: load.queue_rows,
         free_pages: load.free_pages,
@@ -353,6 +348,26 @@ pub fn load_from_wire(load: proto::Load) -> Result<Load, Senseless> {
         arithmetic: NumericsClass::from_number(load.arithmetic),
         paging,
     })
+}
+
+/// How its sender counts pages.
+fn paging_from_wire(load: &proto::Load) -> Result<Paging, Senseless> {
+    if load.page_positions == 0 {
+        return Ok(Paging::OWN);
+    }
+    let paging = Paging {
+        page_positions: load.page_positions,
+        positions_ahead: load.positions_ahead,
+        positions_behind: load.positions_behind.unwrap_or(Paging::OWN.positions_behind),
+    };
+    for (number, what) in [
+        (paging.page_positions, "a load whose page_positions is beyond any sequence"),
+        (paging.positions_ahead, "a load whose positions_ahead is beyond any sequence"),
+        (paging.positions_behind, "a load whose positions_behind is beyond any sequence"),
+    ] {
+        check(number <= CONTEXT_TOKENS_MAX, what)?;
+    }
+    Ok(paging)
 }
 
 #[cfg(test)]
@@ -415,7 +430,7 @@ mod tests {
             spare_pages: 6,
             layer_rows: u64::MAX,
             arithmetic: NumericsClass::from_number(7),
-            paging: Paging { page_positions: 64, positions_ahead: 0 },
+            paging: Paging { page_positions: 64, positions_ahead: 0, positions_behind: 0 },
         };
         let held = vec![HeldSession { session, attempt: 1, layers: Layers::new(0, 9), have: 77, waiting: 8 }];
         let (position, token, logprob, top) = (8, 9, -0.5, vec![(9, -0.5)]);
@@ -470,19 +485,23 @@ mod tests {
     #[test]
     fn a_peer_says_how_it_counts_pages_and_one_that_does_not_counts_as_it_did_before_it_could() {
         let older = load_to_wire(&Load::default());
-        let older = proto::Load { page_positions: 0, positions_ahead: 0, ..older };
+        let older = proto::Load { page_positions: 0, positions_ahead: 0, positions_behind: None, ..older };
+        let paging = |load: &proto::Load| load_from_wire(load.clone()).unwrap().paging;
+        let behind = |positions_behind| Paging { page_positions: 32, positions_ahead: 0, positions_behind };
         assert_eq!(
-            load_from_wire(older.clone()).unwrap().paging,
-            Paging { page_positions: 16, positions_ahead: 256 }
+            paging(&older),
+            Paging { page_positions: 16, positions_ahead: 256, positions_behind: 384 }
         );
-        let said = proto::Load { page_positions: 32, positions_ahead: 0, ..older.clone() };
-        assert_eq!(load_from_wire(said).unwrap().paging, Paging { page_positions: 32, positions_ahead: 0 });
+        let said = proto::Load { page_positions: 32, ..older.clone() };
+        assert_eq!(paging(&said), behind(384), "it has windows, and says nothing of them");
+        assert_eq!(paging(&proto::Load { positions_behind: Some(0), ..said.clone() }), behind(0));
         for (wrong, field) in [
             (proto::Load { page_positions: u32::MAX, ..older.clone() }, "page_positions"),
             (
                 proto::Load { page_positions: 16, positions_ahead: u32::MAX, ..older.clone() },
                 "positions_ahead",
             ),
+            (proto::Load { positions_behind: Some(u32::MAX), ..said }, "positions_behind"),
         ] {
             assert!(load_from_wire(wrong).unwrap_err().to_string().contains(field));
         }

@@ -252,7 +252,7 @@ impl Session {
     /// KV pages in these layers for all it has and some positions ahead, as a peer counts them.
     pub(super) fn pages(&self, layers: Layers, paging: Paging) -> u32 {
         let positions = paging.counted_positions(self.tokens.len() as Position, self.max_len);
-        self.windows.pages_of(layers, positions, paging.page_positions)
+        self.windows.pages_of(layers, positions, paging)
     }
 
     /// Will a hop of its route take pages for it, without having said so yet?
