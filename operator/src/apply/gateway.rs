@@ -222,7 +222,13 @@ mod tests {
         assert_typed::<Deployment>(&all[2]);
         assert_eq!(all[0]["spec"]["ports"][0]["port"], 80);
         assert_eq!(all[2]["spec"]["replicas"], 2);
-        assert_restricted(&all[2]["spec"]["template"]["spec"]);
+        let spec = &all[2]["spec"]["template"]["spec"];
+        assert_restricted(spec);
+        let unlisted_s = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap();
+        let args = spec["containers"][0]["args"].as_array().unwrap();
+        let told = args.iter().position(|arg| arg == "--drain-s").and_then(|i| args[i + 1].as_str()).unwrap();
+        assert_eq!(told, "120");
+        assert!(unlisted_s + 120 < spec["terminationGracePeriodSeconds"].as_u64().unwrap());
         let selector = &all[2]["spec"]["selector"]["matchLabels"];
         for (key, value) in selector.as_object().unwrap() {
             assert_eq!(&all[2]["spec"]["template"]["metadata"]["labels"][key], value);

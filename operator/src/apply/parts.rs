@@ -184,8 +184,20 @@ pub(super) fn apart(owner: &Owner, role: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use dunlin_swarm::timing::DRAIN;
+
     use super::*;
     use crate::testing::image;
+
+    /// A worker is not told how long its pod has: it ends after this time of its own.
+    #[test]
+    fn a_worker_has_handed_over_before_its_pod_is_killed() {
+        let spec = pod_spec(&image(), json!({}), &[]);
+        let grace_s = spec["terminationGracePeriodSeconds"].as_u64().unwrap();
+        assert!(DRAIN < Duration::from_secs(grace_s));
+    }
 
     #[test]
     fn the_platform_may_choose_the_user() {
