@@ -401,6 +401,17 @@ fn a_prompt_that_waits_for_pages_does_not_go_back_to_a_peer_that_leads_nowhere()
 }
 
 #[test]
+fn a_session_says_which_layers_it_waits_for_also_when_it_was_to_go_around_who_had_them() {
+    let mut world = World::new();
+    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+    world.pong("a", &[]);
+    world.submit(1, 10, 100);
+    world.refuse(1, 1, 0, Refusal::LinkDown { to: "b".into() });
+    world.lose("b");
+    assert!(world.phase(1).starts_with("no peer holds layers 2 to 3"), "{}", world.phase(1));
+}
+
+#[test]
 fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     let mut world = World::new();
     world.submit(1, 10, 100);

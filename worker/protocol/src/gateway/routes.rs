@@ -161,7 +161,7 @@ impl Routes {
             let lost: BTreeSet<PeerName> =
                 names.iter().filter(|name| there.get(*name) != Some(&arithmetic)).cloned().collect();
             let slow_too: BTreeSet<PeerName> = avoid.union(&self.slow).cloned().collect();
-            let mut tried = None;
+            let (mut tried, mut lacks) = (None, None);
             for around in [&slow_too, avoid, &BTreeSet::new()] {
                 let without: BTreeSet<PeerName> = lost.union(around).cloned().collect();
                 if tried.as_ref() == Some(&without) {
@@ -169,12 +169,13 @@ impl Routes {
                 }
                 match route(&self.without(&without), &self.loads, keep) {
                     Ok(hops) => return Ok(Way { arithmetic, hops }),
-                    Err(no_route) if around.is_empty() => {
-                        error.get_or_insert_with(|| no_way(no_route, arithmetic, &there));
-                    }
-                    Err(_) => {}
+                    Err(no_route) => lacks = Some(no_route),
                 }
                 tried = Some(without);
+            }
+            // The last of them went around none but those that cannot be on it.
+            if let Some(missing) = lacks {
+                error.get_or_insert_with(|| no_way(missing, arithmetic, &there));
             }
         }
         Err(error.unwrap_or(NoWay::NoTopology))
