@@ -11,10 +11,10 @@ impl World {
     /// Questions of the operator that are due.
     pub fn ask_due(&mut self) {
         let Some(mut operator) = self.operator.take() else { return };
-        for (name, question) in operator.talks.due(self.now) {
+        for (name, question) in operator.talks.due(self.now()) {
             let answer = self.answer(&name, &question);
-            if operator.talks.hear(&name, &question, answer, self.clock.at(self.now)) {
-                operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
+            if operator.talks.hear(&name, &question, answer, self.clock.at(self.now())) {
+                operator.wake_ms = operator.wake_ms.min(self.now() + DEBOUNCE_MS);
             }
         }
         self.operator = Some(operator);
@@ -38,7 +38,7 @@ impl World {
             let needed = self.net.needed(id);
             return Some(WorkerReport { state, epoch, lost, needed, ..WorkerReport::default() });
         }
-        let now = self.now;
+        let now = self.now();
         let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;
         if *question == WorkerQuestion::Drain {
             stage.drain(false, now);

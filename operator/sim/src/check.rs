@@ -33,19 +33,19 @@ impl World {
         self.check_served();
         self.check_pods();
         let as_planned = self.is_as_planned();
-        let harmed = self.now < self.record.harmed_until_ms;
+        let harmed = self.now() < self.record.harmed_until_ms;
         self.record.unharmed |= as_planned && !harmed && self.has_capacity();
-        let as_planned = as_planned && self.now > self.last_incident_ms && self.operator.is_some();
+        let as_planned = as_planned && self.now() > self.last_incident_ms && self.operator.is_some();
         let (made, deleted, epoch) = (self.record.made, self.record.deleted, self.record.epoch);
         match self.record.settled {
             None if as_planned => {
-                self.out.settled_ms = self.now - self.last_incident_ms;
-                self.record.settled = Some((self.now, made, deleted, epoch));
+                self.out.settled_ms = self.now() - self.last_incident_ms;
+                self.record.settled = Some((self.now(), made, deleted, epoch));
                 self.say(|| "everything is as planned".to_owned());
             }
             None => {
                 let peers = u64::from(self.peers_max());
-                if self.now > self.last_incident_ms + SETTLES_MS + SETTLES_PEER_MS * peers {
+                if self.now() > self.last_incident_ms + SETTLES_MS + SETTLES_PEER_MS * peers {
                     let status = self.swarm.status.clone().unwrap_or_default();
                     let said: Vec<String> = status
                         .conditions
@@ -59,7 +59,7 @@ impl World {
             Some((since_ms, before_made, before_deleted, before_epoch)) => {
                 let same =
                     (before_made, before_deleted, before_epoch) == (made, deleted, epoch) && as_planned;
-                if !same && self.now < since_ms + STEADY_MS {
+                if !same && self.now() < since_ms + STEADY_MS {
                     self.record.settled = None;
                 } else if !same {
                     let conditions = if as_planned { "" } else { ", and it is not as planned any more" };
@@ -77,8 +77,8 @@ impl World {
 
     fn check_over(&mut self) {
         let Some((since, ..)) = self.record.settled else { return };
-        let waits = self.net.unfinished() > 0 && self.now < since + QUIET_MS + ANSWERS_MS;
-        if self.now >= since + QUIET_MS && !waits {
+        let waits = self.net.unfinished() > 0 && self.now() < since + QUIET_MS + ANSWERS_MS;
+        if self.now() >= since + QUIET_MS && !waits {
             self.record.over = true;
         }
     }
@@ -99,8 +99,8 @@ impl World {
             self.violation(format!("nobody has the layers {missing:?} any more, although nothing was lost"));
             self.record.over = true;
         }
-        let since = *self.record.unserved_since_ms.get_or_insert(self.now);
-        let without_reason_ms = self.now.saturating_sub(since.max(self.last_incident_ms));
+        let since = *self.record.unserved_since_ms.get_or_insert(self.now());
+        let without_reason_ms = self.now().saturating_sub(since.max(self.last_incident_ms));
         self.out.unserved_ms_max = self.out.unserved_ms_max.max(without_reason_ms);
         if without_reason_ms > UNSERVED_MAX_MS {
             self.violation(format!("for {without_reason_ms} ms nobody has the layers {missing:?}"));
@@ -112,8 +112,8 @@ impl World {
     pub fn check_replaced(&mut self, incidents: u32) {
         let troubled_ms = self.outage_until_ms.max(self.flaky_until_ms).max(self.stale_until_ms);
         let pauses_ms = if self.broken_until_ms > 0 { self.broken_until_ms + PAUSES_MS } else { 0 };
-        let leads = self.operator.is_some() && self.now > self.led_ms + LEADS_MS;
-        let calm = leads && self.out.incidents == incidents && self.now > troubled_ms.max(pauses_ms);
+        let leads = self.operator.is_some() && self.now() > self.led_ms + LEADS_MS;
+        let calm = leads && self.out.incidents == incidents && self.now() > troubled_ms.max(pauses_ms);
         if !calm || self.swarm.spec.suspend {
             return;
         }

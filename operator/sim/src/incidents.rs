@@ -12,7 +12,7 @@ const REPLACED_MS: u64 = 10_000;
 impl World {
     /// It happens now.
     pub fn incident(&mut self, incident: Incident) {
-        self.last_incident_ms = self.last_incident_ms.max(self.now);
+        self.last_incident_ms = self.last_incident_ms.max(self.now());
         self.out.incidents += 1;
         match incident {
             Incident::Kill => self.kill(),
@@ -66,15 +66,15 @@ impl World {
 
     fn suspend(&mut self) {
         // Who suspends a swarm ends what it serves: nobody asks from a while before on.
-        if self.quiet_until_ms < self.now {
-            self.quiet_until_ms = self.now + 60_000;
-            self.last_incident_ms = self.last_incident_ms.max(self.now + 100_000);
+        if self.quiet_until_ms < self.now() {
+            self.quiet_until_ms = self.now() + 60_000;
+            self.last_incident_ms = self.last_incident_ms.max(self.now() + 100_000);
             return self.at(40_000, Event::Incident(Incident::Suspend));
         }
         self.record.harm();
         self.edit("spec.suspend is true", |spec| spec.suspend = true);
         let after = 2000 + self.draw(60_000);
-        self.quiet_until_ms = self.now + after;
+        self.quiet_until_ms = self.now() + after;
         self.last_incident_ms = self.last_incident_ms.max(self.quiet_until_ms);
         self.at(after, Event::Resume);
     }
@@ -110,7 +110,7 @@ impl World {
         let Some(node) = self.some_node().filter(|node| !self.cluster.nodes[node].notice) else { return };
         self.say(|| format!("fault: the node {node} will be taken in {} s", after_ms / 1000));
         self.warn(&node);
-        self.last_incident_ms = self.last_incident_ms.max(self.now + after_ms);
+        self.last_incident_ms = self.last_incident_ms.max(self.now() + after_ms);
         self.at(after_ms, Event::Stop(node));
         self.at(REPLACED_MS, Event::Replaced(self.out.incidents));
     }
@@ -127,7 +127,7 @@ impl World {
         if self.operator.take().is_some() {
             self.say(|| "fault: the operator's process ends".to_owned());
             let after = 500 + self.draw(20_000);
-            self.last_incident_ms = self.last_incident_ms.max(self.now + after);
+            self.last_incident_ms = self.last_incident_ms.max(self.now() + after);
             self.at(after, Event::Lead);
         }
     }
@@ -141,7 +141,7 @@ impl World {
         let (id, after) = (self.cluster.number(), 500 + self.draw(3000));
         if let Some(gateway) = self.gateways.get_mut(&name) {
             self.net.end_gateway(gateway.id);
-            (gateway.id, gateway.runs, gateway.starts_ms) = (id, false, self.now + after);
+            (gateway.id, gateway.runs, gateway.starts_ms) = (id, false, self.calendar.now() + after);
         }
         self.cluster.probe(&name, false);
     }
@@ -150,21 +150,21 @@ impl World {
     fn cut_off(&mut self, from_all: bool) {
         let Some(name) = self.some_stage() else { return };
         let for_ms = 500 + self.draw(20_000);
-        self.last_incident_ms = self.last_incident_ms.max(self.now + for_ms);
+        self.last_incident_ms = self.last_incident_ms.max(self.now() + for_ms);
         let whom = if from_all { "nobody but the operator reaches" } else { "the operator does not reach" };
         self.say(|| format!("fault: for {for_ms} ms {whom} {name}"));
-        self.record.harm_until(self.now + for_ms + REPLACED_MS);
+        self.record.harm_until(self.now() + for_ms + REPLACED_MS);
         self.net.excuse(&name.as_str().into());
         if from_all {
             self.net.silence(&name.as_str().into(), for_ms);
         } else if let Some(stage) = self.stages.get_mut(&name) {
-            stage.unreachable_until_ms = self.now + for_ms;
+            stage.unreachable_until_ms = self.calendar.now() + for_ms;
         }
     }
 
     fn trouble(&mut self, incident: Incident) {
         let until_ms =
-            self.now + 1000 + self.draw(if incident == Incident::Shortage { 240_000 } else { 40_000 });
+            self.now() + 1000 + self.draw(if incident == Incident::Shortage { 240_000 } else { 40_000 });
         self.last_incident_ms = self.last_incident_ms.max(until_ms);
         let what = match incident {
             Incident::Outage => {

@@ -45,7 +45,7 @@ impl World {
         for name in self.cluster.nodes.keys().cloned().collect::<Vec<_>>() {
             let machine = &self.cluster.nodes[&name];
             let Some(died_ms) = machine.died_ms else { continue };
-            let since = self.now - died_ms;
+            let since = self.now() - died_ms;
             if since >= NODE_SILENCE_MS && !machine.noticed {
                 self.say(|| format!("Kubernetes finds {name} not ready"));
                 self.cluster.node_unknown(&name);
@@ -62,7 +62,7 @@ impl World {
         let (step, deleted_ms) = (cell.step, cell.deleted_ms);
         let Some(node) = cell.node().map(str::to_owned) else { return self.place(name, deleted_ms) };
         if !self.cluster.is_alive(&node) {
-            if !self.cluster.nodes.contains_key(&node) && self.now % 20_000 < 250 {
+            if !self.cluster.nodes.contains_key(&node) && self.now() % 20_000 < 250 {
                 // Pods of nodes that are no more are collected.
                 self.cluster.remove(name);
             }
@@ -71,7 +71,7 @@ impl World {
         match step {
             Step::Unplaced => {}
             Step::Starting(_) if deleted_ms.is_some() => self.cluster.remove(name),
-            Step::Starting(at) if at <= self.now && self.is_certified(name) => self.start_stage(name),
+            Step::Starting(at) if at <= self.now() && self.is_certified(name) => self.start_stage(name),
             Step::Starting(_) => {}
             Step::Started if self.stages.contains_key(name) => self.run_stage(name, deleted_ms),
             Step::Started if deleted_ms.is_some() => self.cluster.remove(name),
@@ -86,7 +86,7 @@ impl World {
         let pool = self.cluster.pods[name].pool().to_owned();
         match self.cluster.free_node(&pool) {
             Some(node) => {
-                let starts_ms = self.now + 1000 + self.draw(5000);
+                let starts_ms = self.now() + 1000 + self.draw(5000);
                 self.say(|| format!("{name} is placed on {node}"));
                 self.cluster.place(name, &node, starts_ms);
             }
@@ -106,9 +106,9 @@ impl World {
         let arithmetic = version.and_then(NumericsClass::from_number).unwrap_or(NumericsClass::FIRST);
         let header_ms = 300 + self.draw(2000);
         let layer_ms = self.scenario.layer_ms / 2 + self.draw(self.scenario.layer_ms);
-        let stage = Stage::new(self.now, header_ms, layer_ms, ROOM_BYTES, arithmetic);
+        let stage = Stage::new(self.now(), header_ms, layer_ms, ROOM_BYTES, arithmetic);
         self.cluster.start(name);
-        if self.now < self.broken_until_ms {
+        if self.now() < self.broken_until_ms {
             self.say(|| format!("{name} ends as soon as it has started"));
             return self.cluster.ended(name, 1);
         }
@@ -118,7 +118,7 @@ impl World {
     }
 
     fn run_stage(&mut self, name: &str, deleted_ms: Option<u64>) {
-        let (now, peer) = (self.now, PeerName::from(name));
+        let (now, peer) = (self.now(), PeerName::from(name));
         let in_use = self.net.in_use(&peer);
         let busy = self.net.is_busy(&peer);
         let Some(stage) = self.stages.get_mut(name) else { return };
@@ -152,7 +152,7 @@ impl World {
 
     /// A node stops, and all that runs on it.
     pub fn stop_node(&mut self, node: &str) {
-        let now = self.now;
+        let now = self.now();
         let Some(machine) = self.cluster.nodes.get_mut(node).filter(|machine| machine.died_ms.is_none())
         else {
             return;
@@ -172,7 +172,7 @@ impl World {
     }
 
     fn tick_gateway(&mut self, name: &str) {
-        let now = self.now;
+        let now = self.now();
         let deleted_ms = self.cluster.pods[name].deleted_ms;
         if !self.gateways.contains_key(name) {
             let (id, starts_ms) = (self.cluster.number(), now + 500 + self.draw(3000));
@@ -206,7 +206,7 @@ impl World {
             self.obeyed(&topology);
             self.net.push(id, topology);
         }
-        if self.now % 2000 < 250 {
+        if self.now() % 2000 < 250 {
             let is_ready = self.net.is_ready(id);
             self.cluster.probe(name, is_ready);
         }
@@ -250,7 +250,7 @@ impl World {
             surplus.or(goes.filter(|(_, _, is_ready)| !is_ready || ready > replicas || replicas == 0))
         {
             let uid = self.cluster.pods[name].pod.uid().unwrap_or_default();
-            self.cluster.delete(name, &uid, false, self.now);
+            self.cluster.delete(name, &uid, false, self.now());
         }
     }
 
@@ -265,7 +265,7 @@ impl World {
                 cell.pool() == pool && cell.step == Step::Unplaced && cell.deleted_ms.is_none()
             };
             let waiting = self.cluster.pods.values().filter(waits).count() as u32;
-            let short = pool == "spot" && self.now < self.shortage_until_ms;
+            let short = pool == "spot" && self.now() < self.shortage_until_ms;
             while self.ordered.get(&pool).copied().unwrap_or(0) < waiting && !short {
                 *self.ordered.entry(pool.clone()).or_default() += 1;
                 let after = 8000 + self.draw(20_000);

@@ -27,7 +27,7 @@ impl World {
     /// The pass goes on until it calls again, or is over.
     fn go_on(&mut self) {
         let Some(mut operator) = self.operator.take() else { return };
-        let step = operator.go_on(&self.swarm, &mut self.clock, self.now);
+        let step = operator.go_on(&self.swarm, &mut self.clock, self.calendar.now());
         self.operator = Some(operator);
         match step {
             None => {}
@@ -64,11 +64,11 @@ impl World {
     /// A call arrives, of the operator of this term.
     pub fn called(&mut self, term: u64, call: Call) {
         let Call { action, verb, answer: to } = call;
-        let flaky = self.now < self.flaky_until_ms;
+        let flaky = self.now() < self.flaky_until_ms;
         let timeout = || Error::Timeout { action: action.clone(), limit_s: 10 };
         let is_publication =
             matches!(&verb, ApiVerb::Create(o) | ApiVerb::Apply(o) if o["kind"] == "ConfigMap");
-        let mut answer = if self.now < self.outage_until_ms || flaky && self.draw(3) == 0 {
+        let mut answer = if self.now() < self.outage_until_ms || flaky && self.draw(3) == 0 {
             Err(timeout())
         } else {
             let done = self.perform(&action, verb);
@@ -126,7 +126,7 @@ impl World {
             ApiVerb::Delete { name, uid, now, .. } => {
                 self.say(|| format!("{name} is deleted{}", if now { " at once" } else { "" }));
                 self.record.deleted();
-                self.cluster.delete(&name, &uid, now, self.now);
+                self.cluster.delete(&name, &uid, now, self.now());
                 Ok(Value::Null)
             }
             ApiVerb::Status { mut body, .. } => {

@@ -6,6 +6,7 @@ use clap::Parser;
 use dunlin_crds::InferenceSwarm;
 use dunlin_operator::config::Config;
 use dunlin_operator::error::Error;
+use dunlin_sim::calendar::Calendar;
 use dunlin_sim::model::mix;
 use dunlin_sim::serving::hosted::{Hosted, MODEL_LAYERS};
 use dunlin_swarm::Topology;
@@ -70,10 +71,8 @@ pub(crate) struct GatewayProcess {
 
 pub(crate) struct World {
     pub scenario: Scenario,
-    pub now: u64,
-    order: u64,
+    pub calendar: Calendar<Event>,
     draws: u64,
-    events: BTreeMap<(u64, u64), Event>,
     pub clock: Clock,
     pub cluster: Cluster,
     pub net: Hosted,
@@ -122,10 +121,8 @@ pub fn run(scenario: &Scenario) -> Outcome {
 impl World {
     fn new(scenario: Scenario) -> Self {
         let mut world = Self {
-            now: 0,
-            order: 0,
+            calendar: Calendar::default(),
             draws: 0,
-            events: BTreeMap::new(),
             clock: Clock::new(),
             cluster: Cluster::default(),
             net: Hosted::new(scenario.seed, scenario.trace),
@@ -169,22 +166,20 @@ impl World {
     }
 
     fn step(&mut self) {
-        let event = self.events.first_key_value().map(|(key, _)| key.0);
+        let event = self.calendar.next_at();
         let operator = self.operator.as_ref();
-        let wake = operator.and_then(Operator::looks_ms).map(|at| at.max(self.now));
-        let talk = operator.and_then(|operator| operator.talks.due_ms()).map(|at| at.max(self.now));
-        let next = [event, wake, talk].into_iter().flatten().min().unwrap_or(self.now + TICK_MS);
+        let wake = operator.and_then(Operator::looks_ms).map(|at| at.max(self.now()));
+        let talk = operator.and_then(|operator| operator.talks.due_ms()).map(|at| at.max(self.now()));
+        let next = [event, wake, talk].into_iter().flatten().min().unwrap_or(self.now() + TICK_MS);
         self.net.run_until(next);
-        self.now = next;
+        self.calendar.pass_to(next);
         if self.scenario.trace {
             self.net.tell(&mut self.out.trace);
         }
         if talk == Some(next) {
             self.ask_due();
-        } else if event == Some(next) {
-            if let Some((_, event)) = self.events.pop_first() {
-                self.handle(event);
-            }
+        } else if let Some(event) = self.calendar.pop_due(next) {
+            self.handle(event);
         } else {
             self.look();
         }
@@ -203,7 +198,7 @@ impl World {
                     && let Some(operator) = &mut self.operator
                     && operator.see(&news)
                 {
-                    operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
+                    operator.wake_ms = operator.wake_ms.min(self.calendar.now() + DEBOUNCE_MS);
                 }
             }
             Event::Call(term, call) => self.called(term, call),
@@ -211,11 +206,11 @@ impl World {
                 self.answered(term, published, || drop(to.send(answer)));
             }
             Event::Ask => {
-                if self.now >= self.quiet_until_ms {
+                if self.now() >= self.quiet_until_ms {
                     self.net.ask();
                     self.out.sessions += 1;
                 }
-                if self.now < self.last_incident_ms + 60_000 {
+                if self.now() < self.last_incident_ms + 60_000 {
                     self.at(self.scenario.session_ms, Event::Ask);
                 }
             }
@@ -246,29 +241,29 @@ impl World {
         if self.operator.is_some() {
             return;
         }
-        if self.now < self.outage_until_ms {
+        if self.now() < self.outage_until_ms {
             // It waits for the lists that its watches begin with.
-            return self.at(self.outage_until_ms - self.now, Event::Lead);
+            return self.at(self.outage_until_ms - self.now(), Event::Lead);
         }
         let image = format!("w:{}", self.image);
         let config = Config::parse_from(["dunlin-operator", "--worker-image", &image]);
         self.term += 1;
-        self.led_ms = self.now;
+        self.led_ms = self.now();
         self.cluster.news.clear();
         let (term, flaw) = (self.term, self.scenario.flaw);
         let seed = mix(self.scenario.seed, term);
-        self.operator = Some(Operator::new(config, &self.cluster, flaw, seed, self.now));
+        self.operator = Some(Operator::new(config, &self.cluster, flaw, seed, self.now()));
         self.say(|| format!("operator {term} leads"));
     }
 
     /// Changes of the cluster are on their way to the operator.
     fn tell_watches(&mut self) {
         while let Some(news) = self.cluster.news.pop_front() {
-            let late = if self.now < self.stale_until_ms { 1000 + self.draw(4000) } else { 0 };
-            let told_ms = self.now.max(self.outage_until_ms) + 2 + self.draw(40) + late;
+            let late = if self.now() < self.stale_until_ms { 1000 + self.draw(4000) } else { 0 };
+            let told_ms = self.now().max(self.outage_until_ms) + 2 + self.draw(40) + late;
             let arrives = told_ms.max(self.last_news_ms);
             self.last_news_ms = arrives;
-            self.at(arrives - self.now, Event::Watch(self.term, news));
+            self.at(arrives - self.now(), Event::Watch(self.term, news));
         }
     }
 
@@ -279,10 +274,10 @@ impl World {
         if before != self.swarm.spec {
             *self.swarm.metadata.generation.get_or_insert_default() += 1;
             if let Some(operator) = &mut self.operator {
-                operator.wake_ms = operator.wake_ms.min(self.now + DEBOUNCE_MS);
+                operator.wake_ms = operator.wake_ms.min(self.calendar.now() + DEBOUNCE_MS);
             }
         }
-        self.last_incident_ms = self.last_incident_ms.max(self.now);
+        self.last_incident_ms = self.last_incident_ms.max(self.now());
         self.say(|| format!("fault: {what}"));
     }
 
@@ -294,7 +289,7 @@ impl World {
     }
 
     pub fn violation(&mut self, what: String) {
-        let line = format!("{} ms: {what}", self.now);
+        let line = format!("{} ms: {what}", self.now());
         self.out.violations.push(line);
     }
 
@@ -305,14 +300,17 @@ impl World {
 
     pub fn say(&mut self, text: impl FnOnce() -> String) {
         if self.scenario.trace {
-            let line = format!("{:>7} ms  {}", self.now, text());
+            let line = format!("{:>7} ms  {}", self.now(), text());
             self.out.trace.push(line);
         }
     }
 
+    pub fn now(&self) -> u64 {
+        self.calendar.now()
+    }
+
     pub fn at(&mut self, after_ms: u64, event: Event) {
-        self.order += 1;
-        self.events.insert((self.now + after_ms, self.order), event);
+        self.calendar.at(after_ms, event);
     }
 
     fn end(mut self) -> Outcome {
@@ -323,7 +321,7 @@ impl World {
         let is_whole = self.out.violations.is_empty();
         let counts = |what: &String| is_whole || what.ends_with("other tokens");
         self.out.violations.extend(served.violations.into_iter().filter(counts));
-        self.out.ended_ms = self.now;
+        self.out.ended_ms = self.calendar.now();
         self.out
     }
 }

@@ -6,9 +6,11 @@
 //! * [`serving`] gateways and stages of dunlin-protocol, with the engine's own scheduler and pages and a fake model
 //! * [`training`] the same for a swarm that trains: conductor, peers and trainers of dunlin-protocol
 //! * [`replay`] a training swarm on a recorded spot trace, with a model of its time instead of the protocol
+//! * [`calendar`] virtual time, and what is to happen when
 //! * [`seeds`] seeds of both one after the other, and the story of one
 //! * [`latency`] what round trips cost training
 
+pub mod calendar;
 pub mod latency;
 pub mod replay;
 pub mod seeds;

@@ -17,7 +17,7 @@ impl World {
         let done = self.asked.values().all(|a| a.done || !self.gateways[&a.gateway].alive);
         let clean = self.peers.values().all(|p| !p.alive || p.is_clean());
         let all_faults = self.out.faults as usize >= self.scenario.plan.len();
-        asked && done && clean && all_faults && self.now > self.last_fault + 100
+        asked && done && clean && all_faults && self.now() > self.last_fault + 100
     }
 
     /// All hops of a route compute with the same arithmetic.

@@ -8,7 +8,7 @@ use super::world::{Event, Who, World};
 impl World {
     /// A fault at random.
     pub fn fault(&mut self, i: u32) {
-        self.last_fault = self.now;
+        self.last_fault = self.now();
         self.out.faults += 1;
         let alive: Vec<PeerName> =
             self.peers.iter().filter(|(_, p)| p.alive && !p.silent).map(|(n, _)| n.clone()).collect();
@@ -69,7 +69,7 @@ impl World {
 
     /// A planned one.
     pub fn planned(&mut self, fault: &Fault) {
-        self.last_fault = self.now;
+        self.last_fault = self.now();
         self.out.faults += 1;
         let place = match fault {
             Fault::Kill { place, .. } | Fault::Slow { place, .. } => place,
@@ -101,7 +101,7 @@ impl World {
         if !peer.is_clean() {
             return self.at(200, Event::Retire(name));
         }
-        self.last_fault = self.now;
+        self.last_fault = self.now();
         self.remove(&name);
         self.at(20, Event::Publish);
     }

@@ -32,14 +32,10 @@ impl Hosted {
     /// Lets everything happen until then.
     pub fn run_until(&mut self, now_ms: u64) {
         let world = &mut self.0;
-        while let Some((&key, _)) = world.events.first_key_value().filter(|(key, _)| key.0 <= now_ms) {
-            world.now = key.0;
-            if let Some(event) = world.events.remove(&key) {
-                world.handle(event);
-            }
-            world.out.in_flight_max = world.out.in_flight_max.max(world.events.len());
+        while let Some(event) = world.calendar.pop_due(now_ms) {
+            world.handle(event);
         }
-        world.now = now_ms;
+        world.calendar.pass_to(now_ms);
     }
 
     /// A peer starts, without layers, and computes these bits.

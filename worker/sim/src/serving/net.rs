@@ -42,9 +42,9 @@ impl World {
         let key = (from.clone(), to.clone());
         let generation = self.generations.get(&key).copied().unwrap_or(0);
         let delay = 1 + self.draw(self.scenario.delay_ms);
-        let arrival = (self.now + delay).max(self.last_arrival.get(&key).copied().unwrap_or(0));
+        let arrival = (self.now() + delay).max(self.last_arrival.get(&key).copied().unwrap_or(0));
         self.last_arrival.insert(key, arrival);
-        let after = arrival - self.now;
+        let after = arrival - self.now();
         if self.draw(50) == 0 {
             let (from, to, frame) = (from.clone(), to.clone(), frame.clone());
             self.at(after, Event::Deliver { from, to, generation, frame });
@@ -85,7 +85,7 @@ impl World {
     }
 
     fn reach_peer(&mut self, from: &Who, name: &PeerName, frame: Frame) {
-        let now = self.now;
+        let now = self.now();
         let row_us = self.scenario.row_us;
         let Some(peer) = self.peers.get_mut(name) else { return };
         if peer.deaf && matches!(frame, Frame::Rows { .. }) {
@@ -134,7 +134,7 @@ impl World {
             g.heard.insert(peer.clone(), now);
             g.core.peer_up(peer.clone());
         });
-        self.send(Who::Gateway(id), Who::Peer(peer), Frame::Ping { seq: self.now, epoch: 0 });
+        self.send(Who::Gateway(id), Who::Peer(peer), Frame::Ping { seq: self.now(), epoch: 0 });
     }
 
     pub fn gateway_lost(&mut self, id: u64, peer: &PeerName) {
@@ -159,16 +159,16 @@ impl World {
 
     /// Pings, and peers that were silent for too long.
     pub fn ping(&mut self, id: u64) {
-        let pings = self.now % PING_MS < 25;
+        let pings = self.now() % PING_MS < 25;
         let peers: Vec<PeerName> = self.gateways[&id].connected.iter().cloned().collect();
         for peer in peers {
             let heard = self.gateways[&id].heard.get(&peer).copied().unwrap_or(0);
-            if self.now.saturating_sub(heard) > SILENCE_MS {
+            if self.now().saturating_sub(heard) > SILENCE_MS {
                 let stream = (Who::Gateway(id), Who::Peer(peer.clone()));
                 self.generations.entry(stream).and_modify(|g| *g += 1).or_insert(1);
                 self.gateway_lost(id, &peer);
             } else if pings {
-                self.send(Who::Gateway(id), Who::Peer(peer), Frame::Ping { seq: self.now, epoch: 0 });
+                self.send(Who::Gateway(id), Who::Peer(peer), Frame::Ping { seq: self.now(), epoch: 0 });
             }
         }
         // A peer that could not be reached when it was dialled is dialled again.

@@ -16,6 +16,7 @@ use dunlin_swarm::{Layers, ModelId, NumericsClass, PeerName, PeerState, Topology
 use super::engine::{Command, Engine};
 use super::model::{HIDDEN, LAYERS, mix, windows};
 use super::scenario::{Fault, Outcome, Scenario};
+use crate::calendar::Calendar;
 
 pub(super) const PING_MS: u64 = 200;
 pub(super) const SILENCE_MS: u64 = 650;
@@ -122,10 +123,8 @@ pub(super) struct Asked {
 
 pub(super) struct World {
     pub scenario: Scenario,
-    pub now: u64,
-    order: u64,
+    pub calendar: Calendar<Event>,
     draws: u64,
-    pub events: BTreeMap<(u64, u64), Event>,
     pub peers: BTreeMap<PeerName, Peer>,
     pub gateways: BTreeMap<u64, Gateway>,
     pub generations: BTreeMap<(Who, Who), u64>,
@@ -151,15 +150,11 @@ pub(super) struct World {
 pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario.clone());
     let patience_ms = LIVENESS_MS + scenario.alone_ms();
-    while let Some((&key, _)) = world.events.iter().next() {
-        world.now = key.0;
-        if world.finished() || world.now > world.last_fault + patience_ms {
+    while let Some(event) = world.calendar.pop() {
+        if world.finished() || world.now() > world.last_fault + patience_ms {
             break;
         }
-        if let Some(event) = world.events.remove(&key) {
-            world.handle(event);
-        }
-        world.out.in_flight_max = world.out.in_flight_max.max(world.events.len());
+        world.handle(event);
     }
     world.judge();
     world.out
@@ -189,10 +184,8 @@ impl World {
     /// Nobody is there, and nothing happens.
     pub fn empty(scenario: Scenario) -> Self {
         Self {
-            now: 0,
-            order: 0,
+            calendar: Calendar::default(),
             draws: 0,
-            events: BTreeMap::new(),
             peers: BTreeMap::new(),
             gateways: BTreeMap::new(),
             generations: BTreeMap::new(),
@@ -242,14 +235,17 @@ impl World {
 
     pub fn say(&mut self, text: impl FnOnce() -> String) {
         if self.scenario.trace {
-            let line = format!("{:>7} ms  {}", self.now, text());
+            let line = format!("{:>7} ms  {}", self.now(), text());
             self.out.trace.push(line);
         }
     }
 
+    pub fn now(&self) -> u64 {
+        self.calendar.now()
+    }
+
     pub fn at(&mut self, after_ms: u64, event: Event) {
-        self.order += 1;
-        self.events.insert((self.now + after_ms, self.order), event);
+        self.calendar.at(after_ms, event);
     }
 
     pub fn start_gateway(&mut self, id: u64) {
@@ -323,11 +319,17 @@ impl World {
         self.peers.insert(name.clone(), peer);
     }
 
+    /// An event happens; how many there are at once is noted.
     pub fn handle(&mut self, event: Event) {
+        self.happens(event);
+        self.out.in_flight_max = self.out.in_flight_max.max(self.calendar.count());
+    }
+
+    fn happens(&mut self, event: Event) {
         match event {
             Event::Deliver { from, to, generation, frame } => self.deliver(from, to, generation, frame),
             Event::Computed(name) => {
-                let now = self.now;
+                let now = self.now();
                 let Some(peer) = self.peers.get_mut(&name).filter(|p| p.alive) else { return };
                 let mut effects = Vec::new();
                 for done in peer.engine.end() {
@@ -378,7 +380,7 @@ impl World {
     }
 
     pub fn gateway(&mut self, id: u64, act: impl FnOnce(&mut Gateway, u64, &mut Vec<GatewayEffect>)) {
-        let now = self.now;
+        let now = self.now();
         let mut out = Vec::new();
         if let Some(gateway) = self.gateways.get_mut(&id).filter(|g| g.alive) {
             act(gateway, now, &mut out);
@@ -463,7 +465,7 @@ impl World {
                 }
                 GatewayEffect::Finished { session, .. } => {
                     self.say(|| format!("session {session} is finished"));
-                    self.out.finished_ms = self.now;
+                    self.out.finished_ms = self.now();
                     self.ended(session, None);
                 }
                 GatewayEffect::Failed { session, error } => {
@@ -534,7 +536,7 @@ impl World {
             self.peers.iter().filter(|(_, p)| p.alive).map(|(n, _)| n.clone()).collect();
         for name in names {
             let mut effects = Vec::new();
-            let now = self.now;
+            let now = self.now();
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.node.tick(now, &mut effects);
             }

@@ -37,7 +37,7 @@ impl World {
         if let Some(peer) = self.peers.get_mut(name) {
             peer.pulls.retain(|_, pull| !matches!(pull.purpose, Purpose::Average(of, _) if of == id));
         }
-        averaging.machine.handle(self.now, ReduceEvent::Cancelled("it is given up".to_owned()), &mut out);
+        averaging.machine.handle(self.now(), ReduceEvent::Cancelled("it is given up".to_owned()), &mut out);
         for effect in out {
             if let ReduceEffect::Refuse(ask, why) = effect {
                 self.given(name, ask, Some(why));
@@ -63,7 +63,7 @@ impl World {
 
     /// The machine of an average decides, and is obeyed.
     pub(super) fn reduce(&mut self, name: &PeerName, id: AverageId, event: ReduceEvent) {
-        let now = self.now;
+        let now = self.now();
         let mut out = Vec::new();
         let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
         let Some(averaging) = peer.averages.get_mut(&id.shard).filter(|a| a.id() == id) else { return };

@@ -24,7 +24,7 @@ impl World {
     pub(super) fn fault(&mut self, kind: &'static str) {
         self.say(|| format!("fault: {kind}"));
         *self.out.faults.entry(kind).or_insert(0) += 1;
-        self.last_fault = self.now;
+        self.last_fault = self.now();
     }
 
     #[expect(clippy::too_many_lines, reason = "an arm for each kind of fault")]
@@ -240,7 +240,7 @@ impl World {
             let after = 100 + self.draw(1500);
             self.at(after, Event::Join);
         }
-        self.last_fault = self.now;
+        self.last_fault = self.now();
     }
 
     /// A checkpoint is complete. It may not stay what it is.
@@ -271,7 +271,7 @@ impl World {
                 self.kill_peer(&name, loss.replaced);
             }
         }
-        self.last_fault = self.now;
+        self.last_fault = self.now();
     }
 
     /// Somebody new comes, mostly; always when there are too few.
@@ -282,6 +282,6 @@ impl World {
             let after = 100 + self.draw(3000);
             self.at(after, Event::Join);
         }
-        self.last_fault = self.now;
+        self.last_fault = self.now();
     }
 }

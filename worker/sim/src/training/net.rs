@@ -175,25 +175,25 @@ impl World {
     /// A client speaks.
     pub(super) fn up(&mut self, name: &PeerName, stream: Option<u64>, message: Up) {
         let Some(stream) = stream else { return };
-        let at = self.now + self.latency();
+        let at = self.now() + self.latency();
         let Some((last, _)) = self.streams.get_mut(&stream) else {
             self.out.lost += 1;
             return;
         };
         *last = at.max(*last);
-        let after = *last - self.now;
+        let after = *last - self.now();
         self.at(after, Event::Up { stream, from: name.clone(), message });
     }
 
     fn down(&mut self, name: &PeerName, message: Down) {
         let Some(&stream) = self.accepted.get(name) else { return };
-        let at = self.now + self.latency();
+        let at = self.now() + self.latency();
         let Some((_, last)) = self.streams.get_mut(&stream) else {
             self.out.lost += 1;
             return;
         };
         *last = at.max(*last);
-        let after = *last - self.now;
+        let after = *last - self.now();
         self.at(after, Event::Down { stream, to: name.clone(), message });
     }
 
@@ -217,7 +217,7 @@ impl World {
         let Some(conductor) = &mut self.conductor else { return };
         let mut effects = Vec::new();
         let before = conductor.phase().clone();
-        conductor.handle(self.now, event, &mut effects);
+        conductor.handle(self.calendar.now(), event, &mut effects);
         let after = conductor.phase().clone();
         if before != after {
             self.say(|| format!("conductor: {before:?}, now {after:?}"));
@@ -271,7 +271,7 @@ impl World {
 
     /// Does the destination of checkpoints take nothing now?
     pub(super) fn is_away(&self) -> bool {
-        (self.scenario.away_ms.0..self.scenario.away_ms.1).contains(&self.now)
+        (self.scenario.away_ms.0..self.scenario.away_ms.1).contains(&self.now())
     }
 
     /// The conductor wanted to know whether the destination takes anything.
@@ -365,6 +365,6 @@ impl World {
             let after = 500 + self.draw(2000);
             self.at(after, Event::JoinTrainer);
         }
-        self.last_fault = self.now;
+        self.last_fault = self.now();
     }
 }

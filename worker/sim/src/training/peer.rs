@@ -66,7 +66,7 @@ impl World {
         if let Some(script) = script
             && let Some((_, Some(until))) = script.lives.get(self.born as usize - 1)
         {
-            let left = until.saturating_sub(self.now);
+            let left = until.saturating_sub(self.now());
             if script.notice_ms > 0 {
                 self.at(left.saturating_sub(script.notice_ms), Event::Notice(name.clone()));
             }
@@ -86,7 +86,7 @@ impl World {
     }
 
     pub(super) fn connected(&mut self, name: &PeerName, stream: u64) {
-        let now = self.now;
+        let now = self.now();
         let Some(peer) = self.peers.get_mut(name) else {
             self.trainer_connected(name, stream);
             return;
@@ -113,7 +113,7 @@ impl World {
 
     /// The driver decides, and is obeyed.
     pub(super) fn drive(&mut self, name: &PeerName, event: DriverEvent) {
-        let now = self.now;
+        let now = self.now();
         let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
         let mut out = Vec::new();
         peer.driver.handle(now, event, &mut out);

@@ -86,9 +86,9 @@ impl World {
             Given::Values(_) => self.scenario.script.as_ref().map_or(0, |s| s.average_ms),
             _ => 0,
         };
-        let at = self.now + self.latency() + slow;
+        let at = self.now() + self.latency() + slow;
         if let Some((to, at)) = self.arrival(name, ask, at) {
-            self.at(at - self.now, Event::Given { to, ask, given });
+            self.at(at - self.now(), Event::Given { to, ask, given });
         }
     }
 
@@ -124,9 +124,9 @@ impl World {
 
     /// That was all, or nothing more comes.
     pub(super) fn given(&mut self, name: &PeerName, ask: AskId, why: Option<String>) {
-        let at = self.now + self.latency();
+        let at = self.now() + self.latency();
         if let Some((to, at)) = self.arrival(name, ask, at) {
-            self.at(at - self.now, Event::PullEnded { to, ask, why });
+            self.at(at - self.now(), Event::PullEnded { to, ask, why });
         }
         if let Some(peer) = self.peers.get_mut(name) {
             peer.takers.remove(&ask);
@@ -189,7 +189,7 @@ impl World {
 
     /// Wakes a peer when the first of its machines wants that.
     pub(super) fn wake_later(&mut self, name: &PeerName) {
-        let now = self.now;
+        let now = self.now();
         let Some(peer) = self.peers.get_mut(name) else { return };
         let averages = peer.averages.values().filter_map(|a| a.wake_ms());
         let Some(wake) = averages.chain(peer.driver.wake_ms()).min() else { return };
@@ -200,7 +200,7 @@ impl World {
     }
 
     pub(super) fn wake(&mut self, name: &PeerName) {
-        let now = self.now;
+        let now = self.now();
         let Some(peer) = self.peers.get_mut(name).filter(|p| !p.silent) else { return };
         peer.wakes = None;
         let due = |wake: Option<u64>| wake.is_some_and(|wake| wake <= now);

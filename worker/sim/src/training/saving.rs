@@ -26,7 +26,7 @@ impl World {
         }
         if broken {
             // It strikes now, and costs the pause before the next attempt.
-            self.last_fault = self.now;
+            self.last_fault = self.now();
         }
         let works = check || (!broken && !self.is_away());
         let after = 5 + self.draw(150);

@@ -45,7 +45,7 @@ impl World {
 
     pub(super) fn trainer_hears(&mut self, name: &PeerName, message: ToTrainer) {
         let mut out = Vec::new();
-        let now = self.now;
+        let now = self.now();
         let Some(trainer) = self.trainers.get_mut(name).filter(|t| !t.retired) else { return };
         trainer.core.hear(message, now, &mut out);
         self.trainer_effects(name, out);
@@ -53,7 +53,7 @@ impl World {
 
     pub(super) fn trainer_tick(&mut self, name: &PeerName) {
         let mut out = Vec::new();
-        let now = self.now;
+        let now = self.now();
         let Some(trainer) = self.trainers.get_mut(name).filter(|t| !t.retired) else { return };
         trainer.core.tick(now, &mut out);
         self.trainer_effects(name, out);
@@ -61,7 +61,7 @@ impl World {
 
     pub(super) fn answer_arrives(&mut self, name: &PeerName, id: CallId, answer: Answer) {
         let mut out = Vec::new();
-        let now = self.now;
+        let now = self.now();
         let Some(trainer) = self.trainers.get_mut(name) else { return };
         let Some((_, call)) = trainer.calls.remove(&id) else { return };
         let text = format!("{name}: call {id} ended: {answer:?}");

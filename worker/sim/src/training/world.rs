@@ -11,6 +11,7 @@ use super::numbers::{State, Truth, sequential};
 use super::peer_shell::PeerShell;
 use super::scenario::{Kinds, Outcome, Scenario, Struck};
 use super::trainer_shell::TrainerShell;
+use crate::calendar::Calendar;
 use crate::serving::model::mix;
 
 /// Everything is finished this long after the last fault, or something is stuck.
@@ -23,10 +24,8 @@ const DELIVERIES_PER_SECOND: u64 = 3000;
 
 pub(super) struct World {
     pub(super) scenario: Scenario,
-    pub(super) now: u64,
-    order: u64,
+    pub(super) calendar: Calendar<Event>,
     draws: u64,
-    pub(super) events: BTreeMap<(u64, u64), Event>,
     pub(super) conductor: Option<Conductor>,
     /// Lives of the conductor.
     pub(super) life: u64,
@@ -74,13 +73,12 @@ pub(super) struct World {
 #[must_use]
 pub fn run(scenario: &Scenario) -> Outcome {
     let mut world = World::new(scenario.clone());
-    while let Some(((at, _), event)) = world.events.pop_first() {
-        world.now = at;
+    while let Some(event) = world.calendar.pop() {
         let over = match &world.scenario.script {
-            Some(script) => world.now > script.end_ms,
+            Some(script) => world.now() > script.end_ms,
             None => {
-                world.finished_at.is_some_and(|at| world.now > at + DRAIN_MS)
-                    || world.now > world.last_fault + LIVENESS_MS
+                world.finished_at.is_some_and(|at| world.now() > at + DRAIN_MS)
+                    || world.now() > world.last_fault + LIVENESS_MS
             }
         };
         if over || !world.out.violations.is_empty() {
@@ -95,10 +93,8 @@ pub fn run(scenario: &Scenario) -> Outcome {
 impl World {
     fn new(scenario: Scenario) -> Self {
         let mut world = Self {
-            now: 0,
-            order: 0,
+            calendar: Calendar::default(),
             draws: 0,
-            events: BTreeMap::new(),
             conductor: None,
             life: 0,
             begun: false,
@@ -163,7 +159,7 @@ impl World {
 
     pub(super) fn say(&mut self, text: impl FnOnce() -> String) {
         if self.scenario.trace {
-            let line = format!("{:>7} ms  {}", self.now, text());
+            let line = format!("{:>7} ms  {}", self.now(), text());
             self.out.trace.push(line);
         }
     }
@@ -173,9 +169,12 @@ impl World {
         self.out.violations.push(text);
     }
 
+    pub(super) fn now(&self) -> u64 {
+        self.calendar.now()
+    }
+
     pub(super) fn at(&mut self, after_ms: u64, event: Event) {
-        self.order += 1;
-        self.events.insert((self.now + after_ms, self.order), event);
+        self.calendar.at(after_ms, event);
     }
 
     /// One way over the network.
@@ -303,7 +302,7 @@ impl World {
     /// The conductor says that a step is complete.
     pub(super) fn committed(&mut self, committed: &Committed) {
         self.out.commits += 1;
-        self.out.decided_ms.push(self.now);
+        self.out.decided_ms.push(self.now());
         if let Some(conductor) = &self.conductor {
             self.out.members = conductor.members();
         }
@@ -360,7 +359,7 @@ impl World {
         match phase {
             Phase::Finished if self.finished_at.is_none() => {
                 self.say(|| "finished".to_owned());
-                self.finished_at = Some(self.now);
+                self.finished_at = Some(self.now());
                 if step != self.scenario.steps {
                     self.violation(format!("finished at step {step}"));
                 }
@@ -415,16 +414,16 @@ impl World {
     }
 
     fn judge(&mut self) {
-        self.out.ms = self.now;
+        self.out.ms = self.now();
         self.out.steps = self.reached;
-        self.out.settled_ms = self.finished_at.unwrap_or(self.now).saturating_sub(self.last_fault);
+        self.out.settled_ms = self.finished_at.unwrap_or(self.now()).saturating_sub(self.last_fault);
         if !self.out.violations.is_empty() || self.scenario.script.is_some() {
             return;
         }
         if self.finished_at.is_none() {
             let at = self.conductor.as_ref().map(|c| (c.step(), c.phase().clone()));
             let members = self.conductor.as_ref().map(Conductor::members);
-            self.violation(format!("not finished at {} ms: {at:?}, {members:?}", self.now));
+            self.violation(format!("not finished at {} ms: {at:?}, {members:?}", self.now()));
             return;
         }
         let left: Vec<String> = self
@@ -442,7 +441,7 @@ impl World {
         for text in left {
             self.violation(text);
         }
-        let settled = self.finished_at.unwrap_or(self.now);
+        let settled = self.finished_at.unwrap_or(self.now());
         if self.out.deliveries > DELIVERIES_PER_SECOND * (1 + settled / 1000) {
             self.violation(format!("{} deliveries in {settled} ms", self.out.deliveries));
         }
