@@ -33,10 +33,14 @@ impl World {
                 self.net.push(id, topology);
             }
             let state = if self.net.is_ready(id) { WorkerState::Ready } else { WorkerState::Loading };
-            let (epoch, lost) =
-                self.net.known(id).map(|(known, lost)| (known.epoch, lost)).unwrap_or_default();
+            let (epoch, model_digest, lost) = self
+                .net
+                .known(id)
+                .map(|(known, lost)| (known.epoch, known.model.digest.clone(), lost))
+                .unwrap_or_default();
             let needed = self.net.needed(id);
-            return Some(WorkerReport { state, epoch, lost, needed, ..WorkerReport::default() });
+            let report = WorkerReport { state, epoch, model_digest, lost, needed, ..WorkerReport::default() };
+            return Some(report);
         }
         let now = self.now();
         let stage = self.stages.get_mut(name).filter(|stage| stage.unreachable_until_ms <= now)?;

@@ -83,9 +83,10 @@ impl World {
         }
     }
 
-    /// Layers that nobody has who runs.
+    /// Layers of the swarm's model that nobody has who runs.
     fn unserved(&self) -> BTreeSet<u32> {
-        let held: BTreeSet<u32> = self.stages.values().flat_map(|stage| stage.held()).copied().collect();
+        let ours = self.stages.values().filter(|stage| self.is_wanted(&stage.model));
+        let held: BTreeSet<u32> = ours.flat_map(|stage| stage.held()).copied().collect();
         (0..LAYERS).filter(|layer| !held.contains(layer)).collect()
     }
 
@@ -167,7 +168,11 @@ impl World {
                 | Incident::Cutoff
                 | Incident::Unheard => 3,
                 Incident::Broken => 12,
-                Incident::Image(_) | Incident::Memory | Incident::Suspend | Incident::Replicas(_) => all + 3,
+                Incident::Image(_)
+                | Incident::Memory
+                | Incident::Model(_)
+                | Incident::Suspend
+                | Incident::Replicas(_) => all + 3,
                 _ => 4,
             })
             .sum();
@@ -181,7 +186,7 @@ impl World {
     }
 
     /// The status says so, and so it is.
-    fn is_as_planned(&self) -> bool {
+    pub fn is_as_planned(&self) -> bool {
         let status = self.swarm.status.clone().unwrap_or_default();
         let is = |kind: &str, wanted: &str| {
             let condition = status.conditions.iter().find(|condition| condition.type_ == kind);
@@ -200,6 +205,7 @@ impl World {
             .filter(|cell| cell.pod.labels().get(ROLE).is_some_and(|r| r == ROLE_STAGE));
         let (running, others): (Vec<_>, Vec<_>) =
             stages.partition(|cell| cell.runs() && cell.deleted_ms.is_none());
+        let gateways = self.gateways.values().filter(|gateway| gateway.runs && gateway.ends_ms.is_none());
         let doomed = self.cluster.nodes.values().any(|machine| machine.notice && machine.died_ms.is_none());
         serves
             && !doomed
@@ -208,8 +214,8 @@ impl World {
             && is("Reconciling", "False")
             && running.len() as u32 == self.peers()
             && others.is_empty()
-            && self.gateways.values().filter(|gateway| gateway.runs && gateway.ends_ms.is_none()).count()
-                as u32
-                == self.swarm.spec.gateway.replicas
+            && self.stages.values().all(|stage| self.is_wanted(&stage.model))
+            && gateways.clone().count() as u32 == self.swarm.spec.gateway.replicas
+            && gateways.clone().all(|gateway| self.is_wanted(&gateway.model))
     }
 }

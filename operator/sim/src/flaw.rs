@@ -18,6 +18,8 @@ pub enum Flaw {
     Forgets,
     /// It hands out what it could not publish.
     HandsOut,
+    /// Its pods are not told of which model they are.
+    TellsNoModel,
 }
 
 impl Flaw {

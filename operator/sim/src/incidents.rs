@@ -60,6 +60,7 @@ impl World {
                 self.say(|| format!("fault: the image is w:{arithmetic}"));
                 self.restart();
             }
+            Incident::Model(model) => self.change_model(model),
             Incident::Suspend => self.suspend(),
         }
     }

@@ -2,6 +2,7 @@
 //! are ordered, the Deployment of the gateways has its pods.
 
 use dunlin_operator::labels::{ROLE, ROLE_GATEWAY, leaf};
+use dunlin_sim::model::ReadModel;
 use dunlin_swarm::timing::GRACE;
 use dunlin_swarm::{NumericsClass, PeerName};
 use k8s_openapi::api::core::v1::Pod;
@@ -106,14 +107,15 @@ impl World {
         let arithmetic = version.and_then(NumericsClass::from_number).unwrap_or(NumericsClass::FIRST);
         let header_ms = 300 + self.draw(2000);
         let layer_ms = self.scenario.layer_ms / 2 + self.draw(self.scenario.layer_ms);
-        let stage = Stage::new(self.now(), header_ms, layer_ms, ROOM_BYTES, arithmetic);
+        let model = self.model_of(name);
+        let stage = Stage::new(self.now(), header_ms, layer_ms, ROOM_BYTES, arithmetic, model.clone());
         self.cluster.start(name);
         if self.now() < self.broken_until_ms {
             self.say(|| format!("{name} ends as soon as it has started"));
             return self.cluster.ended(name, 1);
         }
         self.stages.insert(name.to_owned(), stage);
-        self.net.start_peer(&name.into(), arithmetic);
+        self.net.start_peer(&name.into(), arithmetic, model);
         self.say(|| format!("{name} runs"));
     }
 
@@ -176,18 +178,25 @@ impl World {
         let deleted_ms = self.cluster.pods[name].deleted_ms;
         if !self.gateways.contains_key(name) {
             let (id, starts_ms) = (self.cluster.number(), now + 500 + self.draw(3000));
-            let process = GatewayProcess { id, starts_ms, runs: false, mount_ms: starts_ms, ends_ms: None };
+            let process = GatewayProcess {
+                id,
+                starts_ms,
+                runs: false,
+                model: ReadModel::default(),
+                mount_ms: starts_ms,
+                ends_ms: None,
+            };
             self.gateways.insert(name.to_owned(), process);
         }
-        let published = self.cluster.published.clone();
+        let (published, model) = (self.cluster.published.clone(), self.model_of(name));
         let drain_ms = 1000 * u64::from(self.swarm.spec.gateway.drain_seconds);
         let is_certified = self.is_certified(&format!("{}-gateway", self.swarm.name_any()));
         let Some(gateway) = self.gateways.get_mut(name) else { return };
         let id = gateway.id;
         if !gateway.runs && gateway.starts_ms <= now && is_certified {
             gateway.runs = true;
-            gateway.mount_ms = now;
-            self.net.start_gateway(id);
+            (gateway.mount_ms, gateway.model) = (now, model.clone());
+            self.net.start_gateway(id, model);
             self.cluster.start(name);
         }
         let Some(gateway) = self.gateways.get_mut(name).filter(|gateway| gateway.runs) else {

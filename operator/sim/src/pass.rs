@@ -166,9 +166,8 @@ impl World {
             "ConfigMap" => {
                 let map = serde_json::from_value(object.clone()).ok();
                 let Some(topology) = map.as_ref().and_then(topology::read) else { return };
-                if let Some(violation) = self.record.published(&topology) {
-                    self.violation(violation);
-                }
+                let violations = [self.record.published(&topology), self.mixed_models(&topology)];
+                violations.into_iter().flatten().for_each(|violation| self.violation(violation));
                 self.out.epoch = topology.epoch;
                 self.cluster.published = Some(topology);
             }

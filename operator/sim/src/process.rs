@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use dunlin_operator::peers::WorkerState;
 use dunlin_operator::peers::report::WorkerReport;
+use dunlin_sim::model::ReadModel;
 use dunlin_swarm::timing::{DRAIN, DRAIN_ON_NOTICE};
-use dunlin_swarm::{Epoch, Layers, ModelSizes, NumericsClass, Topology, layer_set, ranges};
+use dunlin_swarm::{Epoch, Layers, ModelSizes, NumericsClass, Topology, is_other_model, layer_set, ranges};
 
 /// A stage that runs.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Stage {
     room_bytes: u64,
     /// Which bits it computes.
     pub arithmetic: NumericsClass,
+    /// If it was told none, it takes itself for one of the first topology's.
+    pub model: ReadModel,
     /// The newest topology that it obeys.
     pub epoch: Epoch,
     /// Layers that it executes, then those that it holds for others.
@@ -33,8 +36,16 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub fn new(now: u64, header_ms: u64, layer_ms: u64, room_bytes: u64, arithmetic: NumericsClass) -> Self {
+    pub fn new(
+        now: u64,
+        header_ms: u64,
+        layer_ms: u64,
+        room_bytes: u64,
+        arithmetic: NumericsClass,
+        model: ReadModel,
+    ) -> Self {
         Self {
+            model,
             header_ms: now + header_ms,
             layer_ms,
             room_bytes,
@@ -48,9 +59,10 @@ impl Stage {
         }
     }
 
-    /// Takes a topology, unless it knows a newer one; whether it did.
+    /// Takes a topology, unless it knows a newer one or this one is of another model; whether it did.
     pub fn assign(&mut self, name: &str, topology: &Topology) -> bool {
-        if self.epoch > topology.epoch {
+        let theirs = &topology.model.digest;
+        if self.epoch > topology.epoch || is_other_model(&self.model.digest, theirs) {
             return false;
         }
         self.epoch = topology.epoch;
@@ -58,6 +70,9 @@ impl Stage {
         if let Some(own) = topology.peer(&name.into()) {
             let span: Vec<u32> = own.span.iter().collect();
             let shadows = layer_set(&own.shadows).into_iter().filter(|layer| !span.contains(layer));
+            if self.model.digest.is_empty() {
+                self.model.digest.clone_from(theirs);
+            }
             self.wanted = span.iter().copied().chain(shadows).collect();
         }
         true
@@ -120,6 +135,7 @@ impl Stage {
             held: ranges(&self.held),
             model: open.then_some(sizes),
             arithmetic: Some(self.arithmetic),
+            model_digest: self.model.digest.clone(),
             room_bytes: open.then_some(self.room_bytes),
             ..WorkerReport::default()
         }

@@ -21,7 +21,19 @@ pub(crate) struct Record {
     pub unserved_since_ms: Option<u64>,
     /// Since when everything is as planned, and what was made, deleted and published by then.
     pub settled: Option<(u64, u32, u32, Epoch)>,
+    /// The last change of the swarm's model.
+    pub model_change: Option<ModelChange>,
     pub over: bool,
+}
+
+/// A change of the swarm's model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ModelChange {
+    pub at_ms: u64,
+    /// Incidents until then, this one among them.
+    pub incidents: u32,
+    /// Everything was as planned.
+    pub from_calm: bool,
 }
 
 impl Record {

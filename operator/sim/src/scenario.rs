@@ -43,6 +43,8 @@ pub enum Incident {
     Image(u32),
     /// Peers get other memory.
     Memory,
+    /// The model is this one: they are counted from 0, which is the first.
+    Model(u32),
     /// Nothing should run, for a while.
     Suspend,
 }
@@ -88,29 +90,15 @@ impl Scenario {
     #[must_use]
     pub fn from_seed(seed: u64) -> Self {
         let draw = |what: u64, below: u64| mix(mix(seed, 0x0b5e), what) % below;
-        let mut plan = Vec::new();
+        let (mut plan, mut model) = (Vec::new(), 0);
         let mut at = FIRST_MS + draw(100, 20_000);
         for i in 0..draw(0, 7) {
-            let incident = match draw(200 + i, 27) {
-                0..=3 => Incident::Kill,
-                4..=6 => Incident::Vanish,
-                7..=9 => Incident::Notice(if draw(300 + i, 2) == 0 { 30 } else { 120 }),
-                10..=11 => Incident::Restart,
-                12 => Incident::Cut,
-                13 => Incident::Outage,
-                14 => Incident::Flaky,
-                15 => Incident::Conflict,
-                16 => Incident::Stale,
-                17 => Incident::Cutoff,
-                18 => Incident::Unheard,
-                19 => Incident::Gateway,
-                20 => Incident::Shortage,
-                21 => Incident::Shadows(draw(300 + i, 3) as u32),
-                22 => Incident::Replicas(2 + draw(300 + i, 4) as u32),
-                23 => Incident::Image(1 + draw(300 + i, 2) as u32),
-                24 => Incident::Memory,
-                25 => Incident::Broken,
-                _ => Incident::Suspend,
+            let incident = if draw(600 + i, 16) == 0 {
+                // Another one of three.
+                model = (model + 1 + draw(700 + i, 2) as u32) % 3;
+                Incident::Model(model)
+            } else {
+                usual(draw(200 + i, 27), |below| draw(300 + i, below))
             };
             plan.push((at, incident));
             // Some at once, some while the last one is still being mended, some after.
@@ -160,6 +148,31 @@ impl Scenario {
     }
 }
 
+/// The incident of a kind, of 27, that happens in any swarm; `draw` draws a number below another for what it leaves open.
+fn usual(kind: u64, draw: impl Fn(u64) -> u64) -> Incident {
+    match kind {
+        0..=3 => Incident::Kill,
+        4..=6 => Incident::Vanish,
+        7..=9 => Incident::Notice(if draw(2) == 0 { 30 } else { 120 }),
+        10..=11 => Incident::Restart,
+        12 => Incident::Cut,
+        13 => Incident::Outage,
+        14 => Incident::Flaky,
+        15 => Incident::Conflict,
+        16 => Incident::Stale,
+        17 => Incident::Cutoff,
+        18 => Incident::Unheard,
+        19 => Incident::Gateway,
+        20 => Incident::Shortage,
+        21 => Incident::Shadows(draw(3) as u32),
+        22 => Incident::Replicas(2 + draw(4) as u32),
+        23 => Incident::Image(1 + draw(2) as u32),
+        24 => Incident::Memory,
+        25 => Incident::Broken,
+        _ => Incident::Suspend,
+    }
+}
+
 /// What came of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -173,6 +186,8 @@ pub struct Outcome {
     pub sessions: u32,
     /// Sessions that went on after a disturbance.
     pub recovered: u32,
+    /// Answers that were broken off because the model was changed.
+    pub broken_off: u32,
     /// The last epoch that was published.
     pub epoch: u64,
     /// Longest time in which some layer was served by nobody although nothing was wrong with the cluster any more.

@@ -7,7 +7,7 @@ use dunlin_crds::InferenceSwarm;
 use dunlin_operator::config::Config;
 use dunlin_operator::error::Error;
 use dunlin_sim::calendar::Calendar;
-use dunlin_sim::model::mix;
+use dunlin_sim::model::{ReadModel, mix};
 use dunlin_sim::serving::hosted::{Hosted, MODEL_LAYERS};
 use dunlin_swarm::Topology;
 use serde_json::{Value, json};
@@ -63,6 +63,8 @@ pub(crate) struct GatewayProcess {
     /// It runs from then on.
     pub starts_ms: u64,
     pub runs: bool,
+    /// Of its last start.
+    pub model: ReadModel,
     /// The file with the topology is looked at then.
     pub mount_ms: u64,
     /// It ends at the latest then.
@@ -191,6 +193,7 @@ impl World {
             Event::Tick => {
                 self.tick_cluster();
                 self.check();
+                self.check_broken_off();
                 self.at(TICK_MS, Event::Tick);
             }
             Event::Watch(term, news) => {
@@ -326,6 +329,11 @@ impl World {
     }
 }
 
+/// Where a model is.
+pub(crate) fn model_url(model: u32) -> String {
+    format!("http://models/m{model}.gguf")
+}
+
 /// The swarm as its user wants it.
 fn manifest(scenario: &Scenario) -> InferenceSwarm {
     let pool = |name: &str, kind: &str, min: u32, max: u32| {
@@ -345,7 +353,7 @@ fn manifest(scenario: &Scenario) -> InferenceSwarm {
         "kind": "InferenceSwarm",
         "metadata": {"name": "s", "namespace": "default", "uid": "1-2-3", "generation": 1},
         "spec": {
-            "model": {"source": {"http": {"url": "http://models/m.gguf"}}},
+            "model": {"source": {"http": {"url": model_url(0)}}},
             "pools": pools,
             "redundancy": {"shadows": scenario.shadows},
             "gateway": {"replicas": scenario.gateways},

@@ -1,7 +1,7 @@
 //! Swarms with their operator, hundreds of them with all kinds of incidents: every answer is that of an undisturbed run, every layer has a server
 //! again within the time that is promised, and the operator comes to rest.
 
-use dunlin_operator_sim::{Flaw, Outcome, Scenario, run, seeds, trace};
+use dunlin_operator_sim::{Flaw, Incident, Outcome, Scenario, run, seeds, trace};
 
 fn sound(scenario: &Scenario) -> Outcome {
     let outcome = run(scenario);
@@ -26,6 +26,26 @@ fn a_swarm_to_which_nothing_happens_serves_and_is_left_alone() {
     let outcome = sound(&Scenario::quiet(1));
     assert_eq!((outcome.pods, outcome.recovered, outcome.incidents), (3, 0, 0));
     assert!(outcome.sessions >= 8, "{}", outcome.sessions);
+}
+
+#[test]
+fn a_swarm_whose_model_is_changed_makes_each_peer_anew_once_and_no_answer_is_of_two_models() {
+    for seed in 0..8 {
+        let plan = vec![(90_000, Incident::Model(1))];
+        let outcome = sound(&Scenario { plan, ..Scenario::quiet(seed) });
+        assert_eq!(outcome.pods, 6, "each is replaced once");
+        assert!(outcome.sessions >= 20, "{}", outcome.sessions);
+    }
+}
+
+#[test]
+fn a_model_that_is_changed_again_or_back_before_it_serves_is_settled_on() {
+    for (seed, after_ms) in (0..).zip([20, 1000, 5000, 15_000, 27_000, 40_000]) {
+        for last in [0, 2] {
+            let plan = vec![(90_000, Incident::Model(1)), (90_000 + after_ms, Incident::Model(last))];
+            sound(&Scenario { plan, ..Scenario::quiet(seed) });
+        }
+    }
 }
 
 #[test]
@@ -88,4 +108,9 @@ fn an_operator_that_forgets_what_was_published_is_found_out() {
 #[test]
 fn an_operator_that_hands_out_what_it_could_not_publish_is_found_out() {
     assert!(found_out(Flaw::HandsOut).is_some());
+}
+
+#[test]
+fn an_operator_that_tells_nobody_which_model_the_swarm_has_is_found_out() {
+    assert!(found_out(Flaw::TellsNoModel).is_some());
 }

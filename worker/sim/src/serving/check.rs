@@ -20,9 +20,17 @@ impl World {
         asked && done && clean && all_faults && self.now() > self.last_fault + 100
     }
 
-    /// All hops of a route compute with the same arithmetic.
-    pub fn check_open(&mut self, frame: &Frame) {
+    /// All hops of a route compute with the same arithmetic, and are of the model of the gateway that opens a session on them.
+    pub fn check_open(&mut self, gateway: u64, frame: &Frame) {
         let Frame::Open(open) = frame else { return };
+        let own = &self.gateways[&gateway].model.source;
+        let hops = open.route.iter().filter_map(|hop| self.peers.get(&hop.peer));
+        if let Some(other) = hops.map(|peer| &peer.model.source).find(|source| *source != own) {
+            let (session, route) = (open.session, &open.route);
+            self.out
+                .violations
+                .push(format!("session {session} of {own} is on peers of another model, {other}: {route:?}"));
+        }
         let classes: BTreeSet<NumericsClass> =
             open.route.iter().filter_map(|hop| Some(self.peers.get(&hop.peer)?.arithmetic)).collect();
         if classes.len() > 1 {
@@ -90,8 +98,10 @@ impl World {
         classes: &BTreeSet<NumericsClass>,
     ) -> Result<bool, String> {
         let (len, seed) = (asked.max_len as usize, session.0 - 1);
+        let gateway = &self.gateways[&asked.gateway];
         let wanted = |&arithmetic: &NumericsClass| {
             let with = With {
+                model: &gateway.model.source,
                 adapter: asked.adapter.as_deref(),
                 arithmetic,
                 overflows: self.scenario.overflows,
@@ -99,13 +109,12 @@ impl World {
             };
             (arithmetic, expected(&asked.prompt, len, seed, with))
         };
-        // An answer is of one arithmetic from its first token to its last.
+        // An answer is of one arithmetic, and of the model of its gateway, from its first token to its last.
         let begins = |(_, (want, _)): &(NumericsClass, (Vec<u32>, bool))| {
             asked.got == want[..asked.got.len().min(want.len())]
         };
         let found = classes.iter().map(wanted).find(begins);
         let (arithmetic, (want, fails)) = found.ok_or("got other tokens")?;
-        let gateway = &self.gateways[&asked.gateway];
         if asked.cancelled || (!asked.done && !gateway.alive) {
             return Ok(false);
         }
@@ -117,6 +126,8 @@ impl World {
         }
         match &asked.failed {
             Some(Failure::OtherArithmetic { .. }) if self.excused.contains(&arithmetic) => Ok(true),
+            // Whether it may is judged by whoever changed the model.
+            Some(Failure::OtherModel(_)) if self.hosted => Ok(true),
             _ if asked.got != want => Err(format!("ended early: {:?}", asked.failed)),
             Some(Failure::NonFinite { .. }) if fails => Ok(true),
             Some(error) => Err(format!("failed: {error:?}")),

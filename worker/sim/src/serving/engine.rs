@@ -39,8 +39,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// With the pages and the budget of a scenario, computing these bits.
-    pub fn new(scenario: &Scenario, arithmetic: NumericsClass) -> Self {
+    /// With the pages and the budget of a scenario, computing these bits with the model that is read from `source`.
+    pub fn new(scenario: &Scenario, arithmetic: NumericsClass, source: &str) -> Self {
         let mut budget = scenario.budget;
         if scenario.flaw == Some(Flaw::IgnoresBudget) {
             budget.step_rows *= 2;
@@ -49,7 +49,7 @@ impl Engine {
         Self {
             inbox: VecDeque::new(),
             batcher: Batcher::new(budget, HIDDEN, scenario.pages).with_windows(windows(scenario.slides)),
-            runner: Hashes::new(scenario, arithmetic),
+            runner: Hashes::new(scenario, arithmetic, source),
             fairness: Fairness::new(scenario.budget),
             running: None,
             flaw: scenario.flaw,
@@ -146,6 +146,7 @@ impl Engine {
 
 /// The fake model's layers, and memory of pages that is as small as it is said to be.
 struct Hashes {
+    model: String,
     arithmetic: NumericsClass,
     overflows: bool,
     slides: bool,
@@ -175,8 +176,9 @@ impl Kept {
 }
 
 impl Hashes {
-    fn new(scenario: &Scenario, arithmetic: NumericsClass) -> Self {
+    fn new(scenario: &Scenario, arithmetic: NumericsClass, source: &str) -> Self {
         Self {
+            model: source.to_owned(),
             arithmetic,
             overflows: scenario.overflows,
             slides: scenario.slides,
@@ -224,6 +226,7 @@ impl Hashes {
             Input::Rows(rows) => rows.as_slice().chunks(HIDDEN).map(from_row).collect(),
         });
         let with = With {
+            model: &self.model,
             adapter: part.adapter.as_deref(),
             arithmetic: self.arithmetic,
             overflows: self.overflows,

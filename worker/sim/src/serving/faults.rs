@@ -2,6 +2,7 @@
 
 use dunlin_swarm::{NumericsClass, PeerName};
 
+use super::model::ReadModel;
 use super::scenario::Fault;
 use super::world::{Event, Who, World};
 
@@ -60,7 +61,7 @@ impl World {
                     gateway.alive = false;
                 }
                 let next = u64::from(i) * 2 + 10 + id % 2;
-                self.start_gateway(next);
+                self.start_gateway(next, ReadModel::default());
                 let topology = self.topology.clone();
                 self.gateway(next, |g, now, out| g.core.set_topology(topology, now, out));
             }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::{Layers, NumericsClass, PeerName, Topology};
 
-use super::model::{LAYERS, mix};
-use super::scenario::{Outcome, Scenario};
+use super::model::{LAYERS, ReadModel, mix};
+use super::scenario::{BrokenOff, Outcome, Scenario};
 use super::world::{ADAPTERS, Event, Who, World};
 
 /// Layers of its model.
@@ -38,9 +38,9 @@ impl Hosted {
         world.calendar.pass_to(now_ms);
     }
 
-    /// A peer starts, without layers, and computes these bits.
-    pub fn start_peer(&mut self, name: &PeerName, arithmetic: NumericsClass) {
-        self.0.start_peer(name, Vec::new(), arithmetic);
+    /// A peer of `model` starts, without layers, and computes these bits.
+    pub fn start_peer(&mut self, name: &PeerName, arithmetic: NumericsClass, model: ReadModel) {
+        self.0.start_peer(name, Vec::new(), arithmetic, model);
         if let Some(peer) = self.0.peers.get_mut(name) {
             peer.node.set_adapters(ADAPTERS.map(Into::into).into());
         }
@@ -104,9 +104,9 @@ impl Hosted {
         self.0.peers.get(name).map(|peer| peer.node.layers_in_use()).unwrap_or_default()
     }
 
-    /// A gateway starts, without a topology.
-    pub fn start_gateway(&mut self, id: u64) {
-        self.0.start_gateway(id);
+    /// A gateway of `model` starts, without a topology.
+    pub fn start_gateway(&mut self, id: u64, model: ReadModel) {
+        self.0.start_gateway(id, model);
     }
 
     /// It takes no more sessions.
@@ -171,12 +171,17 @@ impl Hosted {
         waiting + world.asked.values().filter(|a| !a.done && world.gateways[&a.gateway].alive).count()
     }
 
+    /// Answers that ended early because the swarm has another model, since the last time.
+    pub fn broken_off(&mut self) -> Vec<BrokenOff> {
+        std::mem::take(&mut self.0.out.broken_off)
+    }
+
     /// Moves what happened since the last time to `trace`.
     pub fn tell(&mut self, trace: &mut Vec<String>) {
         trace.append(&mut self.0.out.trace);
     }
 
-    /// What came of it: every answer must be the one of an undisturbed run, and nothing of any session may be left.
+    /// What came of it: every answer must be the one of an undisturbed run, unless it was broken off, and nothing of any session may be left.
     #[must_use]
     pub fn end(mut self) -> Outcome {
         self.0.judge();

@@ -24,5 +24,5 @@ pub mod scenario;
 mod world;
 
 pub use flaw::Flaw;
-pub use scenario::{Fault, Outcome, Scenario};
+pub use scenario::{BrokenOff, Fault, Outcome, Scenario};
 pub use world::run;

@@ -58,9 +58,20 @@ fn layer(cache: &mut Cache, layer: u32, weights: u64, slides: bool, input: u64) 
     mix(mix(seen, u64::from(layer)), input)
 }
 
+/// The model of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadModel {
+    /// What it is read from: weights and tokens follow from that.
+    pub source: String,
+    /// What the process says of it to others; empty if it was not told.
+    pub digest: String,
+}
+
 /// What rows are computed with.
 #[derive(Clone, Copy)]
 pub struct With<'a> {
+    /// What the model is read from; empty where there is but one.
+    pub model: &'a str,
     /// None: the model itself.
     pub adapter: Option<&'a str>,
     /// Which bits they are.
@@ -83,7 +94,7 @@ pub(super) fn through<'a>(
     with: With<'_>,
     mut row: u64,
 ) -> Result<u64, u32> {
-    let bytes = with.adapter.into_iter().flat_map(str::bytes);
+    let bytes = with.model.bytes().chain(with.adapter.into_iter().flat_map(str::bytes));
     let first = u64::from(with.arithmetic.version() - 1);
     let weights = bytes.fold(first, |hash, byte| mix(hash, u64::from(byte)));
     for (cache, index) in caches.into_iter().zip(layers.iter()) {

@@ -1,7 +1,7 @@
 //! Streams that misbehave.
 
 use dunlin_protocol::{Frame, Open, Refusal, Sender};
-use dunlin_swarm::{Load, PeerName};
+use dunlin_swarm::{Load, PeerName, is_other_model};
 
 use super::flaw::Flaw;
 use super::impostors;
@@ -9,10 +9,21 @@ use super::world::{Event, PING_MS, SILENCE_MS, Who, World, gateway_id};
 
 impl World {
     fn can_talk(&self, a: &Who, b: &Who) -> bool {
-        [a, b].into_iter().all(|who| match who {
+        let reached = [a, b].into_iter().all(|who| match who {
             Who::Gateway(id) => self.gateways.get(id).is_some_and(|g| g.alive),
             Who::Peer(name) => self.peers.get(name).is_some_and(|p| p.alive && !p.silent),
-        })
+        });
+        // A stage refuses the stream of who says that it is of another model.
+        reached && !is_other_model(self.said_model(a), self.said_model(b))
+    }
+
+    /// The digest that somebody says of its model.
+    fn said_model(&self, who: &Who) -> &str {
+        let model = match who {
+            Who::Gateway(id) => self.gateways.get(id).map(|gateway| &gateway.model),
+            Who::Peer(name) => self.peers.get(name).map(|peer| &peer.model),
+        };
+        model.map_or("", |model| &model.digest)
     }
 
     pub fn exists(&self, who: &Who) -> bool {

@@ -182,6 +182,19 @@ impl Scenario {
     }
 }
 
+/// An answer that ended early because its swarm has another model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokenOff {
+    /// Number of its session.
+    pub session: u64,
+    /// What its own model was read from.
+    pub source: String,
+    /// When its gateway took it.
+    pub begun_ms: u64,
+    /// When its client was told.
+    pub at_ms: u64,
+}
+
 /// What came of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -209,8 +222,10 @@ pub struct Outcome {
     pub starved: u32,
     /// Sessions whose clients went away.
     pub cancelled: u32,
-    /// Sessions that failed, as they must.
+    /// Sessions that failed, as they must or may.
     pub failed: u32,
+    /// Those of them whose swarm has another model.
+    pub broken_off: Vec<BrokenOff>,
     /// Largest number of frames on their way at once.
     pub in_flight_max: usize,
     /// What happened, if asked for.

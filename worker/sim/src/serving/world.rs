@@ -14,8 +14,8 @@ use dunlin_protocol::{
 use dunlin_swarm::{Layers, ModelId, NumericsClass, PeerName, PeerState, Topology, TopologyPeer, ranges};
 
 use super::engine::{Command, Engine};
-use super::model::{HIDDEN, LAYERS, mix, windows};
-use super::scenario::{Fault, Outcome, Scenario};
+use super::model::{HIDDEN, LAYERS, ReadModel, mix, windows};
+use super::scenario::{BrokenOff, Fault, Outcome, Scenario};
 use crate::calendar::Calendar;
 
 pub(super) const PING_MS: u64 = 200;
@@ -85,6 +85,7 @@ pub(super) struct Peer {
     /// Everything takes this many times as long.
     pub slow: u64,
     pub arithmetic: NumericsClass,
+    pub model: ReadModel,
     /// It is about to go.
     pub draining: bool,
     /// Layers that it has.
@@ -100,6 +101,7 @@ impl Peer {
 
 pub(super) struct Gateway {
     pub core: GatewayCore,
+    pub model: ReadModel,
     pub alive: bool,
     /// It takes no more sessions.
     pub closing: bool,
@@ -112,6 +114,7 @@ pub(super) struct Asked {
     pub max_len: u32,
     pub adapter: Option<Arc<str>>,
     pub gateway: u64,
+    pub begun_ms: u64,
     pub got: Vec<u32>,
     /// Its client knows that there will be no more.
     pub done: bool,
@@ -210,7 +213,7 @@ impl World {
             world.join(*span, shadows, NumericsClass::FIRST);
         }
         for id in 0..world.scenario.gateways {
-            world.start_gateway(id);
+            world.start_gateway(id, ReadModel::default());
         }
         world.at(0, Event::Publish);
         world.at(1, Event::Tick);
@@ -248,10 +251,10 @@ impl World {
         self.calendar.at(after_ms, event);
     }
 
-    pub fn start_gateway(&mut self, id: u64) {
+    pub fn start_gateway(&mut self, id: u64, model: ReadModel) {
         let core = GatewayCore::new(GatewayConfig {
             id: gateway_id(id),
-            model_digest: String::new(),
+            model_digest: model.digest.clone(),
             started_ms: 0,
             running_max: self.scenario.running_max,
             queue_max: self.scenario.queue_max,
@@ -259,7 +262,7 @@ impl World {
             retry_after_s: 1,
         });
         let (connected, heard) = (BTreeSet::new(), BTreeMap::new());
-        let gateway = Gateway { core, alive: true, closing: false, connected, heard };
+        let gateway = Gateway { core, model, alive: true, closing: false, connected, heard };
         self.gateways.insert(id, gateway);
     }
 
@@ -267,7 +270,7 @@ impl World {
         self.made += 1;
         let name = PeerName(format!("p{}", self.made));
         let all: BTreeSet<u32> = shadows.iter().chain([&span]).flat_map(|l| l.iter()).collect();
-        self.start_peer(&name, ranges(&all), arithmetic);
+        self.start_peer(&name, ranges(&all), arithmetic, ReadModel::default());
         // The first of some swarms never has them.
         let is_late = self.scenario.late_adapters
             && mix(self.scenario.seed, 1000 + u64::from(self.made)).is_multiple_of(4);
@@ -291,7 +294,13 @@ impl World {
         }
     }
 
-    pub fn start_peer(&mut self, name: &PeerName, held: Vec<Layers>, arithmetic: NumericsClass) {
+    pub fn start_peer(
+        &mut self,
+        name: &PeerName,
+        held: Vec<Layers>,
+        arithmetic: NumericsClass,
+        model: ReadModel,
+    ) {
         let mut node = StageNode::new(StageConfig {
             name: name.clone(),
             hidden: HIDDEN,
@@ -306,13 +315,14 @@ impl World {
         node.set_held(held.clone());
         let peer = Peer {
             node,
-            engine: Engine::new(&self.scenario, arithmetic),
+            engine: Engine::new(&self.scenario, arithmetic, &model.source),
             alive: true,
             silent: false,
             deaf: false,
             bare: false,
             slow: 1,
             arithmetic,
+            model,
             draining: false,
             held,
         };
@@ -456,7 +466,7 @@ impl World {
                     }
                 }
                 GatewayEffect::Send { peer, frame } => {
-                    self.check_open(&frame);
+                    self.check_open(id, &frame);
                     self.say_open(&frame);
                     self.send(Who::Gateway(id), Who::Peer(peer), frame);
                 }
@@ -502,6 +512,11 @@ impl World {
             self.out.violations.push(format!("session {session} ends again: {failed:?}"));
         }
         asked.done = true;
+        if let Some(Failure::OtherModel(_)) = &failed {
+            let source = self.gateways[&asked.gateway].model.source.clone();
+            let (begun_ms, at_ms) = (asked.begun_ms, self.calendar.now());
+            self.out.broken_off.push(BrokenOff { session: session.0, source, begun_ms, at_ms });
+        }
         asked.failed = failed;
     }
 
@@ -596,6 +611,7 @@ impl World {
                     max_len,
                     adapter,
                     gateway,
+                    begun_ms: self.now(),
                     got: Vec::new(),
                     done: false,
                     cancelled: false,
