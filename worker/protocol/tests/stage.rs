@@ -348,3 +348,46 @@ fn sessions_are_kept_for_as_long_as_their_gateway_says_or_as_the_stage_would() {
         assert_eq!(a.session_count(), left, "after {now_ms} ms");
     }
 }
+
+#[test]
+fn however_a_session_ends_here_its_pages_are_given_back() {
+    let opened = || {
+        let (mut a, mut out) = (node("a"), Vec::new());
+        say(&mut a, Frame::Open(open(1, 0, 10, 20)), &mut out);
+        happened(&mut out);
+        (a, out)
+    };
+    let (mut a, mut out) = opened();
+    let gateway = Sender::Gateway(open(1, 0, 10, 20).gateway);
+    a.frame(&gateway, Frame::Close { session: SessionId(1), attempt: 1 }, 100, &mut out);
+    assert_eq!((happened(&mut out).freed, a.session_count()), (vec![SessionId(1)], 0), "it is closed");
+    let (mut a, mut out) = opened();
+    a.tick(20_000, &mut out);
+    assert_eq!((happened(&mut out).freed, a.session_count()), (vec![SessionId(1)], 0), "its lease is over");
+    let (mut a, mut out) = opened();
+    let mut elsewhere = Open { attempt: 2, ..open(1, 0, 10, 20) };
+    elsewhere.route[0].layers = Layers::new(0, 1);
+    say(&mut a, Frame::Open(elsewhere), &mut out);
+    assert_eq!(happened(&mut out).freed, [SessionId(1)], "it has other layers here");
+    assert_eq!(a.layers_in_use(), [Layers::new(0, 1)]);
+}
+
+#[test]
+fn what_goes_no_further_is_told_once_an_attempt_and_the_next_one_begins_without_it() {
+    let (mut a, mut out) = (node("a"), Vec::new());
+    let attempt = |attempt| Frame::Open(Open { attempt, ..open(1, 0, 10, 20) });
+    say(&mut a, attempt(1), &mut out);
+    let job = happened(&mut out).jobs.remove(0);
+    let reason = Refusal::NonFinite { layer: 1 };
+    a.computed(Computed { output: Output::Failed(reason.clone()), ..done(&job) }, 0, &mut out);
+    assert_eq!(happened(&mut out).refused, [reason]);
+    assert_eq!(a.held().into_values().flatten().next().unwrap().have, 0);
+    a.link_down(&"b".into(), &mut out);
+    assert!(out.is_empty(), "the gateway knows");
+    say(&mut a, attempt(2), &mut out);
+    let cut = StageEffect::Truncate { session: SessionId(1), layers: job.layers, to: 0 };
+    assert!(out.contains(&cut), "{out:?}");
+    happened(&mut out);
+    a.link_down(&"b".into(), &mut out);
+    assert_eq!(happened(&mut out).refused, [Refusal::LinkDown { to: "b".into() }]);
+}

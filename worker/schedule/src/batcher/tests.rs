@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dunlin_protocol::frame::PAGE_POSITIONS;
 use dunlin_protocol::stage::{Computed, Input, Line, Output, StageJob, Urgency};
 use dunlin_protocol::{Refusal, SessionId, Windows};
 use dunlin_swarm::Layers;
@@ -20,6 +21,8 @@ struct Notes {
     pages: BTreeMap<SegmentKey, usize>,
     /// Of each layer those that were given back.
     behind: BTreeMap<(SegmentKey, u32), usize>,
+    /// The same before the last results.
+    behind_before_results: BTreeMap<(SegmentKey, u32), usize>,
     ran: Vec<Vec<u64>>,
     lacks: Option<Refusal>,
 }
@@ -41,6 +44,10 @@ impl Runner for Notes {
     }
 
     fn forward(&mut self, _: Layers, parts: &[Part]) -> Result<(), (usize, Refusal)> {
+        for part in parts {
+            let pages = self.pages.get(&part.key).map_or(0, |pages| *pages as u32);
+            assert!(part.start + part.count <= pages * PAGE_POSITIONS, "{part:?} has {pages} pages a layer");
+        }
         self.ran.push(parts.iter().map(|part| part.key.0.0).collect());
         let bad = |part: &Part| part.inputs.iter().any(|input| *input == Input::Tokens(vec![BAD]));
         match parts.iter().position(bad) {
@@ -50,6 +57,7 @@ impl Runner for Notes {
     }
 
     fn outputs(&mut self, parts: Vec<Part>, (): (), each: &mut dyn FnMut(&Part, Result<Output, Refusal>)) {
+        self.behind_before_results.clone_from(&self.behind);
         parts.iter().for_each(|part| each(part, Ok(Output::Nothing)));
     }
 }
@@ -115,6 +123,16 @@ fn a_part_that_cannot_be_computed_fails_alone_and_its_segment_with_it_until_it_b
 }
 
 #[test]
+fn what_waits_behind_a_part_that_fails_is_forgotten() {
+    let (mut batcher, mut notes) = batcher(8);
+    batcher.push(job(1, 0, vec![BAD]));
+    // More than there is room for in its batch.
+    batcher.push(job(1, 1, vec![5; 40]));
+    assert_eq!(step(&mut batcher, &mut notes), [(1, 32, Some(Refusal::NonFinite { layer: 1 }))]);
+    assert!(batcher.line().is_empty() && batcher.line().rows() == 0);
+}
+
+#[test]
 fn a_job_without_rows_is_refused_when_its_turn_comes_and_keeps_nobody_waiting() {
     let refused = || Some(Refusal::BadRequest { message: "a job without rows".to_owned() });
     for urgency in [Urgency::Step, Urgency::Replay, Urgency::Prompt] {
@@ -175,6 +193,7 @@ fn layers_that_slide_give_pages_back_and_what_is_gone_is_computed_again_from_the
     }
     // 640 - 16 - 256 positions are behind: 23 pages of 40.
     assert_eq!(notes.behind, BTreeMap::from([((key, 0), 23)]));
+    assert_eq!(notes.behind_before_results, notes.behind, "whoever has a result finds them free");
     assert_eq!(batcher.pages().free(), 80 - (40 + 17));
     batcher.truncate(key, 300, &mut notes);
     assert_eq!((notes.pages.len(), batcher.pages().free()), (0, 80));

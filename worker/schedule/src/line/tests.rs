@@ -185,3 +185,46 @@ fn older_sessions_get_pages_first_and_what_does_not_fit_waits() {
     assert_eq!(batch_of(&mut scheduler, &mut pages), [(1, 16, 4)]);
     assert!(!scheduler.is_starved() && scheduler.is_empty());
 }
+
+#[test]
+fn of_sessions_of_one_age_the_first_to_come_goes_first() {
+    for urgency in [Urgency::Replay, Urgency::Prompt] {
+        let mut scheduler = Scheduler::default();
+        for session in [5, 3, 9] {
+            scheduler.push(StageJob { line: Line { urgency, born_ms: 7 }, ..prompt(session, 0, 8) });
+        }
+        let order: Vec<_> = (0..3).flat_map(|_| batch(&mut scheduler)).collect();
+        assert_eq!(order, [(5, 0, 8), (3, 0, 8), (9, 0, 8)], "{urgency:?}");
+    }
+}
+
+#[test]
+fn nobody_takes_a_page_that_an_older_session_lacks_whatever_its_layers() {
+    let (mut scheduler, mut pages) = (Scheduler::default(), PageTable::new(3));
+    let older = |start, count| StageJob {
+        line: Line { urgency: Urgency::Prompt, born_ms: 1 },
+        ..prompt(9, start, count)
+    };
+    scheduler.push(older(0, 8));
+    scheduler.push(older(8, 8));
+    assert_eq!(batch_of(&mut scheduler, &mut pages), [(9, 0, 8)]);
+    assert_eq!(batch_of(&mut scheduler, &mut pages), [(9, 8, 8)]);
+    // It needs a page in each of its two layers, and there is one. The younger one needs no more, as it has one layer.
+    let younger = Layers::new(2, 3);
+    scheduler.push(older(16, 1));
+    for urgency in [Urgency::Step, Urgency::Replay, Urgency::Prompt] {
+        scheduler.push(StageJob { layers: younger, ..job(4, urgency, 0, 1) });
+        assert_eq!(batch_of(&mut scheduler, &mut pages), [], "{urgency:?}");
+        assert!(scheduler.is_starved(), "{urgency:?}");
+        scheduler.forget(&(SessionId(4), younger));
+    }
+}
+
+#[test]
+fn a_page_is_promised_once() {
+    let (mut scheduler, mut pages) = (Scheduler::default(), PageTable::new(2));
+    scheduler.push(prompt(1, 0, 4));
+    scheduler.push(prompt(2, 0, 4));
+    assert_eq!(batch_of(&mut scheduler, &mut pages), [(1, 0, 4)]);
+    assert_eq!(batch_of(&mut scheduler, &mut pages), []);
+}
