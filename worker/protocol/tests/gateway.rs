@@ -194,6 +194,33 @@ fn a_session_waits_for_a_holder_without_forgetting_who_has_what() {
 }
 
 #[test]
+fn a_stage_that_gave_up_its_journal_is_not_taken_for_broken() {
+    let mut world = World::new();
+    world.submit(1, 10, 100);
+    let mut attempt = world.opened()[0].0;
+    for _ in 0..5 {
+        // a has computed the prompt when c, which lacks something, says so.
+        let layers = Layers::new(0, 2);
+        world.pong("a", &[HeldSession { session: SessionId(1), attempt, layers, have: 9, waiting: 0 }]);
+        world.refuse(1, attempt, 2, Refusal::NotHolding { layers: Layers::new(4, 6) });
+        world.pass(2000);
+        let opened = world.opened();
+        assert_eq!(opened, [(attempt + 1, hops(&[("a", 9), ("b", 0), ("c", 0)]))]);
+        world.refuse(1, attempt + 1, 0, Refusal::NoJournal);
+        let opened = world.opened();
+        assert_eq!(opened, [(attempt + 2, hops(&[("a", 0), ("b", 0), ("c", 0)]))]);
+        attempt += 2;
+    }
+    // It says so of rows that it cannot have given up: a session goes around that.
+    for _ in 0..3 {
+        world.refuse(1, attempt, 0, Refusal::NoJournal);
+        attempt += 1;
+    }
+    let opened = world.opened();
+    assert!(opened[2].1.iter().all(|(name, _)| name != "a"), "{opened:?}");
+}
+
+#[test]
 fn a_prefill_that_was_interrupted_goes_on_where_it_was() {
     let mut world = World::new();
     world.submit(1, 500, 600);

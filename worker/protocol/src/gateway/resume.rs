@@ -51,10 +51,17 @@ impl GatewayCore {
                 s.has_only(index, have);
                 self.resume(id, Disturbance::NeedReplay, now_ms, out);
             }
-            // Its rows are made again, and journaled on the way.
+            // Its rows are made again, and journaled on the way. Whoever gave them up for their memory is not broken; but there are none to lack
+            // for a hop that begins with the first.
             Refusal::NoJournal => {
+                let gave_up = s.route.get(index).is_some_and(|hop| hop.from > 0);
                 s.has_only(index, 0);
-                self.resume(id, Disturbance::NeedReplay, now_ms, out);
+                if gave_up {
+                    s.disturb(Disturbance::NeedReplay, now_ms);
+                    self.attempt(id, now_ms, out);
+                } else {
+                    self.resume(id, Disturbance::NeedReplay, now_ms, out);
+                }
             }
             Refusal::LinkDown { to } => {
                 let again = s.avoid.insert(to, now_ms + AVOID_MS).is_some_and(|until_ms| now_ms < until_ms);
