@@ -49,6 +49,10 @@ impl Conductor {
         name: &PeerName,
         (step, microbatch, attempt): (Step, Microbatch, StepAttempt),
     ) {
+        if self.peers.is_parked(name) {
+            // It counts from the next averages on, perhaps of this step, and asks only once. A call that comes then asks again.
+            return turn.tell(name, ToPeer::Grant { step, microbatch, granted: false });
+        }
         let Some(stage) = self.peers.serving_stage(name).filter(|_| self.work.is_open(step)) else { return };
         // One that leaves takes nothing new; the call was on its way already. What it was given may be of an attempt that was given up.
         let takes = self.peers.member_stage(name).is_some() && attempt == self.work.attempt();

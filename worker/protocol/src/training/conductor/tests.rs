@@ -9,7 +9,7 @@ use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
 use crate::training::message::{
-    Fetch, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer, TrainingRole,
+    Contribution, Fetch, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer, TrainingRole,
 };
 
 pub(super) const GATHER_MS: u64 = 2000;
@@ -235,4 +235,27 @@ fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
         let concerned = *stage == joined || (joined != 1 && *stage == 2 - joined);
         assert_eq!(told.contains_key(name), concerned, "{name} at stage {stage}, g at {joined}");
     }
+}
+
+#[test]
+fn a_peer_that_has_to_wait_for_the_next_averages_hears_what_comes_of_its_claims() {
+    let (mut conductor, mut out) = (serving(1, &[("a", ""), ("b", "")]), Vec::new());
+    let peer = |name: &str, report| ConductorEvent::Peer(name.into(), report);
+    for microbatch in 0..4 {
+        let claim = PeerReport::Claim { step: 0, microbatch, attempt: conductor.work.attempt() };
+        let contribution = Contribution { microbatch, loss: Some(1.0) };
+        conductor.handle(GATHER_MS, peer("a", claim), &mut out);
+        let done = PeerReport::Done { step: 0, contribution, took_us: 1 };
+        conductor.handle(GATHER_MS, peer("a", done), &mut out);
+    }
+    // The averages have begun when it comes.
+    conductor.handle(GATHER_MS, hello("c", ""), &mut out);
+    let ready = PeerReport::Ready { stage: 0, step: 0, state: StateDigest::default() };
+    conductor.handle(GATHER_MS, peer("c", ready), &mut out);
+    assert!(conductor.peers.is_parked(&"c".into()));
+    let claim = PeerReport::Claim { step: 0, microbatch: 2, attempt: conductor.work.attempt() };
+    out.clear();
+    conductor.handle(GATHER_MS, peer("c", claim), &mut out);
+    let answer = ToPeer::Grant { step: 0, microbatch: 2, granted: false };
+    assert_eq!(out, [ConductorEffect::ToPeer("c".into(), answer)]);
 }

@@ -98,6 +98,11 @@ impl Membership {
         }
     }
 
+    /// Has a peer the state of a stage, and waits for averages that it may take part in?
+    pub fn is_parked(&self, name: &PeerName) -> bool {
+        self.get(name).is_some_and(|p| matches!(p.place, Place::Parked { .. }))
+    }
+
     /// The stage of a member, or of one that is finishing what it has claimed.
     pub fn serving_stage(&self, name: &PeerName) -> Option<StageId> {
         match self.get(name)?.place {
