@@ -130,7 +130,8 @@ impl Conductor {
             if let Some((_, scale)) = decided.filter(|(s, _)| *s == step) {
                 scales.insert(scale.to_bits(), usize::MAX / 2);
             }
-            for scale in held.clone().filter(|h| h.step == step).filter_map(|h| h.scale) {
+            let said = held.clone().filter(|h| h.step == step).filter_map(|h| h.scale);
+            for scale in said.chain(self.gathering.scales_of_gone(step)) {
                 *scales.entry(scale.to_bits()).or_default() += 1;
             }
             let scale =

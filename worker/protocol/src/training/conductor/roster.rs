@@ -16,7 +16,12 @@ impl Conductor {
         let name = mate.name.clone();
         self.peers.join(turn.now_ms, mate, held.clone());
         match self.phase {
-            Phase::Gathering => self.gathering.seen(turn.now_ms),
+            Phase::Gathering => {
+                self.gathering.seen(turn.now_ms);
+                if held.is_some_and(|held| held.scale.is_some()) {
+                    self.gathering.back(&name);
+                }
+            }
             Phase::Running | Phase::Finishing => match held {
                 // It was away for a moment. Its keys went to others, its weights are right.
                 Some(held) if held.step == self.work.step() && self.averages.collects(held.stage) => {
@@ -151,6 +156,12 @@ impl Conductor {
         let over = matches!(self.phase, Phase::Finished | Phase::Suspended | Phase::Failed(_));
         if peer.place != Place::Retired && !over {
             self.peers.count_lost();
+        }
+        if self.phase == Phase::Gathering
+            && peer.place != Place::Retired
+            && let Some(Held { step, scale: Some(scale), .. }) = peer.held
+        {
+            self.gathering.gone(name, step, scale);
         }
         if !self.live() {
             return;

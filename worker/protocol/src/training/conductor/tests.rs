@@ -9,7 +9,8 @@ use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
 use crate::training::message::{
-    Contribution, Fetch, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer, TrainingRole,
+    Contribution, Fetch, Held, HeldSums, Hello, Mate, PeerReport, StageStart, StateDigest, ToPeer,
+    TrainingRole,
 };
 
 pub(super) const GATHER_MS: u64 = 2000;
@@ -234,6 +235,37 @@ fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
     for (name, stage) in &at {
         let concerned = *stage == joined || (joined != 1 && *stage == 2 - joined);
         assert_eq!(told.contains_key(name), concerned, "{name} at stage {stage}, g at {joined}");
+    }
+}
+
+/// A peer with what it has of a stage at a step.
+fn holder(name: &str, held: Held) -> ConductorEvent {
+    let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
+    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: Some(held) } })
+}
+
+/// Of a stage, one peer made an update that another did not hear of before the conductor ended, and a third has copied it.
+#[test]
+fn an_update_is_told_again_though_whoever_made_it_is_gone_by_then() {
+    for is_back in [false, true] {
+        let (mut conductor, mut out) = (conductor(2), Vec::new());
+        let sums = vec![HeldSums::default()];
+        let made = Held { stage: 0, step: 5, sums, scale: Some(0.5), ..Held::default() };
+        let copied = Held { scale: None, copied: true, ..made.clone() };
+        let averaged = [(1, vec![1.0])].into();
+        let behind = Held { stage: 1, step: 4, scale: Some(1.0), averaged, ..made.clone() };
+        for (name, held) in [("a", made), ("b", behind), ("c", copied.clone())] {
+            conductor.handle(0, holder(name, held), &mut out);
+        }
+        conductor.handle(10, ConductorEvent::Gone("a".into()), &mut out);
+        if is_back {
+            // It has lost what it had, and copied it as well.
+            conductor.handle(20, holder("a", copied), &mut out);
+        }
+        conductor.handle(GATHER_MS, ConductorEvent::Tick, &mut out);
+        let told = ConductorEffect::ToPeer("b".into(), ToPeer::Apply { step: 4, scale: 0.5, prove: false });
+        assert!(out.contains(&told), "{out:?}");
+        assert_eq!(conductor.step(), 5);
     }
 }
 

@@ -1,11 +1,15 @@
 //! What is known while the conductor asks peers what they hold.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::PeerName;
 
+use crate::training::ids::Step;
+
 /// Peers that hold a stage nobody else has are waited for this many times as long.
 const PATIENCE: u64 = 10;
+/// Peers that are gone and whose word is kept.
+const GONE_MAX: usize = 1024;
 
 /// Since when peers report, and whether what they hold is of use.
 #[derive(Default)]
@@ -19,6 +23,8 @@ pub struct Gathering {
     awaited: BTreeSet<PeerName>,
     /// A manifest that is being written is waited for until then.
     seal_until_ms: u64,
+    /// At which step peers were that are gone, and the scale of the update before it.
+    gone: BTreeMap<PeerName, (Step, f32)>,
 }
 
 impl Gathering {
@@ -50,6 +56,23 @@ impl Gathering {
     /// Somebody could not load: nobody is asked again before that.
     pub fn again(&mut self, at_ms: u64) {
         self.not_before_ms = at_ms;
+    }
+
+    /// A peer is gone that had made an update of this scale, to this step. Whoever copied its state knows nothing of the scale.
+    pub fn gone(&mut self, name: &PeerName, step: Step, scale: f32) {
+        if self.gone.len() < GONE_MAX {
+            self.gone.insert(name.clone(), (step, scale));
+        }
+    }
+
+    /// A peer is there again, and speaks for itself.
+    pub fn back(&mut self, name: &PeerName) {
+        self.gone.remove(name);
+    }
+
+    /// What peers that are gone have said of the update to a step.
+    pub fn scales_of_gone(&self, step: Step) -> impl Iterator<Item = f32> {
+        self.gone.values().filter(move |(at, _)| *at == step).map(|(_, scale)| *scale)
     }
 
     /// Is anybody there, and is it time to ask?
