@@ -206,8 +206,11 @@ impl TrainerCore {
                     self.drop_flight(flight, out);
                 }
             }
-            // Its shell ends with the reason.
-            ToTrainer::Refused { .. } | ToTrainer::Retire => out.push(TrainerEffect::Retire),
+            // Its shell ends with the reason. What it drives yet, others have finished, and nobody waits for it.
+            ToTrainer::Refused { .. } | ToTrainer::Retire => {
+                self.connected(out);
+                out.push(TrainerEffect::Retire);
+            }
         }
         self.launch(now_ms, out);
     }
@@ -384,5 +387,26 @@ impl TrainerCore {
 
     fn mate(&self, stage: StageId, name: &PeerName) -> Option<&Mate> {
         self.roster.get(stage as usize)?.iter().find(|m| m.name == *name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::{Mate, ToTrainer};
+    use super::{CallOutcome, TrainerCore, TrainerEffect};
+
+    #[test]
+    fn a_trainer_that_may_go_drives_nothing_any_more() {
+        let (mut core, mut out) = (TrainerCore::new(1, 1000), Vec::new());
+        let mate = Mate { name: "a".into(), addr: String::new(), host: String::new() };
+        core.hear(ToTrainer::Roster { stages: vec![vec![mate]], closing: Vec::new() }, 0, &mut out);
+        core.hear(ToTrainer::Work { step: 0, microbatch: 0, validation: true, attempt: 0 }, 0, &mut out);
+        assert!(matches!(out[..], [TrainerEffect::Call { id: 0, .. }]), "{out:?}");
+        out.clear();
+        core.hear(ToTrainer::Retire, 1, &mut out);
+        let forget = TrainerEffect::Forget { step: 0, microbatch: 0 };
+        assert_eq!(out, [TrainerEffect::Abandon { id: 0 }, forget, TrainerEffect::Retire]);
+        core.ended(0, CallOutcome::Broken, 2, &mut out);
+        assert_eq!((core.in_flight(), out.len()), (0, 3));
     }
 }
