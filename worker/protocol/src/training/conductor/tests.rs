@@ -241,7 +241,11 @@ fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
 /// A peer with what it has of a stage at a step.
 fn holder(name: &str, held: Held) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-    ConductorEvent::Connected(Hello { me, arithmetic: 1, role: TrainingRole::Peer { held: Some(held) } })
+    ConductorEvent::Connected(Hello {
+        me,
+        arithmetic: Some(NumericsClass::FIRST),
+        role: TrainingRole::Peer { held: Some(held) },
+    })
 }
 
 /// Of a stage, one peer made an update that another did not hear of before the conductor ended, and a third has copied it.
