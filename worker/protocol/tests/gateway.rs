@@ -545,6 +545,7 @@ fn a_session_that_began_on_peers_that_say_no_arithmetic_stays_with_their_like() 
     assert!(phase.contains("version 0 of the arithmetic; b (1) differ"), "{phase}");
     world.loads.get_mut("b").unwrap().arithmetic = None;
     world.pong("b", &[]);
+    world.pass(2000);
     assert_eq!(world.opened().len(), 1);
 }
 
