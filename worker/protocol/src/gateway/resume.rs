@@ -51,18 +51,7 @@ impl GatewayCore {
                 s.has_only(index, have);
                 self.resume(id, Disturbance::NeedReplay, now_ms, out);
             }
-            // Its rows are made again, and journaled on the way. Whoever gave them up for their memory is not broken; but there are none to lack
-            // for a hop that begins with the first.
-            Refusal::NoJournal => {
-                let gave_up = s.route.get(index).is_some_and(|hop| hop.from > 0);
-                s.has_only(index, 0);
-                if gave_up {
-                    s.disturb(Disturbance::NeedReplay, now_ms);
-                    self.attempt(id, now_ms, out);
-                } else {
-                    self.resume(id, Disturbance::NeedReplay, now_ms, out);
-                }
-            }
+            Refusal::NoJournal => self.lacks_journal(id, index, now_ms, out),
             Refusal::LinkDown { to } => {
                 let again = s.avoid.insert(to, now_ms + AVOID_MS).is_some_and(|until_ms| now_ms < until_ms);
                 if again {
@@ -107,6 +96,20 @@ impl GatewayCore {
             }
             Refusal::NonFinite { layer } => self.fail(id, Failure::NonFinite { layer }, now_ms, out),
             Refusal::BadRequest { message } => self.fail(id, Failure::Refused { message }, now_ms, out),
+        }
+    }
+
+    /// The rows of a hop are made again, and journaled on the way. Whoever gave them up for their memory is not broken; but there are none to lack
+    /// for a hop that begins with the first.
+    fn lacks_journal(&mut self, id: SessionId, index: usize, now_ms: u64, out: &mut Vec<GatewayEffect>) {
+        let Some(s) = self.sessions.get_mut(&id) else { return };
+        let gave_up = s.route.get(index).is_some_and(|hop| hop.from > 0);
+        s.has_only(index, 0);
+        if gave_up {
+            s.disturb(Disturbance::NeedReplay, now_ms);
+            self.attempt(id, now_ms, out);
+        } else {
+            self.resume(id, Disturbance::NeedReplay, now_ms, out);
         }
     }
 
