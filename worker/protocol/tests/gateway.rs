@@ -84,6 +84,17 @@ impl World {
         self.core.peer_lost(&name.into(), self.now_ms, &mut self.out);
     }
 
+    /// b is replaced by a peer that computes these bits and has all layers. No other peer has its own.
+    fn replace_b(&mut self, arithmetic: Option<NumericsClass>) {
+        self.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
+        self.pong("a", &[]);
+        self.lose("b");
+        let b = self.loads.get_mut("b").unwrap();
+        (b.arithmetic, b.held) = (arithmetic, vec![Layers::new(0, 6)]);
+        self.up("b");
+        self.pass(3000);
+    }
+
     fn submit(&mut self, session: u64, prompt: usize, max_len: u32) {
         self.submit_to(session, prompt, max_len, Windows::default());
     }
@@ -444,14 +455,7 @@ fn a_way_has_one_arithmetic_and_who_differs_is_named() {
     world.submit(1, 10, 100);
     world.opened();
     (10..20).for_each(|position| world.token(1, 1, position));
-    // b is replaced by a peer of the next version, which has all layers.
-    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
-    world.pong("a", &[]);
-    world.lose("b");
-    let b = world.loads.get_mut("b").unwrap();
-    (b.arithmetic, b.held) = (NumericsClass::from_number(2), vec![Layers::new(0, 6)]);
-    world.up("b");
-    world.pass(3000);
+    world.replace_b(NumericsClass::from_number(2));
     assert!(world.opened().is_empty());
     let phase = world.phase(1);
     assert!(phase.contains("version 1 of the arithmetic") && phase.contains("b (2)"), "{phase}");
@@ -533,13 +537,7 @@ fn a_session_that_began_on_peers_that_say_no_arithmetic_stays_with_their_like() 
     world.submit(1, 10, 100);
     world.opened();
     (10..20).for_each(|position| world.token(1, 1, position));
-    world.loads.get_mut("a").unwrap().held = vec![Layers::new(0, 2)];
-    world.pong("a", &[]);
-    world.lose("b");
-    let b = world.loads.get_mut("b").unwrap();
-    (b.arithmetic, b.held) = (Some(NumericsClass::FIRST), vec![Layers::new(0, 6)]);
-    world.up("b");
-    world.pass(3000);
+    world.replace_b(Some(NumericsClass::FIRST));
     assert!(world.opened().is_empty());
     let phase = world.phase(1);
     assert!(phase.contains("version 0 of the arithmetic; b (1) differ"), "{phase}");

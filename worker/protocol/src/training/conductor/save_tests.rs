@@ -2,26 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use dunlin_swarm::NumericsClass;
-
-use super::tests::{GATHER_MS, config, hello};
+use super::tests::{GATHER_MS, config, connects, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{
-    FetchFailure, Held, Hello, Mate, PeerReport, SaveFailure, StageStart, StateDigest, ToPeer, TrainingRole,
+    FetchFailure, Held, PeerReport, SaveFailure, StageStart, StateDigest, ToPeer,
 };
 
 const PEERS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// A peer that has a stage already.
 fn holder(name: &str, host: &str, stage: StageId, step: Step) -> ConductorEvent {
-    let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
-    let held = Some(Held { stage, step, ..Held::default() });
-    ConductorEvent::Connected(Hello {
-        me,
-        arithmetic: Some(NumericsClass::FIRST),
-        role: TrainingRole::Peer { held },
-    })
+    connects(name, host, Some(Held { stage, step, ..Held::default() }))
 }
 
 /// A run of two stages and ten steps that saves.

@@ -43,13 +43,15 @@ fn conductor(stages: StageId) -> Conductor {
     Conductor::new(config(stages))
 }
 
-pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
+/// A peer on `host` connects, with what it has of a stage at a step.
+pub(super) fn connects(name: &str, host: &str, held: Option<Held>) -> ConductorEvent {
     let me = Mate { name: name.into(), addr: name.to_owned(), host: host.to_owned() };
-    ConductorEvent::Connected(Hello {
-        me,
-        arithmetic: Some(NumericsClass::FIRST),
-        role: TrainingRole::Peer { held: None },
-    })
+    let (arithmetic, role) = (Some(NumericsClass::FIRST), TrainingRole::Peer { held });
+    ConductorEvent::Connected(Hello { me, arithmetic, role })
+}
+
+pub(super) fn hello(name: &str, host: &str) -> ConductorEvent {
+    connects(name, host, None)
 }
 
 /// The stage that each peer was sent to last.
@@ -238,16 +240,6 @@ fn peers_hear_whom_to_give_values_to_before_these_can_ask() {
     }
 }
 
-/// A peer with what it has of a stage at a step.
-fn holder(name: &str, held: Held) -> ConductorEvent {
-    let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-    ConductorEvent::Connected(Hello {
-        me,
-        arithmetic: Some(NumericsClass::FIRST),
-        role: TrainingRole::Peer { held: Some(held) },
-    })
-}
-
 /// Of a stage, one peer made an update that another did not hear of before the conductor ended, and a third has copied it.
 #[test]
 fn an_update_is_told_again_though_whoever_made_it_is_gone_by_then() {
@@ -259,12 +251,12 @@ fn an_update_is_told_again_though_whoever_made_it_is_gone_by_then() {
         let averaged = [(1, vec![1.0])].into();
         let behind = Held { stage: 1, step: 4, scale: Some(1.0), averaged, ..made.clone() };
         for (name, held) in [("a", made), ("b", behind), ("c", copied.clone())] {
-            conductor.handle(0, holder(name, held), &mut out);
+            conductor.handle(0, connects(name, "", Some(held)), &mut out);
         }
         conductor.handle(10, ConductorEvent::Gone("a".into()), &mut out);
         if is_back {
             // It has lost what it had, and copied it as well.
-            conductor.handle(20, holder("a", copied), &mut out);
+            conductor.handle(20, connects("a", "", Some(copied)), &mut out);
         }
         conductor.handle(GATHER_MS, ConductorEvent::Tick, &mut out);
         let told = ConductorEffect::ToPeer("b".into(), ToPeer::Apply { step: 4, scale: 0.5, prove: false });

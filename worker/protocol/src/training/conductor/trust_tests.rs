@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dunlin_swarm::{NumericsClass, PeerName};
 
-use super::tests::{GATHER_MS, config, hello};
+use super::tests::{GATHER_MS, config, connects, hello};
 use super::{Checkpoints, Conductor, ConductorConfig, ConductorEffect, ConductorEvent, Phase};
 use crate::training::ids::{StageId, Step};
 use crate::training::message::{
@@ -37,13 +37,7 @@ impl Run {
         for (name, host) in peers {
             run.hear(hello(name, host));
         }
-        let trainer = Mate { name: "t".into(), addr: String::new(), host: String::new() };
-        let role = TrainingRole::Trainer { data: String::new() };
-        run.hear(ConductorEvent::Connected(Hello {
-            me: trainer,
-            arithmetic: Some(NumericsClass::FIRST),
-            role,
-        }));
+        run.hear(trainer("t"));
         run.pass(GATHER_MS);
         run.load();
         run
@@ -363,12 +357,14 @@ fn holds(name: &str, stage: StageId, step: Step) -> ConductorEvent {
 }
 
 fn said(name: &str, held: Held) -> ConductorEvent {
-    let me = Mate { name: name.into(), addr: name.to_owned(), host: String::new() };
-    ConductorEvent::Connected(Hello {
-        me,
-        arithmetic: Some(NumericsClass::FIRST),
-        role: TrainingRole::Peer { held: Some(held) },
-    })
+    connects(name, "", Some(held))
+}
+
+/// A trainer connects.
+fn trainer(name: &str) -> ConductorEvent {
+    let me = Mate { name: name.into(), addr: String::new(), host: String::new() };
+    let role = TrainingRole::Trainer { data: String::new() };
+    ConductorEvent::Connected(Hello { me, arithmetic: Some(NumericsClass::FIRST), role })
 }
 
 /// A conductor without memory, and what it hears.
@@ -572,9 +568,7 @@ fn a_false_failure_changes_nothing_and_what_nobody_can_compute_ends_the_run() {
     assert_eq!(*run.conductor.phase(), Phase::Running);
     run.out = out;
     // Nor is one trainer, as long as there is another.
-    let trainer = Mate { name: "u".into(), addr: String::new(), host: String::new() };
-    let role = TrainingRole::Trainer { data: String::new() };
-    run.hear(ConductorEvent::Connected(Hello { me: trainer, arithmetic: Some(NumericsClass::FIRST), role }));
+    run.hear(trainer("u"));
     assert!(fails(&mut run, "t", &["a", "c"]), "{:?}", run.out);
     assert_eq!(*run.conductor.phase(), Phase::Running);
     assert!(run.notes().contains("asked by t; it is driven once more"), "{}", run.notes());
