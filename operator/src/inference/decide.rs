@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dunlin_crds::InferenceSwarm;
-use dunlin_swarm::NumericsClass;
 use dunlin_wire::Role;
 
 use super::conditions::ServingFacts;
@@ -94,11 +93,8 @@ fn stages(
         (gateways_renewed || superseded.is_empty()) && holdings.suffice_without(leaving)
     };
     // No answer may go from one arithmetic to another, so no pipeline has peers of both.
-    let arithmetic = |names: &BTreeSet<&str>| -> BTreeSet<Option<NumericsClass>> {
-        names.iter().filter_map(|name| Some(evidence.report(name)?.arithmetic)).collect()
-    };
     let mix = |older: &BTreeSet<&str>, newer: &BTreeSet<&str>| {
-        let (older, newer) = (arithmetic(older), arithmetic(newer));
+        let [older, newer] = [older, newer].map(|names| holdings.classes_of(names.iter().copied()));
         older.is_empty() || newer.is_empty() || older == newer
     };
     let rules = Rules {

@@ -74,9 +74,14 @@ impl Holdings<'_> {
         self.evidence.report(&worker.name).is_some_and(|report| report.arithmetic == class)
     }
 
+    /// Of all stages.
     fn classes(&self) -> BTreeSet<Option<NumericsClass>> {
-        let reports = self.evidence.view.workers.keys().filter_map(|name| self.evidence.report(name));
-        reports.map(|report| report.arithmetic).collect()
+        self.classes_of(self.evidence.view.workers.keys().map(String::as_str))
+    }
+
+    /// Of these stages, by their own word.
+    pub fn classes_of<'n>(&self, names: impl Iterator<Item = &'n str>) -> BTreeSet<Option<NumericsClass>> {
+        names.filter_map(|name| Some(self.evidence.report(name)?.arithmetic)).collect()
     }
 
     /// Classes that gateways need.

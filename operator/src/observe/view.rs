@@ -115,7 +115,6 @@ impl SwarmView {
 
 fn gateway(pod: &Pod, node: Option<&NodeView>) -> GatewayPod {
     let status = pod.status.clone().unwrap_or_default();
-    // One that is about to end has answers to give yet.
     let running = status.phase.as_deref() == Some("Running");
     let blocked = blocked(&status);
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");

@@ -24,7 +24,7 @@ pub(super) struct Way {
 /// Peers that a way may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WantedNumerics {
-    /// Those of the newest class that has a way.
+    /// Those of the newest class that has a way, and rather of one that has peers which stay.
     Newest,
     /// Those that say this.
     Same(Option<NumericsClass>),
@@ -146,11 +146,12 @@ impl Routes {
         let said = |name: &PeerName| Some((name.clone(), self.loads.get(name)?.arithmetic));
         let there: BTreeMap<PeerName, Option<NumericsClass>> =
             names.iter().filter(|name| self.up.contains(*name)).filter_map(said).collect();
-        // Rather one of peers that stay, and then rather the newest: what is rolled back goes to an older one.
-        let class_of =
-            |peer: &TopologyPeer| Some((peer.state != PeerState::Draining, *there.get(&peer.name)?));
+        // What is rolled back goes to an older class.
+        let stays = |peer: &&TopologyPeer| peer.state != PeerState::Draining;
+        let staying: BTreeSet<Option<NumericsClass>> =
+            topology.peers.iter().filter(stays).filter_map(|peer| there.get(&peer.name)).copied().collect();
         let known: BTreeSet<(bool, Option<NumericsClass>)> =
-            topology.peers.iter().filter_map(class_of).collect();
+            there.values().map(|class| (staying.contains(class), *class)).collect();
         let classes = match wanted {
             WantedNumerics::Same(class) => vec![class],
             WantedNumerics::Newest if known.is_empty() => vec![None],
