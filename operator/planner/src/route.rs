@@ -98,7 +98,7 @@ fn hop_us(peer: &TopologyPeer, load: Option<&Load>, layers: Layers, keep: &[(Pee
         cost = cost * KEEP_FACTOR_PERCENT / 100;
     }
     if peer.state == PeerState::Draining || load.is_some_and(|l| l.draining) {
-        cost += DRAINING_US;
+        cost += DRAINING_US * u64::from(layers.len());
     }
     cost
 }

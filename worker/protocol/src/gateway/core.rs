@@ -33,6 +33,8 @@ pub struct GatewayCore {
     looked_ms: u64,
     shares: bool,
     ticked_ms: Option<u64>,
+    /// When sessions leave peers that are about to go.
+    pub(super) leave_ms: Option<u64>,
 }
 
 impl GatewayCore {
@@ -50,6 +52,7 @@ impl GatewayCore {
             looked_ms: 0,
             shares: false,
             ticked_ms: None,
+            leave_ms: None,
         }
     }
 
@@ -155,7 +158,7 @@ impl GatewayCore {
         }
         let gone: Vec<PeerName> = old.into_iter().filter(|name| topology.peer(name).is_none()).collect();
         self.routes.set_topology(topology);
-        self.leave_draining(now_ms, out);
+        self.leave_draining_soon(now_ms);
         for peer in gone {
             // While there still is a link: it can be told to free what it holds.
             self.leave(&peer, Disturbance::PeerLost, now_ms, out);
@@ -284,7 +287,7 @@ impl GatewayCore {
             b.held != after.held || b.draining != after.draining || b.spare_pages < after.spare_pages
         });
         if changed {
-            self.leave_draining(now_ms, out);
+            self.leave_draining_soon(now_ms);
             self.retry_waiting(now_ms, out);
             self.start_queued(now_ms, out);
         }
@@ -308,6 +311,7 @@ impl GatewayCore {
             self.fail(id, Failure::Deadline { waiting_for }, now_ms, out);
         }
         self.wake(now_ms, out);
+        self.leave_draining(now_ms, out);
         if now_ms.saturating_sub(self.looked_ms) >= LOOK_MS {
             self.looked_ms = now_ms;
             self.look(now_ms, out);

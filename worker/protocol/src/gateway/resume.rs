@@ -26,6 +26,8 @@ const STAYS_LOST_MS: u64 = 5000;
 /// When others serve with another arithmetic, those that a session has been without for this long do not come back: longer than the silence of a
 /// node that was cut off, or than it takes to read layers anew. It keeps its place from others for no longer.
 const OUTDATED_MS: u64 = 120_000;
+/// Whoever goes at the same time as a peer that says that it goes has said so after this long, which is more than two pings.
+const OTHERS_TELL_MS: u64 = 500;
 /// Sessions that leave slow peers at once: the others go on slowly meanwhile.
 const MOVES_MAX: usize = 4;
 
@@ -152,11 +154,32 @@ impl GatewayCore {
         }
     }
 
-    /// Sessions leave peers that are about to go, as soon as there is a way around them.
+    /// Something has changed that may show a way around peers that are about to go, or that one is.
+    pub(super) fn leave_draining_soon(&mut self, now_ms: u64) {
+        if !self.draining().is_empty() {
+            self.leave_ms.get_or_insert(now_ms + OTHERS_TELL_MS);
+        }
+    }
+
+    /// Rule: sessions leave peers that are about to go if no layer of theirs comes to another that is. Where all go at once, nothing is gained:
+    /// sessions would compute again what they have on one after the other.
     pub(super) fn leave_draining(&mut self, now_ms: u64, out: &mut Vec<GatewayEffect>) {
-        for peer in self.draining() {
-            for id in self.running_on(&peer) {
-                if self.way(id, now_ms).is_ok_and(|way| !way.hops.iter().any(|hop| hop.peer == peer)) {
+        if self.leave_ms.is_none_or(|at_ms| now_ms < at_ms) {
+            return;
+        }
+        self.leave_ms = None;
+        let draining = self.draining();
+        for peer in &draining {
+            for id in self.running_on(peer) {
+                let Ok(way) = self.way(id, now_ms) else { continue };
+                let s = &self.sessions[&id];
+                let is_kept = |hop: &RouteHop| {
+                    s.route
+                        .iter()
+                        .any(|on| on.peer == hop.peer && on.layers.intersection(hop.layers) == hop.layers)
+                };
+                let stays = |hop: &RouteHop| !draining.contains(&hop.peer) || is_kept(hop);
+                if way.hops.iter().all(|hop| hop.peer != *peer && stays(hop)) {
                     self.resume(id, Disturbance::Draining, now_ms, out);
                 }
             }
