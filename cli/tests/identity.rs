@@ -222,7 +222,7 @@ async fn disturb_training(forger: &Forger, processes: &Processes) {
         }
         for role in Role::ALL.into_iter().filter(|role| *role != Role::Peer) {
             let mut client = TrainStageClient::new(forger.channel(role, "stranger", peer, addr).await);
-            let pull = proto::PullRequest { stage: 0, what: Some(What::AllSums(1)) };
+            let pull = proto::PullRequest { stage: 0, what: Some(What::AllSums(1)), ..Default::default() };
             assert_denied(client.pull(pull).await.err(), "may not call TrainStage.Pull");
         }
     }
@@ -262,7 +262,11 @@ fn a_peer_that_is_nobodys_mate_gets_no_values() {
         async move {
             let mut client =
                 TrainStageClient::new(forger.channel(Role::Peer, "stranger", &peer, &addr).await);
-            let pull = proto::PullRequest { stage, what: Some(What::State(proto::Span { from: 0, to: 8 })) };
+            let pull = proto::PullRequest {
+                stage,
+                what: Some(What::State(proto::Span { from: 0, to: 8 })),
+                ..Default::default()
+            };
             end(client.pull(pull).await.unwrap().into_inner()).await.unwrap()
         }
     };

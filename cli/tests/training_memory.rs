@@ -57,7 +57,7 @@ fn pull(run: &Run, peer: &Peer, what: What) -> Result<(u64, Vec<u8>), String> {
     runtime.block_on(async {
         let links = run.links(Role::Peer, &peer.mate);
         let mut client = dial_stage(&links, &peer.name, &peer.addr, 1 << 20).await?;
-        let request = proto::PullRequest { stage: peer.stage, what: Some(what) };
+        let request = proto::PullRequest { stage: peer.stage, what: Some(what), ..Default::default() };
         let mut pieces = Pieces::ask(&mut client, request, Duration::from_secs(5)).await?;
         let (mut step, mut bytes) = (0, Vec::new());
         while let Some(piece) = pieces.next().await? {

@@ -143,12 +143,11 @@ impl Clients {
     pub async fn ask(
         &self,
         mate: &Mate,
-        stage: StageId,
-        what: What,
+        request: proto::PullRequest,
         patience: Duration,
     ) -> Result<Pieces, PullError> {
         let mut client = self.of(mate).await.map_err(PullError::Broken)?;
-        Pieces::ask(&mut client, proto::PullRequest { stage, what: Some(what) }, patience).await
+        Pieces::ask(&mut client, request, patience).await
     }
 
     /// The end of an attempt to get something of a mate: when it broke, the next begins with a new connection. A refusal came over a sound one,
@@ -172,12 +171,11 @@ impl Clients {
     pub async fn pull<const N: usize, T: Word<N>>(
         &self,
         mate: &Mate,
-        stage: StageId,
-        what: What,
+        request: proto::PullRequest,
         count: usize,
     ) -> Result<(Step, Vec<T>), Fault> {
         let pulled = async {
-            let mut pieces = self.ask(mate, stage, what, PATIENCE).await?;
+            let mut pieces = self.ask(mate, request, PATIENCE).await?;
             let (mut step, mut values) = (0, Vec::with_capacity(count));
             while let Some(piece) = pieces.next().await? {
                 step = piece.step;
@@ -193,6 +191,11 @@ impl Clients {
         };
         self.blame(mate, pulled.await)
     }
+}
+
+/// A question for this of a stage.
+pub fn asking(stage: StageId, what: What) -> proto::PullRequest {
+    proto::PullRequest { stage, what: Some(what), microbatches: Vec::new() }
 }
 
 #[cfg(test)]
@@ -242,7 +245,7 @@ mod tests {
         let hello = proto::Hello { name: "caller".to_owned(), ..proto::Hello::default() };
         let clients = Clients::new(LinksConfig::new(hello, None), 1 << 20);
         for (answer, keeps) in cases {
-            let pulled = clients.pull::<4, f32>(&mate, 0, What::AllSums(1), 3).await;
+            let pulled = clients.pull::<4, f32>(&mate, asking(0, What::AllSums(1)), 3).await;
             assert_eq!(pulled.unwrap_err().mate.as_ref(), Some(&mate.name));
             assert_eq!(clients.open().contains_key(&mate.name), keeps, "{answer:?}");
         }

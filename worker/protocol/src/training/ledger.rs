@@ -154,6 +154,22 @@ impl Ledger {
         out
     }
 
+    /// These microbatches are open again, if it is `peer` that has done them.
+    pub fn release_some(&mut self, peer: &PeerName, microbatches: &[Microbatch]) -> Released {
+        let mut out = Released::default();
+        for &microbatch in microbatches {
+            if let Some(key) = self.keys.get_mut(microbatch as usize)
+                && matches!(key, Key::Done { by, .. } if by == peer)
+            {
+                *key = Key::Open;
+                out.open.push(microbatch);
+            }
+        }
+        out.undone = u32::try_from(out.open.len()).unwrap_or(u32::MAX);
+        self.done -= out.open.len();
+        out
+    }
+
     /// What `from` has done is now `to`'s.
     pub fn transfer(&mut self, from: &PeerName, to: &PeerName) {
         for key in &mut self.keys {

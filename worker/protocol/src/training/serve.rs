@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use dunlin_swarm::PeerName;
 
-use super::ids::{AskId, AverageId, ShardId, StageId, Step};
+use super::ids::{AskId, AverageId, Microbatch, ShardId, StageId, Step};
 use super::mates::{Asked, Mates};
 
 /// Pulls of mates that wait or are served at once; more are refused, and asked again.
@@ -39,8 +39,8 @@ pub enum Wanted {
     State(Range<u64>),
     /// The average of a step that is past, with its scale.
     Update(Step),
-    /// All sums of a step.
-    AllSums(Step),
+    /// All sums of a step, if they are of these microbatches; or of whichever there are, if none are named.
+    AllSums(Step, BTreeSet<Microbatch>),
     /// Sums of a part of a shard, for its average.
     Sums(AverageId, Range<usize>),
     /// The part of an average that is added here.
@@ -51,7 +51,7 @@ impl Wanted {
     fn average(&self) -> Option<AverageId> {
         match self {
             Self::Sums(id, _) | Self::Result(id, _) => Some(*id),
-            Self::State(_) | Self::Update(_) | Self::AllSums(_) => None,
+            Self::State(_) | Self::Update(_) | Self::AllSums(..) => None,
         }
     }
 
@@ -112,6 +112,8 @@ pub enum NotGiven {
     Ahead,
     /// That average has not begun here.
     NotBegun,
+    /// The sums here are of other microbatches: they were emptied meanwhile.
+    OtherSums,
 }
 
 impl fmt::Display for NotGiven {
@@ -124,6 +126,7 @@ impl fmt::Display for NotGiven {
             }
             Self::Ahead => f.write_str("a newer average has begun at this peer"),
             Self::NotBegun => f.write_str("that average has not begun at this peer"),
+            Self::OtherSums => f.write_str("the sums of this peer are of other microbatches by now"),
         }
     }
 }

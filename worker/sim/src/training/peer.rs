@@ -177,7 +177,8 @@ impl World {
                 DriverEffect::Note(text) => self.say(|| format!("{name}: {text}")),
                 DriverEffect::Take(take) => {
                     let (stage, mate) = (peer.stage, take.from.name.clone());
-                    self.pull(name, &mate, stage, Wanted::AllSums(take.step), Purpose::Take(take));
+                    let of = take.contributions.iter().map(|c| c.microbatch).collect();
+                    self.pull(name, &mate, stage, Wanted::AllSums(take.step, of), Purpose::Take(take));
                 }
                 DriverEffect::Discard(take) => drop(peer.arrived.remove(&take.from.name)),
                 DriverEffect::Save { step, check } => self.give(name, Work::Save { step, check }),

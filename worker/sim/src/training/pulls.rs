@@ -110,7 +110,7 @@ impl World {
                 Some(Given::State(part))
             }
             Wanted::Update(step) => peer.history.get(&step).cloned().map(Given::Update),
-            Wanted::AllSums(step) if step >= peer.step => {
+            Wanted::AllSums(step, _) if step >= peer.step => {
                 Some(Given::Sums(peer.sums.get(&step).cloned().unwrap_or_default()))
             }
             _ => None,

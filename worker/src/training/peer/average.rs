@@ -25,7 +25,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::super::values::{Clients, Fault};
+use super::super::values::{Clients, Fault, asking};
 use super::alarm::Alarm;
 use super::clock::Clock;
 use super::engine::{TrainingEngine, Workbench};
@@ -299,7 +299,8 @@ impl Forming {
             Half::Result => What::Average(wanted),
         };
         self.begun.push(Box::pin(async move {
-            let first = async { next(Box::new(clients.ask(&mate, stage, what, UNLIMITED).await?)).await };
+            let first =
+                async { next(Box::new(clients.ask(&mate, asking(stage, what), UNLIMITED).await?)).await };
             Come::Piece(part, first.await)
         }));
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_blocking};
 
 use super::super::saved;
-use super::super::values::Clients;
+use super::super::values::{Clients, asking};
 use super::engine::{TrainingEngine, Workbench};
 use super::event::Event;
 use super::fetched::{Fetched, Outcome};
@@ -153,7 +153,7 @@ impl Fetching {
             FetchWork::PullUpdate(mate, stage, step) => {
                 let (clients, len) = (self.clients.clone(), self.run.layout(stage).len());
                 self.by_task(id, async move {
-                    let update = clients.pull(&mate, stage, What::Update(step), len).await;
+                    let update = clients.pull(&mate, asking(stage, What::Update(step)), len).await;
                     Ok(Fetched::Update(update.map_err(|fault| fault.to_string())?.1))
                 });
             }

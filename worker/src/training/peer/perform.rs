@@ -11,6 +11,7 @@ use dunlin_wire::proto::pull_request::What;
 use tracing::warn;
 
 use super::super::saved;
+use super::super::values::asking;
 use super::average::{self, Exchange};
 use super::engine::Workbench;
 use super::event::Event;
@@ -110,7 +111,9 @@ impl Peer {
         let (clients, events) = (self.clients.clone(), self.events.clone());
         let len = self.run.layout(stage).len();
         tokio::spawn(async move {
-            let sums = clients.pull(&take.from, stage, What::AllSums(take.step), len).await;
+            let microbatches = take.contributions.iter().map(|c| c.microbatch).collect();
+            let request = proto::PullRequest { microbatches, ..asking(stage, What::AllSums(take.step)) };
+            let sums = clients.pull(&take.from, request, len).await;
             let sums = sums.map(|(_, sums)| sums);
             let _ = events.send(Event::Received(take, sums)).await;
         });

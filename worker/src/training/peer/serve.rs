@@ -2,13 +2,13 @@
 //!
 //! The engine's thread only says what there is: values are shared, not copied there, and travel piece by piece, at the mate's pace. So training goes on while others join.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
 use dunlin_kernels::Pool;
 use dunlin_protocol::training::serve::{NotGiven, PULLS_MAX, ServeEffect, Wanted};
-use dunlin_protocol::training::{AskId, AverageId, ShardId, StageId};
+use dunlin_protocol::training::{AskId, AverageId, Microbatch, ShardId, StageId};
 use dunlin_swarm::PeerName;
 use dunlin_train::average::{CHUNK, Share, chunks};
 use dunlin_train::codec::CodecError;
@@ -72,7 +72,8 @@ impl Pulls {
         request: proto::PullRequest,
         pieces: PieceSender,
     ) -> Option<Pulled> {
-        let Some(wanted) = request.what.map(wanted) else {
+        let microbatches = request.microbatches.into_iter().collect();
+        let Some(wanted) = request.what.map(|what| wanted(what, microbatches)) else {
             refuse(&pieces, "nothing asked for");
             return None;
         };
@@ -146,7 +147,7 @@ impl Pulls {
                 let pieces = pieces.clone();
                 Box::pin(async move { giver.sums(share.await?, of, range, &pieces).await })
             }
-            Wanted::AllSums(step) => {
+            Wanted::AllSums(step, _) => {
                 let alarm = giver.alarm.clone();
                 let sums = giver.ask(move |Workbench { stage, pool }| {
                     let sums = stage.as_mut()?.sums(pool, step);
@@ -189,13 +190,13 @@ impl Pulls {
 }
 
 /// What is asked for.
-fn wanted(what: What) -> Wanted {
+fn wanted(what: What, microbatches: BTreeSet<Microbatch>) -> Wanted {
     let average = |part: &proto::PartOf| AverageId { step: part.step, shard: part.shard, round: part.round };
     let range = |part: &proto::PartOf| index(part.from)..index(part.to);
     match what {
         What::State(span) => Wanted::State(span.from..span.to),
         What::Update(step) => Wanted::Update(step),
-        What::AllSums(step) => Wanted::AllSums(step),
+        What::AllSums(step) => Wanted::AllSums(step, microbatches),
         What::Sums(part) => Wanted::Sums(average(&part), range(&part)),
         What::Average(part) => Wanted::Result(average(&part), range(&part)),
     }

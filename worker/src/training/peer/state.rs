@@ -8,7 +8,7 @@ use dunlin_train::root::{self, CHUNK, Node};
 use dunlin_wire::proto;
 use dunlin_wire::proto::pull_request::What;
 
-use super::super::values::{Clients, Fault};
+use super::super::values::{Clients, Fault, asking};
 
 /// Words of 32 bits of a leaf.
 const LEAF: usize = size_of::<Node>() / 4;
@@ -44,7 +44,7 @@ pub(super) async fn part(
     let span = proto::Span { from: range.start as u64, to: range.end as u64 };
     let (count, leaves) = (range.len() * width, root::chunks(len).len() * width);
     let (step, mut values) =
-        clients.pull::<4, u32>(mate, stage, What::State(span), count + LEAF * leaves).await?;
+        clients.pull::<4, u32>(mate, asking(stage, What::State(span)), count + LEAF * leaves).await?;
     let leaves = values.split_off(count);
     let node =
         |words: &[u32; LEAF]| words.map(u32::to_le_bytes).as_flattened().try_into().unwrap_or_default();

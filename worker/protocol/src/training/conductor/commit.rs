@@ -144,7 +144,7 @@ impl Conductor {
         self.averages.discard(shard);
         for stage in self.averages.stages_of(shard).to_vec() {
             for holder in self.work.holders(stage) {
-                if self.peers.serving_stage(&holder) != Some(stage) && !self.doubts.are_of(&holder) {
+                if self.peers.serving_stage(&holder) != Some(stage) {
                     self.work.release(turn, self.work.step(), stage, &holder);
                 }
             }

@@ -2,6 +2,7 @@
 
 use dunlin_swarm::PeerName;
 
+use super::machines::doubts::Doubt;
 use super::machines::peer::{PeerRecord, Place};
 use super::turn::Turn;
 use super::{Conductor, Phase};
@@ -127,6 +128,8 @@ impl Conductor {
         if peer.gave.is_none_or(|step| step < self.work.step()) {
             return self.peers.place(name, Place::Member { stage });
         }
+        // Nor does it keep what it takes from others.
+        self.end_hand_overs_to(turn, name);
         self.reopen(turn, stage, name);
         self.clear(turn, name, stage, self.work.step());
     }
@@ -137,6 +140,8 @@ impl Conductor {
         self.averages.include(name, stage)
             || self.peers.takes(name)
             || self.doubts.wait_for(name)
+            // It was lost and is back; what a mate is told to take of it is what it had then.
+            || self.doubts.are_of(name)
             || self.work.is_busy(name, stage)
     }
 
@@ -149,11 +154,8 @@ impl Conductor {
         if !self.work.is_open(step) {
             return;
         }
-        if self.doubts.are_of(from) {
+        if self.doubts.taken(from, step, mate) {
             // Lost, but its sums are safe.
-            if let Some(stage) = self.doubts.taken(from, step, mate) {
-                self.work.transfer(step, stage, from, mate);
-            }
             return;
         }
         let Some(stage) = self.peers.taken(from, step, mate) else { return };
@@ -167,9 +169,16 @@ impl Conductor {
         if !self.work.is_open(step) {
             return;
         }
-        if let Some(stage) = self.doubts.end(from) {
-            self.reopen(turn, stage, from);
-        }
+        self.not_taken(turn, from);
         self.peers.take_failed(from);
+    }
+
+    /// The sums of a peer that was lost are lost with it, if they are in doubt.
+    pub(super) fn not_taken(&mut self, turn: &mut Turn<'_>, lost: &PeerName) {
+        let Some(Doubt { step, stage, mate, microbatches }) = self.doubts.end(lost) else { return };
+        self.work.release_some(turn, (step, stage), &mate, &microbatches);
+        for shard in self.averages.of_stage(stage) {
+            self.form_anew(turn, shard);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use dunlin_swarm::PeerName;
 
+use super::machines::doubts::Doubt;
 use super::machines::peer::Place;
 use super::turn::Turn;
 use super::{Conductor, Phase};
@@ -173,11 +174,13 @@ impl Conductor {
             }
             Place::HandingOver { stage, to: Some(mate) } => {
                 // One step's sums are on their way; those behind it are lost.
-                if let Some((step, _)) = self.work.contributions(name, stage) {
+                if let Some((step, contributions)) = self.work.contributions(name, stage) {
                     for later in self.work.steps().filter(|s| *s > step) {
                         self.work.release(turn, later, stage, name);
                     }
-                    self.doubts.begin(name.clone(), step, stage, mate);
+                    self.work.transfer(step, stage, name, &mate);
+                    let microbatches = contributions.iter().map(|c| c.microbatch).collect();
+                    self.doubts.begin(name.clone(), Doubt { step, stage, mate, microbatches });
                 }
             }
             _ => {}
@@ -185,12 +188,10 @@ impl Conductor {
     }
 
     /// `lost` takes no sums over any more: a peer that was handing over to it begins again, and those that left meanwhile have lost theirs with it.
-    fn end_hand_overs_to(&mut self, turn: &mut Turn<'_>, lost: &PeerName) {
+    pub(super) fn end_hand_overs_to(&mut self, turn: &mut Turn<'_>, lost: &PeerName) {
         self.peers.end_takes_by(lost);
         for owner in self.doubts.with(lost) {
-            if let Some(stage) = self.doubts.end(&owner) {
-                self.reopen(turn, stage, &owner);
-            }
+            self.not_taken(turn, &owner);
         }
     }
 

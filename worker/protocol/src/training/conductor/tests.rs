@@ -287,3 +287,42 @@ fn a_peer_that_has_to_wait_for_the_next_averages_hears_what_comes_of_its_claims(
     let answer = ToPeer::Grant { step: 0, microbatch: 2, granted: false };
     assert_eq!(out, [ConductorEffect::ToPeer("c".into(), answer)]);
 }
+
+#[test]
+fn what_a_peer_adds_after_it_came_back_is_not_lost_with_the_mate_that_took_what_it_had_before() {
+    for takes in [true, false] {
+        let (mut conductor, mut out) = (serving(1, &[("a", ""), ("b", "")]), Vec::new());
+        let a = PeerName::from("a");
+        let add = |conductor: &mut Conductor, microbatch| {
+            let claim = PeerReport::Claim { step: 0, microbatch, attempt: conductor.work.attempt() };
+            let contribution = Contribution { microbatch, loss: Some(1.0) };
+            for report in [claim, PeerReport::Done { step: 0, contribution, took_us: 1 }] {
+                conductor.handle(GATHER_MS, ConductorEvent::Peer("a".into(), report), &mut Vec::new());
+            }
+        };
+        add(&mut conductor, 0);
+        let leaves = PeerReport::Leaving { within_ms: 10 };
+        conductor.handle(GATHER_MS, ConductorEvent::Peer("a".into(), leaves), &mut out);
+        assert!(out.iter().any(|effect| matches!(effect, ConductorEffect::ToPeer(_, ToPeer::Take { .. }))));
+        conductor.handle(GATHER_MS, ConductorEvent::Gone("a".into()), &mut out);
+        // It comes back before anybody knows whether b has them, and begins with nothing.
+        let held = Held { sums: vec![HeldSums::default()], ..Held::default() };
+        conductor.handle(GATHER_MS, connects("a", "", Some(held)), &mut out);
+        let ready = PeerReport::Ready { stage: 0, step: 0, state: StateDigest::default() };
+        conductor.handle(GATHER_MS, ConductorEvent::Peer("a".into(), ready), &mut out);
+        add(&mut conductor, 1);
+        let added = |conductor: &Conductor, name: &PeerName| -> Vec<u32> {
+            let all = conductor.work.contributions(name, 0).map(|(_, all)| all).unwrap_or_default();
+            all.iter().map(|contribution| contribution.microbatch).collect()
+        };
+        let b = PeerName::from("b");
+        let came = if takes {
+            ConductorEvent::Peer("b".into(), PeerReport::Taken { step: 0, from: a.clone() })
+        } else {
+            ConductorEvent::Gone("b".into())
+        };
+        conductor.handle(GATHER_MS, came, &mut out);
+        assert_eq!(added(&conductor, &a), [1]);
+        assert_eq!(added(&conductor, &b), if takes { vec![0] } else { vec![] });
+    }
+}

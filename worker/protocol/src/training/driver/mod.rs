@@ -21,7 +21,7 @@ use super::ids::{AverageId, ShardId, StageId, Step};
 use super::mates::Mates;
 use super::message::{Hello, Mate, PeerReport, SaveFailure};
 use super::peer::{Job, PeerConfig, PeerEffect, PeerNode};
-use super::serve::{ServeConfig, ServeEffect, ServeEvent, Serving};
+use super::serve::{NotGiven, ServeConfig, ServeEffect, ServeEvent, Serving, Wanted};
 
 /// One peer.
 pub struct PeerDriver {
@@ -198,7 +198,16 @@ impl PeerDriver {
     fn serve(&mut self, now_ms: u64, event: ServeEvent, out: &mut Vec<DriverEffect>) {
         let mut effects: Vec<ServeEffect> = Vec::new();
         self.serving.handle(now_ms, event, &mut effects);
-        out.extend(effects.into_iter().map(DriverEffect::Serve));
+        for effect in effects {
+            out.push(DriverEffect::Serve(match effect {
+                // A mate that is given what was added since would take it for what it asked for, and what it asked for would be lost.
+                ServeEffect::Give(ask, Wanted::AllSums(step, of)) if !self.node.has_sums_of(step, &of) => {
+                    self.serving.handle(now_ms, ServeEvent::Ended(ask), &mut Vec::new());
+                    ServeEffect::Refuse(ask, NotGiven::OtherSums)
+                }
+                effect => effect,
+            }));
+        }
     }
 
     fn fetch(&mut self, now_ms: u64, event: FetchEvent, out: &mut Vec<DriverEffect>) {

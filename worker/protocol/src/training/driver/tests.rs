@@ -9,7 +9,7 @@ use super::super::ids::AverageId;
 use super::super::mates::Mates;
 use super::super::message::{Fetch, Mate, PeerReport, StageStart, StateDigest, ToPeer};
 use super::super::peer::{Call, CallKind, Job, PeerConfig};
-use super::super::serve::{ServeConfig, ServeEffect, Wanted};
+use super::super::serve::{NotGiven, ServeConfig, ServeEffect, Wanted};
 use super::{DriverEffect, DriverEvent, PeerDriver};
 
 fn mate(name: &str) -> Mate {
@@ -80,6 +80,33 @@ fn the_conductor_hears_of_a_contribution_before_the_trainer_has_its_answer() {
     hear(&mut driver, ToPeer::Grant { step: 0, microbatch: 0, granted: true });
     let out = handle(&mut driver, DriverEvent::Computed { request: 7, outcome: Ok(None), took_us: 1 });
     in_order(&out, &[&is_told, &|effect| *effect == DriverEffect::Reply(7)]);
+}
+
+#[test]
+fn a_mate_gets_the_sums_that_it_was_told_to_take_and_no_others() {
+    let mut driver = serving();
+    let mut asked = 0;
+    let mut ask = |driver: &mut PeerDriver, microbatches: &[u32]| {
+        asked += 1;
+        let wanted = Wanted::AllSums(0, microbatches.iter().copied().collect());
+        let out = handle(driver, DriverEvent::Asked { ask: asked, by: "b".into(), stage: 0, wanted });
+        match &out[..] {
+            [DriverEffect::Serve(ServeEffect::Give(..))] => Ok(()),
+            [DriverEffect::Serve(ServeEffect::Refuse(_, why))] => Err(why.clone()),
+            _ => panic!("{out:?}"),
+        }
+    };
+    let call = Call { stage: 0, step: 0, microbatch: 1, attempt: 0, kind: CallKind::Backward };
+    handle(&mut driver, DriverEvent::Called(7, call));
+    hear(&mut driver, ToPeer::Grant { step: 0, microbatch: 1, granted: true });
+    assert_eq!(ask(&mut driver, &[1]), Err(NotGiven::OtherSums), "it is being added");
+    handle(&mut driver, DriverEvent::Computed { request: 7, outcome: Ok(None), took_us: 1 });
+    assert_eq!(ask(&mut driver, &[1]), Ok(()));
+    assert_eq!(ask(&mut driver, &[]), Ok(()), "whatever there is");
+    assert_eq!(ask(&mut driver, &[0, 1]), Err(NotGiven::OtherSums));
+    // It was away for a moment, and begins with nothing.
+    hear(&mut driver, ToPeer::Clear { step: 0, attempt: 0 });
+    assert_eq!(ask(&mut driver, &[1]), Err(NotGiven::OtherSums));
 }
 
 #[test]

@@ -11,7 +11,7 @@ mod calls;
 mod hear;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dunlin_swarm::NumericsClass;
 
@@ -327,6 +327,16 @@ impl PeerNode {
             done: done.chain(taken).collect(),
             adding: self.running.iter().filter(adds).map(|r| r.call.microbatch).collect(),
         }
+    }
+
+    /// Are the sums of a step those of these microbatches, and of no others? Always, if none are named.
+    #[must_use]
+    pub fn has_sums_of(&self, step: Step, microbatches: &BTreeSet<Microbatch>) -> bool {
+        let HeldSums { done, adding } = self.sums(step);
+        microbatches.is_empty()
+            || adding.is_empty()
+                && done.len() == microbatches.len()
+                && done.iter().all(|c| microbatches.contains(&c.microbatch))
     }
 
     /// Calls that wait or are computed.

@@ -1,10 +1,12 @@
 //! Peers that were lost while a mate took their sums over: whether it has them is not known yet.
+//!
+//! What they had added is entered as the mate's meanwhile. So a lost peer that comes back begins with nothing, and what it adds then is its own.
 
 use std::collections::BTreeMap;
 
 use dunlin_swarm::PeerName;
 
-use crate::training::ids::{StageId, Step};
+use crate::training::ids::{Microbatch, StageId, Step};
 
 /// Lost peers whose sums may be safe.
 #[derive(Default)]
@@ -12,17 +14,20 @@ pub struct Doubts {
     lost: BTreeMap<PeerName, Doubt>,
 }
 
-struct Doubt {
-    step: Step,
-    stage: StageId,
-    /// The peer that may have added them to its own.
-    mate: PeerName,
+/// Sums of a step that a mate may have added to its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    pub step: Step,
+    pub stage: StageId,
+    pub mate: PeerName,
+    /// What is in them.
+    pub microbatches: Vec<Microbatch>,
 }
 
 impl Doubts {
-    /// A peer of a stage is lost while `mate` takes its sums of a step.
-    pub fn begin(&mut self, lost: PeerName, step: Step, stage: StageId, mate: PeerName) {
-        self.lost.insert(lost, Doubt { step, stage, mate });
+    /// A peer is lost while a mate takes its sums.
+    pub fn begin(&mut self, lost: PeerName, doubt: Doubt) {
+        self.lost.insert(lost, doubt);
     }
 
     /// Nobody has sums any longer.
@@ -50,14 +55,14 @@ impl Doubts {
         self.lost.iter().filter(|(_, doubt)| doubt.mate == *mate).map(|(lost, _)| lost.clone()).collect()
     }
 
-    /// A mate has the sums of a step that were in doubt. Says of which stage.
-    pub fn taken(&mut self, lost: &PeerName, step: Step, mate: &PeerName) -> Option<StageId> {
-        self.lost.get(lost).filter(|doubt| doubt.step == step && doubt.mate == *mate)?;
-        self.end(lost)
+    /// A mate has the sums of a step. True if they were in doubt, which ends it.
+    pub fn taken(&mut self, lost: &PeerName, step: Step, mate: &PeerName) -> bool {
+        let same = |doubt: &Doubt| doubt.step == step && doubt.mate == *mate;
+        self.lost.get(lost).is_some_and(same) && self.lost.remove(lost).is_some()
     }
 
-    /// There is no doubt about the sums of a peer any longer. Says of which stage they were.
-    pub fn end(&mut self, lost: &PeerName) -> Option<StageId> {
-        self.lost.remove(lost).map(|doubt| doubt.stage)
+    /// A mate has not got the sums of a peer, and does not get them.
+    pub fn end(&mut self, lost: &PeerName) -> Option<Doubt> {
+        self.lost.remove(lost)
     }
 }

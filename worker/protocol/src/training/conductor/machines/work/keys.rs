@@ -7,7 +7,7 @@ use dunlin_swarm::PeerName;
 use super::Work;
 use crate::training::conductor::turn::Turn;
 use crate::training::ids::{Microbatch, StageId, Step};
-use crate::training::ledger::{Claimed, Released};
+use crate::training::ledger::{Claimed, Ledger, Released};
 use crate::training::message::{Contribution, Held, ToPeer};
 
 impl Work {
@@ -59,9 +59,30 @@ impl Work {
 
     /// What `name` had of `stage` in one step is open again.
     pub fn release(&mut self, turn: &mut Turn<'_>, step: Step, stage: StageId, name: &PeerName) {
+        let now_ms = turn.now_ms;
+        self.release_by(turn, (step, stage), |ledger| ledger.release(name, now_ms));
+    }
+
+    /// The same of these microbatches, which `name` had added.
+    pub fn release_some(
+        &mut self,
+        turn: &mut Turn<'_>,
+        at: (Step, StageId),
+        name: &PeerName,
+        microbatches: &[Microbatch],
+    ) {
+        self.release_by(turn, at, |ledger| ledger.release_some(name, microbatches));
+    }
+
+    fn release_by(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (step, stage): (Step, StageId),
+        release: impl FnOnce(&mut Ledger) -> Released,
+    ) {
         let Some(index) = self.index(step) else { return };
         let of_step = &mut self.open[index];
-        let Released { undone, open, granted } = of_step.ledgers[stage as usize].release(name, turn.now_ms);
+        let Released { undone, open, granted } = release(&mut of_step.ledgers[stage as usize]);
         of_step.redone += undone;
         self.redone += u64::from(undone);
         for (peer, microbatch) in granted {
