@@ -1,10 +1,11 @@
 //! A streaming OpenAI client that keeps every token id with the moment it arrived.
 
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use serde_json::{Value, json};
 
 /// One question.
@@ -102,11 +103,30 @@ impl Answer {
     }
 }
 
+/// A gateway does not begin with an answer: what it says instead. Errors of [`Stream`] and [`ask`] can be cast to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpRefusal {
+    /// HTTP status, never 200.
+    pub status: u16,
+    /// Seconds of its `Retry-After`, if it has one.
+    pub retry_after_s: Option<u64>,
+    /// Its body.
+    pub body: String,
+}
+
+impl fmt::Display for HttpRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP {}: {}", self.status, self.body)
+    }
+}
+
+impl std::error::Error for HttpRefusal {}
+
 enum Event {
     Tokens { ids: Vec<u64>, text: String, at: Instant },
     Finish(String),
     End,
-    Failed(String),
+    Failed(Error),
 }
 
 /// A running stream.
@@ -131,7 +151,7 @@ impl Stream {
         std::thread::spawn(move || {
             let end = match read(&url, &body, &mut |event| sender.send(event).is_ok()) {
                 Ok(()) => Event::End,
-                Err(error) => Event::Failed(format!("{error:#}")),
+                Err(error) => Event::Failed(error),
             };
             // The receiver may have been dropped: the stream was abandoned on purpose.
             let _ = sender.send(end);
@@ -180,7 +200,9 @@ impl Stream {
             }
             Ok(Event::Finish(reason)) => self.answer.finish = Some(reason),
             Ok(Event::End) => self.ended = true,
-            Ok(Event::Failed(error)) => bail!("after {} tokens: {error}", self.answer.ids.len()),
+            Ok(Event::Failed(error)) => {
+                return Err(error.context(format!("after {} tokens", self.answer.ids.len())));
+            }
             Err(RecvTimeoutError::Timeout) => {
                 bail!("no token for {} s after {} tokens", SILENCE_LIMIT.as_secs(), self.answer.ids.len())
             }
@@ -216,9 +238,12 @@ fn agent(limit: Option<Duration>) -> ureq::Agent {
 fn read(url: &str, body: &str, send: &mut dyn FnMut(Event) -> bool) -> Result<()> {
     let mut response =
         agent(None).post(url).header("content-type", "application/json").send(body).context("request")?;
-    let status = response.status();
+    let status = response.status().as_u16();
     if status != 200 {
-        bail!("HTTP {status}: {}", response.body_mut().read_to_string().unwrap_or_default());
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let retry_after_s = retry_after.and_then(|seconds| seconds.parse().ok());
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        return Err(HttpRefusal { status, retry_after_s, body }.into());
     }
     let mut finished = false;
     for line in BufReader::new(response.into_body().into_reader()).lines() {

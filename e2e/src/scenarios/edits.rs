@@ -15,7 +15,7 @@ use crate::swarm::{Swarm, conditions, is_over};
 use crate::wait;
 
 /// How long a swarm of three may take until none of its pods is from before a change.
-const ROLLED: Duration = Duration::from_secs(180);
+pub(super) const ROLLED: Duration = Duration::from_secs(180);
 const IMAGE: &str = "registry.local/dunlin-worker";
 
 pub(super) fn scenarios() -> Vec<Scenario> {

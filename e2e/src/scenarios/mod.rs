@@ -4,6 +4,7 @@
 //! sequences with an undisturbed run. Nothing waits a fixed time.
 
 mod adapters;
+mod another_model;
 mod bench;
 mod capacity;
 mod clients;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(clients::scenarios());
     scenarios.extend(capacity::scenarios());
     scenarios.extend(edits::scenarios());
+    scenarios.extend(another_model::scenarios());
     scenarios.extend(manifests::scenarios());
     scenarios.extend(manners::scenarios());
     scenarios.extend(tool::scenarios());
