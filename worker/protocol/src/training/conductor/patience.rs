@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use dunlin_swarm::PeerName;
 
-use super::Conductor;
 use super::machines::peer::Place;
 use super::machines::usual::Task;
 use super::turn::Turn;
+use super::{Conductor, Phase};
 use crate::training::message::ToPeer;
 
 /// A peer may owe something for so many times as long as it may keep a microbatch from others.
@@ -83,6 +83,10 @@ impl Conductor {
     /// back.
     pub(super) fn woke(&mut self, turn: &mut Turn<'_>) {
         let awaited = self.peers.serving().into_iter().collect();
+        if self.phase == Phase::Gathering {
+            let held = self.peers.all().iter().filter_map(|(n, p)| Some((n.clone(), p.held.as_ref()?)));
+            self.gathering.woke(turn.now_ms, held.map(|(name, held)| (name, held.step, held.scale)));
+        }
         self.peers.clear();
         self.work.trainers_gone();
         if self.live() {

@@ -6,6 +6,7 @@ use dunlin_swarm::{NumericsClass, PeerName};
 
 use super::turn::Turn;
 use super::{Conductor, ConductorConfig, ConductorEffect, ConductorEvent};
+use crate::training::Checkpoints;
 use crate::training::ids::StageId;
 use crate::training::mates::Mates;
 use crate::training::message::{
@@ -325,4 +326,19 @@ fn what_a_peer_adds_after_it_came_back_is_not_lost_with_the_mate_that_took_what_
         assert_eq!(added(&conductor, &a), [1]);
         assert_eq!(added(&conductor, &b), if takes { vec![0] } else { vec![] });
     }
+}
+
+#[test]
+fn a_conductor_that_stood_still_while_it_asked_who_holds_what_asks_again() {
+    let (mut conductor, mut out) = (conductor(1), Vec::new());
+    conductor.handle(0, ConductorEvent::Checkpoints(Checkpoints::Newest(2)), &mut out);
+    let held = Held { step: 5, sums: vec![HeldSums::default()], scale: Some(1.0), ..Held::default() };
+    conductor.handle(0, connects("a", "", Some(held.clone())), &mut out);
+    // It sleeps for longer than it would have waited. A newcomer connects first when it goes on.
+    let woke_ms = 2 * GATHER_MS;
+    conductor.handle(woke_ms, ConductorEvent::Woke, &mut out);
+    conductor.handle(woke_ms + 10, hello("b", ""), &mut out);
+    conductor.handle(woke_ms + 20, connects("a", "", Some(held)), &mut out);
+    assert_eq!(conductor.step(), 5);
+    assert_eq!(stages(&out).len(), 1, "b fetches from a");
 }

@@ -53,6 +53,18 @@ impl Gathering {
         self.since_ms.get_or_insert(now_ms);
     }
 
+    /// Whoever was there will say again what it holds, and is waited for as if it had not come yet. `held`: at which step who was, and the scale of the update before.
+    pub fn woke(&mut self, now_ms: u64, held: impl Iterator<Item = (PeerName, Step, Option<f32>)>) {
+        self.since_ms = self.since_ms.map(|_| now_ms);
+        self.awaited.clear();
+        for (name, step, scale) in held {
+            if let Some(scale) = scale {
+                self.gone(&name, step, scale);
+            }
+            self.awaited.insert(name);
+        }
+    }
+
     /// Somebody could not load: nobody is asked again before that.
     pub fn again(&mut self, at_ms: u64) {
         self.not_before_ms = at_ms;
