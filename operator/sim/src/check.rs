@@ -26,6 +26,8 @@ const PAUSES_MS: u64 = 120_000;
 const LEADS_MS: u64 = 30_000;
 /// Answers that run or wait then are given after that, also if two peers have to give all those of a swarm that had more.
 const ANSWERS_MS: u64 = 600_000;
+/// Stages have heard by then that an answer is over.
+const CLOSED_MS: u64 = 1000;
 
 impl World {
     /// Looks at everything from outside.
@@ -77,8 +79,13 @@ impl World {
 
     fn check_over(&mut self) {
         let Some((since, ..)) = self.record.settled else { return };
-        let waits = self.net.unfinished() > 0 && self.now() < since + QUIET_MS + ANSWERS_MS;
-        if self.now() >= since + QUIET_MS && !waits {
+        let (now_ms, quiet_ms) = (self.now(), since + QUIET_MS);
+        if self.net.unfinished() > 0 && now_ms < quiet_ms + ANSWERS_MS {
+            self.record.answered_ms = None;
+            return;
+        }
+        let answered_ms = *self.record.answered_ms.get_or_insert(now_ms);
+        if now_ms >= quiet_ms.max(answered_ms + CLOSED_MS) {
             self.record.over = true;
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct Record {
     pub unserved_since_ms: Option<u64>,
     /// Since when everything is as planned, and what was made, deleted and published by then.
     pub settled: Option<(u64, u32, u32, Epoch)>,
+    /// Since when no answer runs or waits.
+    pub answered_ms: Option<u64>,
     /// The last change of the swarm's model.
     pub model_change: Option<ModelChange>,
     pub over: bool,
