@@ -7,8 +7,10 @@ use thiserror::Error;
 
 use crate::apply::certificates::CertificateError;
 
-/// Longest pause between attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Longest pause between attempts at what only time brings: less than half of the notice that nodes have when the API server answers again.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(12);
+/// And at what somebody has to mend.
+const BACKOFF_MENDED_MAX: Duration = Duration::from_secs(60);
 /// What only a user or an administrator mends is tried again this seldom.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -164,16 +166,16 @@ impl Error {
         lasting.then(|| (reason.to_owned(), self.sentence()))
     }
 
-    /// Pause before attempt number `attempt` (from 1): doubles, up to a minute, with `random` spreading it by half.
+    /// Pause before attempt number `attempt` (from 1): doubles, up to [`BACKOFF_MAX`] or a minute, with `random` spreading it by half.
     #[must_use]
     pub fn backoff(&self, attempt: u32, random: u64) -> Duration {
-        let first = match self.category() {
-            "conflict" => Duration::from_millis(100),
-            "api" | "timeout" => Duration::from_millis(500),
+        let (first, longest) = match self.category() {
+            "conflict" => (Duration::from_millis(100), BACKOFF_MAX),
+            "api" | "timeout" => (Duration::from_millis(500), BACKOFF_MAX),
             // Waiting changes little about these; somebody has to mend something.
-            _ => Duration::from_secs(5),
+            _ => (Duration::from_secs(5), BACKOFF_MENDED_MAX),
         };
-        let pause = first.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(BACKOFF_MAX);
+        let pause = first.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(longest);
         // 50% to 100% of the pause.
         let spread = u32::try_from(random % 1000).unwrap_or(0);
         pause / 2 + pause / 2 * spread / 1000
@@ -211,12 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_minute_and_are_spread() {
+    fn pauses_grow_and_are_spread() {
         let error = Error::Timeout { action: "apply".into(), limit_s: 10 };
         assert_eq!(error.backoff(1, 0), Duration::from_millis(250));
         assert!(error.backoff(1, 999) < Duration::from_millis(500));
         assert!(error.backoff(3, 0) > error.backoff(2, 0));
         assert!(error.backoff(99, 999) <= BACKOFF_MAX);
+        assert!(BACKOFF_MAX < dunlin_swarm::timing::GRACE / 2, "a notice is acted upon");
+        assert!(status(403, "").backoff(99, 999) > BACKOFF_MAX);
         assert_eq!(status(422, "").rest(1, 0), REFUSED_PAUSE);
         assert_eq!(error.rest(1, 0), error.backoff(1, 0));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dunlin_operator::error::BACKOFF_MAX;
 use dunlin_operator::labels::{ROLE, ROLE_STAGE};
 use kube::ResourceExt;
 
@@ -16,7 +17,7 @@ const UNSERVED_MAX_MS: u64 = 165_000;
 const SETTLES_MS: u64 = 300_000;
 const SETTLES_PEER_MS: u64 = 90_000;
 /// Peers may still read what nobody needs yet when all that is asked for is there; and what an API server whose answers were lost has not taken yet is
-/// tried again within a minute.
+/// tried again soon.
 const STEADY_MS: u64 = 70_000;
 /// A swarm that has settled stays as it is for this long: two looks without a trigger.
 const QUIET_MS: u64 = 130_000;
@@ -121,7 +122,8 @@ impl World {
         let troubled_ms = self.outage_until_ms.max(self.flaky_until_ms).max(self.stale_until_ms);
         let pauses_ms = if self.broken_until_ms > 0 { self.broken_until_ms + PAUSES_MS } else { 0 };
         let leads = self.operator.is_some() && self.now() > self.led_ms + LEADS_MS;
-        let calm = leads && self.out.incidents == incidents && self.now() > troubled_ms.max(pauses_ms);
+        let tried_ms = troubled_ms + BACKOFF_MAX.as_millis() as u64;
+        let calm = leads && self.out.incidents == incidents && self.now() > tried_ms.max(pauses_ms);
         if !calm || self.swarm.spec.suspend {
             return;
         }
