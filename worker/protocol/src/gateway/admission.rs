@@ -38,13 +38,15 @@ impl GatewayCore {
         if let Err(not_ready) = self.ready() {
             return Err(Rejected::NoCapacity { retry_after_s, message: not_ready.to_string() });
         }
-        if self.counts().0 >= self.config.running_max && self.queue.len() >= self.config.queue_max {
-            return Err(Rejected::Busy { retry_after_s });
-        }
         let id = submission.session;
         self.sessions.insert(id, Session::new(submission, now_ms));
         self.queue.push_back(id);
         self.start_queued(now_ms, out);
+        // Whatever it would wait for: its turn, or pages.
+        if self.queue.len() > self.config.queue_max && self.queue.pop_back().is_some() {
+            self.sessions.remove(&id);
+            return Err(Rejected::Busy { retry_after_s });
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Who gets pages of the stages, and who waits for them.
 
+use dunlin_protocol::gateway::Rejected;
 use dunlin_protocol::{Frame, GatewayEffect, HeldSession, SessionId, Windows};
 use dunlin_swarm::{Layers, Paging};
 
@@ -35,6 +36,22 @@ fn nobody_is_let_in_before_there_are_pages_for_it_and_nobody_younger_before_it()
 }
 
 /// Peers and gateways of two versions may have pages of two sizes: those of the peer count.
+#[test]
+fn who_waits_for_pages_is_in_the_queue_as_well_which_has_a_bound() {
+    let mut world = World::new();
+    for name in PEERS {
+        let load = world.loads.get_mut(name).unwrap();
+        (load.free_pages, load.spare_pages) = (40, 40);
+        world.pong(name, &[]);
+    }
+    let taken = (0..40).take_while(|session| world.try_submit(*session, 100, 200).is_ok()).count();
+    assert!((1..8).contains(&(taken - 8)), "8 wait, and {} of 8 run", taken - 8);
+    assert_eq!(world.core.counts(), (taken - 8, 8));
+    let busy = world.try_submit(41, 100, 200);
+    assert!(matches!(busy, Err(Rejected::Busy { .. })), "{busy:?}");
+    assert_eq!(world.core.counts(), (taken - 8, 8), "nothing of it is left");
+}
+
 #[test]
 fn pages_are_counted_as_the_peer_counts_them() {
     let mut world = World::new();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_protocol::gateway::Submission;
+use dunlin_protocol::gateway::{Rejected, Submission};
 use dunlin_protocol::{
     Frame, GatewayConfig, GatewayCore, GatewayEffect, GatewayId, HeldSession, Open, Refusal, SamplingParams,
     SessionId, Windows,
@@ -100,6 +100,20 @@ impl World {
 
     /// To a model whose layers keep this of a sequence.
     pub fn submit_to(&mut self, session: u64, prompt: usize, max_len: u32, windows: Windows) {
+        self.submission(session, prompt, max_len, windows).unwrap();
+    }
+
+    pub fn try_submit(&mut self, session: u64, prompt: usize, max_len: u32) -> Result<(), Rejected> {
+        self.submission(session, prompt, max_len, Windows::default())
+    }
+
+    fn submission(
+        &mut self,
+        session: u64,
+        prompt: usize,
+        max_len: u32,
+        windows: Windows,
+    ) -> Result<(), Rejected> {
         let submission = Submission {
             session: SessionId(session),
             tokens: vec![7; prompt],
@@ -110,7 +124,7 @@ impl World {
             adapter: None,
             deadline_ms: u64::MAX,
         };
-        self.core.submit(submission, self.now_ms, &mut self.out).unwrap();
+        self.core.submit(submission, self.now_ms, &mut self.out)
     }
 
     pub fn token(&mut self, session: u64, attempt: u32, position: u32) {
