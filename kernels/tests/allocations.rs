@@ -10,8 +10,8 @@ use std::cell::Cell;
 use dunlin_kernels::{
     AttentionRow, Begin, CausalForward, CausalShape, Format, GradientSums, Heads, Matrix, PAGE, Pool,
     attention, bias_gradient, causal_attention, causal_attention_backward, cross_entropy, embedding_gradient,
-    gradient_sum, linear, linear_add, linear_many, linear_transposed, page_len, rms_norm, rms_norm_backward,
-    swiglu, weight_gradient,
+    geglu, gradient_sum, linear, linear_add, linear_many, linear_transposed, page_len, rms_norm,
+    rms_norm_backward, swiglu, weight_gradient,
 };
 use support::{Random, file_bytes};
 
@@ -117,6 +117,7 @@ fn the_rest_allocates_nothing_that_it_had() {
             rms_norm_backward(&pool, &x, &w, 1e-5, &dy, &mut dx, Some(&mut dw));
         });
         allocates_once(&pool, "swiglu", &mut || swiglu(&pool, &x, &dy, &mut y));
+        allocates_once(&pool, "geglu", &mut || geglu(&pool, &x, &dy, &mut y));
         allocates_once(&pool, "cross_entropy", &mut || {
             cross_entropy(&pool, &mut y, &tokens, 1.0, &mut losses);
         });

@@ -8,7 +8,7 @@ use dunlin_kernels::causal::CausalForward;
 use dunlin_kernels::{
     AttentionRow, Begin, CausalShape, Format, Heads, IGNORED, Isa, Matrix, PAGE, Pool, RopeLayout,
     RopeScaling, RopeTable, attention, bias_gradient, causal_attention, causal_attention_backward,
-    cross_entropy, embedding_gradient, linear, linear_add, linear_transposed, page_len, rms_norm,
+    cross_entropy, embedding_gradient, geglu, linear, linear_add, linear_transposed, page_len, rms_norm,
     rms_norm_backward, rope_rows, swiglu, swiglu_backward, weight_gradient, write_kv,
 };
 use support::{Random, bits, file_bytes, hash};
@@ -183,6 +183,12 @@ fn element_wise_operations() {
         swiglu(pool, &gate, &up, &mut y);
         swiglu_backward(pool, &mut gate, &mut up, &mut product);
         [y, gate, up, product].concat()
+    });
+    same_everywhere("geglu", 0x9a58_5956_c181_d991, &|pool| {
+        let gate: Vec<f32> = x.iter().map(|v| v * 20.0).collect();
+        let mut y = vec![0.0; m * n];
+        geglu(pool, &gate, &dy, &mut y);
+        y
     });
     let table = RopeTable::new(20, 10_000.0, RopeScaling::None, m);
     let positions: Vec<u32> = (0..m as u32).rev().collect();
