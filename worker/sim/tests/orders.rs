@@ -50,6 +50,7 @@ const FREE: &[(&str, &[Pair])] = &[
             ("run Clear", "refuse"),
             ("run Clear", "tell Ready"),
             ("tell", "run Compute"),
+            ("tell Applied", "run Clear"),
             ("tell Applied", "run Compute"),
             ("tell Claim", "run Compute"),
             ("tell Ready", "run Compute"),
