@@ -7,10 +7,8 @@ use thiserror::Error;
 
 use crate::apply::certificates::CertificateError;
 
-/// Longest pause between attempts at what only time brings: less than half of the notice that nodes have when the API server answers again.
+/// Longest pause between attempts at what only time brings. It is less than half of a node's notice, so that a notice which comes in such a pause is acted upon.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(12);
-/// And at what somebody has to mend.
-const BACKOFF_MENDED_MAX: Duration = Duration::from_secs(60);
 /// What only a user or an administrator mends is tried again this seldom.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -166,14 +164,14 @@ impl Error {
         lasting.then(|| (reason.to_owned(), self.sentence()))
     }
 
-    /// Pause before attempt number `attempt` (from 1): doubles, up to [`BACKOFF_MAX`] or a minute, with `random` spreading it by half.
+    /// Pause before attempt number `attempt` (from 1): doubles, up to [`BACKOFF_MAX`], or to a minute if somebody has to mend something, with `random` spreading it by half.
     #[must_use]
     pub fn backoff(&self, attempt: u32, random: u64) -> Duration {
         let (first, longest) = match self.category() {
             "conflict" => (Duration::from_millis(100), BACKOFF_MAX),
             "api" | "timeout" => (Duration::from_millis(500), BACKOFF_MAX),
             // Waiting changes little about these; somebody has to mend something.
-            _ => (Duration::from_secs(5), BACKOFF_MENDED_MAX),
+            _ => (Duration::from_secs(5), REFUSED_PAUSE),
         };
         let pause = first.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(longest);
         // 50% to 100% of the pause.

@@ -43,7 +43,8 @@ impl GatewayCore {
         self.queue.push_back(id);
         self.start_queued(now_ms, out);
         // Whatever it would wait for: its turn, or pages.
-        if self.queue.len() > self.config.queue_max && self.queue.pop_back().is_some() {
+        if self.queue.len() > self.config.queue_max {
+            self.queue.pop_back();
             self.sessions.remove(&id);
             return Err(Rejected::Busy { retry_after_s });
         }
