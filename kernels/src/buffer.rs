@@ -22,6 +22,8 @@ unsafe impl Plain for i8 {}
 unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for [i32; 2] {}
+// SAFETY: two floats.
+unsafe impl Plain for crate::attention::merge::Softmax {}
 
 /// A fixed-size array of `T`, zeroed and aligned to 64 bytes.
 pub struct Buffer<T: Plain> {

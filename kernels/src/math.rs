@@ -61,6 +61,20 @@ pub(crate) fn tree_8<T: Copy>(x: &[T; 8], join: impl Fn(T, T) -> T) -> T {
     join(join(x[0], x[2]), join(x[1], x[3]))
 }
 
+/// As [`tree_16`], of 128 lanes.
+#[inline(always)]
+pub(crate) fn tree_128<T: Copy>(x: &[T; 128], join: impl Fn(T, T) -> T + Copy) -> T {
+    let x: [T; 64] = std::array::from_fn(|i| join(x[i], x[i + 64]));
+    tree_64(&x, join)
+}
+
+/// As [`tree_16`], of 64 lanes.
+#[inline(always)]
+pub(crate) fn tree_64<T: Copy>(x: &[T; 64], join: impl Fn(T, T) -> T + Copy) -> T {
+    let x: [T; 32] = std::array::from_fn(|i| join(x[i], x[i + 32]));
+    tree_16(&std::array::from_fn(|i| join(x[i], x[i + 16])), join)
+}
+
 /// The same of any power of two of lanes, in plain loops.
 pub(crate) fn tree<T: Copy>(lanes: &[T], join: impl Fn(T, T) -> T) -> T {
     let mut lanes = lanes.to_vec();

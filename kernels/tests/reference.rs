@@ -291,7 +291,9 @@ fn rotations() {
 
 #[test]
 fn attention_over_pages() {
-    for (heads, kv_heads, hd, len) in [(9, 3, 64, 77), (4, 4, 8, 33), (8, 1, 128, 16), (5, 1, 24, 600)] {
+    for (heads, kv_heads, hd, len) in
+        [(9, 3, 64, 77), (4, 4, 8, 33), (8, 1, 128, 16), (5, 1, 24, 600), (2, 2, 16, 1030)]
+    {
         let mut random = Random(hd as u64);
         let width = kv_heads * hd;
         let (k, v) = (odd(&mut random, len * width), odd(&mut random, len * width));
@@ -324,6 +326,10 @@ fn attention_over_pages() {
             let mut got = vec![f32::NAN; q.len()];
             attention(&pool, &q, &rows, shape, &mut got);
             same(&pool, "attention", &got, &want);
+            // A row alone: threads divide its segments.
+            let alone = rows.chunks(1).zip(q.chunks(heads * hd)).zip(got.chunks_mut(heads * hd));
+            alone.for_each(|((row, q), got)| attention(&pool, q, row, shape, got));
+            same(&pool, "attention of rows alone", &got, &want);
         }
     }
 }
@@ -331,7 +337,7 @@ fn attention_over_pages() {
 #[test]
 fn attention_of_whole_sequences() {
     for (sequences, length, heads, kv_heads, head_dim) in
-        [(2, 75, 6, 2, 24), (1, 48, 2, 2, 64), (3, 7, 3, 1, 8), (1, 33, 1, 1, 128)]
+        [(2, 75, 6, 2, 24), (1, 48, 2, 2, 64), (3, 7, 3, 1, 8), (1, 33, 1, 1, 128), (1, 530, 2, 1, 8)]
     {
         let shape = CausalShape { sequences, length, heads, kv_heads, head_dim };
         let mut random = Random(37);

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::merge::{Softmax, add_shares};
 use super::row::{AttentionRow, HEAD_DIM_MAX, HEADS, PAGE};
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -19,8 +20,12 @@ pub(super) struct Group<'a> {
     pub(super) heads: usize,
     /// The first head of the first row; the others behind it.
     pub(super) q: *const f32,
-    /// The same of the output.
+    /// The segments to compute: all that the rows see, or one of them.
+    pub(super) segments: (usize, usize),
+    /// Where the output of the first head of the first row begins; or sums that are not divided yet, if there is a place for the `softmax` of each.
     pub(super) out: *mut f32,
+    /// For every head of a row, as the output is; null if the output is to be whole.
+    pub(super) softmax: *mut Softmax,
     /// Values from a row to the next one.
     pub(super) row: usize,
     /// Where the keys of the KV head begin in a page.
@@ -44,12 +49,6 @@ fn queries_max(isa: Isa) -> usize {
         Isa::Avx2 => 6,
         Isa::Avx512 => 12,
     }
-}
-
-/// The softmax of what has been seen by each of `G` queries.
-struct Running<const G: usize> {
-    max: [f32; G],
-    sum: [f32; G],
 }
 
 /// What a page counts: the weights of its positions, and what sums over the pages before it are multiplied by.
@@ -100,7 +99,18 @@ impl<'a> Group<'a> {
             let count = queries_max(isa) / heads;
             rows.chunks(count).enumerate().map(move |(i, rows)| {
                 let skip = i * count * self.row + head * self.head_dim;
-                Group { rows, heads, q: self.q.wrapping_add(skip), out: self.out.wrapping_add(skip), ..*self }
+                Group {
+                    rows,
+                    heads,
+                    q: self.q.wrapping_add(skip),
+                    out: self.out.wrapping_add(skip),
+                    softmax: if self.softmax.is_null() {
+                        self.softmax
+                    } else {
+                        self.softmax.wrapping_add(skip / self.head_dim)
+                    },
+                    ..*self
+                }
             })
         })
     }
@@ -140,11 +150,68 @@ impl<'a> Group<'a> {
                 q[g] = unsafe { *self.q.add(self.at(g) + d) };
             }
         }
-        let mut running = Running { max: [f32::NEG_INFINITY; G], sum: [0.0; G] };
         // Weighted sums of values, not yet divided.
         let mut sums = [[0f32; HEAD_DIM_MAX]; G];
+        // SAFETY: promised.
+        let mut totals = unsafe { self.segment::<L, G, H>(lanes, self.segments.0, &q, &mut sums) };
+        if self.segments.1 > self.segments.0 + 1 {
+            // SAFETY: promised.
+            unsafe { self.merge_others::<L, G, H>(lanes, &q, &mut totals, &mut sums) };
+        }
+        for g in 0..G {
+            let inverse = if self.softmax.is_null() { 1.0 / totals[g].sum } else { 1.0 };
+            for d in 0..width {
+                // SAFETY: promised.
+                unsafe { *self.out.add(self.at(g) + d) = sums[g][d] * inverse };
+            }
+            if !self.softmax.is_null() {
+                // SAFETY: promised.
+                unsafe { self.softmax.add(self.at(g) / width).write(totals[g]) };
+            }
+        }
+    }
+
+    /// Goes on with all segments but the first.
+    ///
+    /// # Safety
+    /// As [`Self::attend`].
+    #[inline(always)]
+    unsafe fn merge_others<L: SoftmaxLanes, const G: usize, const H: usize>(
+        &self,
+        lanes: L,
+        q: &[[f32; G]; HEAD_DIM_MAX],
+        totals: &mut [Softmax; G],
+        sums: &mut [[f32; HEAD_DIM_MAX]; G],
+    ) {
+        let width = self.head_dim;
+        let mut next_sums = [[0f32; HEAD_DIM_MAX]; G];
+        for segment in self.segments.0 + 1..self.segments.1 {
+            next_sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
+            // SAFETY: promised.
+            let next = unsafe { self.segment::<L, G, H>(lanes, segment, q, &mut next_sums) };
+            for g in 0..G {
+                let share = totals[g].merge(next[g]);
+                add_shares(&mut sums[g][..width], &next_sums[g][..width], share);
+            }
+        }
+    }
+
+    /// One segment: adds to the weighted sums of values, which are zero.
+    ///
+    /// # Safety
+    /// As [`Self::attend`].
+    #[inline(always)]
+    unsafe fn segment<L: SoftmaxLanes, const G: usize, const H: usize>(
+        &self,
+        lanes: L,
+        segment: usize,
+        q: &[[f32; G]; HEAD_DIM_MAX],
+        sums: &mut [[f32; HEAD_DIM_MAX]; G],
+    ) -> [Softmax; G] {
+        let width = self.head_dim;
+        let mut running = [Softmax::NOTHING; G];
         let mut weights = Weights { weights: [[0.0; PAGE]; G], keep: [1.0; G] };
-        for (p, page) in self.rows[0].pages_seen() {
+        for (p, page) in self.rows[0].pages_seen(segment) {
             let mut seen = [const { 0..0 }; G];
             for g in 0..G {
                 seen[g] = self.rows[g / self.heads].seen(p);
@@ -153,16 +220,10 @@ impl<'a> Group<'a> {
             unsafe {
                 let scores = scores::<L, G, H>(lanes, &q[..width], page.as_ptr().add(self.keys));
                 weigh(lanes, self.scale, scores, &seen, &mut running, &mut weights);
-                add_values(lanes, width, page.as_ptr().add(self.values), &weights, &seen, &mut sums);
+                add_values(lanes, width, page.as_ptr().add(self.values), &weights, &seen, sums);
             }
         }
-        for g in 0..G {
-            let inverse = 1.0 / running.sum[g];
-            for d in 0..width {
-                // SAFETY: promised.
-                unsafe { *self.out.add(self.at(g) + d) = sums[g][d] * inverse };
-            }
-        }
+        running
     }
 
     /// Where query `g` begins.
@@ -208,7 +269,7 @@ fn weigh<L: SoftmaxLanes, const G: usize, const H: usize>(
     scale: f32,
     mut scores: [[L::Floats; H]; G],
     seen: &[Range<usize>; G],
-    Running { max, sum }: &mut Running<G>,
+    running: &mut [Softmax; G],
     out: &mut Weights<G>,
 ) {
     for g in 0..G {
@@ -221,9 +282,10 @@ fn weigh<L: SoftmaxLanes, const G: usize, const H: usize>(
             page_max = lanes.max(page_max, scores[g][h]);
         }
         let page_max = lanes.largest(page_max);
-        let new_max = if page_max > max[g] { page_max } else { max[g] };
-        out.keep[g] = if new_max == max[g] { 1.0 } else { exp_lane(max[g] - new_max) };
-        max[g] = new_max;
+        let Softmax { max, sum } = &mut running[g];
+        let new_max = if page_max > *max { page_max } else { *max };
+        out.keep[g] = if new_max == *max { 1.0 } else { exp_lane(*max - new_max) };
+        *max = new_max;
         let less = lanes.all(-new_max);
         let mut e_sum = lanes.zero();
         for h in 0..H {
@@ -232,7 +294,7 @@ fn weigh<L: SoftmaxLanes, const G: usize, const H: usize>(
             // SAFETY: the registers have as many values as a page has positions.
             unsafe { lanes.store(out.weights[g].as_mut_ptr().add(h * L::WIDTH), e) };
         }
-        sum[g] = sum[g].mul_add(out.keep[g], lanes.sum(e_sum));
+        *sum = sum.mul_add(out.keep[g], lanes.sum(e_sum));
     }
 }
 

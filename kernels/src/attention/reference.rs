@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionRow, Heads, PAGE};
+use super::{AttentionRow, Heads, PAGE, SEGMENT};
 use crate::math::{exp, tree};
 
 /// As [`super::attention`].
@@ -33,7 +33,7 @@ pub(crate) struct Attended {
     pub(crate) inverse: f32,
 }
 
-/// `key(t, d)` and `value(t, d)` of the positions that are `seen`, page by page.
+/// `key(t, d)` and `value(t, d)` of the positions that are `seen`, segment by segment.
 pub(crate) fn one_head(
     q: &[f32],
     seen: Range<usize>,
@@ -41,6 +41,39 @@ pub(crate) fn one_head(
     key: impl Fn(usize, usize) -> f32,
     value: impl Fn(usize, usize) -> f32,
 ) -> Attended {
+    let mut total: Option<(f32, f32, Vec<f32>)> = None;
+    for start in (seen.start / SEGMENT * SEGMENT..seen.end).step_by(SEGMENT) {
+        let own = seen.start.max(start)..seen.end.min(start + SEGMENT);
+        let next = one_segment(q, own, scale, &key, &value);
+        total = Some(match total {
+            None => next,
+            Some(before) => merged(before, next),
+        });
+    }
+    let (max, sum, mut out) = total.unwrap_or((f32::NEG_INFINITY, 0.0, vec![0.0; q.len()]));
+    let inverse = 1.0 / sum;
+    out.iter_mut().for_each(|out| *out *= inverse);
+    Attended { out, max, inverse }
+}
+
+/// Maximum, sum of weights and weighted sums of values of two segments that follow one another.
+fn merged(before: (f32, f32, Vec<f32>), next: (f32, f32, Vec<f32>)) -> (f32, f32, Vec<f32>) {
+    let max = if next.0 > before.0 { next.0 } else { before.0 };
+    let share = |of: f32| if of == max { 1.0 } else { exp(of - max) };
+    let (a, b) = (share(before.0), share(next.0));
+    let join = |before: f32, next: f32| before.mul_add(a, next * b);
+    let out = before.2.iter().zip(&next.2).map(|(before, next)| join(*before, *next)).collect();
+    (max, join(before.1, next.1), out)
+}
+
+/// The same of positions of one segment, page by page.
+fn one_segment(
+    q: &[f32],
+    seen: Range<usize>,
+    scale: f32,
+    key: impl Fn(usize, usize) -> f32,
+    value: impl Fn(usize, usize) -> f32,
+) -> (f32, f32, Vec<f32>) {
     let (mut max, mut sum, mut out) = (f32::NEG_INFINITY, 0f32, vec![0f32; q.len()]);
     for page in (seen.start / PAGE * PAGE..seen.end).step_by(PAGE) {
         let (start, end) = (seen.start.max(page), seen.end.min(page + PAGE));
@@ -61,7 +94,5 @@ pub(crate) fn one_head(
             }
         }
     }
-    let inverse = 1.0 / sum;
-    out.iter_mut().for_each(|out| *out *= inverse);
-    Attended { out, max, inverse }
+    (max, sum, out)
 }

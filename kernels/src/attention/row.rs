@@ -4,6 +4,8 @@ use std::ops::Range;
 
 /// Positions in a page.
 pub const PAGE: usize = 16;
+/// Positions that have a softmax of their own: segments begin at multiples of this, and are merged in order.
+pub const SEGMENT: usize = 256;
 /// Largest head dimension.
 pub const HEAD_DIM_MAX: usize = 256;
 /// Query heads of one KV head, and of one row, that are computed together.
@@ -26,10 +28,18 @@ impl<'a> AttentionRow<'a> {
         self.from / PAGE..self.len.div_ceil(PAGE)
     }
 
-    /// The pages with positions that it sees, with their numbers.
-    pub(super) fn pages_seen(&self) -> impl Iterator<Item = (usize, &'a [f32])> + use<'a> {
-        let pages = self.pages;
-        self.numbers().map(move |p| (p, pages[p]))
+    /// The numbers of the segments with positions that it sees.
+    pub(super) fn segments(&self) -> Range<usize> {
+        self.from / SEGMENT..self.len.div_ceil(SEGMENT)
+    }
+
+    /// The pages of a segment with positions that it sees, with their numbers.
+    #[inline(always)]
+    pub(super) fn pages_seen(&self, segment: usize) -> impl Iterator<Item = (usize, &'a [f32])> + use<'a> {
+        const PAGES: usize = SEGMENT / PAGE;
+        let (pages, numbers) = (self.pages, self.numbers());
+        let own = numbers.start.max(segment * PAGES)..numbers.end.min((segment + 1) * PAGES);
+        own.map(move |p| (p, pages[p]))
     }
 
     /// The slots of page `p` that it sees.

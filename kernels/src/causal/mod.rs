@@ -10,7 +10,8 @@ use std::ops::Range;
 
 pub use backward::{CausalForward, causal_attention_backward};
 
-use crate::attention::PAGE;
+use crate::attention::merge::{Softmax, add_shares};
+use crate::attention::{PAGE, SEGMENT};
 use crate::buffer::Buffer;
 use crate::isa::{Isa, vectorised};
 use crate::math::exp_lane;
@@ -183,12 +184,13 @@ pub fn causal_attention(
     let (group, width) = (shape.heads / shape.kv_heads, shape.heads * hd);
     let (out, statistics) = (Shards::new(out), Shards::new(statistics));
     let page_len = hd * PAGE;
-    let len = 2 * pages * page_len + 2 * page_len + pages * PAGE * PAGE;
+    let len = 2 * pages * page_len + 3 * page_len + pages * PAGE * PAGE;
     for_each_head(pool, shape, len, &|sequence, kv_head, mut buffer| {
         let keys = take(&mut buffer, pages * page_len);
         let values = take(&mut buffer, pages * page_len);
         let queries = take(&mut buffer, page_len);
         let sums = take(&mut buffer, page_len);
+        let of_segment = take(&mut buffer, page_len);
         let scores = take(&mut buffer, pages * PAGE * PAGE);
         let all = 0..shape.length;
         HeadRows::new(k, shape, sequence, (kv_head, shape.kv_heads), all.clone()).copy(keys);
@@ -198,16 +200,16 @@ pub fn causal_attention(
                 let rows = last * PAGE..shape.length.min((last + 1) * PAGE);
                 let page = PageRows { isa, last, count: rows.len(), scale: shape.scale() };
                 HeadRows::new(q, shape, sequence, (head, shape.heads), rows).transpose(isa, queries);
-                let softmax = page.forward(queries, keys, values, scores, sums);
+                let softmax = page.forward(queries, keys, values, scores, [sums, of_segment]);
                 for (r, sums) in sums.chunks_exact(hd).enumerate().take(page.count) {
                     let row_index = sequence * shape.length + last * PAGE + r;
-                    let inverse = 1.0 / softmax.sum[r];
+                    let inverse = 1.0 / softmax[r].sum;
                     // SAFETY: this row and head are of this item only.
                     unsafe {
                         let at = out.at(row_index * width + head * hd);
                         let out = std::slice::from_raw_parts_mut(at, hd);
                         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
-                        statistics.at((row_index * shape.heads + head) * 2).write(softmax.max[r]);
+                        statistics.at((row_index * shape.heads + head) * 2).write(softmax[r].max);
                         statistics.at((row_index * shape.heads + head) * 2 + 1).write(inverse);
                     }
                 }
@@ -239,20 +241,49 @@ impl PageRows {
         keys: &[f32],
         values: &[f32],
         scores: &mut [f32],
-        sums: &mut [f32],
-    ) -> Running {
-        let Self { isa, last, count, scale } = *self;
+        [sums, of_segment]: [&mut [f32]; 2],
+    ) -> [Softmax; PAGE] {
+        const SEGMENT_PAGES: usize = SEGMENT / PAGE;
+        let Self { isa, last, count, .. } = *self;
         let hd = queries.len() / PAGE;
         let positions = (last + 1) * PAGE;
         let score =
             Product { a: keys, a_row: hd, a_step: 1, b: queries, b_step: PAGE, b_panel: 0, steps: hd };
         score.run(isa, (positions, PAGE), scores, PAGE, Into::Set);
+        let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
+        let mut totals = [Softmax::NOTHING; PAGE];
+        for (segment, weights) in pages[..=last].chunks_mut(SEGMENT_PAGES).enumerate() {
+            let first = segment * SEGMENT_PAGES;
+            let values = &values[first * PAGE * hd..];
+            let sums_of = if segment == 0 { &mut *sums } else { &mut *of_segment };
+            let softmaxes = self.segment(first, weights, values, sums_of);
+            if segment == 0 {
+                totals = softmaxes;
+                continue;
+            }
+            let rows = sums.chunks_exact_mut(hd).zip(of_segment.chunks_exact(hd));
+            for ((total, next), (sums, next_sums)) in totals.iter_mut().zip(softmaxes).zip(rows).take(count) {
+                merge_row(isa, total, next, sums, next_sums);
+            }
+        }
+        totals
+    }
+
+    /// The rows against pages of one segment, of which `first` is the first one: from scores to weighted sums of values.
+    fn segment(
+        &self,
+        first: usize,
+        weights: &mut [[[f32; PAGE]; PAGE]],
+        values: &[f32],
+        sums: &mut [f32],
+    ) -> [Softmax; PAGE] {
+        let Self { isa, last, count, scale } = *self;
+        let hd = sums.len() / PAGE;
         let mut running = Running { max: [f32::NEG_INFINITY; PAGE], sum: [0.0; PAGE] };
         sums.fill(0.0);
-        let pages = scores.as_chunks_mut::<PAGE>().0.as_chunks_mut::<PAGE>().0;
-        for (page, weights) in pages.iter_mut().enumerate().take(last + 1) {
+        for ((page, weights), b) in (first..).zip(weights).zip(values.chunks_exact(PAGE * hd)) {
             softmax_step(isa, weights, &mut running, page == last, scale, sums);
-            let (a, b) = (weights.as_flattened(), &values[page * PAGE * hd..][..PAGE * hd]);
+            let a = weights.as_flattened();
             let sum = Product { a, a_row: 1, a_step: PAGE, b, b_step: hd, b_panel: PAGE, steps: PAGE };
             if page < last {
                 sum.run(isa, (count, hd), sums, hd, Into::Continue);
@@ -260,7 +291,15 @@ impl PageRows {
                 sum_own_page(isa, &sum, count, sums);
             }
         }
-        running
+        std::array::from_fn(|r| Softmax { max: running.max[r], sum: running.sum[r] })
+    }
+}
+
+vectorised! {
+    /// Goes on with the next segment of a row.
+    fn merge_row(total: &mut Softmax, next: Softmax, sums: &mut [f32], next_sums: &[f32]) {
+        let share = total.merge(next);
+        add_shares(sums, next_sums, share);
     }
 }
 

@@ -3,14 +3,14 @@
 pub mod reference;
 
 use crate::isa::{Isa, vectorised};
-use crate::math::{exp_lane, ln_f64, tree_8};
+use crate::math::{exp_lane, ln_f64, tree_64};
 use crate::pool::{Pool, Shards};
 
 /// A target that counts nothing.
 pub const IGNORED: u32 = u32::MAX;
 
 /// Lanes of the largest logit and of the sum.
-const LANES: usize = 8;
+const LANES: usize = 64;
 
 /// The loss `ln(sum of exp(logits)) - logit of the target` of each row of `logits`, in nats, into `losses`; the row becomes its gradient times
 /// `scale`. Rows whose target is [`IGNORED`] have neither.
@@ -51,7 +51,7 @@ fn one_row(isa: Isa, logits: &mut [f32], target: u32, scale: f32) -> f64 {
 }
 
 vectorised! {
-    /// Replaces the logits by `exp(logit - max)`; gives the largest logit and the sum in f64: lane `i` adds values `i`, `i + 8`, ... in order,
+    /// Replaces the logits by `exp(logit - max)`; gives the largest logit and the sum in f64: lane `i` adds values `i`, `i + 64`, ... in order,
     /// the lanes are added as a tree of halves.
     fn exponentials(logits: &mut [f32]) -> (f32, f64) {
         let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -74,7 +74,7 @@ vectorised! {
             *v = exp_lane(*v - max);
             *sum += f64::from(*v);
         }
-        (max, tree_8(&sums, |a, b| a + b))
+        (max, tree_64(&sums, |a, b| a + b))
     }
 }
 

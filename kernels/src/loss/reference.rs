@@ -1,6 +1,6 @@
 //! The operations of [`super`] in plain loops.
 
-use super::IGNORED;
+use super::{IGNORED, LANES};
 use crate::math::{exp, ln_f64, tree};
 
 /// As [`super::cross_entropy`]: the gradients, and the losses.
@@ -16,9 +16,9 @@ pub fn cross_entropy(logits: &[f32], targets: &[u32], scale: f32) -> (Vec<f32>, 
         }
         let target = *target as usize;
         let max = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
-        let mut lanes = [0f64; 8];
+        let mut lanes = [0f64; LANES];
         for (i, logit) in logits.iter().enumerate() {
-            lanes[i % 8] += f64::from(exp(logit - max));
+            lanes[i % LANES] += f64::from(exp(logit - max));
         }
         let sum = tree(&lanes, |a, b| a + b);
         for (i, logit) in logits.iter().enumerate() {

@@ -36,7 +36,8 @@ pub(crate) use ggml::{
 };
 pub use packed::Matrix;
 pub use packer::Packer;
+pub use packing::Packing;
 pub(crate) use packing::{
-    BLOCK, IQ4_BLOCK_BYTES, IQ4_XS_BLOCK_BYTES, PANEL, Packing, Q2_K_BLOCK_BYTES, Q8_BLOCK_BYTES,
-    minima_block_bytes, minimum_block_bytes, plane_bytes, sixteens_block_bytes,
+    BLOCK, IQ4_BLOCK_BYTES, IQ4_XS_BLOCK_BYTES, PANEL, Q2_K_BLOCK_BYTES, Q8_BLOCK_BYTES, minima_block_bytes,
+    minimum_block_bytes, plane_bytes, sixteens_block_bytes,
 };

@@ -119,6 +119,12 @@ impl Matrix {
         self.format
     }
 
+    /// How its values are packed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
     /// Memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {

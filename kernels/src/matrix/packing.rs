@@ -37,21 +37,34 @@ pub(crate) const fn sixteens_block_bytes(bits: usize) -> usize {
     HALVES + 16 * PANEL + 8 * plane_bytes(bits)
 }
 
-/// How the values are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Packing {
+/// How the values are packed: what [`crate::Matrix::as_bytes`] has in a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// 32-bit floats.
     F32,
+    /// 16-bit floats.
     F16,
+    /// The upper halves of 32-bit floats.
     Bf16,
+    /// int8 with a scale for 32.
     Q8,
+    /// 4 bits, with scale and minimum for 32.
     Q4,
+    /// 5 bits, with scale and minimum for 32.
     Q5,
+    /// 4 bits that stand for one of sixteen values, with a scale for 32.
     Iq4,
+    /// 2 bits, with scale and minimum of 4 bits for 16.
     Q2K,
+    /// 3 bits, with a scale of 6 bits for 16.
     Q3K,
+    /// 4 bits, with scale and minimum of 6 bits for 32.
     Q4K,
+    /// 5 bits, with scale and minimum of 6 bits for 32.
     Q5K,
+    /// 6 bits, with a scale of 8 bits for 16.
     Q6K,
+    /// As [`Self::Iq4`], with a scale of 6 bits for 32.
     Iq4Xs,
 }
 

@@ -3,12 +3,12 @@
 pub mod reference;
 
 use crate::isa::vectorised;
-use crate::math::tree_16;
+use crate::math::tree_128;
 use crate::pool::{Pool, SMALL};
 use crate::weight_gradient::sum_columns;
 
 /// Lanes of the sums; fixed, so that the order of additions is.
-const LANES: usize = 16;
+const LANES: usize = 128;
 
 /// `out = x / sqrt(mean(x^2) + eps) * w` for each of `m` rows of `w.len()` values.
 ///
@@ -102,7 +102,7 @@ vectorised! {
                     *lane += dy * w * x;
                 }
             }
-            let back = tree_16(&lanes, |a, b| a + b) * scale * scale * scale / n as f32;
+            let back = tree_128(&lanes, |a, b| a + b) * scale * scale * scale / n as f32;
             for (((dx, x), w), dy) in dx.iter_mut().zip(x).zip(w).zip(dy) {
                 *dx += (-back).mul_add(*x, dy * w * scale);
             }
@@ -111,7 +111,7 @@ vectorised! {
     }
 }
 
-/// `1 / sqrt(mean(x^2) + eps)`; lane `i` sums the squares of values `i`, `i + 16`, ... in order, the lanes are
+/// `1 / sqrt(mean(x^2) + eps)`; lane `i` sums the squares of values `i`, `i + 128`, ... in order, the lanes are
 /// added as a tree of halves.
 #[inline(always)]
 fn scale(x: &[f32], eps: f32) -> f32 {
@@ -126,7 +126,7 @@ fn scale(x: &[f32], eps: f32) -> f32 {
     for (lane, v) in lanes.iter_mut().zip(rest) {
         *lane += v * v;
     }
-    1.0 / (tree_16(&lanes, |a, b| a + b) / x.len() as f32 + eps).sqrt()
+    1.0 / (tree_128(&lanes, |a, b| a + b) / x.len() as f32 + eps).sqrt()
 }
 
 #[cfg(test)]

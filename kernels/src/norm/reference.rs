@@ -1,5 +1,6 @@
 //! The operations of [`super`] in plain loops.
 
+use super::LANES;
 use crate::math::tree;
 use crate::weight_gradient::reference::sum_over_tokens;
 
@@ -24,9 +25,9 @@ pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &[f32])
     for (row, x) in x.chunks(n).enumerate() {
         let (dy, out) = (&dy[row * n..][..n], &mut out[row * n..][..n]);
         let scale = scale(x, eps);
-        let mut lanes = [0f32; 16];
+        let mut lanes = [0f32; LANES];
         for i in 0..n {
-            lanes[i % 16] += (dy[i] * w[i]) * x[i];
+            lanes[i % LANES] += (dy[i] * w[i]) * x[i];
         }
         let back = tree(&lanes, |a, b| a + b) * scale * scale * scale / n as f32;
         for i in 0..n {
@@ -42,9 +43,9 @@ pub fn rms_norm_backward(x: &[f32], w: &[f32], eps: f32, dy: &[f32], dx: &[f32])
 
 /// `1 / sqrt(mean(x^2) + eps)`.
 fn scale(x: &[f32], eps: f32) -> f32 {
-    let mut lanes = [0f32; 16];
+    let mut lanes = [0f32; LANES];
     for (i, v) in x.iter().enumerate() {
-        lanes[i % 16] += v * v;
+        lanes[i % LANES] += v * v;
     }
     1.0 / (tree(&lanes, |a, b| a + b) / x.len() as f32 + eps).sqrt()
 }

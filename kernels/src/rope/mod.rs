@@ -111,6 +111,12 @@ impl RopeTable {
         &self.values[position * self.half..(position + 1) * self.half]
     }
 
+    /// `[position][pair]` of (cos, sin).
+    #[must_use]
+    pub fn values(&self) -> &[(f32, f32)] {
+        &self.values
+    }
+
     /// Positions there is a table for.
     #[must_use]
     pub fn positions_max(&self) -> usize {
