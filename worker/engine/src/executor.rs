@@ -12,6 +12,7 @@ use dunlin_schedule::{Batcher, Budget, SegmentKey};
 use dunlin_swarm::{Layers, Position};
 
 use crate::runner::ModelRunner;
+use crate::span::Span;
 use crate::status::EngineStatus;
 
 /// Commands that may wait.
@@ -21,8 +22,8 @@ const COMMANDS_MAX: usize = 4096;
 pub struct EngineConfig {
     /// Shape of the model.
     pub model: ModelConfig,
-    /// Threads of the kernels.
-    pub threads: usize,
+    /// What computes, still without layers.
+    pub span: Box<dyn Span>,
     /// Longest sequence.
     pub positions_max: usize,
     /// Memory for KV cache, in bytes.
@@ -75,7 +76,7 @@ pub struct Engine {
 pub enum NotTaken {
     /// As many wait as may: here it is back, for later.
     Full(Command),
-    /// The thread has ended, which it never does by itself.
+    /// The thread has ended: its device has failed ([`EngineStatus::failure`]).
     Ended,
 }
 
@@ -131,9 +132,9 @@ struct Executor {
 
 impl Executor {
     fn new(config: EngineConfig, status: Arc<Mutex<EngineStatus>>, layer_rows: Arc<AtomicU64>) -> Self {
-        let EngineConfig { model, threads, positions_max, kv_bytes } = config;
+        let EngineConfig { model, span, positions_max, kv_bytes } = config;
         let (hidden, windows) = (model.hidden, Windows::new(model.windows()));
-        let runner = ModelRunner::new(model, threads, positions_max, layer_rows);
+        let runner = ModelRunner::new(model, span, positions_max, layer_rows);
         let batcher = Batcher::new(Budget::ENGINE, hidden, kv_bytes / runner.page_bytes());
         let batcher = batcher.with_windows(windows);
         let executor = Self { batcher, runner, status };
@@ -171,6 +172,9 @@ impl Executor {
                 news = false;
             }
             self.publish(false);
+            if self.runner.failure().is_some() {
+                return;
+            }
         }
     }
 
@@ -184,15 +188,15 @@ impl Executor {
                 self.publish(true);
             }
             Command::InstallEmbedding(embedding) => {
-                self.runner.embedding = Some(embedding);
+                self.runner.install_embedding(embedding);
                 self.publish(true);
             }
             Command::InstallHead(head) => {
-                self.runner.head = Some(head);
+                self.runner.install_head(head);
                 self.publish(true);
             }
             Command::InstallAdapter(name, adapter) => {
-                self.runner.adapters.insert(name, adapter);
+                self.runner.install_adapter(name, adapter);
                 self.publish(true);
             }
             Command::Retain(keep) => {
@@ -220,6 +224,7 @@ impl Executor {
         status.total_pages = u32::try_from(pages.total()).unwrap_or(u32::MAX);
         status.kv_bytes = (pages.total() * self.runner.page_bytes()) as u64;
         status.starved = line.is_starved();
+        status.failure = self.runner.failure().map(ToString::to_string);
         self.runner.describe_pace(&mut status);
         if layers_changed {
             self.runner.describe_layers(&mut status);

@@ -2,7 +2,8 @@
 //!
 //! * [`memory`] what a stage needs memory for, and how it is divided (pure)
 //! * [`executor`] the thread: takes commands, runs batches, reports results
-//! * `runner` kernels, weights and the memory of KV pages
+//! * `runner` from the inputs of a batch to its outputs
+//! * [`span`] what computes: weights and the memory of KV pages, on the processor or on another device
 //! * [`status`] what it tells of itself
 //! * [`pace`] how long batches take
 //!
@@ -13,7 +14,9 @@ pub mod executor;
 pub mod memory;
 pub mod pace;
 mod runner;
+pub mod span;
 pub mod status;
 
 pub use executor::{Command, Engine, EngineConfig};
+pub use span::cpu::CpuSpan;
 pub use status::EngineStatus;

@@ -1,4 +1,4 @@
-//! The kernels of an engine: weights, the memory of KV pages, and how rows pass through both.
+//! How rows pass through what an engine computes with: from tokens or rows to rows or the next tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -6,48 +6,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use dunlin_kernels::Pool;
-use dunlin_model::adapter::AdaptedRows;
-use dunlin_model::{
-    Adapter, Block, BlockWeights, Embedding, Head, KvPages, LayerWeights, ModelConfig, RowOf, Sampled, sample,
-};
+use dunlin_model::{Adapter, Embedding, Head, LayerWeights, ModelConfig, RowOf, Sampled, sample};
 use dunlin_protocol::stage::{Input, Output};
-use dunlin_protocol::{Refusal, RowData};
+use dunlin_protocol::{Refusal, RowData, SessionId};
 use dunlin_schedule::{Part, Runner, SegmentKey};
 use dunlin_swarm::{Layers, ranges};
 
 use crate::pace::{PROBE_ROWS, Pace};
+use crate::span::{Batch, DeviceError, Failure, Span};
 use crate::status::EngineStatus;
 
 const _: () = assert!(dunlin_kernels::PAGE == dunlin_protocol::frame::PAGE_POSITIONS as usize);
 
+/// Whose pages a measurement takes: no session has any before the first layer is here.
+const PROBE: SessionId = SessionId(u64::MAX);
+
 /// A model's layers, as far as they are here.
 pub(crate) struct ModelRunner {
-    pool: Pool,
-    block: Block,
+    span: Box<dyn Span>,
     pub model: ModelConfig,
     positions_max: usize,
-    layers: BTreeMap<u32, Arc<LayerWeights>>,
+    /// Memory of each layer that is here.
+    layers: BTreeMap<u32, usize>,
     installed: u64,
-    pub embedding: Option<Embedding>,
-    pub head: Option<Arc<Head>>,
-    pub adapters: BTreeMap<Arc<str>, Arc<Adapter>>,
-    /// KV cache of each layer of a segment.
-    caches: BTreeMap<SegmentKey, Vec<KvPages>>,
-    /// Pages that were used before: their memory is warm.
-    spare: Vec<Box<[f32]>>,
+    embedding: Option<Embedding>,
+    head: Option<Arc<Head>>,
+    adapters: BTreeMap<Arc<str>, Arc<Adapter>>,
     /// Known once there is a layer.
     pace: Option<Pace>,
     /// Rows put through a layer; counted layer by layer, so that it grows however long a batch takes.
     layer_rows: Arc<AtomicU64>,
+    /// Why nothing is computed any more.
+    failure: Option<DeviceError>,
 }
 
 impl ModelRunner {
     /// Without layers yet.
-    pub fn new(model: ModelConfig, threads: usize, positions_max: usize, layer_rows: Arc<AtomicU64>) -> Self {
+    pub fn new(
+        model: ModelConfig,
+        span: Box<dyn Span>,
+        positions_max: usize,
+        layer_rows: Arc<AtomicU64>,
+    ) -> Self {
         Self {
-            pool: Pool::new(threads),
-            block: Block::new(&model, positions_max),
+            span,
             model,
             positions_max,
             layers: BTreeMap::new(),
@@ -55,25 +57,61 @@ impl ModelRunner {
             embedding: None,
             head: None,
             adapters: BTreeMap::new(),
-            caches: BTreeMap::new(),
-            spare: Vec::new(),
             pace: None,
             layer_rows,
+            failure: None,
+        }
+    }
+
+    /// Why nothing is computed any more, if that is so: the device has failed, and with it whatever it held.
+    pub fn failure(&self) -> Option<&DeviceError> {
+        self.failure.as_ref()
+    }
+
+    /// Remembers that the device has failed.
+    fn seen(&mut self, result: Result<(), DeviceError>) {
+        if let Err(error) = result {
+            self.failure.get_or_insert(error);
         }
     }
 
     /// Memory of a page, in bytes.
     pub fn page_bytes(&self) -> usize {
-        self.block.page_len() * size_of::<f32>()
+        self.span.page_bytes()
     }
 
     /// Takes over a layer.
     pub fn install(&mut self, layer: u32, weights: Arc<LayerWeights>) {
-        self.layers.insert(layer, weights);
+        self.layers.insert(layer, weights.bytes());
         self.installed += 1;
+        let installed = self.span.install(layer, weights);
+        self.seen(installed);
         if self.pace.is_none() {
-            self.pace = self.measure();
+            match self.measure(layer) {
+                Ok(pace) => self.pace = Some(pace),
+                Err(Failure::NonFinite(_)) => {}
+                Err(Failure::Device(error)) => self.seen(Err(error)),
+            }
         }
+    }
+
+    /// Takes over what the first layer needs.
+    pub fn install_embedding(&mut self, embedding: Embedding) {
+        self.embedding = Some(embedding);
+    }
+
+    /// Takes over what the last layer needs.
+    pub fn install_head(&mut self, head: Arc<Head>) {
+        let installed = self.span.install_head(Arc::clone(&head));
+        self.head = Some(head);
+        self.seen(installed);
+    }
+
+    /// Takes over an adapter.
+    pub fn install_adapter(&mut self, name: Arc<str>, adapter: Arc<Adapter>) {
+        let installed = self.span.install_adapter(&name, &adapter);
+        self.adapters.insert(name, adapter);
+        self.seen(installed);
     }
 
     /// Drops layers, and embedding or head with the first or last, that are not in these ranges.
@@ -83,21 +121,20 @@ impl ModelRunner {
         if !kept(0) {
             self.embedding = None;
         }
-        if !kept(self.model.layers - 1) {
-            self.head = None;
-        }
+        let head = kept(self.model.layers - 1);
+        self.head.take_if(|_| !head);
+        self.span.retain(&kept, head);
     }
 
     /// Pages of memory that segments have.
     #[cfg(test)]
     pub fn pages_in_memory(&self) -> usize {
-        let kv = self.caches.values().flatten();
-        kv.flat_map(|kv| &kv.pages).filter(|page| !page.is_empty()).count()
+        self.span.pages_in_memory()
     }
 
     /// Frees the memory of unused pages beyond so many.
     pub fn keep_spare(&mut self, pages: usize) {
-        self.spare.truncate(pages);
+        self.span.keep_spare(pages);
     }
 
     /// Writes down how fast it is.
@@ -116,7 +153,7 @@ impl ModelRunner {
             .collect();
         status.held = ranges(&usable);
         status.installed = self.installed;
-        let layers = self.layers.values().map(|l| l.bytes()).sum::<usize>();
+        let layers = self.layers.values().sum::<usize>();
         let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
         let head = self.head.as_ref().map_or(0, |h| h.bytes());
         let shared = if self.model.tied { embedding.min(head) } else { 0 };
@@ -126,28 +163,26 @@ impl ModelRunner {
     }
 
     /// What one row and many take through one layer, the best of a few tries each.
-    fn measure(&mut self) -> Option<Pace> {
-        let (&layer, weights) = self.layers.iter().next()?;
-        let weights = Arc::clone(weights);
-        let mut best_s = |count: usize, tries: u32| {
+    fn measure(&mut self, layer: u32) -> Result<Pace, Failure> {
+        let key = (PROBE, Layers::new(layer, layer + 1));
+        let mut best_s = |count: usize, tries: u32| -> Result<f64, Failure> {
             let mut best = f64::MAX;
             for _ in 0..tries {
-                let pages = count.div_ceil(dunlin_kernels::PAGE);
-                let page = || vec![0.0; self.block.page_len()].into_boxed_slice();
-                let mut kv = KvPages::default();
-                kv.pages.extend((0..pages).map(|_| page()));
+                self.span.set_pages(key, count.div_ceil(dunlin_kernels::PAGE))?;
                 let mut x = vec![0.01; count * self.model.hidden];
                 let rows: Vec<RowOf> =
                     (0..count as u32).map(|position| RowOf { sequence: 0, position }).collect();
+                let batch = Batch { rows: &rows, segments: &[key], adapted: &[] };
                 let started = Instant::now();
-                let block = BlockWeights { layer, weights: &weights, adapted: &[] };
-                self.block.forward(&self.pool, block, &mut x, &rows, &mut [&mut kv]).ok()?;
+                let computed = self.span.forward(key.1, &batch, &mut x, &|_| {});
                 best = best.min(started.elapsed().as_secs_f64());
+                self.span.set_pages(key, 0)?;
+                computed?;
             }
-            Some(best)
+            Ok(best)
         };
         let many = PROBE_ROWS.min(self.positions_max);
-        Some(Pace::measured(best_s(1, 4)?, best_s(many, 2)?, many))
+        Ok(Pace::measured(best_s(1, 4)?, best_s(many, 2)?, many))
     }
 }
 
@@ -156,7 +191,8 @@ impl Runner for ModelRunner {
 
     fn check(&self, part: &Part) -> Result<(), Refusal> {
         let layers = part.key.1;
-        let complete = layers.iter().all(|l| self.layers.contains_key(&l))
+        let complete = self.failure.is_none()
+            && layers.iter().all(|l| self.layers.contains_key(&l))
             && (layers.start > 0 || self.embedding.is_some())
             && (layers.end < self.model.layers || self.head.is_some());
         if !complete {
@@ -182,49 +218,37 @@ impl Runner for ModelRunner {
     }
 
     fn set_pages(&mut self, key: SegmentKey, pages_per_layer: usize) {
-        let page_len = self.block.page_len();
-        let caches = self.caches.entry(key).or_default();
-        caches.resize_with(key.1.len() as usize, KvPages::default);
-        for kv in caches.iter_mut() {
-            self.spare.extend(kv.take_from(pages_per_layer));
-            while kv.pages.len() < pages_per_layer {
-                let page = self.spare.pop();
-                kv.pages.push(page.unwrap_or_else(|| vec![0.0; page_len].into_boxed_slice()));
-            }
-        }
-        if pages_per_layer == 0 {
-            self.caches.remove(&key);
-        }
+        let set = self.span.set_pages(key, pages_per_layer);
+        self.seen(set);
     }
 
     fn give_back(&mut self, key: SegmentKey, layer: u32, pages: usize) {
-        let caches = self.caches.get_mut(&key);
-        if let Some(kv) = caches.and_then(|caches| caches.get_mut((layer - key.1.start) as usize)) {
-            self.spare.extend(kv.take_before(pages));
-        }
+        self.span.give_back(key, layer, pages);
     }
 
-    /// Fails where a value is not finite.
+    /// Fails where a value is not finite. With a device that has failed nothing is held any more: sessions go elsewhere, without waiting for this process to end.
     fn forward(&mut self, layers: Layers, parts: &[Part]) -> Result<Vec<f32>, (usize, Refusal)> {
-        let started = Instant::now();
-        // Out of the map, so that all can be written at once.
-        let mut caches: Vec<Vec<KvPages>> =
-            parts.iter().map(|part| self.caches.remove(&part.key).unwrap_or_default()).collect();
-        let (mut x, rows, adapted) = rows_of(self.embedding.as_ref(), &self.adapters, parts);
-        let mut result = Ok(());
-        for (slot, layer) in layers.iter().enumerate() {
-            let mut kv: Vec<&mut KvPages> = caches.iter_mut().map(|cache| &mut cache[slot]).collect();
-            let adapted: Vec<AdaptedRows<'_>> =
-                adapted.iter().filter_map(|(range, own)| own.for_rows(layer, range.clone())).collect();
-            let block = BlockWeights { layer, weights: &self.layers[&layer], adapted: &adapted };
-            if let Err(error) = self.block.forward(&self.pool, block, &mut x, &rows, &mut kv) {
-                result = Err((rows[error.row].sequence, Refusal::NonFinite { layer }));
-                break;
-            }
-            self.layer_rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
+        if self.failure.is_some() {
+            return Err((0, Refusal::NotHolding { layers }));
         }
-        self.caches.extend(parts.iter().map(|part| part.key).zip(caches));
-        result?;
+        let started = Instant::now();
+        let (mut x, rows, adapted) = rows_of(self.embedding.as_ref(), &self.adapters, parts);
+        let segments: Vec<SegmentKey> = parts.iter().map(|part| part.key).collect();
+        let batch = Batch { rows: &rows, segments: &segments, adapted: &adapted };
+        let layer_rows = &self.layer_rows;
+        let passed = |rows: usize| {
+            layer_rows.fetch_add(rows as u64, Ordering::Relaxed);
+        };
+        match self.span.forward(layers, &batch, &mut x, &passed) {
+            Ok(()) => {}
+            Err(Failure::NonFinite(error)) => {
+                return Err((rows[error.row].sequence, Refusal::NonFinite { layer: error.layer }));
+            }
+            Err(Failure::Device(error)) => {
+                self.failure = Some(error);
+                return Err((0, Refusal::NotHolding { layers }));
+            }
+        }
         if let Some(pace) = &mut self.pace {
             pace.batch(rows.len() as u32, layers.len(), started.elapsed().as_secs_f64());
         }
@@ -253,9 +277,20 @@ impl Runner for ModelRunner {
                 each(&part, Ok(Output::Rows(RowData::new(rows.to_vec()))));
             }
         }
-        let Some(head) = self.head.as_ref().filter(|_| !sampled.is_empty()) else { return };
-        let mut logits = head.logits(&self.pool, &sample_rows, sampled.len());
+        if sampled.is_empty() {
+            return;
+        }
         let layers = self.model.layers;
+        let mut logits = match self.span.logits(&sample_rows, sampled.len()) {
+            Ok(logits) => logits,
+            Err(error) => {
+                self.failure = Some(error);
+                for part in sampled {
+                    each(&part, Err(Refusal::NotHolding { layers: part.key.1 }));
+                }
+                return;
+            }
+        };
         for (mut part, logits) in sampled.into_iter().zip(logits.chunks_exact_mut(self.model.vocab)) {
             // Dropped before the result is reported: with the list of tokens shared nowhere else, its owner appends without a copy.
             let Some(request) = part.sample.take() else { continue };
@@ -272,20 +307,21 @@ impl Runner for ModelRunner {
     }
 }
 
-/// Rows that have an adapter, side by side, and which.
-type AdaptedBy<'a> = Vec<(Range<usize>, &'a Adapter)>;
+/// Rows that have an adapter, side by side, and its name.
+type AdaptedBy = Vec<(Range<usize>, Arc<str>)>;
 
 /// Rows of `parts` as the first layer takes them: their values, whose they are, and which of them have which adapter.
-fn rows_of<'a>(
+fn rows_of(
     embedding: Option<&Embedding>,
-    adapters: &'a BTreeMap<Arc<str>, Arc<Adapter>>,
+    adapters: &BTreeMap<Arc<str>, Arc<Adapter>>,
     parts: &[Part],
-) -> (Vec<f32>, Vec<RowOf>, AdaptedBy<'a>) {
+) -> (Vec<f32>, Vec<RowOf>, AdaptedBy) {
     let mut x = Vec::new();
     let mut rows = Vec::new();
-    let mut adapted: AdaptedBy<'_> = Vec::new();
+    let mut adapted: AdaptedBy = Vec::new();
     for (sequence, part) in parts.iter().enumerate() {
-        let adapter = part.adapter.as_ref().and_then(|name| adapters.get(name)).map(Arc::as_ref);
+        let named = part.adapter.as_ref().and_then(|name| adapters.get_key_value(name));
+        let adapter = named.map(|(_, adapter)| adapter.as_ref());
         for input in &part.inputs {
             match input {
                 Input::Rows(data) => x.extend_from_slice(data.as_slice()),
@@ -297,10 +333,10 @@ fn rows_of<'a>(
         }
         let first = rows.len();
         rows.extend((part.start..part.start + part.count).map(|position| RowOf { sequence, position }));
-        match (adapted.last_mut(), adapter) {
+        match (adapted.last_mut(), named) {
             (_, None) => {}
-            (Some((range, before)), Some(own)) if std::ptr::eq(*before, own) => range.end = rows.len(),
-            (_, Some(own)) => adapted.push((first..rows.len(), own)),
+            (Some((range, before)), Some((name, _))) if before == name => range.end = rows.len(),
+            (_, Some((name, _))) => adapted.push((first..rows.len(), Arc::clone(name))),
         }
     }
     (x, rows, adapted)

@@ -30,4 +30,6 @@ pub struct EngineStatus {
     pub weight_bytes: u64,
     /// Layers that were installed so far, those that were dropped again among them: whoever gave so many knows that all have been taken.
     pub installed: u64,
+    /// Why it computes no more: the device has failed.
+    pub failure: Option<String>,
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use dunlin_engine::executor::NotTaken;
 use dunlin_engine::{Command, Engine};
 
@@ -47,10 +47,18 @@ impl Commands {
                     self.backlog.push_front(command);
                     return Ok(false);
                 }
-                Err(NotTaken::Ended) => bail!("its thread takes no more commands: see the log before this"),
+                Err(NotTaken::Ended) => return Err(self.ended()),
             }
         }
         Ok(true)
+    }
+
+    /// Why the engine's thread has ended.
+    pub fn ended(&self) -> anyhow::Error {
+        match self.engine.as_ref().and_then(|engine| engine.status().failure) {
+            Some(failure) => anyhow!("the device has failed: {failure}"),
+            None => anyhow!("the engine has ended: see the log before this"),
+        }
     }
 }
 
@@ -61,7 +69,7 @@ mod tests {
     use std::sync::mpsc::{RecvTimeoutError, channel};
     use std::time::Duration;
 
-    use dunlin_engine::{Command, Engine, EngineConfig};
+    use dunlin_engine::{Command, CpuSpan, Engine, EngineConfig};
     use dunlin_model::ModelFile;
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_protocol::SessionId;
@@ -80,7 +88,8 @@ mod tests {
             RandomModelSpec { layers: 1, hidden: 32, heads: 2, kv_heads: 1, ffn: 32, vocab: 300, seed: 1 };
         random_model::write(folder.path(), &spec).unwrap();
         let model = ModelFile::open_path(folder.path()).unwrap().config().clone();
-        let config = EngineConfig { model, threads: 1, positions_max: 16, kv_bytes: 1 << 20 };
+        let span = Box::new(CpuSpan::new(&model, 1, 16));
+        let config = EngineConfig { model, span, positions_max: 16, kv_bytes: 1 << 20 };
         Engine::start(config, Box::new(done)).unwrap()
     }
 

@@ -328,7 +328,7 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
-    use dunlin_engine::{Command, Engine, EngineConfig};
+    use dunlin_engine::{Command, CpuSpan, Engine, EngineConfig};
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_swarm::Layers;
 
@@ -359,7 +359,9 @@ mod tests {
         };
         let start = move |file: &dunlin_model::ModelFile, positions: u32| {
             let model = file.config().clone();
-            let config = EngineConfig { model, threads: 1, positions_max: positions as usize, kv_bytes: 0 };
+            let positions_max = positions as usize;
+            let span = Box::new(CpuSpan::new(&model, 1, positions_max));
+            let config = EngineConfig { model, span, positions_max, kv_bytes: 0 };
             let engine = Engine::start(config, Box::new(|_| ()))?;
             engine_in.send(engine.clone()).unwrap();
             Ok(engine)

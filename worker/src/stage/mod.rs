@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use dunlin_engine::memory::{Fit, Needs};
-use dunlin_engine::{Command, Engine, EngineConfig};
+use dunlin_engine::{Command, CpuSpan, Engine, EngineConfig};
 use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Frame, Recipient, Sender, StageConfig, StageEffect, StageNode, Windows};
@@ -66,7 +66,9 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
         Box::new(move |file, positions| {
             let (model, hidden) = (file.config().clone(), file.config().hidden);
             let windows = Windows::new(model.windows());
-            let config = EngineConfig { model, threads, positions_max: positions as usize, kv_bytes: 0 };
+            let positions_max = positions as usize;
+            let span = Box::new(CpuSpan::new(&model, threads, positions_max));
+            let config = EngineConfig { model, span, positions_max, kv_bytes: 0 };
             let done = Box::new(move |done: Computed| {
                 // The receiver is gone only when the process ends. It never waits for the engine (see `commands`), so this ends.
                 let _ = results_in.blocking_send(done);
@@ -186,7 +188,7 @@ impl Stage {
         loop {
             // While the engine is behind with commands nothing is taken that could make more of them, but for what is its own: so the engine
             // never waits for this loop, and the loop never for the engine.
-            let takes = self.commands.flush().context("the engine has ended")?;
+            let takes = self.commands.flush()?;
             tokio::select! {
                 biased;
                 _ = ticks.tick() => self.tick(&mut out),
@@ -198,7 +200,7 @@ impl Stage {
                 Some(request) = questions.recv() => self.question(request, &mut drained_by),
                 done = results.recv() => {
                     // The other end goes with the engine's thread, which has said why, or with the loader's.
-                    let done = done.context("the engine has ended: see the log before this")?;
+                    let done = done.ok_or_else(|| self.commands.ended())?;
                     self.node.computed(done, self.now_ms(), &mut out);
                 }
                 Some(event) = inbound.recv(), if takes => self.inbound_event(event, &mut out),

@@ -12,6 +12,8 @@ use dunlin_protocol::stage::{Computed, Input, Line, Output, StageJob, Urgency};
 use dunlin_protocol::{Refusal, SessionId};
 use dunlin_swarm::Layers;
 
+use crate::span::cpu::CpuSpan;
+
 use super::{Batcher, Budget, Command, EngineConfig, Executor, Windows};
 
 const VOCAB: u32 = 300;
@@ -38,7 +40,8 @@ fn executor_of(positions_max: usize, change: impl FnOnce(&mut ModelConfig)) -> E
     let file = ModelFile::open_path(folder.path()).unwrap();
     let mut model = file.config().clone();
     change(&mut model);
-    let config = EngineConfig { model, threads: 2, positions_max, kv_bytes: 1 << 22 };
+    let span = Box::new(CpuSpan::new(&model, 2, positions_max));
+    let config = EngineConfig { model, span, positions_max, kv_bytes: 1 << 22 };
     let mut executor = Executor::new(config, Arc::new(Mutex::default()), Arc::default());
     let embedding = Embedding::load(&file).unwrap();
     executor.command(Command::InstallHead(Arc::new(Head::load(&file, Some(&embedding)).unwrap())));
