@@ -32,9 +32,13 @@ try: build model ## the same swarm as processes on this machine, without Kuberne
 test: unit test-kstatus e2e ## all tests (root: the end-to-end part makes network namespaces)
 
 unit: model ## everything that needs no cluster
-	tools/install.sh nextest
+	tools/install.sh nextest g++
+	python3 -m unittest discover -q tools/cuda
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc --quiet
+
+cuda-build: ## the CUDA kernels as machine code and PTX in target/cuda, and a look at what came out (a compiler from PyPI, 90 MB, into the cache; no GPU, no CUDA toolkit)
+	nice tools/cuda/build.sh $(abspath $(TARGET))/cuda
 
 test-kstatus: ## what Helm and Flux make of both kinds in every state, by the library that they use (needs Go)
 	tools/install.sh nextest
@@ -168,6 +172,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-gguf test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
+.PHONY: help cuda-build quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-gguf test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train

@@ -102,8 +102,46 @@ pub struct PeersSpec {
 /// What a peer computes with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceSpec {
-    /// Processor cores.
+    /// Processor cores, which compute if there is no GPU, and serve it if there is one.
     pub cpu: CpuSpec,
+    /// An NVIDIA GPU that computes. A peer that finds none says so and does not compute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvidia: Option<NvidiaSpec>,
+}
+
+/// An NVIDIA GPU of a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NvidiaSpec {
+    /// GPUs of a peer: one. More GPUs are more peers.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1))]
+    pub count: u32,
+    /// The resource that nodes offer: `nvidia.com/gpu`, or `nvidia.com/mig-3g.40gb` and the like. Pods tolerate the taint `nvidia.com/gpu`.
+    #[serde(default = "nvidia_gpu")]
+    #[schemars(
+        length(min = 3, max = 253),
+        regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    )]
+    pub resource: String,
+    /// RuntimeClass of its pods, such as `nvidia`: where NVIDIA's runtime is not the one that nodes have by default (k3s, RKE2, minikube).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    pub runtime_class_name: Option<String>,
+}
+
+impl Default for NvidiaSpec {
+    fn default() -> Self {
+        Self { count: one(), resource: nvidia_gpu(), runtime_class_name: None }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn nvidia_gpu() -> String {
+    "nvidia.com/gpu".to_owned()
 }
 
 /// Processor cores of a peer.

@@ -38,6 +38,7 @@ pub fn pools(pools: &[PoolSpec], replicas: u32, suspended: bool) -> Vec<PoolDesi
                 cpu_millis: cpu.request.as_deref().and_then(millis).unwrap_or(u64::from(cpu.cores) * 1000),
                 cpu_millis_max: cpu.limit.as_deref().and_then(millis),
                 threads: cpu.cores,
+                nvidia: pool.device.nvidia.clone(),
                 memory_bytes: bytes(&pool.memory.host).unwrap_or(MEMORY_DEFAULT),
                 disk_bytes: pool.memory.disk.as_deref().and_then(bytes).unwrap_or(DISK_DEFAULT),
                 disk_request_bytes: 0,

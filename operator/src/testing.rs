@@ -52,6 +52,7 @@ pub fn pool(name: &str, spot: bool) -> PoolTemplate {
         cpu_millis: 200,
         cpu_millis_max: None,
         threads: 1,
+        nvidia: None,
         memory_bytes: 512 << 20,
         disk_bytes: 1 << 30,
         disk_request_bytes: 0,

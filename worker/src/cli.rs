@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use dunlin_store::{HttpLocation, Location};
 
 use crate::model::{ModelPlace, NamedAdapter};
+use crate::stage::device::DeviceChoice;
 
 /// Commands that are of `dunlin`, the tool that people run by hand, each as it is called there.
 const OF_THE_TOOL: [(&str, &str); 5] = [
@@ -175,6 +176,9 @@ pub struct StageArgs {
     /// Threads that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// What computes. With `nvidia` and no GPU nothing is computed, with `auto` the processor does.
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
     /// Memory it may use, in bytes; what its control group or the machine has when not given, and never more than that.
     #[arg(long)]
     pub memory: Option<u64>,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dunlin_worker::cli::AdapterArgs;
+use dunlin_worker::stage::device::DeviceChoice;
 
 use crate::processes::trust::AuthorityArgs;
 use crate::processes::worker::WorkerArgs;
@@ -28,6 +29,9 @@ pub struct LocalArgs {
     /// Threads of each stage that compute.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// What the first stage computes with; the others compute on the processor, and go on with its layers if it is lost.
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
     /// Other peers that keep each layer ready.
     #[arg(long, default_value_t = 1)]
     pub shadows: usize,

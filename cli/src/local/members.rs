@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use clap::ValueEnum;
 use dunlin_wire::Role;
 use dunlin_worker::memory;
 use dunlin_worker::model::NamedAdapter;
+use dunlin_worker::stage::device::DeviceChoice;
 use tokio::process::Command;
 
 use super::args::LocalArgs;
@@ -16,6 +18,7 @@ use crate::processes::trust::LocalTrust;
 ///
 /// # Errors
 /// When it cannot be started.
+#[expect(clippy::too_many_arguments, reason = "who it is, where it listens, and what it computes with")]
 pub fn stage(
     worker: &Path,
     args: &LocalArgs,
@@ -23,6 +26,7 @@ pub fn stage(
     name: &str,
     addr: SocketAddr,
     health: SocketAddr,
+    device: DeviceChoice,
 ) -> anyhow::Result<Process> {
     let certificates = trust.stdin_of(Role::Stage, &[name])?;
     let mut command = served(child(worker, "stage", name, certificates), addr, health, args);
@@ -33,6 +37,9 @@ pub fn stage(
     };
     let memory = args.memory.unwrap_or_else(shared);
     command.args(["--threads", &args.threads.to_string(), "--memory", &memory.to_string()]);
+    if let Some(device) = device.to_possible_value().filter(|_| device != DeviceChoice::Cpu) {
+        command.args(["--device", device.get_name()]);
+    }
     Process::start(name, addr, command)
 }
 

@@ -21,6 +21,7 @@ use dunlin_swarm::{PeerState, Topology};
 use dunlin_wire::{LinksConfig, proto};
 use dunlin_worker::exit::NeedsUser;
 use dunlin_worker::model::{ModelPlace, adapters};
+use dunlin_worker::stage::device::DeviceChoice;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -82,6 +83,8 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
 
 struct Stage {
     process: Process,
+    /// Computes with the device that was asked for, which one stage has at a time.
+    has_device: bool,
     /// What it said last, from the task that asks it.
     said: watch::Receiver<Option<proto::Status>>,
     /// The same as this round sees it.
@@ -233,10 +236,12 @@ impl Supervisor {
         let addr = free_addr("127.0.0.1:0".parse()?).await?;
         let health = free_addr("127.0.0.1:0".parse()?).await?;
         let name = format!("peer-{}", self.made);
-        let process = members::stage(&self.worker, &self.args, &self.trust, &name, addr, health)?;
+        let has_device = self.stages.iter().all(|stage| !stage.has_device);
+        let device = if has_device { self.args.device } else { DeviceChoice::Cpu };
+        let process = members::stage(&self.worker, &self.args, &self.trust, &name, addr, health, device)?;
         let control = Control::new(self.links.clone(), &name, addr.to_string());
         let said = control::attend(control, self.plan.subscribe());
-        self.stages.push(Stage { process, said, status: None, ready: None });
+        self.stages.push(Stage { process, has_device, said, status: None, ready: None });
         Ok(())
     }
 

@@ -92,6 +92,8 @@ use crate::shared::{HttpSource, PoolSpec, VolumeSource};
         .message("tokenizer Model needs model.source: a new model has none"),
     validation = Rule::new("!has(self.model.config) || !has(self.model.config.vocab) || self.model.config.vocab >= 256")
         .message("model.config.vocab must be at least 256, the tokens of Bytes"),
+    validation = Rule::new("self.pools.all(p, !has(p.device.nvidia))")
+        .message("training computes on processors only: take device.nvidia out of the pools"),
     validation = Rule::new("self.replicas <= self.pools[0].peers.max")
         .message("replicas must be at most peers.max of the first pool"),
     validation = Rule::new("(self.replicas > self.pools[0].peers.min ? self.replicas - self.pools[0].peers.min : 0) + self.pools.map(p, p.peers.min).sum() >= self.stages")

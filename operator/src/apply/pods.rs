@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunlin_crds::PodTemplateSpec;
+use dunlin_crds::{NvidiaSpec, PodTemplateSpec};
 use serde_json::{Value, json};
 
 use crate::apply::network::{GRPC_PORT, HEALTH_PORT};
@@ -35,6 +35,8 @@ pub struct PoolTemplate {
     pub cpu_millis_max: Option<u64>,
     /// Threads of the engine.
     pub threads: u32,
+    /// The GPU that computes, if one does.
+    pub nvidia: Option<NvidiaSpec>,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Size limit of the weight cache, in bytes.
@@ -57,6 +59,10 @@ impl PoolTemplate {
         if let Some(millis) = self.cpu_millis_max {
             resources["limits"]["cpu"] = json!(format!("{millis}m"));
         }
+        if let Some(nvidia) = &self.nvidia {
+            // Requests of such resources follow from their limits.
+            resources["limits"][&nvidia.resource] = json!(nvidia.count.to_string());
+        }
         if self.disk_request_bytes > 0 {
             resources["requests"]["ephemeral-storage"] = json!(self.disk_request_bytes.to_string());
         }
@@ -72,6 +78,12 @@ impl PoolTemplate {
     #[must_use]
     pub fn args(&self, memory_bytes: u64) -> [String; 4] {
         ["--threads".to_owned(), self.threads.to_string(), "--memory".to_owned(), memory_bytes.to_string()]
+    }
+
+    /// What lets its pods on nodes with GPUs, which are commonly tainted so that no others run there.
+    fn gpu_tolerations(&self) -> Vec<Value> {
+        let tolerated = json!({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"});
+        self.nvidia.iter().map(|_| tolerated.clone()).collect()
     }
 }
 
@@ -144,7 +156,7 @@ impl WorkerPod<'_> {
         let (nodes, tolerations, selector) = match self.nodes {
             Nodes::Own { marked } => (
                 spot::node_affinity(self.pool.spot, &self.pool.node_selector, marked),
-                spot::tolerations(self.pool.spot),
+                [spot::tolerations(self.pool.spot), self.pool.gpu_tolerations()].concat(),
                 Some(&self.pool.node_selector),
             ),
             Nodes::Any(pools) => {
@@ -158,6 +170,9 @@ impl WorkerPod<'_> {
         let mut spec = pod_spec(self.image, affinity, &tolerations);
         if let Some(selector) = selector.filter(|s| !s.is_empty()) {
             spec["nodeSelector"] = json!(selector);
+        }
+        if let Some(class) = self.pool.nvidia.as_ref().and_then(|nvidia| nvidia.runtime_class_name.as_ref()) {
+            spec["runtimeClassName"] = json!(class);
         }
         spec
     }
@@ -222,6 +237,9 @@ pub fn stage_args(pool: &PoolTemplate, model_args: &[String]) -> Vec<String> {
     args.extend(["--listen".to_owned(), listen, "--cache".to_owned(), cache]);
     // It divides all of it by itself, and says what room that leaves for layers.
     args.extend(pool.args(pool.memory_bytes));
+    if pool.nvidia.is_some() {
+        args.extend(["--device".to_owned(), "nvidia".to_owned()]);
+    }
     args.extend_from_slice(model_args);
     args
 }
@@ -294,6 +312,41 @@ mod tests {
             (&mounts.last().unwrap()["mountPath"], &mounts.last().unwrap()["readOnly"]),
             (&json!("/models"), &json!(true))
         );
+    }
+
+    #[test]
+    fn a_peer_with_a_gpu_asks_for_it_and_computes_on_nothing_else() {
+        let nvidia = json!({"resource": "nvidia.com/mig-3g.40gb", "runtimeClassName": "nvidia"});
+        let pool = PoolTemplate { nvidia: serde_json::from_value(nvidia).unwrap(), ..pool("gpu", true) };
+        let pod = WorkerPod {
+            owner: &owner(),
+            name: "smollm2-gpu-x7x7x",
+            role: ROLE_STAGE,
+            image: &image(),
+            pool: &pool,
+            nodes: Nodes::Own { marked: true },
+            args: stage_args(&pool, &[]),
+            ports: &[],
+            resources: None,
+            mounts: Vec::new(),
+            environment: Vec::new(),
+            template: "abc",
+            epoch: None,
+        };
+        let manifest = pod.manifest();
+        assert_typed::<Pod>(&manifest);
+        assert_restricted(&manifest["spec"]);
+        let container = &manifest["spec"]["containers"][0];
+        assert_eq!(container["resources"]["limits"]["nvidia.com/mig-3g.40gb"], "1");
+        assert_eq!(container["resources"]["requests"].get("nvidia.com/mig-3g.40gb"), None);
+        assert_eq!(manifest["spec"]["runtimeClassName"], "nvidia");
+        assert!(container["args"].to_string().contains(r#""--device","nvidia""#));
+        assert!(manifest["spec"]["tolerations"].to_string().contains("nvidia.com/gpu"));
+        // Nothing of it reaches pods of other pools.
+        let without =
+            WorkerPod { pool: &PoolTemplate { nvidia: None, ..pool.clone() }, ..pod.clone() }.manifest();
+        assert!(!without["spec"]["tolerations"].to_string().contains("nvidia"));
+        assert_eq!(without["spec"]["containers"][0]["resources"]["limits"].as_object().unwrap().len(), 1);
     }
 
     #[test]

@@ -203,11 +203,22 @@ fn scheduled(status: &PodStatus) -> Option<&PodCondition> {
     status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False")
 }
 
+/// What the scheduler says, and what to do where that is not plain: nodes have GPUs for Kubernetes only once something tells it of them.
+fn with_remedy(why: String) -> String {
+    if !why.contains("Insufficient nvidia.com/") {
+        return why;
+    }
+    format!(
+        "{} Nodes offer GPUs once NVIDIA's GPU operator or its device plugin runs there; otherwise add nodes with GPUs, or take device.nvidia out of the pool",
+        why.trim_end()
+    )
+}
+
 /// Why a pod does not run.
 #[must_use]
 pub fn blocked(status: &PodStatus) -> Option<Blocked> {
     if let Some(why) = scheduled(status).and_then(|c| c.message.clone()) {
-        return Some(Blocked { why, reason: None });
+        return Some(Blocked { why: with_remedy(why), reason: None });
     }
     let statuses = status.container_statuses.iter().flatten();
     let (container, waiting) = statuses
@@ -257,6 +268,17 @@ mod tests {
 
     fn ready_node() -> NodeView {
         NodeView { name: "n1".into(), ready: true, ..NodeView::default() }
+    }
+
+    #[test]
+    fn a_pod_that_finds_no_gpu_says_what_would_help() {
+        let message = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. no new claims to deallocate.";
+        let status = json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message},
+        ]});
+        let blocked = worker(&pod(status, false), None).blocked.unwrap();
+        assert!(blocked.why.starts_with(message), "{}", blocked.why);
+        assert!(blocked.why.contains("NVIDIA's GPU operator or its device plugin"), "{}", blocked.why);
     }
 
     #[test]

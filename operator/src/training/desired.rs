@@ -201,6 +201,7 @@ fn helper(
         cpu_millis,
         cpu_millis_max: None,
         threads: 1,
+        nvidia: None,
         memory_bytes,
         disk_bytes,
         disk_request_bytes: 0,

@@ -9,6 +9,9 @@
 //! | KV cache and journal of one sequence of the greatest length, in the layers of the span | at least |
 //! | KV cache and journals of more sequences | what is left, as much for each as a position takes there |
 //!
+//! With a device that has memory of its own, weights, KV cache, buffers of a batch, rotary tables and adapters lie there, and the rest on the host, which also
+//! has the embedding, and a layer on its way to the device.
+//!
 //! Nobody else knows these numbers: the planner is told what a layer takes and what room there is.
 
 use std::collections::BTreeSet;
@@ -139,9 +142,24 @@ impl Needs {
 
     /// Everything but layers, and the journal of one sequence.
     fn fixed(&self) -> u64 {
+        self.process() + self.computing()
+    }
+
+    /// What of it the process needs, whatever computes.
+    fn process(&self) -> u64 {
         let queues = QUEUED_ROWS * self.row + LINK_BYTES;
-        let length = u64::from(self.positions) * (self.row + self.rotary);
-        PROCESS_BYTES + queues + length + self.batch + self.load + self.adapters
+        PROCESS_BYTES + queues + u64::from(self.positions) * self.row + self.load
+    }
+
+    /// What of it lies where layers are computed.
+    fn computing(&self) -> u64 {
+        u64::from(self.positions) * self.rotary + self.batch + self.adapters
+    }
+
+    /// What a process needs on the host whose layers are on a device: with what it reads and does not keep. Layers that wait for the engine are two.
+    fn host(&self) -> u64 {
+        let layer = self.layers.iter().copied().max().unwrap_or(0);
+        self.process() + self.embedding + self.adapters + self.head.max(2 * layer)
     }
 
     /// What must be there for a stage that executes `span` and nothing else.
@@ -168,6 +186,8 @@ fn floats(count: usize) -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryBudget {
     limit: u64,
+    /// Memory of the device, if it has its own.
+    device: Option<u64>,
     needs: Needs,
 }
 
@@ -188,7 +208,13 @@ impl MemoryBudget {
     /// `limit`: what the process may use, in bytes.
     #[must_use]
     pub fn new(limit: u64, needs: Needs) -> Self {
-        Self { limit, needs }
+        Self { limit, device: None, needs }
+    }
+
+    /// The same with a device that computes and has so many bytes of memory of its own for it.
+    #[must_use]
+    pub fn with_device(self, device: Option<u64>) -> Self {
+        Self { device, ..self }
     }
 
     /// What the parts take.
@@ -200,12 +226,22 @@ impl MemoryBudget {
     /// Room for weights and KV cache.
     #[must_use]
     pub fn room(&self) -> u64 {
-        self.usable().saturating_sub(self.needs.fixed())
+        usable(self.computing_limit()).saturating_sub(self.fixed())
     }
 
-    /// What the allocator does not lose.
-    fn usable(&self) -> u64 {
-        self.limit - self.limit / ALLOCATOR_PART
+    /// What there is where layers are computed.
+    fn computing_limit(&self) -> u64 {
+        self.device.unwrap_or(self.limit)
+    }
+
+    /// What is needed there without any layer.
+    fn fixed(&self) -> u64 {
+        if self.device.is_some() { self.needs.computing() } else { self.needs.fixed() }
+    }
+
+    /// Has the host what it needs for a device?
+    fn host_suffices(&self) -> bool {
+        self.device.is_none() || self.needs.host() <= usable(self.limit)
     }
 
     /// What is held for `span` and, in their order and as far as there is room, `shadows`. Shadows that are here already (`held`) come
@@ -216,9 +252,10 @@ impl MemoryBudget {
     pub fn fit(&self, span: Layers, shadows: &[Layers], held: &BTreeSet<u32>) -> Result<Fit, OutOfMemory> {
         let (needs, room) = (&self.needs, self.room());
         let cache = u64::from(span.len()) * needs.sequence_bytes();
-        let takes = |layers: &BTreeSet<u32>| needs.fixed() + needs.weights(layers) + cache <= self.usable();
+        let usable_bytes = usable(self.computing_limit());
+        let takes = |layers: &BTreeSet<u32>| self.fixed() + needs.weights(layers) + cache <= usable_bytes;
         let mut layers: BTreeSet<u32> = span.iter().collect();
-        if !takes(&layers) {
+        if !takes(&layers) || !self.host_suffices() {
             return Err(OutOfMemory { span, budget: Box::new(self.clone()) });
         }
         let mut wanted: Vec<u32> = shadows.iter().flat_map(|s| s.iter()).collect();
@@ -230,9 +267,14 @@ impl MemoryBudget {
                 left_out.insert(layer);
             }
         }
-        // What the layers leave, and the one journal that was set aside.
         let positions = u64::from(needs.positions);
-        let rest = room - needs.weights(&layers) + positions * needs.row;
+        let left = room - needs.weights(&layers);
+        if self.device.is_some() {
+            let journal_bytes = usable(self.limit) - needs.host() + positions * needs.row;
+            return Ok(Fit { layers, left_out: ranges(&left_out), kv_bytes: left, journal_bytes });
+        }
+        // What the layers leave, and the one journal that was set aside.
+        let rest = left + positions * needs.row;
         let executed = if span.is_empty() { layers.len() as u64 } else { u64::from(span.len()) }.max(1);
         // Of a sequence of the greatest length: journals have all of it, the cache may have less.
         let kept = (needs.sequence_pages(needs.positions) * PAGE as u64).min(positions);
@@ -270,7 +312,8 @@ impl MemoryBudget {
         let fits = |pages: &u32| {
             let needs = self.needs.with_positions(pages * PAGE as u32);
             let cache = u64::from(span.len()) * needs.sequence_bytes();
-            weights + cache + needs.fixed() <= self.usable()
+            let budget = Self { needs, ..self.clone() };
+            weights + cache + budget.fixed() <= usable(budget.computing_limit()) && budget.host_suffices()
         };
         let (mut most, mut beyond) = (0, self.needs.positions / PAGE as u32 + 1);
         while beyond - most > 1 {
@@ -279,6 +322,11 @@ impl MemoryBudget {
         }
         most * PAGE as u32
     }
+}
+
+/// What the allocator does not lose of so many bytes.
+fn usable(limit: u64) -> u64 {
+    limit - limit / ALLOCATOR_PART
 }
 
 /// A span does not fit, and what would.
@@ -297,16 +345,30 @@ impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (span, needs) = (self.span, &self.budget.needs);
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        if !self.budget.host_suffices() {
+            let need = needs.host() + needs.host().div_ceil(ALLOCATOR_PART - 1);
+            return write!(
+                f,
+                "beside its GPU this peer needs {} MiB of memory for embedding, journals, queues and the process itself, and there are {}. Give each peer {} MiB",
+                mib(need),
+                self.budget.limit >> 20,
+                mib(need),
+            );
+        }
         let weights = needs.weights(&span.iter().collect());
         let cache = u64::from(span.len()) * needs.sequence_bytes();
-        let need = weights + cache + needs.fixed();
+        let need = weights + cache + self.budget.fixed();
         let need = need + need.div_ceil(ALLOCATOR_PART - 1);
+        let (memory, rest) = match self.budget.device {
+            Some(_) => ("memory of the GPU", "buffers"),
+            None => ("memory", "buffers, queues and the process itself"),
+        };
         write!(
             f,
-            "layers {span} need {} MiB of memory and there are {}: weights {}, KV cache for one sequence of {} \
-             positions {}, buffers, queues and the process itself {}. Give each peer {} MiB",
+            "layers {span} need {} MiB of {memory} and there are {}: weights {}, KV cache for one sequence of {} \
+             positions {}, {rest} {}. Give each peer {} MiB",
             mib(need),
-            self.budget.limit >> 20,
+            self.budget.computing_limit() >> 20,
             mib(weights),
             needs.positions,
             mib(cache),
@@ -384,6 +446,27 @@ mod tests {
         assert!(shorter.fit(Layers::new(0, 30), &[], &BTreeSet::new()).is_ok());
         let told = fit(100, (0, 1), &[]).unwrap_err();
         assert!(told.ends_with("no number of peers of this size suffices"), "{told}");
+    }
+
+    #[test]
+    fn a_device_has_layers_and_pages_and_the_host_has_the_rest() {
+        let budget =
+            |host: u64, device: u64| MemoryBudget::new(host * MIB, needs()).with_device(Some(device * MIB));
+        let all = Layers::new(0, 30);
+        // Weights 340, KV cache 300, buffers 8 and a bit; of the host: process 48, queues and links, embedding, head, load buffer.
+        let fits = budget(512, 1024).fit(all, &[], &BTreeSet::new()).unwrap();
+        assert!(fits.kv_bytes > 600 * MIB && fits.kv_bytes < 650 * MIB, "{}", fits.kv_bytes / MIB);
+        assert!(
+            fits.journal_bytes > 300 * MIB && fits.journal_bytes < 350 * MIB,
+            "{}",
+            fits.journal_bytes / MIB
+        );
+        let told = budget(512, 512).fit(all, &[], &BTreeSet::new()).unwrap_err().to_string();
+        let numbers = "layers [0,30) need 669 MiB of memory of the GPU and there are 512: weights 340, KV cache for one sequence of 160 \
+             positions 300, buffers 29. Give each peer 669 MiB, or let 2 peers share the layers";
+        assert_eq!(told, numbers);
+        let told = budget(128, 1024).fit(all, &[], &BTreeSet::new()).unwrap_err().to_string();
+        assert!(told.starts_with("beside its GPU this peer needs 189 MiB of memory"), "{told}");
     }
 
     #[test]

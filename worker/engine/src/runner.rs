@@ -30,7 +30,8 @@ pub(crate) struct ModelRunner {
     layers: BTreeMap<u32, usize>,
     installed: u64,
     embedding: Option<Embedding>,
-    head: Option<Arc<Head>>,
+    /// Memory of the head, if it is here.
+    head: Option<usize>,
     adapters: BTreeMap<Arc<str>, Arc<Adapter>>,
     /// Known once there is a layer.
     pace: Option<Pace>,
@@ -102,8 +103,8 @@ impl ModelRunner {
 
     /// Takes over what the last layer needs.
     pub fn install_head(&mut self, head: Arc<Head>) {
-        let installed = self.span.install_head(Arc::clone(&head));
-        self.head = Some(head);
+        self.head = Some(head.bytes());
+        let installed = self.span.install_head(head);
         self.seen(installed);
     }
 
@@ -155,7 +156,7 @@ impl ModelRunner {
         status.installed = self.installed;
         let layers = self.layers.values().sum::<usize>();
         let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
-        let head = self.head.as_ref().map_or(0, |h| h.bytes());
+        let head = self.head.unwrap_or(0);
         let shared = if self.model.tied { embedding.min(head) } else { 0 };
         status.adapters = self.adapters.keys().cloned().collect();
         let adapters = self.adapters.values().map(|a| a.bytes()).sum::<usize>();

@@ -119,10 +119,7 @@ impl Parts {
     /// For positions below `positions_max`.
     pub(crate) fn new(config: &ModelConfig, positions_max: usize) -> Self {
         let head_dim = config.block.attention.head_dim;
-        let table = |rotary: &Rotary| {
-            let Rotary { base, scaling, .. } = rotary.clone();
-            (rotary.clone(), RopeTable::new(head_dim, base, scaling, positions_max))
-        };
+        let table = |rotary: &Rotary| (rotary.clone(), rotary.table(head_dim, positions_max));
         Self {
             tables: config.rotaries().into_iter().map(table).collect(),
             config: config.clone(),

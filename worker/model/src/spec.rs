@@ -1,6 +1,6 @@
 //! A decoder block as a value: what serving and training compute, what is loaded, and how much memory it takes all come from here.
 
-use dunlin_kernels::{Heads, RopeLayout, RopeScaling};
+use dunlin_kernels::{Heads, RopeLayout, RopeScaling, RopeTable};
 pub use dunlin_swarm::run::Projection;
 
 /// One decoder block. The rows go through attention and through the feed-forward part, each behind a norm, and what comes out is added to them.
@@ -43,6 +43,12 @@ impl Rotary {
     #[must_use]
     pub fn plain(base: f64) -> Self {
         Self { base, scaling: RopeScaling::None, layout: RopeLayout::Halves }
+    }
+
+    /// How heads of this width are turned at positions below `positions_max`.
+    #[must_use]
+    pub fn table(&self, head_dim: usize, positions_max: usize) -> RopeTable {
+        RopeTable::new(head_dim, self.base, self.scaling.clone(), positions_max)
     }
 }
 

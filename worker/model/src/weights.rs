@@ -67,7 +67,9 @@ impl LayerWeights {
         }
     }
 
-    pub(crate) fn matrix(&self, which: Projection) -> &Matrix {
+    /// One of its matrices.
+    #[must_use]
+    pub fn matrix(&self, which: Projection) -> &Matrix {
         &self.matrices[which as usize]
     }
 
@@ -76,12 +78,16 @@ impl LayerWeights {
     }
 
     /// A norm or a bias that such blocks have.
-    pub(crate) fn vector(&self, role: TensorRole) -> &[f32] {
+    ///
+    /// # Panics
+    /// When they have none of that role.
+    #[must_use]
+    pub fn vector(&self, role: TensorRole) -> &[f32] {
         &self.vectors[&role]
     }
 
     /// All norms and biases.
-    pub(crate) fn vectors(&self) -> impl Iterator<Item = (TensorRole, &[f32])> {
+    pub fn vectors(&self) -> impl Iterator<Item = (TensorRole, &[f32])> {
         self.vectors.iter().map(|(role, values)| (*role, values.as_slice()))
     }
 
@@ -234,6 +240,24 @@ impl Head {
         let mut logits = vec![0.0; m * self.output.n()];
         linear(pool, &self.output, &normed, m, &mut logits);
         logits
+    }
+
+    /// Weights of the norm.
+    #[must_use]
+    pub fn norm(&self) -> &[f32] {
+        &self.norm
+    }
+
+    /// What is added to the mean of the squares in the norm.
+    #[must_use]
+    pub fn eps(&self) -> f32 {
+        self.eps
+    }
+
+    /// The output matrix.
+    #[must_use]
+    pub fn output(&self) -> &Matrix {
+        &self.output
     }
 
     /// Memory it takes, the output matrix included also when it is shared.

@@ -12,11 +12,14 @@ use dunlin_model::{Embedding, Head, LayerWeights, ModelError, ModelFile};
 use dunlin_swarm::{Layers, layer_set, ranges};
 use tracing::{info, warn};
 
+use super::device::{DeviceChoice, OpenDevice};
 use crate::memory;
 use crate::model::{ModelPlace, NamedAdapter, Problem, problem};
 
 /// First and longest pause before another try.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Pause before it is looked again whether the engine has taken a layer.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Pause before it is looked again whether the engine has taken or given up what it must.
 const WAIT: Duration = Duration::from_millis(50);
 
@@ -68,7 +71,7 @@ pub struct Loader {
 }
 
 /// Makes the engine, without memory for KV cache, once the model's shape is known.
-pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32) -> std::io::Result<Engine> + Send>;
+pub type StartEngine = Box<dyn FnOnce(&ModelFile, u32, OpenDevice) -> anyhow::Result<Engine> + Send>;
 
 /// What a stage is made from.
 pub struct StageSource {
@@ -80,6 +83,10 @@ pub struct StageSource {
     pub max_seq_len: u32,
     /// Memory that the process may use, in bytes.
     pub memory: u64,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Threads of the processor, if it is that.
+    pub threads: usize,
 }
 
 impl Loader {
@@ -120,21 +127,21 @@ fn set(progress: &Mutex<LoadProgress>, change: impl FnOnce(&mut LoadProgress)) {
 )]
 fn run(source: &StageSource, start: StartEngine, inbox: &Receiver<Hold>, progress: &Mutex<LoadProgress>) {
     let mut pause = RETRY.0;
-    let (file, positions, budget) = loop {
+    let (file, positions, budget, device) = loop {
         match open(source) {
             Ok(opened) => break opened,
             Err(problem) => {
-                warn!(reason = problem.reason, message = problem.message, "the model cannot be opened");
+                warn!(reason = problem.reason, message = problem.message, "the stage cannot start");
                 set(progress, |p| p.problem = Some(problem));
             }
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(RETRY.1);
     };
-    let engine = match start(&file, positions) {
+    let engine = match start(&file, positions, device) {
         Ok(engine) => engine,
         Err(error) => {
-            let problem = Problem { reason: "EngineFailed", message: error.to_string() };
+            let problem = Problem { reason: "EngineFailed", message: format!("{error:#}") };
             set(progress, |p| p.problem = Some(problem));
             return;
         }
@@ -191,14 +198,16 @@ fn run(source: &StageSource, start: StartEngine, inbox: &Receiver<Hold>, progres
 /// Reason of a problem with memory.
 const OUT_OF_MEMORY: &str = "OutOfMemory";
 
-/// The model, the longest sequence it is served with, and what it takes.
-fn open(source: &StageSource) -> Result<(ModelFile, u32, MemoryBudget), Problem> {
+/// The model, the longest sequence it is served with, what it takes, and what computes it.
+fn open(source: &StageSource) -> Result<(ModelFile, u32, MemoryBudget, OpenDevice), Problem> {
+    let device = source.device.open(source.threads)?;
     let file = source.place.open()?;
     let context = file.config().context_length;
     let positions = if source.max_seq_len == 0 { context } else { source.max_seq_len.min(context) };
     let adapters = source.adapters.iter().map(NamedAdapter::bytes).sum::<Result<u64, _>>()?;
     let needs = Needs::of(&file, positions, adapters).map_err(|error| problem(&error))?;
-    Ok((file, positions, MemoryBudget::new(source.memory, needs)))
+    let budget = MemoryBudget::new(source.memory, needs).with_device(device.memory());
+    Ok((file, positions, budget, device))
 }
 
 /// How far a step has come.
@@ -288,6 +297,16 @@ impl Holder {
         Ok(())
     }
 
+    /// Waits until the engine has taken all layers but the last that it was given: they may be on their way to another memory than this process's, and no more than
+    /// two are to wait.
+    fn wait_for_engine(&self) {
+        let mut status = self.engine.status();
+        while status.installed + 1 < self.given && status.failure.is_none() {
+            std::thread::sleep(PAUSE);
+            status = self.engine.status();
+        }
+    }
+
     /// Loads layers, those of the span first; stops early when something else is wanted.
     fn load(&mut self, missing: &BTreeSet<u32>, inbox: &Receiver<Hold>) -> Result<Option<Hold>, ModelError> {
         let (file, tied, last) = (&self.file, self.file.config().tied, self.file.config().layers - 1);
@@ -308,6 +327,7 @@ impl Holder {
         let own = self.wanted.span.iter().chain(self.wanted.shadows.iter().flat_map(|s| s.iter()));
         for layer in own.filter(|layer| missing.contains(layer)) {
             let weights = LayerWeights::load(file, layer)?;
+            self.wait_for_engine();
             if !self.engine.send(Command::Install(layer, Arc::new(weights))) {
                 return Ok(None);
             }
@@ -328,11 +348,11 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::{Duration, Instant};
 
-    use dunlin_engine::{Command, CpuSpan, Engine, EngineConfig};
+    use dunlin_engine::{Command, Engine, EngineConfig};
     use dunlin_model::random_model::{self, RandomModelSpec};
     use dunlin_swarm::Layers;
 
-    use super::{Hold, Loader, ModelPlace, StageSource};
+    use super::{DeviceChoice, Hold, Loader, ModelPlace, OpenDevice, StageSource};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
@@ -356,11 +376,13 @@ mod tests {
             adapters: Vec::new(),
             max_seq_len: 32,
             memory: 1 << 30,
+            device: DeviceChoice::Cpu,
+            threads: 1,
         };
-        let start = move |file: &dunlin_model::ModelFile, positions: u32| {
+        let start = move |file: &dunlin_model::ModelFile, positions: u32, device: OpenDevice| {
             let model = file.config().clone();
             let positions_max = positions as usize;
-            let span = Box::new(CpuSpan::new(&model, 1, positions_max));
+            let span = device.span(&model, positions_max)?;
             let config = EngineConfig { model, span, positions_max, kv_bytes: 0 };
             let engine = Engine::start(config, Box::new(|_| ()))?;
             engine_in.send(engine.clone()).unwrap();

@@ -1,6 +1,7 @@
 //! The role that executes layers: sockets and threads around [`StageNode`].
 
 mod commands;
+pub mod device;
 mod loader;
 mod metrics;
 mod obeyed;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use dunlin_engine::memory::{Fit, Needs};
-use dunlin_engine::{Command, CpuSpan, Engine, EngineConfig};
+use dunlin_engine::{Command, Engine, EngineConfig};
 use dunlin_model::OWN_NUMERICS;
 use dunlin_protocol::stage::Computed;
 use dunlin_protocol::{Frame, Recipient, Sender, StageConfig, StageEffect, StageNode, Windows};
@@ -58,16 +59,21 @@ pub async fn run(args: StageArgs) -> anyhow::Result<()> {
     let (results_in, results) = mpsc::channel(RESULTS_MAX);
     let engine_slot: EngineSlot = Arc::default();
     let slot = Arc::clone(&engine_slot);
-    let threads = args.threads;
-    let source =
-        StageSource { place, adapters, max_seq_len: args.max_seq_len, memory: memory::limit(args.memory) };
+    let source = StageSource {
+        place,
+        adapters,
+        max_seq_len: args.max_seq_len,
+        memory: memory::limit(args.memory),
+        device: args.device,
+        threads: args.threads,
+    };
     let loader = Loader::start(
         source,
-        Box::new(move |file, positions| {
+        Box::new(move |file, positions, device| {
             let (model, hidden) = (file.config().clone(), file.config().hidden);
             let windows = Windows::new(model.windows());
             let positions_max = positions as usize;
-            let span = Box::new(CpuSpan::new(&model, threads, positions_max));
+            let span = device.span(&model, positions_max)?;
             let config = EngineConfig { model, span, positions_max, kv_bytes: 0 };
             let done = Box::new(move |done: Computed| {
                 // The receiver is gone only when the process ends. It never waits for the engine (see `commands`), so this ends.

@@ -8,10 +8,8 @@ use crate::config::ModelConfig;
 use crate::spec::Projection;
 
 /// Two thin matrices beside one of a block.
-pub(crate) struct LowRank {
-    /// `rank x k`.
+pub struct LowRank {
     pub(crate) a: Matrix,
-    /// `n x rank`, its rows in the order of the model's file.
     pub(crate) b: Matrix,
     pub(crate) scale: f32,
 }
@@ -25,6 +23,24 @@ impl LowRank {
     /// All zero, to be set by training.
     pub(crate) fn zeroed(n: usize, k: usize, rank: usize, scale: f32) -> Self {
         Self { a: Matrix::zeroed_f32(rank, k), b: Matrix::zeroed_f32(n, rank), scale }
+    }
+
+    /// The first matrix, `rank x k`.
+    #[must_use]
+    pub fn a(&self) -> &Matrix {
+        &self.a
+    }
+
+    /// The second one, `n x rank`, its rows in the order of the model's file.
+    #[must_use]
+    pub fn b(&self) -> &Matrix {
+        &self.b
+    }
+
+    /// What the values between both are multiplied by: `alpha / rank`.
+    #[must_use]
+    pub fn scale(&self) -> f32 {
+        self.scale
     }
 
     /// `A x * scale` of `m` rows, `m * rank` values.
@@ -47,7 +63,9 @@ impl LayerAdapter {
         self.pairs.iter().flatten().map(|pair| pair.a.bytes() + pair.b.bytes()).sum()
     }
 
-    pub(crate) fn pair(&self, which: Projection) -> Option<&LowRank> {
+    /// What it adds beside a matrix.
+    #[must_use]
+    pub fn pair(&self, which: Projection) -> Option<&LowRank> {
         self.pairs[which as usize].as_ref()
     }
 }

@@ -19,6 +19,6 @@ mod strangers;
 
 pub use crate::spec::Projection;
 pub use dunlin_swarm::run::{LoraShape, PromptShape};
-pub use low_rank::{AdaptedRows, LayerAdapter};
+pub use low_rank::{AdaptedRows, LayerAdapter, LowRank};
 pub use peft::Adapter;
 pub use shape::AdapterShape;

@@ -166,6 +166,12 @@ impl Adapter {
         self.prompt.len() * size_of::<f32>() + self.layers.iter().map(LayerAdapter::bytes).sum::<usize>()
     }
 
+    /// By layer what it adds there.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerAdapter] {
+        &self.layers
+    }
+
     /// What it adds in block `layer` to some rows.
     #[must_use]
     pub fn for_rows(&self, layer: u32, rows: Range<usize>) -> Option<AdaptedRows<'_>> {
