@@ -13,11 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(folder) => images(Path::new(&folder))?,
         None => Vec::new(),
     };
-    let mut source = String::from("pub(crate) static IMAGES: &[Image] = &[\n");
+    let mut source = String::from("pub(crate) static IMAGES: &[KernelImage] = &[\n");
     for path in &paths {
         println!("cargo:rerun-if-changed={}", path.display());
         let target = target(path).ok_or("an image is called kernels.TARGET.cubin or kernels.TARGET.ptx")?;
-        writeln!(source, "    Image {{ target: {target:?}, bytes: include_bytes!({path:?}) }},")?;
+        writeln!(source, "    KernelImage {{ target: {target:?}, bytes: include_bytes!({path:?}) }},")?;
     }
     source.push_str("];\n");
     fs::write(PathBuf::from(env::var("OUT_DIR")?).join("images.rs"), source)?;

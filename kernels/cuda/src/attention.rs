@@ -54,7 +54,7 @@ pub unsafe fn write_kv(
 
 /// What each row attends to.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
+pub struct SeenPages<'a> {
     /// `[sequence][pages_max]`, the addresses of the pages of each sequence from position 0 on. Those that no row sees may be anything.
     pub tables: Slice<'a, u64>,
     /// Pages of a sequence in the tables.
@@ -89,13 +89,13 @@ pub unsafe fn attention(
     gpu: &Gpu,
     scratch: &mut Scratch,
     q: Slice<'_, f32>,
-    seen: &Seen<'_>,
+    seen: &SeenPages<'_>,
     shape: &Heads,
     mut out: SliceMut<'_, f32>,
 ) -> Result<(), GpuError> {
     check(q, seen, shape, &out);
     let Heads { heads, kv_heads, head_dim, scale } = *shape;
-    let Seen { tables, pages_max, sequences, positions, from, splits } = *seen;
+    let SeenPages { tables, pages_max, sequences, positions, from, splits } = *seen;
     let m = positions.len();
     // A part has its maximum and its sum besides its values.
     let parts = if splits > 1 { m * heads * splits * (head_dim + 2) } else { 0 };
@@ -125,7 +125,7 @@ pub unsafe fn attention(
     unsafe { gpu.launch("attention_merge", Grid(heads, m, 1), head_dim, arguments) }
 }
 
-fn check(q: Slice<'_, f32>, seen: &Seen<'_>, shape: &Heads, out: &SliceMut<'_, f32>) {
+fn check(q: Slice<'_, f32>, seen: &SeenPages<'_>, shape: &Heads, out: &SliceMut<'_, f32>) {
     let Heads { heads, kv_heads, head_dim, .. } = *shape;
     let m = seen.positions.len();
     assert!(head_dim.is_multiple_of(8) && head_dim <= HEAD_DIM_MAX, "attention: head dimension {head_dim}");

@@ -25,7 +25,7 @@ pub struct Facts {
     pub memory_bytes: u64,
     /// The version of CUDA that the driver supports.
     pub driver: (u32, u32),
-    /// The kernels that it got: see [`Image::target`](crate::image::Image::target).
+    /// The kernels that it got: see [`KernelImage::target`](crate::image::KernelImage::target).
     pub image: String,
 }
 

@@ -5,7 +5,7 @@ pub type Capability = (u32, u32);
 
 /// Kernels compiled for one kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Image {
+pub struct KernelImage {
     /// `sm_90` is machine code for compute capability 9.0, `compute_80` is PTX, which the driver compiles for 8.0 and all that came later.
     pub target: &'static str,
     /// A cubin, or PTX as text.
@@ -14,7 +14,7 @@ pub struct Image {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-impl Image {
+impl KernelImage {
     /// The kind of target, and its compute capability.
     fn parsed(&self) -> Option<(&str, Capability)> {
         let (kind, number) = self.target.split_once('_')?;
@@ -39,25 +39,25 @@ impl Image {
 
 /// The image for a device of this compute capability: the newest machine code that it runs, or the newest PTX.
 #[must_use]
-pub fn choose(images: &[Image], device: Capability) -> Option<&Image> {
-    let newest = |capability: fn(&Image, Capability) -> Option<Capability>| {
+pub fn choose(images: &[KernelImage], device: Capability) -> Option<&KernelImage> {
+    let newest = |capability: fn(&KernelImage, Capability) -> Option<Capability>| {
         images
             .iter()
             .filter_map(|image| Some((capability(image, device)?, image)))
             .max_by_key(|(capability, _)| *capability)
             .map(|(_, image)| image)
     };
-    newest(Image::machine_code_for).or_else(|| newest(Image::ptx_for))
+    newest(KernelImage::machine_code_for).or_else(|| newest(KernelImage::ptx_for))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Image, choose};
+    use super::{KernelImage, choose};
 
     #[test]
     fn a_device_gets_machine_code_of_its_generation_or_ptx() {
         let targets = ["compute_75", "compute_80", "sm_100", "sm_120", "sm_75", "sm_80", "sm_86", "sm_90"];
-        let images = targets.map(|target| Image { target, bytes: &[] });
+        let images = targets.map(|target| KernelImage { target, bytes: &[] });
         let target = |device| choose(&images, device).map(|image| image.target);
         assert_eq!(target((7, 0)), None, "Volta has no 8-bit products");
         assert_eq!(target((7, 5)), Some("sm_75"));

@@ -36,4 +36,4 @@ pub use gpu::{Facts, Gpu};
 pub use linear::Scratch;
 pub use matrix::DeviceMatrix;
 pub use memory::{DeviceBuffer, Slice, SliceMut};
-pub use stream::{Event, PinnedBuffer};
+pub use stream::{PinnedBuffer, StreamEvent};

@@ -1,6 +1,6 @@
 //! Copies beside the computation: weights that come while the layer before is computed.
 //!
-//! Two queues know nothing of each other. What one needs of the other it waits for by an [`Event`]; when that is left out, nothing fails and the
+//! Two queues know nothing of each other. What one needs of the other it waits for by an [`StreamEvent`]; when that is left out, nothing fails and the
 //! bits are wrong.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,9 +13,9 @@ use crate::memory::{Element, SliceMut};
 
 /// A point on a queue: it has come when all that was put on the queue before is done.
 #[derive(Clone)]
-pub struct Event(Arc<CudaEvent>);
+pub struct StreamEvent(Arc<CudaEvent>);
 
-impl Event {
+impl StreamEvent {
     /// Has it come?
     ///
     /// # Errors
@@ -29,7 +29,7 @@ impl Event {
 pub struct PinnedBuffer<T: Element> {
     data: PinnedHostSlice<T>,
     /// Behind the last copy from it.
-    copied: Mutex<Option<Event>>,
+    copied: Mutex<Option<StreamEvent>>,
 }
 
 impl<T: Element> PinnedBuffer<T> {
@@ -72,8 +72,8 @@ impl<T: Element> Drop for PinnedBuffer<T> {
     }
 }
 
-fn event(context: &Arc<CudaContext>) -> Result<Event, GpuError> {
-    Ok(Event(Arc::new(context.new_event(None).tried("making an event")?)))
+fn event(context: &Arc<CudaContext>) -> Result<StreamEvent, GpuError> {
+    Ok(StreamEvent(Arc::new(context.new_event(None).tried("making an event")?)))
 }
 
 impl Gpu {
@@ -93,7 +93,7 @@ impl Gpu {
     ///
     /// # Errors
     /// When an operation before failed.
-    pub fn computed(&self) -> Result<Event, GpuError> {
+    pub fn computed(&self) -> Result<StreamEvent, GpuError> {
         let event = event(&self.context)?;
         event.0.record(&self.compute).tried("recording an event")?;
         Ok(event)
@@ -103,7 +103,7 @@ impl Gpu {
     ///
     /// # Errors
     /// When an operation before failed.
-    pub fn wait_for(&self, event: &Event) -> Result<(), GpuError> {
+    pub fn wait_for(&self, event: &StreamEvent) -> Result<(), GpuError> {
         self.compute.wait(&event.0).tried("waiting for an event")
     }
 
@@ -119,8 +119,8 @@ impl Gpu {
         &self,
         to: SliceMut<'_, T>,
         from: &PinnedBuffer<T>,
-        after: &Event,
-    ) -> Result<Event, GpuError> {
+        after: &StreamEvent,
+    ) -> Result<StreamEvent, GpuError> {
         assert_eq!(to.len(), from.len(), "copy_beside: lengths differ");
         self.copies.wait(&after.0).tried("waiting for an event")?;
         let copied = event(&self.context)?;

@@ -466,7 +466,7 @@ mod tests {
              positions 300, buffers 29. Give each peer 669 MiB, or let 2 peers share the layers";
         assert_eq!(told, numbers);
         let told = budget(128, 1024).fit(all, &[], &BTreeSet::new()).unwrap_err().to_string();
-        assert!(told.starts_with("beside its GPU this peer needs 189 MiB of memory"), "{told}");
+        assert!(told.starts_with("beside its GPU this peer needs 175 MiB of memory"), "{told}");
     }
 
     #[test]

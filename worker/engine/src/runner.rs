@@ -13,7 +13,7 @@ use dunlin_schedule::{Part, Runner, SegmentKey};
 use dunlin_swarm::{Layers, ranges};
 
 use crate::pace::{PROBE_ROWS, Pace};
-use crate::span::{Batch, DeviceError, Failure, Span};
+use crate::span::{BatchFailure, BatchRows, DeviceError, Span};
 use crate::status::EngineStatus;
 
 const _: () = assert!(dunlin_kernels::PAGE == dunlin_protocol::frame::PAGE_POSITIONS as usize);
@@ -90,8 +90,8 @@ impl ModelRunner {
         if self.pace.is_none() {
             match self.measure(layer) {
                 Ok(pace) => self.pace = Some(pace),
-                Err(Failure::NonFinite(_)) => {}
-                Err(Failure::Device(error)) => self.seen(Err(error)),
+                Err(BatchFailure::NonFinite(_)) => {}
+                Err(BatchFailure::Device(error)) => self.seen(Err(error)),
             }
         }
     }
@@ -164,16 +164,16 @@ impl ModelRunner {
     }
 
     /// What one row and many take through one layer, the best of a few tries each.
-    fn measure(&mut self, layer: u32) -> Result<Pace, Failure> {
+    fn measure(&mut self, layer: u32) -> Result<Pace, BatchFailure> {
         let key = (PROBE, Layers::new(layer, layer + 1));
-        let mut best_s = |count: usize, tries: u32| -> Result<f64, Failure> {
+        let mut best_s = |count: usize, tries: u32| -> Result<f64, BatchFailure> {
             let mut best = f64::MAX;
             for _ in 0..tries {
                 self.span.set_pages(key, count.div_ceil(dunlin_kernels::PAGE))?;
                 let mut x = vec![0.01; count * self.model.hidden];
                 let rows: Vec<RowOf> =
                     (0..count as u32).map(|position| RowOf { sequence: 0, position }).collect();
-                let batch = Batch { rows: &rows, segments: &[key], adapted: &[] };
+                let batch = BatchRows { rows: &rows, segments: &[key], adapted: &[] };
                 let started = Instant::now();
                 let computed = self.span.forward(key.1, &batch, &mut x, &|_| {});
                 best = best.min(started.elapsed().as_secs_f64());
@@ -235,17 +235,17 @@ impl Runner for ModelRunner {
         let started = Instant::now();
         let (mut x, rows, adapted) = rows_of(self.embedding.as_ref(), &self.adapters, parts);
         let segments: Vec<SegmentKey> = parts.iter().map(|part| part.key).collect();
-        let batch = Batch { rows: &rows, segments: &segments, adapted: &adapted };
+        let batch = BatchRows { rows: &rows, segments: &segments, adapted: &adapted };
         let layer_rows = &self.layer_rows;
         let passed = |rows: usize| {
             layer_rows.fetch_add(rows as u64, Ordering::Relaxed);
         };
         match self.span.forward(layers, &batch, &mut x, &passed) {
             Ok(()) => {}
-            Err(Failure::NonFinite(error)) => {
+            Err(BatchFailure::NonFinite(error)) => {
                 return Err((rows[error.row].sequence, Refusal::NonFinite { layer: error.layer }));
             }
-            Err(Failure::Device(error)) => {
+            Err(BatchFailure::Device(error)) => {
                 self.failure = Some(error);
                 return Err((0, Refusal::NotHolding { layers }));
             }

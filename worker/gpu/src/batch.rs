@@ -2,7 +2,7 @@
 
 use dunlin_cuda::attention::segments;
 use dunlin_cuda::{DeviceBuffer, Gpu, GpuError, Slice};
-use dunlin_engine::span::Batch;
+use dunlin_engine::span::BatchRows;
 use dunlin_kernels::PAGE;
 use dunlin_model::ModelConfig;
 use dunlin_swarm::Layers;
@@ -55,7 +55,7 @@ impl BatchTables {
         gpu: &Gpu,
         model: &ModelConfig,
         layers: Layers,
-        batch: &Batch<'_>,
+        batch: &BatchRows<'_>,
         pages: &SegmentPages,
     ) -> Result<(), GpuError> {
         let rows = batch.rows;

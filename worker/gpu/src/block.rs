@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use dunlin_cuda::attention::{Places, Seen, attention, write_kv};
+use dunlin_cuda::attention::{Places, SeenPages, attention, write_kv};
 use dunlin_cuda::linear::{linear, linear_add};
 use dunlin_cuda::rows::{DeviceRope, add, add_bias, find_not_finite, geglu, rms_norm, rope, scale, swiglu};
 use dunlin_cuda::{DeviceBuffer, Gpu, GpuError, Scratch, Slice, SliceMut};
@@ -165,7 +165,7 @@ impl Block<'_> {
         let own = &self.spec.attention;
         let (heads, q, kv) = (own.heads(), 0..m * own.q_width(), 0..m * own.kv_width());
         let places = Places { pages: tables.own, positions: tables.positions };
-        let seen = Seen {
+        let seen = SeenPages {
             tables: tables.pages,
             pages_max: tables.pages_max,
             sequences: tables.sequences,

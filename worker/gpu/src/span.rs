@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dunlin_cuda::linear::linear;
 use dunlin_cuda::rows::{DeviceRope, NO_FLAW, flaw, rms_norm};
 use dunlin_cuda::{DeviceBuffer, Gpu, GpuError};
-use dunlin_engine::span::{Batch, Device, DeviceError, Failure, Span};
+use dunlin_engine::span::{BatchFailure, BatchRows, Device, DeviceError, Span};
 use dunlin_kernels::page_len;
 use dunlin_model::spec::Rotary;
 use dunlin_model::{Adapter, Head, LayerWeights, ModelConfig, NonFinite};
@@ -102,10 +102,10 @@ impl Held {
     fn forward(
         &self,
         layers: Layers,
-        batch: &Batch<'_>,
+        batch: &BatchRows<'_>,
         x: &mut [f32],
         buffers: &mut Buffers,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BatchFailure> {
         let Self { gpu, model, .. } = self;
         let adapted = batch.adapted.iter().map(|(rows, name)| (rows.clone(), &self.adapters[name]));
         let adapted: Vec<Adapted<'_>> = adapted.collect();
@@ -120,7 +120,7 @@ impl Held {
         let what = format!("layers {layers}");
         gpu.read(&buffers.rows.flaw, &mut found).during(&what)?;
         if let Some((code, row)) = flaw(found[0]) {
-            return Err(Failure::NonFinite(NonFinite { layer: layers.start + slot_of(code), row }));
+            return Err(BatchFailure::NonFinite(NonFinite { layer: layers.start + slot_of(code), row }));
         }
         Ok(gpu.read(&buffers.rows.x, x).during(&what)?)
     }
@@ -196,10 +196,10 @@ impl Span for GpuSpan {
     fn forward(
         &mut self,
         layers: Layers,
-        batch: &Batch<'_>,
+        batch: &BatchRows<'_>,
         x: &mut Vec<f32>,
         passed: &dyn Fn(usize),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BatchFailure> {
         let Held { gpu, model, tables, .. } = &mut self.held;
         tables.fill(gpu, model, layers, batch, &self.pages).during("tables of pages")?;
         self.held.forward(layers, batch, x, &mut self.buffers)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 
 use dunlin_cuda::Gpu;
 use dunlin_engine::CpuSpan;
-use dunlin_engine::span::{Batch, Failure, Span};
+use dunlin_engine::span::{BatchFailure, BatchRows, Span};
 use dunlin_gpu::GpuSpan;
 use dunlin_kernels::PAGE;
 use dunlin_model::adapter::{AdapterShape, LoraShape, Projection, random};
@@ -89,7 +89,7 @@ impl Both {
             for (key, pages) in segments.iter().zip(&pages) {
                 span.set_pages(*key, *pages).unwrap();
             }
-            let batch = Batch { rows: &rows, segments: &segments, adapted: &named };
+            let batch = BatchRows { rows: &rows, segments: &segments, adapted: &named };
             let mut x = x.clone();
             span.forward(layers, &batch, &mut x, &|_| {}).unwrap();
             let logits = span.logits(&x, rows.len()).unwrap();
@@ -197,7 +197,7 @@ fn what_is_not_finite_is_found_where_the_processor_finds_it() {
     let mut both = Both::open(folder.path(), 64);
     let (layers, key) = (both.layers(), both.key(0));
     let rows: Vec<RowOf> = (0..4).map(|position| RowOf { sequence: 0, position }).collect();
-    let batch = Batch { rows: &rows, segments: &[key], adapted: &[] };
+    let batch = BatchRows { rows: &rows, segments: &[key], adapted: &[] };
     for (value, at) in [(f32::NAN, 70), (f32::INFINITY, 33), (f32::NEG_INFINITY, 100)] {
         let failures = both.spans().map(|span| {
             span.set_pages(key, 1).unwrap();
@@ -208,7 +208,9 @@ fn what_is_not_finite_is_found_where_the_processor_finds_it() {
             failure
         });
         assert_eq!(failures[0], failures[1], "{value}");
-        assert!(matches!(failures[0], Failure::NonFinite(NonFinite { layer: 0, row }) if row == at / 32));
+        assert!(
+            matches!(failures[0], BatchFailure::NonFinite(NonFinite { layer: 0, row }) if row == at / 32)
+        );
     }
 }
 

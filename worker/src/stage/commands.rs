@@ -153,6 +153,6 @@ mod tests {
         assert_eq!(end, Err(RecvTimeoutError::Disconnected));
         commands.give(Command::Job(job(2)));
         let ended = commands.flush().unwrap_err();
-        assert!(ended.to_string().contains("no more commands"), "{ended}");
+        assert!(ended.to_string().contains("the engine has ended"), "{ended}");
     }
 }

@@ -1,6 +1,6 @@
 //! Attention over pages that lie anywhere, and what is written into them.
 
-use dunlin_cuda::attention::{Places, Seen, attention, segments, write_kv};
+use dunlin_cuda::attention::{Places, SeenPages, attention, segments, write_kv};
 use dunlin_cuda::pages::{Page, PageArena};
 use dunlin_kernels::{AttentionRow, Heads, PAGE, page_len};
 
@@ -119,7 +119,7 @@ fn compare(bench: &mut Bench, layer: &Layer, rows: &[Row], splits: &[usize]) -> 
     let mut got = vec![0.0; want.len()];
     for &splits in splits {
         let mut out = gpu.buffer::<f32>(want.len()).unwrap();
-        let seen = Seen {
+        let seen = SeenPages {
             tables: tables.all(),
             pages_max: layer.pages_max(),
             sequences: sequences.all(),

@@ -9,7 +9,7 @@ use dunlin_model::{Adapter, Block, BlockWeights, Head, KvPages, LayerWeights, Mo
 use dunlin_schedule::SegmentKey;
 use dunlin_swarm::Layers;
 
-use super::{Batch, Device, DeviceError, Failure, Span};
+use super::{BatchFailure, BatchRows, Device, DeviceError, Span};
 
 /// Layers that the processor computes, in main memory.
 pub struct CpuSpan {
@@ -108,10 +108,10 @@ impl Span for CpuSpan {
     fn forward(
         &mut self,
         layers: Layers,
-        batch: &Batch<'_>,
+        batch: &BatchRows<'_>,
         x: &mut Vec<f32>,
         passed: &dyn Fn(usize),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BatchFailure> {
         // Out of the map, so that all can be written at once.
         let taken = batch.segments.iter().map(|key| self.caches.remove(key).unwrap_or_default());
         let mut caches: Vec<Vec<KvPages>> = taken.collect();
@@ -124,7 +124,7 @@ impl Span for CpuSpan {
                 adapted.filter_map(|(rows, name)| adapters[name].for_rows(layer, rows.clone())).collect();
             let block = BlockWeights { layer, weights: &self.layers[&layer], adapted: &adapted };
             if let Err(error) = self.block.forward(&self.pool, block, x, batch.rows, &mut kv) {
-                result = Err(Failure::NonFinite(error));
+                result = Err(BatchFailure::NonFinite(error));
                 break;
             }
             passed(batch.rows.len());

@@ -68,10 +68,10 @@ pub trait Span: Send {
     fn forward(
         &mut self,
         layers: Layers,
-        batch: &Batch<'_>,
+        batch: &BatchRows<'_>,
         x: &mut Vec<f32>,
         passed: &dyn Fn(usize),
-    ) -> Result<(), Failure>;
+    ) -> Result<(), BatchFailure>;
 
     /// Logits of `m` rows behind the last layer: `m * vocab` values.
     ///
@@ -84,7 +84,7 @@ pub trait Span: Send {
 }
 
 /// Whose the rows of a batch are.
-pub struct Batch<'a> {
+pub struct BatchRows<'a> {
     /// Each row; its sequence is an index of `segments`.
     pub rows: &'a [RowOf],
     /// Where the pages of each sequence are.
@@ -104,14 +104,14 @@ pub struct Device {
 
 /// Why a batch has no result.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Failure {
+pub enum BatchFailure {
     /// Of one row; the batch can be computed without its sequence.
     NonFinite(NonFinite),
     /// It computes no more.
     Device(DeviceError),
 }
 
-impl From<DeviceError> for Failure {
+impl From<DeviceError> for BatchFailure {
     fn from(error: DeviceError) -> Self {
         Self::Device(error)
     }
