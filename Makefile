@@ -50,6 +50,9 @@ e2e: preflight images ## scenarios on a real local Kubernetes (root); FILTER=nam
 e2e-train: preflight images ## examples/train-bible.yaml through twenty kills of nodes, on a local cluster (root; about half an hour)
 	$(TARGET)/release/scenarios --long through-twenty-kills
 
+e2e-gpu: preflight images ## a node with an (emulated) GPU dies in the middle of an answer, and processors go on with it, on a local cluster (root)
+	$(TARGET)/release/scenarios --long a-gpu-node-dies
+
 test-examples: preflight images ## every file of examples/ on a local cluster, until it is Ready or has Succeeded (root; about 20 minutes)
 	$(TARGET)/release/scenarios --long every-example-works
 
@@ -86,6 +89,7 @@ preflight: ## is everything there that a local cluster needs? installs what apt 
 	e2e/cluster/cluster check
 
 build: ## release binaries
+	tools/install.sh g++
 	cargo build --locked --release -p dunlin-worker -p dunlin-cli -p dunlin-operator -p dunlin-e2e
 
 install: ## dunlin, the worker that it starts, and kubectl-dunlin, which is dunlin, into PREFIX/bin (PREFIX=/usr/local)
@@ -172,6 +176,6 @@ bench-train: ## tokens/s of forward and backward beside PyTorch's (installs PyTo
 bench-average: build ## averages of 100 MB among 4 peers, beside Gloo and hivemind (installs PyTorch and hivemind from PyPI, 3 GB)
 	e2e/bench/average/average.sh
 
-.PHONY: help cuda-build quickstart quickstart-down try test unit test-kstatus e2e e2e-train test-examples test-openai test-clients test-templates test-gguf test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
+.PHONY: help cuda-build quickstart quickstart-down try test unit test-kstatus e2e e2e-train e2e-gpu test-examples test-openai test-clients test-templates test-gguf test-vocabularies test-peft test-s3 test-page preflight build install images model cluster-build cluster-up \
 	cluster-down cluster-kill cluster-shutdown cluster-silence cluster-unsilence cluster-start crds chart-values chart-lint \
 	bench-recovery bench-stalls bench-chaos bench-overload bench-decode bench-types bench-average bench-faults bench-links bench-loss bench-train

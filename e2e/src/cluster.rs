@@ -116,6 +116,14 @@ impl Cluster {
         Ok(PathBuf::from(config))
     }
 
+    /// The folder of the kubelet of `node`, which the kubelet itself knows as `/var/lib/kubelet`.
+    ///
+    /// # Errors
+    /// When the script does not say where it is.
+    pub fn kubelet_folder(&self, node: &str) -> Result<PathBuf> {
+        Ok(self.state()?.join(node).join("kubelet"))
+    }
+
     /// Where the cluster keeps what it has.
     fn state(&self) -> Result<PathBuf> {
         let config = self.kubeconfig()?;

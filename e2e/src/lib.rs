@@ -7,6 +7,7 @@
 //! * [`local`] runs a swarm without Kubernetes, [`losses`] ends and stops its processes
 //! * [`chaos`] keeps streams going through losses, [`overload`] asks more than there is room for
 //! * [`swarm`] reads what the operator made of a manifest: peers, gateways, conditions
+//! * [`gpu`] gives nodes GPUs, which are emulated
 //! * [`store`] is a server that takes checkpoints
 //! * [`training`] the same of a training run
 //! * [`chat`] streams completions and keeps token ids with their arrival times
@@ -18,6 +19,7 @@ pub mod chaos;
 pub mod chat;
 pub mod cluster;
 pub mod deploy;
+pub mod gpu;
 pub mod kstatus;
 pub mod local;
 pub mod losses;

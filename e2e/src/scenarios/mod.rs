@@ -12,6 +12,7 @@ mod control_plane;
 mod edits;
 mod examples;
 mod gitops;
+mod gpu;
 mod loss;
 mod manifests;
 mod manners;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Scenario> {
     scenarios.extend(gitops::scenarios());
     scenarios.extend(training::scenarios());
     scenarios.extend(adapters::scenarios());
+    scenarios.extend(gpu::scenarios());
     scenarios
 }
 
@@ -46,5 +48,6 @@ pub fn all() -> Vec<Scenario> {
 pub fn long() -> Vec<Scenario> {
     let mut scenarios = training::long();
     scenarios.extend(examples::long());
+    scenarios.extend(gpu::long());
     scenarios
 }
