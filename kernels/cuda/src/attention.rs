@@ -3,6 +3,7 @@
 //! A page of a layer is as on the host: `K [kv_heads][hd][16]`, then `V [kv_heads][16][hd]`. A table says for each sequence where its pages are, which may be
 //! anywhere ([`crate::pages`]).
 
+use dunlin_kernels::attention::HEAD_DIM_MAX;
 use dunlin_kernels::{Heads, PAGE, SEGMENT};
 
 use crate::error::GpuError;
@@ -10,9 +11,6 @@ use crate::gpu::Gpu;
 use crate::launch::{Grid, arguments};
 use crate::linear::Scratch;
 use crate::memory::{Slice, SliceMut};
-
-/// Largest head dimension.
-const HEAD_DIM_MAX: usize = 256;
 
 /// Where keys and values of rows belong.
 #[derive(Clone, Copy, Debug)]

@@ -15,6 +15,7 @@ mod row;
 pub use row::{AttentionRow, HEAD_DIM_MAX, PAGE, SEGMENT};
 
 use crate::buffer::Buffer;
+use crate::isa::vectorised;
 use crate::pool::{Pool, Shards};
 use merge::{Softmax, add_shares};
 
@@ -203,11 +204,7 @@ impl<'a> Rows<'a> {
             let last = first + row.segments().len();
             let (sums, softmaxes) =
                 (&sums[first * width..last * width], &softmaxes[first * heads..last * heads]);
-            for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                let segments = sums.chunks_exact(width).zip(softmaxes.chunks_exact(heads));
-                let own = segments.map(|(sums, of)| (&sums[head * head_dim..][..head_dim], of[head]));
-                merge_all(own, out);
-            }
+            merge_row(pool.isa(), sums, softmaxes, heads, out);
             first = last;
         }
     }
@@ -225,14 +222,20 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The output of a head from its segments.
-fn merge_all<'a>(mut segments: impl Iterator<Item = (&'a [f32], Softmax)>, out: &mut [f32]) {
-    let Some((sums, mut total)) = segments.next() else { return };
-    out.copy_from_slice(sums);
-    for (sums, softmax) in segments {
-        let share = total.merge(softmax);
-        add_shares(out, sums, share);
+vectorised! {
+    /// The output of a row from its segments: `sums` is `[segment][heads * hd]`, and `softmaxes` `[segment][heads]`.
+    fn merge_row(sums: &[f32], softmaxes: &[Softmax], heads: usize, out: &mut [f32]) {
+        let (width, head_dim) = (out.len(), out.len() / heads);
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let sums_of = |segment: usize| &sums[segment * width + head * head_dim..][..head_dim];
+            let mut total = softmaxes[head];
+            out.copy_from_slice(sums_of(0));
+            for (segment, softmaxes) in softmaxes.chunks_exact(heads).enumerate().skip(1) {
+                let share = total.merge(softmaxes[head]);
+                add_shares(out, sums_of(segment), share);
+            }
+            let inverse = 1.0 / total.sum;
+            out.iter_mut().for_each(|out| *out *= inverse);
+        }
     }
-    let inverse = 1.0 / total.sum;
-    out.iter_mut().for_each(|out| *out *= inverse);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dunlin_cuda::linear::linear;
 use dunlin_cuda::rows::{DeviceRope, NO_FLAW, flaw, rms_norm};
 use dunlin_cuda::{DeviceBuffer, Gpu, GpuError};
-use dunlin_engine::span::{BatchFailure, BatchRows, Device, DeviceError, Span};
+use dunlin_engine::span::{BatchFailure, BatchRows, DeviceError, Span};
 use dunlin_kernels::page_len;
 use dunlin_model::spec::Rotary;
 use dunlin_model::{Adapter, Head, LayerWeights, ModelConfig, NonFinite};
@@ -20,7 +20,6 @@ use crate::weights::{DeviceAdapter, DeviceHead, DeviceLayer};
 
 /// Layers that a GPU computes, in its memory.
 pub struct GpuSpan {
-    device: Device,
     held: Held,
     pages: SegmentPages,
     buffers: Buffers,
@@ -62,9 +61,7 @@ impl GpuSpan {
             Ok((rotary.clone(), DeviceRope::upload(&gpu, &table)?))
         };
         let turns = model.rotaries().into_iter().map(turn).collect::<Result<_, GpuError>>();
-        let facts = gpu.facts();
         Ok(Self {
-            device: Device { name: facts.name.clone(), memory: Some(facts.memory_bytes) },
             pages: SegmentPages::new(page_len(attention.kv_heads, attention.head_dim)),
             buffers: Buffers::new(&gpu).during("buffers")?,
             logits: gpu.buffer(0).during("buffers")?,
@@ -146,10 +143,6 @@ impl Held {
 }
 
 impl Span for GpuSpan {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn page_bytes(&self) -> usize {
         self.pages.page_bytes()
     }

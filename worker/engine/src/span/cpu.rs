@@ -9,11 +9,10 @@ use dunlin_model::{Adapter, Block, BlockWeights, Head, KvPages, LayerWeights, Mo
 use dunlin_schedule::SegmentKey;
 use dunlin_swarm::Layers;
 
-use super::{BatchFailure, BatchRows, Device, DeviceError, Span};
+use super::{BatchFailure, BatchRows, DeviceError, Span};
 
 /// Layers that the processor computes, in main memory.
 pub struct CpuSpan {
-    device: Device,
     pool: Pool,
     block: Block,
     layers: BTreeMap<u32, Arc<LayerWeights>>,
@@ -29,10 +28,8 @@ impl CpuSpan {
     /// For sequences of up to `positions_max`, with as many threads. It has no layers yet.
     #[must_use]
     pub fn new(model: &ModelConfig, threads: usize, positions_max: usize) -> Self {
-        let pool = Pool::new(threads);
         Self {
-            device: Device { name: format!("{threads} threads, {:?}", pool.isa()), memory: None },
-            pool,
+            pool: Pool::new(threads),
             block: Block::new(model, positions_max),
             layers: BTreeMap::new(),
             head: None,
@@ -44,10 +41,6 @@ impl CpuSpan {
 }
 
 impl Span for CpuSpan {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn page_bytes(&self) -> usize {
         self.block.page_len() * size_of::<f32>()
     }

@@ -15,9 +15,6 @@ use thiserror::Error;
 
 /// Layers that compute, with their weights and the memory of KV pages. Every device gives the same bits (kernels/ARITHMETIC.md).
 pub trait Span: Send {
-    /// What it is.
-    fn device(&self) -> &Device;
-
     /// Memory of a page of one layer, in bytes.
     fn page_bytes(&self) -> usize;
 
@@ -91,15 +88,6 @@ pub struct BatchRows<'a> {
     pub segments: &'a [SegmentKey],
     /// Rows that have an adapter, side by side, and its name.
     pub adapted: &'a [(Range<usize>, Arc<str>)],
-}
-
-/// What computes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// As its maker calls it.
-    pub name: String,
-    /// Its own memory, in bytes, if that is not the machine's.
-    pub memory: Option<u64>,
 }
 
 /// Why a batch has no result.
